@@ -1,0 +1,51 @@
+"""Who thinks, when, and on what: models, agents, workflows and the scheduler."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unspoken.agents.agent import Agent
+    from unspoken.agents.events import Event
+    from unspoken.agents.model import LocalModel
+    from unspoken.agents.planner import EdgePlan, Plan
+    from unspoken.agents.report import EdgeReport, RunReport, TurnReport
+    from unspoken.agents.spec import GenerateSpec, WorkflowSpec
+    from unspoken.agents.workflow import AgentResult, RunResult, Workflow
+
+__all__ = [
+    "Agent",
+    "AgentResult",
+    "EdgePlan",
+    "EdgeReport",
+    "Event",
+    "GenerateSpec",
+    "LocalModel",
+    "Plan",
+    "RunReport",
+    "RunResult",
+    "TurnReport",
+    "Workflow",
+    "WorkflowSpec",
+]
+
+_HOMES = {
+    "agent": ("Agent",),
+    "events": ("Event",),
+    "model": ("LocalModel",),
+    "planner": ("EdgePlan", "Plan"),
+    "report": ("EdgeReport", "RunReport", "TurnReport"),
+    "spec": ("GenerateSpec", "WorkflowSpec"),
+    "workflow": ("AgentResult", "RunResult", "Workflow"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name's module on first use (PEP 562), so that light commands stay light."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,161 @@
+"""The jinja environment: what templates may do, and how messages survive being printed."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, pass_context
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+__all__ = ["MAX_OUTPUT", "Marks", "TextRef", "environment", "names"]
+
+MAX_OUTPUT = 10_000_000
+MAX_RANGE = 100_000
+_MARKS = "the messages of this call"  # no identifier, so no template can name it
+# These make long text from short; the sandbox has no measure for that.
+_FORBIDDEN_FILTERS = ("batch", "center", "format", "slice")
+_FORBIDDEN_METHODS = frozenset(
+    {"center", "expandtabs", "format", "format_map", "ljust", "rjust", "zfill"}
+)
+
+
+class TextRef(str):
+    """An agent's text that remembers whose it is.
+
+    It is ordinary text to filters, tests and operators; printed whole by `render_parts` it stays a
+    `TextRef`.
+
+    Attributes:
+        agent: The agent that wrote it.
+    """
+
+    __slots__ = ("agent",)
+    agent: str
+
+    def __new__(cls, text: str, agent: str) -> TextRef:
+        self = super().__new__(cls, text)
+        self.agent = agent
+        return self
+
+    def __repr__(self) -> str:
+        return f"TextRef({str(self)!r}, agent={self.agent!r})"
+
+    def __reduce__(self) -> tuple[type[TextRef], tuple[str, str]]:
+        return TextRef, (str(self), self.agent)
+
+
+@dataclass
+class Marks:
+    """Stand-ins for the messages printed in one call; the nonce makes them unforgeable."""
+
+    keep: bool
+    nonce: str = field(default_factory=lambda: secrets.token_hex(16))
+    texts: list[TextRef] = field(default_factory=list)
+    ranged: int = 0
+
+    def mark(self, text: TextRef) -> str:
+        """Return what stands in the output for ``text``."""
+        self.texts.append(text)
+        return f"\x02{self.nonce}:{len(self.texts) - 1}\x03"
+
+    def split(self, output: str) -> Iterator[str | TextRef]:
+        """Yield words and messages in their order."""
+        for n, piece in enumerate(re.split(f"\x02{self.nonce}:([0-9]+)\x03", output)):
+            yield self.texts[int(piece)] if n % 2 else piece
+
+
+class _Fields:
+    """A mapping whose keys are attributes in templates, and that has no others."""
+
+    __slots__ = ("_fields", "_name")
+
+    def __init__(self, name: str, fields: Mapping[str, object]) -> None:
+        self._name, self._fields = name, fields
+
+    def __getitem__(self, key: str) -> object:
+        return self._fields[key]
+
+
+class _Undefined(StrictUndefined):
+    """Names what is missing; every use of it raises."""
+
+    __slots__ = ()
+
+    @property
+    def _undefined_message(self) -> str:
+        owner = self._undefined_obj
+        if isinstance(owner, _Fields):
+            return f"'{owner._name}.{self._undefined_name}' is not defined"
+        return super()._undefined_message
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        sizes = (left, right)
+        if operator == "%" and isinstance(left, str):
+            raise SecurityError("text % values is not available; use ~ to join text")
+        if operator == "**" and any(isinstance(n, int) and abs(n) > 1_000 for n in sizes):
+            raise SecurityError("the power is too large")
+        if operator == "*" and any(isinstance(part, str | list | tuple) for part in sizes):
+            lengths = [n if isinstance(n, int) else len(n) for n in sizes]
+            if lengths[0] * lengths[1] > MAX_OUTPUT:
+                raise SecurityError("the repeated text is too long")
+        return super().call_binop(context, operator, left, right)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if isinstance(obj, str) and attr in _FORBIDDEN_METHODS:
+            return False
+        return super().is_safe_attribute(obj, attr, value)
+
+
+@pass_context
+def _finalize(context: Context, value: object) -> object:
+    if not isinstance(value, TextRef):
+        return value
+    marks = context.parent[_MARKS]
+    return marks.mark(value) if marks.keep else str(value)
+
+
+@pass_context
+def _range(context: Context, *bounds: int) -> range:
+    numbers = range(*bounds)
+    marks = context.parent[_MARKS]
+    marks.ranged += len(numbers)
+    if marks.ranged > MAX_RANGE:
+        raise SecurityError(f"ranges of more than {MAX_RANGE} numbers in one template")
+    return numbers
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, TextRef) else value
+
+
+@lru_cache(maxsize=1)
+def environment() -> Environment:
+    """Return the environment that all templates share; it is never changed."""
+    sandbox = _Environment(
+        undefined=_Undefined, keep_trailing_newline=True, autoescape=False, finalize=_finalize
+    )
+    sandbox.globals = {"range": _range, "dict": dict}
+    for name in _FORBIDDEN_FILTERS:
+        del sandbox.filters[name]
+    sandbox.filters["plain_text"] = _plain
+    return sandbox
+
+
+def names(context: Mapping[str, object], marks: Marks) -> dict[str, object]:
+    """Return a template's names: mappings become attributes, but for ``item``, the user's own."""
+    known: dict[str, object] = {
+        name: _Fields(name, value) if isinstance(value, Mapping) and name != "item" else value
+        for name, value in context.items()
+    }
+    return {**known, _MARKS: marks}

@@ -1,0 +1,72 @@
+"""An agent, as Python code writes it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ValidationError
+
+from unspoken.agents._problems import schema_problems
+from unspoken.agents.spec import AgentSpec, GenerateSpec
+from unspoken.channels.errors import WorkflowError
+
+if TYPE_CHECKING:
+    from unspoken.agents.model import LocalModel
+
+__all__ = ["Agent"]
+
+_DEFAULTS = GenerateSpec()
+
+
+@dataclass(frozen=True, eq=False)
+class Agent:
+    """A role on a model.
+
+    Args:
+        name: Its name, as templates call it.
+        model: A loaded model, or a model reference to load when the workflow runs.
+        prompt: Template of its turn; it reads ``inputs`` and the ``text`` of agents with an edge here.
+        system: Template of its system turn; None leaves that to the model's chat template.
+        generate: Generation settings, as a `GenerateSpec` or a mapping; None only reads.
+        memory: Keep the context over the turns of a run, or start afresh each ``turn``.
+        join: Start when ``all`` in-edges hold a message, or when ``any`` does.
+        max_turns: Most turns a loop may lead to.
+        for_each: Expression for a list, such as ``inputs.rows``: one run of the agent an item.
+        timeout: Most seconds a turn may take.
+
+    Raises:
+        WorkflowError: A setting that is not as it should be.
+    """
+
+    name: str
+    model: "LocalModel | str"
+    prompt: str
+    system: str | None = None
+    generate: GenerateSpec | Mapping[str, Any] | None = _DEFAULTS
+    memory: Literal["run", "turn"] = "run"
+    join: Literal["all", "any"] = "all"
+    max_turns: int = 1
+    for_each: str | None = None
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        self.spec("model")
+
+    def spec(self, model: str) -> AgentSpec:
+        """Its settings, with `model` for the model's name."""
+        settings = {
+            "model": model,
+            "prompt": self.prompt,
+            "system": self.system,
+            "generate": self.generate,
+            "memory": self.memory,
+            "join": self.join,
+            "max_turns": self.max_turns,
+            "for_each": self.for_each,
+            "timeout": self.timeout,
+        }
+        try:
+            return AgentSpec.model_validate(settings)
+        except ValidationError as error:
+            problems = schema_problems(error)
+            raise WorkflowError([problem for _, problem in problems]) from None

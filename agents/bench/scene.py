@@ -1,0 +1,121 @@
+"""A sharer's message and a receiver that answers to it: the same scene for every way of handing it over."""
+
+from dataclasses import dataclass
+
+from unspoken.agents.compose import Composed, Quote, Turn
+from unspoken.agents.model import LocalModel
+from unspoken.agents.turn import Delivery
+from unspoken.channels.base import Arrival, Channel
+from unspoken.channels.message import Message, Segment
+from unspoken.channels.state import KVState
+
+__all__ = ["Scene"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A message in its receiver's context.
+
+    Attributes:
+        message: The sharer's message, with its state.
+        context: The receiver's context, without what asks for the assistant's words.
+        opening: Tokens of the receiver's leading system turn.
+        own_prefix: State of that turn, as the receiver's own prefix cache holds it.
+        new_ids: The receiver's tokens after the message, those that ask for the assistant's words included.
+    """
+
+    message: Message
+    context: Composed
+    opening: int
+    own_prefix: KVState
+    new_ids: tuple[int, ...]
+
+    @classmethod
+    def make(
+        cls,
+        model: LocalModel,
+        words: tuple[int, ...],
+        *,
+        new_tokens: int | None = None,
+        prompt: str = "Question: What does the text say first? Answer in few words.",
+        sharer_system: str | None = None,
+        receiver_system: str | None = None,
+        role: str = "user",
+    ) -> "Scene":
+        """Compute a message of `words` under the sharer's own prompt, and compose its receiver's context.
+
+        Args:
+            model: The model of both.
+            words: Token ids of the message's words.
+            new_tokens: Receiver's tokens after the message, padded or cut to it; None leaves the prompt as it is.
+            prompt: The receiver's prompt.
+            sharer_system: The sharer's system prompt.
+            receiver_system: The receiver's system prompt.
+            role: ``user`` for a prompt that is shared, ``assistant`` for an output.
+        """
+        message = make_message(model, words, sharer_system, role)
+        segment = message.segments[0]
+        composer = model.composer
+        opening = composer.opening(receiver_system)
+        context = composer.compose(
+            [Turn("user", (Quote(message, segment),)), Turn("user", (prompt,))],
+            system=receiver_system,
+        )
+        after = len(context.segments[-1].ids) + len(composer.ask(context))
+        if new_tokens is not None and after != new_tokens:
+            context = _with_new_tokens(model, message, new_tokens, prompt, receiver_system)
+        first = context.segments[-1].position
+        if len(opening.ids) == 0:
+            raise RuntimeError("the model's template opens with nothing to hold in a prefix cache")
+        own = model.prefill(model.tensor(opening.ids)).state
+        new = context.ids[first:] + composer.ask(context)
+        return cls(message, context, len(opening.ids), own, new)
+
+    def delivery(self, channel: Channel) -> Delivery:
+        """The message's delivery by a channel."""
+        arrival = Arrival(self.message, self.context.spans(self.message), self.context.ids)
+        return Delivery(0, "sharer -> receiver", channel, arrival, fallback=False)
+
+
+def make_message(
+    model: LocalModel, words: tuple[int, ...], system: str | None, role: str
+) -> Message:
+    """A message of `words`, its state computed in the sharer's own context."""
+    composer = model.composer
+    before, after = model.template.wrappers[role]
+    context = composer.opening(system)
+    if role == "assistant":
+        context = composer.compose([Turn("user", ("Write a report.",))], system=system)
+        before = model.template.prompt
+    head, tail = model.codec.encode(before), model.codec.encode(after)
+    segment = Segment(
+        role,
+        (*head, *words, *tail),
+        (len(head), len(head) + len(words)),
+        model.codec.decode(words),
+        len(context.ids),
+    )
+    ids = context.ids + segment.ids
+    state = model.prefill(model.tensor(ids)).state
+    return Message("sharer", (segment,), False, ids, model.identity, state)
+
+
+def _with_new_tokens(
+    model: LocalModel, message: Message, count: int, prompt: str, system: str | None
+) -> Composed:
+    """The context whose last turn and generation prompt have `count` tokens: the prompt's words cut or repeated."""
+    composer = model.composer
+    words = list(model.codec.encode_words(prompt))
+    empty = composer.compose(
+        [Turn("user", (Quote(message, message.segments[0]),)), Turn("user", ("x",))], system=system
+    )
+    around = len(empty.segments[-1].ids) - 1 + len(composer.ask(empty))
+    wanted = count - around
+    words = (words * (wanted // len(words) + 1))[:wanted]
+    segment = Segment("user", tuple(words), (0, len(words)), model.codec.decode(words), 0)
+    carrier = Message("prompt", (segment,), False, tuple(words), model.identity)
+    turns = [
+        Turn("user", (Quote(message, message.segments[0]),)),
+        Turn("user", (Quote(carrier, segment),)),
+    ]
+    return composer.compose(turns, system=system)

@@ -1,0 +1,350 @@
+"""A causal language model with its tokenizer, loaded once and shared by agents."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from unspoken.agents._hf import Backbone, ContextCache, first_gap
+from unspoken.agents.catalog import prepare
+from unspoken.agents.compose import Composer
+from unspoken.agents.identity import cached_identity, model_identity
+from unspoken.agents.template import PLAIN_TEMPLATE, ChatTemplate, read_template
+from unspoken.agents.tokens import TokenCodec
+from unspoken.channels.base import Prefill
+from unspoken.channels.errors import ModelReferenceError, ModelSupportError, StateError
+from unspoken.channels.geometry import CacheGeometry, ModelIdentity
+from unspoken.channels.rope import Rotary, shift
+from unspoken.channels.state import KVState, LayerState
+
+__all__ = ["CHUNK", "LocalModel"]
+
+CHUNK = 256
+"""Most tokens one prefill pass takes, so that a cancel never waits long."""
+
+
+class LocalModel:
+    """A model on this machine; implements `unspoken.channels.CausalModel`.
+
+    Args:
+        model: A causal language model of transformers.
+        tokenizer: Its tokenizer.
+        ref: What to call it; the reference it can be loaded by, or empty for an object made in memory.
+        identity: Its identity; computed from all weights where it is not given.
+
+    Raises:
+        ModelSupportError: An architecture whose cache cannot be handed over, or a tokenizer without offsets.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        ref: str = "",
+        identity: ModelIdentity | None = None,
+    ) -> None:
+        self.ref = ref
+        self.hf: PreTrainedModel = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
+        self.tokenizer = tokenizer
+        self.backbone = Backbone(model)
+        self._identity = identity or model_identity(model, tokenizer, None)
+        self.codec = TokenCodec(tokenizer, self._identity.tokenizer)
+        self.composer = Composer(self.codec, self.template)
+
+    @classmethod
+    def load(
+        cls,
+        ref: str,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "auto",
+        revision: str | None = None,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> "LocalModel":
+        """Load a Hub id, a folder, a ``.gguf`` file or ``embedded:NAME``, prepared on first use.
+
+        Args:
+            ref: The model reference.
+            dtype: ``auto`` is float32 on a CPU and the checkpoint's own on an accelerator.
+            device: ``auto`` is the accelerator where there is one, else the CPU.
+            revision: Branch, tag or commit of a Hub id.
+            progress: Called with a stage and a fraction while the model is being prepared.
+
+        Raises:
+            ModelReferenceError: The reference leads to no model.
+            ModelSupportError: The model cannot be served.
+        """
+        folder = prepare(ref, revision=revision, progress=progress)
+        target = _device(device)
+        wanted = _dtype(dtype, target)
+        identity = cached_identity(folder)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=wanted if identity and wanted else _checkpoint_dtype(folder),
+                attn_implementation="sdpa",
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelReferenceError(
+                f"{ref!r} could not be loaded from {folder}: {str(error).splitlines()[0]}",
+                expected="a causal language model with weights, config.json and a tokenizer",
+                fix="check the folder, or prepare the model again with `unspoken models prepare`",
+            ) from error
+        if identity is None:  # before any cast: an identity is of the checkpoint's own values
+            identity = model_identity(model, tokenizer, folder)
+        torch.nn.Module.to(model, target, wanted)
+        return cls(model, tokenizer, ref=ref, identity=identity)
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Who it is, by weights, config and tokenizer."""
+        return self._identity
+
+    @property
+    def geometry(self) -> CacheGeometry:
+        """The shape of its cache."""
+        return self.backbone.geometry
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of its cache."""
+        dtype: torch.dtype = self.hf.dtype
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.backbone.device
+
+    @property
+    def max_positions(self) -> int:
+        """Number of positions its context holds."""
+        return self.geometry.max_positions
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """Its chat template, taken apart; a plain one where it brings none."""
+        source = self.tokenizer.chat_template
+        bos = self.codec.bos
+        if source:
+            parts = read_template(self._renderer(source), bos=bos)
+            if parts is not None:
+                return parts
+        plain = read_template(self._renderer(PLAIN_TEMPLATE), bos=bos, plain=True)
+        if plain is None:
+            raise ModelSupportError("the plain chat template could not be rendered")
+        return plain
+
+    def _renderer(self, source: Any) -> Callable[[Sequence[Mapping[str, str]], bool], str]:
+        def render(turns: Sequence[Mapping[str, str]], prompt: bool) -> str:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [dict(turn) for turn in turns],
+                    chat_template=source,
+                    tokenize=False,
+                    add_generation_prompt=prompt,
+                )
+            )
+
+        return render
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end the assistant's turn."""
+        configured = getattr(self.hf.generation_config, "eos_token_id", None)
+        ids = (
+            configured
+            if isinstance(configured, list)
+            else [configured, self.tokenizer.eos_token_id]
+        )
+        closing = self.composer.close()[:1]
+        special = set(self.tokenizer.all_special_ids)
+        return frozenset(token for token in (*ids, *(set(closing) & special)) if token is not None)
+
+    def rotary(self, name: str) -> Rotary:
+        """The rotary embedding of a name in its geometry."""
+        return self.backbone.rotary(name)
+
+    def tensor(self, ids: Sequence[int]) -> Tensor:
+        """Token ids as an int64 tensor on the model's device."""
+        return torch.tensor(ids, dtype=torch.long, device=self.device)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input of layer 0 for `ids`, shape (tokens, hidden_size), scaled as the model does."""
+        return self.backbone.embed(ids)
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        ids: Tensor,
+        state: Sequence[KVState] = (),
+        positions: Tensor | None = None,
+        capture: Collection[int] = (),
+    ) -> Prefill:
+        """Compute `ids` over states; see `unspoken.channels.CausalModel.prefill`."""
+        end = max((piece.stop for piece in state), default=0)
+        wanted = list(range(end, end + len(ids))) if positions is None else positions.tolist()
+        cache = self.open(state, wanted, spare=0)
+        hidden = {layer: torch.empty(0, device=self.device) for layer in capture}
+        logits: Tensor | None = None
+        for step in self.prefill_steps(ids, wanted, cache, hidden):
+            logits = step
+        if logits is None:
+            raise StateError("no tokens to compute", expected="at least one")
+        return Prefill(cache.snapshot(self.identity), logits, hidden)
+
+    def open(
+        self, state: Sequence[KVState], positions: Sequence[int], *, spare: int
+    ) -> ContextCache:
+        """A cache with `state` in place and room for `positions` and `spare` tokens more.
+
+        Raises:
+            StateError: A gap, or rows missing that a new token must see.
+            GeometryMismatch, IdentityMismatch: A state that is not this model's.
+        """
+        for piece in state:
+            self.identity.require(
+                piece.identity, f"a state of positions {piece.start} to {piece.stop}"
+            )
+            piece.check(self.geometry, self.dtype)
+        end = max((piece.stop for piece in state), default=0)
+        stop = max(end, positions[-1] + 1 if positions else 0)
+        gap = first_gap(state, positions, stop)
+        if gap is not None:
+            raise StateError(
+                f"nothing covers position {gap}",
+                expected=f"states and new tokens that cover positions 0 to {stop} together",
+            )
+        cache = ContextCache(self.geometry, stop + spare)
+        for piece in state:
+            cache.place(piece)
+        if positions:
+            cache.check_window(positions[0])
+        return cache
+
+    def prefill_steps(
+        self,
+        ids: Tensor,
+        positions: Sequence[int],
+        cache: ContextCache,
+        hidden: dict[int, Tensor] | None = None,
+    ) -> Iterator[Tensor | None]:
+        """Compute `ids` at ascending `positions` in passes of at most `CHUNK` tokens, one a step.
+
+        Yields:
+            None after every pass but the last, then the logits after the last token, shape (vocabulary,).
+        """
+        done, total = 0, len(positions)
+        while done < total:
+            stop = min(done + CHUNK, total)
+            keep = 1 if stop == total else 0
+            part = ids[done:stop]
+            if positions[done] == cache.length:
+                logits = self.backbone.forward(part, cache, keep=keep, capture=hidden)
+            else:
+                where = self.tensor(positions[done:stop])
+                logits = self.backbone.fill(
+                    part, where, positions[stop - 1], cache, keep=keep, capture=hidden
+                )
+            done = stop
+            yield None if logits is None else logits[-1]
+
+    @torch.no_grad()
+    def run_layers(
+        self,
+        hidden: Tensor,
+        first: int,
+        last: int,
+        positions: Tensor,
+        state: Sequence[KVState] = (),
+    ) -> tuple[Tensor, tuple[LayerState, ...]]:
+        """Run layers first … last - 1; see `unspoken.channels.CausalModel.run_layers`."""
+        start = int(positions[0])
+        stop = start + hidden.shape[0]
+        cache = self.open(state, range(start, stop), spare=0)
+        output = self.backbone.run_layers(hidden, first, last, positions, start, cache)
+        layers = tuple(
+            LayerState(rows.keys[0, :, start:stop], rows.values[0, :, start:stop], start)
+            for rows in cache.rows[first:last]
+        )
+        return output, layers
+
+    def logits(self, ids: Tensor, state: Sequence[KVState] = (), *, grad: bool = False) -> Tensor:
+        """Logits after every one of `ids`; see `unspoken.channels.CausalModel.logits`."""
+        end = max((piece.stop for piece in state), default=0)
+        with torch.set_grad_enabled(grad):
+            cache = self.open(state, range(end, end + len(ids)), spare=0)
+            logits = self.backbone.forward(ids, cache, keep=len(ids))
+        if logits is None:
+            raise StateError("no tokens to compute", expected="at least one")
+        return logits
+
+    @cached_property
+    def shifts_keys(self) -> bool:
+        """Whether shifted keys equal those computed further on; measured once, on this very model.
+
+        Layer 0's keys depend on the token and its position alone, so both ways are compared there. This catches an
+        architecture that rotates otherwise than `unspoken.channels.rope` does, before any wrong cache is used.
+        """
+        with torch.no_grad():
+            ids = self.tensor(range(3, 9))
+            near = self.prefill(ids).state.layers[0]
+            far = self.prefill(self.tensor([*[3] * 11, *range(3, 9)])).state.layers[0]
+            rotary = self.rotary(self.geometry.layers[0].rope)
+            moved = shift(near.keys, 11, rotary)
+            error = (moved.float() - far.keys[:, 11:].float()).abs().max()
+            size = far.keys.float().abs().max()
+        return bool(error <= 0.02 * size)
+
+
+def _checkpoint_dtype(folder: Path) -> torch.dtype | str:
+    """The widest float type a checkpoint stores, which its config may understate; ``auto`` where that is not known."""
+    found = set()
+    for shard in folder.glob("*.safetensors"):
+        with safe_open(shard, framework="pt") as tensors:
+            found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    return torch.float32 if "F32" in found else "auto"
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        found = (
+            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        )
+        return found or torch.device("cpu")
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelSupportError(
+            f"device {device!r} is not to be had: {str(error).splitlines()[0]}",
+            expected="auto, cpu, or an accelerator that torch finds, such as cuda:0",
+            fix="name another device, or leave it out",
+        ) from error
+    return target
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | None:
+    """The dtype to compute in; None stands for the checkpoint's own."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else None
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ModelSupportError(
+            f"dtype {dtype!r} is unknown", expected="auto, float32, bfloat16 or float16"
+        )
+    return found

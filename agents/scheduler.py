@@ -1,0 +1,417 @@
+"""Running a workflow: agents fire as their messages come, states go from turn to turn by handle."""
+
+import logging
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from time import perf_counter
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from unspoken.agents.compose import Composed
+from unspoken.agents.conversation import Incoming, Prepared, prepare_turn, publish
+from unspoken.agents.dataflow import Dataflow, Exhausted, Firing, Skipped
+from unspoken.agents.engines.local import worker_for
+from unspoken.agents.events import (
+    AgentSkipped,
+    Event,
+    FallbackTaken,
+    LoopEnded,
+    MessageCarried,
+    PrefillProgress,
+    RunStarted,
+    TokenWritten,
+    TurnFinished,
+    TurnStarted,
+)
+from unspoken.agents.graph import build_graph
+from unspoken.agents.memory import Handle, Shelf
+from unspoken.agents.model import LocalModel
+from unspoken.agents.planner import Plan
+from unspoken.agents.report import EdgeReport, RunReport, TurnReport
+from unspoken.agents.spec import AgentSpec, WorkflowSpec
+from unspoken.agents.templates import evaluate, render
+from unspoken.agents.turn import (
+    Delivery,
+    Prefilling,
+    TurnOutcome,
+    TurnRequest,
+    Written,
+    run_turn,
+)
+from unspoken.channels.base import Arrival
+from unspoken.channels.errors import (
+    AgentError,
+    InputError,
+    RunError,
+    RunTimeout,
+    UnspokenError,
+)
+from unspoken.channels.message import Message
+from unspoken.channels.state import KVState
+
+__all__ = ["Scheduler"]
+
+# Over the standard library's logger, so that a program that configures no logging stays quiet.
+log = structlog.wrap_logger(logging.getLogger("unspoken.scheduler"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Parcel:
+    """A message as the scheduler holds it: its state on the shelf."""
+
+    message: Message
+    handle: Handle | None
+
+
+@dataclass(slots=True)
+class _Agent:
+    """What one run knows of an agent."""
+
+    name: str
+    spec: AgentSpec
+    model: LocalModel
+    context: Composed | None = None
+    state: KVState | None = None
+    texts: list[str] = field(default_factory=list)
+    items: tuple[str, ...] = ()
+    skipped: bool = False
+    turns: list[TurnReport] = field(default_factory=list)
+    held: dict[int, _Parcel] = field(default_factory=dict)
+
+
+class Scheduler:
+    """One run of a workflow.
+
+    Args:
+        spec: A valid workflow.
+        models: The model of every agent, by agent.
+        plan: Its plan.
+        inputs: Checked input values.
+        emit: Called on the event loop with every event.
+    """
+
+    def __init__(
+        self,
+        spec: WorkflowSpec,
+        models: Mapping[str, LocalModel],
+        plan: Plan,
+        inputs: Mapping[str, object],
+        emit: Callable[[Event], None],
+    ) -> None:
+        self.spec, self.plan, self.inputs, self.emit = spec, plan, inputs, emit
+        self.run_id = uuid.uuid4().hex[:12]
+        self.flow: Dataflow[_Parcel] = Dataflow(build_graph(spec))
+        self.agents = {name: _Agent(name, one, models[name]) for name, one in spec.agents.items()}
+        self.shelf = Shelf()
+        self.edges: list[EdgeReport] = []
+        self.fallbacks: list[tuple[str, str]] = []
+        self.log = log.bind(run=self.run_id, workflow=spec.name)
+
+    async def run(self) -> RunReport:
+        """Run to the end.
+
+        Raises:
+            AgentError: A turn failed; the others were cancelled.
+            RunTimeout: The run, or an agent, took too long.
+        """
+        began = perf_counter()
+        self.emit(RunStarted(self.run_id, self.spec.name, tuple(self.agents)))
+        self.log.info("run started")
+        self._note_planned_fallbacks()
+        try:
+            with anyio.fail_after(self.spec.timeout):
+                async with anyio.create_task_group() as tasks:
+                    self._act(tasks, self.flow.start())
+        except TimeoutError:
+            raise RunTimeout(
+                f"the run took longer than its timeout of {self.spec.timeout} s",
+                fix="raise the workflow's timeout, or shorten the agents' work",
+            ) from None
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+        seconds = perf_counter() - began
+        self.log.info("run finished", seconds=round(seconds, 3))
+        return RunReport(
+            self.run_id,
+            self.spec.name,
+            {name: tuple(one.turns) for name, one in self.agents.items()},
+            tuple(self.edges),
+            seconds,
+            tuple(self.fallbacks),
+            self.shelf.peak_bytes,
+        )
+
+    def outputs(self) -> dict[str, str]:
+        """The workflow's outputs; without any, the words of every agent that nobody reads."""
+        texts = {
+            name: {
+                "text": one.texts[-1] if one.texts else "",
+                "skipped": one.skipped,
+                "items": list(one.items),
+            }
+            for name, one in self.agents.items()
+        }
+        context = {"inputs": dict(self.inputs), **texts}
+        if self.spec.outputs:
+            return {name: render(template, context) for name, template in self.spec.outputs.items()}
+        read = {edge.from_ for edge in self.spec.edges if not edge.loop}
+        return {name: str(texts[name]["text"]) for name in self.agents if name not in read}
+
+    def _note_planned_fallbacks(self) -> None:
+        for edge in self.plan.edges:
+            if edge.fell_back:
+                self._fall_back(edge.sharer, edge.receiver, edge.reason)
+
+    def _fall_back(self, sharer: str, receiver: str, reason: str) -> None:
+        self.fallbacks.append((f"{sharer} -> {receiver}", reason))
+        self.log.warning("fallback to text", edge=f"{sharer} -> {receiver}", reason=reason)
+        self.emit(FallbackTaken(sharer, receiver, reason))
+
+    def _act(
+        self, tasks: TaskGroup, happenings: list[Firing[_Parcel] | Skipped | Exhausted]
+    ) -> None:
+        for happening in happenings:
+            match happening:
+                case Firing():
+                    self.agents[happening.agent].skipped = False
+                    tasks.start_soon(
+                        self._guarded, tasks, happening, name=f"turn of {happening.agent}"
+                    )
+                case Skipped(agent):
+                    self.agents[agent].skipped = True
+                    self.log.info("agent skipped", agent=agent)
+                    self.emit(AgentSkipped(agent))
+                case Exhausted(edge):
+                    ends = self.spec.edges[edge]
+                    self.log.info("loop ended", edge=f"{ends.from_} -> {ends.to}")
+                    self.emit(LoopEnded(ends.from_, ends.to))
+
+    async def _guarded(self, tasks: TaskGroup, firing: Firing[_Parcel]) -> None:
+        """Take a turn; whatever goes wrong names the agent, and the edge where one is to blame."""
+        agent = self.agents[firing.agent]
+        try:
+            with anyio.fail_after(agent.spec.timeout):
+                sent = await self._take_turn(agent, firing)
+        except TimeoutError:
+            raise RunTimeout(
+                f"agent {agent.name!r} took longer than its timeout of {agent.spec.timeout} s",
+                agent=agent.name,
+                fix="raise the agent's timeout, or lower its max_new_tokens",
+            ) from None
+        except Exception as error:
+            raise _blame(agent.name, error) from error
+        self._act(tasks, self.flow.complete(agent.name, sent))
+
+    async def _take_turn(self, agent: _Agent, firing: Firing[_Parcel]) -> dict[int, _Parcel | None]:
+        self.emit(TurnStarted(agent.name, firing.turn))
+        self.log.info("turn started", agent=agent.name, turn=firing.turn)
+        ends = self.flow.last_turn(agent.name)
+        self._hold(agent, firing)
+        if agent.spec.for_each is None:
+            outcome, prompt_at = await self._one(agent, firing, {}, keep=not ends)
+            agent.texts.append(
+                outcome.text if agent.spec.generate else self._read(outcome, prompt_at)
+            )
+            results = [(outcome, prompt_at)]
+        else:
+            results = await self._each(agent, firing)
+            agent.items = tuple(
+                one.text if agent.spec.generate else self._read(one, at) for one, at in results
+            )
+            agent.texts.append("\n\n".join(agent.items))
+        if agent.spec.memory == "run" and agent.spec.for_each is None and not ends:
+            agent.context, agent.state = results[0][0].context, results[0][0].state
+        else:
+            agent.context = agent.state = None
+        self._let_go(agent, ends)
+        return self._send(agent, results)
+
+    def _read(self, outcome: TurnOutcome, prompt_at: int) -> str:
+        """The text of an agent that only reads is its prompt."""
+        return outcome.context.segments[prompt_at].text
+
+    async def _each(self, agent: _Agent, firing: Firing[_Parcel]) -> list[tuple[TurnOutcome, int]]:
+        """Run an agent once per item, in order."""
+        rows = evaluate(str(agent.spec.for_each), {"inputs": dict(self.inputs)})
+        if not isinstance(rows, list | tuple):
+            raise InputError(
+                f"for_each of {agent.name!r} gives {type(rows).__name__}",
+                expected="a list of items",
+            )
+        return [await self._one(agent, firing, {"item": row}, keep=False) for row in rows]
+
+    async def _one(
+        self, agent: _Agent, firing: Firing[_Parcel], extra: Mapping[str, object], *, keep: bool
+    ) -> tuple[TurnOutcome, int]:
+        began = perf_counter()
+        prepared, prompt_at = self._prepare(agent, firing, extra)
+        composing = perf_counter() - began
+        deliveries = tuple(
+            Delivery(
+                one.number,
+                f"{one.edge.from_} -> {one.edge.to}",
+                one.channel,
+                Arrival(one.message, prepared.context.spans(one.message), prepared.context.ids),
+                one.edge.fallback == "text",
+            )
+            for one in prepared.placed
+        )
+        own = (agent.context.ids, agent.state) if agent.context and agent.state else None
+        wanted = (keep and agent.spec.memory == "run") or self._feeds_cache(agent)
+        request = TurnRequest(prepared.context, deliveries, own, agent.spec.generate, wanted)
+        outcome = await worker_for(agent.model.device).run(
+            run_turn(agent.model, request),
+            lambda step: self._pass_on(agent.name, firing.turn, step),
+        )
+        self._record(agent, firing.turn, outcome, composing)
+        return outcome, prompt_at
+
+    def _prepare(
+        self, agent: _Agent, firing: Firing[_Parcel], extra: Mapping[str, object]
+    ) -> tuple[Prepared, int]:
+        again = (
+            agent.spec.memory == "turn" or agent.context is None or agent.spec.for_each is not None
+        )
+        incoming = [
+            Incoming(
+                number,
+                self.spec.edges[number],
+                self.plan.channels[number],
+                self._with_state(agent.held[number]),
+                fresh=again or number in firing.fresh,
+            )
+            for number in firing.inbox
+        ]
+        variables = {"inputs": dict(self.inputs), "turn": firing.turn, **extra}
+        system = None if agent.spec.system is None else render(agent.spec.system, variables)
+        earlier = None if again else agent.context
+        prepared = prepare_turn(
+            agent.model.composer,
+            agent.spec.prompt,
+            incoming,
+            variables,
+            system=system,
+            earlier=earlier,
+        )
+        return prepared, len(prepared.context.segments) - 1
+
+    def _with_state(self, parcel: _Parcel) -> Message:
+        if parcel.handle is None:
+            return parcel.message
+        return replace(parcel.message, state=self.shelf.get(parcel.handle))
+
+    def _feeds_cache(self, agent: _Agent) -> bool:
+        return agent.spec.for_each is None and any(
+            self.plan.channels[number].carries_state
+            for number, edge in enumerate(self.spec.edges)
+            if edge.from_ == agent.name
+        )
+
+    def _pass_on(self, name: str, turn: int, step: Prefilling | Written) -> None:
+        match step:
+            case Prefilling(done, total):
+                self.emit(PrefillProgress(name, turn, done, total))
+            case Written(text):
+                self.emit(TokenWritten(name, turn, text))
+
+    def _record(self, agent: _Agent, turn: int, outcome: TurnOutcome, composing: float) -> None:
+        usage = asdict(outcome.usage)
+        if usage["ttft_s"] is not None:
+            usage["ttft_s"] += composing
+        usage["seconds"] += composing
+        report = TurnReport(turn=turn, finish=outcome.finish, **usage)
+        agent.turns.append(report)
+        for number, carried, seconds in outcome.carries:
+            edge = self.spec.edges[number]
+            planned = self.plan.channels[number].name
+            record = EdgeReport(
+                edge.from_, edge.to, turn, planned, seconds=seconds, **asdict(carried)
+            )
+            self.edges.append(record)
+            self.log.info("message carried", **record.to_dict())
+            self.emit(MessageCarried(record))
+            if planned != carried.channel:
+                self._fall_back(edge.from_, edge.to, carried.reason)
+        self.log.info("turn finished", agent=agent.name, **asdict(report))
+        self.emit(TurnFinished(agent.name, turn, outcome.text, report))
+
+    def _send(
+        self, agent: _Agent, results: list[tuple[TurnOutcome, int]]
+    ) -> dict[int, _Parcel | None]:
+        """Publish a turn on every out-edge whose condition holds."""
+        sent: dict[int, _Parcel | None] = {}
+        context = {"inputs": dict(self.inputs), agent.name: {"text": agent.texts[-1]}}
+        for number, edge in enumerate(self.spec.edges):
+            if edge.from_ != agent.name:
+                continue
+            if edge.when is not None and not evaluate(edge.when, context):
+                sent[number] = None
+                continue
+            message = self._message(agent, number, results)
+            state = results[0][0].state if self.plan.channels[number].carries_state else None
+            handle = None
+            if state is not None:
+                handle = self.shelf.put(state.slice(0, len(message.context)), readers=1)
+            sent[number] = _Parcel(message, handle)
+        return sent
+
+    def _message(
+        self, agent: _Agent, number: int, results: list[tuple[TurnOutcome, int]]
+    ) -> Message:
+        share = self.spec.share_of(self.spec.edges[number])
+        parts = [
+            publish(agent.name, share, outcome.context, prompt_at, agent.model.identity)
+            for outcome, prompt_at in results
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        segments = tuple(segment for part in parts for segment in part.segments)
+        return Message(agent.name, segments, share == "context", (), agent.model.identity)
+
+    def _hold(self, agent: _Agent, firing: Firing[_Parcel]) -> None:
+        """Remember which states this agent has yet to read, and let go of those that newer ones replace."""
+        for number, parcel in firing.inbox.items():
+            known = agent.held.get(number)
+            if number in firing.fresh:
+                if known is not None and known.handle is not None:
+                    self.shelf.release(known.handle)
+                agent.held[number] = parcel
+
+    def _let_go(self, agent: _Agent, ends: bool) -> None:
+        """Free the states this agent has read for the last time."""
+        if not ends and (agent.spec.memory == "turn" or agent.spec.for_each is not None):
+            return
+        for number, parcel in list(agent.held.items()):
+            if parcel.handle is not None:
+                self.shelf.release(parcel.handle)
+                agent.held[number] = replace(parcel, handle=None)
+
+
+def _blame(agent: str, error: Exception) -> RunError:
+    if isinstance(error, RunError) and error.agent:
+        return error
+    edge = error.edge if isinstance(error, RunError) else ""
+    place = f"agent {agent!r}" + (f", on the edge {edge}" if edge else "")
+    known = isinstance(error, UnspokenError)
+    found = error.found if isinstance(error, UnspokenError) else f"{type(error).__name__}: {error}"
+    blamed = AgentError(
+        f"{place} failed: {found}",
+        agent=agent,
+        edge=edge,
+        expected=error.expected if isinstance(error, UnspokenError) else "",
+        fix=error.fix if isinstance(error, UnspokenError) else "",
+    )
+    cause = error.__cause__ if isinstance(error, RunError) else error
+    if known and isinstance(cause, InputError):
+        blamed.exit_code = InputError.exit_code
+    return blamed
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first error of a group, the one that made the others stop."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

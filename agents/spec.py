@@ -1,0 +1,328 @@
+"""What a workflow file may say: one frozen model per kind of thing in it.
+
+These models check each value by itself. How values fit together (names, edges, cycles, what
+templates read) is checked by `unspoken.agents.graph`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from unspoken.agents._spellings import LIST, NONE_WORD, STRINGS, bare
+
+__all__ = [
+    "AgentSpec",
+    "EdgeSpec",
+    "GenerateSpec",
+    "InputSpec",
+    "ModelSpec",
+    "Share",
+    "SinkRepair",
+    "WorkflowSpec",
+    "dump",
+    "json_schema",
+]
+
+Share = Literal["output", "prompt", "context"]
+
+_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_DEVICE = r"^[a-z]+(:[0-9]+)?$"
+# Names that templates use for something else, and words of the template language.
+_RESERVED = frozenset(
+    {"inputs", "item", "turn", "self", "loop", "range", "dict"}
+    | {"true", "false", "none", "True", "False", "None", "and", "or", "not", "in", "is"}
+    | {"if", "elif", "else", "for", "set", "block", "macro", "call", "filter"}
+)
+
+
+def _wrong(found: str, expected: str, fix: str = "") -> NoReturn:
+    context = {"found": found, "expected": expected, "fix": fix}
+    raise PydanticCustomError("unspoken", "{found}", context)
+
+
+def _as_name(text: str) -> str:
+    word = re.sub(r"[^A-Za-z0-9_]+", "_", text)
+    return word if re.match("[A-Za-z_]", word) else f"_{word}"
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(_NAME, name):
+        _wrong(
+            f"{name!r} cannot be a name",
+            "letters, digits and underscores, not starting with a digit",
+            f"templates refer to it as a word; write '{_as_name(name)}'",
+        )
+    return name
+
+
+def _check_agent_name(name: str) -> str:
+    if name in _RESERVED:
+        _wrong(
+            f"{name!r} cannot be an agent's name",
+            "a name that templates do not use otherwise",
+            f"rename the agent, for example to '{name.lower()}_agent'",
+        )
+    return _check_name(name)
+
+
+def _check_device(device: str) -> str:
+    if not re.fullmatch(_DEVICE, device):
+        _wrong(
+            f"{device!r} is not a device", "auto, cpu, cuda, cuda:0, mps or another torch device"
+        )
+    return device
+
+
+Text = Annotated[str, Strict()]
+NonEmpty = Annotated[str, Strict(), Field(min_length=1)]
+Name = Annotated[str, Strict(), AfterValidator(_check_name)]
+AgentName = Annotated[str, Strict(), AfterValidator(_check_agent_name)]
+Count = Annotated[int, Strict(), Field(ge=1)]
+Whole = Annotated[int, Strict(), Field(ge=0)]
+Flag = Annotated[bool, Strict()]
+Seconds = Annotated[float, Strict(), Field(gt=0)]
+
+_KEYS_ARE_NAMES: dict[str, Any] = {"propertyNames": {"pattern": _NAME}}
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_by_alias=True,
+        validate_by_name=True,
+        serialize_by_alias=True,
+        allow_inf_nan=False,
+        validate_default=True,
+    )
+
+
+class ModelSpec(_Spec):
+    """A language model that agents share; a bare string is its ref."""
+
+    ref: NonEmpty = Field(
+        description="Where the model is: a Hub id, a folder, a .gguf file or embedded:NAME."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Number format of the weights; auto is float32 on a CPU and the checkpoint's "
+        "own on an accelerator.",
+    )
+    device: Annotated[str, Strict(), AfterValidator(_check_device)] = Field(
+        "auto", description="Where the model runs: auto, cpu, cuda:0 or another torch device."
+    )
+    revision: Annotated[NonEmpty | None, NONE_WORD] = Field(
+        None, description="Branch, tag or commit of a Hub model."
+    )
+
+
+InputType = Literal["text", "integer", "number", "boolean", "list"]
+
+
+class InputSpec(_Spec):
+    """A value that a run is given; a bare string is its type."""
+
+    type: InputType = Field("text", description="What kind of value the input takes.")
+    default: Any = Field(
+        None, description="The value where a run gives none; an input without one is required."
+    )
+    description: Text = Field("", description="What the input is, for people.")
+
+    @property
+    def required(self) -> bool:
+        """Whether a run must give this input."""
+        return self.default is None
+
+    def accepts(self, value: object) -> bool:
+        """Tell whether ``value`` is of this input's type."""
+        match self.type:
+            case "text":
+                return isinstance(value, str)
+            case "boolean":
+                return isinstance(value, bool)
+            case "integer":
+                return isinstance(value, int) and not isinstance(value, bool)
+            case "number":
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    return False
+                return math.isfinite(value)
+            case "list":
+                return isinstance(value, list | tuple)
+
+    @model_validator(mode="after")
+    def _default_fits(self) -> InputSpec:
+        if self.default is not None and not self.accepts(self.default):
+            _wrong(
+                f"the default {self.default!r} is not of type {self.type}",
+                f"a value of type {self.type}",
+                "change the default or the type",
+            )
+        return self
+
+
+class GenerateSpec(_Spec):
+    """How an agent writes."""
+
+    max_new_tokens: Count = Field(128, description="Most tokens written in one turn.")
+    temperature: Annotated[float, Strict(), Field(ge=0)] = Field(
+        0.0, description="Randomness of sampling; 0 takes the likeliest token each time."
+    )
+    top_p: Annotated[Annotated[float, Strict(), Field(gt=0, le=1)] | None, NONE_WORD] = Field(
+        None, description="Sample from the likeliest tokens that together reach this probability."
+    )
+    top_k: Annotated[Count | None, NONE_WORD] = Field(
+        None, description="Sample from this many of the likeliest tokens."
+    )
+    seed: Annotated[Whole | None, NONE_WORD] = Field(
+        None, description="Seed of the sampler; runs with the same seed write the same."
+    )
+    stop: Annotated[tuple[NonEmpty, ...], STRINGS] = Field(
+        (), description="Strings that end the turn and are cut off; one or a list."
+    )
+
+
+class AgentSpec(_Spec):
+    """A role on a model."""
+
+    model: Text = Field(description="Name of one of the workflow's models.")
+    prompt: Text = Field(
+        description="Template of the turn: reads inputs, and the text of agents with an edge here."
+    )
+    system: Annotated[Text | None, NONE_WORD] = Field(
+        None,
+        description="Template of the system turn, which reads inputs only; none leaves it to the "
+        "model's chat template.",
+    )
+    generate: Annotated[GenerateSpec | None, NONE_WORD] = Field(
+        GenerateSpec(), description="How the agent writes; none only reads its prompt."
+    )
+    memory: Literal["run", "turn"] = Field(
+        "run", description="Keep the context over the turns of a run, or start afresh each turn."
+    )
+    join: Literal["all", "any"] = Field(
+        "all", description="Start when all in-edges hold a message, or when the first arrives."
+    )
+    max_turns: Count = Field(
+        1, description="Most turns in a run; more than 1 is required with a loop edge to the agent."
+    )
+    for_each: Annotated[NonEmpty | None, NONE_WORD] = Field(
+        None,
+        description="Expression for a list, such as inputs.rows: one run of the agent an item.",
+    )
+    timeout: Annotated[Seconds | None, NONE_WORD] = Field(
+        None, description="Most seconds a turn may take."
+    )
+
+
+class SinkRepair(_Spec):
+    """Recompute the first tokens of a spliced message."""
+
+    sink: Whole = Field(4, description="How many of the message's first tokens are recomputed.")
+
+
+class EdgeSpec(_Spec):
+    """A typed connection from one agent to another."""
+
+    from_: Text = Field(
+        validation_alias="from", serialization_alias="from", description="The agent that shares."
+    )
+    to: Text = Field(description="The agent that receives.")
+    channel: Literal["auto", "text", "same_model_cache"] = Field(
+        "auto", description="How the message is carried; auto takes the fastest that is safe."
+    )
+    share: Annotated[Share | None, NONE_WORD] = Field(
+        None,
+        description="What is shared: what the agent wrote, its prompt turn, or all its turns; "
+        "without a value it is output, or prompt where the agent writes nothing.",
+    )
+    as_: Literal["user", "assistant"] = Field(
+        "user",
+        validation_alias="as",
+        serialization_alias="as",
+        description="Role of the message in the receiver's context.",
+    )
+    repair: Annotated[SinkRepair | None, NONE_WORD] = Field(
+        SinkRepair(), description="What is recomputed of a message put after other tokens."
+    )
+    fallback: Literal["text", "error"] = Field(
+        "text", description="What to do where the channel cannot carry a message."
+    )
+    when: Annotated[NonEmpty | None, NONE_WORD] = Field(
+        None, description="Expression; where it is false the edge sends a skip instead."
+    )
+    loop: Flag = Field(
+        False, description="The edge closes a cycle: its message starts the receiver again."
+    )
+
+
+class WorkflowSpec(_Spec):
+    """A workflow: models, agents on them, and the edges between."""
+
+    name: NonEmpty = Field(description="What the workflow is called.")
+    description: Text = Field("", description="What the workflow does, for people.")
+    models: dict[Name, Annotated[ModelSpec, bare("ref", "The model's ref.")]] = Field(
+        description="The models, by name.", json_schema_extra=_KEYS_ARE_NAMES
+    )
+    inputs: dict[Name, Annotated[InputSpec, bare("type", "The input's type.")]] = Field(
+        {}, description="What a run is given, by name.", json_schema_extra=_KEYS_ARE_NAMES
+    )
+    agents: dict[AgentName, AgentSpec] = Field(
+        description="The agents, by name.", json_schema_extra=_KEYS_ARE_NAMES
+    )
+    edges: Annotated[tuple[EdgeSpec, ...], LIST] = Field(
+        (), description="The edges; a receiver reads its messages in this order."
+    )
+    outputs: dict[Name, Text] = Field(
+        {},
+        description="Templates of the results, by name; they read inputs and agents.",
+        json_schema_extra=_KEYS_ARE_NAMES,
+    )
+    timeout: Annotated[Seconds | None, NONE_WORD] = Field(
+        None, description="Most seconds the whole run may take."
+    )
+
+    def share_of(self, edge: EdgeSpec) -> Share:
+        """Return what ``edge`` shares: as written, else output, or prompt of a mere reader."""
+        if edge.share is not None:
+            return edge.share
+        sharer = self.agents.get(edge.from_)
+        return "prompt" if sharer is not None and sharer.generate is None else "output"
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a workflow file; it accepts every file that the loader accepts."""
+    schema = WorkflowSpec.model_json_schema(by_alias=True, mode="validation")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "unspoken workflow",
+    }
+
+
+def dump(spec: WorkflowSpec) -> dict[str, Any]:
+    """Return ``spec`` as plain data, less what is at its default; read again, it is equal."""
+    data = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    data["models"] = {
+        name: model["ref"] if set(model) == {"ref"} else model
+        for name, model in data["models"].items()
+    }
+    if "inputs" in data:
+        data["inputs"] = {
+            name: given.get("type", "text") if set(given) <= {"type"} else given
+            for name, given in data["inputs"].items()
+        }
+    for part in (*data["agents"].values(), *data.get("edges", ())):
+        part.update({key: "none" for key, value in part.items() if value is None})
+    return data

@@ -1,0 +1,157 @@
+"""Text to token ids and back, with the care that other people's words need."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from unspoken.channels.errors import ModelSupportError
+
+__all__ = ["Detokenizer", "TokenCodec"]
+
+
+class TokenCodec:
+    """A fast tokenizer, without its habit of adding special tokens.
+
+    Args:
+        tokenizer: A tokenizer with offsets.
+        digest: The tokenizer part of the model's identity.
+
+    Raises:
+        ModelSupportError: A tokenizer without offsets.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, digest: str) -> None:
+        if not tokenizer.is_fast:
+            raise ModelSupportError(
+                f"the tokenizer {type(tokenizer).__name__} gives no offsets",
+                expected="a fast tokenizer (one with a tokenizer.json)",
+                fix="convert it with transformers' AutoTokenizer, or use another model",
+            )
+        self.tokenizer, self.digest = tokenizer, digest
+        self._markers = sorted(
+            (token.content for token in tokenizer.added_tokens_decoder.values()),
+            key=len,
+            reverse=True,
+        )
+
+    @property
+    def bos(self) -> str:
+        """Text of the token this tokenizer starts a context with by itself, empty for none."""
+        with_specials = self.tokenizer("a").input_ids
+        bare = self.tokenizer("a", add_special_tokens=False).input_ids
+        leads = len(with_specials) > len(bare) and with_specials[0] == self.tokenizer.bos_token_id
+        return str(self.tokenizer.bos_token) if leads else ""
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Ids of a template's text, markers read as markers; nothing is added."""
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids) if text else ()
+
+    def encode_words(self, text: str) -> tuple[int, ...]:
+        """Ids of somebody's words: a marker spelled out in them stays letters."""
+        if not text:
+            return ()
+        return tuple(
+            self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        )
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Per token of `encode_words`, the characters it stands for, as (start, stop)."""
+        if not text:
+            return []
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )
+        return [(int(start), int(stop)) for start, stop in encoded.offset_mapping]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def split_after_marker(self, text: str) -> tuple[str, str]:
+        """A template's text cut after its last marker."""
+        ends = [text.rfind(marker) + len(marker) for marker in self._markers if marker in text]
+        cut = max(ends, default=0)
+        return text[:cut], text[cut:]
+
+    def split_before_marker(self, text: str) -> tuple[str, str]:
+        """A template's text cut before its first marker."""
+        cut = min(
+            (text.find(marker) for marker in self._markers if marker in text), default=len(text)
+        )
+        return text[:cut], text[cut:]
+
+
+class Detokenizer:
+    """Ids to text as they come, never half a character.
+
+    Args:
+        codec: The tokenizer.
+        stop: Strings that end the text; neither they nor anything after them is given out.
+    """
+
+    def __init__(self, codec: TokenCodec, stop: Sequence[str] = ()) -> None:
+        self._codec, self._stop = codec, tuple(stop)
+        self._ids: list[int] = []
+        self._settled = self._read = 0
+        self._ends: list[int] = []
+        self._given = 0
+        self._text = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """Take one token; the text that is now certain and was not given before."""
+        self._ids.append(token)
+        known = self._codec.decode(self._ids[self._settled : self._read])
+        fresh = self._codec.decode(self._ids[self._settled :])
+        if len(fresh) > len(known) and not fresh.endswith("\ufffd"):
+            self._text += fresh[len(known) :]
+            self._settled, self._read = self._read, len(self._ids)
+        self._ends.append(len(self._text))
+        return self._give()
+
+    def finish(self) -> str:
+        """The rest of the text once no more tokens come."""
+        if self.stopped:
+            return ""
+        self._text += self._codec.decode(self._ids[self._settled :])[
+            len(self._codec.decode(self._ids[self._settled : self._read])) :
+        ]
+        rest = self._text[self._given :]
+        self._given = len(self._text)
+        return rest
+
+    @property
+    def text(self) -> str:
+        """The text up to a stop string."""
+        return self._text
+
+    def kept(self) -> tuple[tuple[int, ...], int]:
+        """Ids whose text is `text`, and how many of them are the tokens taken; the others are cut anew."""
+        if not self.stopped:
+            return tuple(self._ids), len(self._ids)
+        whole = sum(end <= len(self._text) for end in self._ends)
+        covered = self._ends[whole - 1] if whole else 0
+        return (*self._ids[:whole], *self._codec.encode_words(self._text[covered:])), whole
+
+    def _give(self) -> str:
+        found = [
+            at
+            for stop in self._stop
+            if (at := self._text.find(stop, max(self._given - len(stop), 0))) >= 0
+        ]
+        if found:
+            self._text, self.stopped = self._text[: min(found)], True
+        certain = len(self._text) if self.stopped else len(self._text) - self._held_back()
+        piece = self._text[self._given : certain]
+        self._given = max(self._given, certain)
+        return piece
+
+    def _held_back(self) -> int:
+        """Length of the longest end of the text that may be the start of a stop string."""
+        longest = 0
+        for stop in self._stop:
+            for size in range(min(len(stop) - 1, len(self._text)), longest, -1):
+                if self._text.endswith(stop[:size]):
+                    longest = size
+                    break
+        return longest

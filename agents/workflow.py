@@ -1,0 +1,375 @@
+"""A workflow: load, plan, run, stream."""
+
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+from pydantic import ValidationError
+
+from unspoken.agents._problems import schema_problems
+from unspoken.agents.agent import Agent
+from unspoken.agents.events import Event, RunFinished, TurnFinished
+from unspoken.agents.graph import build_graph, validate
+from unspoken.agents.inputs import check_inputs
+from unspoken.agents.loader import dumps, load_workflow
+from unspoken.agents.model import LocalModel
+from unspoken.agents.planner import Plan, plan_workflow
+from unspoken.agents.report import RunReport
+from unspoken.agents.scheduler import Scheduler
+from unspoken.agents.spec import EdgeSpec, InputSpec, WorkflowSpec
+from unspoken.agents.templates import references
+from unspoken.channels.base import Channel
+from unspoken.channels.errors import InputError, Problem, WorkflowError
+from unspoken.channels.same_model import SameModelCacheChannel
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+__all__ = ["AgentResult", "RunResult", "Workflow"]
+
+Progress = Callable[[str, str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentResult:
+    """What an agent wrote.
+
+    Attributes:
+        text: Words of its last turn; its prompt where it only reads.
+        turns: Words of every turn.
+    """
+
+    text: str
+    turns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run gave.
+
+    Attributes:
+        outputs: The workflow's outputs, by name.
+        agents: What each agent wrote; an agent that was skipped is not in it.
+        report: What it cost.
+    """
+
+    outputs: dict[str, str]
+    agents: dict[str, AgentResult]
+    report: RunReport
+
+    def __getitem__(self, agent: str) -> AgentResult:
+        return self.agents[agent]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as ``unspoken run --json`` prints it."""
+        report = self.report.to_dict()
+        return {"run_id": report.pop("run_id"), "outputs": self.outputs, **report}
+
+
+class Workflow:
+    """Agents, the channels between them, and the models they run on.
+
+    Args:
+        name: What it is called.
+        agents: Its agents.
+        inputs: Its inputs, as a type name or an `InputSpec` each; without it every ``inputs.X`` of a template is one.
+        outputs: Templates of its results; without any, the words of the agents that nobody reads.
+        models: Names for model objects and references; one that has none is named after its reference.
+        timeout: Most seconds a run may take.
+        description: What it does, for people.
+
+    Raises:
+        WorkflowError: Agents of equal names, or a setting that is not as it should be.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        agents: Sequence[Agent],
+        *,
+        inputs: Mapping[str, str | InputSpec] | None = None,
+        outputs: Mapping[str, str] | None = None,
+        models: Mapping[str, LocalModel | str] | None = None,
+        timeout: float | None = None,
+        description: str = "",
+    ) -> None:
+        doubles = {agent.name for agent in agents if [a.name for a in agents].count(agent.name) > 1}
+        if doubles:
+            raise WorkflowError(
+                [Problem(f"two agents are called {name!r}", "agents") for name in sorted(doubles)]
+            )
+        self._models: dict[str, LocalModel] = {}
+        refs: dict[str, str] = {}
+        specs = {}
+        for agent in agents:
+            key = _model_name(agent.model, models or {}, refs, self._models)
+            specs[agent.name] = agent.spec(key)
+        self.spec = _checked(
+            {
+                "name": name,
+                "description": description,
+                "models": {key: {"ref": ref or "in memory"} for key, ref in refs.items()},
+                "inputs": dict(inputs) if inputs is not None else _inferred(agents),
+                "agents": {key: one.model_dump(by_alias=True) for key, one in specs.items()},
+                "outputs": dict(outputs or {}),
+                "timeout": timeout,
+            }
+        )
+        self._plan: Plan | None = None
+
+    @classmethod
+    def from_spec(cls, spec: WorkflowSpec) -> "Workflow":
+        """A workflow of a valid spec; its models are loaded when it first runs."""
+        flow = cls.__new__(cls)
+        flow.spec, flow._models, flow._plan = spec, {}, None
+        return flow
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "Workflow":
+        """Read a workflow file.
+
+        Raises:
+            WorkflowError: Everything wrong with it, with line and column.
+        """
+        return cls.from_spec(load_workflow(path).spec)
+
+    def to_yaml(self) -> str:
+        """The workflow as a file's text; read again, it is the same.
+
+        Raises:
+            InputError: A model object that was made in memory has no reference to write.
+        """
+        nameless = [key for key, model in self._models.items() if not model.ref]
+        if nameless:
+            raise InputError(
+                f"model {nameless[0]!r} was made in memory and has no reference to write",
+                expected="models that were loaded by reference",
+                fix="save it to a folder, and load it with LocalModel.load(folder)",
+            )
+        return dumps(self.spec)
+
+    def connect(
+        self,
+        sharer: Agent | str,
+        receiver: Agent | str,
+        channel: Channel | str = "auto",
+        *,
+        when: str | None = None,
+        loop: bool = False,
+        fallback: str = "text",
+    ) -> "Workflow":
+        """Add an edge; what can be checked of it is checked here.
+
+        Args:
+            sharer: Who publishes.
+            receiver: Who reads.
+            channel: A channel, or the name of one.
+            when: Expression; where it is false the edge sends a skip.
+            loop: Whether its message starts the receiver again.
+            fallback: ``text``, or ``error`` to refuse rather than fall back.
+
+        Returns:
+            The workflow itself.
+
+        Raises:
+            WorkflowError: Unknown agents, an unknown channel or option.
+            IdentityMismatch, GeometryMismatch: Both models are loaded, differ, and the edge does not fall back.
+        """
+        data: dict[str, Any] = {"from": _agent_name(sharer), "to": _agent_name(receiver)}
+        data |= {"when": when, "loop": loop, "fallback": fallback}
+        data |= {"channel": channel} if isinstance(channel, str) else _options(channel)
+        plain = self.spec.model_dump(by_alias=True)
+        spec = _checked({**plain, "edges": [*plain["edges"], data]})
+        build_graph(spec)
+        self._check_ends(spec, spec.edges[-1], channel)
+        self.spec, self._plan = spec, None
+        return self
+
+    def _check_ends(self, spec: WorkflowSpec, edge: EdgeSpec, channel: Channel | str) -> None:
+        ends = [self._models.get(spec.agents[name].model) for name in (edge.from_, edge.to)]
+        if isinstance(channel, Channel) and edge.fallback == "error" and ends[0] and ends[1]:
+            channel.check(ends[0], ends[1])
+
+    @property
+    def graph(self) -> "nx.MultiDiGraph[str]":
+        """The graph: nodes are agents, edges channels."""
+        return build_graph(self.spec)
+
+    @property
+    def models(self) -> Mapping[str, LocalModel]:
+        """The models loaded so far, by name."""
+        return dict(self._models)
+
+    def load(self, progress: Progress | None = None) -> "Workflow":
+        """Load every model that is not loaded yet; one that several names refer to is loaded once.
+
+        Args:
+            progress: Called with a model's name, a stage and a fraction.
+
+        Raises:
+            WorkflowError: The workflow is not valid.
+            ModelReferenceError: A model that is not to be had.
+        """
+        problems = validate(self.spec)
+        if problems:
+            raise WorkflowError(problems)
+        loaded: dict[tuple[str, str, str, str | None], LocalModel] = {}
+        for name, model in self.spec.models.items():
+            if name in self._models:
+                continue
+            key = (model.ref, model.dtype, model.device, model.revision)
+            if key not in loaded:
+                loaded[key] = LocalModel.load(
+                    model.ref,
+                    dtype=model.dtype,
+                    device=model.device,
+                    revision=model.revision,
+                    progress=_for_model(progress, name),
+                )
+            self._models[name] = loaded[key]
+        return self
+
+    def plan(self, **inputs: object) -> Plan:
+        """Which channel each edge gets, and why; token counts where inputs are given.
+
+        Raises:
+            WorkflowError: The workflow is not valid, or an edge that must not fall back cannot be served.
+        """
+        self.load()
+        known = check_inputs(self.spec, inputs) if inputs else None
+        return plan_workflow(self.spec, self._by_agent(), known)
+
+    def _by_agent(self) -> dict[str, LocalModel]:
+        return {name: self._models[agent.model] for name, agent in self.spec.agents.items()}
+
+    def run(self, **inputs: object) -> RunResult:
+        """Run to the end; call `arun` where an event loop runs already.
+
+        Raises:
+            InputError: An input is missing, unknown or of another type.
+            AgentError, RunTimeout: The run failed.
+        """
+
+        async def go() -> RunResult:
+            return await self.arun(**inputs)
+
+        return anyio.run(go)
+
+    async def arun(self, **inputs: object) -> RunResult:
+        """Run to the end; see `run`."""
+        texts: dict[str, list[str]] = {}
+        finished: RunFinished | None = None
+        async with aclosing(self.stream(**inputs)) as events:
+            async for event in events:
+                match event:
+                    case TurnFinished():
+                        texts.setdefault(event.agent, []).append(event.text)
+                    case RunFinished():
+                        finished = event
+        if finished is None:
+            raise RuntimeError("the run ended without its last event")
+        agents = {name: AgentResult(words[-1], tuple(words)) for name, words in texts.items()}
+        return RunResult(finished.outputs, agents, finished.report)
+
+    async def stream(self, **inputs: object) -> AsyncGenerator[Event, None]:
+        """Run, event by event; the last is `RunFinished`.
+
+        A loop that may break off early belongs in ``async with contextlib.aclosing(flow.stream(...)) as events``:
+        leaving it cancels the run.
+        """
+        known = check_inputs(self.spec, inputs)
+        await anyio.to_thread.run_sync(self.load)
+        if self._plan is None:
+            self._plan = await anyio.to_thread.run_sync(plan_workflow, self.spec, self._by_agent())
+        send, receive = anyio.create_memory_object_stream[Event](float("inf"))
+        scheduler = Scheduler(self.spec, self._by_agent(), self._plan, known, send.send_nowait)
+
+        async def go() -> None:
+            with send:
+                report = await scheduler.run()
+                send.send_nowait(RunFinished(scheduler.outputs(), report))
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(go)
+                with receive:
+                    async for event in receive:
+                        yield event
+        except BaseExceptionGroup as group:
+            raise _only(group) from group.exceptions[0].__cause__
+
+
+def _only(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _for_model(progress: Progress | None, name: str) -> Callable[[str, float], None] | None:
+    if progress is None:
+        return None
+    return lambda stage, fraction: progress(name, stage, fraction)
+
+
+def _agent_name(agent: Agent | str) -> str:
+    return agent if isinstance(agent, str) else agent.name
+
+
+def _options(channel: Channel) -> dict[str, Any]:
+    options: dict[str, Any] = {"channel": channel.name, "share": channel.share, "as": channel.as_}
+    if isinstance(channel, SameModelCacheChannel):
+        options["repair"] = {"sink": channel.sink} if channel.sink else None
+    return options
+
+
+def _checked(data: Mapping[str, Any]) -> WorkflowSpec:
+    try:
+        return WorkflowSpec.model_validate(data)
+    except ValidationError as error:
+        raise WorkflowError([problem for _, problem in schema_problems(error)]) from None
+
+
+def _inferred(agents: Sequence[Agent]) -> dict[str, str]:
+    """Every ``inputs.X`` that a template reads; a list where an agent runs once per item of it."""
+    found: dict[str, str] = {}
+    for agent in agents:
+        templates = [
+            (agent.prompt, False),
+            (agent.system or "", False),
+            (agent.for_each or "none", True),
+        ]
+        for source, expression in templates:
+            for reference in references(source, expression=expression):
+                if reference.root == "inputs" and reference.attribute is not None:
+                    found[reference.attribute] = (
+                        "list" if expression else found.get(reference.attribute, "text")
+                    )
+    return found
+
+
+def _model_name(
+    model: LocalModel | str,
+    named: Mapping[str, LocalModel | str],
+    refs: dict[str, str],
+    loaded: dict[str, LocalModel],
+) -> str:
+    """The name of a model in the workflow, entered with its reference."""
+    known = next((key for key, one in named.items() if one is model or one == model), None)
+    known = known or next((key for key, one in loaded.items() if one is model), None)
+    ref = model if isinstance(model, str) else model.ref
+    name = (
+        known
+        or re.sub(r"\W+", "_", ref.rsplit("/", 1)[-1].removeprefix("embedded:")).strip("_")
+        or "model"
+    )
+    while known is None and name in refs and (refs[name] != ref or not isinstance(model, str)):
+        name += "_"
+    refs[name] = ref
+    if isinstance(model, LocalModel):
+        loaded[name] = model
+    return name

@@ -1,0 +1,66 @@
+"""What crosses an edge, and how: states, messages and the channels that carry them."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unspoken.channels.base import (
+        Arrival,
+        Carry,
+        CarryReport,
+        CausalModel,
+        Channel,
+        Prefill,
+        Span,
+    )
+    from unspoken.channels.errors import UnspokenError
+    from unspoken.channels.geometry import CacheGeometry, LayerGeometry, ModelIdentity
+    from unspoken.channels.message import Message, Segment
+    from unspoken.channels.rope import Rotary
+    from unspoken.channels.same_model import SameModelCacheChannel
+    from unspoken.channels.state import KVState, LayerState
+    from unspoken.channels.text import TextChannel
+
+__all__ = [
+    "Arrival",
+    "CacheGeometry",
+    "Carry",
+    "CarryReport",
+    "CausalModel",
+    "Channel",
+    "KVState",
+    "LayerGeometry",
+    "LayerState",
+    "Message",
+    "ModelIdentity",
+    "Prefill",
+    "Rotary",
+    "SameModelCacheChannel",
+    "Segment",
+    "Span",
+    "TextChannel",
+    "UnspokenError",
+]
+
+_HOMES = {
+    "base": ("Arrival", "Carry", "CarryReport", "CausalModel", "Channel", "Prefill", "Span"),
+    "errors": ("UnspokenError",),
+    "geometry": ("CacheGeometry", "LayerGeometry", "ModelIdentity"),
+    "message": ("Message", "Segment"),
+    "rope": ("Rotary",),
+    "same_model": ("SameModelCacheChannel",),
+    "state": ("KVState", "LayerState"),
+    "text": ("TextChannel",),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name's module on first use (PEP 562), so that light commands stay light."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,71 @@
+"""What an agent publishes on its out-edges."""
+
+from dataclasses import dataclass
+
+from unspoken.channels.geometry import ModelIdentity
+from unspoken.channels.state import KVState
+
+__all__ = ["Message", "Segment", "common_prefix"]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One turn's token ids.
+
+    Attributes:
+        role: ``system``, ``user`` or ``assistant``.
+        ids: The whole turn, wrapper included.
+        content: Where the words stand in `ids`, as (start, stop).
+        text: The words.
+        position: Position of the turn's first token in its maker's context.
+    """
+
+    role: str
+    ids: tuple[int, ...]
+    content: tuple[int, int]
+    text: str
+    position: int
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """Token ids of the words alone."""
+        return self.ids[slice(*self.content)]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What one turn of an agent says on an edge.
+
+    Attributes:
+        sharer: Name of the agent.
+        segments: The turns that travel, in order.
+        whole: Whether whole turns are handed over (``share: context``), or their words alone.
+        context: Token ids of the sharer's context from its start through the message's last token.
+        identity: The model that wrote it; its tokenizer gives the ids their meaning.
+        state: State of all of `context`; None where no edge asked for it.
+    """
+
+    sharer: str
+    segments: tuple[Segment, ...]
+    whole: bool
+    context: tuple[int, ...]
+    identity: ModelIdentity
+    state: KVState | None = None
+
+    @property
+    def text(self) -> str:
+        """The words of all turns; the exact equivalent of the message on a text edge."""
+        return "\n\n".join(segment.text for segment in self.segments)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of words, or of whole turns where those travel."""
+        return sum(len(segment.ids if self.whole else segment.words) for segment in self.segments)
+
+
+def common_prefix(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+    """Number of leading tokens that two runs of ids share."""
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))

@@ -1,0 +1,135 @@
+"""The state itself, between agents on one model."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from unspoken.channels.base import (
+    Arrival,
+    Carry,
+    CarryReport,
+    CausalModel,
+    Channel,
+    Role,
+    Share,
+    Span,
+)
+from unspoken.channels.errors import GeometryMismatch, InputError, StateError
+from unspoken.channels.message import common_prefix
+from unspoken.channels.state import KVState
+
+__all__ = ["SameModelCacheChannel"]
+
+
+@dataclass(frozen=True, slots=True)
+class SameModelCacheChannel(Channel):
+    """Hand over keys and values between agents whose models have the same weights.
+
+    Where the same tokens stand before the message at both ends, its state continues the receiver's context exactly.
+    Elsewhere it is spliced: keys are shifted to the receiver's positions, and the first `sink` message tokens are
+    computed anew, since those drew the attention of all that followed in the sharer's context (EPIC, arXiv 2410.15332).
+
+    Attributes:
+        share: What the sharer publishes; None stands for its output, or its prompt where it generates nothing.
+        as_: Role of the message's turn in the receiver's template.
+        sink: Tokens of a spliced message to compute anew; 0 for none, a number past its length for all (then exact).
+    """
+
+    name: ClassVar[str] = "same_model_cache"
+    carries_state: ClassVar[bool] = True
+
+    share: Share | None = None
+    as_: Role = "user"
+    sink: int = 4
+
+    def __post_init__(self) -> None:
+        if self.sink < 0:
+            raise InputError(f"sink is {self.sink}", expected="0 or more tokens to compute anew")
+
+    def check(self, sharer: CausalModel, receiver: CausalModel) -> None:
+        """Both ends must have the same weights, config, tokenizer and dtype.
+
+        Raises:
+            IdentityMismatch, GeometryMismatch: naming what differs.
+        """
+        receiver.identity.require(sharer.identity, "the sharer's cache")
+        if sharer.dtype != receiver.dtype:
+            raise GeometryMismatch(
+                f"the sharer computes in {sharer.dtype}, the receiver in {receiver.dtype}",
+                expected="one dtype at both ends",
+                fix="load both agents' models with one dtype, or use a text channel",
+            )
+
+    def carry(self, arrival: Arrival, receiver: CausalModel) -> Carry:
+        """Continue where the prefixes are equal, splice the rest.
+
+        Raises:
+            IdentityMismatch, GeometryMismatch: The state is not the receiver's own model's.
+            StateError: The message has no state.
+        """
+        message = arrival.message
+        if message.state is None:
+            raise StateError(
+                f"the message of {message.sharer!r} brings no state",
+                expected="a message published with its state",
+                fix="publish it with state, or use a text channel",
+            )
+        receiver.identity.require(message.state.identity, f"the cache of {message.sharer!r}")
+        message.state.check(receiver.geometry, receiver.dtype)
+        state = message.state.to(receiver.device)
+        shared = common_prefix(arrival.context, message.context)
+        prefix = state.slice(0, shared) if shared and state.start == 0 else None
+        spans = tuple(
+            _beyond(span, shared) for span in arrival.spans if span.at + span.length > shared
+        )
+        spliced = tuple(self._place(state, span, receiver) for span in spans)
+        repair = _first_positions(spans, self.sink)
+        report = self._report(arrival, shared, spans, repair, spliced, state)
+        return Carry(prefix, spliced, repair, report)
+
+    def _place(self, state: KVState, span: Span, receiver: CausalModel) -> KVState:
+        source = state.slice(span.source, span.source + span.length)
+        return source.shift(span.at - span.source, receiver.geometry, receiver.rotary)
+
+    def _report(
+        self,
+        arrival: Arrival,
+        shared: int,
+        spans: tuple[Span, ...],
+        repair: tuple[int, ...],
+        spliced: tuple[KVState, ...],
+        state: KVState,
+    ) -> CarryReport:
+        tokens = sum(span.length for span in arrival.spans)
+        beyond = sum(span.length for span in spans)
+        exact = beyond == len(repair)
+        if not beyond and tokens:
+            reason = "continuation: the same tokens stand before the message at both ends"
+        elif tokens:
+            moved = spans[0].at - spans[0].source
+            reason = f"splice: other tokens stand before the message; keys moved by {moved:+d}, {len(repair)} repaired"
+        else:
+            reason = (
+                "the receiver's template rewrote the message's tokens, so its state has no place"
+            )
+        per_token = state.nbytes // max(len(state), 1)
+        return CarryReport(
+            self.name,
+            exact=exact,
+            reason=reason,
+            tokens=arrival.message.tokens,
+            reused=tokens - len(repair),
+            repaired=len(repair),
+            bytes=per_token * (tokens - beyond) + sum(piece.nbytes for piece in spliced),
+        )
+
+
+def _beyond(span: Span, prefix: int) -> Span:
+    """The part of a span that lies at or after position `prefix`."""
+    skip = max(prefix - span.at, 0)
+    return Span(span.at + skip, span.source + skip, span.length - skip)
+
+
+def _first_positions(spans: tuple[Span, ...], count: int) -> tuple[int, ...]:
+    """The first `count` receiver positions of the spans."""
+    positions = [position for span in spans for position in range(span.at, span.at + span.length)]
+    return tuple(positions[:count])

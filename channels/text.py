@@ -1,0 +1,42 @@
+"""Words: the reference that every other channel is measured against."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from unspoken.channels.base import Arrival, Carry, CarryReport, CausalModel, Channel, Role, Share
+
+__all__ = ["TextChannel"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextChannel(Channel):
+    """Hand over words (between equal tokenizers, their ids); the receiver computes everything itself.
+
+    Attributes:
+        share: What the sharer publishes; None stands for its output, or its prompt where it generates nothing.
+        as_: Role of the message's turn in the receiver's template.
+    """
+
+    name: ClassVar[str] = "text"
+    carries_state: ClassVar[bool] = False
+
+    share: Share | None = None
+    as_: Role = "user"
+
+    def check(self, sharer: CausalModel, receiver: CausalModel) -> None:
+        """Any two models can exchange words."""
+
+    def carry(self, arrival: Arrival, receiver: CausalModel) -> Carry:
+        """No state at all."""
+        message = arrival.message
+        same = message.identity.tokenizer == receiver.identity.tokenizer
+        report = CarryReport(
+            self.name,
+            exact=True,
+            reason="the receiver reads the same token ids"
+            if same
+            else "the receiver reads the words",
+            tokens=message.tokens,
+            bytes=len(message.text.encode()),
+        )
+        return Carry(None, (), (), report)
