@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from inspect import signature
 from typing import Any
 
 import torch
@@ -373,6 +374,10 @@ class Backbone:
         states = hidden[None]
         masks = self.masks(positions, stop)
         ropes = self._position_embeddings(states, positions[None])
+        parameters = signature(self.layers[first].forward).parameters
+        past: dict[str, Any] = {
+            "layer_past" if "layer_past" in parameters else "past_key_values": cache
+        }
         with self._scattered(cache, positions, stop - 1):
             for index in range(first, last):
                 kind = self.kinds[index]
@@ -380,7 +385,7 @@ class Backbone:
                     states,
                     attention_mask=masks[kind],
                     position_ids=positions[None],
-                    past_key_values=cache,
+                    **past,
                     use_cache=True,
                     position_embeddings=ropes[kind],
                 )

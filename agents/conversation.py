@@ -57,7 +57,7 @@ def prepare_turn(
     """Compose an agent's next turn.
 
     A message whose agent the prompt mentions stands where it is mentioned; the others become turns of their own, before
-    the prompt, in the order of the edges.
+    the prompt, in the order of the edges. Of several messages of one agent, a mention means the first.
 
     Args:
         composer: Composer of the agent's model.
@@ -79,7 +79,7 @@ def prepare_turn(
         pieces += _quoted(by_agent[part.agent]) if isinstance(part, TextRef) else [part]
     turns: list[Turn] = []
     for one in incoming:
-        if one.fresh and one.edge.from_ not in mentioned:
+        if one.fresh and not (one.edge.from_ in mentioned and by_agent[one.edge.from_] is one):
             turns += _turns(one)
     turns.append(Turn("user", tuple(pieces)))
     context = composer.compose(turns, system=system, earlier=earlier)

@@ -1,12 +1,11 @@
 """GGUF files turned, once, into a folder of safetensors in the user's cache."""
 
-import logging
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from unspoken.agents.files import (
     read_json,
     write_json,
 )
+from unspoken.agents.quiet import Stage, quiet_transformers
 from unspoken.channels.errors import ModelReferenceError, ModelSupportError, UnspokenError
 
 if TYPE_CHECKING:
@@ -224,8 +224,8 @@ def convert(gguf: Path, made: Path, report: Progress) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     place: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-    stage = _Stage("dequantise", report)
-    with _quiet_transformers(stage):
+    stage = Stage("dequantise", report)
+    with quiet_transformers(stage):
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **place)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
@@ -257,69 +257,6 @@ def _require_same_tokenizer(
             raise ModelSupportError(f"the tokenizer's {name} changes when it is saved and loaded")
     if tokenizer.backend_tokenizer.to_str() != reloaded.backend_tokenizer.to_str():
         raise ModelSupportError("the tokenizer changes when it is saved and loaded")
-
-
-class _Stage:
-    """The stage that transformers' own progress bars belong to."""
-
-    def __init__(self, name: str, report: Progress) -> None:
-        self.name, self.report = name, report
-        report(name, 0.0)
-
-    def enter(self, name: str) -> None:
-        self.leave()
-        self.name = name
-        self.report(name, 0.0)
-
-    def leave(self) -> None:
-        self.report(self.name, 1.0)
-
-    def bar(self, items: Any = None, *_: Any, total: int | None = None, **__: Any) -> "_Bar":
-        return _Bar(self, items, total)
-
-
-class _Bar:
-    """Stands where tqdm's bar would, and reports instead of printing."""
-
-    def __init__(self, stage: _Stage, items: Any, total: int | None) -> None:
-        self.stage, self.items, self.done = stage, items, 0
-        self.total = total or (len(items) if hasattr(items, "__len__") else 0)
-
-    def __iter__(self) -> Iterator[Any]:
-        for item in self.items or ():
-            yield item
-            self.update()
-
-    def update(self, count: int = 1) -> None:
-        self.done += count
-        if self.total:
-            self.stage.report(self.stage.name, min(1.0, self.done / self.total))
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-@contextmanager
-def _quiet_transformers(stage: _Stage) -> Iterator[None]:
-    """Turn transformers' bars into reports and its log lines off; all is put back at the end."""
-    from transformers import modeling_gguf_pytorch_utils as older
-    from transformers.utils import logging as theirs
-
-    with ExitStack() as undo:
-        undo.callback(theirs.set_verbosity, theirs.get_verbosity())
-        theirs.set_verbosity(logging.CRITICAL)
-        before = theirs.set_tqdm_hook(lambda _, args, settings: stage.bar(*args, **settings))
-        undo.callback(theirs.set_tqdm_hook, before)
-        if hasattr(older, "tqdm"):  # the reader of older architectures calls tqdm itself
-            undo.callback(setattr, older, "tqdm", older.tqdm)
-            older.tqdm = stage.bar
-        yield
 
 
 def _explained(source: GgufSource, target: Path, error: Exception) -> UnspokenError:

@@ -52,7 +52,9 @@ def read_inputs(spec: WorkflowSpec, words: list[str]) -> dict[str, object]:
             raise InputError(f"{word!r} is not an input", expected="NAME=VALUE or NAME=@FILE")
         if name in values:
             raise InputError(f"input {name!r} is given twice", expected="each input once")
-        if text.startswith("@"):
+        if text.startswith("@@"):
+            text = text[1:]
+        elif text.startswith("@"):
             text = _read(name, text[1:])
         values[name] = _convert(name, text, spec.inputs.get(name, InputSpec()))
     return values
@@ -72,7 +74,6 @@ def _read(name: str, path: str) -> str:
 def _convert(name: str, text: str, declared: InputSpec) -> object:
     import json
 
-    text = text.removeprefix("@") if text.startswith("@@") else text
     if declared.type == "text":
         return text
     if declared.type == "list" and not text.lstrip().startswith("["):

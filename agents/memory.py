@@ -55,5 +55,10 @@ class Shelf:
             del self._entries[handle]
             self.bytes_held -= entry.state.nbytes
 
+    def clear(self) -> None:
+        """Free every state, whoever was to read it."""
+        self._entries.clear()
+        self.bytes_held = 0
+
     def __len__(self) -> int:
         return len(self._entries)

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -19,6 +20,7 @@ from unspoken.agents._hf import Backbone, ContextCache, first_gap
 from unspoken.agents.catalog import prepare
 from unspoken.agents.compose import Composer
 from unspoken.agents.identity import cached_identity, model_identity
+from unspoken.agents.quiet import Stage, quiet_transformers
 from unspoken.agents.template import PLAIN_TEMPLATE, ChatTemplate, read_template
 from unspoken.agents.tokens import TokenCodec
 from unspoken.channels.base import Prefill
@@ -90,12 +92,13 @@ class LocalModel:
         wanted = _dtype(dtype, target)
         identity = cached_identity(folder)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=wanted if identity and wanted else _checkpoint_dtype(folder),
-                attn_implementation="sdpa",
-            )
+            with quiet_transformers(Stage("load", progress or (lambda stage, fraction: None))):
+                tokenizer = AutoTokenizer.from_pretrained(folder)
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder,
+                    dtype=wanted if identity and wanted else _checkpoint_dtype(folder),
+                    attn_implementation=_attention(folder),
+                )
         except (OSError, ValueError, KeyError) as error:
             raise ModelReferenceError(
                 f"{ref!r} could not be loaded from {folder}: {str(error).splitlines()[0]}",
@@ -105,7 +108,11 @@ class LocalModel:
         if identity is None:  # before any cast: an identity is of the checkpoint's own values
             identity = model_identity(model, tokenizer, folder)
         torch.nn.Module.to(model, target, wanted)
-        return cls(model, tokenizer, ref=ref, identity=identity)
+        loaded = cls(model, tokenizer, ref=ref, identity=identity)
+        loaded.prefill(
+            loaded.tensor(range(8))
+        )  # warms up, so that no agent's first token pays for it
+        return loaded
 
     @property
     def identity(self) -> ModelIdentity:
@@ -307,6 +314,12 @@ class LocalModel:
             error = (moved.float() - far.keys[:, 11:].float()).abs().max()
             size = far.keys.float().abs().max()
         return bool(error <= 0.02 * size)
+
+
+def _attention(folder: Path) -> str:
+    """Scaled-dot-product attention, but for models whose soft cap only eager attention has."""
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
 
 
 def _checkpoint_dtype(folder: Path) -> torch.dtype | str:

@@ -48,13 +48,10 @@ def _context(spec: WorkflowSpec, agent: str, above: tuple[str, ...]) -> Iterator
     one = spec.agents[agent]
     yield _system(spec, agent)
     mentioned = {reference.root for reference in references(one.prompt)}
+    first = _first_edges(spec, agent)
     for number, edge in enumerate(spec.edges):
-        if (
-            edge.to == agent
-            and not edge.loop
-            and edge.from_ not in mentioned
-            and edge.from_ not in above
-        ):
+        quoted = edge.from_ in mentioned and first.get(edge.from_) == number
+        if edge.to == agent and not edge.loop and not quoted and edge.from_ not in above:
             yield from _message(spec, number, (*above, agent))
     yield from _turn("user", _prompt(spec, agent, (*above, agent)))
     if one.generate is not None:
@@ -82,11 +79,7 @@ def _turn(role: str, pieces: Iterator[Piece], edge: int | None = None) -> Iterat
 
 def _prompt(spec: WorkflowSpec, agent: str, above: tuple[str, ...]) -> Iterator[Piece]:
     """A prompt's words, and the messages it quotes."""
-    edges = {
-        edge.from_: number
-        for number, edge in reversed(list(enumerate(spec.edges)))
-        if edge.to == agent
-    }
+    edges = _first_edges(spec, agent)
     prompt = spec.agents[agent].prompt
     private = any(reference.root != "inputs" for reference in references(prompt))
     for index, part in enumerate(_parts(prompt)):
@@ -97,6 +90,12 @@ def _prompt(spec: WorkflowSpec, agent: str, above: tuple[str, ...]) -> Iterator[
         else:
             own = (agent, index) if private and not part.literal else ()
             yield Piece(("words", part.text, own), f"the prompt of {agent}", "prompt")
+
+
+def _first_edges(spec: WorkflowSpec, agent: str) -> dict[str, int]:
+    """Per sharer, the edge whose message a mention of it means in a first turn."""
+    edges = reversed(list(enumerate(spec.edges)))
+    return {edge.from_: number for number, edge in edges if edge.to == agent and not edge.loop}
 
 
 def _words(spec: WorkflowSpec, number: int, above: tuple[str, ...]) -> Iterator[Piece]:

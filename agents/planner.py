@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from unspoken.agents.outline import Piece, outline
 from unspoken.agents.spec import EdgeSpec, Share, WorkflowSpec
-from unspoken.channels.errors import ChannelError, Problem, WorkflowError
+from unspoken.channels.errors import ChannelError, ModelSupportError, Problem, WorkflowError
 from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel
 
@@ -107,7 +107,7 @@ def plan_workflow(
     contexts = {name: outline(spec, name) for name in spec.agents}
     edges, channels, problems = [], {}, []
     for number, edge in enumerate(spec.edges):
-        refusal = _refusal(spec, edge, models)
+        refusal = _refusal(spec, number, contexts, models)
         if refusal is not None and edge.channel == "same_model_cache" and edge.fallback == "error":
             problems.append(
                 Problem(
@@ -131,15 +131,34 @@ def _notes(model: "LocalModel") -> tuple[str, ...]:
     return plain + model.template.notes
 
 
-def _refusal(spec: WorkflowSpec, edge: EdgeSpec, models: Mapping[str, "LocalModel"]) -> str | None:
+def _refusal(
+    spec: WorkflowSpec,
+    number: int,
+    contexts: Mapping[str, Sequence[Piece]],
+    models: Mapping[str, "LocalModel"],
+) -> str | None:
     """Why no cache can cross this edge, or None."""
+    edge = spec.edges[number]
+    if edge.channel == "text":
+        return None
     if spec.agents[edge.from_].for_each is not None:
         return f"{edge.from_} runs once per item, and its items have contexts of their own"
     try:
         make_channel(edge, "same_model_cache").check(models[edge.from_], models[edge.to])
     except ChannelError as error:
         return error.found
+    if _mode(spec, number, contexts)[0] == "splice" and not _shifts_keys(models[edge.to]):
+        return (
+            "this model's keys cannot be moved, and the message stands elsewhere than at its sharer"
+        )
     return None
+
+
+def _shifts_keys(model: "LocalModel") -> bool:
+    try:
+        return model.shifts_keys
+    except ModelSupportError:
+        return False
 
 
 def _plan_edge(
@@ -155,7 +174,7 @@ def _plan_edge(
     model = models[edge.from_]
     mode, reason, advice = "text", "", ""
     if name != "text":
-        mode, reason, advice = _mode(spec, number, contexts, models[edge.to])
+        mode, reason, advice = _mode(spec, number, contexts)
     elif edge.channel == "text":
         reason = "the workflow asks for text"
     else:
@@ -178,7 +197,7 @@ def _plan_edge(
 
 
 def _mode(
-    spec: WorkflowSpec, number: int, contexts: Mapping[str, Sequence[Piece]], receiver: "LocalModel"
+    spec: WorkflowSpec, number: int, contexts: Mapping[str, Sequence[Piece]]
 ) -> tuple[str, str, str]:
     """Whether the same pieces stand before and in the message at both ends."""
     edge = spec.edges[number]
@@ -192,7 +211,7 @@ def _mode(
         )
     for left, right in zip(theirs, ours[: last + 1], strict=False):
         if left.key != right.key:
-            return _explain_splice(spec, number, left, right, receiver)
+            return _explain_splice(spec, number, left, right)
     if len(theirs) <= last:
         return "splice", f"{edge.to} has more before the message than {edge.from_}", ""
     return (
@@ -203,7 +222,7 @@ def _mode(
 
 
 def _explain_splice(
-    spec: WorkflowSpec, number: int, left: Piece, right: Piece, receiver: "LocalModel"
+    spec: WorkflowSpec, number: int, left: Piece, right: Piece
 ) -> tuple[str, str, str]:
     edge = spec.edges[number]
     reason = (
@@ -216,12 +235,6 @@ def _explain_splice(
         )
     elif right.edge not in (None, number):
         advice = "let this edge come first, or share the whole context"
-    if not receiver.shifts_keys:
-        return (
-            "text",
-            "this model's keys cannot be moved, so a message elsewhere than at the start is read anew",
-            "",
-        )
     return "splice", reason, advice
 
 

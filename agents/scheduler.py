@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup
 
 from unspoken.agents.compose import Composed
 from unspoken.agents.conversation import Incoming, Prepared, prepare_turn, publish
-from unspoken.agents.dataflow import Dataflow, Exhausted, Firing, Skipped
+from unspoken.agents.dataflow import Dataflow, Exhausted, Firing, Happening, Skipped, Unread
 from unspoken.agents.engines.local import worker_for
 from unspoken.agents.events import (
     AgentSkipped,
@@ -131,7 +131,10 @@ class Scheduler:
                 fix="raise the workflow's timeout, or shorten the agents' work",
             ) from None
         except BaseExceptionGroup as group:
-            raise _first(group) from None
+            error = _first(group)
+            raise error from error.__cause__
+        finally:
+            self._forget()
         seconds = perf_counter() - began
         self.log.info("run finished", seconds=round(seconds, 3))
         return RunReport(
@@ -143,6 +146,17 @@ class Scheduler:
             tuple(self.fallbacks),
             self.shelf.peak_bytes,
         )
+
+    def _forget(self) -> None:
+        """Let go of every state; what was written stays."""
+        self.shelf.clear()
+        for agent in self.agents.values():
+            agent.context = agent.state = None
+            agent.held.clear()
+
+    def texts(self) -> dict[str, tuple[str, ...]]:
+        """What each agent wrote, turn by turn; an agent that never had a turn is not in it."""
+        return {name: tuple(one.texts) for name, one in self.agents.items() if one.texts}
 
     def outputs(self) -> dict[str, str]:
         """The workflow's outputs; without any, the words of every agent that nobody reads."""
@@ -170,9 +184,7 @@ class Scheduler:
         self.log.warning("fallback to text", edge=f"{sharer} -> {receiver}", reason=reason)
         self.emit(FallbackTaken(sharer, receiver, reason))
 
-    def _act(
-        self, tasks: TaskGroup, happenings: list[Firing[_Parcel] | Skipped | Exhausted]
-    ) -> None:
+    def _act(self, tasks: TaskGroup, happenings: list[Happening[_Parcel]]) -> None:
         for happening in happenings:
             match happening:
                 case Firing():
@@ -184,10 +196,18 @@ class Scheduler:
                     self.agents[agent].skipped = True
                     self.log.info("agent skipped", agent=agent)
                     self.emit(AgentSkipped(agent))
-                case Exhausted(edge):
+                case Unread(item=parcel):
+                    self._drop(parcel)
+                case Exhausted(edge, _, parcel):
+                    self._drop(parcel)
                     ends = self.spec.edges[edge]
                     self.log.info("loop ended", edge=f"{ends.from_} -> {ends.to}")
                     self.emit(LoopEnded(ends.from_, ends.to))
+
+    def _drop(self, parcel: _Parcel) -> None:
+        """Free the state of a message that nobody reads."""
+        if parcel.handle is not None:
+            self.shelf.release(parcel.handle)
 
     async def _guarded(self, tasks: TaskGroup, firing: Firing[_Parcel]) -> None:
         """Take a turn; whatever goes wrong names the agent, and the edge where one is to blame."""
@@ -223,7 +243,9 @@ class Scheduler:
             )
             agent.texts.append("\n\n".join(agent.items))
         if agent.spec.memory == "run" and agent.spec.for_each is None and not ends:
-            agent.context, agent.state = results[0][0].context, results[0][0].state
+            # Without the messages it holds: their states live on the shelf, no longer than that keeps them.
+            agent.context = replace(results[0][0].context, placed=())
+            agent.state = results[0][0].state
         else:
             agent.context = agent.state = None
         self._let_go(agent, ends)
@@ -326,14 +348,16 @@ class Scheduler:
         agent.turns.append(report)
         for number, carried, seconds in outcome.carries:
             edge = self.spec.edges[number]
-            planned = self.plan.channels[number].name
+            channel = self.plan.channels[number]
+            planned = channel.name
             record = EdgeReport(
                 edge.from_, edge.to, turn, planned, seconds=seconds, **asdict(carried)
             )
             self.edges.append(record)
             self.log.info("message carried", **record.to_dict())
             self.emit(MessageCarried(record))
-            if planned != carried.channel:
+            nothing = carried.tokens and not carried.reused + carried.repaired
+            if planned != carried.channel or (channel.carries_state and nothing):
                 self._fall_back(edge.from_, edge.to, carried.reason)
         self.log.info("turn finished", agent=agent.name, **asdict(report))
         self.emit(TurnFinished(agent.name, turn, outcome.text, report))
@@ -376,8 +400,8 @@ class Scheduler:
         for number, parcel in firing.inbox.items():
             known = agent.held.get(number)
             if number in firing.fresh:
-                if known is not None and known.handle is not None:
-                    self.shelf.release(known.handle)
+                if known is not None:
+                    self._drop(known)
                 agent.held[number] = parcel
 
     def _let_go(self, agent: _Agent, ends: bool) -> None:
@@ -385,9 +409,8 @@ class Scheduler:
         if not ends and (agent.spec.memory == "turn" or agent.spec.for_each is not None):
             return
         for number, parcel in list(agent.held.items()):
-            if parcel.handle is not None:
-                self.shelf.release(parcel.handle)
-                agent.held[number] = replace(parcel, handle=None)
+            self._drop(parcel)
+            agent.held[number] = replace(parcel, handle=None)
 
 
 def _blame(agent: str, error: Exception) -> RunError:

@@ -117,7 +117,9 @@ def _later_wrappers(
         notes.append("it shows no conversation of several turns")
         return before_first, ("", "")
     after = _after(two, 1)
-    assistant = (_between(two, 0, 1).removeprefix(user_after), after)
+    assistant = (_between(three, 0, 1).removeprefix(user_after), after)
+    if _between(two, 0, 1) != _between(three, 0, 1):
+        notes.append("it opens an assistant turn differently once another turn follows")
     middle = _between(three, 1, 2)
     if not middle.startswith(after):
         notes.append("it closes an assistant turn differently once another turn follows")

@@ -93,7 +93,7 @@ class Detokenizer:
         self._codec, self._stop = codec, tuple(stop)
         self._ids: list[int] = []
         self._settled = self._read = 0
-        self._ends: list[int] = []
+        self._ends: list[int] = []  # per token whose text is certain, where in the text it ends
         self._given = 0
         self._text = ""
         self.stopped = False
@@ -106,7 +106,7 @@ class Detokenizer:
         if len(fresh) > len(known) and not fresh.endswith("\ufffd"):
             self._text += fresh[len(known) :]
             self._settled, self._read = self._read, len(self._ids)
-        self._ends.append(len(self._text))
+            self._ends += [len(self._text)] * (len(self._ids) - len(self._ends))
         return self._give()
 
     def finish(self) -> str:
@@ -116,9 +116,8 @@ class Detokenizer:
         self._text += self._codec.decode(self._ids[self._settled :])[
             len(self._codec.decode(self._ids[self._settled : self._read])) :
         ]
-        rest = self._text[self._given :]
-        self._given = len(self._text)
-        return rest
+        self._ends += [len(self._text)] * (len(self._ids) - len(self._ends))
+        return self._give(last=True)
 
     @property
     def text(self) -> str:
@@ -133,7 +132,7 @@ class Detokenizer:
         covered = self._ends[whole - 1] if whole else 0
         return (*self._ids[:whole], *self._codec.encode_words(self._text[covered:])), whole
 
-    def _give(self) -> str:
+    def _give(self, *, last: bool = False) -> str:
         found = [
             at
             for stop in self._stop
@@ -141,7 +140,8 @@ class Detokenizer:
         ]
         if found:
             self._text, self.stopped = self._text[: min(found)], True
-        certain = len(self._text) if self.stopped else len(self._text) - self._held_back()
+        held = 0 if self.stopped or last else self._held_back()
+        certain = len(self._text) - held
         piece = self._text[self._given : certain]
         self._given = max(self._given, certain)
         return piece

@@ -13,12 +13,28 @@ from unspoken.agents.sampling import Sampler
 from unspoken.agents.spec import GenerateSpec
 from unspoken.agents.tokens import Detokenizer
 from unspoken.channels.base import Arrival, Carry, CarryReport, Channel
-from unspoken.channels.errors import ChannelError, ContextLengthError, RunError
+from unspoken.channels.errors import (
+    ChannelError,
+    ContextLengthError,
+    ModelSupportError,
+    RunError,
+    StateError,
+)
 from unspoken.channels.message import Segment, common_prefix
 from unspoken.channels.state import KVState
 from unspoken.channels.text import TextChannel
 
-__all__ = ["Delivery", "Prefilling", "TurnOutcome", "TurnRequest", "Usage", "Written", "run_turn"]
+__all__ = [
+    "Assembly",
+    "Delivery",
+    "Prefilling",
+    "TurnOutcome",
+    "TurnRequest",
+    "Usage",
+    "Written",
+    "assemble",
+    "run_turn",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +156,15 @@ class _Clock:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Assembly:
-    """States in place for a context, and what is left to compute."""
+class Assembly:
+    """States in place for a context, and what is left to compute.
+
+    Attributes:
+        states: States at their positions.
+        missing: Positions to compute, ascending.
+        repaired: Those of them that have a state all the same.
+        carries: Per delivery, its edge, its report and the seconds its carry took.
+    """
 
     states: tuple[KVState, ...]
     missing: tuple[int, ...]
@@ -168,7 +191,7 @@ def run_turn(model: LocalModel, request: TurnRequest) -> Steps:
             expected=f"fewer than the {model.max_positions} of {model.ref or 'the model'}",
             fix="shorten the inputs, share output instead of context, or use a model with a longer context",
         )
-    assembly = _assemble(model, request, ids)
+    assembly = assemble(model, ids, request.deliveries, request.own)
     budget = request.generate.max_new_tokens if request.generate else 0
     cache = model.open(assembly.states, assembly.missing, spare=min(budget, 256) + 16)
     logits: Tensor | None = None
@@ -197,7 +220,7 @@ def run_turn(model: LocalModel, request: TurnRequest) -> Steps:
 def _usage(
     model: LocalModel,
     ids: Sequence[int],
-    assembly: _Assembly,
+    assembly: Assembly,
     generated: int,
     ttft: float | None,
     clock: _Clock,
@@ -215,18 +238,23 @@ def _usage(
     )
 
 
-def _assemble(model: LocalModel, request: TurnRequest, ids: tuple[int, ...]) -> _Assembly:
+def assemble(
+    model: LocalModel,
+    ids: tuple[int, ...],
+    deliveries: Sequence[Delivery],
+    own: tuple[tuple[int, ...], KVState] | None = None,
+) -> Assembly:
     """Find state for a context: the longest exact prefix of all at hand, then splices, then what is missing."""
     carries: list[tuple[int, CarryReport, float]] = []
     offers: list[Carry] = []
-    for delivery in request.deliveries:
+    for delivery in deliveries:
         began = perf_counter()
         carry = _carry(delivery, model)
         carries.append((delivery.edge, carry.report, perf_counter() - began))
         offers.append(carry)
     prefixes = [carry.prefix for carry in offers if carry.prefix is not None]
-    if request.own is not None:
-        known, state = request.own
+    if own is not None:
+        known, state = own
         prefixes.append(state.slice(0, min(common_prefix(ids, known), state.stop)))
     best = max(prefixes, key=len, default=None)
     # The last token is always computed: its logits choose the first new one.
@@ -241,13 +269,20 @@ def _assemble(model: LocalModel, request: TurnRequest, ids: tuple[int, ...]) -> 
         repaired.update(position for position in carry.repair if position >= reach)
     covered = {position for state in states for position in range(state.start, state.stop)}
     missing = tuple(p for p in range(len(ids)) if p not in covered or p in repaired)
-    return _Assembly(tuple(states), missing, frozenset(repaired & covered), tuple(carries))
+    return Assembly(tuple(states), missing, frozenset(repaired & covered), tuple(carries))
 
 
 def _carry(delivery: Delivery, model: LocalModel) -> Carry:
     try:
-        return delivery.channel.carry(delivery.arrival, model)
-    except ChannelError as error:
+        carry = delivery.channel.carry(delivery.arrival, model)
+        if _moves_keys(carry, delivery.arrival) and not model.shifts_keys:
+            raise StateError(
+                "this model's keys cannot be moved to other positions",
+                expected="the same tokens before the message at both ends",
+                fix="let the message come first in the receiver's context, or use a text channel",
+            )
+        return carry
+    except (ChannelError, ModelSupportError) as error:
         if not delivery.fallback:
             raise RunError(
                 error.found, edge=delivery.name, expected=error.expected, fix=error.fix
@@ -255,6 +290,10 @@ def _carry(delivery: Delivery, model: LocalModel) -> Carry:
         carry = TextChannel().carry(delivery.arrival, model)
         reason = f"fallback from {delivery.channel.name}: {error.found}"
         return replace(carry, report=replace(carry.report, reason=reason))
+
+
+def _moves_keys(carry: Carry, arrival: Arrival) -> bool:
+    return bool(carry.spliced) and any(span.at != span.source for span in arrival.spans)
 
 
 def _decode(

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from pydantic import ValidationError
 
 from unspoken.agents._problems import schema_problems
 from unspoken.agents.agent import Agent
-from unspoken.agents.events import Event, RunFinished, TurnFinished
+from unspoken.agents.events import Event, RunFinished
 from unspoken.agents.graph import build_graph, validate
 from unspoken.agents.inputs import check_inputs
 from unspoken.agents.loader import dumps, load_workflow
@@ -234,7 +233,7 @@ class Workflow:
             self._models[name] = loaded[key]
         return self
 
-    def plan(self, **inputs: object) -> Plan:
+    def plan(self, /, **inputs: object) -> Plan:
         """Which channel each edge gets, and why; token counts where inputs are given.
 
         Raises:
@@ -247,7 +246,7 @@ class Workflow:
     def _by_agent(self) -> dict[str, LocalModel]:
         return {name: self._models[agent.model] for name, agent in self.spec.agents.items()}
 
-    def run(self, **inputs: object) -> RunResult:
+    def run(self, /, **inputs: object) -> RunResult:
         """Run to the end; call `arun` where an event loop runs already.
 
         Raises:
@@ -260,34 +259,31 @@ class Workflow:
 
         return anyio.run(go)
 
-    async def arun(self, **inputs: object) -> RunResult:
+    async def arun(self, /, **inputs: object) -> RunResult:
         """Run to the end; see `run`."""
-        texts: dict[str, list[str]] = {}
-        finished: RunFinished | None = None
-        async with aclosing(self.stream(**inputs)) as events:
-            async for event in events:
-                match event:
-                    case TurnFinished():
-                        texts.setdefault(event.agent, []).append(event.text)
-                    case RunFinished():
-                        finished = event
-        if finished is None:
-            raise RuntimeError("the run ended without its last event")
-        agents = {name: AgentResult(words[-1], tuple(words)) for name, words in texts.items()}
-        return RunResult(finished.outputs, agents, finished.report)
+        scheduler = await self._scheduler(inputs, lambda event: None)
+        report = await scheduler.run()
+        agents = {name: AgentResult(words[-1], words) for name, words in scheduler.texts().items()}
+        return RunResult(scheduler.outputs(), agents, report)
 
-    async def stream(self, **inputs: object) -> AsyncGenerator[Event, None]:
+    async def _scheduler(
+        self, inputs: Mapping[str, object], emit: Callable[[Event], None]
+    ) -> Scheduler:
+        """Check the inputs, load and plan; the run is ready to start."""
+        known = check_inputs(self.spec, inputs)
+        await anyio.to_thread.run_sync(self.load)
+        if self._plan is None:
+            self._plan = await anyio.to_thread.run_sync(plan_workflow, self.spec, self._by_agent())
+        return Scheduler(self.spec, self._by_agent(), self._plan, known, emit)
+
+    async def stream(self, /, **inputs: object) -> AsyncGenerator[Event, None]:
         """Run, event by event; the last is `RunFinished`.
 
         A loop that may break off early belongs in ``async with contextlib.aclosing(flow.stream(...)) as events``:
         leaving it cancels the run.
         """
-        known = check_inputs(self.spec, inputs)
-        await anyio.to_thread.run_sync(self.load)
-        if self._plan is None:
-            self._plan = await anyio.to_thread.run_sync(plan_workflow, self.spec, self._by_agent())
+        scheduler = await self._scheduler(inputs, lambda event: send.send_nowait(event))
         send, receive = anyio.create_memory_object_stream[Event](float("inf"))
-        scheduler = Scheduler(self.spec, self._by_agent(), self._plan, known, send.send_nowait)
 
         async def go() -> None:
             with send:

@@ -41,6 +41,7 @@ class Scene:
         sharer_system: str | None = None,
         receiver_system: str | None = None,
         role: str = "user",
+        sharer_prompt: str = "",
     ) -> "Scene":
         """Compute a message of `words` under the sharer's own prompt, and compose its receiver's context.
 
@@ -52,8 +53,9 @@ class Scene:
             sharer_system: The sharer's system prompt.
             receiver_system: The receiver's system prompt.
             role: ``user`` for a prompt that is shared, ``assistant`` for an output.
+            sharer_prompt: The prompt that an output answers.
         """
-        message = make_message(model, words, sharer_system, role)
+        message = make_message(model, words, sharer_system, role, sharer_prompt)
         segment = message.segments[0]
         composer = model.composer
         opening = composer.opening(receiver_system)
@@ -78,14 +80,14 @@ class Scene:
 
 
 def make_message(
-    model: LocalModel, words: tuple[int, ...], system: str | None, role: str
+    model: LocalModel, words: tuple[int, ...], system: str | None, role: str, prompt: str
 ) -> Message:
     """A message of `words`, its state computed in the sharer's own context."""
     composer = model.composer
     before, after = model.template.wrappers[role]
     context = composer.opening(system)
     if role == "assistant":
-        context = composer.compose([Turn("user", ("Write a report.",))], system=system)
+        context = composer.compose([Turn("user", (prompt,))], system=system)
         before = model.template.prompt
     head, tail = model.codec.encode(before), model.codec.encode(after)
     segment = Segment(

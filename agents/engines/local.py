@@ -78,6 +78,7 @@ class Worker:
         except StopIteration as end:
             job.outcome = end.value
         except BaseException as error:
+            job.steps.close()
             job.error = error
         self._on_loop(job, job.done.set)
 

@@ -1,0 +1,240 @@
+"""How far a spliced cache is from a full recompute of the same tokens, with its controls.
+
+A message of 256 tokens is computed under the sharer's own system prompt and handed to a receiver with another one. The
+next 40 tokens are forced, and the receiver's distribution after each is compared with that of a full recompute:
+KL(full || spliced) in nats, and whether both put the same token first.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unspoken.agents.bench import Files, Progress
+from unspoken.agents.bench.passages import cut_passages
+from unspoken.agents.bench.scene import Scene
+from unspoken.agents.compose import Turn
+from unspoken.agents.model import LocalModel
+from unspoken.agents.turn import assemble
+from unspoken.channels.base import Channel
+from unspoken.channels.message import Message
+from unspoken.channels.same_model import SameModelCacheChannel
+
+__all__ = ["measure"]
+
+PASSAGES, TOKENS, FORCED, BATCH = 20, 256, 40, 10
+SHARER = "You read reports for the harbour office and keep their facts ready for colleagues."
+RECEIVER = (
+    "You are a careful assistant who answers from what others have read, and makes nothing up."
+)
+PROMPT = "Go on with the text."
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One message in its receiver's context, with the tokens forced after it and what a full recompute says."""
+
+    scene: Scene
+    forced: tuple[int, ...]
+    full: Tensor
+
+
+def measure(
+    model: LocalModel, files: Files, progress: Progress
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows per kind of message and way, and the figures of the default repair."""
+    rows: list[dict[str, Any]] = []
+    for share, make in (("prompt", _shared_prompts), ("output", _shared_outputs)):
+        progress(f"{share}: computing the messages and their full recompute")
+        cases = make(model, files)
+        for name, way in _ways(model, cases).items():
+            scores = [_score(case, way(index, case)) for index, case in enumerate(cases)]
+            row = {
+                "share": share,
+                "way": name,
+                "mean_kl": mean(kl for kl, _ in scores),
+                "top1": mean(top for _, top in scores),
+                "passages": len(cases),
+                "message_tokens": TOKENS,
+                "forced_tokens": FORCED,
+            }
+            rows.append(row)
+            progress(f"{share}, {name}: KL {row['mean_kl']:.6f}, top-1 {row['top1']:.3f}")
+    return rows, _summary(rows)
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    at = {(row["share"], row["way"]): row for row in rows}
+    prompt, output = at["prompt", "sink 4"], at["output", "sink 4"]
+    return {
+        "mean_kl": prompt["mean_kl"],
+        "top1": prompt["top1"],
+        "mean_kl_output": output["mean_kl"],
+        "top1_output": output["top1"],
+        "all_recomputed_kl": max(
+            at[share, "all recomputed"]["mean_kl"] for share in ("prompt", "output")
+        ),
+    }
+
+
+def _shared_prompts(model: LocalModel, files: Files) -> list[_Case]:
+    """Passages of text as the sharer's prompt; their own continuation is forced."""
+    passages = cut_passages(model, files.text, PASSAGES, TOKENS + FORCED)
+    return [_case(model, ids[:TOKENS], ids[TOKENS:], "user") for ids in passages]
+
+
+def _shared_outputs(model: LocalModel, files: Files) -> list[_Case]:
+    """Text the sharer's model wrote itself, of which the message is the first part and the rest is forced."""
+    starts = cut_passages(model, files.text, PASSAGES, 48)
+    asked = [
+        f"Write a long report that starts like this: {model.codec.decode(ids)}" for ids in starts
+    ]
+    composer = model.composer
+    contexts = [composer.compose([Turn("user", (prompt,))], system=SHARER) for prompt in asked]
+    prompts = [context.ids + composer.ask(context) for context in contexts]
+    written = [
+        ids
+        for first in range(0, PASSAGES, BATCH)
+        for ids in _write(model, prompts[first : first + BATCH], TOKENS + FORCED)
+    ]
+    return [
+        _case(model, ids[:TOKENS], ids[TOKENS:], "assistant", prompt)
+        for ids, prompt in zip(written, asked, strict=True)
+    ]
+
+
+@torch.no_grad()
+def _write(
+    model: LocalModel, prompts: Sequence[tuple[int, ...]], count: int
+) -> list[tuple[int, ...]]:
+    """Exactly `count` sampled tokens after each prompt, in one batch of transformers' generate (seeded)."""
+    torch.manual_seed(0)
+    longest = max(map(len, prompts))
+    pad = model.tokenizer.pad_token_id or 0
+    padded = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    hf: Any = model.hf
+    written = hf.generate(
+        input_ids=torch.tensor(padded, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        max_new_tokens=count,
+        min_new_tokens=count,
+        do_sample=True,
+        temperature=0.8,
+        top_p=0.95,
+        pad_token_id=pad,
+    )
+    return [tuple(row[longest:].tolist()) for row in written]
+
+
+def _case(
+    model: LocalModel, words: tuple[int, ...], forced: tuple[int, ...], role: str, asked: str = ""
+) -> _Case:
+    scene = Scene.make(
+        model,
+        words,
+        prompt=PROMPT,
+        sharer_system=SHARER,
+        receiver_system=RECEIVER,
+        role=role,
+        sharer_prompt=asked,
+    )
+    ids = _asked(model, scene)
+    state = model.prefill(model.tensor(ids)).state
+    return _Case(scene, forced, _forced(model, state, ids[-1], forced))
+
+
+def _asked(model: LocalModel, scene: Scene) -> tuple[int, ...]:
+    return scene.context.ids + model.composer.ask(scene.context)
+
+
+@torch.no_grad()
+def _forced(model: LocalModel, state: Any, last: int, forced: tuple[int, ...]) -> Tensor:
+    """Log-probabilities after the context's last token and all but the last forced one, (40, vocabulary)."""
+    before = state.slice(0, state.stop - 1)
+    ids = model.tensor((last, *forced[:-1]))
+    return model.logits(ids, [before]).float().log_softmax(dim=-1)
+
+
+Way = Callable[[int, _Case], Tensor]
+
+
+def _ways(model: LocalModel, cases: Sequence[_Case]) -> dict[str, Way]:
+    def spliced(channel: Channel) -> Way:
+        return lambda index, case: _carried(model, case, channel)
+
+    def none(index: int, case: _Case) -> Tensor:
+        composer = model.composer
+        empty = composer.compose([Turn("user", (PROMPT,))], system=RECEIVER)
+        ids = empty.ids + composer.ask(empty)
+        return _forced(model, model.prefill(model.tensor(ids)).state, ids[-1], case.forced)
+
+    def other(index: int, case: _Case) -> Tensor:
+        theirs = cases[(index + 1) % len(cases)].scene.message
+        return _carried(model, _with_state_of(case, theirs), SameModelCacheChannel(share="prompt"))
+
+    def text(index: int, case: _Case) -> Tensor:
+        ids = _asked(model, case.scene)
+        return _forced(model, model.prefill(model.tensor(ids)).state, ids[-1], case.forced)
+
+    return {
+        "text": text,
+        "all recomputed": spliced(SameModelCacheChannel(sink=10**6)),
+        "sink 16": spliced(SameModelCacheChannel(sink=16)),
+        "sink 4": spliced(SameModelCacheChannel()),
+        "no repair": spliced(SameModelCacheChannel(sink=0)),
+        "keys not moved": lambda index, case: _unmoved(model, case),
+        "another example's message": other,
+        "no message": none,
+    }
+
+
+def _with_state_of(case: _Case, theirs: Message) -> _Case:
+    """The same context, but the state at the message's tokens is another message's."""
+    own = case.scene.message
+    message = replace(own, state=theirs.state)
+    placed = tuple((message, span) for _, span in case.scene.context.placed)
+    return replace(
+        case,
+        scene=replace(
+            case.scene, message=message, context=replace(case.scene.context, placed=placed)
+        ),
+    )
+
+
+def _carried(model: LocalModel, case: _Case, channel: Channel) -> Tensor:
+    """The forced distributions over a context whose message came by `channel`, as a turn assembles it."""
+    ids = _asked(model, case.scene)
+    own = (ids[: case.scene.opening], case.scene.own_prefix)
+    parts = assemble(model, ids, [case.scene.delivery(channel)], own)
+    new = model.tensor([ids[position] for position in parts.missing])
+    state = model.prefill(new, parts.states, model.tensor(parts.missing)).state
+    return _forced(model, state, ids[-1], case.forced)
+
+
+def _unmoved(model: LocalModel, case: _Case) -> Tensor:
+    """What naive reuse does: the sharer's keys as they are, at the receiver's positions."""
+    ids = _asked(model, case.scene)
+    (span,) = case.scene.context.spans(case.scene.message)
+    theirs = case.scene.message.state
+    if theirs is None:
+        raise RuntimeError("the scene's message has no state")
+    piece = theirs.slice(span.source, span.source + span.length)
+    delta = span.at - span.source
+    layers = tuple(replace(layer, first=layer.first + delta) for layer in piece.layers)
+    moved = replace(piece, layers=layers, start=piece.start + delta, stop=piece.stop + delta)
+    own = case.scene.own_prefix
+    missing = [p for p in range(len(ids)) if not (p < own.stop or moved.start <= p < moved.stop)]
+    new = model.tensor([ids[position] for position in missing])
+    state = model.prefill(new, [own, moved], model.tensor(missing)).state
+    return _forced(model, state, ids[-1], case.forced)
+
+
+def _score(case: _Case, log_probabilities: Tensor) -> tuple[float, float]:
+    """Mean KL(full || other) in nats, and the share of positions with the same likeliest token."""
+    kl = (case.full.exp() * (case.full - log_probabilities)).sum(dim=-1)
+    same = case.full.argmax(dim=-1) == log_probabilities.argmax(dim=-1)
+    return float(kl.mean()), float(same.float().mean())

@@ -1,0 +1,117 @@
+"""The ``unspoken`` command: its groups, and what becomes of errors.
+
+Commands import what they need when they run, so that ``unspoken --help`` is quick.
+"""
+
+import errno
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+from typer.core import TyperCommand
+
+from unspoken.agents.cli import bench, models, plan, run
+from unspoken.agents.cli.console import print_error, shown, stderr
+from unspoken.channels.errors import UnspokenError
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130
+"""What shells give for a program that Ctrl-C ended: 128 and the signal's number."""
+
+
+class _Command(TyperCommand):
+    """A command whose errors are one screen on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt:
+            stderr().print("interrupted", style="bold")
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # the reader of our output has gone: click ends quietly
+            raise typer.Exit(_explain(error, debug=ctx.find_root().params.get("debug"))) from error
+
+
+def _explain(error: Exception, *, debug: bool) -> int:
+    """Print an error, and give the exit code."""
+    if debug:
+        sys.stderr.write("".join(traceback.format_exception(error)))
+    if isinstance(error, UnspokenError):
+        print_error(error)
+        return error.exit_code
+    name, reason = type(error).__name__, str(error).strip().partition("\n")[0][:500]
+    console = stderr()
+    text = shown(f"unexpected {name}: {reason}" if reason else f"unexpected {name}")
+    console.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+    if not debug:
+        console.print(
+            "fix: this is a fault of unspoken's; `unspoken --debug …` shows where it arose"
+        )
+    return 1
+
+
+class _Bench(_Command):
+    """A command whose help ends with the benchmarks there are."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.epilog = "\n\n".join(f"{name}: {what}" for name, what in bench.listing().items())
+        super().format_help(ctx, formatter)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"unspoken {version('unspoken')}")
+        except PackageNotFoundError:
+            typer.echo("unspoken, from a source tree that is not installed")
+        raise typer.Exit
+
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+app = typer.Typer(
+    name="unspoken", no_args_is_help=True, add_completion=False, context_settings=_HELP
+)
+_models = typer.Typer(name="models", no_args_is_help=True, help="The models at hand.")
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="UNSPOKEN_DEBUG", help="Show tracebacks of errors.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Run workflows of local models whose agents hand over KV caches instead of words."""
+
+
+app.command("run", cls=_Command)(run.run)
+app.command("plan", cls=_Command)(plan.plan)
+app.command("validate", cls=_Command)(plan.validate)
+app.command("graph", cls=_Command)(plan.graph)
+app.command("schema", cls=_Command)(plan.schema)
+app.command("bench", cls=_Bench)(bench.bench)
+app.add_typer(_models)
+_models.command("list", cls=_Command)(models.list_)
+_models.command("show", cls=_Command)(models.show)
+_models.command("prepare", cls=_Command)(models.prepare)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="unspoken")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""``unspoken models``: which models are at hand, what they are, and preparing them."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from unspoken.agents.cli.console import (
+    count,
+    print_json,
+    print_table,
+    shown,
+    size,
+    stderr,
+    stdout,
+)
+from unspoken.agents.cli.preparing import quiet_libraries, reporting
+from unspoken.agents.cli.run import JsonOption
+from unspoken.channels.errors import ModelReferenceError
+
+if TYPE_CHECKING:
+    from unspoken.agents.catalog import ModelListing
+    from unspoken.agents.model import LocalModel
+
+__all__ = ["list_", "prepare", "show"]
+
+Ref = Annotated[
+    str, typer.Argument(metavar="REF", help="A Hub id, a folder, a .gguf file or embedded:NAME.")
+]
+
+
+def list_(as_json: JsonOption = False) -> None:
+    """List the models at hand: those that come in packages, and those prepared or downloaded."""
+    from unspoken.agents.catalog import list_models
+
+    listings = list_models()
+    if as_json:
+        print_json([asdict(line) for line in listings])
+        return
+    console = stdout()
+    rows = [
+        [line.ref, _readiness(line), size(line.bytes) if line.bytes else "–", line.description]
+        for line in listings
+    ]
+    print_table(console, "Models", ["reference", "state", "on disk", "what"], rows, (0, 1, 3))
+    for line in listings:
+        if line.install and not line.installed and not line.prepared:
+            console.print(shown(f"  {line.ref}: {line.install}"), soft_wrap=True)
+
+
+def _readiness(line: "ModelListing") -> str:
+    if line.prepared:
+        return "ready"
+    return "to be prepared" if line.installed else "not installed"
+
+
+def show(ref: Ref, as_json: JsonOption = False) -> None:
+    """Show what a model is: its cache's shape, its template, its identity. Weights stay on disk."""
+    from unspoken.agents.catalog import parse
+
+    kind = parse(ref).kind
+    folder, listing = _found(ref)
+    facts: dict[str, Any] = {"ref": ref, "kind": kind}
+    if listing is not None and listing.description:
+        facts |= {"description": listing.description}
+    facts |= {"folder": folder, "bytes": _bytes(folder) if folder else 0}
+    if folder is not None:
+        with reporting(stderr(), "reading", quiet=True):
+            facts |= _measured(ref, folder)
+    if as_json:
+        print_json(facts)
+        return
+    _print_facts(stdout(), facts)
+    if folder is None:
+        install = f"{listing.install}, then " if listing and not listing.installed else ""
+        stdout().print(
+            shown(f"\nNot prepared yet: {install}unspoken models prepare {ref}"), soft_wrap=True
+        )
+
+
+def _found(ref: str) -> "tuple[Path | None, ModelListing | None]":
+    """Where a model's safetensors are, if they are, and its line in the list."""
+    from unspoken.agents.catalog import list_models, parse
+    from unspoken.agents.catalog import prepare as prepare_model
+
+    reference = parse(ref)
+    if reference.kind == "folder":
+        return prepare_model(ref), None
+    names = {ref, reference.name}
+    if reference.path is not None:
+        names = {str(reference.path.resolve())}
+    lines = [one for one in list_models() if one.kind == reference.kind and one.ref in names]
+    listing = min(lines, key=lambda one: not one.prepared, default=None)
+    return (listing.path if listing and listing.prepared else None), listing
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+def _measured(ref: str, folder: Path) -> dict[str, Any]:
+    """What a model's configuration and tokenizer say."""
+    from unspoken.agents.identity import cached_identity
+
+    model, identity = _hollow(ref, folder), cached_identity(folder)
+    layers = model.geometry.layers
+    return {
+        "layers": len(layers),
+        "kv_heads": sorted({layer.kv_heads for layer in layers}),
+        "head_dim": sorted({layer.head_dim for layer in layers}),
+        "windows": [layer.window for layer in layers],
+        "bytes_per_token": {
+            "float32": model.geometry.bytes_per_token(4),
+            "bfloat16": model.geometry.bytes_per_token(2),
+        },
+        "max_positions": model.max_positions,
+        "template": {"plain": model.template.plain, "notes": list(model.template.notes)},
+        "identity": asdict(identity) if identity else None,
+    }
+
+
+def _hollow(ref: str, folder: Path) -> "LocalModel":
+    """The model of a folder without its weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from unspoken.agents.model import LocalModel
+    from unspoken.channels.geometry import ModelIdentity
+
+    quiet_libraries()
+    try:
+        config, tokenizer = (
+            AutoConfig.from_pretrained(folder),
+            AutoTokenizer.from_pretrained(folder),
+        )
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelReferenceError(
+            f"{ref!r} cannot be read from {folder}: {str(error).partition(chr(10))[0]}",
+            expected="a causal language model with config.json and a tokenizer",
+            fix="check the folder, or use another model",
+        ) from error
+    return LocalModel(model, tokenizer, ref=ref, identity=ModelIdentity("", "", ""))
+
+
+def _print_facts(console: Console, facts: dict[str, Any]) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in _told(facts):
+        grid.add_row(name, shown(value))
+    console.print(grid)
+
+
+def _told(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Facts in words."""
+    yield "model", facts["ref"]
+    if "description" in facts:
+        yield "what", facts["description"]
+    yield "comes as", facts["kind"]
+    if facts["folder"] is None:
+        return
+    yield "folder", str(facts["folder"])
+    yield "on disk", size(facts["bytes"])
+    yield "layers", _layers(facts["windows"])
+    yield "KV heads", f"{_listed(facts['kv_heads'])} of {_listed(facts['head_dim'])} values each"
+    sizes = (f"{size(number)} in {dtype}" for dtype, number in facts["bytes_per_token"].items())
+    yield "cache per token", ", ".join(sizes)
+    yield "context", f"{count(facts['max_positions'])} tokens"
+    template = facts["template"]
+    own = "none of its own: turns are plain paragraphs" if template["plain"] else "its own"
+    yield "chat template", "; ".join([own, *template["notes"]])
+    if facts["identity"] is None:
+        yield "identity", "computed when the model is first loaded"
+        return
+    for part, digest in facts["identity"].items():
+        yield f"identity, {part}", digest
+
+
+def _layers(windows: list[int | None]) -> str:
+    sliding = [window for window in windows if window is not None]
+    if not sliding:
+        return f"{len(windows)}, all of them see every position"
+    seen = _listed(sorted(set(sliding)))
+    return f"{len(windows)}, {len(sliding)} of them see the last {seen} positions only"
+
+
+def _listed(numbers: list[int]) -> str:
+    return " or ".join(f"{number:,}" for number in numbers)
+
+
+def prepare(
+    ref: Ref,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a Hub model.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the digests of what was prepared before.")
+    ] = False,
+) -> None:
+    """Download or convert a model, so that runs need not; prints its folder."""
+    from unspoken.agents.catalog import prepare as prepare_model
+
+    with reporting(stderr(), f"preparing {ref}") as report:
+        folder = prepare_model(
+            ref,
+            revision=revision,
+            verify=verify,
+            progress=lambda stage, fraction: report(ref, stage, fraction),
+        )
+    typer.echo(folder)

@@ -1,0 +1,102 @@
+"""``unspoken plan``, ``validate``, ``graph`` and ``schema``: a workflow before it runs."""
+
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from unspoken.agents.cli.console import (
+    count,
+    print_error,
+    print_json,
+    print_reasons,
+    print_table,
+    shown,
+    size,
+    stderr,
+    stdout,
+)
+from unspoken.agents.cli.preparing import load_flow
+from unspoken.agents.cli.run import InputsOption, JsonOption, WorkflowFile
+from unspoken.channels.errors import WorkflowError
+
+if TYPE_CHECKING:
+    from unspoken.agents.planner import EdgePlan, Plan
+
+__all__ = ["graph", "plan", "schema", "validate"]
+
+
+def plan(file: WorkflowFile, inputs: InputsOption = None, as_json: JsonOption = False) -> None:
+    """Show which channel each edge gets, and why.
+
+    The models are loaded, nothing is run. With inputs, more token counts are known.
+    """
+    from unspoken.agents.inputs import check_inputs, read_inputs
+    from unspoken.agents.loader import load_workflow
+
+    spec = load_workflow(file).spec
+    given = read_inputs(spec, inputs or [])
+    values = check_inputs(spec, given) if given else {}
+    chosen = load_flow(spec, stderr(), quiet=as_json).plan(**values)
+    if as_json:
+        print_json(chosen.to_dict())
+    else:
+        _print_plan(stdout(), chosen)
+
+
+def _print_plan(console: Console, chosen: "Plan") -> None:
+    if chosen.edges:
+        columns = ["from", "to", "share", "channel", "mode", "tokens", "bytes/token"]
+        rows = [_row(edge) for edge in chosen.edges]
+        print_table(console, f"Plan of {chosen.workflow}", columns, rows, range(5))
+    else:
+        console.print(shown(f"{chosen.workflow} has no edges"))
+    for edge in chosen.edges:
+        ends = f"{edge.sharer} → {edge.receiver}"
+        print_reasons(console, [(ends, edge.reason)])
+        if edge.advice:
+            advice = Text.assemble(("advice: ", "green"), shown(edge.advice))
+            console.print(Padding(advice, (0, 0, 0, 4)))
+    for model, notes in chosen.notes.items():
+        print_reasons(console, [(f"model {model}", note) for note in notes])
+
+
+def _row(edge: "EdgePlan") -> list[str]:
+    channel = f"{edge.channel} (not {edge.asked})" if edge.fell_back else edge.channel
+    bytes_per_token = size(edge.bytes_per_token) if edge.bytes_per_token else "–"
+    ends = [edge.sharer, edge.receiver]
+    return [*ends, edge.share, channel, edge.mode, count(edge.tokens), bytes_per_token]
+
+
+def validate(file: WorkflowFile) -> None:
+    """Check a workflow file: everything wrong with it, with line and column. Nothing is loaded."""
+    from unspoken.agents.loader import load_workflow
+
+    try:
+        spec = load_workflow(file).spec
+    except WorkflowError as error:
+        print_error(error, whole=True)
+        raise typer.Exit(error.exit_code) from error
+    agents, edges = _counted(len(spec.agents), "agent"), _counted(len(spec.edges), "edge")
+    typer.echo(f"{file}: valid: {agents}, {edges}")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def graph(file: WorkflowFile) -> None:
+    """Draw a workflow as a Mermaid flowchart."""
+    from unspoken.agents.graph import to_mermaid
+    from unspoken.agents.loader import load_workflow
+
+    typer.echo(to_mermaid(load_workflow(file).spec), nl=False)
+
+
+def schema() -> None:
+    """Print the JSON schema of workflow files, for editors."""
+    from unspoken.agents.spec import json_schema
+
+    print_json(json_schema())

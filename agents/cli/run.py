@@ -1,0 +1,148 @@
+"""``unspoken run``: run a workflow, and show what goes on and what it cost."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+from rich.console import Console
+
+from unspoken.agents.cli.console import (
+    LogLevel,
+    configure_logging,
+    is_live,
+    print_json,
+    stderr,
+    stdout,
+)
+from unspoken.agents.cli.preparing import load_flow
+from unspoken.agents.cli.summary import print_outputs, print_report
+from unspoken.channels.errors import InputError
+
+if TYPE_CHECKING:
+    from unspoken.agents.events import Event
+    from unspoken.agents.workflow import RunResult, Workflow
+
+__all__ = ["InputsOption", "JsonOption", "WorkflowFile", "run"]
+
+Watcher = Callable[["Event"], None]
+
+WorkflowFile = Annotated[Path, typer.Argument(metavar="FILE", help="The workflow file.")]
+InputsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-i",
+        "--input",
+        metavar="NAME=VALUE",
+        help="An input; NAME=@FILE reads it from a file. Once for each input.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def run(
+    file: WorkflowFile,
+    inputs: InputsOption = None,
+    as_json: JsonOption = False,
+    events: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write every event as a line of JSON, as it happens; - is stdout, in place of the outputs.",
+        ),
+    ] = None,
+    log_level: Annotated[LogLevel | None, typer.Option(help="Log to stderr.")] = None,
+) -> None:
+    """Run a workflow.
+
+    What goes on is shown on stderr, and the outputs are printed on stdout.
+    """
+    from unspoken.agents.inputs import check_inputs, read_inputs
+    from unspoken.agents.loader import load_workflow
+
+    if as_json and events == "-":
+        raise InputError(
+            "--json and --events - both want stdout",
+            expected="one of them there",
+            fix="give --events a file",
+        )
+    spec = load_workflow(file).spec
+    values = check_inputs(spec, read_inputs(spec, inputs or []))
+    console = stderr()
+    if log_level:
+        configure_logging(log_level, console)
+    with _written_to(events) as write:
+        flow = load_flow(spec, console, quiet=as_json)
+        result = _watched(flow, values, write, console, quiet=as_json or log_level is not None)
+    if as_json:
+        print_json(result.to_dict())
+        return
+    print_report(console, result.report)
+    if events != "-":
+        print_outputs(stdout(), result.outputs)
+
+
+def _watched(
+    flow: "Workflow",
+    values: Mapping[str, object],
+    write: Watcher,
+    console: Console,
+    *,
+    quiet: bool,
+) -> "RunResult":
+    import anyio
+
+    from unspoken.agents.cli.live import LiveView, PlainView
+
+    if is_live(console):
+        with LiveView(console, flow.spec) as live:
+            return anyio.run(_follow, flow, values, (live, write))
+    return anyio.run(_follow, flow, values, (write,) if quiet else (PlainView(console), write))
+
+
+async def _follow(
+    flow: "Workflow", values: Mapping[str, object], watchers: Sequence[Watcher]
+) -> "RunResult":
+    """Run to the end, telling the watchers of every event."""
+    from unspoken.agents.events import RunFinished
+    from unspoken.agents.workflow import RunResult
+
+    finished: RunFinished | None = None
+    async with aclosing(flow.stream(**values)) as events:
+        async for event in events:
+            for watch in watchers:
+                watch(event)
+            finished = event if isinstance(event, RunFinished) else finished
+    if finished is None:
+        raise RuntimeError("the run ended without its last event")
+    return RunResult(finished.outputs, {}, finished.report)
+
+
+@contextmanager
+def _written_to(target: str | None) -> Iterator[Watcher]:
+    """A watcher that writes events to a file, to stdout for ``-``, or nowhere."""
+    if target is None:
+        yield lambda event: None
+    elif target == "-":
+        yield lambda event: _write(event, sys.stdout)
+    else:
+        try:
+            file = Path(target).open("w", encoding="utf-8")  # noqa: SIM115  # closed below
+        except OSError as error:
+            raise InputError(
+                f"the events cannot be written to {target!r}: {error.strerror}",
+                expected="a file that can be written",
+                fix="check the path; - writes them to stdout",
+            ) from error
+        with file:
+            yield lambda event: _write(event, file)
+
+
+def _write(event: "Event", file: TextIO) -> None:
+    from unspoken.agents.events import to_dict
+
+    file.write(json.dumps(to_dict(event), ensure_ascii=False) + "\n")
+    file.flush()
