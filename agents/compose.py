@@ -186,11 +186,27 @@ class Composer:
                 ids += run.segment.words
             else:
                 bounds.append((len(ids), len(run)))
-                ids += self.codec.encode_words(run)
+                ids += self._joined(head, run, runs[1:2]) or self.codec.encode_words(run)
         start = self._words_start(lead, runs, bounds)
         stop = self._words_stop(tail, runs, len(ids))
         ids += self.codec.encode(rest)
         return tuple(ids), (start, max(start, stop)), quotes
+
+    def _joined(
+        self, head: str, lead: str, following: Sequence[str | Quote]
+    ) -> tuple[int, ...] | None:
+        """Ids of a turn's lead before a quote whose first token holds the end of that very lead already."""
+        if len(following) != 1 or not isinstance(following[0], Quote):
+            return None
+        segment, opening = following[0].segment, self.codec.encode(head)
+        before = segment.ids[: segment.content[0]]
+        if before[: len(opening)] != opening:
+            return None
+        text = self.codec.decode(before[len(opening) :])
+        inside = lead.removeprefix(text) if lead.startswith(text) else ""
+        held = self.codec.decode(segment.words[:1])
+        joined = inside and held.startswith(inside) and not segment.text.startswith(held)
+        return before[len(opening) :] if joined else None
 
     def _words_start(
         self, lead: str, runs: Sequence[str | Quote], bounds: Sequence[tuple[int, int]]

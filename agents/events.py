@@ -112,5 +112,10 @@ class RunFinished(Event):
 
 
 def to_dict(event: Event) -> dict[str, Any]:
-    """An event as plain data, its kind under ``event``."""
-    return {"event": type(event).__name__, **asdict(event)}
+    """An event as plain data, its kind under ``event`` and an edge's ends under ``from`` and ``to``."""
+    data = event.edge.to_dict() if isinstance(event, MessageCarried) else asdict(event)
+    ends = {"sharer": "from", "receiver": "to"}
+    return {
+        "event": type(event).__name__,
+        **{ends.get(key, key): value for key, value in data.items()},
+    }

@@ -138,6 +138,11 @@ class Arrival:
     spans: tuple[Span, ...]
     context: tuple[int, ...]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the message in the receiver's context, its turn's wrapper where that is kept."""
+        return sum(span.length for span in self.spans) or self.message.tokens
+
 
 @dataclass(frozen=True, slots=True)
 class CarryReport:
@@ -147,7 +152,7 @@ class CarryReport:
         channel: The channel's name.
         exact: Whether the receiver gets what it would have computed from the same ids itself.
         reason: One sentence on how the message was carried, and why so.
-        tokens: Tokens of the message.
+        tokens: Tokens of the message in the receiver's context.
         reused: Message tokens whose state is taken over.
         repaired: Message tokens whose state is at hand but computed anew.
         bytes: Bytes of state handed over, or of UTF-8 text.

@@ -116,7 +116,7 @@ class SameModelCacheChannel(Channel):
             self.name,
             exact=exact,
             reason=reason,
-            tokens=arrival.message.tokens,
+            tokens=arrival.tokens,
             reused=tokens - len(repair),
             repaired=len(repair),
             bytes=per_token * (tokens - beyond) + sum(piece.nbytes for piece in spliced),

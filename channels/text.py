@@ -36,7 +36,7 @@ class TextChannel(Channel):
             reason="the receiver reads the same token ids"
             if same
             else "the receiver reads the words",
-            tokens=message.tokens,
+            tokens=arrival.tokens,
             bytes=len(message.text.encode()),
         )
         return Carry(None, (), (), report)

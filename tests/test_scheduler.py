@@ -148,8 +148,8 @@ async def test_a_splice_with_every_token_repaired_writes_what_text_writes(
     state = await reader_solver(model, model, channel, system="You solve.").arun(**GIVEN)
     assert state.outputs == words.outputs
     (edge,) = sound(state.report).edges
-    assert edge.exact and edge.repaired == edge.tokens
-    assert state.report.agents["solver"][0].recomputed_tokens == edge.tokens
+    assert edge.exact and edge.repaired >= edge.tokens and edge.reused == 0
+    assert state.report.agents["solver"][0].recomputed_tokens == edge.repaired
 
 
 async def test_a_splice_repairs_the_first_tokens_only(model: LocalModel) -> None:
@@ -157,7 +157,7 @@ async def test_a_splice_repairs_the_first_tokens_only(model: LocalModel) -> None
     state = await reader_solver(model, model, CACHE, system="You solve.").arun(**GIVEN)
     (edge,) = sound(state.report).edges
     assert (edge.repaired, edge.exact) == (4, False)
-    assert edge.reused == edge.tokens - 4
+    assert edge.reused >= edge.tokens - 4
 
 
 @pytest.mark.parametrize("memory", ["run", "turn"])

@@ -87,35 +87,34 @@ def _ways(model: LocalModel, words: tuple[int, ...]) -> list[_Way]:
     own = Scene.make(model, words, new_tokens=NEW, receiver_system=SYSTEM)
     cache = SameModelCacheChannel(share="prompt")
 
-    def turn(scene: Scene, channel: Channel, prefix: int) -> Callable[[], float]:
-        return lambda: _first_token(model, scene, channel, prefix)
+    def turn(scene: Scene, channel: Channel) -> Callable[[], float]:
+        return lambda: _first_token(model, scene, channel)
 
     return [
-        _Way("text", "text", turn(plain, TextChannel(), plain.opening)),
+        _Way("text", "text", turn(plain, TextChannel())),
         _Way("text + shared prefix index", "text", lambda: _indexed(model, plain)),
-        _Way("continuation", "text", turn(plain, cache, plain.opening)),
+        _Way("continuation", "text", turn(plain, cache)),
         _Way("floor", "text", lambda: _floor(model, plain)),
         _Way(
             "text, own system prompt",
             "text, own system prompt",
-            turn(own, TextChannel(), own.opening),
+            turn(own, TextChannel()),
         ),
-        _Way("splice, sink 4", "text, own system prompt", turn(own, cache, own.opening)),
+        _Way("splice, sink 4", "text, own system prompt", turn(own, cache)),
         _Way(
             "splice, no repair",
             "text, own system prompt",
-            turn(own, SameModelCacheChannel(share="prompt", sink=0), own.opening),
+            turn(own, SameModelCacheChannel(share="prompt", sink=0)),
         ),
     ]
 
 
-def _first_token(model: LocalModel, scene: Scene, channel: Channel, prefix: int) -> float:
+def _first_token(model: LocalModel, scene: Scene, channel: Channel) -> float:
     """Time to the first token of the product's own turn; its prefix cache holds the receiver's system turn."""
-    own = (scene.context.ids[:prefix], scene.own_prefix)
     request = TurnRequest(
         scene.context,
         (scene.delivery(channel),),
-        own,
+        scene.own,
         GenerateSpec(max_new_tokens=1),
         keep_state=False,
     )

@@ -19,15 +19,13 @@ class Scene:
     Attributes:
         message: The sharer's message, with its state.
         context: The receiver's context, without what asks for the assistant's words.
-        opening: Tokens of the receiver's leading system turn.
-        own_prefix: State of that turn, as the receiver's own prefix cache holds it.
+        own: Ids and state of the receiver's leading system turn, as its own prefix cache holds them; None for none.
         new_ids: The receiver's tokens after the message, those that ask for the assistant's words included.
     """
 
     message: Message
     context: Composed
-    opening: int
-    own_prefix: KVState
+    own: tuple[tuple[int, ...], KVState] | None
     new_ids: tuple[int, ...]
 
     @classmethod
@@ -67,11 +65,11 @@ class Scene:
         if new_tokens is not None and after != new_tokens:
             context = _with_new_tokens(model, message, new_tokens, prompt, receiver_system)
         first = context.segments[-1].position
-        if len(opening.ids) == 0:
-            raise RuntimeError("the model's template opens with nothing to hold in a prefix cache")
-        own = model.prefill(model.tensor(opening.ids)).state
+        own = None
+        if opening.ids:
+            own = (opening.ids, model.prefill(model.tensor(opening.ids)).state)
         new = context.ids[first:] + composer.ask(context)
-        return cls(message, context, len(opening.ids), own, new)
+        return cls(message, context, own, new)
 
     def delivery(self, channel: Channel) -> Delivery:
         """The message's delivery by a channel."""

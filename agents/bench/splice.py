@@ -193,23 +193,20 @@ def _ways(model: LocalModel, cases: Sequence[_Case]) -> dict[str, Way]:
 
 
 def _with_state_of(case: _Case, theirs: Message) -> _Case:
-    """The same context, but the state at the message's tokens is another message's."""
-    own = case.scene.message
-    message = replace(own, state=theirs.state)
-    placed = tuple((message, span) for _, span in case.scene.context.placed)
-    return replace(
-        case,
-        scene=replace(
-            case.scene, message=message, context=replace(case.scene.context, placed=placed)
-        ),
+    """The same tokens in the receiver's context, but what is carried for them is another message's state."""
+    own = case.scene.message.segments[0]
+    delta = theirs.segments[0].position - own.position
+    placed = tuple(
+        (theirs, replace(span, source=span.source + delta)) for _, span in case.scene.context.placed
     )
+    context = replace(case.scene.context, placed=placed)
+    return replace(case, scene=replace(case.scene, message=theirs, context=context))
 
 
 def _carried(model: LocalModel, case: _Case, channel: Channel) -> Tensor:
     """The forced distributions over a context whose message came by `channel`, as a turn assembles it."""
     ids = _asked(model, case.scene)
-    own = (ids[: case.scene.opening], case.scene.own_prefix)
-    parts = assemble(model, ids, [case.scene.delivery(channel)], own)
+    parts = assemble(model, ids, [case.scene.delivery(channel)], case.scene.own)
     new = model.tensor([ids[position] for position in parts.missing])
     state = model.prefill(new, parts.states, model.tensor(parts.missing)).state
     return _forced(model, state, ids[-1], case.forced)
@@ -226,10 +223,11 @@ def _unmoved(model: LocalModel, case: _Case) -> Tensor:
     delta = span.at - span.source
     layers = tuple(replace(layer, first=layer.first + delta) for layer in piece.layers)
     moved = replace(piece, layers=layers, start=piece.start + delta, stop=piece.stop + delta)
-    own = case.scene.own_prefix
-    missing = [p for p in range(len(ids)) if not (p < own.stop or moved.start <= p < moved.stop)]
+    own = [case.scene.own[1]] if case.scene.own else []
+    covered = {p for state in (*own, moved) for p in range(state.start, state.stop)}
+    missing = [p for p in range(len(ids)) if p not in covered]
     new = model.tensor([ids[position] for position in missing])
-    state = model.prefill(new, [own, moved], model.tensor(missing)).state
+    state = model.prefill(new, [*own, moved], model.tensor(missing)).state
     return _forced(model, state, ids[-1], case.forced)
 
 

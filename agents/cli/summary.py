@@ -24,7 +24,7 @@ __all__ = ["print_outputs", "print_report"]
 
 
 def print_report(console: Console, report: "RunReport") -> None:
-    """Print what a run cost: a table of the agents' turns, one of the messages, and why they went so."""
+    """Print what a run cost: the agents' turns, the messages, and why they went so."""
     _print_turns(console, report)
     if report.edges:
         _print_messages(console, report)

@@ -1,0 +1,262 @@
+"""Write the parts of the documentation that the code knows best, between their markers.
+
+``python docs/_generate.py`` rewrites the pages; a test checks that it would change nothing.
+"""
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+EXAMPLE = ROOT / "examples" / "draft_critique_revise" / "workflow.yaml"
+
+_MARKED = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def pages() -> Mapping[Path, str]:
+    """Every page with generated parts, as it should be."""
+    found = {}
+    for page in sorted(DOCS.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if _MARKED.search(text):
+            found[page] = _MARKED.sub(_filled, text)
+    return found
+
+
+def _filled(marked: re.Match[str]) -> str:
+    return f"{marked[1]}\n{SECTIONS[marked[2]]().strip()}\n\n{marked[3]}"
+
+
+def _table(columns: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(map(_cell, row)) + " |" for row in rows)])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _code(text: str) -> str:
+    fence = "``" if "`" in text else "`"
+    space = " " if "`" in text else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+# The keys of the workflow file
+
+_PARTS = {
+    "WorkflowSpec": ("The file", "The keys at the top."),
+    "ModelSpec": ("A model", "One entry of `models`. A bare string is its `ref`."),
+    "InputSpec": ("An input", "One entry of `inputs`. A bare string is its `type`."),
+    "AgentSpec": ("An agent", "One entry of `agents`."),
+    "GenerateSpec": ("Generation", "An agent's `generate`; `none` writes nothing."),
+    "EdgeSpec": ("An edge", "One item of `edges`."),
+    "SinkRepair": ("Repair", "An edge's `repair`; `none` recomputes nothing."),
+}
+
+
+def workflow_keys() -> str:
+    """A table for each part of a workflow file, from its JSON schema."""
+    from unspoken.agents.spec import json_schema
+
+    schema = json_schema()
+    parts = {"WorkflowSpec": schema, **schema["$defs"]}
+    if set(parts) != set(_PARTS):
+        raise SystemExit(f"docs/_generate.py: name the parts {set(parts) ^ set(_PARTS)}")
+    columns = ("key", "values", "default", "what")
+    return "\n\n".join(
+        f"### {title}\n\n{words}\n\n{_table(columns, _keys(parts[name]))}"
+        for name, (title, words) in _PARTS.items()
+    )
+
+
+def _keys(part: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for key, value in part["properties"].items():
+        required = key in part.get("required", ())
+        default = "required" if required else _default(value.get("default"), value)
+        yield _code(key), _values(value), default, value["description"]
+
+
+def _default(value: object, schema: Mapping[str, Any]) -> str:
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return _code(str(value).lower())
+        case dict() | list() if not value:
+            return "empty"
+        case dict():
+            given = {key: one for key, one in value.items() if one not in (None, [])}
+            return _code("{" + ", ".join(f"{key}: {one:g}" for key, one in given.items()) + "}")
+        case "":
+            return "empty"
+        case int() | float():
+            return _code(f"{value:g}")
+    return _code(str(value))
+
+
+_NAMES = {
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "`true` or `false`",
+}
+_BOUNDS = {
+    "minimum": "{:g} or more",
+    "exclusiveMinimum": "more than {:g}",
+    "maximum": "{:g} or less",
+}
+
+
+def _values(schema: Mapping[str, Any]) -> str:
+    if "$ref" in schema:
+        name = schema["$ref"].rsplit("/", 1)[-1]
+        title = _PARTS[name][0]
+        return f"[{title.lower()}](#{title.lower().replace(' ', '-')})"
+    if "enum" in schema:
+        return ", ".join(map(_code, schema["enum"]))
+    if "const" in schema:
+        return _code(schema["const"])
+    if "anyOf" in schema:
+        choices = [_values(choice) for choice in schema["anyOf"] if choice.get("type") != "null"]
+        return " or ".join(dict.fromkeys(choices))
+    match schema.get("type"):
+        case "object":
+            return f"names, each with {_values(schema['additionalProperties'])}"
+        case "array":
+            return f"list of {_values(schema['items'])}"
+        case None:
+            return "any value of the type"
+    bounds = [words.format(schema[key]) for key, words in _BOUNDS.items() if key in schema]
+    return ", ".join([_NAMES[schema["type"]], *bounds])
+
+
+# The commands
+
+
+def commands() -> str:
+    """Every command with its arguments and options."""
+    from unspoken.agents.cli.main import app
+
+    return "\n\n".join(_command("unspoken", typer.main.get_command(app)))
+
+
+def _command(path: str, command: Any, depth: int = 2) -> Iterator[str]:
+    words = [re.sub(r"\s*\n(?!\n)", " ", part) for part in (command.help or "").split("\n\n")]
+    yield f"{'#' * depth} `{path}`\n\n" + "\n\n".join(word.strip() for word in words)
+    rows = [_option(option) for option in command.params if not getattr(option, "hidden", False)]
+    rows = [row for row in rows if row]
+    if rows:
+        yield _table(("argument or option", "value", "what"), iter(rows))
+    for name, inner in sorted(getattr(command, "commands", {}).items(), key=_order(command)):
+        yield from _command(f"{path} {name}", inner, depth + 1)
+
+
+def _order(group: Any) -> Any:
+    names = list(getattr(group, "commands", {}))
+    return lambda item: names.index(item[0])
+
+
+def _option(option: Any) -> tuple[str, ...]:
+    help_text = " ".join((getattr(option, "help", None) or "").split())
+    if option.param_type_name == "argument":
+        return _code(option.human_readable_name.strip("{}[]")), "", help_text
+    names = ", ".join(_code(name) for name in (*option.opts, *option.secondary_opts))
+    choices = getattr(option.type, "choices", None)
+    if option.is_flag or option.name == "help":
+        value = ""
+    elif choices:
+        value = ", ".join(_code(str(getattr(one, "value", one))) for one in choices)
+    else:
+        value = _code(option.metavar or str(option.type.name).upper())
+    return names, value, help_text
+
+
+def graph() -> str:
+    """What ``unspoken graph`` prints for an example."""
+    from unspoken.agents.graph import to_mermaid
+    from unspoken.agents.loader import load_workflow
+
+    return f"```text\n{to_mermaid(load_workflow(EXAMPLE).spec)}```"
+
+
+# The errors
+
+
+def bad_workflows() -> str:
+    """Workflows that are refused, with the message each gets."""
+    from bad_workflows import BAD_WORKFLOWS
+
+    from unspoken.agents.loader import loads
+    from unspoken.channels.errors import WorkflowError
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for bad in BAD_WORKFLOWS:
+            try:
+                loads(bad.text, "flow.yaml")
+            except WorkflowError as error:
+                lines = [str(one) for one in error.problems if bad.message in str(one)]
+                yield bad.name, _message(lines[0])
+
+    return _table(("mistake", "what it says"), rows())
+
+
+def bad_inputs() -> str:
+    """Other mistakes, with the message each gets."""
+    from bad_inputs import BAD_INPUTS, furnish
+
+    from unspoken.channels.errors import UnspokenError
+
+    rows = []
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        furnish(folder)
+        os.chdir(folder)
+        try:
+            for bad in BAD_INPUTS:
+                try:
+                    bad.do()
+                except UnspokenError as error:
+                    text = str(error).replace(str(folder), "…")
+                    text = re.sub(r"\b[0-9a-f]{16}\b", "…", text)
+                    rows.append((bad.name, _code(type(error).__name__), _message(text)))
+        finally:
+            os.chdir(before)
+    return _table(("mistake", "error", "what it says"), iter(rows))
+
+
+def _message(text: str) -> str:
+    return "<br>".join(_code(line.strip()) for line in text.splitlines() if line.strip())
+
+
+def error_tree() -> str:
+    """The tree of errors, as its module draws it."""
+    from unspoken.channels import errors
+
+    drawn = (errors.__doc__ or "").split("::\n", 1)[1]
+    lines = [line.removeprefix("    ") for line in drawn.strip("\n").splitlines()]
+    return "```text\n" + "\n".join(lines) + "\n```"
+
+
+SECTIONS = {
+    "workflow-keys": workflow_keys,
+    "commands": commands,
+    "graph": graph,
+    "bad-workflows": bad_workflows,
+    "bad-inputs": bad_inputs,
+    "error-tree": error_tree,
+}
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT / ".src"), str(ROOT / "tests")]
+    for page, text in pages().items():
+        page.write_text(text, encoding="utf-8")

@@ -1,0 +1,203 @@
+"""Workflows as Python code and as files: one specification, loaded once, refused early."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sibling, tiny_model
+
+from unspoken.agents import Agent, LocalModel, RunResult, Workflow
+from unspoken.channels import SameModelCacheChannel, TextChannel
+from unspoken.channels.errors import (
+    GeometryMismatch,
+    IdentityMismatch,
+    InputError,
+    ModelReferenceError,
+    WorkflowError,
+)
+
+GIVEN = {"document": DOCUMENT, "question": QUESTION}
+
+FILE = """
+name: reader-solver
+models: {small: REF}
+inputs: {document: text, question: text}
+agents:
+  reader: {model: small, prompt: "{{ inputs.document }}", generate: none}
+  solver:
+    model: small
+    prompt: "Question: {{ inputs.question }}"
+    generate: {max_new_tokens: 8}
+edges:
+  - {from: reader, to: solver, channel: same_model_cache, share: prompt, repair: {sink: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModel]:
+    folder = tmp_path_factory.mktemp("model")
+    with own_cache(folder / "cache"):
+        yield tiny_model(folder / "small")
+
+
+def in_python(model: LocalModel | str, **settings: Any) -> Workflow:
+    reader = Agent("reader", model, prompt="{{ inputs.document }}", generate=None)
+    solver = Agent(
+        "solver", model, prompt="Question: {{ inputs.question }}", generate={"max_new_tokens": 8}
+    )
+    flow = Workflow("reader-solver", [reader, solver], **settings)
+    return flow.connect(reader, solver, SameModelCacheChannel(share="prompt", sink=2))
+
+
+@pytest.fixture
+def file(model: LocalModel, tmp_path: Path) -> Path:
+    path = tmp_path / "flow.yaml"
+    path.write_text(FILE.replace("REF", model.ref), encoding="utf-8")
+    return path
+
+
+def test_a_file_and_python_code_give_equal_specifications(model: LocalModel, file: Path) -> None:
+    """The same workflow written either way is the same object."""
+    assert Workflow.from_yaml(file).spec == in_python(model, models={"small": model}).spec
+
+
+def test_a_workflow_comes_back_from_its_own_file(model: LocalModel, tmp_path: Path) -> None:
+    """What `to_yaml` writes is read as an equal workflow."""
+    flow = in_python(model, outputs={"answer": "{{ solver.text }}"}, timeout=60.0)
+    path = tmp_path / "again.yaml"
+    path.write_text(flow.to_yaml(), encoding="utf-8")
+    assert Workflow.from_yaml(path).spec == flow.spec
+
+
+def test_a_file_runs_as_the_python_code_does(model: LocalModel, file: Path) -> None:
+    """Both give the same answer, and `run` needs no event loop."""
+    result = Workflow.from_yaml(file).run(**GIVEN)
+    assert isinstance(result, RunResult)
+    assert result.outputs == in_python(model).run(**GIVEN).outputs
+    assert result["solver"].text == result.outputs["solver"]
+
+
+def test_a_model_made_in_memory_cannot_be_written(model: LocalModel) -> None:
+    """It has no reference, and the error says how to get one; it runs all the same."""
+    nameless = LocalModel(model.hf, model.tokenizer, identity=model.identity)
+    flow = in_python(nameless)
+    with pytest.raises(InputError, match="made in memory") as caught:
+        flow.to_yaml()
+    assert "save it to a folder" in caught.value.fix
+    assert flow.run(**GIVEN).outputs == in_python(model).run(**GIVEN).outputs
+
+
+def test_a_model_is_loaded_once_whatever_its_names(model: LocalModel, tmp_path: Path) -> None:
+    """Two names for one reference are one model in memory."""
+    path = tmp_path / "flow.yaml"
+    text = FILE.replace("{small: REF}", f"{{small: {model.ref}, same: {model.ref}}}")
+    path.write_text(text.replace("solver:\n    model: small", "solver:\n    model: same"), "utf-8")
+    loaded = Workflow.from_yaml(path).load().models
+    assert loaded["small"] is loaded["same"]
+
+
+def test_a_model_object_is_not_loaded_again(model: LocalModel) -> None:
+    """Agents on one object share it."""
+    assert list(in_python(model).load().models.values()) == [model]
+
+
+def test_models_of_equal_names_are_told_apart(model: LocalModel, tmp_path: Path) -> None:
+    """Two folders of one name are two models."""
+    other = tiny_model(tmp_path / "small", 1)
+    flow = reader_solver(model, other)
+    assert sorted(one.ref for one in flow.load().models.values()) == sorted([model.ref, other.ref])
+
+
+def test_inputs_are_what_the_templates_read(model: LocalModel) -> None:
+    """Without a declaration every `inputs.X` is a text, and what for_each reads a list."""
+    each = Agent("each", model, prompt="{{ item }} {{ inputs.hint }}", for_each="inputs.rows")
+    found = Workflow("w", [each]).spec.inputs
+    assert {name: one.type for name, one in found.items()} == {"rows": "list", "hint": "text"}
+
+
+def test_two_agents_of_one_name_are_refused(model: LocalModel) -> None:
+    """A name stands for one agent."""
+    with pytest.raises(WorkflowError, match="two agents are called 'a'"):
+        Workflow("w", [Agent("a", model, prompt="x"), Agent("a", model, prompt="y")])
+
+
+def test_a_wrong_setting_is_refused_where_it_is_written(model: LocalModel) -> None:
+    """An agent with a setting out of range is not made."""
+    with pytest.raises(WorkflowError, match="out of range"):
+        Agent("a", model, prompt="x", generate={"max_new_tokens": 0})
+    with pytest.raises(InputError, match="sink is -1"):
+        SameModelCacheChannel(sink=-1)
+
+
+@pytest.mark.parametrize(
+    ("edge", "found"),
+    [
+        (("reader", "solvr"), "there is no agent 'solvr'"),
+        (("reader", "solver", "telepathy"), "not one of the choices"),
+    ],
+)
+def test_an_edge_that_cannot_be_is_refused_when_connected(
+    model: LocalModel, edge: tuple[str, ...], found: str
+) -> None:
+    """Unknown agents and channels are refused, and the workflow stays as it was."""
+    flow = in_python(model)
+    before = flow.spec
+    with pytest.raises(WorkflowError, match=found):
+        flow.connect(*edge)
+    assert flow.spec is before
+
+
+def test_models_that_differ_are_refused_when_connected(model: LocalModel, tmp_path: Path) -> None:
+    """A cache channel that must not fall back names the field that differs, before any run."""
+    other = sibling(model, tmp_path / "other")
+    with pytest.raises(IdentityMismatch, match="other weights") as caught:
+        reader_solver(model, other, SameModelCacheChannel(), fallback="error")
+    assert caught.value.field == "weights"
+    reader_solver(model, other, SameModelCacheChannel())
+
+
+def test_dtypes_that_differ_are_refused_when_connected(model: LocalModel) -> None:
+    """The same weights in another dtype have another cache."""
+    half = LocalModel.load(model.ref, dtype="bfloat16")
+    with pytest.raises(GeometryMismatch, match="bfloat16"):
+        reader_solver(model, half, SameModelCacheChannel(), fallback="error")
+
+
+def test_everything_wrong_with_a_workflow_is_said_before_it_loads(model: LocalModel) -> None:
+    """A prompt that reads an agent without an edge stops the run before any model is loaded."""
+    a = Agent("a", "no/such/model", prompt="{{ b.text }}")
+    flow = Workflow("w", [a, Agent("b", "no/such/model", prompt="x")])
+    with pytest.raises(WorkflowError, match="no edge to this agent"):
+        flow.run()
+
+
+def test_a_model_that_is_not_to_be_had_is_an_input_error(tmp_path: Path) -> None:
+    """A folder without a model names the reference."""
+    with pytest.raises(ModelReferenceError) as caught:
+        Workflow("w", [Agent("a", str(tmp_path), prompt="x")]).run()
+    assert caught.value.exit_code == 2
+
+
+def test_the_graph_has_the_agents_and_the_edges(model: LocalModel) -> None:
+    """`flow.graph` is the networkx graph of the workflow."""
+    graph = in_python(model).graph
+    assert list(graph.nodes) == ["reader", "solver"]
+    assert graph.edges["reader", "solver", 0]["edge"].channel == "same_model_cache"
+
+
+def test_a_result_is_plain_data(model: LocalModel) -> None:
+    """What `run --json` prints has outputs, agents and edges under the documented keys."""
+    data = in_python(model).run(**GIVEN).to_dict()
+    assert {"run_id", "outputs", "agents", "edges", "seconds"} <= data.keys()
+    (edge,) = data["edges"]
+    assert (edge["from"], edge["to"], edge["channel"]) == ("reader", "solver", "same_model_cache")
+    assert {"turn", "prompt_tokens", "ttft_s"} <= data["agents"]["solver"][0].keys()
+
+
+def test_another_edge_makes_another_plan(model: LocalModel) -> None:
+    """A workflow that ran and is extended is planned anew."""
+    flow = in_python(model)
+    flow.run(**GIVEN)
+    flow.connect("reader", "solver", TextChannel(share="context"))
+    assert len(flow.run(**GIVEN).report.edges) == 2
