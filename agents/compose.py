@@ -186,8 +186,10 @@ class Composer:
                 ids += run.segment.words
             else:
                 bounds.append((len(ids), len(run)))
-                ids += self._joined(head, run, runs[1:2]) or self.codec.encode_words(run)
-        start = self._words_start(lead, runs, bounds)
+                known = None if len(bounds) > 1 else self._joined(head, run, runs[1:2])
+                ids += self.codec.encode_words(run) if known is None else known
+        at_once = bool(quotes) and runs[0] == lead
+        start = quotes[0][1] if at_once else self._words_start(lead, runs, bounds)
         stop = self._words_stop(tail, runs, len(ids))
         ids += self.codec.encode(rest)
         return tuple(ids), (start, max(start, stop)), quotes
@@ -195,18 +197,14 @@ class Composer:
     def _joined(
         self, head: str, lead: str, following: Sequence[str | Quote]
     ) -> tuple[int, ...] | None:
-        """Ids of a turn's lead before a quote whose first token holds the end of that very lead already."""
+        """Ids of a turn's lead before a quote that had this very lead at its sharer: its first token may hold some."""
         if len(following) != 1 or not isinstance(following[0], Quote):
             return None
         segment, opening = following[0].segment, self.codec.encode(head)
         before = segment.ids[: segment.content[0]]
-        if before[: len(opening)] != opening:
-            return None
-        text = self.codec.decode(before[len(opening) :])
-        inside = lead.removeprefix(text) if lead.startswith(text) else ""
-        held = self.codec.decode(segment.words[:1])
-        joined = inside and held.startswith(inside) and not segment.text.startswith(held)
-        return before[len(opening) :] if joined else None
+        text = self.codec.decode(before[len(opening) :]) + self.codec.decode(segment.words)
+        same = before[: len(opening)] == opening and text.startswith(lead + segment.text)
+        return before[len(opening) :] if same else None
 
     def _words_start(
         self, lead: str, runs: Sequence[str | Quote], bounds: Sequence[tuple[int, int]]

@@ -9,7 +9,7 @@ from unspoken.agents._sandbox import environment
 from unspoken.agents.spec import WorkflowSpec
 from unspoken.agents.templates import references
 
-__all__ = ["Piece", "outline"]
+__all__ = ["Piece", "outline", "prints_message"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,22 @@ def _message(spec: WorkflowSpec, number: int, above: tuple[str, ...]) -> Iterato
         return
     for piece in _turn(edge.as_, _words(spec, number, above)):
         yield Piece(piece.key, piece.label, piece.kind, number)
+
+
+def prints_message(prompt: str, agent: str) -> bool:
+    """Whether a prompt prints an agent's whole text anywhere, be it under a condition."""
+    printed = (
+        item
+        for output in environment().parse(prompt).find_all(nodes.Output)
+        for item in output.nodes
+    )
+    return any(
+        isinstance(item, nodes.Getattr)
+        and item.attr == "text"
+        and isinstance(item.node, nodes.Name)
+        and item.node.name == agent
+        for item in printed
+    )
 
 
 def _parts(prompt: str) -> Iterator[_Part]:

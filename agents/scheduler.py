@@ -54,7 +54,7 @@ from unspoken.channels.state import KVState
 
 __all__ = ["Scheduler"]
 
-# Over the standard library's logger, so that a program that configures no logging stays quiet.
+# Over the standard library's logger, so that a program that configures no logging sees warnings only.
 log = structlog.wrap_logger(logging.getLogger("unspoken.scheduler"))
 
 
@@ -348,16 +348,14 @@ class Scheduler:
         agent.turns.append(report)
         for number, carried, seconds in outcome.carries:
             edge = self.spec.edges[number]
-            channel = self.plan.channels[number]
-            planned = channel.name
+            planned = self.plan.channels[number].name
             record = EdgeReport(
                 edge.from_, edge.to, turn, planned, seconds=seconds, **asdict(carried)
             )
             self.edges.append(record)
             self.log.info("message carried", **record.to_dict())
             self.emit(MessageCarried(record))
-            nothing = carried.tokens and not carried.reused + carried.repaired
-            if planned != carried.channel or (channel.carries_state and nothing):
+            if planned != carried.channel:
                 self._fall_back(edge.from_, edge.to, carried.reason)
         self.log.info("turn finished", agent=agent.name, **asdict(report))
         self.emit(TurnFinished(agent.name, turn, outcome.text, report))

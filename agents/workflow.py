@@ -100,7 +100,14 @@ class Workflow:
         doubles = {agent.name for agent in agents if [a.name for a in agents].count(agent.name) > 1}
         if doubles:
             raise WorkflowError(
-                [Problem(f"two agents are called {name!r}", "agents") for name in sorted(doubles)]
+                [
+                    Problem(
+                        f"two agents are called {name!r}",
+                        "agents",
+                        fix="give each agent a name of its own",
+                    )
+                    for name in sorted(doubles)
+                ]
             )
         self._models: dict[str, LocalModel] = {}
         refs: dict[str, str] = {}
@@ -161,16 +168,18 @@ class Workflow:
         when: str | None = None,
         loop: bool = False,
         fallback: str = "text",
+        **options: Any,
     ) -> "Workflow":
         """Add an edge; what can be checked of it is checked here.
 
         Args:
             sharer: Who publishes.
             receiver: Who reads.
-            channel: A channel, or the name of one.
+            channel: A channel with its options, or the name of one.
             when: Expression; where it is false the edge sends a skip.
             loop: Whether its message starts the receiver again.
             fallback: ``text``, or ``error`` to refuse rather than fall back.
+            options: Beside a channel's name, its options as the workflow file calls them: ``share``, ``as_``, ``repair``.
 
         Returns:
             The workflow itself.
@@ -181,7 +190,11 @@ class Workflow:
         """
         data: dict[str, Any] = {"from": _agent_name(sharer), "to": _agent_name(receiver)}
         data |= {"when": when, "loop": loop, "fallback": fallback}
-        data |= {"channel": channel} if isinstance(channel, str) else _options(channel)
+        data |= (
+            {"channel": channel, **options}
+            if isinstance(channel, str)
+            else _options(channel, options)
+        )
         plain = self.spec.model_dump(by_alias=True)
         spec = _checked({**plain, "edges": [*plain["edges"], data]})
         build_graph(spec)
@@ -316,7 +329,12 @@ def _agent_name(agent: Agent | str) -> str:
     return agent if isinstance(agent, str) else agent.name
 
 
-def _options(channel: Channel) -> dict[str, Any]:
+def _options(channel: Channel, given: Mapping[str, Any]) -> dict[str, Any]:
+    if given:
+        raise InputError(
+            f"{', '.join(given)} given beside a channel that has options of its own",
+            expected=f"{type(channel).__name__}({', '.join(f'{name}=…' for name in given)})",
+        )
     options: dict[str, Any] = {"channel": channel.name, "share": channel.share, "as": channel.as_}
     if isinstance(channel, SameModelCacheChannel):
         options["repair"] = {"sink": channel.sink} if channel.sink else None

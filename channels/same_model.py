@@ -64,7 +64,7 @@ class SameModelCacheChannel(Channel):
 
         Raises:
             IdentityMismatch, GeometryMismatch: The state is not the receiver's own model's.
-            StateError: The message has no state.
+            StateError: The message has no state, or its tokens are not in the receiver's context.
         """
         message = arrival.message
         if message.state is None:
@@ -72,6 +72,12 @@ class SameModelCacheChannel(Channel):
                 f"the message of {message.sharer!r} brings no state",
                 expected="a message published with its state",
                 fix="publish it with state, or use a text channel",
+            )
+        if not arrival.spans:
+            raise StateError(
+                f"the receiver has the words of {message.sharer!r}, but not its tokens",
+                expected="the message's own token ids in the receiver's context",
+                fix="print the message whole and unfiltered in the prompt, or use a text channel",
             )
         receiver.identity.require(message.state.identity, f"the cache of {message.sharer!r}")
         message.state.check(receiver.geometry, receiver.dtype)
@@ -99,24 +105,20 @@ class SameModelCacheChannel(Channel):
         spliced: tuple[KVState, ...],
         state: KVState,
     ) -> CarryReport:
-        tokens = sum(span.length for span in arrival.spans)
+        tokens = arrival.tokens
         beyond = sum(span.length for span in spans)
         exact = beyond == len(repair)
-        if not beyond and tokens:
+        if not beyond:
             reason = "continuation: the same tokens stand before the message at both ends"
-        elif tokens:
+        else:
             moved = spans[0].at - spans[0].source
             reason = f"splice: other tokens stand before the message; keys moved by {moved:+d}, {len(repair)} repaired"
-        else:
-            reason = (
-                "the receiver's template rewrote the message's tokens, so its state has no place"
-            )
         per_token = state.nbytes // max(len(state), 1)
         return CarryReport(
             self.name,
             exact=exact,
             reason=reason,
-            tokens=arrival.tokens,
+            tokens=tokens,
             reused=tokens - len(repair),
             repaired=len(repair),
             bytes=per_token * (tokens - beyond) + sum(piece.nbytes for piece in spliced),

@@ -8,6 +8,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def _values(schema: Mapping[str, Any]) -> str:
         case None:
             return "any value of the type"
     bounds = [words.format(schema[key]) for key, words in _BOUNDS.items() if key in schema]
-    return ", ".join([_NAMES[schema["type"]], *bounds])
+    return _NAMES[schema["type"]] + (f" ({', '.join(bounds)})" if bounds else "")
 
 
 # The commands
@@ -155,8 +156,16 @@ def _command(path: str, command: Any, depth: int = 2) -> Iterator[str]:
     rows = [row for row in rows if row]
     if rows:
         yield _table(("argument or option", "value", "what"), iter(rows))
+    if path == "unspoken bench":
+        yield _table(("benchmark", "what it measures"), iter(_benches()))
     for name, inner in sorted(getattr(command, "commands", {}).items(), key=_order(command)):
         yield from _command(f"{path} {name}", inner, depth + 1)
+
+
+def _benches() -> Iterator[tuple[str, ...]]:
+    from unspoken.agents.bench import BENCHES
+
+    yield from ((_code(name), what) for name, what in BENCHES.items())
 
 
 def _order(group: Any) -> Any:
@@ -165,18 +174,21 @@ def _order(group: Any) -> Any:
 
 
 def _option(option: Any) -> tuple[str, ...]:
-    help_text = " ".join((getattr(option, "help", None) or "").split())
-    if option.param_type_name == "argument":
-        return _code(option.human_readable_name.strip("{}[]")), "", help_text
-    names = ", ".join(_code(name) for name in (*option.opts, *option.secondary_opts))
-    choices = getattr(option.type, "choices", None)
-    if option.is_flag or option.name == "help":
-        value = ""
-    elif choices:
-        value = ", ".join(_code(str(getattr(one, "value", one))) for one in choices)
-    else:
-        value = _code(option.metavar or str(option.type.name).upper())
-    return names, value, help_text
+    help_text = " ".join((option.help or "").split())
+    if not option.opts[0].startswith("-"):
+        return _code(option.metavar or option.name.upper()), "", help_text
+    return ", ".join(map(_code, option.opts)), _value(option), help_text
+
+
+def _value(option: Any) -> str:
+    kind = option.type_descriptor.annotation
+    if option.is_flag:
+        return ""
+    if option.metavar:
+        return _code(option.metavar)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return ", ".join(_code(str(member.value)) for member in kind)
+    return {int: "whole number", float: "number", Path: "path"}.get(kind, "text")
 
 
 def graph() -> str:

@@ -1,6 +1,6 @@
 """Composed contexts: the ids a chat template gives, with every message's tokens in a known place."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 from chat_templates import TEMPLATES
@@ -31,17 +31,17 @@ def made(source: str, *, bos: str = "") -> tuple[PreTrainedTokenizerFast, Compos
         )
     codec = TokenCodec(tokenizer, ONE.tokenizer)
 
-    def render(turns: Sequence[object], prompt: bool) -> str:
+    def render(turns: Sequence[Mapping[str, str]], prompt: bool) -> str:
         return str(
             tokenizer.apply_chat_template(
-                list(turns),  # type: ignore[arg-type]
+                [dict(turn) for turn in turns],
                 chat_template=source,
                 tokenize=False,
                 add_generation_prompt=prompt,
             )
         )
 
-    template = read_template(render, bos=codec.bos)  # type: ignore[arg-type]
+    template = read_template(render, bos=codec.bos)
     assert template is not None
     return tokenizer, Composer(codec, template)
 
@@ -139,7 +139,7 @@ def test_words_that_spell_a_marker_make_no_marker(words: str, marker: str, name:
     plain, attacked = composed(composer, [("user", "x")]), composed(composer, [("user", attack)])
     for number in range(len(SPECIALS)):
         assert plain.ids.count(number) == attacked.ids.count(number)
-    assert attack in CHATML_TOKENIZER.decode(attacked.segments[-1].words)
+    assert attack in COMPOSER.codec.decode(attacked.segments[-1].words)
 
 
 @given(words=CONTENT, name=st.sampled_from(["chatml", "smollm2", "zephyr", "qwen3"]))
@@ -147,7 +147,7 @@ def test_a_turn_knows_where_its_words_stand(words: str, name: str) -> None:
     """The words' tokens hold all of the words and no token of the wrapper that could be left out."""
     composer = COMPOSERS[name]
     turn = composed(composer, [("user", words)]).segments[-1]
-    decoded = CHATML_TOKENIZER.decode(turn.words)
+    decoded = COMPOSER.codec.decode(turn.words)
     assert words in decoded
     assert (
         len(decoded) <= len(words) + 1
@@ -249,3 +249,14 @@ def test_segments_tile_the_context(said: list[str], name: str) -> None:
     for segment in context.segments:
         assert segment.position == at
         at += len(segment.ids)
+
+
+def test_a_lead_that_a_message_s_first_token_holds_is_not_written_twice() -> None:
+    """Where the wrapper's space is part of the first word's token, the quote continues all the same."""
+    composer = COMPOSERS["mistral"]
+    one = message(composer, [("user", "the question")])
+    context = composer.compose([Turn("user", (quoted(one),)), Turn("user", ("next",))])
+    (span,) = context.spans(one)
+    assert span.at == span.source
+    assert context.ids[: span.at + span.length] == one.context[: span.source + span.length]
+    assert context.ids == composed(composer, [("user", "the question\n\nnext")]).ids

@@ -15,7 +15,7 @@ from unspoken.agents.spec import WorkflowSpec
 
 def dataflow(agents: dict[str, dict[str, Any]] | str, *edges: str) -> "Dataflow[str]":
     """A dataflow of agents (names, or names with settings) and edges ``a->b``; a loop is ``a=>b``."""
-    settings = dict.fromkeys(agents.split(), {}) if isinstance(agents, str) else agents
+    settings = {name: {} for name in agents.split()} if isinstance(agents, str) else agents
     rows = []
     for edge in edges:
         loop = "=>" in edge
@@ -34,6 +34,13 @@ def dataflow(agents: dict[str, dict[str, Any]] | str, *edges: str) -> "Dataflow[
     return Dataflow(build_graph(spec))
 
 
+def sole(happenings: list[Any]) -> "Firing[str]":
+    """The one firing that is all that happened."""
+    (firing,) = happenings
+    assert isinstance(firing, Firing)
+    return firing
+
+
 def fired(happenings: list[Any]) -> list[str]:
     return [one.agent for one in happenings if isinstance(one, Firing)]
 
@@ -49,7 +56,7 @@ def test_a_join_waits_for_every_in_edge() -> None:
     flow = dataflow("a b c", "b->c", "a->c")
     flow.start()
     assert flow.complete("a", {1: "from a"}) == []
-    (firing,) = flow.complete("b", {0: "from b"})
+    firing = sole(flow.complete("b", {0: "from b"}))
     assert firing == Firing("c", 1, {0: "from b", 1: "from a"}, frozenset({0, 1}))
 
 
@@ -66,7 +73,7 @@ def test_join_any_is_not_put_off_by_a_skip() -> None:
     flow = dataflow({"a": {}, "b": {}, "c": {"join": "any"}}, "a->c", "b->c")
     flow.start()
     assert flow.complete("a", {0: None}) == []
-    (firing,) = flow.complete("b", {1: "x"})
+    firing = sole(flow.complete("b", {1: "x"}))
     assert firing.inbox == {1: "x"}
 
 
@@ -83,7 +90,7 @@ def test_one_message_among_skips_fires() -> None:
     flow = dataflow("a b c", "a->c", "b->c")
     flow.start()
     flow.complete("a", {0: None})
-    (firing,) = flow.complete("b", {1: "x"})
+    firing = sole(flow.complete("b", {1: "x"}))
     assert firing.inbox == {1: "x"}
 
 
@@ -101,7 +108,7 @@ def test_a_loop_fires_its_target_again_with_the_standing_messages() -> None:
     flow.start()
     flow.complete("s", {0: "source"})
     flow.complete("a", {1: "draft"})
-    (firing,) = flow.complete("b", {2: "critique"})
+    firing = sole(flow.complete("b", {2: "critique"}))
     assert firing == Firing("a", 2, {0: "source", 2: "critique"}, frozenset({2}))
 
 
@@ -139,12 +146,12 @@ def test_a_diamond_in_a_loop_waits_for_the_messages_of_its_own_wave() -> None:
     flow.start()
     flow.complete("a", {0: "a1", 1: "a1"})
     assert flow.complete("b", {2: "b1", 4: "again"}) == []
-    (join,) = flow.complete("c", {3: "c1"})
+    join = sole(flow.complete("c", {3: "c1"}))
     assert join.inbox == {2: "b1", 3: "c1"}
     assert fired(flow.complete("d", {})) == ["a"]
     assert fired(flow.complete("a", {0: "a2", 1: "a2"})) == ["b", "c"]
     assert flow.complete("c", {3: "c2"}) == []
-    (join,) = flow.complete("b", {2: "b2", 4: "again"})
+    join = sole(flow.complete("b", {2: "b2", 4: "again"}))
     assert (join.turn, join.inbox) == (2, {2: "b2", 3: "c2"})
 
 
@@ -163,7 +170,7 @@ def test_two_loops_into_one_agent_start_one_wave_together() -> None:
     flow.start()
     flow.complete("a", {0: "x", 1: "x"})
     assert flow.complete("b", {2: "b"}) == []
-    (firing,) = flow.complete("c", {3: "c"})
+    firing = sole(flow.complete("c", {3: "c"}))
     assert firing == Firing("a", 2, {2: "b", 3: "c"}, frozenset({2, 3}))
 
 
@@ -204,7 +211,7 @@ def test_a_loop_waits_for_a_target_that_has_not_fired_yet() -> None:
     )
     assert fired(flow.start()) == ["slow", "b"]
     assert flow.complete("b", {2: "early"}) == []
-    (firing,) = flow.complete("slow", {0: "source"})
+    firing = sole(flow.complete("slow", {0: "source"}))
     assert firing == Firing("a", 1, {0: "source"}, frozenset({0}))
 
 

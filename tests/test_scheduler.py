@@ -3,7 +3,7 @@
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sibling, sound, tiny_model
 
 from unspoken.agents import Agent, LocalModel, Workflow
+from unspoken.agents.engines.local import worker_for
 from unspoken.agents.events import (
     AgentSkipped,
     Event,
@@ -312,16 +313,19 @@ async def test_a_failing_agent_stops_the_others(model: LocalModel) -> None:
     good = Agent("good", model, prompt="x", generate={"max_new_tokens": 1500})
     bad = Agent("bad", model, prompt="{{ inputs.rows[5] }}", generate=FEW)
     flow = Workflow("w", [good, bad], inputs={"rows": "list"})
-    written = 0
-    with pytest.raises(AgentError, match="agent 'bad' failed") as caught:
+    seen: list[Event] = []
+
+    async def follow() -> None:
         async with aclosing(flow.stream(rows=[])) as events:
             async for event in events:
-                written += isinstance(event, TokenWritten)
-    assert caught.value.agent == "bad" and written < 1500
-    assert isinstance(caught.value.__cause__, TemplateError)
-    with pytest.raises(AgentError) as again:
-        await flow.arun(rows=[])
-    assert isinstance(again.value.__cause__, TemplateError)
+                seen.append(event)
+
+    for run in (follow, lambda: flow.arun(rows=[])):
+        with pytest.raises(AgentError, match="agent 'bad' failed") as caught:
+            await run()
+        assert caught.value.agent == "bad"
+        assert isinstance(caught.value.__cause__, TemplateError)
+    assert len(seen) < 1500
 
 
 async def test_too_long_a_prompt_is_an_error_of_the_input(model: LocalModel) -> None:
@@ -454,6 +458,31 @@ async def test_a_state_is_freed_once_its_reader_has_read_it(model: LocalModel) -
     assert len(scheduler.shelf) == 0
 
 
+async def test_an_agent_that_remembers_lets_go_of_what_it_read(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a second turn the first one's message is in the agent's own state, and its tensors are gone."""
+    put: list[weakref.ref[Any]] = []
+    shelve = Shelf.put
+
+    def spy(shelf: Shelf, state: KVState, readers: int) -> Handle:
+        put.append(weakref.ref(state.layers[0].keys))
+        return shelve(shelf, state, readers)
+
+    monkeypatch.setattr(Shelf, "put", spy)
+    reader = Agent("reader", model, prompt="{{ inputs.document }}", generate=None)
+    writer = Agent("writer", model, prompt="turn {{ turn }}", generate=FEW, max_turns=2)
+    flow = Workflow("w", [reader, writer]).connect(reader, writer, CACHE)
+    flow.connect(writer, writer, TEXT, loop=True)
+    alive = []
+    async with aclosing(flow.stream(document=DOCUMENT)) as events:
+        async for event in events:
+            if isinstance(event, TokenWritten) and event.turn == 2:
+                gc.collect()
+                alive.append(put[0]() is not None)
+    assert len(put) == 1 and alive and not any(alive)
+
+
 @pytest.mark.parametrize("memory", ["run", "turn"])
 async def test_no_state_outlives_its_run(
     model: LocalModel, monkeypatch: pytest.MonkeyPatch, memory: str
@@ -468,9 +497,15 @@ async def test_no_state_outlives_its_run(
 
     monkeypatch.setattr(Shelf, "put", spy)
     result = await draft_and_critic(model, memory, CACHE).arun(document=DOCUMENT)
+    # The worker's thread has left the last job once it is done with another one.
+    await worker_for(model.device).run(_nothing(), lambda event: None)
     gc.collect()
     assert len(put) == 6 and all(one() is None for one in put)
     assert result.report.peak_state_bytes > 0
+
+
+def _nothing() -> Generator[None, None, None]:
+    yield
 
 
 async def test_inputs_are_checked_before_anything_runs(model: LocalModel) -> None:

@@ -141,6 +141,8 @@ async def test_a_job_cancelled_while_it_waits_never_starts(worker: Worker) -> No
             inner.start_soon(worker.run, never(), lambda event: None)
             await anyio.wait_all_tasks_blocked()
             inner.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await anyio.wait_all_tasks_blocked()
             gate.set()
     assert ran == []
 

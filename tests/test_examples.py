@@ -1,0 +1,132 @@
+"""The examples: both forms are one workflow, and they run on the embedded model."""
+
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from unspoken.agents import RunResult, Workflow, WorkflowSpec
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+NAMES = ("draft_critique_revise", "fan_out_panel", "reader_solver")
+
+every_example = pytest.mark.parametrize("name", NAMES)
+
+
+@cache
+def script(name: str) -> ModuleType:
+    file = EXAMPLES / name / "run.py"
+    spec = importlib.util.spec_from_file_location(f"example_{name}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def from_file(name: str) -> Workflow:
+    return Workflow.from_yaml(EXAMPLES / name / "workflow.yaml")
+
+
+def inputs(name: str) -> dict[str, Any]:
+    """What each example's script gives its workflow."""
+    module = script(name)
+    known = {"question": getattr(module, "QUESTION", None), "topic": getattr(module, "TOPIC", None)}
+    if hasattr(module, "DOCUMENT"):
+        known["document"] = module.DOCUMENT.read_text(encoding="utf-8").removesuffix("\n")
+    return {key: known[key] for key in from_file(name).spec.inputs}
+
+
+@cache
+def ran(name: str) -> RunResult:
+    return from_file(name).run(**inputs(name))
+
+
+def reused(name: str, agent: str) -> list[tuple[int, int]]:
+    """Reused and all prompt tokens of each turn."""
+    return [(turn.reused_tokens, turn.prompt_tokens) for turn in ran(name).report.agents[agent]]
+
+
+def test_every_folder_is_tested() -> None:
+    """A new example is tested, and has its three files."""
+    folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
+    assert folders == set(NAMES)
+    for name in NAMES:
+        assert {"workflow.yaml", "run.py", "README.md"} <= {
+            path.name for path in (EXAMPLES / name).iterdir()
+        }
+
+
+@every_example
+def test_both_forms_are_one_workflow(name: str) -> None:
+    """The file and the script describe equal workflows."""
+    assert script(name).build().spec == from_file(name).spec
+
+
+@pytest.mark.model
+@every_example
+def test_script_prints_what_the_file_gives(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run from Python, an example writes the same words as its file does."""
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    script(name).main()
+    printed = capsys.readouterr().out
+    outputs = ran(name).outputs
+    assert outputs
+    for text in outputs.values():
+        assert text.strip()
+        assert text in printed
+
+
+@pytest.mark.model
+def test_solver_reuses_all_that_the_reader_computed() -> None:
+    """A continuation takes over the whole of the reader's context and computes the question alone."""
+    ((_, computed),) = reused("reader_solver", "reader")
+    ((taken, total),) = reused("reader_solver", "solver")
+    assert taken == computed
+    assert total - taken < 30
+    (edge,) = ran("reader_solver").report.edges
+    assert (edge.channel, edge.exact, edge.repaired) == ("same_model_cache", True, 0)
+
+
+@pytest.mark.model
+def test_text_gives_the_same_answer() -> None:
+    """With the edge set to text nothing is reused, and the answer is the same, letter for letter."""
+    flow = from_file("reader_solver")
+    data = flow.spec.model_dump(by_alias=True)
+    data["edges"][0]["channel"] = "text"
+    result = Workflow.from_spec(WorkflowSpec.model_validate(data)).run(**inputs("reader_solver"))
+    assert result.report.agents["solver"][0].reused_tokens == 0
+    assert result.outputs == ran("reader_solver").outputs
+    assert "1887" in result.outputs["answer"]
+
+
+@pytest.mark.model
+def test_panel_reads_its_document_once() -> None:
+    """Every solver takes over all that the reader computed; the judge's messages are spliced."""
+    ((_, computed),) = reused("fan_out_panel", "reader")
+    for solver in ("year", "colours", "drive"):
+        ((taken, _),) = reused("fan_out_panel", solver)
+        assert taken == computed
+    edges = ran("fan_out_panel").report.edges
+    assert {edge.exact for edge in edges if edge.sharer == "reader"} == {True}
+    assert {edge.exact for edge in edges if edge.receiver == "judge"} == {False}
+    assert all(edge.reused > 0 for edge in edges)
+
+
+@pytest.mark.model
+def test_loop_gives_the_drafter_a_second_turn() -> None:
+    """A "no" sends the drafter back once, and every later turn goes on from state at hand."""
+    result = ran("draft_critique_revise")
+    assert len(result["drafter"].turns) == len(result["reviser"].turns) == 2
+    assert "no" in result["critic"].turns[0].lower()
+    for agent in ("critic", "reviser"):
+        for taken, total in reused("draft_critique_revise", agent):
+            assert 2 * taken > total
+    first, second = result.report.agents["drafter"]
+    assert first.reused_tokens == 0 < second.reused_tokens
+    assert result.report.fallbacks == ()
