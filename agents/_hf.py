@@ -15,7 +15,7 @@ from unspoken.channels.geometry import CacheGeometry, LayerGeometry, ModelIdenti
 from unspoken.channels.rope import Rotary
 from unspoken.channels.state import KVState, LayerState
 
-__all__ = ["Backbone", "ContextCache", "first_gap", "read_geometry"]
+__all__ = ["Backbone", "ContextCache", "first_approximate", "first_gap", "read_geometry"]
 
 _SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
 _DYNAMIC_ROPE = {"dynamic", "longrope"}
@@ -154,10 +154,14 @@ class ContextCache(Cache):
     Args:
         geometry: Geometry of the model.
         capacity: Rows to allocate at first.
+
+    Attributes:
+        approximate_from: First position whose rows are taken over as approximate; None for none.
     """
 
     def __init__(self, geometry: CacheGeometry, capacity: int) -> None:
         self.rows = [_Rows(layer, capacity) for layer in geometry.layers]
+        self.approximate_from: int | None = None
         super().__init__(layers=list(self.rows))
 
     @property
@@ -207,7 +211,10 @@ class ContextCache(Cache):
             layers.append(
                 LayerState(rows.keys[0, :, first:stop], rows.values[0, :, first:stop], first)
             )
-        return KVState(tuple(layers), 0, stop, identity)
+        rough = self.approximate_from
+        return KVState(
+            tuple(layers), 0, stop, identity, rough if rough is not None and rough < stop else None
+        )
 
 
 class Backbone:
@@ -439,3 +446,14 @@ def first_gap(states: Sequence[KVState], new: Sequence[int], stop: int) -> int |
         covered[position] = 1
     gap = covered.find(0)
     return None if gap < 0 else gap
+
+
+def first_approximate(states: Sequence[KVState], new: Sequence[int]) -> int | None:
+    """The first position whose rows are approximate and not computed anew, or None."""
+    anew = set(new)
+    rough = [
+        next((p for p in range(state.approximate_from, state.stop) if p not in anew), None)
+        for state in states
+        if state.approximate_from is not None
+    ]
+    return min((position for position in rough if position is not None), default=None)

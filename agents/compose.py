@@ -84,8 +84,8 @@ class Composer:
             ids = self.codec.encode(self.template.opening)
             return Composed().extended(Segment("system", ids, (0, 0), "", 0)) if ids else Composed()
         before, after = self.template.system
-        ids, content = self._wrap(before, (system,), after)[:2]
-        return Composed().extended(Segment("system", ids, content, system, 0))
+        ids, bounds = self._wrap(before, (system,), after)
+        return Composed().extended(Segment("system", ids, bounds[0], system, 0))
 
     def compose(
         self, turns: Sequence[Turn], *, system: str | None = None, earlier: Composed | None = None
@@ -101,10 +101,10 @@ class Composer:
         if earlier is None:
             earlier = self.opening(system)
             if system is not None and self.template.system is None and turns:
-                turns[0] = replace(turns[0], pieces=(f"{system}\n\n", *turns[0].pieces))
+                turns.insert(0, Turn("system", (system,)))
         context = replace(earlier, placed=())
-        for turn in self._merged(turns):
-            context = self._append(context, turn)
+        for group in self._groups(turns):
+            context = self._append(context, group)
         return context
 
     def ask(self, context: Composed) -> tuple[int, ...]:
@@ -115,111 +115,133 @@ class Composer:
         """The ids that close a turn of `role`."""
         return self.codec.encode(self.template.wrappers[role][1])
 
-    def _merged(self, turns: Sequence[Turn]) -> list[Turn]:
-        merged: list[Turn] = []
+    def _groups(self, turns: Sequence[Turn]) -> list[list[Turn]]:
+        """Turns that share one wrapper: a system prompt that has none of its own, and what the template merges."""
+        groups: list[list[Turn]] = []
         for turn in turns:
-            if self.template.merges and merged and merged[-1].role == turn.role:
-                merged[-1] = Turn(turn.role, (*merged[-1].pieces, "\n\n", *turn.pieces))
+            last = groups[-1][-1].role if groups else ""
+            if last == "system" or (self.template.merges and last == turn.role):
+                groups[-1].append(turn)
             else:
-                merged.append(turn)
-        return merged
+                groups.append([turn])
+        return groups
 
-    def _append(self, context: Composed, turn: Turn) -> Composed:
-        at = len(context.ids)
-        before, after = self.template.wrappers[turn.role]
-        if turn.role == "user" and not any(
-            segment.role != "system" or segment.text for segment in context.segments
-        ):
+    def _append(self, context: Composed, group: Sequence[Turn]) -> Composed:
+        role = group[-1].role
+        before, after = self.template.wrappers[role]
+        if role == "user" and not any(one.role != "system" or one.text for one in context.segments):
             before = self.template.first
-        kept = self._kept_whole(turn, before, after)
+        kept = self._kept_whole(group, before, after)
         if kept is not None:
-            segment = replace(kept.segment, position=at)
-            span = Span(at, kept.segment.position, len(segment.ids))
+            segment = replace(kept.segment, position=len(context.ids))
+            span = Span(segment.position, kept.segment.position, len(segment.ids))
             return context.extended(segment, [(kept.message, span)])
-        ids, content, quotes = self._wrap(before, turn.pieces, after)
-        segment = Segment(turn.role, ids, content, turn.text, at)
-        spans = []
-        for quote, start in quotes:
-            source = quote.segment.position + quote.segment.content[0]
-            spans.append((quote.message, Span(at + start, source, len(quote.segment.words))))
-        return context.extended(segment, spans)
+        pieces: list[str | Quote] = []
+        parts = []
+        for turn in group:
+            pieces += ["\n\n"] if pieces else []
+            parts.append((turn, len(pieces)))
+            pieces += turn.pieces or ("",)
+        ids, bounds = self._wrap(before, pieces, after)
+        return self._tiled(context, ids, bounds, parts)
 
-    def _kept_whole(self, turn: Turn, before: str, after: str) -> Quote | None:
+    def _tiled(
+        self,
+        context: Composed,
+        ids: tuple[int, ...],
+        bounds: Sequence[tuple[int, int]],
+        parts: Sequence[tuple[Turn, int]],
+    ) -> Composed:
+        """Cut the tokens of one wrapper into a segment per turn, each from the end of the words before it."""
+        at = 0
+        for turn, first in parts:
+            count = max(len(turn.pieces), 1)
+            start, stop = bounds[first][0], bounds[first + count - 1][1]
+            end = len(ids) if turn is parts[-1][0] else stop
+            position = len(context.ids)
+            segment = Segment(turn.role, ids[at:end], (start - at, stop - at), turn.text, position)
+            spans = [
+                (piece.message, self._span(piece, position - at + bounds[first + index][0]))
+                for index, piece in enumerate(turn.pieces)
+                if isinstance(piece, Quote) and self._same_tokenizer(piece)
+            ]
+            context = context.extended(segment, spans)
+            at = end
+        return context
+
+    def _span(self, quote: Quote, at: int) -> Span:
+        source = quote.segment.position + quote.segment.content[0]
+        return Span(at, source, len(quote.segment.words))
+
+    def _kept_whole(self, group: Sequence[Turn], before: str, after: str) -> Quote | None:
         """The quote whose own turn, wrapper included, is just what this template would write."""
-        if len(turn.pieces) != 1 or isinstance(turn.pieces[0], str):
+        if len(group) != 1 or len(group[0].pieces) != 1 or isinstance(group[0].pieces[0], str):
             return None
-        quote = turn.pieces[0]
-        if quote.segment.role != turn.role or not self._same_tokenizer(quote):
+        quote = group[0].pieces[0]
+        if quote.segment.role != group[0].role or not self._same_tokenizer(quote):
             return None
         ids, (start, stop) = quote.segment.ids, quote.segment.content
-        wrapped = self._wrap(before, (quote.segment.text,), after)[0]
         around = (ids[:start], ids[stop:]) == (self.codec.encode(before), self.codec.encode(after))
-        return quote if around or wrapped == ids else None
+        return (
+            quote if around or self._wrap(before, (quote.segment.text,), after)[0] == ids else None
+        )
 
     def _same_tokenizer(self, quote: Quote) -> bool:
         return quote.message.identity.tokenizer == self.codec.digest
 
     def _wrap(
         self, before: str, pieces: Sequence[str | Quote], after: str
-    ) -> tuple[tuple[int, ...], tuple[int, int], list[tuple[Quote, int]]]:
-        """Ids of a turn, where its words stand in them, and where each quote starts.
+    ) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+        """Ids of pieces in a wrapper, and where each piece stands in them, as (start, stop).
 
         Words are tokenised together with the wrapper's text up to its nearest marker, since tokens may join the
         two; markers inside words stay words. A quote between equal tokenizers keeps its ids.
         """
         head, lead = self.codec.split_after_marker(before)
         tail, rest = self.codec.split_before_marker(after)
-        runs: list[str | Quote] = [lead]
-        for piece in (*pieces, tail):
-            quoted = isinstance(piece, Quote) and self._same_tokenizer(piece)
-            text = "" if quoted else (piece if isinstance(piece, str) else piece.segment.text)
-            if quoted:
-                runs += [piece, ""]
-            else:
-                runs[-1] = str(runs[-1]) + text
         ids = list(self.codec.encode(head))
-        quotes: list[tuple[Quote, int]] = []
         bounds: list[tuple[int, int]] = []
-        for run in runs:
-            if isinstance(run, Quote):
-                quotes.append((run, len(ids)))
-                ids += run.segment.words
+        text, inside = lead, list[tuple[int, int]]()
+        for piece in pieces:
+            if isinstance(piece, Quote) and self._same_tokenizer(piece):
+                known = None if bounds or inside else self._joined(head, text, piece)
+                bounds += self._run(ids, text, inside, known)
+                bounds.append((len(ids), len(ids) + len(piece.segment.words)))
+                ids += piece.segment.words
+                text, inside = "", []
             else:
-                bounds.append((len(ids), len(run)))
-                known = None if len(bounds) > 1 else self._joined(head, run, runs[1:2])
-                ids += self.codec.encode_words(run) if known is None else known
-        at_once = bool(quotes) and runs[0] == lead
-        start = quotes[0][1] if at_once else self._words_start(lead, runs, bounds)
-        stop = self._words_stop(tail, runs, len(ids))
+                words = piece if isinstance(piece, str) else piece.segment.text
+                inside.append((len(text), len(text) + len(words)))
+                text += words
+        bounds += self._run(ids, text + tail, inside, None)
         ids += self.codec.encode(rest)
-        return tuple(ids), (start, max(start, stop)), quotes
+        return tuple(ids), bounds
 
-    def _joined(
-        self, head: str, lead: str, following: Sequence[str | Quote]
-    ) -> tuple[int, ...] | None:
+    def _run(
+        self,
+        ids: list[int],
+        text: str,
+        inside: Sequence[tuple[int, int]],
+        known: tuple[int, ...] | None,
+    ) -> list[tuple[int, int]]:
+        """Append the tokens of text; where its parts, given in characters, stand in the ids."""
+        base = len(ids)
+        if known is not None:
+            ids += known
+            return []
+        tokens, offsets = self.codec.words_with_offsets(text)
+        ids += tokens
+        bounds = []
+        for first, last in inside:
+            start = sum(end <= first for _, end in offsets)
+            stop = sum(begin < last for begin, _ in offsets)
+            bounds.append((base + start, base + max(start, stop)))
+        return bounds
+
+    def _joined(self, head: str, lead: str, quote: Quote) -> tuple[int, ...] | None:
         """Ids of a turn's lead before a quote that had this very lead at its sharer: its first token may hold some."""
-        if len(following) != 1 or not isinstance(following[0], Quote):
-            return None
-        segment, opening = following[0].segment, self.codec.encode(head)
+        segment, opening = quote.segment, self.codec.encode(head)
         before = segment.ids[: segment.content[0]]
         text = self.codec.decode(before[len(opening) :]) + self.codec.decode(segment.words)
         same = before[: len(opening)] == opening and text.startswith(lead + segment.text)
         return before[len(opening) :] if same else None
-
-    def _words_start(
-        self, lead: str, runs: Sequence[str | Quote], bounds: Sequence[tuple[int, int]]
-    ) -> int:
-        """Index of the first token that holds any of the words."""
-        first = str(runs[0])
-        offsets = self.codec.offsets(first)
-        inside = next(
-            (index for index, (_, end) in enumerate(offsets) if end > len(lead)), len(offsets)
-        )
-        return bounds[0][0] + inside
-
-    def _words_stop(self, tail: str, runs: Sequence[str | Quote], length: int) -> int:
-        """Index after the last token that holds any of the words."""
-        last = str(runs[-1])
-        edge = len(last) - len(tail)
-        offsets = self.codec.offsets(last)
-        return length - sum(start >= edge for start, _ in offsets) if tail else length

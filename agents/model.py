@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from unspoken.agents._hf import Backbone, ContextCache, first_gap
+from unspoken.agents._hf import Backbone, ContextCache, first_approximate, first_gap
 from unspoken.agents.catalog import prepare
 from unspoken.agents.compose import Composer
 from unspoken.agents.identity import cached_identity, model_identity
@@ -235,6 +235,7 @@ class LocalModel:
                 expected=f"states and new tokens that cover positions 0 to {stop} together",
             )
         cache = ContextCache(self.geometry, stop + spare)
+        cache.approximate_from = first_approximate(state, positions)
         for piece in state:
             cache.place(piece)
         if positions:

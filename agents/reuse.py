@@ -1,4 +1,4 @@
-"""How an edge's message can serve its receiver: its state continues the context, is spliced into it, or is of no use."""
+"""How an edge's message can serve its receiver: its state continues the context, is spliced in, or is of no use."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

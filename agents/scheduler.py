@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 
@@ -34,14 +34,16 @@ from unspoken.agents.report import EdgeReport, RunReport, TurnReport
 from unspoken.agents.spec import AgentSpec, WorkflowSpec
 from unspoken.agents.templates import evaluate, render
 from unspoken.agents.turn import (
+    Carried,
     Delivery,
     Prefilling,
+    Step,
     TurnOutcome,
     TurnRequest,
     Written,
     run_turn,
 )
-from unspoken.channels.base import Arrival
+from unspoken.channels.base import Arrival, CarryReport
 from unspoken.channels.errors import (
     AgentError,
     InputError,
@@ -332,21 +334,17 @@ class Scheduler:
             if edge.from_ == agent.name
         )
 
-    def _pass_on(self, name: str, turn: int, step: Prefilling | Written) -> None:
+    def _pass_on(self, name: str, turn: int, step: Step) -> None:
         match step:
+            case Carried(carries):
+                self._record_carries(turn, carries)
             case Prefilling(done, total):
                 self.emit(PrefillProgress(name, turn, done, total))
             case Written(text):
                 self.emit(TokenWritten(name, turn, text))
 
-    def _record(self, agent: _Agent, turn: int, outcome: TurnOutcome, composing: float) -> None:
-        usage = asdict(outcome.usage)
-        if usage["ttft_s"] is not None:
-            usage["ttft_s"] += composing
-        usage["seconds"] += composing
-        report = TurnReport(turn=turn, finish=outcome.finish, **usage)
-        agent.turns.append(report)
-        for number, carried, seconds in outcome.carries:
+    def _record_carries(self, turn: int, carries: Sequence[tuple[int, CarryReport, float]]) -> None:
+        for number, carried, seconds in carries:
             edge = self.spec.edges[number]
             planned = self.plan.channels[number].name
             record = EdgeReport(
@@ -357,6 +355,14 @@ class Scheduler:
             self.emit(MessageCarried(record))
             if planned != carried.channel:
                 self._fall_back(edge.from_, edge.to, carried.reason)
+
+    def _record(self, agent: _Agent, turn: int, outcome: TurnOutcome, composing: float) -> None:
+        usage = asdict(outcome.usage)
+        if usage["ttft_s"] is not None:
+            usage["ttft_s"] += composing
+        usage["seconds"] += composing
+        report = TurnReport(turn=turn, finish=outcome.finish, **usage)
+        agent.turns.append(report)
         self.log.info("turn finished", agent=agent.name, **asdict(report))
         self.emit(TurnFinished(agent.name, turn, outcome.text, report))
 

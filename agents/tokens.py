@@ -54,14 +54,15 @@ class TokenCodec:
             self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         )
 
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Per token of `encode_words`, the characters it stands for, as (start, stop)."""
+    def words_with_offsets(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+        """Ids of somebody's words, and per token the characters it stands for, as (start, stop)."""
         if not text:
-            return []
+            return (), []
         encoded = self.tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
         )
-        return [(int(start), int(stop)) for start, stop in encoded.offset_mapping]
+        offsets = [(int(start), int(stop)) for start, stop in encoded.offset_mapping]
+        return tuple(encoded.input_ids), offsets
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""

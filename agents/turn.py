@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unspoken.agents._hf import ContextCache
 from unspoken.agents.compose import Composed
-from unspoken.agents.model import LocalModel
+from unspoken.agents.model import CHUNK, LocalModel
 from unspoken.agents.sampling import Sampler
 from unspoken.agents.spec import GenerateSpec
 from unspoken.agents.tokens import Detokenizer
@@ -26,8 +26,10 @@ from unspoken.channels.text import TextChannel
 
 __all__ = [
     "Assembly",
+    "Carried",
     "Delivery",
     "Prefilling",
+    "Step",
     "TurnOutcome",
     "TurnRequest",
     "Usage",
@@ -73,6 +75,13 @@ class TurnRequest:
     own: tuple[tuple[int, ...], KVState] | None = None
     generate: GenerateSpec | None = None
     keep_state: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """The messages are in the context: per delivery, its edge, its report and the seconds its carry took."""
+
+    carries: tuple[tuple[int, CarryReport, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +181,8 @@ class Assembly:
     carries: tuple[tuple[int, CarryReport, float], ...]
 
 
-Steps = Generator[Prefilling | Written, None, TurnOutcome]
+Step = Carried | Prefilling | Written
+Steps = Generator[Step, None, TurnOutcome]
 
 
 def run_turn(model: LocalModel, request: TurnRequest) -> Steps:
@@ -196,12 +206,16 @@ def run_turn(model: LocalModel, request: TurnRequest) -> Steps:
     cache = model.open(assembly.states, assembly.missing, spare=min(budget, 256) + 16)
     logits: Tensor | None = None
     new = model.tensor([ids[position] for position in assembly.missing])
-    done = 0
+    done, total = 0, len(assembly.missing)
+    clock.pause()
+    yield Carried(assembly.carries)
+    yield Prefilling(done, total)
+    clock.resume()
     for logits in model.prefill_steps(new, assembly.missing, cache):
-        done = min(done + 256, len(assembly.missing))
+        done = min(done + CHUNK, total)
         if logits is None:
             clock.pause()
-            yield Prefilling(done, len(assembly.missing))
+            yield Prefilling(done, total)
             clock.resume()
     if request.generate is None or logits is None:
         state = cache.snapshot(model.identity) if request.keep_state else None

@@ -179,7 +179,7 @@ class Workflow:
             when: Expression; where it is false the edge sends a skip.
             loop: Whether its message starts the receiver again.
             fallback: ``text``, or ``error`` to refuse rather than fall back.
-            options: Beside a channel's name, its options as the workflow file calls them: ``share``, ``as_``, ``repair``.
+            options: Beside a channel's name, its options as the file calls them: ``share``, ``as_``, ``repair``.
 
         Returns:
             The workflow itself.

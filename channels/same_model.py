@@ -1,6 +1,6 @@
 """The state itself, between agents on one model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from unspoken.channels.base import (
@@ -94,6 +94,7 @@ class SameModelCacheChannel(Channel):
 
     def _place(self, state: KVState, span: Span, receiver: CausalModel) -> KVState:
         source = state.slice(span.source, span.source + span.length)
+        source = replace(source, approximate_from=span.source)
         return source.shift(span.at - span.source, receiver.geometry, receiver.rotary)
 
     def _report(
@@ -107,9 +108,11 @@ class SameModelCacheChannel(Channel):
     ) -> CarryReport:
         tokens = arrival.tokens
         beyond = sum(span.length for span in spans)
-        exact = beyond == len(repair)
+        rough = state.approximate_from
+        exact = beyond == len(repair) and (rough is None or rough >= shared)
         if not beyond:
             reason = "continuation: the same tokens stand before the message at both ends"
+            reason += "" if exact else ", of a state that was spliced itself"
         else:
             moved = spans[0].at - spans[0].source
             reason = f"splice: other tokens stand before the message; keys moved by {moved:+d}, {len(repair)} repaired"

@@ -53,6 +53,8 @@ class KVState:
         start: Position of the first token.
         stop: Position after the last token.
         identity: The model that computed it.
+        approximate_from: First position whose rows are not just what the model computes over all tokens before it,
+            as after a splice; None where there is no such position.
         hidden: Hidden states at the inputs of some layers (the E-cache), each (tokens, hidden_size).
     """
 
@@ -60,6 +62,7 @@ class KVState:
     start: int
     stop: int
     identity: ModelIdentity
+    approximate_from: int | None = None
     hidden: Mapping[int, Tensor] = field(default_factory=lambda: _NOTHING)
 
     def __post_init__(self) -> None:
@@ -79,6 +82,11 @@ class KVState:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    @property
+    def exact(self) -> bool:
+        """Whether every row is what the model computes over the tokens before it."""
+        return self.approximate_from is None
 
     @property
     def nbytes(self) -> int:
@@ -121,8 +129,14 @@ class KVState:
             layer: tensor[start - self.start : stop - self.start]
             for layer, tensor in self.hidden.items()
         }
+        rough = self.approximate_from
         return replace(
-            self, layers=tuple(layers), start=start, stop=stop, hidden=MappingProxyType(hidden)
+            self,
+            layers=tuple(layers),
+            start=start,
+            stop=stop,
+            approximate_from=max(rough, start) if rough is not None and rough < stop else None,
+            hidden=MappingProxyType(hidden),
         )
 
     def shift(
@@ -147,7 +161,14 @@ class KVState:
             )
             for layer, shape in zip(self.layers, geometry.layers, strict=True)
         )
-        return replace(self, layers=layers, start=self.start + delta, stop=self.stop + delta)
+        rough = self.approximate_from
+        return replace(
+            self,
+            layers=layers,
+            start=self.start + delta,
+            stop=self.stop + delta,
+            approximate_from=None if rough is None else rough + delta,
+        )
 
     def trim(self, geometry: CacheGeometry) -> "KVState":
         """Drop what no token from `stop` on can see: all but the last window - 1 rows of sliding layers.
@@ -211,7 +232,14 @@ class KVState:
         )
         shared = set.intersection(*(set(state.hidden) for state in states))
         hidden = {layer: torch.cat([state.hidden[layer] for state in states]) for layer in shared}
-        return replace(head, layers=layers, stop=at, hidden=MappingProxyType(hidden))
+        starts = [state.approximate_from for state in states if state.approximate_from is not None]
+        return replace(
+            head,
+            layers=layers,
+            stop=at,
+            approximate_from=min(starts, default=None),
+            hidden=MappingProxyType(hidden),
+        )
 
     def check(self, geometry: CacheGeometry, dtype: torch.dtype) -> None:
         """Refuse a state that does not have the model's shape.

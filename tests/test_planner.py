@@ -127,7 +127,7 @@ CASES: dict[str, tuple[list[Agent], list[tuple[str, str, dict[str, Any]]], list[
     "a quote that is changed": (
         [reads("r"), agent("s", "{{ r.text | upper }}")],
         [("r", "s", {})],
-        ["splice"],
+        ["text"],
     ),
     "a prompt of a writer": (
         [agent("w"), agent("s")],
@@ -189,22 +189,10 @@ def test_runs_do_what_the_plan_says(models: dict[str, LocalModel], name: str) ->
     ] == expected
 
 
-_LEAK = pytest.mark.xfail(
-    reason="without a system turn, a system prompt becomes part of the prompt's turn and travels with it"
-)
-
-
 @pytest.mark.parametrize(
     ("template", "name"),
     [
-        pytest.param(
-            template,
-            name,
-            marks=_LEAK
-            if template in ("gemma", "mistral")
-            and name in ("a system prompt at the sharer", "equal system prompts")
-            else (),
-        )
+        (template, name)
         for template in ("smollm2", "llama3", "gemma", "mistral", "qwen3", "plain")
         for name in CASES
     ],
@@ -317,7 +305,7 @@ def test_tokens_are_known_where_the_inputs_are(models: dict[str, LocalModel]) ->
     flow = reader_solver(model, model)
     assert only(flow).tokens is None
     (edge,) = flow.plan(document=DOCUMENT, question=QUESTION).edges
-    assert edge.tokens == len(model.codec.encode_words(DOCUMENT))
+    assert edge.tokens == flow.run(document=DOCUMENT, question=QUESTION).report.edges[0].tokens
 
 
 def test_a_token_s_state_is_sized(models: dict[str, LocalModel]) -> None:

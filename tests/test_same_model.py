@@ -109,6 +109,19 @@ def test_a_splice_computes_the_sink_and_its_own_tokens_only() -> None:
     assert (report(parts).exact, report(parts).repaired) == (False, 4)
 
 
+def test_a_continuation_of_a_splice_is_not_called_exact() -> None:
+    """A context that was built over a spliced message stays approximate for whoever goes on from it."""
+    model = make("llama")
+    ids, parts = receive(model, message_of(model, WORDS, "one of the keys"))
+    new = model.tensor([ids[position] for position in parts.missing])
+    state = model.prefill(new, parts.states, model.tensor(parts.missing)).state
+    segment = message_of(model, WORDS).segments[0]
+    again, later = receive(model, Message("solver", (segment,), False, ids, model.identity, state))
+    assert len(later.missing) < len(again) // 2
+    assert not report(later).exact
+    assert report(later).reason.endswith("of a state that was spliced itself")
+
+
 def test_spliced_keys_stand_at_the_receivers_positions() -> None:
     """Layer 0's keys of a spliced message are those of a full recompute, since they see no other token."""
     model = make("llama")

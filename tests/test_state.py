@@ -26,7 +26,7 @@ def make_state(start: int, stop: int) -> KVState:
         tensor = rows.expand(shape.kv_heads, -1, shape.head_dim).contiguous()
         layers.append(LayerState(tensor, tensor.clone(), start))
     hidden = {1: torch.arange(start, stop, dtype=torch.float32)[:, None].expand(-1, 16)}
-    return KVState(tuple(layers), start, stop, IDENTITY, hidden)
+    return KVState(tuple(layers), start, stop, IDENTITY, hidden=hidden)
 
 
 @given(st.data())
@@ -120,3 +120,13 @@ def test_a_state_moves_to_a_device_only_when_told() -> None:
     state = make_state(0, 3)
     assert state.to(torch.device("cpu")) is state
     assert state.to(torch.device("meta")).device.type == "meta"
+
+
+def test_what_is_approximate_stays_known() -> None:
+    """Slices before a splice are exact, those after it are not, wherever they are moved."""
+    state = replace(make_state(0, 10), approximate_from=4)
+    assert state.slice(0, 4).exact
+    assert state.slice(6, 8).approximate_from == 6
+    assert state.slice(2, 8).shift(5, GEOMETRY, lambda name: ROTARY).approximate_from == 9
+    whole = KVState.concat([make_state(0, 3), state.slice(3, 10)])
+    assert (whole.approximate_from, whole.exact) == (4, False)

@@ -183,6 +183,7 @@ def _ways(model: LocalModel, cases: Sequence[_Case]) -> dict[str, Way]:
     return {
         "text": text,
         "all recomputed": spliced(SameModelCacheChannel(sink=10**6)),
+        "sink 64": spliced(SameModelCacheChannel(sink=64)),
         "sink 16": spliced(SameModelCacheChannel(sink=16)),
         "sink 4": spliced(SameModelCacheChannel()),
         "no repair": spliced(SameModelCacheChannel(sink=0)),
