@@ -1,0 +1,73 @@
+"""The benchmarks run to their end on a tiny model, and their figures are what they say."""
+
+from pathlib import Path
+
+import pytest
+from architectures import make
+
+from unspoken.agents.bench import BENCHES, Files, decode, hop, run_bench, splice
+from unspoken.agents.bench.passages import cut_passages
+from unspoken.agents.model import LocalModel
+from unspoken.channels.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def model() -> LocalModel:
+    return make("llama")
+
+
+def test_hop_measures_every_way_against_the_best_text(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each way has a row, and no text is faster than the text its rivals are held against."""
+    monkeypatch.setattr(hop, "SIZES", (32,))
+    rows, summary = hop.measure(model, Files(), lambda line: None)
+    ways = {row["way"]: row for row in rows}
+    assert {"text", "continuation", "floor", "splice, sink 4"} <= set(ways)
+    texts = [row for name, row in ways.items() if name.startswith("text")]
+    assert max(row["speedup_over_text"] for row in texts) == 1.0
+    assert ways["floor"]["over_floor"] == 1.0
+    assert summary == {}  # nothing was measured at 1,024 tokens
+
+
+def test_splice_controls_bracket_the_splice(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text and a full repair are at no distance; another example's message is farther than the splice."""
+    for name, value in (("PASSAGES", 3), ("TOKENS", 24), ("FORCED", 4)):
+        monkeypatch.setattr(splice, name, value)
+    monkeypatch.setattr(splice, "SHARER", "one of the keys")
+    monkeypatch.setattr(splice, "RECEIVER", "who is it")
+    monkeypatch.setattr(splice, "_shared_outputs", splice._shared_prompts)
+    rows, summary = splice.measure(model, Files(), lambda line: None)
+    kl = {row["way"]: row["mean_kl"] for row in rows if row["share"] == "prompt"}
+    assert kl["text"] < 1e-9
+    assert kl["all recomputed"] < 1e-6
+    assert kl["all recomputed"] < kl["sink 4"] < kl["another example's message"]
+    assert kl["sink 4"] < kl["no message"]
+    assert summary["mean_kl"] == kl["sink 4"]
+
+
+def test_decode_compares_with_generate(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On both models every token is generate's."""
+    monkeypatch.setattr(decode, "PROMPTS", 2)
+    monkeypatch.setattr(decode, "NEW", 8)
+    rows, summary = decode.measure(model, Files(), lambda line: None)
+    assert [row["equal"] for row in rows] == [2, 2]
+    assert summary["tokens_equal"] is True
+
+
+def test_an_unknown_benchmark_is_named_with_the_others() -> None:
+    """A misspelt name gets the names there are."""
+    with pytest.raises(InputError, match="no benchmark 'hops'") as caught:
+        run_bench("hops")
+    assert all(name in caught.value.expected for name in BENCHES)
+
+
+def test_a_text_too_short_is_refused(model: LocalModel, tmp_path: Path) -> None:
+    """A file that holds fewer passages than wanted is said to."""
+    path = tmp_path / "short.txt"
+    path.write_text("the key of the value")
+    with pytest.raises(InputError, match="tokens") as caught:
+        cut_passages(model, path, 20, 256)
+    assert "5120" in caught.value.expected
