@@ -42,7 +42,7 @@ def measure(
     """Rows per message size and way, and the ratios at 1,024 tokens."""
     rows: list[dict[str, Any]] = []
     for size in SIZES:
-        if size + 256 > model.max_positions:
+        if size + 4 * NEW > model.max_positions:
             continue
         words = cut_passages(model, files.text, 1, size)[0]
         ways = _ways(model, words)
