@@ -1,4 +1,7 @@
-"""Greedy decoding against transformers' generate: the same tokens, and the ratio of speeds, in turn."""
+"""Greedy decoding against transformers' generate: the same tokens, and the ratio of speeds, in turn.
+
+And a continuation against text: the same greedy tokens after a hand-over.
+"""
 
 from statistics import median
 from time import perf_counter
@@ -9,12 +12,15 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from unspoken.agents.bench import Files, Progress
 from unspoken.agents.bench.passages import cut_passages
+from unspoken.agents.bench.scene import Scene
 from unspoken.agents.compose import Composed
 from unspoken.agents.model import LocalModel
 from unspoken.agents.spec import GenerateSpec
-from unspoken.agents.turn import TurnRequest, run_turn
+from unspoken.agents.turn import TurnOutcome, TurnRequest, run_turn
 from unspoken.channels.geometry import ModelIdentity
 from unspoken.channels.message import Segment
+from unspoken.channels.same_model import SameModelCacheChannel
+from unspoken.channels.text import TextChannel
 
 __all__ = ["measure"]
 
@@ -34,9 +40,13 @@ def measure(
         progress(
             f"{row['of']}: {row['equal']} of {row['prompts']} equal, {row['speed_vs_generate']:.3f}x generate"
         )
+    continued = sum(_continued(model, ids) for ids in passages)
+    progress(f"continuation equals text on {continued} of {len(passages)}")
+    rows.append({"of": "continuation against text", "prompts": len(passages), "equal": continued})
     return rows, {
         "speed_vs_generate": rows[0]["speed_vs_generate"],
-        "tokens_equal": all(row["equal"] == row["prompts"] for row in rows),
+        "tokens_equal": all(row["equal"] == row["prompts"] for row in rows[:2]),
+        "continuation_equals_text": continued == len(passages),
     }
 
 
@@ -64,20 +74,40 @@ def _compare(model: LocalModel, passages: list[tuple[int, ...]], name: str) -> d
     }
 
 
+def _continued(model: LocalModel, words: tuple[int, ...]) -> bool:
+    """Whether a receiver writes the same after a continuation as after text."""
+    scene = Scene.make(model, words)
+    answers = []
+    for channel in (TextChannel(), SameModelCacheChannel()):
+        request = TurnRequest(
+            scene.context,
+            (scene.delivery(channel),),
+            generate=GenerateSpec(max_new_tokens=NEW // 2),
+        )
+        outcome = _drive(model, request)[0]
+        answers.append((outcome.context.ids, outcome.carries[0][1].exact))
+    return answers[0] == answers[1]
+
+
 @torch.no_grad()
-def _ours(model: LocalModel, ids: tuple[int, ...]) -> tuple[list[int], float]:
-    segment = Segment("user", ids, (0, len(ids)), "", 0)
-    ask = len(model.composer.ask(Composed()))
-    request = TurnRequest(Composed().extended(segment), generate=GenerateSpec(max_new_tokens=NEW))
+def _drive(model: LocalModel, request: TurnRequest) -> tuple[TurnOutcome, float]:
+    """A turn from its first step to its last, and the seconds it took."""
     began = perf_counter()
     steps = run_turn(model, request)
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            seconds = perf_counter() - began
-            written = end.value.context.segments[-1]
-            return list(written.ids[ask : ask + NEW]), seconds
+            return end.value, perf_counter() - began
+
+
+def _ours(model: LocalModel, ids: tuple[int, ...]) -> tuple[list[int], float]:
+    segment = Segment("user", ids, (0, len(ids)), "", 0)
+    ask = len(model.composer.ask(Composed()))
+    request = TurnRequest(Composed().extended(segment), generate=GenerateSpec(max_new_tokens=NEW))
+    outcome, seconds = _drive(model, request)
+    written = outcome.context.segments[-1]
+    return list(written.ids[ask : ask + NEW]), seconds
 
 
 @torch.no_grad()
