@@ -1,6 +1,7 @@
 """A causal language model with its tokenizer, loaded once and shared by agents."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,9 @@ class LocalModel:
             identity = model_identity(model, tokenizer, folder)
         torch.nn.Module.to(model, target, wanted)
         loaded = cls(model, tokenizer, ref=ref, identity=identity)
-        loaded.prefill(
-            loaded.tensor(range(8))
-        )  # warms up, so that no agent's first token pays for it
+        with suppress(ModelSupportError):
+            # Here, so that planning computes nothing; it warms up too, so that no agent's first token pays for it.
+            _ = loaded.shifts_keys
         return loaded
 
     @property

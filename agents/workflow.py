@@ -4,6 +4,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -127,12 +128,13 @@ class Workflow:
             }
         )
         self._plan: Plan | None = None
+        self._loading = Lock()
 
     @classmethod
     def from_spec(cls, spec: WorkflowSpec) -> "Workflow":
         """A workflow of a valid spec; its models are loaded when it first runs."""
         flow = cls.__new__(cls)
-        flow.spec, flow._models, flow._plan = spec, {}, None
+        flow.spec, flow._models, flow._plan, flow._loading = spec, {}, None, Lock()
         return flow
 
     @classmethod
@@ -230,6 +232,11 @@ class Workflow:
         problems = validate(self.spec)
         if problems:
             raise WorkflowError(problems)
+        with self._loading:  # two first runs at once load each model once
+            self._load(progress)
+        return self
+
+    def _load(self, progress: Progress | None) -> None:
         loaded: dict[tuple[str, str, str, str | None], LocalModel] = {}
         for name, model in self.spec.models.items():
             if name in self._models:
@@ -244,7 +251,6 @@ class Workflow:
                     progress=_for_model(progress, name),
                 )
             self._models[name] = loaded[key]
-        return self
 
     def plan(self, /, **inputs: object) -> Plan:
         """Which channel each edge gets, and why; token counts where inputs are given.

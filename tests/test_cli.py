@@ -442,7 +442,13 @@ def test_ctrl_c_cancels_a_run(tmp_path: Path, model: Path) -> None:
         events,
     ]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        # A test run in the background ignores SIGINT, and its children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         until(lambda: events.exists() and "TokenWritten" in events.read_text(encoding="utf-8"))
         process.send_signal(signal.SIGINT)
