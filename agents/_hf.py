@@ -231,6 +231,12 @@ class Backbone:
         self.model = model
         self.base: nn.Module = model.base_model
         self.config: PreTrainedConfig = model.config.get_text_config()
+        if self.config._attn_implementation not in ("eager", "sdpa", None):
+            raise ModelSupportError(
+                f"the model computes attention with {self.config._attn_implementation}",
+                expected="sdpa or eager, which take a mask per position",
+                fix="load it with attn_implementation='sdpa'",
+            )
         self.geometry = read_geometry(self.config)
         self.kinds = _layer_types(self.config)
         self.layers: nn.ModuleList = self._part("layers", "h")

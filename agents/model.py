@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -100,9 +101,10 @@ class LocalModel:
                     dtype=wanted if identity and wanted else _checkpoint_dtype(folder),
                     attn_implementation=_attention(folder),
                 )
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # transformers and safetensors raise almost anything here
+            said = next(iter(str(error).splitlines()), type(error).__name__)
             raise ModelReferenceError(
-                f"{ref!r} could not be loaded from {folder}: {str(error).splitlines()[0]}",
+                f"{ref!r} could not be loaded from {folder}: {said}",
                 expected="a causal language model with weights, config.json and a tokenizer",
                 fix="check the folder, or prepare the model again with `unspoken models prepare`",
             ) from error
@@ -136,15 +138,24 @@ class LocalModel:
         """Where it computes."""
         return self.backbone.device
 
-    @property
+    @cached_property
     def max_positions(self) -> int:
-        """Number of positions its context holds."""
-        return self.geometry.max_positions
+        """Number of positions its context holds; where frequencies change with the length, those before they do."""
+        config = self.backbone.config
+        if not any(self.rotary(name).dynamic for name in {x.rope for x in self.geometry.layers}):
+            return self.geometry.max_positions
+        parameters = getattr(config, "rope_parameters", None) or {}
+        base = parameters.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        return min(self.geometry.max_positions, int(base or self.geometry.max_positions))
 
     @cached_property
     def template(self) -> ChatTemplate:
         """Its chat template, taken apart; a plain one where it brings none."""
         source = self.tokenizer.chat_template
+        if isinstance(source, dict):
+            source = source.get("default")
         bos = self.codec.bos
         if source:
             parts = read_template(self._renderer(source), bos=bos)
@@ -153,6 +164,9 @@ class LocalModel:
         plain = read_template(self._renderer(PLAIN_TEMPLATE), bos=bos, plain=True)
         if plain is None:
             raise ModelSupportError("the plain chat template could not be rendered")
+        if source:
+            note = "its own chat template could not be taken apart: turns are plain paragraphs"
+            return replace(plain, plain=False, notes=(*plain.notes, note))
         return plain
 
     def _renderer(self, source: Any) -> Callable[[Sequence[Mapping[str, str]], bool], str]:

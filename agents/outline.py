@@ -60,7 +60,7 @@ def _context(spec: WorkflowSpec, agent: str, above: tuple[str, ...]) -> Iterator
 
 def _system(spec: WorkflowSpec, agent: str) -> Piece:
     system = spec.agents[agent].system
-    model = spec.agents[agent].model
+    model = repr(spec.models[spec.agents[agent].model])
     if system is None:
         return Piece(("system", None, model), "the template's own opening", "system")
     own = agent if any(r.root != "inputs" for r in references(system)) else ""

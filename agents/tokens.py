@@ -1,6 +1,7 @@
 """Text to token ids and back, with the care that other people's words need."""
 
 from collections.abc import Sequence
+from threading import RLock
 
 from transformers import PreTrainedTokenizerBase
 
@@ -28,6 +29,8 @@ class TokenCodec:
                 fix="convert it with transformers' AutoTokenizer, or use another model",
             )
         self.tokenizer, self.digest = tokenizer, digest
+        # Whether markers are read is a flag on the shared backend, and both the event loop and the workers tokenise.
+        self._lock = RLock()
         self._markers = sorted(
             (token.content for token in tokenizer.added_tokens_decoder.values()),
             key=len,
@@ -44,29 +47,33 @@ class TokenCodec:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of a template's text, markers read as markers; nothing is added."""
-        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids) if text else ()
+        if not text:
+            return ()
+        with self._lock:
+            return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def encode_words(self, text: str) -> tuple[int, ...]:
         """Ids of somebody's words: a marker spelled out in them stays letters."""
-        if not text:
-            return ()
-        return tuple(
-            self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        )
+        return self.words_with_offsets(text)[0]
 
     def words_with_offsets(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         """Ids of somebody's words, and per token the characters it stands for, as (start, stop)."""
         if not text:
             return (), []
-        encoded = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-        )
+        with self._lock:
+            encoded = self.tokenizer(
+                text,
+                add_special_tokens=False,
+                split_special_tokens=True,
+                return_offsets_mapping=True,
+            )
         offsets = [(int(start), int(stop)) for start, stop in encoded.offset_mapping]
         return tuple(encoded.input_ids), offsets
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        with self._lock:
+            return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def split_after_marker(self, text: str) -> tuple[str, str]:
         """A template's text cut after its last marker."""

@@ -4,6 +4,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
+import torch
 from torch import Tensor
 
 from unspoken.agents._hf import ContextCache
@@ -218,6 +219,10 @@ def run_turn(model: LocalModel, request: TurnRequest) -> Steps:
             yield Prefilling(done, total)
             clock.resume()
     if request.generate is None or logits is None:
+        if (
+            model.device.type != "cpu"
+        ):  # nothing was sampled, so nothing has waited for the device yet
+            torch.accelerator.synchronize(model.device)
         state = cache.snapshot(model.identity) if request.keep_state else None
         usage = _usage(model, ids, assembly, 0, None, clock)
         return TurnOutcome(context, "", state, assembly.carries, usage, "none")

@@ -64,6 +64,13 @@ def run_bench(
         raise InputError(
             f"there is no benchmark {name!r}", expected=listed(BENCHES), fix=suggest(name, BENCHES)
         )
+    unread = [f"--{key}" for key, path in (("qa", qa), ("recall", recall)) if path is not None]
+    if unread:
+        raise InputError(
+            f"the benchmark {name} reads no {' and no '.join(unread)} file",
+            expected="--text FILE, or no file",
+            fix=f"leave {' and '.join(unread)} out",
+        )
     from unspoken.agents.bench.machine import describe_machine
     from unspoken.agents.model import LocalModel
 

@@ -18,7 +18,7 @@ def describe_machine(model: LocalModel) -> dict[str, Any]:
     """Processor, threads, versions, model and date."""
     device = model.device
     return {
-        "processor": _processor() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "device": str(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
