@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from unspoken.agents.template import ChatTemplate
 from unspoken.agents.tokens import TokenCodec
-from unspoken.channels.base import Span
+from unspoken.channels.base import Span, TextSpan
 from unspoken.channels.message import Message, Segment
 
 __all__ = ["Composed", "Composer", "Quote", "Turn"]
@@ -52,19 +53,56 @@ class Composed:
         ids: All token ids.
         segments: Its turns; a leading system turn is the first.
         placed: Where message tokens stand, with the message's identity in memory as key.
+        reworded: Where the words of messages stand that another tokenizer's ids came with, keyed the same way.
     """
 
     ids: tuple[int, ...] = ()
     segments: tuple[Segment, ...] = ()
     placed: tuple[tuple[Message, Span], ...] = ()
+    reworded: tuple[tuple[Message, TextSpan], ...] = ()
 
     def spans(self, message: Message) -> tuple[Span, ...]:
         """Where one message's tokens stand."""
         return tuple(span for owner, span in self.placed if owner is message)
 
-    def extended(self, segment: Segment, spans: Sequence[tuple[Message, Span]] = ()) -> "Composed":
+    def texts(self, message: Message) -> tuple[TextSpan, ...]:
+        """Where one message's words stand in tokens of this context's own tokenizer."""
+        return tuple(span for owner, span in self.reworded if owner is message)
+
+    def bare(self) -> "Composed":
+        """This context without the messages it holds."""
+        return replace(self, placed=(), reworded=())
+
+    def extended(
+        self,
+        segment: Segment,
+        spans: Sequence[tuple[Message, Span]] = (),
+        texts: Sequence[tuple[Message, TextSpan]] = (),
+    ) -> "Composed":
         """This context with one more turn."""
-        return Composed(self.ids + segment.ids, (*self.segments, segment), (*self.placed, *spans))
+        return Composed(
+            self.ids + segment.ids,
+            (*self.segments, segment),
+            (*self.placed, *spans),
+            (*self.reworded, *texts),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a piece stands among ids.
+
+    Attributes:
+        start: Its first token, which may hold some of what stands before it.
+        stop: After its last token, which may hold some of what follows.
+        own: First and last (exclusive) of those tokens that hold nothing but the piece.
+        ends: Per token start … stop - 1, the character of the piece where it ends; empty where that is not known.
+    """
+
+    start: int
+    stop: int
+    own: tuple[int, int]
+    ends: tuple[int, ...]
 
 
 class Composer:
@@ -84,8 +122,9 @@ class Composer:
             ids = self.codec.encode(self.template.opening)
             return Composed().extended(Segment("system", ids, (0, 0), "", 0)) if ids else Composed()
         before, after = self.template.system
-        ids, bounds = self._wrap(before, (system,), after)
-        return Composed().extended(Segment("system", ids, bounds[0], system, 0))
+        ids, (place,) = self._wrap(before, (system,), after)
+        words = place.start, place.stop
+        return Composed().extended(Segment("system", ids, words, system, 0, place.ends))
 
     def compose(
         self, turns: Sequence[Turn], *, system: str | None = None, earlier: Composed | None = None
@@ -102,7 +141,7 @@ class Composer:
             earlier = self.opening(system)
             if system is not None and self.template.system is None and turns:
                 turns.insert(0, Turn("system", (system,)))
-        context = replace(earlier, placed=())
+        context = earlier.bare()
         for group in self._groups(turns):
             context = self._append(context, group)
         return context
@@ -142,30 +181,40 @@ class Composer:
             pieces += ["\n\n"] if pieces else []
             parts.append((turn, len(pieces)))
             pieces += turn.pieces or ("",)
-        ids, bounds = self._wrap(before, pieces, after)
-        return self._tiled(context, ids, bounds, parts)
+        ids, places = self._wrap(before, pieces, after)
+        return self._tiled(context, ids, places, parts)
 
     def _tiled(
         self,
         context: Composed,
         ids: tuple[int, ...],
-        bounds: Sequence[tuple[int, int]],
+        places: Sequence[_Place],
         parts: Sequence[tuple[Turn, int]],
     ) -> Composed:
         """Cut the tokens of one wrapper into a segment per turn, each from the end of the words before it."""
         at = 0
         for turn, first in parts:
-            count = max(len(turn.pieces), 1)
-            start, stop = bounds[first][0], bounds[first + count - 1][1]
+            inside = places[first : first + max(len(turn.pieces), 1)]
+            start, stop = inside[0].start, inside[-1].stop
             end = len(ids) if turn is parts[-1][0] else stop
             position = len(context.ids)
-            segment = Segment(turn.role, ids[at:end], (start - at, stop - at), turn.text, position)
-            spans = [
-                (piece.message, self._span(piece, position - at + bounds[first + index][0]))
-                for index, piece in enumerate(turn.pieces)
-                if isinstance(piece, Quote) and self._same_tokenizer(piece)
-            ]
-            context = context.extended(segment, spans)
+            segment = Segment(
+                turn.role,
+                ids[at:end],
+                (start - at, stop - at),
+                turn.text,
+                position,
+                _joined_ends(inside, turn),
+            )
+            spans, texts = [], []
+            for piece, place in zip(turn.pieces, inside, strict=False):
+                if not isinstance(piece, Quote):
+                    continue
+                if self._same_tokenizer(piece):
+                    spans.append((piece.message, self._span(piece, position - at + place.start)))
+                elif (text := _text_span(piece, place, position - at)) is not None:
+                    texts.append((piece.message, text))
+            context = context.extended(segment, spans, texts)
             at = end
         return context
 
@@ -191,8 +240,8 @@ class Composer:
 
     def _wrap(
         self, before: str, pieces: Sequence[str | Quote], after: str
-    ) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
-        """Ids of pieces in a wrapper, and where each piece stands in them, as (start, stop).
+    ) -> tuple[tuple[int, ...], list[_Place]]:
+        """Ids of pieces in a wrapper, and where each piece stands in them.
 
         Words are tokenised together with the wrapper's text up to its nearest marker, since tokens may join the
         two; markers inside words stay words. A quote between equal tokenizers keeps its ids.
@@ -200,22 +249,23 @@ class Composer:
         head, lead = self.codec.split_after_marker(before)
         tail, rest = self.codec.split_before_marker(after)
         ids = list(self.codec.encode(head))
-        bounds: list[tuple[int, int]] = []
+        places: list[_Place] = []
         text, inside = lead, list[tuple[int, int]]()
         for piece in pieces:
             if isinstance(piece, Quote) and self._same_tokenizer(piece):
-                known = None if bounds or inside else self._joined(head, text, piece)
-                bounds += self._run(ids, text, inside, known)
-                bounds.append((len(ids), len(ids) + len(piece.segment.words)))
+                known = None if places or inside else self._joined(head, text, piece)
+                places += self._run(ids, text, inside, known)
+                here = len(ids), len(ids) + len(piece.segment.words)
+                places.append(_Place(*here, here, piece.segment.ends))
                 ids += piece.segment.words
                 text, inside = "", []
             else:
                 words = piece if isinstance(piece, str) else piece.segment.text
                 inside.append((len(text), len(text) + len(words)))
                 text += words
-        bounds += self._run(ids, text + tail, inside, None)
+        places += self._run(ids, text + tail, inside, None)
         ids += self.codec.encode(rest)
-        return tuple(ids), bounds
+        return tuple(ids), places
 
     def _run(
         self,
@@ -223,7 +273,7 @@ class Composer:
         text: str,
         inside: Sequence[tuple[int, int]],
         known: tuple[int, ...] | None,
-    ) -> list[tuple[int, int]]:
+    ) -> list[_Place]:
         """Append the tokens of text; where its parts, given in characters, stand in the ids."""
         base = len(ids)
         if known is not None:
@@ -231,12 +281,7 @@ class Composer:
             return []
         tokens, offsets = self.codec.words_with_offsets(text)
         ids += tokens
-        bounds = []
-        for first, last in inside:
-            start = sum(end <= first for _, end in offsets)
-            stop = sum(begin < last for begin, _ in offsets)
-            bounds.append((base + start, base + max(start, stop)))
-        return bounds
+        return [_place(offsets, first, last, base) for first, last in inside]
 
     def _joined(self, head: str, lead: str, quote: Quote) -> tuple[int, ...] | None:
         """Ids of a turn's lead before a quote that had this very lead at its sharer: its first token may hold some."""
@@ -245,3 +290,38 @@ class Composer:
         text = self.codec.decode(before[len(opening) :]) + self.codec.decode(segment.words)
         same = before[: len(opening)] == opening and text.startswith(lead + segment.text)
         return before[len(opening) :] if same else None
+
+
+def _place(offsets: Sequence[tuple[int, int]], first: int, last: int, base: int) -> _Place:
+    """Where characters first … last - 1 of a text stand, its tokens beginning at `base`."""
+    start = sum(end <= first for _, end in offsets)
+    stop = max(start, sum(begin < last for begin, _ in offsets))
+    here = range(start, stop)
+    own_start = next((n for n in here if offsets[n][0] >= first), stop)
+    own_stop = next((n + 1 for n in reversed(here) if offsets[n][1] <= last), own_start)
+    ends = accumulate((min(max(offsets[n][1], first), last) - first for n in here), max)
+    own = base + own_start, base + max(own_start, own_stop)
+    return _Place(base + start, base + stop, own, tuple(ends))
+
+
+def _joined_ends(places: Sequence[_Place], turn: Turn) -> tuple[int, ...]:
+    """Character ends in a turn's text, of the tokens from its first piece to its last; none where a piece has none."""
+    if any(len(place.ends) != place.stop - place.start for place in places):
+        return ()
+    ends = [0] * (places[-1].stop - places[0].start)
+    before = 0
+    for piece, place in zip(turn.pieces, places, strict=False):
+        for index, end in enumerate(place.ends, place.start - places[0].start):
+            ends[index] = before + end
+        before += len(piece if isinstance(piece, str) else piece.segment.text)
+    return tuple(accumulate(ends, max))
+
+
+def _text_span(quote: Quote, place: _Place, shift: int) -> TextSpan | None:
+    """The tokens that hold a quote's words alone, `shift` being the position of the first of all ids."""
+    start, stop = place.own
+    if start == stop:
+        return None
+    segments = quote.message.segments
+    number = next(n for n, segment in enumerate(segments) if segment is quote.segment)
+    return TextSpan(shift + start, number, place.ends[start - place.start : stop - place.start])

@@ -1,11 +1,12 @@
 """From messages and a prompt to the turns of an agent's context, and from its turns to the message it publishes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unspoken.agents.compose import Composed, Composer, Quote, Turn
 from unspoken.agents.spec import EdgeSpec, Share
 from unspoken.agents.templates import TextRef, references, render_parts
+from unspoken.agents.tokens import TokenCodec
 from unspoken.channels.base import Channel
 from unspoken.channels.geometry import ModelIdentity
 from unspoken.channels.message import Message, Segment
@@ -107,6 +108,7 @@ def publish(
     context: Composed,
     prompt_at: int,
     identity: ModelIdentity,
+    codec: TokenCodec | None = None,
 ) -> Message:
     """The message of a finished turn, without its state.
 
@@ -116,6 +118,7 @@ def publish(
         context: The agent's context, its last turn closed.
         prompt_at: Index of the prompt's segment in the context.
         identity: Identity of the agent's model.
+        codec: Its tokenizer, where the message needs its tokens' character ends; composed turns mostly have them.
     """
     segments = context.segments
     match share:
@@ -125,5 +128,13 @@ def publish(
             chosen = (segments[prompt_at],)
         case "context":
             chosen = tuple(segment for segment in segments if segment.role != "system")
+    if codec is not None:
+        chosen = tuple(_with_ends(segment, codec) for segment in chosen)
     end = chosen[-1].position + len(chosen[-1].ids)
     return Message(sharer, chosen, share == "context", context.ids[:end], identity)
+
+
+def _with_ends(segment: Segment, codec: TokenCodec) -> Segment:
+    if len(segment.ends) == len(segment.words):
+        return segment
+    return replace(segment, ends=codec.ends(segment.words, segment.text))

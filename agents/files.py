@@ -1,4 +1,4 @@
-"""The user's cache folder, and files that are there whole or not at all."""
+"""Files that are there whole or not at all; with those of `unspoken.channels.files`."""
 
 import hashlib
 import json
@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-from blake3 import blake3
+from unspoken.channels.files import cache_root, digest_blake3, flush_folder
 
 __all__ = [
     "Progress",
@@ -25,14 +24,6 @@ Progress = Callable[[str, float], None]
 """Called with the name of a stage and the fraction of it that is done, 0 to 1."""
 
 CHUNK = 8 * 1024 * 1024
-
-
-def cache_root() -> Path:
-    """``$UNSPOKEN_CACHE``, else the user's cache folder; it need not exist yet."""
-    given = os.environ.get("UNSPOKEN_CACHE")
-    if given:
-        return Path(given).expanduser().absolute()
-    return platformdirs.user_cache_path("unspoken", appauthor=False)
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
@@ -63,11 +54,6 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def digest_blake3(file: Path) -> str:
-    """BLAKE3 of the file's bytes, in hex, on all cores."""
-    return blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
-
-
 def digest_sha256(
     files: tuple[Path, ...], into: Path | None = None, progress: Progress | None = None
 ) -> str:
@@ -88,20 +74,3 @@ def digest_sha256(
                     if progress:
                         progress(stage, done / total)
     return digest.hexdigest()
-
-
-def flush_folder(folder: Path) -> None:
-    """Make the folder's files, and then their names, survive a power cut."""
-    for file in sorted(folder.iterdir()):
-        if file.is_file():
-            _flush(file)
-    if os.name == "posix":
-        _flush(folder)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

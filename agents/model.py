@@ -20,12 +20,13 @@ from transformers import (
 
 from unspoken.agents._hf import Backbone, ContextCache, first_approximate, first_gap
 from unspoken.agents.catalog import prepare
-from unspoken.agents.compose import Composer
+from unspoken.agents.compose import Composer, Turn
 from unspoken.agents.identity import cached_identity, model_identity
 from unspoken.agents.quiet import Stage, quiet_transformers
 from unspoken.agents.template import PLAIN_TEMPLATE, ChatTemplate, read_template
 from unspoken.agents.tokens import TokenCodec
 from unspoken.channels.base import Prefill
+from unspoken.channels.bridges.reader import Frame
 from unspoken.channels.errors import ModelReferenceError, ModelSupportError, StateError
 from unspoken.channels.geometry import CacheGeometry, ModelIdentity
 from unspoken.channels.rope import Rotary, shift
@@ -198,6 +199,24 @@ class LocalModel:
     def rotary(self, name: str) -> Rotary:
         """The rotary embedding of a name in its geometry."""
         return self.backbone.rotary(name)
+
+    def words(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids of somebody's words, and the character at which each token's text ends."""
+        ids, offsets = self.codec.words_with_offsets(text)
+        return ids, tuple(stop for _, stop in offsets)
+
+    def frame(self, name: str) -> Frame:
+        """What stands around a message: ``bare``, or ``chat`` for a user turn of its template."""
+        if name == "bare":
+            return Frame(name, self.codec.encode(self.codec.bos), ())
+        context = self.composer.compose([Turn("user", ("x",))])
+        turn = context.segments[-1]
+        start, stop = turn.content
+        return Frame(
+            name,
+            context.ids[: turn.position + start],
+            turn.ids[stop:] + self.composer.ask(context),
+        )
 
     def tensor(self, ids: Sequence[int]) -> Tensor:
         """Token ids as an int64 tensor on the model's device."""

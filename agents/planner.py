@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from unspoken.agents.compose import Turn
 from unspoken.agents.outline import outline
-from unspoken.agents.reuse import Verdict, judge, make_channel
+from unspoken.agents.reuse import FindBridge, Verdict, judge, make_channel
 from unspoken.agents.spec import EdgeSpec, Share, WorkflowSpec
 from unspoken.agents.templates import references, render
 from unspoken.channels.errors import Problem, WorkflowError
@@ -14,6 +14,7 @@ from unspoken.channels.errors import Problem, WorkflowError
 if TYPE_CHECKING:
     from unspoken.agents.model import LocalModel
     from unspoken.channels.base import Channel
+    from unspoken.channels.projected import Bridge
 
 __all__ = ["EdgePlan", "Plan", "plan_workflow"]
 
@@ -29,11 +30,14 @@ class EdgePlan:
         asked: The channel the workflow names.
         channel: The channel it gets.
         share: What is published.
-        mode: ``text``, ``continuation`` or ``splice``.
+        mode: ``text``, ``continuation``, ``splice`` or ``projected``.
         reason: Why so, in a sentence.
         advice: What would make it faster, empty for nothing.
         tokens: Tokens of the message where they are known.
         bytes_per_token: Bytes of state a message token brings; 0 for text.
+        retention: What a bridge's audit lets an edge count on; None without a bridge.
+        native_layers: Layers the receiver runs itself over a projected message.
+        unfitted: Whether the bridge is still to be fitted; only then is it known whether it serves.
     """
 
     number: int
@@ -47,6 +51,9 @@ class EdgePlan:
     advice: str = ""
     tokens: int | None = None
     bytes_per_token: int = 0
+    retention: float | None = None
+    native_layers: int = 0
+    unfitted: bool = False
 
     @property
     def fell_back(self) -> bool:
@@ -70,6 +77,11 @@ class Plan:
     channels: Mapping[int, "Channel"]
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @property
+    def unfitted(self) -> tuple[int, ...]:
+        """Edges, by number, that need a bridge fitted before the plan can run."""
+        return tuple(edge.number for edge in self.edges if edge.unfitted)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as ``unspoken plan --json`` prints it."""
         rows = []
@@ -87,6 +99,9 @@ def plan_workflow(
     spec: WorkflowSpec,
     models: Mapping[str, "LocalModel"],
     inputs: Mapping[str, object] | None = None,
+    *,
+    find_bridge: FindBridge = lambda sharer, receiver: None,
+    bridges: Mapping[int, "Bridge"] | None = None,
 ) -> Plan:
     """Choose every edge's channel.
 
@@ -94,6 +109,8 @@ def plan_workflow(
         spec: A valid workflow.
         models: The loaded model of every agent, by agent.
         inputs: Input values, where they are known; token counts need them.
+        find_bridge: Where bridges between two models are looked for.
+        bridges: Bridges that the workflow itself names, by edge.
 
     Raises:
         WorkflowError: An edge with ``fallback: error`` whose channel cannot serve it.
@@ -101,14 +118,14 @@ def plan_workflow(
     contexts = {name: outline(spec, name) for name in spec.agents}
     edges, channels, problems = [], {}, []
     for number, edge in enumerate(spec.edges):
-        verdict = judge(spec, number, contexts, models)
+        given = (bridges or {}).get(number)
+        verdict = judge(spec, number, contexts, models, find_bridge, given)
         if verdict.mode == "text" and edge.channel != "text" and edge.fallback == "error":
             where, fix = f"edges[{number}].channel", "use channel: text, or fallback: text"
             problems.append(Problem(verdict.reason, where, verdict.expected, fix))
             continue
-        name = "text" if verdict.mode == "text" else "same_model_cache"
-        channels[number] = make_channel(edge, name)
-        edges.append(_plan_edge(spec, number, name, verdict, models, inputs))
+        channels[number] = make_channel(edge, verdict.channel, verdict.bridge)
+        edges.append(_plan_edge(spec, number, verdict, models, inputs))
     if problems:
         raise WorkflowError(problems)
     notes = {spec.agents[name].model: _notes(model) for name, model in models.items()}
@@ -123,13 +140,13 @@ def _notes(model: "LocalModel") -> tuple[str, ...]:
 def _plan_edge(
     spec: WorkflowSpec,
     number: int,
-    name: str,
     verdict: Verdict,
     models: Mapping[str, "LocalModel"],
     inputs: Mapping[str, object] | None,
 ) -> EdgePlan:
     edge = spec.edges[number]
     model = models[edge.from_]
+    name, bridge = verdict.channel, verdict.bridge
     return EdgePlan(
         number,
         edge.from_,
@@ -142,6 +159,9 @@ def _plan_edge(
         verdict.advice,
         _known_tokens(spec, edge, model, inputs),
         0 if name == "text" else model.geometry.bytes_per_token(model.dtype.itemsize),
+        None if bridge is None else bridge.earned,
+        0 if bridge is None else bridge.native_layers,
+        verdict.unfitted,
     )
 
 

@@ -40,6 +40,8 @@ class EdgeReport:
         repaired: Message tokens computed anew though state was at hand.
         bytes: Bytes of state, or of text.
         seconds: Work of the carry.
+        projected: Message tokens whose state a bridge made.
+        layer_tokens: Layers times tokens that the receiver ran for the bridge.
     """
 
     sharer: str
@@ -54,6 +56,8 @@ class EdgeReport:
     repaired: int
     bytes: int
     seconds: float
+    projected: int = 0
+    layer_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the ends under ``from`` and ``to``."""

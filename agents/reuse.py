@@ -1,13 +1,16 @@
 """How an edge's message can serve its receiver: its state continues the context, is spliced in, or is of no use."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import floor
+from shlex import join
 from typing import TYPE_CHECKING
 
 from unspoken.agents.outline import Piece, prints_message
 from unspoken.agents.spec import EdgeSpec, WorkflowSpec
 from unspoken.agents.templates import references
 from unspoken.channels.errors import ChannelError, ModelSupportError
+from unspoken.channels.projected import Bridge, ProjectedCacheChannel
 from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel
 
@@ -15,7 +18,10 @@ if TYPE_CHECKING:
     from unspoken.agents.model import LocalModel
     from unspoken.channels.base import Channel
 
-__all__ = ["Verdict", "judge", "make_channel"]
+__all__ = ["FindBridge", "Verdict", "judge", "make_channel"]
+
+FindBridge = Callable[["LocalModel", "LocalModel"], Bridge | None]
+"""The bridge from a sharer's model to a receiver's, or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +29,36 @@ class Verdict:
     """What can cross an edge.
 
     Attributes:
-        mode: ``text``, ``continuation`` or ``splice``.
+        mode: ``text``, ``continuation``, ``splice`` or ``projected``.
         reason: Why so, in a sentence.
         expected: What a cache would have needed, where it is text.
         advice: What would make it faster, empty for nothing.
+        bridge: The bridge of a projected edge.
+        unfitted: Whether a bridge has to be fitted before this is known.
     """
 
     mode: str
     reason: str
     expected: str = ""
     advice: str = ""
+    bridge: Bridge | None = None
+    unfitted: bool = False
+
+    @property
+    def channel(self) -> str:
+        """Name of the channel that carries it."""
+        names = {"text": "text", "projected": "projected_cache"}
+        return names.get(self.mode, "same_model_cache")
 
 
-def make_channel(edge: EdgeSpec, name: str) -> "Channel":
-    """The channel of a name with an edge's options."""
-    if name == "text":
-        return TextChannel(edge.share, edge.as_)
-    return SameModelCacheChannel(edge.share, edge.as_, edge.repair.sink if edge.repair else 0)
+def make_channel(edge: EdgeSpec, name: str, bridge: Bridge | None = None) -> "Channel":
+    """The channel of a name with an edge's options; without its bridge a projected one is text."""
+    sink = edge.repair.sink if edge.repair else 0
+    if name == "same_model_cache":
+        return SameModelCacheChannel(edge.share, edge.as_, sink)
+    if bridge is not None:
+        return ProjectedCacheChannel(bridge, edge.share, edge.as_, sink)
+    return TextChannel(edge.share, edge.as_)
 
 
 def judge(
@@ -47,6 +66,8 @@ def judge(
     number: int,
     contexts: Mapping[str, Sequence[Piece]],
     models: Mapping[str, "LocalModel"],
+    find_bridge: FindBridge = lambda sharer, receiver: None,
+    given: Bridge | None = None,
 ) -> Verdict:
     """Decide, before anything ran, how one edge's message can be carried.
 
@@ -55,6 +76,8 @@ def judge(
         number: The edge.
         contexts: Outline of every agent's context.
         models: The loaded model of every agent, by agent.
+        find_bridge: Where bridges are looked for.
+        given: A bridge that the workflow names for this very edge.
     """
     edge = spec.edges[number]
     if edge.channel == "text":
@@ -62,17 +85,93 @@ def judge(
     if spec.agents[edge.from_].for_each is not None:
         reason = f"{edge.from_} runs once per item, and its items have contexts of their own"
         return Verdict("text", reason, "a sharer with one context")
+    sharer, receiver = models[edge.from_], models[edge.to]
+    if edge.channel == "projected_cache":
+        return _other_weights(spec, number, contexts, models, find_bridge, given)
     try:
-        make_channel(edge, "same_model_cache").check(models[edge.from_], models[edge.to])
+        make_channel(edge, "same_model_cache").check(sharer, receiver)
     except ChannelError as error:
-        return Verdict("text", error.found, error.expected)
+        if edge.channel != "auto" or sharer.identity == receiver.identity:
+            return Verdict("text", error.found, error.expected)
+        return _other_weights(spec, number, contexts, models, find_bridge, None)
     verdict = _same_weights(spec, number, contexts)
-    if verdict.mode == "splice" and not _shifts_keys(models[edge.to]):
+    if verdict.mode == "splice" and not _shifts_keys(receiver):
         reason = (
             "this model's keys cannot be moved, and the message stands elsewhere than at its sharer"
         )
         return Verdict("text", reason, "the same tokens before the message at both ends")
     return verdict
+
+
+def _other_weights(
+    spec: WorkflowSpec,
+    number: int,
+    contexts: Mapping[str, Sequence[Piece]],
+    models: Mapping[str, "LocalModel"],
+    find_bridge: FindBridge,
+    given: Bridge | None,
+) -> Verdict:
+    """What a bridge, or the lack of one, makes of an edge between two models."""
+    edge = spec.edges[number]
+    sharer, receiver = models[edge.from_], models[edge.to]
+    changed = None if edge.loop else _rewritten(spec, number, contexts)
+    if changed is not None and changed.mode == "text":
+        return changed
+    try:
+        bridge = given or find_bridge(sharer, receiver)
+        if bridge is None:
+            return _without_bridge(spec, edge, sharer, receiver)
+        bridge.check(sharer, receiver)
+    except (ChannelError, ModelSupportError) as error:
+        reason = f"the bridge cannot be used: {error.found}"
+        return Verdict("text", reason, error.expected, error.fix)
+    if not _shifts_keys(receiver):
+        reason = f"keys of {edge.to}'s model cannot be put at other positions"
+        return Verdict("text", reason, "a receiver with a known rotary embedding")
+    return _held_to_retention(edge, bridge, given=given is not None)
+
+
+def _without_bridge(
+    spec: WorkflowSpec, edge: EdgeSpec, sharer: "LocalModel", receiver: "LocalModel"
+) -> Verdict:
+    if sharer.identity == receiver.identity:
+        reason = (
+            f"{edge.from_} and {edge.to} have the same weights, so no bridge leads between them"
+        )
+        return Verdict("text", reason, "two models", "use channel: same_model_cache")
+    ends = f"{sharer.ref or edge.from_} to {receiver.ref or edge.to}"
+    if spec.bridges == "fit":
+        reason = (
+            f"other weights; no bridge from {ends} yet: one is fitted on the first run, "
+            f"and used if it keeps {edge.min_retention:g}"
+        )
+        return Verdict("projected", reason, unfitted=True)
+    expected = "a bridge from the sharer's model to the receiver's"
+    fit = f"unspoken bridge fit {join((sharer.ref, receiver.ref))}"
+    fit = fit if sharer.ref and receiver.ref else "load both models by reference and fit a bridge"
+    return Verdict("text", f"other weights, and no bridge from {ends}", expected, fit)
+
+
+def _held_to_retention(edge: EdgeSpec, bridge: Bridge, *, given: bool) -> Verdict:
+    """Use a bridge that keeps enough; one given as an object needs no audit where the edge asks for nothing."""
+    ends, least, earned = bridge.manifest, edge.min_retention, bridge.earned
+    name = f"bridge {ends.sharer.ref} -> {ends.receiver.ref}"
+    expected = f"an audited retention of {least:g} or more"
+    kept = "never audited"
+    if earned is not None:
+        shown = floor(round(earned * 100, 6)) / 100  # down, so that what is shown is kept
+        kept = f"keeps {shown:.2f} for certain ({least:g} asked)"
+        if earned < least:
+            reason = f"the {name} keeps {shown:.2f} for certain, below this edge's {least:g}"
+            allow = f"min_retention: {shown:.2f} on this edge would allow it" if shown >= 0 else ""
+            return Verdict("text", reason, expected, allow)
+    elif not given or least > 0:
+        audit = f"unspoken bridge audit {join((ends.sharer.ref, ends.receiver.ref))}"
+        return Verdict("text", f"the {name} was never audited", expected, audit)
+    native = bridge.native_layers
+    runs = f"; {edge.to} runs its first {native} layers itself" if native else ""
+    reason = f"other weights; {name}: {bridge.describe()}, {kept}{runs}"
+    return Verdict("projected", reason, bridge=bridge)
 
 
 def _shifts_keys(model: "LocalModel") -> bool:
@@ -90,11 +189,11 @@ def _same_weights(
     if edge.loop:
         reason = f"same weights, but it comes after what {edge.to} has written before"
         return Verdict("splice", reason)
+    changed = _rewritten(spec, number, contexts)
+    if changed is not None:
+        return changed
     theirs, ours = contexts[edge.from_], contexts[edge.to]
-    last = max((index for index, piece in enumerate(ours) if piece.edge == number), default=None)
-    mentioned = any(r.root == edge.from_ for r in references(spec.agents[edge.to].prompt))
-    if last is None or (mentioned and spec.share_of(edge) == "context"):
-        return _changed_by_the_prompt(spec, edge)
+    last = max(index for index, piece in enumerate(ours) if piece.edge == number)
     for left, right in zip(theirs, ours[: last + 1], strict=False):
         if left.key != right.key:
             reason = f"same weights, but {left.label} at {edge.from_} stands where {edge.to} has {right.label}"
@@ -105,6 +204,18 @@ def _same_weights(
         f"same weights, and the same tokens stand before the message at {edge.from_} and {edge.to}"
     )
     return Verdict("continuation", reason)
+
+
+def _rewritten(
+    spec: WorkflowSpec, number: int, contexts: Mapping[str, Sequence[Piece]]
+) -> Verdict | None:
+    """What becomes of a message that the receiver's prompt may change; None where it stands as it is."""
+    edge = spec.edges[number]
+    placed = any(piece.edge == number for piece in contexts[edge.to])
+    mentioned = any(r.root == edge.from_ for r in references(spec.agents[edge.to].prompt))
+    if not placed or (mentioned and spec.share_of(edge) == "context"):
+        return _changed_by_the_prompt(spec, edge)
+    return None
 
 
 def _changed_by_the_prompt(spec: WorkflowSpec, edge: EdgeSpec) -> Verdict:

@@ -246,7 +246,7 @@ class Scheduler:
             agent.texts.append("\n\n".join(agent.items))
         if agent.spec.memory == "run" and agent.spec.for_each is None and not ends:
             # Without the messages it holds: their states live on the shelf, no longer than that keeps them.
-            agent.context = replace(results[0][0].context, placed=())
+            agent.context = results[0][0].context.bare()
             agent.state = results[0][0].state
         else:
             agent.context = agent.state = None
@@ -278,7 +278,7 @@ class Scheduler:
                 one.number,
                 f"{one.edge.from_} -> {one.edge.to}",
                 one.channel,
-                Arrival(one.message, prepared.context.spans(one.message), prepared.context.ids),
+                _arrival(one.message, prepared.context),
                 one.edge.fallback == "text",
             )
             for one in prepared.placed
@@ -389,9 +389,20 @@ class Scheduler:
     def _message(
         self, agent: _Agent, number: int, results: list[tuple[TurnOutcome, int]]
     ) -> Message:
-        share = self.spec.share_of(self.spec.edges[number])
+        edge = self.spec.edges[number]
+        share = self.spec.share_of(edge)
+        theirs, carries = self.agents[edge.to].model, self.plan.channels[number].carries_state
+        codec = agent.model.codec
+        aligned = carries and theirs.identity.tokenizer != agent.model.identity.tokenizer
         parts = [
-            publish(agent.name, share, outcome.context, prompt_at, agent.model.identity)
+            publish(
+                agent.name,
+                share,
+                outcome.context,
+                prompt_at,
+                agent.model.identity,
+                codec if aligned else None,
+            )
             for outcome, prompt_at in results
         ]
         if len(parts) == 1:
@@ -415,6 +426,10 @@ class Scheduler:
         for number, parcel in list(agent.held.items()):
             self._drop(parcel)
             agent.held[number] = replace(parcel, handle=None)
+
+
+def _arrival(message: Message, context: Composed) -> Arrival:
+    return Arrival(message, context.spans(message), context.ids, context.texts(message))
 
 
 def _blame(agent: str, error: Exception) -> RunError:

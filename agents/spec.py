@@ -93,6 +93,7 @@ Count = Annotated[int, Strict(), Field(ge=1)]
 Whole = Annotated[int, Strict(), Field(ge=0)]
 Flag = Annotated[bool, Strict()]
 Seconds = Annotated[float, Strict(), Field(gt=0)]
+Fraction = Annotated[float, Strict(), Field(ge=0, le=1)]
 
 _KEYS_ARE_NAMES: dict[str, Any] = {"propertyNames": {"pattern": _NAME}}
 
@@ -239,7 +240,7 @@ class EdgeSpec(_Spec):
         validation_alias="from", serialization_alias="from", description="The agent that shares."
     )
     to: Text = Field(description="The agent that receives.")
-    channel: Literal["auto", "text", "same_model_cache"] = Field(
+    channel: Literal["auto", "text", "same_model_cache", "projected_cache"] = Field(
         "auto", description="How the message is carried; auto takes the fastest that is safe."
     )
     share: Annotated[Share | None, NONE_WORD] = Field(
@@ -255,6 +256,11 @@ class EdgeSpec(_Spec):
     )
     repair: Annotated[SinkRepair | None, NONE_WORD] = Field(
         SinkRepair(), description="What is recomputed of a message put after other tokens."
+    )
+    min_retention: Fraction = Field(
+        0.8,
+        description="What a bridge must keep, by its audit, of what the words themselves gain; "
+        "below it the edge goes by text.",
     )
     fallback: Literal["text", "error"] = Field(
         "text", description="What to do where the channel cannot carry a message."
@@ -288,6 +294,11 @@ class WorkflowSpec(_Spec):
         {},
         description="Templates of the results, by name; they read inputs and agents.",
         json_schema_extra=_KEYS_ARE_NAMES,
+    )
+    bridges: Literal["stored", "fit"] = Field(
+        "stored",
+        description="Bridges between different models: those stored, or one fitted on the first run "
+        "where an edge has none.",
     )
     timeout: Annotated[Seconds | None, NONE_WORD] = Field(
         None, description="Most seconds the whole run may take."

@@ -1,6 +1,7 @@
 """Text to token ids and back, with the care that other people's words need."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from threading import RLock
 
 from transformers import PreTrainedTokenizerBase
@@ -8,6 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from unspoken.channels.errors import ModelSupportError
 
 __all__ = ["Detokenizer", "TokenCodec"]
+
+_LONGEST_PART = 8
+"""Tokens after which a text that still ends in a broken character is taken as it is."""
 
 
 class TokenCodec:
@@ -75,6 +79,40 @@ class TokenCodec:
         with self._lock:
             return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def ends(self, ids: Sequence[int], text: str | None = None) -> tuple[int, ...]:
+        """Per token the character of the text where its own text ends, non-decreasing.
+
+        A token that holds part of a character ends where the character ends.
+
+        Args:
+            ids: Token ids of somebody's words.
+            text: The words, where they are not just what the ids decode to (a decoder may strip a space, and outer
+                tokens may hold some of a wrapper); the ends are then in this text.
+        """
+        decoded = self.decode(ids)
+        text = decoded if text is None else text
+        tokens, offsets = self.words_with_offsets(text)
+        if tokens == tuple(ids):
+            found = [stop for _, stop in offsets]
+        else:
+            found = _moved(self._ends_as_decoded(ids), decoded, text)
+        return tuple(accumulate((min(max(end, 0), len(text)) for end in found), max))
+
+    def _ends_as_decoded(self, ids: Sequence[int]) -> list[int]:
+        """Ends by decoding token after token, in time linear in their number."""
+        settled = read = length = 0
+        ends: list[int] = []
+        known = ""
+        for count in range(1, len(ids) + 1):
+            fresh = self.decode(ids[settled:count])
+            whole = len(fresh) > len(known) and not fresh.endswith("\ufffd")
+            if whole or count - read > _LONGEST_PART or count == len(ids):
+                length += max(len(fresh) - len(known), 0)
+                ends += [length] * (count - read)
+                settled, read = read, count
+                known = self.decode(ids[settled:read])
+        return ends
+
     def split_after_marker(self, text: str) -> tuple[str, str]:
         """A template's text cut after its last marker."""
         ends = [text.rfind(marker) + len(marker) for marker in self._markers if marker in text]
@@ -87,6 +125,31 @@ class TokenCodec:
             (text.find(marker) for marker in self._markers if marker in text), default=len(text)
         )
         return text[:cut], text[cut:]
+
+
+def _moved(ends: Sequence[int], decoded: str, text: str) -> list[int]:
+    """Ends in `decoded` as ends in `text`, which differ by what stands around them or by a normaliser's work."""
+    if decoded == text:
+        return list(ends)
+    if text and (around := decoded.find(text)) >= 0:
+        return [end - around for end in ends]
+    same = 0
+    shortest = min(len(decoded), len(text))
+    while same < shortest and decoded[same] == text[same]:
+        same += 1
+    tail = 0
+    while tail < shortest - same and decoded[-1 - tail] == text[-1 - tail]:
+        tail += 1
+    # Between the equal start and the equal rest, in proportion: a normaliser changes few characters.
+    theirs, ours = len(decoded) - same - tail, len(text) - same - tail
+    return [
+        end
+        if end <= same
+        else end - len(decoded) + len(text)
+        if end >= len(decoded) - tail
+        else same + -(-(end - same) * ours // max(theirs, 1))
+        for end in ends
+    ]
 
 
 class Detokenizer:
@@ -139,6 +202,16 @@ class Detokenizer:
         whole = sum(end <= len(self._text) for end in self._ends)
         covered = self._ends[whole - 1] if whole else 0
         return (*self._ids[:whole], *self._codec.encode_words(self._text[covered:])), whole
+
+    def ends(self) -> tuple[int, ...]:
+        """Per id kept, the character of `text` where it ends."""
+        if not self.stopped:
+            return tuple(self._ends)
+        whole = sum(end <= len(self._text) for end in self._ends)
+        covered = self._ends[whole - 1] if whole else 0
+        _, offsets = self._codec.words_with_offsets(self._text[covered:])
+        cut = accumulate((covered + stop for _, stop in offsets), max)
+        return (*self._ends[:whole], *cut)
 
     def _give(self, *, last: bool = False) -> str:
         found = [

@@ -1,29 +1,23 @@
 """One turn on one model: carry the messages' state, prefill what has none, decode, close the turn."""
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from unspoken.agents._hf import ContextCache
+from unspoken.agents.assembly import Assembly, Delivery, assemble
 from unspoken.agents.compose import Composed
 from unspoken.agents.model import CHUNK, LocalModel
 from unspoken.agents.sampling import Sampler
 from unspoken.agents.spec import GenerateSpec
 from unspoken.agents.tokens import Detokenizer
-from unspoken.channels.base import Arrival, Carry, CarryReport, Channel
-from unspoken.channels.errors import (
-    ChannelError,
-    ContextLengthError,
-    ModelSupportError,
-    RunError,
-    StateError,
-)
-from unspoken.channels.message import Segment, common_prefix
+from unspoken.channels.base import CarryReport
+from unspoken.channels.errors import ContextLengthError
+from unspoken.channels.message import Segment
 from unspoken.channels.state import KVState
-from unspoken.channels.text import TextChannel
 
 __all__ = [
     "Assembly",
@@ -38,25 +32,6 @@ __all__ = [
     "assemble",
     "run_turn",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A message on its way into a turn.
-
-    Attributes:
-        edge: Number of the edge.
-        name: The edge, as ``sharer -> receiver``.
-        channel: What carries it.
-        arrival: The message in its place.
-        fallback: Whether a channel that fails gives way to text.
-    """
-
-    edge: int
-    name: str
-    channel: Channel
-    arrival: Arrival
-    fallback: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +86,7 @@ class Usage:
         recomputed_tokens: State was at hand but computed anew (repair).
         projected_tokens: Mapped from another model's state.
         generated_tokens: Sampled, the one that ends the turn included.
-        layer_tokens_computed: Layers times prompt tokens computed.
+        layer_tokens_computed: Layers times prompt tokens computed, by a bridge's native layers too.
         ttft_s: From all inputs there to the first token sampled; None where nothing is generated.
         seconds: Work of the whole turn; waiting for the device is not in it.
     """
@@ -163,23 +138,6 @@ class _Clock:
 
     def now(self) -> float:
         return self.seconds + perf_counter() - self._since
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Assembly:
-    """States in place for a context, and what is left to compute.
-
-    Attributes:
-        states: States at their positions.
-        missing: Positions to compute, ascending.
-        repaired: Those of them that have a state all the same.
-        carries: Per delivery, its edge, its report and the seconds its carry took.
-    """
-
-    states: tuple[KVState, ...]
-    missing: tuple[int, ...]
-    repaired: frozenset[int]
-    carries: tuple[tuple[int, CarryReport, float], ...]
 
 
 Step = Carried | Prefilling | Written
@@ -245,74 +203,18 @@ def _usage(
     clock: _Clock,
 ) -> Usage:
     missing, repaired = len(assembly.missing), len(assembly.repaired)
+    projected = len(assembly.projected)
     return Usage(
         prompt_tokens=len(ids),
         prefilled_tokens=missing - repaired,
-        reused_tokens=len(ids) - missing,
+        reused_tokens=len(ids) - missing - projected,
         recomputed_tokens=repaired,
+        projected_tokens=projected,
         generated_tokens=generated,
-        layer_tokens_computed=missing * len(model.geometry.layers),
+        layer_tokens_computed=missing * len(model.geometry.layers) + assembly.layer_tokens,
         ttft_s=ttft,
         seconds=clock.now(),
     )
-
-
-def assemble(
-    model: LocalModel,
-    ids: tuple[int, ...],
-    deliveries: Sequence[Delivery],
-    own: tuple[tuple[int, ...], KVState] | None = None,
-) -> Assembly:
-    """Find state for a context: the longest exact prefix of all at hand, then splices, then what is missing."""
-    carries: list[tuple[int, CarryReport, float]] = []
-    offers: list[Carry] = []
-    for delivery in deliveries:
-        began = perf_counter()
-        carry = _carry(delivery, model)
-        carries.append((delivery.edge, carry.report, perf_counter() - began))
-        offers.append(carry)
-    prefixes = [carry.prefix for carry in offers if carry.prefix is not None]
-    if own is not None:
-        known, state = own
-        prefixes.append(state.slice(0, min(common_prefix(ids, known), state.stop)))
-    best = max(prefixes, key=len, default=None)
-    # The last token is always computed: its logits choose the first new one.
-    reach = min(len(best), len(ids) - 1) if best is not None else 0
-    states = [best.slice(0, reach)] if best is not None and reach else []
-    repaired: set[int] = set()
-    for carry in offers:
-        for piece in carry.spliced:
-            start, stop = max(piece.start, reach), min(piece.stop, len(ids) - 1)
-            if start < stop:
-                states.append(piece.slice(start, stop))
-        repaired.update(position for position in carry.repair if position >= reach)
-    covered = {position for state in states for position in range(state.start, state.stop)}
-    missing = tuple(p for p in range(len(ids)) if p not in covered or p in repaired)
-    return Assembly(tuple(states), missing, frozenset(repaired & covered), tuple(carries))
-
-
-def _carry(delivery: Delivery, model: LocalModel) -> Carry:
-    try:
-        carry = delivery.channel.carry(delivery.arrival, model)
-        if _moves_keys(carry, delivery.arrival) and not model.shifts_keys:
-            raise StateError(
-                "this model's keys cannot be moved to other positions",
-                expected="the same tokens before the message at both ends",
-                fix="let the message come first in the receiver's context, or use a text channel",
-            )
-        return carry
-    except (ChannelError, ModelSupportError) as error:
-        if not delivery.fallback:
-            raise RunError(
-                error.found, edge=delivery.name, expected=error.expected, fix=error.fix
-            ) from error
-        carry = TextChannel().carry(delivery.arrival, model)
-        reason = f"fallback from {delivery.channel.name}: {error.found}"
-        return replace(carry, report=replace(carry.report, reason=reason))
-
-
-def _moves_keys(carry: Carry, arrival: Arrival) -> bool:
-    return bool(carry.spliced) and any(span.at != span.source for span in arrival.spans)
 
 
 def _decode(
@@ -372,6 +274,7 @@ def _closed(
         (len(ask), len(ask) + len(words)),
         detokenizer.text,
         len(context.ids),
+        detokenizer.ends(),
     )
     return context.extended(segment)
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import anyio.to_thread
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from unspoken.agents._problems import schema_problems
 from unspoken.agents.agent import Agent
+from unspoken.agents.bridging import BridgeShelf
 from unspoken.agents.events import Event, RunFinished
 from unspoken.agents.graph import build_graph, validate
 from unspoken.agents.inputs import check_inputs
@@ -25,6 +26,7 @@ from unspoken.agents.spec import EdgeSpec, InputSpec, WorkflowSpec
 from unspoken.agents.templates import references
 from unspoken.channels.base import Channel
 from unspoken.channels.errors import InputError, Problem, WorkflowError
+from unspoken.channels.projected import Bridge, ProjectedCacheChannel
 from unspoken.channels.same_model import SameModelCacheChannel
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ class Workflow:
         models: Names for model objects and references; one that has none is named after its reference.
         timeout: Most seconds a run may take.
         description: What it does, for people.
+        bridges: ``stored`` uses the bridges at hand, ``fit`` fits one where an edge has none.
 
     Raises:
         WorkflowError: Agents of equal names, or a setting that is not as it should be.
@@ -97,6 +100,7 @@ class Workflow:
         models: Mapping[str, LocalModel | str] | None = None,
         timeout: float | None = None,
         description: str = "",
+        bridges: Literal["stored", "fit"] = "stored",
     ) -> None:
         doubles = {agent.name for agent in agents if [a.name for a in agents].count(agent.name) > 1}
         if doubles:
@@ -125,16 +129,20 @@ class Workflow:
                 "agents": {key: one.model_dump(by_alias=True) for key, one in specs.items()},
                 "outputs": dict(outputs or {}),
                 "timeout": timeout,
+                "bridges": bridges,
             }
         )
         self._plan: Plan | None = None
         self._loading = Lock()
+        self.bridge_shelf = BridgeShelf()
+        self._bridges: dict[int, Bridge] = {}
 
     @classmethod
     def from_spec(cls, spec: WorkflowSpec) -> "Workflow":
         """A workflow of a valid spec; its models are loaded when it first runs."""
         flow = cls.__new__(cls)
         flow.spec, flow._models, flow._plan, flow._loading = spec, {}, None, Lock()
+        flow.bridge_shelf, flow._bridges = BridgeShelf(), {}
         return flow
 
     @classmethod
@@ -150,7 +158,7 @@ class Workflow:
         """The workflow as a file's text; read again, it is the same.
 
         Raises:
-            InputError: A model object that was made in memory has no reference to write.
+            InputError: A model object that was made in memory has no reference to write, nor has a bridge object.
         """
         nameless = [key for key, model in self._models.items() if not model.ref]
         if nameless:
@@ -158,6 +166,13 @@ class Workflow:
                 f"model {nameless[0]!r} was made in memory and has no reference to write",
                 expected="models that were loaded by reference",
                 fix="save it to a folder, and load it with LocalModel.load(folder)",
+            )
+        if self._bridges:
+            edge = self.spec.edges[min(self._bridges)]
+            raise InputError(
+                f"the bridge of {edge.from_} -> {edge.to} was given as an object, which a file cannot name",
+                expected="a bridge that is found by its two models",
+                fix='keep it in the store, and connect with "projected_cache"',
             )
         return dumps(self.spec)
 
@@ -170,6 +185,7 @@ class Workflow:
         when: str | None = None,
         loop: bool = False,
         fallback: str = "text",
+        min_retention: float = 0.8,
         **options: Any,
     ) -> "Workflow":
         """Add an edge; what can be checked of it is checked here.
@@ -181,6 +197,7 @@ class Workflow:
             when: Expression; where it is false the edge sends a skip.
             loop: Whether its message starts the receiver again.
             fallback: ``text``, or ``error`` to refuse rather than fall back.
+            min_retention: What a bridge's audit must show for it to be used, 0 to 1.
             options: Beside a channel's name, its options as the file calls them: ``share``, ``as_``, ``repair``.
 
         Returns:
@@ -191,7 +208,7 @@ class Workflow:
             IdentityMismatch, GeometryMismatch: Both models are loaded, differ, and the edge does not fall back.
         """
         data: dict[str, Any] = {"from": _agent_name(sharer), "to": _agent_name(receiver)}
-        data |= {"when": when, "loop": loop, "fallback": fallback}
+        data |= {"when": when, "loop": loop, "fallback": fallback, "min_retention": min_retention}
         data |= (
             {"channel": channel, **options}
             if isinstance(channel, str)
@@ -201,6 +218,8 @@ class Workflow:
         spec = _checked({**plain, "edges": [*plain["edges"], data]})
         build_graph(spec)
         self._check_ends(spec, spec.edges[-1], channel)
+        if isinstance(channel, ProjectedCacheChannel):
+            self._bridges[len(spec.edges) - 1] = channel.bridge
         self.spec, self._plan = spec, None
         return self
 
@@ -260,7 +279,41 @@ class Workflow:
         """
         self.load()
         known = check_inputs(self.spec, inputs) if inputs else None
-        return plan_workflow(self.spec, self._by_agent(), known)
+        return self._planned(known)
+
+    def _planned(self, inputs: Mapping[str, object] | None = None) -> Plan:
+        return plan_workflow(
+            self.spec,
+            self._by_agent(),
+            inputs,
+            find_bridge=self.bridge_shelf.find,
+            bridges=self._bridges,
+        )
+
+    def fit_bridges(self, progress: Progress | None = None) -> "Workflow":
+        """With ``bridges: fit``, fit what the plan lacks; a first run does it by itself.
+
+        Args:
+            progress: Called with an edge, a stage and a fraction.
+
+        Raises:
+            WorkflowError: The workflow is not valid.
+            InputError: Two models that cannot be bridged.
+        """
+        self.load()
+        with self._loading:
+            if self._plan is None:
+                self._plan = self._fitted(progress)
+        return self
+
+    def _fitted(self, progress: Progress | None) -> Plan:
+        models = self._by_agent()
+        plan = self._planned()
+        for number in plan.unfitted:
+            edge = self.spec.edges[number]
+            step = _for_model(progress, f"{edge.from_} -> {edge.to}")
+            self.bridge_shelf.fit(models[edge.from_], models[edge.to], step)
+        return self._planned() if plan.unfitted else plan
 
     def _by_agent(self) -> dict[str, LocalModel]:
         return {name: self._models[agent.model] for name, agent in self.spec.agents.items()}
@@ -290,9 +343,9 @@ class Workflow:
     ) -> Scheduler:
         """Check the inputs, load and plan; the run is ready to start."""
         known = check_inputs(self.spec, inputs)
-        await anyio.to_thread.run_sync(self.load)
-        if self._plan is None:
-            self._plan = await anyio.to_thread.run_sync(plan_workflow, self.spec, self._by_agent())
+        await anyio.to_thread.run_sync(self.fit_bridges)
+        if self._plan is None:  # pragma: no cover - an edge was added meanwhile
+            self._plan = self._planned()
         return Scheduler(self.spec, self._by_agent(), self._plan, known, emit)
 
     async def stream(self, /, **inputs: object) -> AsyncGenerator[Event, None]:
@@ -342,7 +395,7 @@ def _options(channel: Channel, given: Mapping[str, Any]) -> dict[str, Any]:
             expected=f"{type(channel).__name__}({', '.join(f'{name}=…' for name in given)})",
         )
     options: dict[str, Any] = {"channel": channel.name, "share": channel.share, "as": channel.as_}
-    if isinstance(channel, SameModelCacheChannel):
+    if isinstance(channel, SameModelCacheChannel | ProjectedCacheChannel):
         options["repair"] = {"sink": channel.sink} if channel.sink else None
     return options
 

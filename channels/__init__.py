@@ -12,10 +12,12 @@ if TYPE_CHECKING:
         Channel,
         Prefill,
         Span,
+        TextSpan,
     )
     from unspoken.channels.errors import UnspokenError
     from unspoken.channels.geometry import CacheGeometry, LayerGeometry, ModelIdentity
     from unspoken.channels.message import Message, Segment
+    from unspoken.channels.projected import ProjectedCacheChannel
     from unspoken.channels.rope import Rotary
     from unspoken.channels.same_model import SameModelCacheChannel
     from unspoken.channels.state import KVState, LayerState
@@ -34,19 +36,31 @@ __all__ = [
     "Message",
     "ModelIdentity",
     "Prefill",
+    "ProjectedCacheChannel",
     "Rotary",
     "SameModelCacheChannel",
     "Segment",
     "Span",
     "TextChannel",
+    "TextSpan",
     "UnspokenError",
 ]
 
 _HOMES = {
-    "base": ("Arrival", "Carry", "CarryReport", "CausalModel", "Channel", "Prefill", "Span"),
+    "base": (
+        "Arrival",
+        "Carry",
+        "CarryReport",
+        "CausalModel",
+        "Channel",
+        "Prefill",
+        "Span",
+        "TextSpan",
+    ),
     "errors": ("UnspokenError",),
     "geometry": ("CacheGeometry", "LayerGeometry", "ModelIdentity"),
     "message": ("Message", "Segment"),
+    "projected": ("ProjectedCacheChannel",),
     "rope": ("Rotary",),
     "same_model": ("SameModelCacheChannel",),
     "state": ("KVState", "LayerState"),

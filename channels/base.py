@@ -13,7 +13,16 @@ from unspoken.channels.message import Message
 from unspoken.channels.rope import Rotary
 from unspoken.channels.state import KVState, LayerState
 
-__all__ = ["Arrival", "Carry", "CarryReport", "CausalModel", "Channel", "Prefill", "Span"]
+__all__ = [
+    "Arrival",
+    "Carry",
+    "CarryReport",
+    "CausalModel",
+    "Channel",
+    "Prefill",
+    "Span",
+    "TextSpan",
+]
 
 Share = Literal["output", "prompt", "context"]
 Role = Literal["user", "assistant"]
@@ -125,6 +134,28 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class TextSpan:
+    """Tokens that hold, in the receiver's own tokenizer, the text of one segment of a message.
+
+    A token that joins the text with what stands around it belongs to no span.
+
+    Attributes:
+        at: First position in the receiver's context.
+        segment: Index of the segment in the message.
+        ends: Per token, the character of the segment's text where it ends.
+    """
+
+    at: int
+    segment: int
+    ends: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return len(self.ends)
+
+
+@dataclass(frozen=True, slots=True)
 class Arrival:
     """A message in its place in the receiver's composed context.
 
@@ -132,16 +163,29 @@ class Arrival:
         message: The message.
         spans: Where its tokens stand, ascending; empty where tokenizers differ or a template rewrote it.
         context: All ids of the receiver's context.
+        texts: Where its words stand as tokens of the receiver's own, ascending; empty between equal tokenizers.
     """
 
     message: Message
     spans: tuple[Span, ...]
     context: tuple[int, ...]
+    texts: tuple[TextSpan, ...] = ()
 
     @property
     def tokens(self) -> int:
         """Tokens of the message in the receiver's context, its turn's wrapper where that is kept."""
-        return sum(span.length for span in self.spans) or self.message.tokens
+        return sum(span.length for span in self.placed) or self.message.tokens
+
+    @property
+    def placed(self) -> tuple[Span | TextSpan, ...]:
+        """Both kinds of spans, ascending."""
+        both: list[Span | TextSpan] = [*self.spans, *self.texts]
+        return tuple(sorted(both, key=lambda span: span.at))
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Positions of the message's tokens in the receiver's context, ascending."""
+        return tuple(at for span in self.placed for at in range(span.at, span.at + span.length))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +200,8 @@ class CarryReport:
         reused: Message tokens whose state is taken over.
         repaired: Message tokens whose state is at hand but computed anew.
         bytes: Bytes of state handed over, or of UTF-8 text.
+        projected: Message tokens whose state a bridge made and that are not computed anew.
+        layer_tokens: Layers times tokens that the receiver runs of its own to make that state.
     """
 
     channel: str
@@ -165,6 +211,8 @@ class CarryReport:
     reused: int = 0
     repaired: int = 0
     bytes: int = 0
+    projected: int = 0
+    layer_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,12 +224,14 @@ class Carry:
         spliced: States after the prefix, ascending, that never saw the receiver's own prefix.
         repair: Positions inside `spliced` to compute anew.
         report: What was done.
+        projected: Whether a bridge made `spliced`.
     """
 
     prefix: KVState | None
     spliced: tuple[KVState, ...]
     repair: tuple[int, ...]
     report: CarryReport
+    projected: bool = False
 
 
 class Channel(ABC):

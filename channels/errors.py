@@ -10,6 +10,7 @@
     │   ├── ModelSupportError     a model that cannot do what is asked of it
     │   └── ContextLengthError    more tokens than the model's context holds
     ├── ChannelError              an edge cannot carry what it was given
+    │   ├── BridgeError           a bridge that is broken, missing or unfit
     │   ├── IdentityMismatch      a state made by other weights
     │   ├── GeometryMismatch      a state of another shape, dtype or device
     │   └── StateError            positions that are missing, overlap or were trimmed
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "AgentError",
+    "BridgeError",
     "ChannelError",
     "ContextLengthError",
     "GeometryMismatch",
@@ -133,6 +135,10 @@ class ContextLengthError(InputError):
 
 class ChannelError(UnspokenError):
     """An edge cannot carry what it was given."""
+
+
+class BridgeError(ChannelError):
+    """A bridge that is broken, missing or unfit for what is asked of it."""
 
 
 class IdentityMismatch(ChannelError):

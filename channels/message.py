@@ -1,6 +1,6 @@
 """What an agent publishes on its out-edges."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from unspoken.channels.geometry import ModelIdentity
 from unspoken.channels.state import KVState
@@ -18,6 +18,8 @@ class Segment:
         content: Where the words stand in `ids`, as (start, stop).
         text: The words.
         position: Position of the turn's first token in its maker's context.
+        ends: Character end of every word token in `text`, a token that joins words and wrapper clipped to the
+            words; empty where it is not known.
     """
 
     role: str
@@ -25,6 +27,7 @@ class Segment:
     content: tuple[int, int]
     text: str
     position: int
+    ends: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def words(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unspoken.channels.errors import ModelSupportError
 
-__all__ = ["Rotary", "rotate", "shift", "unrotate"]
+__all__ = ["Rotary", "Turn", "rotate", "shift", "turn_back", "turn_to", "unrotate"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,17 +35,48 @@ class Rotary:
         return 2 * self.inverse_frequencies.numel()
 
 
-def _turn(keys: Tensor, angles: Tensor, factor: float) -> Tensor:
-    """Rotate the first ``2 * angles.shape[-1]`` dimensions of keys (heads, tokens, head_dim) by `angles`."""
-    half = angles.shape[-1]
-    cos = (angles.cos() * factor).to(device=keys.device, dtype=torch.float32)
-    sin = (angles.sin() * factor).to(device=keys.device, dtype=torch.float32)
-    first, second = keys[..., :half].float(), keys[..., half : 2 * half].float()
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(
-        keys.dtype
-    )
-    rest = keys[..., 2 * half :]
-    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """A rotation of many tokens, worked out once and applied to every layer that shares it.
+
+    Attributes:
+        cos: Cosines times the scale, shape (tokens, rotary_dim / 2) or (rotary_dim / 2,), float32.
+        sin: Sines times the scale, same shape.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __call__(self, keys: Tensor) -> Tensor:
+        """Rotate the leading dimensions of keys (…, tokens, head_dim); same shape and dtype."""
+        half = self.cos.shape[-1]
+        first, second = keys[..., :half].float(), keys[..., half : 2 * half].float()
+        turned = torch.cat(
+            (first * self.cos - second * self.sin, second * self.cos + first * self.sin), dim=-1
+        ).to(keys.dtype)
+        rest = keys[..., 2 * half :]
+        return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+
+
+def _turn(angles: Tensor, factor: float) -> Turn:
+    return Turn((angles.cos() * factor).float(), (angles.sin() * factor).float())
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Float64, or float32 on a device that has none."""
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()
+
+
+def turn_to(positions: Tensor, rotary: Rotary) -> Turn:
+    """The rotation of bare keys to `positions`, (tokens,), scaled as the model does, where the positions live."""
+    frequencies = rotary.inverse_frequencies.to(positions.device)
+    return _turn(_wide(positions)[:, None] * _wide(frequencies), rotary.scale)
+
+
+def turn_back(positions: Tensor, rotary: Rotary) -> Turn:
+    """The rotation that makes keys at `positions` bare again, the scale divided back."""
+    frequencies = rotary.inverse_frequencies.to(positions.device)
+    return _turn(-_wide(positions)[:, None] * _wide(frequencies), 1.0 / rotary.scale)
 
 
 def shift(keys: Tensor, delta: int, rotary: Rotary) -> Tensor:
@@ -70,16 +101,15 @@ def shift(keys: Tensor, delta: int, rotary: Rotary) -> Tensor:
             expected="a rotary embedding with fixed frequencies (default, linear, yarn, llama3)",
             fix="let the message come first in the receiver's context, or use a text channel",
         )
-    return _turn(keys, rotary.inverse_frequencies.cpu().double() * delta, 1.0)
+    frequencies = rotary.inverse_frequencies.to(keys.device)
+    return _turn(_wide(frequencies) * delta, 1.0)(keys)
 
 
 def rotate(keys: Tensor, positions: Tensor, rotary: Rotary) -> Tensor:
     """Rotate bare keys (kv_heads, tokens, head_dim) to `positions` (tokens,), scaled as the model does."""
-    angles = positions.cpu().double()[:, None] * rotary.inverse_frequencies.cpu().double()
-    return _turn(keys, angles, rotary.scale)
+    return turn_to(positions.to(keys.device), rotary)(keys)
 
 
 def unrotate(keys: Tensor, positions: Tensor, rotary: Rotary) -> Tensor:
     """Undo `rotate`: bare keys, the scale divided back."""
-    angles = -positions.cpu().double()[:, None] * rotary.inverse_frequencies.cpu().double()
-    return _turn(keys, angles, 1.0 / rotary.scale)
+    return turn_back(positions.to(keys.device), rotary)(keys)

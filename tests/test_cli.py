@@ -54,7 +54,7 @@ TURN_KEYS = {
     "finish",
 }
 EDGE_KEYS = {"from", "to", "channel", "reason", "tokens", "bytes", "seconds"}
-EDGE_KEYS |= {"turn", "planned", "exact", "reused", "repaired"}
+EDGE_KEYS |= {"turn", "planned", "exact", "reused", "repaired", "projected", "layer_tokens"}
 RUN_KEYS = {"run_id", "outputs", "agents", "edges", "seconds"}
 RUN_KEYS |= {"workflow", "fallbacks", "peak_state_bytes"}
 

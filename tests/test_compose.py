@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from unspoken.agents.compose import Composed, Composer, Quote, Turn
 from unspoken.agents.template import PLAIN_TEMPLATE, read_template
 from unspoken.agents.tokens import TokenCodec
+from unspoken.channels.base import Arrival
 from unspoken.channels.geometry import ModelIdentity
 from unspoken.channels.message import Message, Segment
 
@@ -217,6 +218,75 @@ def test_a_message_of_another_tokenizer_is_tokenised_anew() -> None:
     context = COMPOSER.compose([Turn("user", (quoted(one),))])
     assert context.ids == composed(COMPOSER, [("user", "the question")]).ids
     assert context.spans(one) == ()
+
+
+@given(words=CONTENT, before=CONTENT, after=CONTENT, name=st.sampled_from(sorted(COMPOSERS)))
+def test_words_of_another_tokenizer_have_their_place(
+    words: str, before: str, after: str, name: str
+) -> None:
+    """The span's tokens hold letters of the quote alone, each up to its end, and leave out no whole token."""
+    composer = COMPOSERS[name]
+    one = message(COMPOSER, [("user", words)], OTHER)
+    context = composer.compose([Turn("user", (before, quoted(one), after))])
+    held = ""
+    for span in context.texts(one):
+        assert span.segment == 0 and span.ends
+        ids = context.ids[span.at : span.at + span.length]
+        held = composer.codec.decode(ids)
+        assert list(span.ends) == sorted(span.ends) and span.ends[-1] <= len(words)
+        assert held in words and words[: span.ends[-1]].endswith(held)
+        for count, end in enumerate(span.ends, 1):
+            known = composer.codec.decode(ids[:count])
+            if "\ufffd" not in known:
+                assert words[:end].endswith(known)
+    # What is left out is no more than a token that joins it with what stands around it, at either end.
+    assert len(words) - len(held) <= 2 * max(map(len, composer.codec.tokenizer.get_vocab()))
+
+
+def test_a_token_over_the_border_of_a_quote_is_left_out() -> None:
+    """Where the receiver's token holds some of its own words too, it computes that token itself."""
+    one = message(COMPOSER, [("user", "er who")], OTHER)
+    context = COMPOSER.compose([Turn("user", ("read", quoted(one)))])
+    joined = COMPOSER.codec.encode_words("reader who")
+    assert COMPOSER.codec.decode(joined[:1]) == "reader"
+    (span,) = context.texts(one)
+    assert COMPOSER.codec.decode(context.ids[span.at : span.at + span.length]) == " who"
+    assert span.ends == (len("er who"),)
+
+
+def test_an_arrival_counts_both_kinds_of_tokens() -> None:
+    """A message's tokens are those in the receiver's context, in whose tokenizer so ever."""
+    one, other = (
+        message(COMPOSER, [("user", "the question")], made_by) for made_by in (ONE, OTHER)
+    )
+    context = COMPOSER.compose([Turn("user", ("a", quoted(one), quoted(other), "b"))])
+    for each in (one, other):
+        arrival = Arrival(each, context.spans(each), context.ids, context.texts(each))
+        assert arrival.tokens == len(arrival.positions) > 0
+        assert bool(arrival.spans) != bool(arrival.texts)
+    assert not context.bare().spans(one) and not context.bare().texts(other)
+
+
+@given(
+    pieces=st.lists(CONTENT, min_size=1, max_size=4),
+    quotes=st.booleans(),
+    name=st.sampled_from(sorted(COMPOSERS)),
+)
+def test_a_turn_knows_where_its_tokens_end(pieces: list[str], quotes: bool, name: str) -> None:
+    """Every word token has its end in the turn's words, and ends agree with what the ids decode to."""
+    composer = COMPOSERS[name]
+    said = [
+        quoted(message(composer, [("user", piece)])) if quotes and number % 2 else piece
+        for number, piece in enumerate(pieces)
+    ]
+    segment = composer.compose([Turn("user", tuple(said))]).segments[-1]
+    assert segment.text == "".join(pieces)
+    assert len(segment.ends) == len(segment.words) and list(segment.ends) == sorted(segment.ends)
+    assert not segment.ends or segment.ends[-1] == len(segment.text)
+    for count, end in enumerate(segment.ends, 1):
+        known = composer.codec.decode(segment.words[:count])
+        if "\ufffd" not in known and count < len(segment.ends):
+            assert known.endswith(segment.text[:end])
 
 
 def test_sampled_words_are_not_tokenised_again() -> None:

@@ -117,8 +117,7 @@ def test_bad_generation_setting_is_refused(generate: dict[str, Any]) -> None:
     [
         {"recompute": "profile"},
         {"codec": "int8"},
-        {"min_retention": 0.8},
-        {"channel": "projected_cache"},
+        {"channel": "recompute_cache"},
         {"repair": {"deviation": 0.1}},
     ],
     ids=str,

@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperCommand
 
-from unspoken.agents.cli import bench, models, plan, run
+from unspoken.agents.cli import bench, bridge, models, plan, run
 from unspoken.agents.cli.console import print_error, shown, stderr
 from unspoken.channels.errors import UnspokenError
 
@@ -82,6 +82,11 @@ app = typer.Typer(
     name="unspoken", no_args_is_help=True, add_completion=False, context_settings=_HELP
 )
 _models = typer.Typer(name="models", no_args_is_help=True, help="The models at hand.")
+_bridges = typer.Typer(
+    name="bridge",
+    no_args_is_help=True,
+    help="Bridges that carry a cache from one model to another.",
+)
 
 
 @app.callback()
@@ -106,6 +111,12 @@ app.add_typer(_models)
 _models.command("list", cls=_Command)(models.list_)
 _models.command("show", cls=_Command)(models.show)
 _models.command("prepare", cls=_Command)(models.prepare)
+app.add_typer(_bridges)
+_bridges.command("list", cls=_Command)(bridge.list_)
+_bridges.command("show", cls=_Command)(bridge.show)
+_bridges.command("remove", cls=_Command)(bridge.remove)
+_bridges.command("push", cls=_Command)(bridge.push)
+_bridges.command("pull", cls=_Command)(bridge.pull)
 
 
 def main() -> None:

@@ -1,0 +1,160 @@
+"""States in place for a turn's context: what messages and an agent's own past bring, and what is left to compute."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+from unspoken.agents._hf import first_approximate
+from unspoken.agents.model import LocalModel
+from unspoken.channels.base import Arrival, Carry, CarryReport, Channel
+from unspoken.channels.errors import ChannelError, ModelSupportError, RunError, StateError
+from unspoken.channels.message import common_prefix
+from unspoken.channels.state import KVState
+from unspoken.channels.text import TextChannel
+
+__all__ = ["Assembly", "Delivery", "assemble"]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message on its way into a turn.
+
+    Attributes:
+        edge: Number of the edge.
+        name: The edge, as ``sharer -> receiver``.
+        channel: What carries it.
+        arrival: The message in its place.
+        fallback: Whether a channel that fails gives way to text.
+    """
+
+    edge: int
+    name: str
+    channel: Channel
+    arrival: Arrival
+    fallback: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assembly:
+    """States in place for a context, and what is left to compute.
+
+    Attributes:
+        states: States at their positions.
+        missing: Positions to compute, ascending.
+        repaired: Those of them that have a state all the same.
+        projected: Positions whose state a bridge made, not computed anew.
+        layer_tokens: Layers times tokens that bridges ran in this model.
+        carries: Per delivery, its edge, its report and the seconds its carry took.
+    """
+
+    states: tuple[KVState, ...]
+    missing: tuple[int, ...]
+    repaired: frozenset[int]
+    projected: frozenset[int]
+    layer_tokens: int
+    carries: tuple[tuple[int, CarryReport, float], ...]
+
+
+def assemble(
+    model: LocalModel,
+    ids: tuple[int, ...],
+    deliveries: Sequence[Delivery],
+    own: tuple[tuple[int, ...], KVState] | None = None,
+) -> Assembly:
+    """Find state for a context: the longest exact prefix of all at hand, then splices, then what is missing."""
+    offers: list[tuple[Carry, float]] = []
+    for delivery in deliveries:
+        began = perf_counter()
+        offers.append((_carry(delivery, model), perf_counter() - began))
+    prefixes = [carry.prefix for carry, _ in offers if carry.prefix is not None]
+    if own is not None:
+        known, state = own
+        prefixes.append(state.slice(0, min(common_prefix(ids, known), state.stop)))
+    best = max(prefixes, key=len, default=None)
+    # The last token is always computed: its logits choose the first new one.
+    reach = min(len(best), len(ids) - 1) if best is not None else 0
+    states = [best.slice(0, reach)] if best is not None and reach else []
+    repaired: set[int] = set()
+    projected: set[int] = set()
+    for carry, _ in offers:
+        for piece in carry.spliced:
+            start, stop = max(piece.start, reach), min(piece.stop, len(ids) - 1)
+            if start < stop:
+                states.append(piece.slice(start, stop))
+                projected.update(range(start, stop) if carry.projected else ())
+        repaired.update(position for position in carry.repair if position >= reach)
+    covered = {position for state in states for position in range(state.start, state.stop)}
+    missing = tuple(p for p in range(len(ids)) if p not in covered or p in repaired)
+    layer_tokens = sum(carry.report.layer_tokens for carry, _ in offers)
+    found = Assembly(
+        tuple(states),
+        missing,
+        frozenset(repaired & covered),
+        frozenset(projected - repaired),
+        layer_tokens,
+        (),
+    )
+    rough = first_approximate(states, missing)
+    carries = tuple(
+        (one.edge, _settled(carry, one.arrival, reach, found, rough), seconds)
+        for one, (carry, seconds) in zip(deliveries, offers, strict=True)
+    )
+    return replace(found, carries=carries)
+
+
+def _settled(
+    carry: Carry, arrival: Arrival, reach: int, assembly: Assembly, rough: int | None
+) -> CarryReport:
+    """A carry's report once all states are in place: what it claimed alone, another's prefix or splice may change.
+
+    Args:
+        carry: The carry.
+        arrival: The message in its place.
+        reach: Length of the exact prefix in place.
+        assembly: What is in place.
+        rough: First position in place whose rows are approximate, None for none.
+    """
+    report, positions = carry.report, frozenset(arrival.positions)
+    if (carry.prefix is None and not carry.spliced) or not positions:
+        return report
+    projected = len(positions & assembly.projected) if carry.projected else 0
+    exact = rough is None or rough > max(positions)
+    reason = report.reason
+    if carry.spliced and max(positions) < reach:
+        reason = "continuation: a longer prefix at hand holds the message"
+    elif report.exact and not exact:
+        reason += "; it stands behind state that is approximate"
+    return replace(
+        report,
+        exact=exact,
+        reason=reason,
+        reused=len(positions.difference(assembly.missing)) - projected,
+        repaired=len(positions & assembly.repaired),
+        projected=projected,
+    )
+
+
+def _carry(delivery: Delivery, model: LocalModel) -> Carry:
+    try:
+        carry = delivery.channel.carry(delivery.arrival, model)
+        if _moves_keys(carry, delivery.arrival) and not model.shifts_keys:
+            raise StateError(
+                "this model's keys cannot be moved to other positions",
+                expected="the same tokens before the message at both ends",
+                fix="let the message come first in the receiver's context, or use a text channel",
+            )
+        return carry
+    except (ChannelError, ModelSupportError) as error:
+        if not delivery.fallback:
+            raise RunError(
+                error.found, edge=delivery.name, expected=error.expected, fix=error.fix
+            ) from error
+        carry = TextChannel().carry(delivery.arrival, model)
+        reason = f"fallback from {delivery.channel.name}: {error.found}"
+        return replace(carry, report=replace(carry.report, reason=reason))
+
+
+def _moves_keys(carry: Carry, arrival: Arrival) -> bool:
+    # A bridge rotates keys to their positions, so it needs the rotation to be known as well.
+    moved = any(span.at != span.source for span in arrival.spans)
+    return bool(carry.spliced) and (carry.projected or moved)

@@ -1,0 +1,311 @@
+"""``unspoken bridge``: the trained bridges at hand, and moving them between machines."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from unspoken.agents.cli.console import print_json, print_table, shown, size, stdout
+from unspoken.agents.cli.run import JsonOption
+from unspoken.channels.errors import BridgeError, InputError, ModelReferenceError
+
+if TYPE_CHECKING:
+    from unspoken.channels.bridges.manifest import Audit, BridgeManifest, Side
+    from unspoken.channels.bridges.store import BridgeEntry, BridgeStore
+    from unspoken.channels.geometry import ModelIdentity
+
+__all__ = ["list_", "pull", "push", "remove", "show"]
+
+MOST_LISTED = 6
+
+First = Annotated[
+    str,
+    typer.Argument(
+        metavar="SHARER", help="The model whose cache is read; or, alone, the bridge's folder."
+    ),
+]
+Second = Annotated[
+    str | None, typer.Argument(metavar="RECEIVER", help="The model whose cache is made.")
+]
+
+
+def list_(as_json: JsonOption = False) -> None:
+    """List the bridges at hand: your store's, those in $UNSPOKEN_BRIDGES, and broken ones with their error."""
+    store = _store()
+    entries = store.entries()
+    if as_json:
+        print_json([_line(entry) for entry in entries])
+        return
+    console = stdout()
+    if not entries:
+        console.print(shown(f"no bridges in {_places(store)}; fit one: unspoken bridge fit A B"))
+        return
+    columns = [
+        "sharer",
+        "receiver",
+        "size",
+        "retention",
+        "specific",
+        "earned",
+        "date",
+        "path",
+    ]
+    print_table(console, "Bridges", columns, [_row(entry) for entry in entries], (0, 1, 6, 7))
+    for entry in entries:
+        if entry.error is not None:
+            lines = str(entry.error).splitlines()
+            console.print(shown("broken: " + "\n  ".join(lines)), soft_wrap=True)
+
+
+def _store() -> "BridgeStore":
+    from unspoken.channels.bridges.store import BridgeStore
+
+    return BridgeStore()
+
+
+def _places(store: "BridgeStore") -> str:
+    return ", ".join(map(str, store.roots))
+
+
+def _line(entry: "BridgeEntry") -> dict[str, Any]:
+    """A bridge in JSON, broken or not."""
+    manifest, audit = entry.manifest, entry.manifest.audit if entry.manifest else None
+    return {
+        "sharer": manifest.sharer.ref if manifest else None,
+        "receiver": manifest.receiver.ref if manifest else None,
+        "bytes": entry.bytes,
+        "retention": audit.figure("retention") if audit else None,
+        "specific": audit.figure("specific") if audit else None,
+        "earned": audit.earned if audit else None,
+        "date": manifest.created.isoformat() if manifest else None,
+        "path": str(entry.path),
+        "error": str(entry.error) if entry.error else None,
+    }
+
+
+def _row(entry: "BridgeEntry") -> list[str]:
+    line = _line(entry)
+    figures = (_figure(line[name]) for name in ("retention", "specific", "earned"))
+    date = "broken" if entry.error else line["date"]
+    return [
+        line["sharer"] or "?",
+        line["receiver"] or "?",
+        size(entry.bytes),
+        *figures,
+        date,
+        line["path"],
+    ]
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) >= 1000 else f"{value:.3f}"
+    return "–" if value is None else str(value)
+
+
+def show(first: First, second: Second = None, as_json: JsonOption = False) -> None:
+    """Show a bridge: whose caches it maps, what it was fitted on, and its audit."""
+    from unspoken.channels.bridges.folder import check
+
+    folder = _folder([first, second] if second else [first])
+    manifest = check(folder)
+    if as_json:
+        print_json({"path": str(folder), **manifest.model_dump(mode="json")})
+        return
+    console = stdout()
+    _print_facts(console, folder, manifest)
+    if manifest.audit is None:
+        console.print("\nNot audited yet: unspoken bridge audit")
+        return
+    console.print()
+    _print_audit(console, manifest.audit)
+
+
+def _print_facts(console: Console, folder: Path, manifest: "BridgeManifest") -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in _told(folder, manifest):
+        grid.add_row(shown(name), shown(value))
+    console.print(grid)
+
+
+def _told(folder: Path, manifest: "BridgeManifest") -> Iterator[tuple[str, str]]:
+    """A manifest in words."""
+    for end in ("sharer", "receiver"):
+        side: Side = getattr(manifest, end)
+        yield end, f"{side.ref} ({len(side.geometry.layers)} layers, {side.layer_dtype})"
+        yield f"{end}'s weights", side.identity.weights
+    yield "folder", str(folder)
+    yield "weights", f"{size(manifest.tensors.bytes)} in {manifest.dtype}"
+    yield "made", f"{manifest.created.isoformat()} by unspoken {manifest.unspoken}"
+    data = manifest.data
+    yield "fitted on", f"{data.tokens:,} tokens of {', '.join(data.sources)}, seed {data.seed}"
+    for name, value in manifest.config.items():
+        yield f"config: {name}", _figure(value)
+    for name, value in manifest.fit.items():
+        yield f"fit: {name}", _figure(value)
+
+
+def _print_audit(console: Console, audit: "Audit") -> None:
+    columns = list(dict.fromkeys(key for row in audit.rows for key in row))
+    if columns:
+        rows = [[_figure(row.get(name)) for name in columns] for row in audit.rows]
+        words = [
+            index
+            for index, name in enumerate(columns)
+            if any(isinstance(row.get(name), str) for row in audit.rows)
+        ]
+        print_table(console, f"Audit of {audit.date.isoformat()}", columns, rows, words)
+    figures = {"earned": audit.earned, **audit.summary}
+    rows = [[name, _figure(value)] for name, value in figures.items()]
+    print_table(console, "Summary", ["figure", "value"], rows)
+    for file in audit.files:
+        console.print(shown(f"  {file.name}: {file.rows:,} rows, {file.digest[:16]}"))
+
+
+def remove(
+    first: First,
+    second: Second = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove a bridge, broken or not."""
+    from unspoken.channels.bridges.store import remove as remove_folder
+
+    folder = _folder([first, second] if second else [first])
+    if not yes:
+        typer.confirm(f"Remove the bridge {folder}?", abort=True, err=True)
+    remove_folder(folder)
+    typer.echo(folder)
+
+
+def push(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BRIDGE PLACE",
+            help="SHARER and RECEIVER, or a bridge's folder; then a Hub id (owner/name) or a folder (./name).",
+        ),
+    ],
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public", help="For a new repository; else your account's default."
+        ),
+    ] = None,
+    message: Annotated[str, typer.Option(metavar="TEXT", help="Of the commit.")] = "",
+) -> None:
+    """Put a bridge on the Hub or into a folder; prints where it is then."""
+    if len(words) not in (2, 3):
+        raise InputError(
+            f"push takes two or three arguments, not {len(words)}",
+            expected="a bridge's folder, or a sharer and a receiver; then a Hub id or a folder",
+            fix="unspoken bridge push SHARER RECEIVER owner/name",
+        )
+    folder = _folder(words[:-1])
+    typer.echo(_store().push(folder, words[-1], private=private, message=message))
+
+
+def pull(
+    place: Annotated[
+        str, typer.Argument(metavar="PLACE", help="A Hub id (owner/name) or a folder.")
+    ],
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a Hub id.")
+    ] = None,
+) -> None:
+    """Fetch a bridge into your store, all of it checked; prints its folder."""
+    typer.echo(_store().pull(place, revision))
+
+
+# Which bridge is meant
+
+
+def _folder(words: Sequence[str]) -> Path:
+    """The folder of the bridge that a person named, by its path or by both its models.
+
+    Raises:
+        BridgeError: There is none, or more than one.
+    """
+    return _by_path(words[0]) if len(words) == 1 else _by_pair(words[0], words[1])
+
+
+def _by_path(word: str) -> Path:
+    store, path = _store(), Path(word).expanduser()
+    if path.is_dir():
+        return path
+    found = [entry.path for entry in store.entries() if entry.path.name == word]
+    if found:
+        return found[0]
+    raise BridgeError(
+        f"there is no bridge at {word}",
+        expected=_candidates(store.entries()),
+        fix="name its folder, or both its models: SHARER RECEIVER",
+    )
+
+
+def _by_pair(sharer: str, receiver: str) -> Path:
+    store = _store()
+    entries, ends = store.entries(), (_identity(sharer), _identity(receiver))
+    found = [
+        entry
+        for entry in entries
+        if entry.manifest
+        and _is_side(entry.manifest.sharer, sharer, ends[0])
+        and _is_side(entry.manifest.receiver, receiver, ends[1])
+    ]
+    if len({entry.manifest.pair for entry in found if entry.manifest}) > 1:
+        raise BridgeError(
+            f"more than one bridge from {sharer} to {receiver}",
+            expected="one of " + ", ".join(str(entry.path) for entry in found),
+            fix="name the folder",
+        )
+    if found:
+        return found[0].path
+    raise BridgeError(
+        f"there is no bridge from {sharer} to {receiver}",
+        expected=_candidates(entries),
+        fix=f"fit one: unspoken bridge fit {sharer} {receiver}",
+    )
+
+
+def _is_side(side: "Side", ref: str, identity: "ModelIdentity | None") -> bool:
+    """Whether an end of a bridge is the model that was named: by identity, where that is known without loading."""
+    return side.ref == ref if identity is None else side.to_identity() == identity
+
+
+def _identity(ref: str) -> "ModelIdentity | None":
+    """A model's identity, if it is on this disk and its identity was computed before."""
+    from unspoken.agents.catalog import list_models, parse
+    from unspoken.agents.identity import cached_identity
+
+    try:
+        reference = parse(ref)
+    except ModelReferenceError:
+        return None  # it may have gone since the bridge was made
+    if reference.kind == "folder":
+        return cached_identity(reference.path) if reference.path else None
+    names = {ref, reference.name}
+    if reference.path is not None:
+        names = {str(reference.path.resolve())}
+    lines = [one for one in list_models() if one.kind == reference.kind and one.ref in names]
+    folders = [one.path for one in lines if one.prepared and one.path]
+    return cached_identity(folders[0]) if folders else None
+
+
+def _candidates(entries: "Sequence[BridgeEntry]") -> str:
+    """What there is instead."""
+    named = [
+        f"{entry.manifest.sharer.ref} {entry.manifest.receiver.ref}"
+        if entry.manifest
+        else f"{entry.path} (broken)"
+        for entry in entries
+    ]
+    if not named:
+        return f"a bridge in {_places(_store())}, which holds none yet"
+    more = len(named) - MOST_LISTED
+    rest = f"; and {more} more, see `unspoken bridge list`" if more > 0 else ""
+    return "one of: " + "; ".join(named[:MOST_LISTED]) + rest

@@ -1,0 +1,1 @@
+"""Bridges: maps that carry a state from one model into another."""

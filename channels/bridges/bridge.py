@@ -1,0 +1,128 @@
+"""A trained bridge, ready to carry states between its two models."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unspoken.channels.base import CausalModel
+from unspoken.channels.bridges.example import feature_rows, native_part, projected_state
+from unspoken.channels.bridges.features import bare_rows
+from unspoken.channels.bridges.folder import read
+from unspoken.channels.bridges.manifest import BridgeManifest
+from unspoken.channels.bridges.packing import pack, unpack
+from unspoken.channels.bridges.projector import Projector, ProjectorConfig
+from unspoken.channels.errors import BridgeError
+from unspoken.channels.state import KVState
+
+__all__ = ["Bridge", "tensors_of"]
+
+
+def tensors_of(projector: Projector, dtype: str = "int8") -> dict[str, Tensor]:
+    """A projector's weights as `folder.write` stores them."""
+    return pack(projector.state_dict(), dtype)
+
+
+class Bridge:
+    """The trained module of a pair, with its manifest.
+
+    Args:
+        manifest: Whose caches it maps, and what it earned.
+        projector: The module.
+    """
+
+    needs_full_state = True
+
+    def __init__(self, manifest: BridgeManifest, projector: Projector) -> None:
+        self.manifest = manifest
+        self.projector = projector.eval().requires_grad_(False)
+        self._geometry = manifest.sharer.to_geometry()
+        self._rotary: dict[torch.device, Mapping[str, Any]] = {}
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "Bridge":
+        """Read a bridge's folder, strictly.
+
+        Raises:
+            BridgeError: Something in it is broken or does not belong there.
+        """
+        manifest, tensors = read(folder)
+        return cls.from_tensors(manifest, tensors, device)
+
+    @classmethod
+    def from_tensors(
+        cls, manifest: BridgeManifest, tensors: Mapping[str, Tensor], device: torch.device | str
+    ) -> "Bridge":
+        """A bridge of a manifest and its stored tensors."""
+        sharer, receiver = manifest.sharer.to_geometry(), manifest.receiver.to_geometry()
+        try:
+            config = ProjectorConfig.from_dict(manifest.config)
+            projector = Projector(config, sharer, receiver)
+            projector.load_state_dict(unpack(tensors), strict=True)
+        except (TypeError, KeyError, ValueError, IndexError, RuntimeError) as error:
+            said = next(iter(str(error).splitlines()), type(error).__name__)
+            raise BridgeError(
+                f"the bridge's weights do not fit its configuration: {said}",
+                expected="the weights that its manifest describes",
+                fix="pull the bridge again, or fit it again",
+            ) from error
+        return cls(manifest, projector.to(device))
+
+    @property
+    def native_layers(self) -> int:
+        """Layers of the receiver that it runs itself over the message."""
+        return self.projector.config.native_layers
+
+    @property
+    def earned(self) -> float | None:
+        """The retention an edge's `min_retention` is held against; None where it was never audited."""
+        return self.manifest.audit.earned if self.manifest.audit else None
+
+    def describe(self) -> str:
+        """Its size and what it keeps, in a few words."""
+        said = [f"rank {self.projector.config.rank}"]
+        if self.native_layers:
+            said.append(f"{self.native_layers} native layers")
+        said.append(f"{self.manifest.tensors.bytes / 1e6:.0f} MB")
+        audit = self.manifest.audit
+        kept = audit.figure("retention") if audit else None
+        if audit and kept is not None:
+            own = audit.figure("specific_retention")
+            said.append(f"retention {kept:.2f}" + (f" ({own:.2f} specific)" if own else ""))
+        return ", ".join(said)
+
+    def check(self, sharer: CausalModel, receiver: CausalModel) -> None:
+        """Refuse other models than its own two.
+
+        Raises:
+            IdentityMismatch: naming what differs.
+        """
+        self.manifest.sharer.to_identity().require(sharer.identity, "the sharer")
+        self.manifest.receiver.to_identity().require(receiver.identity, "the receiver")
+
+    @torch.no_grad()
+    def project(
+        self,
+        state: KVState,
+        rows: Sequence[int],
+        context: Sequence[int],
+        at: int,
+        receiver: CausalModel,
+    ) -> KVState:
+        """The receiver's state of positions at … at + len(rows) - 1; see `unspoken.channels.projected.Bridge`."""
+        config = self.projector.config
+        device = receiver.device
+        if self.projector.mean.device != device:
+            self.projector.to(device)
+        if state.device not in self._rotary:
+            self._rotary[state.device] = self.manifest.sharer.to_rotary(state.device)
+        where = torch.tensor(rows, device=state.device)
+        theirs = bare_rows(
+            state, config.source_layers, where, self._geometry, self._rotary[state.device]
+        )
+        ids = context[: at + len(rows)]
+        hidden, native = native_part(receiver, config.native_layers, ids, at)
+        features = feature_rows(config, theirs, ids, at, receiver, hidden)
+        return projected_state(self.projector, features, native, at, receiver)

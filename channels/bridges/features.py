@@ -1,0 +1,84 @@
+"""Keys and values as plain rows, one per token, free of position: what a bridge maps from and to."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from unspoken.channels.geometry import CacheGeometry
+from unspoken.channels.rope import Rotary, turn_back, turn_to
+from unspoken.channels.state import KVState, LayerState
+
+__all__ = ["bare_rows", "layer_states", "width", "widths"]
+
+
+def widths(geometry: CacheGeometry, layers: Sequence[int]) -> tuple[int, ...]:
+    """Columns that each of `layers` takes in a row: its keys, then its values."""
+    return tuple(2 * geometry.layers[n].kv_heads * geometry.layers[n].head_dim for n in layers)
+
+
+def width(geometry: CacheGeometry, layers: Sequence[int]) -> int:
+    """Columns of a row of `layers`."""
+    return sum(widths(geometry, layers))
+
+
+def bare_rows(
+    state: KVState,
+    layers: Sequence[int],
+    positions: Tensor,
+    geometry: CacheGeometry,
+    rotary: Mapping[str, Rotary],
+) -> Tensor:
+    """Un-rotated keys and values of some tokens.
+
+    Args:
+        state: A state that holds all rows of these layers at `positions`.
+        layers: Which layers, in the order of the columns.
+        positions: Positions of the tokens, (tokens,), repeats allowed, on the state's device.
+        geometry: Geometry of the state's model.
+        rotary: Its rotary embeddings by name.
+
+    Returns:
+        Float32 rows, (tokens, columns); per layer the keys of all heads, then the values of all heads.
+    """
+    turns = {
+        name: turn_back(positions, rotary[name])
+        for name in {geometry.layers[number].rope for number in layers}
+    }
+    parts = []
+    for number in layers:
+        layer = state.layers[number]
+        rows = positions - layer.first
+        keys = turns[geometry.layers[number].rope](layer.keys.index_select(1, rows).float())
+        values = layer.values.index_select(1, rows).float()
+        parts += [keys.transpose(0, 1).flatten(1), values.transpose(0, 1).flatten(1)]
+    return torch.cat(parts, dim=1)
+
+
+def layer_states(
+    rows: Tensor,
+    layers: Sequence[int],
+    positions: Tensor,
+    first: int,
+    geometry: CacheGeometry,
+    rotary: Mapping[str, Rotary],
+    dtype: torch.dtype,
+) -> tuple[LayerState, ...]:
+    """The inverse of `bare_rows`: keys rotated to contiguous `positions`, the first of which is `first`."""
+    turns = {
+        name: turn_to(positions, rotary[name])
+        for name in {geometry.layers[number].rope for number in layers}
+    }
+    made, at = [], 0
+    for number in layers:
+        shape = geometry.layers[number]
+        size = shape.kv_heads * shape.head_dim
+        keys, values = (
+            rows[:, start : start + size]
+            .reshape(len(rows), shape.kv_heads, shape.head_dim)
+            .transpose(0, 1)
+            for start in (at, at + size)
+        )
+        made.append(LayerState(turns[shape.rope](keys).to(dtype), values.to(dtype), first))
+        at += 2 * size
+    return tuple(made)

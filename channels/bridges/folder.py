@@ -1,0 +1,282 @@
+"""One bridge in one folder: its weights, its manifest and its card."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unspoken.channels.bridges.card import card
+from unspoken.channels.bridges.manifest import AGAIN, TENSORS, BridgeManifest, TensorFile
+from unspoken.channels.bridges.swap import discard, staged, steady
+from unspoken.channels.errors import BridgeError
+from unspoken.channels.files import digest_blake3
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "CARD",
+    "FILES",
+    "MANIFEST",
+    "check",
+    "copy",
+    "read",
+    "read_manifest",
+    "remove",
+    "verify",
+    "write",
+]
+
+CARD, MANIFEST = "README.md", "bridge.json"
+FILES = (CARD, MANIFEST, TENSORS)
+
+MANIFEST_LIMIT = 64 * 1024 * 1024
+OURS = frozenset((*FILES, ".cache", ".DS_Store", ".gitattributes"))
+"""What may lie in a folder that is replaced or removed: a bridge, and what the Hub and macOS add."""
+
+
+def write(
+    folder: Path, manifest: BridgeManifest, tensors: "Mapping[str, Tensor]"
+) -> BridgeManifest:
+    """Write a bridge into `folder`, in place of the one that is there.
+
+    Args:
+        folder: Where; its parents are made.
+        manifest: What the bridge is; its ``tensors`` are filled in here.
+        tensors: Its weights by name, of any shape, on any device.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        BridgeError: No tensors, values that are not finite, or a folder that cannot be written or holds other things.
+    """
+    _require_sound(tensors)
+    with staged(folder, _require_ours) as made:
+        _save(tensors, made / TENSORS)
+        size, digest = (made / TENSORS).stat().st_size, digest_blake3(made / TENSORS)
+        filled = manifest.model_copy(update={"tensors": TensorFile(blake3=digest, bytes=size)})
+        (made / MANIFEST).write_text(filled.to_json(), encoding="utf-8")
+        (made / CARD).write_text(card(filled), encoding="utf-8")
+    return filled
+
+
+def read(folder: Path) -> "tuple[BridgeManifest, dict[str, Tensor]]":
+    """Read a bridge, all of it checked; its tensors are on the CPU.
+
+    Nothing is allocated for tensors before the file's size, header and digest have been checked.
+
+    Raises:
+        BridgeError: Missing, broken, or with files that are not a bridge's.
+    """
+    return steady(folder, _read)
+
+
+def verify(folder: Path) -> BridgeManifest:
+    """Check all that `read` checks, digest included, and load no tensor.
+
+    Raises:
+        BridgeError: As `read`.
+    """
+    return steady(folder, lambda one: _verify(one, alone=True))
+
+
+def check(folder: Path) -> BridgeManifest:
+    """Check a bridge's files, manifest and size. The tensors' digest is left to `read` and `verify`.
+
+    Raises:
+        BridgeError: As `read`.
+    """
+    return steady(folder, lambda one: _check(one, alone=True))
+
+
+def read_manifest(folder: Path) -> BridgeManifest:
+    """Read a bridge's manifest alone.
+
+    Raises:
+        BridgeError: It is missing or broken.
+    """
+    return steady(folder, _manifest)
+
+
+def copy(source: Path, folder: Path) -> BridgeManifest:
+    """Copy a bridge, checked at both ends; other files beside it stay behind.
+
+    Raises:
+        BridgeError: `source` is broken, or `folder` cannot be written or holds other things.
+    """
+
+    def once(found: Path) -> BridgeManifest:
+        _verify(found, alone=False)
+        with staged(folder, _require_ours) as made:
+            for name in FILES:
+                shutil.copyfile(found / name, made / name)
+            return _verify(made, alone=True)
+
+    return steady(source, once)
+
+
+def remove(folder: Path) -> None:
+    """Remove a bridge, broken or not, at one stroke.
+
+    Raises:
+        BridgeError: There is none, or the folder holds other things or cannot be removed.
+    """
+    discard(folder, _require_bridge)
+
+
+def _require_ours(folder: Path) -> None:
+    """Refuse to replace what is not a bridge."""
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if folder.is_dir() and names <= OURS and (not names or {MANIFEST, TENSORS} & names):
+        return
+    what = f"holds {_few(sorted(names - OURS) or sorted(names))}" if names else "is a file"
+    raise BridgeError(
+        f"{folder} is no bridge's folder: it {what}",
+        expected="a new or empty folder, or one that holds a bridge and nothing else",
+        fix=f"name another folder, such as {folder / 'bridge' if names else f'{folder}-bridge'}",
+    )
+
+
+def _require_bridge(folder: Path) -> None:
+    """Refuse to remove what is not a bridge."""
+    _require_ours(folder)
+    if not any((folder / name).exists() for name in (MANIFEST, TENSORS)):
+        raise _nothing_at(folder)
+
+
+def _require_sound(tensors: "Mapping[str, Tensor]") -> None:
+    if not tensors:
+        raise BridgeError("the bridge has no tensors", expected="at least one")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise BridgeError(
+                f"the bridge's tensor {name} has values that are not finite",
+                expected="finite values",
+                fix="fit it again with more regularisation, or on more text",
+            )
+
+
+def _save(tensors: "Mapping[str, Tensor]", file: Path) -> None:
+    """Write tensors in the order of their names; those that share memory are written each on its own."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    plain, seen = {}, set()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().to("cpu").contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    try:
+        save_file(plain, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # what it makes of a full disk
+        raise OSError(str(error)) from error
+
+
+def _read(folder: Path) -> "tuple[BridgeManifest, dict[str, Tensor]]":
+    with _opened(folder, alone=True) as (manifest, tensors):
+        weights = {name: tensors.get_tensor(name) for name in sorted(tensors.keys())}
+    return manifest, weights
+
+
+def _verify(folder: Path, *, alone: bool) -> BridgeManifest:
+    with _opened(folder, alone=alone) as (manifest, _):
+        pass
+    return manifest
+
+
+@contextmanager
+def _opened(folder: Path, *, alone: bool) -> Iterator[tuple[BridgeManifest, Any]]:
+    """A bridge whose files, size, header and digest are in order, its tensors not yet loaded."""
+    from safetensors import SafetensorError, safe_open
+
+    manifest, file = _check(folder, alone=alone), folder / TENSORS
+    try:
+        before = _stamp(file)
+        with safe_open(file, framework="pt", device="cpu") as tensors:
+            found = digest_blake3(file)
+            if found != manifest.tensors.blake3:
+                raise BridgeError(
+                    f"{file} has the digest {found[:16]}",
+                    expected=f"{manifest.tensors.blake3[:16]}, as {MANIFEST} says",
+                    fix=AGAIN,
+                )
+            yield manifest, tensors
+        if _stamp(file) != before:  # torch opens the file once more, by its name
+            raise BridgeError(
+                f"{file} was changed while it was read", expected="a file at rest", fix="try again"
+            )
+    except (SafetensorError, OSError, RuntimeError) as error:  # torch's own is a RuntimeError
+        raise BridgeError(
+            f"{file} cannot be read: {error}", expected="a whole safetensors file", fix=AGAIN
+        ) from error
+
+
+def _stamp(file: Path) -> tuple[int, int, int]:
+    """Tells a file from another that takes its place."""
+    found = file.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _check(folder: Path, *, alone: bool) -> BridgeManifest:
+    """Check names, manifest and size; with `alone`, refuse files that are not a bridge's."""
+    _require_files(folder, alone=alone)
+    manifest, file = _manifest(folder), folder / TENSORS
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise BridgeError(f"{file} cannot be read: {error}", fix=AGAIN) from error
+    if size != manifest.tensors.bytes:
+        raise BridgeError(
+            f"{file} has {size:,} bytes",
+            expected=f"{manifest.tensors.bytes:,} bytes, as {MANIFEST} says",
+            fix=AGAIN,
+        )
+    return manifest
+
+
+def _require_files(folder: Path, *, alone: bool) -> None:
+    try:
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    except OSError as error:
+        raise _nothing_at(folder) from error
+    if missing := sorted(set(FILES) - names):
+        raise BridgeError(
+            f"the bridge {folder} lacks {_few(missing)}", expected=_few(FILES), fix=AGAIN
+        )
+    if alone and (extra := sorted(names - set(FILES))):
+        raise BridgeError(
+            f"the bridge {folder} holds {_few(extra)} too",
+            expected=f"{_few(FILES)} alone",
+            fix=f"move {_few(extra)} out of the folder",
+        )
+
+
+def _manifest(folder: Path) -> BridgeManifest:
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise _nothing_at(folder)
+    try:
+        if (size := file.stat().st_size) > MANIFEST_LIMIT:
+            raise BridgeError(
+                f"{file} has {size:,} bytes", expected=f"{MANIFEST_LIMIT:,} at most", fix=AGAIN
+            )
+        text = file.read_bytes()
+    except OSError as error:
+        raise BridgeError(f"{file} cannot be read: {error}", fix=AGAIN) from error
+    return BridgeManifest.parse(text, str(file))
+
+
+def _nothing_at(folder: Path) -> BridgeError:
+    return BridgeError(
+        f"there is no bridge at {folder}", expected=f"a folder with {_few(FILES)}", fix=AGAIN
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    more = len(names) - 5
+    return ", ".join(names[:5]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,263 @@
+"""What a bridge's folder says of it: whose caches it maps, how it was fitted, how good it is."""
+
+import datetime as dt
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import metadata
+from typing import Any, Final, Literal, NoReturn, Self
+
+from blake3 import blake3
+from pydantic import Field, ValidationError
+
+from unspoken.channels.bridges.side import Part, Side
+from unspoken.channels.errors import BridgeError
+from unspoken.channels.geometry import ModelIdentity
+
+__all__ = [
+    "AGAIN",
+    "FORMAT",
+    "TENSORS",
+    "Audit",
+    "AuditFile",
+    "BridgeManifest",
+    "FitData",
+    "Side",
+    "TensorFile",
+    "pair_digest",
+    "running_version",
+]
+
+FORMAT: Final = 1
+TENSORS: Final = "bridge.safetensors"
+AGAIN = "pull the bridge again with `unspoken bridge pull`, or fit it with `unspoken bridge fit`"
+"""The fix for a bridge that is broken."""
+
+MOST_PROBLEMS = 3
+
+
+def running_version() -> str:
+    """The version of unspoken that runs; ``0`` in a source tree that is not installed."""
+    try:
+        return metadata.version("unspoken")
+    except metadata.PackageNotFoundError:
+        return "0"
+
+
+def pair_digest(sharer: ModelIdentity, receiver: ModelIdentity) -> str:
+    """What a bridge is looked up by: 12 hex digits of BLAKE3 over both identities."""
+    text = json.dumps([asdict(sharer), asdict(receiver)], sort_keys=True, separators=(",", ":"))
+    return blake3(text.encode()).hexdigest()[:12]
+
+
+class FitData(Part):
+    """What a bridge was fitted on.
+
+    Attributes:
+        sources: Names of the sources of text.
+        digest: Of the text, in hex.
+        tokens: Number of receiver's tokens.
+        seed: Of whatever was drawn.
+    """
+
+    sources: tuple[str, ...]
+    digest: str
+    tokens: int = Field(ge=0)
+    seed: int
+
+
+class AuditFile(Part):
+    """A file that an audit read.
+
+    Attributes:
+        name: Its name.
+        digest: Of its bytes, in hex.
+        rows: Number of rows taken from it.
+    """
+
+    name: str
+    digest: str
+    rows: int = Field(ge=0)
+
+
+class Audit(Part):
+    """How good a bridge is, and on what that was measured.
+
+    Attributes:
+        date: The day.
+        machine: What it ran on.
+        files: What was read.
+        rows: The table, a mapping from column to value per row.
+        summary: The figures that matter, by name.
+        earned: The retention that an edge's ``min_retention`` is held against.
+    """
+
+    date: dt.date
+    machine: dict[str, Any]
+    files: tuple[AuditFile, ...]
+    rows: tuple[dict[str, Any], ...]
+    summary: dict[str, float | int | str | None]
+    earned: float | None
+
+    def figure(self, name: str) -> float | None:
+        """A number of the summary, measured on files or, failing that, on the built-in data."""
+        for key in (name, f"{name}_builtin"):
+            value = self.summary.get(key)
+            if isinstance(value, int | float):
+                return float(value)
+        return None
+
+
+class TensorFile(Part):
+    """The file with a bridge's tensors; empty until it is written.
+
+    Attributes:
+        file: Its name in the folder.
+        blake3: Of its bytes, in hex.
+        bytes: Its size.
+    """
+
+    file: Literal["bridge.safetensors"] = TENSORS
+    blake3: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+    bytes: int = Field(default=0, ge=0)
+
+
+class BridgeManifest(Part):
+    """``bridge.json``.
+
+    Attributes:
+        format: Of the folder; 1.
+        unspoken: The version that wrote it.
+        created: The day.
+        sharer: Whose cache the bridge reads.
+        receiver: Whose cache it makes.
+        config: Hyperparameters of the projector.
+        dtype: Element type of its weights, such as ``float32``.
+        data: What it was fitted on.
+        fit: Figures of the fit; ``command``, if there, is the command that made it.
+        audit: How good it is; None before it was measured.
+        tensors: The file with its weights.
+    """
+
+    format: Literal[1]
+    unspoken: str
+    created: dt.date
+    sharer: Side
+    receiver: Side
+    config: dict[str, Any]
+    dtype: str
+    data: FitData
+    fit: dict[str, float | int | str | None]
+    audit: Audit | None
+    tensors: TensorFile
+
+    @classmethod
+    def new(
+        cls,
+        sharer: Side,
+        receiver: Side,
+        *,
+        config: Mapping[str, Any],
+        dtype: str,
+        data: FitData,
+        fit: Mapping[str, float | int | str | None],
+        audit: Audit | None = None,
+    ) -> Self:
+        """A manifest of today, by this version, for tensors that `store.write` will fill in."""
+        return cls(
+            format=FORMAT,
+            unspoken=running_version(),
+            created=dt.date.today(),
+            sharer=sharer,
+            receiver=receiver,
+            config=dict(config),
+            dtype=dtype,
+            data=data,
+            fit=dict(fit),
+            audit=audit,
+            tensors=TensorFile(),
+        )
+
+    @property
+    def pair(self) -> str:
+        """What the bridge is looked up by; see `pair_digest`."""
+        return pair_digest(self.sharer.to_identity(), self.receiver.to_identity())
+
+    def to_json(self) -> str:
+        """The manifest as JSON.
+
+        Raises:
+            BridgeError: Something in it has no JSON, or is not finite.
+        """
+        try:
+            text = json.dumps(
+                self.model_dump(), indent=1, ensure_ascii=False, allow_nan=False, default=_date
+            )
+        except (TypeError, ValueError) as error:
+            raise BridgeError(
+                f"the bridge's manifest cannot be written: {error}",
+                expected="text, finite numbers, true, false, lists and mappings in config and audit",
+                fix="give None for a figure that could not be measured",
+            ) from error
+        return text + "\n"
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> Self:
+        """Read a manifest's JSON; `where` names the file in errors.
+
+        Raises:
+            BridgeError: Not JSON, another format, or not what a manifest holds.
+        """
+        try:
+            found = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise BridgeError(
+                f"{where} is not JSON: {error}", expected="a bridge's manifest", fix=AGAIN
+            ) from error
+        if not isinstance(found, dict):
+            raise BridgeError(
+                f"{where} holds no JSON object", expected="a bridge's manifest", fix=AGAIN
+            )
+        _require_format(found, where)
+        try:
+            return cls.model_validate(found)
+        except ValidationError as error:
+            raise BridgeError(
+                f"{where} is no manifest of a bridge: {_told(error)}",
+                expected=f"the keys of format {FORMAT}",
+                fix=AGAIN,
+            ) from error
+
+
+def _date(value: object) -> str:
+    if isinstance(value, dt.date):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no JSON")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _require_format(found: Mapping[str, Any], where: str) -> None:
+    version = found.get("format")
+    if version == FORMAT and type(version) is int:
+        return
+    newer = type(version) is int and version > FORMAT
+    writer = str(found.get("unspoken", "an unknown version"))[:40]
+    raise BridgeError(
+        f"{where} has format {json.dumps(version)[:40]}, written by unspoken {writer}",
+        expected=f"format {FORMAT}, the one that unspoken {running_version()} reads",
+        fix="upgrade unspoken: pip install --upgrade unspoken" if newer else AGAIN,
+    )
+
+
+def _told(error: ValidationError) -> str:
+    """The first problems, each with its place in the file."""
+    problems = error.errors(include_url=False, include_input=False)
+    lines = [
+        f"{'.'.join(map(str, one['loc'])) or 'the whole'}: {one['msg']}"
+        for one in problems[:MOST_PROBLEMS]
+    ]
+    more = len(problems) - len(lines)
+    return "; ".join([*lines, f"and {more} more"] if more else lines)

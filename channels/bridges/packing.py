@@ -1,0 +1,65 @@
+"""Weights of a bridge on disk: large matrices as int8 with a scale per group, the rest as they are."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from unspoken.channels.errors import BridgeError
+
+__all__ = ["GROUP", "pack", "unpack"]
+
+GROUP = 64
+"""Neighbouring weights that share a scale."""
+
+SMALLEST = 4096
+SCALE = ".scale"
+
+
+def pack(weights: Mapping[str, Tensor], dtype: str = "int8") -> dict[str, Tensor]:
+    """Tensors as they are stored, on the CPU.
+
+    Args:
+        weights: Float tensors by name.
+        dtype: ``int8``, or ``float32`` to store all as they are.
+    """
+    packed = {}
+    for name, tensor in weights.items():
+        tensor = tensor.detach().float().cpu().contiguous()
+        if dtype == "float32" or tensor.dim() < 2 or tensor.numel() < SMALLEST:
+            packed[name] = tensor
+            continue
+        flat = tensor.flatten()
+        groups = torch.nn.functional.pad(flat, (0, -flat.numel() % GROUP)).reshape(-1, GROUP)
+        scale = (groups.abs().amax(dim=1) / 127).clamp_min(6e-8).to(torch.float16)
+        levels = torch.round(groups / scale.float()[:, None]).clamp(-127, 127).to(torch.int8)
+        packed[name] = levels.flatten()[: flat.numel()].reshape(tensor.shape)
+        packed[name + SCALE] = scale
+    return packed
+
+
+def unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Float32 tensors from what is stored.
+
+    Raises:
+        BridgeError: An int8 tensor whose scales are missing or too few.
+    """
+    weights = {}
+    for name, tensor in packed.items():
+        if name.endswith(SCALE):
+            continue
+        if tensor.dtype != torch.int8:
+            weights[name] = tensor.float()
+            continue
+        scale = packed.get(name + SCALE)
+        groups = -(-tensor.numel() // GROUP)
+        if scale is None or scale.shape != (groups,):
+            raise BridgeError(
+                f"the int8 weights {name!r} have {'no scales' if scale is None else f'{len(scale)} scales'}",
+                expected=f"{groups} scales, one per {GROUP} weights",
+                fix="fit the bridge again, or pull it again",
+            )
+        flat = torch.nn.functional.pad(tensor.flatten().float(), (0, -tensor.numel() % GROUP))
+        flat = (flat.reshape(-1, GROUP) * scale.float()[:, None]).flatten()
+        weights[name] = flat[: tensor.numel()].reshape(tensor.shape)
+    return weights

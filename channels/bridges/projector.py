@@ -1,0 +1,172 @@
+"""The module of a bridge: from a sharer's bare rows and a receiver's embeddings to the receiver's bare rows.
+
+Three parts, after reduced-rank regression (Izenman 1975), Cache-to-Cache (arXiv 2510.03215: a projection and a
+weighting module, a gate per layer) and Latent Cache Flow (arXiv 2605.22863: keys and values jointly through one
+bottleneck)::
+
+    code     = standardised features · encode                 rank numbers per token, all layers, keys and values
+    rows     = code · decode                                  the closed form
+    hidden   = silu(up(code))
+    residual = down(hidden) · spread                          through a bottleneck, keys and values together
+    rows    += gate[layer] · weight[token, head] · residual   weight = sigmoid(weigh(hidden))
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unspoken.channels.bridges.features import width
+from unspoken.channels.bridges.ridge import Solution
+from unspoken.channels.geometry import CacheGeometry
+
+__all__ = ["Projector", "ProjectorConfig"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectorConfig:
+    """Hyperparameters of a projector.
+
+    Attributes:
+        source_layers: The sharer's layers that are read.
+        native_layers: The receiver's layers that it runs itself; their output is a feature, the rest is projected.
+        embeddings: How many of the receiver's token embeddings are features: that of the token, and of those before.
+        rank: Width of the code.
+        hidden: Width of the residual's hidden layer; 0 for no residual.
+        bottleneck: Width of the residual's bottleneck.
+    """
+
+    source_layers: tuple[int, ...]
+    native_layers: int = 0
+    embeddings: int = 2
+    rank: int = 512
+    hidden: int = 1024
+    bottleneck: int = 192
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as a manifest holds it."""
+        return {**asdict(self), "source_layers": list(self.source_layers)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "ProjectorConfig":
+        """The inverse of `to_dict`."""
+        return cls(**{**data, "source_layers": tuple(data["source_layers"])})
+
+    def target_layers(self, receiver: CacheGeometry) -> range:
+        """The receiver's layers that are projected."""
+        return range(self.native_layers, len(receiver.layers))
+
+    def features(self, sharer: CacheGeometry, receiver: CacheGeometry) -> tuple[int, int]:
+        """Columns that come of the sharer, and of the receiver."""
+        extra = self.embeddings + (self.native_layers > 0)
+        return width(sharer, self.source_layers), extra * receiver.hidden_size
+
+
+class Projector(nn.Module):
+    """Maps features (tokens, columns) to bare rows (tokens, columns), float32.
+
+    Args:
+        config: Its hyperparameters.
+        sharer: Geometry of the sharer.
+        receiver: Geometry of the receiver.
+
+    Attributes:
+        mean, scale: Of the features; what the code sees is ``(features - mean) * scale``.
+        offset, deviation: Mean and standard deviation of the targets.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    offset: Tensor
+    deviation: Tensor
+    _sizes: Tensor
+    _heads: Tensor
+
+    def __init__(
+        self, config: ProjectorConfig, sharer: CacheGeometry, receiver: CacheGeometry
+    ) -> None:
+        super().__init__()
+        self.config = config
+        layers = config.target_layers(receiver)
+        inputs = sum(config.features(sharer, receiver))
+        outputs = width(receiver, layers)
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("scale", torch.ones(inputs))
+        self.register_buffer("offset", torch.zeros(outputs))
+        self.register_buffer("deviation", torch.ones(outputs))
+        self.encode = nn.Parameter(torch.zeros(inputs, config.rank))
+        self.decode = nn.Parameter(torch.zeros(config.rank, outputs))
+        heads = [(number, receiver.layers[number]) for number in layers]
+        sizes = torch.tensor(
+            [shape.head_dim for _, shape in heads for _ in range(2 * shape.kv_heads)]
+        )
+        per_layer = torch.tensor([2 * shape.kv_heads for _, shape in heads])
+        self.register_buffer("_sizes", sizes, persistent=False)
+        self.register_buffer("_heads", per_layer, persistent=False)
+        self._outputs, self._all_heads = outputs, int(per_layer.sum())
+        self._even = int(sizes[0]) if len(set(sizes.tolist())) == 1 else 0
+        if config.hidden:
+            self.code_scale = nn.Parameter(torch.ones(config.rank))
+            self.up = nn.Linear(config.rank, config.hidden)
+            self.down = nn.Linear(config.hidden, config.bottleneck, bias=False)
+            self.spread = nn.Parameter(torch.zeros(config.bottleneck, outputs))
+            self.weigh = nn.Linear(config.hidden, self._all_heads)
+            self.gate = nn.Parameter(torch.zeros(len(layers)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Bare rows for every token of `features`."""
+        code = (features - self.mean) * self.scale @ self.encode
+        rows = code @ self.decode
+        if self.config.hidden:
+            rows = rows + self.residual(code)
+        mapped: Tensor = rows * self.deviation + self.offset
+        return mapped
+
+    def residual(self, code: Tensor) -> Tensor:
+        """The weighted and gated residual of standardised rows."""
+        hidden = nn.functional.silu(self.up(code * self.code_scale))
+        delta = self.down(hidden) @ self.spread
+        gate = self.gate.sigmoid().repeat_interleave(self._heads, output_size=self._all_heads)
+        weight = self.weigh(hidden).sigmoid() * gate
+        if self._even:
+            weighted = delta.reshape(len(delta), self._all_heads, self._even) * weight[..., None]
+        else:
+            each = weight.repeat_interleave(self._sizes, dim=1, output_size=self._outputs)
+            weighted = delta * each
+        scaled: Tensor = weighted.reshape(len(delta), self._outputs)
+        return scaled
+
+    @torch.no_grad()
+    def start_from(self, solution: Solution, encode: Tensor, decode: Tensor) -> None:
+        """Take the closed form's weights; the residual begins at nothing.
+
+        Args:
+            solution: The solved ridge, for means and standard deviations.
+            encode: (features, rank).
+            decode: (rank, targets).
+        """
+        for name in ("mean", "scale", "offset", "deviation"):
+            getattr(self, name).copy_(getattr(solution, name))
+        self.encode.copy_(encode)
+        self.decode.copy_(decode)
+        if self.config.hidden:
+            # The code's variance: of standardised features, whose Gram matrix is L Lᵀ less its penalty.
+            spread = (solution.factor.mT @ encode).square().sum(dim=0).sqrt()
+            self.code_scale.copy_(1 / spread.clamp_min(1e-4))
+            nn.init.normal_(self.down.weight, std=self.config.hidden**-0.5)
+            nn.init.zeros_(self.weigh.weight)
+            nn.init.zeros_(self.spread)
+
+    def residual_parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters but encode and decode."""
+        for name, parameter in self.named_parameters():
+            if name not in ("encode", "decode"):
+                yield parameter
+
+    def products(self) -> int:
+        """Multiply-adds per token."""
+        names = ("encode", "decode", "spread", "up.weight", "down.weight", "weigh.weight")
+        known = dict(self.named_parameters())
+        return sum(known[name].numel() for name in names if name in known)

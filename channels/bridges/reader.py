@@ -1,0 +1,44 @@
+"""What fits and audits need of a model besides its cache: that it reads text."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from unspoken.channels.base import CausalModel
+from unspoken.channels.rope import Rotary
+
+__all__ = ["Frame", "TextModel", "rotaries"]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What stands around a message in a model's context.
+
+    Attributes:
+        name: ``bare`` or ``chat``.
+        before: Ids before the message's words.
+        ask: Ids between a question and its answer.
+    """
+
+    name: str
+    before: tuple[int, ...]
+    ask: tuple[int, ...]
+
+
+class TextModel(CausalModel, Protocol):
+    """A model that also reads text, as fits and audits need it."""
+
+    def words(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids of somebody's words, and the character at which each token's text ends."""
+
+    @property
+    def shifts_keys(self) -> bool:
+        """Whether its keys are rotated the way its rotary embeddings say."""
+
+    def frame(self, name: str) -> Frame:
+        """``bare`` (nothing but what every context starts with) or ``chat`` (a user turn of its template)."""
+
+
+def rotaries(model: CausalModel) -> Mapping[str, Rotary]:
+    """A model's rotary embeddings by the names that its geometry uses."""
+    return {name: model.rotary(name) for name in {layer.rope for layer in model.geometry.layers}}

@@ -1,0 +1,196 @@
+"""Reduced-rank ridge regression from a stream: memory is that of the Gram matrices, not of the corpus.
+
+With standardised features X and targets Y, ``W = (XᵀX/n + λ)⁻¹ XᵀY/n`` is cut to rank r along the directions that carry
+most of what it predicts (Izenman, Reduced-rank regression for the multivariate linear model, 1975).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Gram", "Solution", "choose_layers", "gram_bytes"]
+
+PENALTY = 1e-3
+OVERSAMPLING, ROUNDS = 64, 3
+
+
+def gram_bytes(features: int, targets: int) -> int:
+    """Peak bytes of a fit: the two Gram matrices, a factor of one and the solution."""
+    return 4 * (2 * features * features + 3 * features * targets)
+
+
+class Gram:
+    """Running sums of features and targets.
+
+    Args:
+        features: Columns of the features.
+        targets: Columns of the targets.
+        device: Where the sums live.
+    """
+
+    def __init__(self, features: int, targets: int, device: torch.device) -> None:
+        self.count = 0
+        self.square = torch.zeros(features, features, device=device)
+        self.cross = torch.zeros(features, targets, device=device)
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self.sum_features = torch.zeros(features, dtype=wide, device=device)
+        self.sum_targets = torch.zeros(targets, dtype=wide, device=device)
+        self.square_targets = torch.zeros(targets, dtype=wide, device=device)
+        self._origin: tuple[Tensor, Tensor] | None = None
+
+    def add(self, features: Tensor, targets: Tensor) -> None:
+        """Take rows of features (tokens, columns) and targets (tokens, columns) in."""
+        if self._origin is None:  # sums about the first mean lose no digits to a large offset
+            self._origin = features.mean(dim=0), targets.mean(dim=0)
+        x, y = features - self._origin[0], targets - self._origin[1]
+        self.square.addmm_(x.T, x)
+        self.cross.addmm_(x.T, y)
+        self.sum_features += x.sum(dim=0)
+        self.sum_targets += y.sum(dim=0)
+        self.square_targets += y.square().sum(dim=0)
+        self.count += len(x)
+
+    def release(self) -> None:
+        """Give the memory of the sums back."""
+        self.square, self.cross = self.square.new_empty(0), self.cross.new_empty(0)
+
+    def solve(self, columns: Tensor | None = None, penalty: float = PENALTY) -> "Solution":
+        """The ridge solution from some columns of the features (by default all), before it is cut to a rank."""
+        if self._origin is None or self.count < 2:
+            raise ValueError("no rows to solve from")
+        mean, target_mean = self.sum_features / self.count, self.sum_targets / self.count
+        origin, target_origin = self._origin
+        square, cross = self.square, self.cross
+        if columns is not None:
+            square, cross = square[columns][:, columns], cross[columns]
+            mean, origin = mean[columns], origin[columns]
+        mean32, target32 = mean.float(), target_mean.float()
+        square = square / self.count - torch.outer(mean32, mean32)
+        cross = cross / self.count - torch.outer(mean32, target32)
+        spread = square.diagonal().clamp_min(0).sqrt()
+        alive = spread > 1e-6 * spread.max()  # a column that never varies says nothing
+        scale = torch.where(alive, 1 / spread.clamp_min(1e-12), 0.0)
+        variance = (self.square_targets / self.count - target_mean.square()).float()
+        deviation = variance.clamp_min(0).sqrt()
+        square = square.mul_(scale[:, None]).mul_(scale)
+        cross = cross.mul_(scale[:, None]).div_(deviation.clamp_min(1e-6))
+        square.diagonal().add_(penalty).add_((~alive).float())
+        factor = torch.linalg.cholesky(square)
+        del square
+        half = torch.linalg.solve_triangular(factor, cross, upper=False)
+        return Solution(factor, half, origin + mean32, scale, target_origin + target32, deviation)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A solved ridge, not yet cut.
+
+    Attributes:
+        factor: Lower Cholesky factor L of the standardised, penalised Gram matrix.
+        half: L⁻¹ XᵀY/n.
+        mean: Mean of the features.
+        scale: One over their standard deviation; 0 for a column that never varies.
+        offset: Mean of the targets.
+        deviation: Their standard deviation.
+    """
+
+    factor: Tensor
+    half: Tensor
+    mean: Tensor
+    scale: Tensor
+    offset: Tensor
+    deviation: Tensor
+
+    @property
+    def explained(self) -> Tensor:
+        """Share of each target's variance that the uncut map explains on its own rows, (targets,)."""
+        explained: Tensor = self.half.square().sum(dim=0)
+        return explained
+
+    def full(self) -> Tensor:
+        """The uncut map, (features, targets), standardised on both sides."""
+        weights: Tensor = torch.linalg.solve_triangular(self.factor.mT, self.half, upper=True)
+        return weights
+
+    def cut(self, rank: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Its best approximation of rank `rank`: encode (features, rank) and decode (rank, targets).
+
+        By randomised subspace iteration (Halko, Martinsson, Tropp 2011); where the rank exceeds what there is, the
+        columns beyond are zero.
+        """
+        half = self.half
+        most = min(half.shape)
+        kept = min(rank, most)
+        draws = torch.randn(
+            half.shape[1],
+            min(kept + OVERSAMPLING, most),
+            generator=torch.Generator().manual_seed(seed),
+        ).to(half.device)
+        basis, _ = torch.linalg.qr(draws)
+        for _ in range(ROUNDS):
+            basis, _ = torch.linalg.qr(half.mT @ (half @ basis))
+        _, _, right = torch.linalg.svd(half @ basis, full_matrices=False)
+        directions = (basis @ right.mT)[:, :kept]
+        encode = torch.linalg.solve_triangular(self.factor.mT, half @ directions, upper=True)
+        decode = directions.mT
+        if kept < rank:
+            encode = torch.nn.functional.pad(encode, (0, rank - kept))
+            decode = torch.nn.functional.pad(decode, (0, 0, 0, rank - kept))
+        return encode.contiguous(), decode.contiguous()
+
+
+def choose_layers(
+    blocks: list[Tensor],
+    always: Tensor,
+    targets: Tensor,
+    count: int,
+    *,
+    seed: int = 0,
+    width: int = 96,
+) -> tuple[int, ...]:
+    """Choose, one after the other, the source layers that add most to what is explained.
+
+    On a small sample, with every layer and the targets thinned to `width` random directions: a cheap score that looks
+    at layers jointly, since neighbours say almost the same.
+
+    Args:
+        blocks: Per source layer, its rows (tokens, columns).
+        always: Rows that are features in any case (tokens, columns), possibly of no columns.
+        targets: Rows to explain (tokens, columns).
+        count: How many layers to choose.
+
+    Returns:
+        Their numbers, ascending.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def thin(rows: Tensor, most: int) -> Tensor:
+        rows = rows - rows.mean(dim=0)
+        rows = rows / rows.std(dim=0).clamp_min(1e-6)
+        if rows.shape[1] <= most:
+            return rows
+        draws = torch.randn(rows.shape[1], most, generator=generator).to(rows.device)
+        thinned: Tensor = rows @ draws / rows.shape[1] ** 0.5
+        return thinned
+
+    wanted = thin(targets, 4 * width)
+    known = [thin(always, 2 * width)] if always.shape[1] else []
+    thinned = [thin(rows, width) for rows in blocks]
+    chosen: list[int] = []
+    half = len(targets) // 2
+    while len(chosen) < min(count, len(blocks)):
+        losses = {}
+        for number, rows in enumerate(thinned):
+            if number in chosen:
+                continue
+            x = torch.cat([*known, rows], dim=1)
+            square = x[:half].mT @ x[:half]
+            square.diagonal().add_(1e-2 * half)
+            weights = torch.linalg.solve(square, x[:half].mT @ wanted[:half])
+            losses[number] = (wanted[half:] - x[half:] @ weights).square().mean()
+        order = sorted(losses)
+        best = order[int(torch.stack([losses[number] for number in order]).argmin())]
+        chosen.append(best)
+        known.append(thinned[best])
+    return tuple(sorted(chosen))

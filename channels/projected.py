@@ -1,0 +1,249 @@
+"""The state of another model, mapped into the receiver's by a bridge trained for the two."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
+
+from unspoken.channels.base import (
+    Arrival,
+    Carry,
+    CarryReport,
+    CausalModel,
+    Channel,
+    Role,
+    Share,
+    Span,
+    TextSpan,
+)
+from unspoken.channels.bridges.align import align
+from unspoken.channels.errors import IdentityMismatch, InputError, StateError
+from unspoken.channels.geometry import ModelIdentity
+from unspoken.channels.message import Message
+from unspoken.channels.state import KVState
+
+__all__ = ["Bridge", "BridgeEnd", "BridgeEnds", "ProjectedCacheChannel"]
+
+
+class BridgeEnd(Protocol):
+    """A model, as a bridge's manifest names it."""
+
+    @property
+    def ref(self) -> str:
+        """What to call it."""
+
+    def to_identity(self) -> ModelIdentity:
+        """Which model it is."""
+
+
+class BridgeEnds(Protocol):
+    """Between which models a bridge leads; part of its manifest."""
+
+    @property
+    def sharer(self) -> BridgeEnd:
+        """The model whose state it reads."""
+
+    @property
+    def receiver(self) -> BridgeEnd:
+        """The model whose state it makes."""
+
+
+class Bridge(Protocol):
+    """What the channel needs of a bridge."""
+
+    @property
+    def manifest(self) -> BridgeEnds:
+        """Its two ends."""
+
+    @property
+    def native_layers(self) -> int:
+        """Layers of the receiver that it runs itself over the message."""
+
+    @property
+    def needs_full_state(self) -> bool:
+        """Whether it reads all rows of the sharer's sliding layers over the message."""
+
+    @property
+    def earned(self) -> float | None:
+        """The retention an edge's `min_retention` is held against; None where it was never audited."""
+
+    def check(self, sharer: CausalModel, receiver: CausalModel) -> None:
+        """Refuse other models than its own two.
+
+        Raises:
+            IdentityMismatch, GeometryMismatch, ModelSupportError: naming what differs.
+        """
+
+    def project(
+        self,
+        state: KVState,
+        rows: Sequence[int],
+        context: Sequence[int],
+        at: int,
+        receiver: CausalModel,
+    ) -> KVState:
+        """The receiver's state of positions at … at + len(rows) - 1.
+
+        Args:
+            state: The sharer's state.
+            rows: The sharer's position for each of these tokens.
+            context: All ids of the receiver's context.
+            at: Position of the first token.
+            receiver: The receiver.
+        """
+
+    def describe(self) -> str:
+        """Its size and what it keeps, in a few words."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectedCacheChannel(Channel):
+    """Hand over keys and values between different models, through a bridge trained for the two.
+
+    Every word token of the message in the receiver's context takes the sharer's token that has read the same text,
+    and the bridge makes the receiver's keys and values of it. The first `sink` of them the receiver computes itself.
+
+    Attributes:
+        bridge: The bridge.
+        share: What the sharer publishes; None stands for its output, or its prompt where it generates nothing.
+        as_: Role of the message's turn in the receiver's template.
+        sink: Tokens of the message to compute natively; 0 for none, a number past its length for all.
+    """
+
+    name: ClassVar[str] = "projected_cache"
+    carries_state: ClassVar[bool] = True
+
+    bridge: Bridge
+    share: Share | None = None
+    as_: Role = "user"
+    sink: int = 4
+
+    def __post_init__(self) -> None:
+        if self.sink < 0:
+            raise InputError(f"sink is {self.sink}", expected="0 or more tokens to compute anew")
+
+    def check(self, sharer: CausalModel, receiver: CausalModel) -> None:
+        """Both ends must be the bridge's own.
+
+        Raises:
+            IdentityMismatch, GeometryMismatch, ModelSupportError: naming what differs.
+        """
+        self.bridge.check(sharer, receiver)
+
+    def carry(self, arrival: Arrival, receiver: CausalModel) -> Carry:
+        """Project the message's tokens, all but the first.
+
+        Raises:
+            IdentityMismatch: The state or the receiver is not the bridge's.
+            GeometryMismatch: The bridge made a state of another shape than the receiver's.
+            StateError: The message has no state or lacks rows of it, or its words are not in the receiver's context.
+        """
+        message = arrival.message
+        if message.state is None:
+            raise StateError(
+                f"the message of {message.sharer!r} brings no state",
+                expected="a message published with its state",
+                fix="publish it with state, or use a text channel",
+            )
+        ends = self.bridge.manifest
+        _require(ends.sharer, message.state.identity, f"the cache of {message.sharer!r}", "from")
+        _require(ends.receiver, receiver.identity, "the receiver", "to")
+        pieces = _aligned(arrival)
+        if not pieces:
+            raise StateError(
+                f"the receiver's context does not hold the words of {message.sharer!r} as they are",
+                expected="the message's whole text in the receiver's context",
+                fix="print the message whole and unfiltered in the prompt, or use a text channel",
+            )
+        if self.bridge.needs_full_state:
+            _check_rows(message.state, min(min(rows) for _, rows in pieces))
+        state = message.state.to(receiver.device)
+        spliced = tuple(self._project(state, at, rows, arrival, receiver) for at, rows in pieces)
+        positions = [at + n for at, rows in pieces for n in range(len(rows))]
+        repair = tuple(positions[: self.sink])
+        return Carry(
+            None, spliced, repair, self._report(arrival, pieces, len(repair), state), projected=True
+        )
+
+    def _project(
+        self, state: KVState, at: int, rows: Sequence[int], arrival: Arrival, receiver: CausalModel
+    ) -> KVState:
+        made = self.bridge.project(state, rows, arrival.context, at, receiver)
+        if (made.start, made.stop) != (at, at + len(rows)):
+            raise StateError(
+                f"the bridge made a state of positions {made.start} to {made.stop}",
+                expected=f"positions {at} to {at + len(rows)}",
+            )
+        made.check(receiver.geometry, receiver.dtype)
+        return replace(made, identity=receiver.identity, approximate_from=at)
+
+    def _report(
+        self,
+        arrival: Arrival,
+        pieces: Sequence[tuple[int, Sequence[int]]],
+        repaired: int,
+        state: KVState,
+    ) -> CarryReport:
+        ends, native = self.bridge.manifest, self.bridge.native_layers
+        return CarryReport(
+            self.name,
+            exact=False,
+            reason=f"projected: bridge {ends.sharer.ref} -> {ends.receiver.ref}, {self.bridge.describe()}",
+            tokens=arrival.tokens,
+            repaired=repaired,
+            bytes=sum(state.slice(min(rows), max(rows) + 1).nbytes for _, rows in pieces),
+            projected=sum(len(rows) for _, rows in pieces) - repaired,
+            layer_tokens=native * sum(at + len(rows) for at, rows in pieces),
+        )
+
+
+def _require(end: BridgeEnd, found: ModelIdentity, what: str, way: str) -> None:
+    wanted = end.to_identity()
+    field = wanted.differing(found)
+    if field is None:
+        return
+    raise IdentityMismatch(
+        f"{what} is of a model with other {field}: {getattr(found, field)[:16]}",
+        field=field,
+        expected=f"{field} {getattr(wanted, field)[:16]}, that of {end.ref}, which the bridge leads {way}",
+        fix="fit a bridge for these two models, or use a text channel",
+    )
+
+
+def _aligned(arrival: Arrival) -> list[tuple[int, tuple[int, ...]]]:
+    """Per run of the message's tokens, its first position and the sharer's position of each token, ascending."""
+    pieces = [piece for span in arrival.spans for piece in _same_tokens(arrival.message, span)]
+    pieces += [(span.at, _same_text(arrival.message, span)) for span in arrival.texts]
+    return sorted(piece for piece in pieces if piece[1])
+
+
+def _same_tokens(message: Message, span: Span) -> list[tuple[int, tuple[int, ...]]]:
+    """The words of a span alone: a turn's wrapper is the receiver's own, and a bridge knows words."""
+    pieces = []
+    for segment in message.segments:
+        start, stop = (segment.position + end for end in segment.content)
+        rows = range(max(start, span.source), min(stop, span.source + span.length))
+        if rows:
+            pieces.append((span.at + rows.start - span.source, tuple(rows)))
+    return pieces
+
+
+def _same_text(message: Message, span: TextSpan) -> tuple[int, ...]:
+    segment = message.segments[span.segment]
+    if len(segment.ends) != len(segment.words):
+        raise StateError(
+            f"the message of {message.sharer!r} has {len(segment.words)} tokens and {len(segment.ends)} character ends",
+            expected="a character end for every token",
+            fix="publish it with its codec, or use a text channel",
+        )
+    first = segment.position + segment.content[0]
+    return tuple(first + index for index in align(segment.ends, span.ends))
+
+
+def _check_rows(state: KVState, first: int) -> None:
+    for number, layer in enumerate(state.layers):
+        if layer.first > first:
+            raise StateError(
+                f"layer {number} of the sharer holds nothing before position {layer.first}",
+                expected=f"rows from position {first} on, where the message begins",
+                fix="do not trim a state that a bridge will read",
+            )
