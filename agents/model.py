@@ -1,5 +1,6 @@
 """A causal language model with its tokenizer, loaded once and shared by agents."""
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -118,6 +119,11 @@ class LocalModel:
             _ = loaded.shifts_keys
         return loaded
 
+    def cast(self, dtype: torch.dtype) -> "LocalModel":
+        """A copy with weights of another float type, of the same identity: both come of one checkpoint."""
+        copied = copy.deepcopy(self.hf).to(dtype)  # type: ignore[arg-type]
+        return LocalModel(copied, self.tokenizer, ref=self.ref, identity=self._identity)
+
     @property
     def identity(self) -> ModelIdentity:
         """Who it is, by weights, config and tokenizer."""
@@ -204,6 +210,10 @@ class LocalModel:
         """Ids of somebody's words, and the character at which each token's text ends."""
         ids, offsets = self.codec.words_with_offsets(text)
         return ids, tuple(stop for _, stop in offsets)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return self.codec.decode(ids)
 
     def frame(self, name: str) -> Frame:
         """What stands around a message: ``bare``, or ``chat`` for a user turn of its template."""

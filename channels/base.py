@@ -225,6 +225,8 @@ class Carry:
         repair: Positions inside `spliced` to compute anew.
         report: What was done.
         projected: Whether a bridge made `spliced`.
+        fused: Whether the receiver computed all positions up to the last of `spliced` itself, and a bridge then
+            enriched `spliced`; these positions count as prefilled, and `repair` is empty.
     """
 
     prefix: KVState | None
@@ -232,6 +234,7 @@ class Carry:
     repair: tuple[int, ...]
     report: CarryReport
     projected: bool = False
+    fused: bool = False
 
 
 class Channel(ABC):

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from shlex import join
+from typing import ClassVar, Literal, Protocol
+
+import torch
 
 from unspoken.channels.base import (
     Arrival,
@@ -16,7 +19,7 @@ from unspoken.channels.base import (
     TextSpan,
 )
 from unspoken.channels.bridges.align import align
-from unspoken.channels.errors import IdentityMismatch, InputError, StateError
+from unspoken.channels.errors import BridgeError, IdentityMismatch, InputError, StateError
 from unspoken.channels.geometry import ModelIdentity
 from unspoken.channels.message import Message
 from unspoken.channels.state import KVState
@@ -63,6 +66,10 @@ class Bridge(Protocol):
         """Whether it reads all rows of the sharer's sliding layers over the message."""
 
     @property
+    def fuses(self) -> bool:
+        """Whether it can enrich the receiver's own rows."""
+
+    @property
     def earned(self) -> float | None:
         """The retention an edge's `min_retention` is held against; None where it was never audited."""
 
@@ -91,6 +98,27 @@ class Bridge(Protocol):
             receiver: The receiver.
         """
 
+    def fuse(
+        self,
+        state: KVState,
+        rows: Sequence[int],
+        own: KVState,
+        at: int,
+        receiver: CausalModel,
+    ) -> KVState:
+        """The receiver's own rows of positions at … at + len(rows) - 1, enriched by the sharer's.
+
+        Args:
+            state: The sharer's state.
+            rows: The sharer's position for each of these tokens.
+            own: The receiver's own state from position 0 to the last of these or further.
+            at: Position of the first token.
+            receiver: The receiver.
+
+        Raises:
+            BridgeError: It cannot.
+        """
+
     def describe(self) -> str:
         """Its size and what it keeps, in a few words."""
 
@@ -102,11 +130,16 @@ class ProjectedCacheChannel(Channel):
     Every word token of the message in the receiver's context takes the sharer's token that has read the same text,
     and the bridge makes the receiver's keys and values of it. The first `sink` of them the receiver computes itself.
 
+    In fuse mode (Cache-to-Cache, arXiv 2510.03215) the receiver reads the message itself and the bridge enriches the
+    rows it made: nothing is saved, what the sharer made of the same words is added.
+
     Attributes:
         bridge: The bridge.
         share: What the sharer publishes; None stands for its output, or its prompt where it generates nothing.
         as_: Role of the message's turn in the receiver's template.
-        sink: Tokens of the message to compute natively; 0 for none, a number past its length for all.
+        sink: Tokens of the message to compute natively; 0 for none, a number past its length for all. Fuse mode, which
+            computes all, does not look at it.
+        mode: ``prefix`` or ``fuse``.
     """
 
     name: ClassVar[str] = "projected_cache"
@@ -116,6 +149,7 @@ class ProjectedCacheChannel(Channel):
     share: Share | None = None
     as_: Role = "user"
     sink: int = 4
+    mode: Literal["prefix", "fuse"] = "prefix"
 
     def __post_init__(self) -> None:
         if self.sink < 0:
@@ -126,13 +160,22 @@ class ProjectedCacheChannel(Channel):
 
         Raises:
             IdentityMismatch, GeometryMismatch, ModelSupportError: naming what differs.
+            BridgeError: Fuse mode, and the bridge was fitted without it.
         """
         self.bridge.check(sharer, receiver)
+        if self.mode == "fuse" and not self.bridge.fuses:
+            ends = self.bridge.manifest
+            raise BridgeError(
+                f"the bridge {ends.sharer.ref} -> {ends.receiver.ref} was fitted without fuse mode",
+                expected="a bridge that was fitted with --fuse",
+                fix=f"unspoken bridge fit {join((ends.sharer.ref, ends.receiver.ref))} --fuse",
+            )
 
     def carry(self, arrival: Arrival, receiver: CausalModel) -> Carry:
-        """Project the message's tokens, all but the first.
+        """Project the message's tokens, all but the first; in fuse mode, prefill them and enrich what that gives.
 
         Raises:
+            BridgeError: Fuse mode, and the bridge was fitted without it.
             IdentityMismatch: The state or the receiver is not the bridge's.
             GeometryMismatch: The bridge made a state of another shape than the receiver's.
             StateError: The message has no state or lacks rows of it, or its words are not in the receiver's context.
@@ -157,6 +200,8 @@ class ProjectedCacheChannel(Channel):
         if self.bridge.needs_full_state:
             _check_rows(message.state, min(min(rows) for _, rows in pieces))
         state = message.state.to(receiver.device)
+        if self.mode == "fuse":
+            return self._fuse(state, pieces, arrival, receiver)
         spliced = tuple(self._project(state, at, rows, arrival, receiver) for at, rows in pieces)
         positions = [at + n for at, rows in pieces for n in range(len(rows))]
         repair = tuple(positions[: self.sink])
@@ -168,6 +213,36 @@ class ProjectedCacheChannel(Channel):
         self, state: KVState, at: int, rows: Sequence[int], arrival: Arrival, receiver: CausalModel
     ) -> KVState:
         made = self.bridge.project(state, rows, arrival.context, at, receiver)
+        return self._checked(made, at, rows, receiver)
+
+    def _fuse(
+        self,
+        state: KVState,
+        pieces: Sequence[tuple[int, Sequence[int]]],
+        arrival: Arrival,
+        receiver: CausalModel,
+    ) -> Carry:
+        """The receiver's own prefill up to the message's end, the message's rows enriched."""
+        stop = max(at + len(rows) for at, rows in pieces)
+        ids = torch.tensor(arrival.context[:stop], device=receiver.device)
+        own = receiver.prefill(ids).state
+        spliced = tuple(
+            self._checked(self.bridge.fuse(state, rows, own, at, receiver), at, rows, receiver)
+            for at, rows in pieces
+        )
+        first = pieces[0][0]
+        report = replace(
+            self._report(arrival, pieces, 0, state),
+            projected=0,
+            layer_tokens=len(receiver.geometry.layers) * stop,
+        )
+        report = replace(report, reason=report.reason.replace("projected:", "fused:", 1))
+        prefix = own.slice(0, first) if first else None
+        return Carry(prefix, spliced, (), report, fused=True)
+
+    def _checked(
+        self, made: KVState, at: int, rows: Sequence[int], receiver: CausalModel
+    ) -> KVState:
         if (made.start, made.stop) != (at, at + len(rows)):
             raise StateError(
                 f"the bridge made a state of positions {made.start} to {made.stop}",

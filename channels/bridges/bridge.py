@@ -11,6 +11,14 @@ from unspoken.channels.base import CausalModel
 from unspoken.channels.bridges.example import feature_rows, native_part, projected_state
 from unspoken.channels.bridges.features import bare_rows
 from unspoken.channels.bridges.folder import read
+from unspoken.channels.bridges.fuser import (
+    Fuser,
+    fuse_tensors,
+    fused_state,
+    fuser_of,
+    own_rows,
+    without_fuser,
+)
 from unspoken.channels.bridges.manifest import BridgeManifest
 from unspoken.channels.bridges.packing import pack, unpack
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
@@ -20,9 +28,12 @@ from unspoken.channels.state import KVState
 __all__ = ["Bridge", "tensors_of"]
 
 
-def tensors_of(projector: Projector, dtype: str = "int8") -> dict[str, Tensor]:
-    """A projector's weights as `folder.write` stores them."""
-    return pack(projector.state_dict(), dtype)
+def tensors_of(
+    projector: Projector, dtype: str = "int8", fuser: Fuser | None = None
+) -> dict[str, Tensor]:
+    """A projector's weights, and a fuser's beside them, as `folder.write` stores them."""
+    fused = {} if fuser is None else fuse_tensors(fuser, dtype)
+    return {**pack(projector.state_dict(), dtype), **fused}
 
 
 class Bridge:
@@ -31,13 +42,17 @@ class Bridge:
     Args:
         manifest: Whose caches it maps, and what it earned.
         projector: The module.
+        fuser: The module of fuse mode, where it was fitted.
     """
 
     needs_full_state = True
 
-    def __init__(self, manifest: BridgeManifest, projector: Projector) -> None:
+    def __init__(
+        self, manifest: BridgeManifest, projector: Projector, fuser: Fuser | None = None
+    ) -> None:
         self.manifest = manifest
         self.projector = projector.eval().requires_grad_(False)
+        self.fuser = None if fuser is None else fuser.eval().requires_grad_(False)
         self._geometry = manifest.sharer.to_geometry()
         self._rotary: dict[torch.device, Mapping[str, Any]] = {}
 
@@ -57,10 +72,12 @@ class Bridge:
     ) -> "Bridge":
         """A bridge of a manifest and its stored tensors."""
         sharer, receiver = manifest.sharer.to_geometry(), manifest.receiver.to_geometry()
+        fuser = fuser_of(manifest.config, tensors, sharer, receiver)
+        settings, weights = without_fuser(manifest.config, tensors)
         try:
-            config = ProjectorConfig.from_dict(manifest.config)
+            config = ProjectorConfig.from_dict(settings)
             projector = Projector(config, sharer, receiver)
-            projector.load_state_dict(unpack(tensors), strict=True)
+            projector.load_state_dict(unpack(weights), strict=True)
         except (TypeError, KeyError, ValueError, IndexError, RuntimeError) as error:
             said = next(iter(str(error).splitlines()), type(error).__name__)
             raise BridgeError(
@@ -68,12 +85,17 @@ class Bridge:
                 expected="the weights that its manifest describes",
                 fix="pull the bridge again, or fit it again",
             ) from error
-        return cls(manifest, projector.to(device))
+        return cls(manifest, projector.to(device), None if fuser is None else fuser.to(device))
 
     @property
     def native_layers(self) -> int:
         """Layers of the receiver that it runs itself over the message."""
         return self.projector.config.native_layers
+
+    @property
+    def fuses(self) -> bool:
+        """Whether it was fitted for fuse mode too."""
+        return self.fuser is not None
 
     @property
     def earned(self) -> float | None:
@@ -113,16 +135,44 @@ class Bridge:
     ) -> KVState:
         """The receiver's state of positions at … at + len(rows) - 1; see `unspoken.channels.projected.Bridge`."""
         config = self.projector.config
-        device = receiver.device
-        if self.projector.mean.device != device:
-            self.projector.to(device)
-        if state.device not in self._rotary:
-            self._rotary[state.device] = self.manifest.sharer.to_rotary(state.device)
-        where = torch.tensor(rows, device=state.device)
-        theirs = bare_rows(
-            state, config.source_layers, where, self._geometry, self._rotary[state.device]
-        )
+        if self.projector.mean.device != receiver.device:
+            self.projector.to(receiver.device)
+        theirs = self._bare(state, config.source_layers, rows)
         ids = context[: at + len(rows)]
         hidden, native = native_part(receiver, config.native_layers, ids, at)
         features = feature_rows(config, theirs, ids, at, receiver, hidden)
         return projected_state(self.projector, features, native, at, receiver)
+
+    @torch.no_grad()
+    def fuse(
+        self,
+        state: KVState,
+        rows: Sequence[int],
+        own: KVState,
+        at: int,
+        receiver: CausalModel,
+    ) -> KVState:
+        """The receiver's own rows of at … at + len(rows) - 1, enriched; see `unspoken.channels.projected.Bridge`.
+
+        Raises:
+            BridgeError: It was fitted without fuse mode.
+        """
+        if self.fuser is None:
+            ends = self.manifest
+            raise BridgeError(
+                f"the bridge {ends.sharer.ref} -> {ends.receiver.ref} was fitted without fuse mode",
+                expected="a bridge with a fuser",
+                fix=f"unspoken bridge fit {ends.sharer.ref} {ends.receiver.ref} --fuse",
+            )
+        if self.fuser.mean.device != receiver.device:
+            self.fuser.to(receiver.device)
+        theirs = self._bare(state, self.fuser.config.source_layers, rows)
+        mine = own_rows(own.slice(0, at + len(rows)), at, receiver)
+        return fused_state(self.fuser, theirs, mine, at, receiver)
+
+    def _bare(self, state: KVState, layers: Sequence[int], rows: Sequence[int]) -> Tensor:
+        """The sharer's bare rows of some layers at some positions, (tokens, columns)."""
+        if state.device not in self._rotary:
+            self._rotary[state.device] = self.manifest.sharer.to_rotary(state.device)
+        where = torch.tensor(rows, device=state.device)
+        return bare_rows(state, layers, where, self._geometry, self._rotary[state.device])

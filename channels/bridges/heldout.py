@@ -32,7 +32,7 @@ KINDS = {
     "cloze": "questions",
     "recall": "recall",
 }
-MESSAGES = 24
+MESSAGES = 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,8 +42,8 @@ class ProjectorConfig:
     native_layers: int = 0
     embeddings: int = 2
     rank: int = 512
-    hidden: int = 1024
-    bottleneck: int = 192
+    hidden: int = 2048
+    bottleneck: int = 256
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as a manifest holds it."""

@@ -1,6 +1,6 @@
 """What fits and audits need of a model besides its cache: that it reads text."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +34,13 @@ class TextModel(CausalModel, Protocol):
     @property
     def shifts_keys(self) -> bool:
         """Whether its keys are rotated the way its rotary embeddings say."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out."""
+
+    @property
+    def stop_ids(self) -> Collection[int]:
+        """Ids that end its turn."""
 
     def frame(self, name: str) -> Frame:
         """``bare`` (nothing but what every context starts with) or ``chat`` (a user turn of its template)."""

@@ -45,7 +45,7 @@ class FitSettings:
     Attributes:
         minutes: Most minutes of training after the closed form; 0 leaves the closed form as it is.
         steps: Most training steps, one message each; None for as many as the minutes allow.
-        source_layers: How many of the sharer's layers are read.
+        source_layers: How many of the sharer's layers are read; None for some 3,000 columns of them, 4 to 12.
         native_layers: How many layers the receiver runs itself over the message.
         embeddings: How many of the receiver's token embeddings are features.
         rank, hidden, bottleneck: Widths of the projector; see `ProjectorConfig`.
@@ -64,12 +64,12 @@ class FitSettings:
 
     minutes: float = 40.0
     steps: int | None = None
-    source_layers: int = 6
+    source_layers: int | None = None
     native_layers: int = 0
     embeddings: int = 2
     rank: int = 512
-    hidden: int = 1024
-    bottleneck: int = 192
+    hidden: int = 2048
+    bottleneck: int = 256
     gram_tokens: int = 32_000
     columns: int = 12_288
     pool: int = 320
@@ -79,7 +79,7 @@ class FitSettings:
     residual_rate: float = 1e-3
     likelihood: float = 0.3
     patience: int = 6
-    every: float = 150.0
+    every: float = 240.0
     seed: int = 0
 
 
@@ -147,6 +147,8 @@ def fit(
     settings: FitSettings,
     work: Path | None = None,
     report: Report = lambda progress: None,
+    *,
+    light: tuple[TextModel, TextModel] | None = None,
 ) -> FitResult:
     """Fit a projector for a pair of models.
 
@@ -157,14 +159,15 @@ def fit(
         settings: How.
         work: A folder for what a killed fit goes on from; None keeps nothing.
         report: Called now and then.
+        light: The same two models in a cheaper dtype, to train and to judge on; the closed form uses the models
+            themselves.
 
     Raises:
         BridgeError: The models cannot be bridged, or the features are more than `settings.columns`.
     """
     check_pair(sharer, receiver)
     torch.manual_seed(settings.seed)
-    run = _Fit(sharer, receiver, corpus, settings, work, report)
-    return run.run()
+    return _Fit(sharer, receiver, corpus, settings, work, report, light).run()
 
 
 @dataclass(eq=False)
@@ -193,12 +196,14 @@ class _Fit:
         settings: FitSettings,
         work: Path | None,
         report: Report,
+        light: tuple[TextModel, TextModel] | None,
     ) -> None:
+        self.light = light or (sharer, receiver)
         self.sharer, self.receiver, self.corpus = sharer, receiver, corpus
         self.settings, self.report = settings, report
         self.file = None if work is None else work / "fit.pt"
         self.rng = random.Random(settings.seed)
-        self.tokens = 0
+        self._heads: dict[tuple[int, ...], KVState] = {}
 
     def run(self) -> FitResult:
         began = monotonic()
@@ -216,14 +221,12 @@ class _Fit:
                 tokens=closed,
                 closed_scores=scores.to_dict(),
             )
-            self.tokens = closed
             self._save(saved)
             self.report(FitProgress("train", 0.0, scores=scores))
         else:
             projector = self._projector(ProjectorConfig.from_dict(saved.config))
             projector.load_state_dict(saved.weights)
             held = self._held_out(projector.config)
-            self.tokens = saved.tokens
         if self.settings.minutes > 0 and self.settings.steps != 0:
             self._train(projector, saved, held)
         projector.load_state_dict(saved.best)
@@ -240,11 +243,6 @@ class _Fit:
         self.report(FitProgress("done", 1.0))
         return FitResult(projector, figures, saved.tokens)
 
-    def forget(self) -> None:
-        """Remove what a killed fit would go on from."""
-        if self.file is not None:
-            self.file.unlink(missing_ok=True)
-
     # -- closed form
 
     def _projector(self, config: ProjectorConfig) -> Projector:
@@ -252,7 +250,7 @@ class _Fit:
         return made.to(self.receiver.device)
 
     def _full(self, case: Case) -> KVState:
-        return self.receiver.prefill(torch.tensor(case.ids, device=self.receiver.device)).state
+        return _full_text(case, self.receiver)
 
     def _lessons(self, seed: int) -> Iterator[Case]:
         for lesson in teach(self.corpus.stream(seed), seed):
@@ -273,7 +271,7 @@ class _Fit:
         layers = range(len(self.receiver.geometry.layers))
         targets = [target_rows(self._full(case), case, self.receiver, layers) for case in cases]
         blocks = list(torch.split(torch.cat(rows), list(sizes), dim=1))
-        wanted = min(self.settings.source_layers, count)
+        wanted = min(self.settings.source_layers or _layers_to_read(max(sizes)), count)
         return choose_layers(blocks, known, torch.cat(targets), wanted, seed=self.settings.seed)
 
     def _closed_form(self) -> tuple[Projector, int]:
@@ -322,11 +320,13 @@ class _Fit:
     def _held_out(self, config: ProjectorConfig) -> HeldOut:
         stream = replace(self.corpus, train=self.corpus.held_out).stream(0)
         lessons = teach(stream, seed=10_007)
-        return HeldOut.make(config, lessons, self.sharer, self.receiver)
+        return HeldOut.make(config, lessons, *self.light)
 
     def _examples(self, config: ProjectorConfig, seed: int) -> Iterator[Example]:
-        for case in self._lessons(seed):
-            yield example(config, case, self.sharer, self.receiver, self._full(case))
+        sharer, receiver = self.light
+        for lesson in teach(self.corpus.stream(seed), seed):
+            case = prepare(lesson, sharer, receiver)
+            yield example(config, case, sharer, receiver, _full_text(case, receiver))
 
     def _train(self, projector: Projector, saved: _Progressed, held: HeldOut) -> None:
         settings = self.settings
@@ -386,15 +386,25 @@ class _Fit:
         return max(by_time, by_steps)
 
     def _loss(self, projector: Projector, made: Example) -> Tensor:
-        head = head_of(self.receiver, made.ids, made.at)
+        receiver = self.light[1]
+        head = self._head(made)
         with torch.enable_grad():
-            state = projected_state(projector, made.features, made.native, made.at, self.receiver)
-            said = student(self.receiver, made, state, head, grad=True)
+            state = projected_state(projector, made.features, made.native, made.at, receiver)
+            said = student(receiver, made, state, head, grad=True)
             losses = [
                 divergence(logs, known) + self.settings.likelihood * answer_loss(logs, tail, count)
                 for logs, known, (tail, count) in zip(said, made.taught, made.tails, strict=True)
             ]
             return torch.stack(losses).mean()
+
+    def _head(self, made: Example) -> KVState:
+        """The receiver's own state before the message; that of a template is computed once."""
+        if made.at < SINK:
+            return head_of(self.light[1], made.ids, made.at)
+        before = made.ids[: made.at]
+        if before not in self._heads:
+            self._heads[before] = head_of(self.light[1], made.ids, made.at)
+        return self._heads[before]
 
     # -- going on after a kill
 
@@ -418,6 +428,16 @@ class _Fit:
         kept = {**vars(saved), "settings": _shape(self.settings), "corpus": self.corpus.digest}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.file, lambda path: torch.save(kept, path))
+
+
+def _layers_to_read(columns: int) -> int:
+    """Source layers worth their products: half or a third of them lost nothing where that was measured."""
+    return max(4, min(12, 3072 // columns))
+
+
+def _full_text(case: Case, receiver: TextModel) -> KVState:
+    """The receiver's own state of the whole context."""
+    return receiver.prefill(torch.tensor(case.ids, device=receiver.device)).state
 
 
 def _shape(settings: FitSettings) -> dict[str, Any]:
