@@ -43,6 +43,7 @@ class Assembly:
         missing: Positions to compute, ascending.
         repaired: Those of them that have a state all the same.
         projected: Positions whose state a bridge made, not computed anew.
+        fused: Positions in place that a channel computed in this model, a bridge's enriched rows among them.
         layer_tokens: Layers times tokens that bridges ran in this model.
         carries: Per delivery, its edge, its report and the seconds its carry took.
     """
@@ -51,6 +52,7 @@ class Assembly:
     missing: tuple[int, ...]
     repaired: frozenset[int]
     projected: frozenset[int]
+    fused: frozenset[int]
     layer_tokens: int
     carries: tuple[tuple[int, CarryReport, float], ...]
 
@@ -66,22 +68,20 @@ def assemble(
     for delivery in deliveries:
         began = perf_counter()
         offers.append((_carry(delivery, model), perf_counter() - began))
-    prefixes = [carry.prefix for carry, _ in offers if carry.prefix is not None]
-    if own is not None:
-        known, state = own
-        prefixes.append(state.slice(0, min(common_prefix(ids, known), state.stop)))
-    best = max(prefixes, key=len, default=None)
+    best, computed = _longest_prefix(ids, [carry for carry, _ in offers], own)
     # The last token is always computed: its logits choose the first new one.
     reach = min(len(best), len(ids) - 1) if best is not None else 0
     states = [best.slice(0, reach)] if best is not None and reach else []
     repaired: set[int] = set()
     projected: set[int] = set()
+    fused = set(range(reach)) if computed else set[int]()
     for carry, _ in offers:
         for piece in carry.spliced:
             start, stop = max(piece.start, reach), min(piece.stop, len(ids) - 1)
             if start < stop:
                 states.append(piece.slice(start, stop))
                 projected.update(range(start, stop) if carry.projected else ())
+                fused.update(range(start, stop) if carry.fused else ())
         repaired.update(position for position in carry.repair if position >= reach)
     covered = {position for state in states for position in range(state.start, state.stop)}
     missing = tuple(p for p in range(len(ids)) if p not in covered or p in repaired)
@@ -91,6 +91,7 @@ def assemble(
         missing,
         frozenset(repaired & covered),
         frozenset(projected - repaired),
+        frozenset(fused - repaired),
         layer_tokens,
         (),
     )
@@ -100,6 +101,30 @@ def assemble(
         for one, (carry, seconds) in zip(deliveries, offers, strict=True)
     )
     return replace(found, carries=carries)
+
+
+def _longest_prefix(
+    ids: tuple[int, ...],
+    carries: Sequence[Carry],
+    own: tuple[tuple[int, ...], KVState] | None,
+) -> tuple[KVState | None, bool]:
+    """The longest state from position 0 on, and whether a channel computed it just now.
+
+    No message's prefix reaches into rows that a bridge has enriched. Beside the agent's own past, in which an earlier
+    message may be enriched, what a channel computed anew is not wanted.
+    """
+    stop = min(
+        (one.start for carry in carries if carry.fused for one in carry.spliced), default=len(ids)
+    )
+    found = [
+        (carry.prefix.slice(0, min(len(carry.prefix), stop)), carry.fused)
+        for carry in carries
+        if carry.prefix is not None and not (carry.fused and own is not None)
+    ]
+    if own is not None:
+        known, state = own
+        found.append((state.slice(0, min(common_prefix(ids, known), state.stop)), False))
+    return max(found, key=lambda one: len(one[0]), default=(None, False))
 
 
 def _settled(
@@ -128,7 +153,7 @@ def _settled(
         report,
         exact=exact,
         reason=reason,
-        reused=len(positions.difference(assembly.missing)) - projected,
+        reused=len(positions.difference(assembly.missing, assembly.fused)) - projected,
         repaired=len(positions & assembly.repaired),
         projected=projected,
     )
@@ -157,4 +182,4 @@ def _carry(delivery: Delivery, model: LocalModel) -> Carry:
 def _moves_keys(carry: Carry, arrival: Arrival) -> bool:
     # A bridge rotates keys to their positions, so it needs the rotation to be known as well.
     moved = any(span.at != span.source for span in arrival.spans)
-    return bool(carry.spliced) and (carry.projected or moved)
+    return bool(carry.spliced) and (carry.projected or carry.fused or moved)

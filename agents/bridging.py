@@ -1,31 +1,245 @@
 """Where a workflow's bridges come from: the store, or a fit for a pair that has none."""
 
+import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
+import torch
+
+from unspoken.agents.auditing import AuditPlan
+from unspoken.agents.machine import describe_machine
+from unspoken.channels.bridges.audit import audit
+from unspoken.channels.bridges.bridge import Bridge, tensors_of
+from unspoken.channels.bridges.corpus import Corpus, load_corpus
+from unspoken.channels.bridges.features import width
+from unspoken.channels.bridges.folder import MANIFEST, read_manifest, write
+from unspoken.channels.bridges.manifest import (
+    BridgeManifest,
+    FitData,
+    Side,
+    TensorFile,
+    pair_digest,
+)
+from unspoken.channels.bridges.ridge import gram_bytes
+from unspoken.channels.bridges.store import BridgeStore
+from unspoken.channels.bridges.training import FitProgress, FitResult, FitSettings, check_pair, fit
 from unspoken.channels.errors import InputError
 
 if TYPE_CHECKING:
     from unspoken.agents.model import LocalModel
     from unspoken.channels.geometry import ModelIdentity
-    from unspoken.channels.projected import Bridge
+    from unspoken.channels.projected import Bridge as AnyBridge
 
-__all__ = ["BridgeShelf", "Progress"]
+__all__ = [
+    "BridgeShelf",
+    "FitPlan",
+    "Progress",
+    "fit_bridge",
+    "work_folder",
+]
 
 Progress = Callable[[str, float], None]
 """Called with a stage and a fraction."""
+
+DTYPE = "int8"
+MOST_LAYERS = 12
+"""Most source layers that a fit reads unless told how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitPlan:
+    """How a bridge is made.
+
+    Attributes:
+        sources: Texts to fit on; see `load_corpus`.
+        settings: How it is fitted.
+        audit: What it is measured on afterwards; None for no audit.
+        refit: Whether to fit where there is a bridge already.
+        out: A folder for the bridge, in place of the store.
+        train_dtype: Float type to train and judge in, such as ``bfloat16``; None for the models' own. The closed form
+            and the audit use the models as they are.
+        command: The command to record.
+    """
+
+    sources: tuple[str, ...] = ("builtin",)
+    settings: FitSettings = field(default_factory=FitSettings)
+    audit: AuditPlan | None = field(default_factory=AuditPlan)
+    refit: bool = False
+    out: Path | None = None
+    train_dtype: torch.dtype | None = None
+    command: str = ""
+
+
+DEFAULT = FitPlan()
+"""How a workflow's missing bridge is made."""
+
+
+def fit_bridge(
+    sharer: "LocalModel",
+    receiver: "LocalModel",
+    plan: FitPlan = DEFAULT,
+    *,
+    store: BridgeStore | None = None,
+    report: Progress = lambda stage, fraction: None,
+    watch: Callable[[FitProgress], None] = lambda progress: None,
+) -> Path:
+    """Fit, pack, audit and keep a bridge; one process at a time per pair. Gives its folder.
+
+    A fit that was killed goes on from what it left in the store. Where the pair has a bridge already (or another
+    process made one while this one waited), that one is taken unless `plan.refit`.
+
+    Args:
+        sharer: Whose cache is read.
+        receiver: Whose cache is made.
+        plan: How.
+        store: Where bridges are; the user's if not given.
+        report: Told of stages.
+        watch: Told of the fit's progress.
+
+    Raises:
+        BridgeError: The two cannot be bridged, or the bridge cannot be stored.
+        InputError: A source of text or rows that cannot be read.
+    """
+    check_pair(sharer, receiver)
+    if sharer.identity == receiver.identity:
+        raise InputError(
+            f"{sharer.ref} and {receiver.ref} are one model, and a bridge leads between two",
+            expected="two models with different weights",
+            fix="use channel: same_model_cache between its agents",
+        )
+    store = store or BridgeStore()
+    ends = sharer.identity, receiver.identity
+    with store.lock(*ends, waiting=lambda line: report(line, 0.0)):
+        found = _kept(store, plan, *ends)
+        if found is not None:
+            report(f"there already: {found}", 1.0)
+            return found
+        report(f"at most {_peak(sharer, receiver, plan.settings):.1f} GB for the closed form", 0.0)
+        corpus = load_corpus(plan.sources, seed=plan.settings.seed)
+        rows = plan.audit.rows(corpus) if plan.audit else None  # here, so that a bad file fails now
+        work = work_folder(store, *ends)
+
+        def told(progress: FitProgress) -> None:
+            watch(progress)
+            report(progress.stage, progress.fraction)
+
+        light = None
+        if plan.train_dtype is not None:
+            light = sharer.cast(plan.train_dtype), receiver.cast(plan.train_dtype)
+        result = fit(sharer, receiver, corpus, plan.settings, work, told, light=light)
+        del light
+        manifest, bridge = _packed(sharer, receiver, corpus, plan, result)
+        if rows is not None and plan.audit is not None:
+            measured = audit(
+                bridge,
+                sharer,
+                receiver,
+                rows,
+                corpus=corpus,
+                report=lambda stage, part: report(f"audit: {stage}", part),
+                machine=describe_machine(receiver),
+                settings=plan.audit.settings,
+            )
+            manifest = manifest.model_copy(update={"audit": measured})
+        report("saving", 0.0)
+        tensors = tensors_of(result.projector, DTYPE)
+        if plan.out is None:
+            folder = store.save(manifest, tensors)
+        else:
+            folder = plan.out
+            write(folder, manifest, tensors)
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def work_folder(store: BridgeStore, sharer: "ModelIdentity", receiver: "ModelIdentity") -> Path:
+    """Where a pair's fit keeps what it goes on from after a kill."""
+    return store.root / ".fits" / pair_digest(sharer, receiver)
+
+
+def _kept(
+    store: BridgeStore, plan: FitPlan, sharer: "ModelIdentity", receiver: "ModelIdentity"
+) -> Path | None:
+    """The pair's bridge where it is wanted, if it is there and may stay."""
+    if plan.refit:
+        return None
+    if plan.out is None:
+        return store.find(sharer, receiver)
+    if not (plan.out / MANIFEST).exists():
+        return None
+    mine = read_manifest(plan.out).pair == pair_digest(sharer, receiver)
+    return plan.out if mine else None
+
+
+def _peak(sharer: "LocalModel", receiver: "LocalModel", settings: FitSettings) -> float:
+    """GB that the closed form takes at most."""
+    layers = len(sharer.geometry.layers)
+    widest = sorted((width(sharer.geometry, [n]) for n in range(layers)), reverse=True)
+    extra = settings.embeddings + (settings.native_layers > 0)
+    inputs = (
+        sum(widest[: settings.source_layers or MOST_LAYERS]) + extra * receiver.geometry.hidden_size
+    )
+    targets = range(settings.native_layers, len(receiver.geometry.layers))
+    return gram_bytes(inputs, width(receiver.geometry, targets)) / 1e9
+
+
+def _packed(
+    sharer: "LocalModel",
+    receiver: "LocalModel",
+    corpus: Corpus,
+    plan: FitPlan,
+    result: FitResult,
+) -> tuple[BridgeManifest, Bridge]:
+    """The manifest, and the bridge as it will be read back from the disk."""
+    figures = {**result.figures, "peak_memory_gb": _peak_memory()}
+    if plan.command:
+        figures["command"] = plan.command
+    tensors = tensors_of(result.projector, DTYPE)
+    manifest = BridgeManifest.new(
+        Side.of(sharer, sharer.ref),
+        Side.of(receiver, receiver.ref),
+        config=result.projector.config.to_dict(),
+        dtype=DTYPE,
+        data=FitData(
+            sources=corpus.sources,
+            digest=corpus.digest,
+            tokens=result.tokens,
+            seed=plan.settings.seed,
+        ),
+        fit=figures,
+    )
+    size = TensorFile(bytes=sum(tensor.nbytes for tensor in tensors.values()))
+    sized = manifest.model_copy(update={"tensors": size})
+    return manifest, Bridge.from_tensors(sized, tensors, receiver.device)
+
+
+def _peak_memory() -> float | None:
+    """The most memory this process has held, GB; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(held * (1 if sys.platform == "darwin" else 1024) / 1e9, 2)
 
 
 class BridgeShelf:
     """The bridges one workflow has met, each looked up or fitted once."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[ModelIdentity, ModelIdentity], Bridge] = {}
+        self._known: dict[tuple[ModelIdentity, ModelIdentity], AnyBridge] = {}
         self._lock = Lock()
 
-    def find(self, sharer: "LocalModel", receiver: "LocalModel") -> "Bridge | None":
-        """The bridge stored for two models, or None; one that is missing is looked for again next time."""
+    def find(self, sharer: "LocalModel", receiver: "LocalModel") -> "AnyBridge | None":
+        """The bridge stored for two models, or None; one that is missing is looked for again next time.
+
+        Raises:
+            BridgeError: The one stored is broken.
+        """
         key = sharer.identity, receiver.identity
         with self._lock:
             found = self._known.get(key) or _lookup(sharer, receiver)
@@ -35,11 +249,12 @@ class BridgeShelf:
 
     def fit(
         self, sharer: "LocalModel", receiver: "LocalModel", progress: Progress | None = None
-    ) -> "Bridge":
+    ) -> "AnyBridge":
         """The bridge of two models, fitted, audited and stored where there is none yet.
 
         Raises:
-            InputError: The two models cannot be bridged.
+            InputError: The two are one model.
+            BridgeError: The two models cannot be bridged.
         """
         found = self.find(sharer, receiver)
         if found is not None:
@@ -51,14 +266,13 @@ class BridgeShelf:
             return self._known[key]
 
 
-def _lookup(sharer: "LocalModel", receiver: "LocalModel") -> "Bridge | None":
-    """The stored bridge of a pair. TO COMPLETE: `unspoken.channels.bridges.store.BridgeStore.find`."""
-    return None
+def _lookup(sharer: "LocalModel", receiver: "LocalModel") -> "AnyBridge | None":
+    """The stored bridge of a pair."""
+    folder = BridgeStore().find(sharer.identity, receiver.identity)
+    return None if folder is None else Bridge.load(folder, receiver.device)
 
 
-def _fit(sharer: "LocalModel", receiver: "LocalModel", progress: Progress) -> "Bridge":
-    """Fit, audit and store a bridge. TO COMPLETE: the fit function of the bridges."""
-    raise InputError(
-        f"no bridge can be fitted from {sharer.ref} to {receiver.ref} here",
-        fix=f"fit it with `unspoken bridge fit {sharer.ref} {receiver.ref}`",
-    )
+def _fit(sharer: "LocalModel", receiver: "LocalModel", progress: Progress) -> "AnyBridge":
+    """Fit, audit and store a bridge."""
+    folder = fit_bridge(sharer, receiver, DEFAULT, report=progress)
+    return Bridge.load(folder, receiver.device)

@@ -30,7 +30,7 @@ class EdgePlan:
         asked: The channel the workflow names.
         channel: The channel it gets.
         share: What is published.
-        mode: ``text``, ``continuation``, ``splice`` or ``projected``.
+        mode: ``text``, ``continuation``, ``splice``, ``projected`` or ``fused``.
         reason: Why so, in a sentence.
         advice: What would make it faster, empty for nothing.
         tokens: Tokens of the message where they are known.
@@ -159,8 +159,8 @@ def _plan_edge(
         verdict.advice,
         _known_tokens(spec, edge, model, inputs),
         0 if name == "text" else model.geometry.bytes_per_token(model.dtype.itemsize),
-        None if bridge is None else bridge.earned,
-        0 if bridge is None else bridge.native_layers,
+        None if bridge is None or verdict.mode == "fused" else bridge.earned,
+        0 if bridge is None or verdict.mode == "fused" else bridge.native_layers,
         verdict.unfitted,
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 from shlex import join
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from unspoken.agents.outline import Piece, prints_message
 from unspoken.agents.spec import EdgeSpec, WorkflowSpec
@@ -29,7 +29,7 @@ class Verdict:
     """What can cross an edge.
 
     Attributes:
-        mode: ``text``, ``continuation``, ``splice`` or ``projected``.
+        mode: ``text``, ``continuation``, ``splice``, ``projected`` or ``fused``.
         reason: Why so, in a sentence.
         expected: What a cache would have needed, where it is text.
         advice: What would make it faster, empty for nothing.
@@ -47,7 +47,7 @@ class Verdict:
     @property
     def channel(self) -> str:
         """Name of the channel that carries it."""
-        names = {"text": "text", "projected": "projected_cache"}
+        names = {"text": "text", "projected": "projected_cache", "fused": "projected_cache"}
         return names.get(self.mode, "same_model_cache")
 
 
@@ -57,7 +57,8 @@ def make_channel(edge: EdgeSpec, name: str, bridge: Bridge | None = None) -> "Ch
     if name == "same_model_cache":
         return SameModelCacheChannel(edge.share, edge.as_, sink)
     if bridge is not None:
-        return ProjectedCacheChannel(bridge, edge.share, edge.as_, sink)
+        mode: Literal["prefix", "fuse"] = "fuse" if edge.fuse else "prefix"
+        return ProjectedCacheChannel(bridge, edge.share, edge.as_, sink, mode)
     return TextChannel(edge.share, edge.as_)
 
 
@@ -128,7 +129,21 @@ def _other_weights(
     if not _shifts_keys(receiver):
         reason = f"keys of {edge.to}'s model cannot be put at other positions"
         return Verdict("text", reason, "a receiver with a known rotary embedding")
+    if edge.fuse:
+        return _fused(edge, bridge)
     return _held_to_retention(edge, bridge, given=given is not None)
+
+
+def _fused(edge: EdgeSpec, bridge: Bridge) -> Verdict:
+    """Use a bridge's fuse mode where it has one; retention says nothing of it, since the receiver reads it all."""
+    ends = bridge.manifest
+    name = f"bridge {ends.sharer.ref} -> {ends.receiver.ref}"
+    if not bridge.fuses:
+        reason = f"the {name} was fitted without fuse mode"
+        fit = f"{_fit_command(ends.sharer.ref, ends.receiver.ref)} --fuse"
+        return Verdict("text", reason, "a bridge that was fitted with --fuse", fit)
+    reason = f"other weights; {edge.to} reads the message itself, and the {name} enriches its cache"
+    return Verdict("fused", reason, bridge=bridge)
 
 
 def _without_bridge(
@@ -140,16 +155,20 @@ def _without_bridge(
         )
         return Verdict("text", reason, "two models", "use channel: same_model_cache")
     ends = f"{sharer.ref or edge.from_} to {receiver.ref or edge.to}"
-    if spec.bridges == "fit":
+    if spec.bridges == "fit" and not edge.fuse:
         reason = (
             f"other weights; no bridge from {ends} yet: one is fitted on the first run, "
             f"and used if it keeps {edge.min_retention:g}"
         )
         return Verdict("projected", reason, unfitted=True)
     expected = "a bridge from the sharer's model to the receiver's"
-    fit = f"unspoken bridge fit {join((sharer.ref, receiver.ref))}"
+    fit = _fit_command(sharer.ref, receiver.ref) + (" --fuse" if edge.fuse else "")
     fit = fit if sharer.ref and receiver.ref else "load both models by reference and fit a bridge"
     return Verdict("text", f"other weights, and no bridge from {ends}", expected, fit)
+
+
+def _fit_command(sharer: str, receiver: str) -> str:
+    return f"unspoken bridge fit {join((sharer, receiver))}"
 
 
 def _held_to_retention(edge: EdgeSpec, bridge: Bridge, *, given: bool) -> Verdict:

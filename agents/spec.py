@@ -262,6 +262,9 @@ class EdgeSpec(_Spec):
         description="What a bridge must keep, by its audit, of what the words themselves gain; "
         "below it the edge goes by text.",
     )
+    fuse: Flag = Field(
+        False, description="The receiver reads the message too, and a bridge enriches its cache."
+    )
     fallback: Literal["text", "error"] = Field(
         "text", description="What to do where the channel cannot carry a message."
     )
@@ -271,6 +274,13 @@ class EdgeSpec(_Spec):
     loop: Flag = Field(
         False, description="The edge closes a cycle: its message starts the receiver again."
     )
+
+    @model_validator(mode="after")
+    def _fuses_by_a_bridge(self) -> EdgeSpec:
+        if self.fuse and self.channel != "projected_cache":
+            found = f"fuse stands on an edge with channel {self.channel}"
+            _wrong(found, "channel: projected_cache", "name the channel, or leave fuse out")
+        return self
 
 
 class WorkflowSpec(_Spec):

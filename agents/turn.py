@@ -81,12 +81,12 @@ class Usage:
 
     Attributes:
         prompt_tokens: Tokens of the context, those that ask for the assistant's words included.
-        prefilled_tokens: Computed because no state was at hand.
+        prefilled_tokens: Computed because no state was at hand, by a channel in fuse mode too.
         reused_tokens: Taken over.
         recomputed_tokens: State was at hand but computed anew (repair).
         projected_tokens: Mapped from another model's state.
         generated_tokens: Sampled, the one that ends the turn included.
-        layer_tokens_computed: Layers times prompt tokens computed, by a bridge's native layers too.
+        layer_tokens_computed: Layers times prompt tokens computed, for a bridge too.
         ttft_s: From all inputs there to the first token sampled; None where nothing is generated.
         seconds: Work of the whole turn; waiting for the device is not in it.
     """
@@ -203,11 +203,11 @@ def _usage(
     clock: _Clock,
 ) -> Usage:
     missing, repaired = len(assembly.missing), len(assembly.repaired)
-    projected = len(assembly.projected)
+    projected, fused = len(assembly.projected), len(assembly.fused)
     return Usage(
         prompt_tokens=len(ids),
-        prefilled_tokens=missing - repaired,
-        reused_tokens=len(ids) - missing - projected,
+        prefilled_tokens=missing - repaired + fused,
+        reused_tokens=len(ids) - missing - projected - fused,
         recomputed_tokens=repaired,
         projected_tokens=projected,
         generated_tokens=generated,

@@ -198,7 +198,8 @@ class Workflow:
             loop: Whether its message starts the receiver again.
             fallback: ``text``, or ``error`` to refuse rather than fall back.
             min_retention: What a bridge's audit must show for it to be used, 0 to 1.
-            options: Beside a channel's name, its options as the file calls them: ``share``, ``as_``, ``repair``.
+            options: Beside a channel's name, its options as the file calls them: ``share``, ``as_``, ``repair``,
+                ``fuse``.
 
         Returns:
             The workflow itself.
@@ -397,6 +398,8 @@ def _options(channel: Channel, given: Mapping[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {"channel": channel.name, "share": channel.share, "as": channel.as_}
     if isinstance(channel, SameModelCacheChannel | ProjectedCacheChannel):
         options["repair"] = {"sink": channel.sink} if channel.sink else None
+    if isinstance(channel, ProjectedCacheChannel):
+        options["fuse"] = channel.mode == "fuse"
     return options
 
 

@@ -231,12 +231,15 @@ class ProjectedCacheChannel(Channel):
             for at, rows in pieces
         )
         first = pieces[0][0]
-        report = replace(
-            self._report(arrival, pieces, 0, state),
-            projected=0,
+        ends = self.bridge.manifest
+        report = CarryReport(
+            self.name,
+            exact=False,
+            reason=f"fused: bridge {ends.sharer.ref} -> {ends.receiver.ref} enriched what the receiver computed",
+            tokens=arrival.tokens,
+            bytes=_bytes(state, pieces),
             layer_tokens=len(receiver.geometry.layers) * stop,
         )
-        report = replace(report, reason=report.reason.replace("projected:", "fused:", 1))
         prefix = own.slice(0, first) if first else None
         return Carry(prefix, spliced, (), report, fused=True)
 
@@ -265,10 +268,15 @@ class ProjectedCacheChannel(Channel):
             reason=f"projected: bridge {ends.sharer.ref} -> {ends.receiver.ref}, {self.bridge.describe()}",
             tokens=arrival.tokens,
             repaired=repaired,
-            bytes=sum(state.slice(min(rows), max(rows) + 1).nbytes for _, rows in pieces),
+            bytes=_bytes(state, pieces),
             projected=sum(len(rows) for _, rows in pieces) - repaired,
             layer_tokens=native * sum(at + len(rows) for at, rows in pieces),
         )
+
+
+def _bytes(state: KVState, pieces: Sequence[tuple[int, Sequence[int]]]) -> int:
+    """Bytes of the sharer's state that some pieces read."""
+    return sum(state.slice(min(rows), max(rows) + 1).nbytes for _, rows in pieces)
 
 
 def _require(end: BridgeEnd, found: ModelIdentity, what: str, way: str) -> None:

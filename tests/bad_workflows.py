@@ -122,6 +122,13 @@ BAD_WORKFLOWS: tuple[BadWorkflow, ...] = (
         "expected: a number",
         22,
     ),
+    _changed(
+        "fuse without a bridge",
+        "to: critic}",
+        "to: critic, fuse: true}",
+        "fuse stands on an edge with channel auto",
+        22,
+    ),
     _changed("missing name", "name: reader-solver", "", "key 'name' is missing", 2),
     _changed("missing prompt", '    prompt: "Impr', '    system: "Impr', "'prompt' is missing", 17),
     _changed("missing end", ", to: critic}", "}", "key 'to' is missing", 22),

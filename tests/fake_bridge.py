@@ -1,7 +1,7 @@
 """A bridge that cheats: it makes the receiver's own true rows, and notes what it was asked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unspoken.agents import LocalModel
@@ -35,6 +35,7 @@ class FakeBridge:
     earned: float | None = 0.9
     native_layers: int = 0
     needs_full_state: bool = True
+    fuses: bool = True
     asked: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
 
     @property
@@ -61,6 +62,15 @@ class FakeBridge:
         stop = at + len(rows)
         self.asked.append((tuple(rows), tuple(context[at:stop])))
         return receiver.prefill(receiver.tensor(context[:stop])).state.slice(at, stop)
+
+    def fuse(
+        self, state: KVState, rows: Sequence[int], own: KVState, at: int, receiver: CausalModel
+    ) -> KVState:
+        """The receiver's own rows, with values a little larger."""
+        assert max(rows) < state.stop and own.start == 0
+        piece = own.slice(at, at + len(rows))
+        layers = tuple(replace(one, values=one.values * 1.5) for one in piece.layers)
+        return replace(piece, layers=layers)
 
     def describe(self) -> str:
         return "rank 512, 11 MB, retention 0.93 (specific 0.80)"

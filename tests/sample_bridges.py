@@ -21,7 +21,7 @@ AUDIT = Audit(
         {"task": "qa", "message": "full text", "loss": 1.25, "accuracy": 0.75},
         {"task": "qa", "message": "a | b", "loss": 2.5, "accuracy": None},
     ),
-    summary={"retention": 0.8125, "specific": 0.75, "note": "on two files", "gap": None},
+    summary={"retention": 0.8125, "specific_retention": 0.75, "note": "on two files", "gap": None},
     earned=0.7,
 )
 

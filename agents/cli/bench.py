@@ -16,6 +16,7 @@ from unspoken.channels.errors import InputError
 __all__ = ["bench", "listing"]
 
 DEFAULT_MODEL = "embedded:smollm2-135m-instruct"
+DEFAULT_SHARER = "embedded:gemma3-270m"
 
 
 def listing() -> Mapping[str, str]:
@@ -31,12 +32,40 @@ def _rows(flag: str, what: str) -> Any:
 
 def bench(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The benchmark; see below.")],
+    sharer: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="SHARER",
+            help=f"Where two models are measured, the one whose cache is read; {DEFAULT_SHARER} if left out.",
+        ),
+    ] = None,
+    receiver: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECEIVER", help=f"The one whose cache is made; {DEFAULT_MODEL} if left out."
+        ),
+    ] = None,
     text: Annotated[Path | None, _rows("--text", "Plain text to cut passages from")] = None,
     qa: Annotated[Path | None, _rows("--qa", "Question-answering rows")] = None,
     recall: Annotated[Path | None, _rows("--recall", "Recall rows")] = None,
     model: Annotated[
-        str, typer.Option(metavar="REF", help="The model to measure.")
-    ] = DEFAULT_MODEL,
+        str | None,
+        typer.Option(
+            metavar="REF",
+            help=f"Where one model is measured, that model; {DEFAULT_MODEL} if left out.",
+        ),
+    ] = None,
+    bridge: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The bridge; your store's if left out.")
+    ] = None,
+    refit: Annotated[bool, typer.Option("--refit", help="Fit the bridge anew first.")] = False,
+    self_bridge: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="For fuse: a bridge with fuse mode from the receiver to itself; fitted if left out.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a benchmark on this machine."""
@@ -52,22 +81,48 @@ def bench(
             raise InputError(
                 f"there is no file {file}", expected="a text file", fix="check the path"
             )
+    ends = _ends(name, sharer, receiver, model)
     with reporting(stderr(), f"bench {name}", quiet=as_json) as report:
-        from unspoken.agents.bench import run_bench
+        from unspoken.agents.bench import Options, run_bench
 
         quiet_libraries()
         result = run_bench(
             name,
-            model=model,
+            sharer=ends[0],
+            model=ends[1],
             text=text,
             qa=qa,
             recall=recall,
+            options=Options(bridge, refit, self_bridge),
             progress=lambda line: report(name, line, 0.0),
         )
     if as_json:
         print_json(result)
     else:
         print_result(stdout(), name, result)
+
+
+def _ends(
+    name: str, sharer: str | None, receiver: str | None, model: str | None
+) -> tuple[str, str]:
+    """The sharer and the receiver of a benchmark of two models; the second alone counts for one."""
+    from unspoken.agents.bench import PAIRED
+
+    if name not in PAIRED:
+        if sharer is not None:
+            raise InputError(
+                f"the benchmark {name} measures one model, and {sharer} stands after its name",
+                expected=f"unspoken bench {name} --model {sharer}",
+                fix="name the model with --model",
+            )
+        return DEFAULT_SHARER, model or DEFAULT_MODEL
+    if model is not None or (sharer is None) != (receiver is None):
+        raise InputError(
+            f"the benchmark {name} measures two models, and one was named",
+            expected=f"unspoken bench {name} SHARER RECEIVER, or neither",
+            fix=f"unspoken bench {name} {sharer or DEFAULT_SHARER} {receiver or model or DEFAULT_MODEL}",
+        )
+    return sharer or DEFAULT_SHARER, receiver or DEFAULT_MODEL
 
 
 def print_result(console: Console, name: str, result: Mapping[str, Any]) -> None:

@@ -8,16 +8,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from unspoken.agents.cli.auditing import figure_of, print_audit
 from unspoken.agents.cli.console import print_json, print_table, shown, size, stdout
+from unspoken.agents.cli.figure import draw
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import BridgeError, InputError, ModelReferenceError
 
 if TYPE_CHECKING:
-    from unspoken.channels.bridges.manifest import Audit, BridgeManifest, Side
+    from unspoken.channels.bridges.manifest import BridgeManifest, Side
     from unspoken.channels.bridges.store import BridgeEntry, BridgeStore
     from unspoken.channels.geometry import ModelIdentity
 
-__all__ = ["list_", "pull", "push", "remove", "show"]
+__all__ = ["First", "Second", "find_folder", "list_", "pull", "push", "remove", "show"]
 
 MOST_LISTED = 6
 
@@ -78,7 +80,7 @@ def _line(entry: "BridgeEntry") -> dict[str, Any]:
         "receiver": manifest.receiver.ref if manifest else None,
         "bytes": entry.bytes,
         "retention": audit.figure("retention") if audit else None,
-        "specific": audit.figure("specific") if audit else None,
+        "specific": audit.figure("specific_retention") if audit else None,
         "earned": audit.earned if audit else None,
         "date": manifest.created.isoformat() if manifest else None,
         "path": str(entry.path),
@@ -88,7 +90,7 @@ def _line(entry: "BridgeEntry") -> dict[str, Any]:
 
 def _row(entry: "BridgeEntry") -> list[str]:
     line = _line(entry)
-    figures = (_figure(line[name]) for name in ("retention", "specific", "earned"))
+    figures = (figure_of(line[name]) for name in ("retention", "specific", "earned"))
     date = "broken" if entry.error else line["date"]
     return [
         line["sharer"] or "?",
@@ -100,18 +102,22 @@ def _row(entry: "BridgeEntry") -> list[str]:
     ]
 
 
-def _figure(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) >= 1000 else f"{value:.3f}"
-    return "–" if value is None else str(value)
-
-
-def show(first: First, second: Second = None, as_json: JsonOption = False) -> None:
+def show(
+    first: First,
+    second: Second = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the audit into a .png or .svg file."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show a bridge: whose caches it maps, what it was fitted on, and its audit."""
     from unspoken.channels.bridges.folder import check
 
-    folder = _folder([first, second] if second else [first])
+    folder = find_folder([first, second] if second else [first])
     manifest = check(folder)
+    if figure is not None:
+        draw(manifest, figure)
     if as_json:
         print_json({"path": str(folder), **manifest.model_dump(mode="json")})
         return
@@ -121,7 +127,7 @@ def show(first: First, second: Second = None, as_json: JsonOption = False) -> No
         console.print("\nNot audited yet: unspoken bridge audit")
         return
     console.print()
-    _print_audit(console, manifest.audit)
+    print_audit(console, manifest.audit)
 
 
 def _print_facts(console: Console, folder: Path, manifest: "BridgeManifest") -> None:
@@ -145,26 +151,9 @@ def _told(folder: Path, manifest: "BridgeManifest") -> Iterator[tuple[str, str]]
     data = manifest.data
     yield "fitted on", f"{data.tokens:,} tokens of {', '.join(data.sources)}, seed {data.seed}"
     for name, value in manifest.config.items():
-        yield f"config: {name}", _figure(value)
+        yield f"config: {name}", figure_of(value)
     for name, value in manifest.fit.items():
-        yield f"fit: {name}", _figure(value)
-
-
-def _print_audit(console: Console, audit: "Audit") -> None:
-    columns = list(dict.fromkeys(key for row in audit.rows for key in row))
-    if columns:
-        rows = [[_figure(row.get(name)) for name in columns] for row in audit.rows]
-        words = [
-            index
-            for index, name in enumerate(columns)
-            if any(isinstance(row.get(name), str) for row in audit.rows)
-        ]
-        print_table(console, f"Audit of {audit.date.isoformat()}", columns, rows, words)
-    figures = {"earned": audit.earned, **audit.summary}
-    rows = [[name, _figure(value)] for name, value in figures.items()]
-    print_table(console, "Summary", ["figure", "value"], rows)
-    for file in audit.files:
-        console.print(shown(f"  {file.name}: {file.rows:,} rows, {file.digest[:16]}"))
+        yield f"fit: {name}", figure_of(value)
 
 
 def remove(
@@ -175,7 +164,7 @@ def remove(
     """Remove a bridge, broken or not."""
     from unspoken.channels.bridges.store import remove as remove_folder
 
-    folder = _folder([first, second] if second else [first])
+    folder = find_folder([first, second] if second else [first])
     if not yes:
         typer.confirm(f"Remove the bridge {folder}?", abort=True, err=True)
     remove_folder(folder)
@@ -205,7 +194,7 @@ def push(
             expected="a bridge's folder, or a sharer and a receiver; then a Hub id or a folder",
             fix="unspoken bridge push SHARER RECEIVER owner/name",
         )
-    folder = _folder(words[:-1])
+    folder = find_folder(words[:-1])
     typer.echo(_store().push(folder, words[-1], private=private, message=message))
 
 
@@ -224,7 +213,7 @@ def pull(
 # Which bridge is meant
 
 
-def _folder(words: Sequence[str]) -> Path:
+def find_folder(words: Sequence[str]) -> Path:
     """The folder of the bridge that a person named, by its path or by both its models.
 
     Raises:

@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperCommand
 
-from unspoken.agents.cli import bench, bridge, models, plan, run
+from unspoken.agents.cli import bench, bridge, fitting, models, plan, run
 from unspoken.agents.cli.console import print_error, shown, stderr
 from unspoken.channels.errors import UnspokenError
 
@@ -112,6 +112,8 @@ _models.command("list", cls=_Command)(models.list_)
 _models.command("show", cls=_Command)(models.show)
 _models.command("prepare", cls=_Command)(models.prepare)
 app.add_typer(_bridges)
+_bridges.command("fit", cls=_Command)(fitting.fit)
+_bridges.command("audit", cls=_Command)(fitting.audit)
 _bridges.command("list", cls=_Command)(bridge.list_)
 _bridges.command("show", cls=_Command)(bridge.show)
 _bridges.command("remove", cls=_Command)(bridge.remove)

@@ -10,10 +10,11 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from unspoken.agents.cli.console import is_live, shown
 
 if TYPE_CHECKING:
+    from unspoken.agents.model import LocalModel
     from unspoken.agents.spec import WorkflowSpec
     from unspoken.agents.workflow import Workflow
 
-__all__ = ["load_flow", "quiet_libraries", "reporting"]
+__all__ = ["load_flow", "load_pair", "quiet_libraries", "reporting"]
 
 Report = Callable[[str, str, float], None]
 
@@ -70,10 +71,30 @@ def quiet_libraries() -> None:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
-def load_flow(spec: "WorkflowSpec", console: Console, *, quiet: bool) -> "Workflow":
-    """The workflow of a valid spec, its models loaded."""
+def load_flow(
+    spec: "WorkflowSpec", console: Console, *, quiet: bool, fit: bool = False
+) -> "Workflow":
+    """The workflow of a valid spec, its models loaded; with `fit`, the bridges that it asks for fitted."""
     with reporting(console, "loading models", quiet=quiet) as report:
         from unspoken.agents.workflow import Workflow
 
         quiet_libraries()
-        return Workflow.from_spec(spec).load(report)
+        flow = Workflow.from_spec(spec).load(report)
+        return flow.fit_bridges(report) if fit and spec.bridges == "fit" else flow
+
+
+def load_pair(
+    sharer: str, receiver: str, console: Console, *, quiet: bool
+) -> "tuple[LocalModel, LocalModel]":
+    """Both models of a bridge."""
+    with reporting(console, "loading models", quiet=quiet) as report:
+        from unspoken.agents.model import LocalModel
+
+        quiet_libraries()
+
+        def load(ref: str) -> LocalModel:
+            return LocalModel.load(
+                ref, progress=lambda stage, fraction: report(ref, stage, fraction)
+            )
+
+        return load(sharer), load(receiver)

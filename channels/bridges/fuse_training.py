@@ -24,6 +24,10 @@ from unspoken.channels.geometry import CacheGeometry
 __all__ = ["FuseProgress", "FuseResult", "FuseSettings", "fit_fuser"]
 
 
+BULK = 1000
+"""Tokens that are added to a Gram matrix at a time."""
+
+
 @dataclass(frozen=True, slots=True)
 class FuseSettings:
     """How a fuser is fitted.
@@ -106,6 +110,8 @@ def fit_fuser(
     corpus: Corpus,
     settings: FuseSettings = FuseSettings(),
     report: Report = lambda progress: None,
+    *,
+    light: tuple[TextModel, TextModel] | None = None,
 ) -> FuseResult:
     """Fit a fuser for a pair of models; the receiver as its own sharer is a control, not a special case.
 
@@ -115,13 +121,15 @@ def fit_fuser(
         corpus: Plain text.
         settings: How.
         report: Called now and then.
+        light: The same two models in a cheaper dtype, to take the training steps on; the closed form and the
+            held-out rounds use the models themselves.
 
     Raises:
         BridgeError: Keys of one of the models cannot be made bare.
     """
     check_pair(sharer, receiver)
     torch.manual_seed(settings.seed)
-    return _FuseFit(sharer, receiver, corpus, settings, report).run()
+    return _FuseFit(sharer, receiver, corpus, settings, report, light).run()
 
 
 class _FuseFit:
@@ -132,7 +140,9 @@ class _FuseFit:
         corpus: Corpus,
         settings: FuseSettings,
         report: Report,
+        light: tuple[TextModel, TextModel] | None,
     ) -> None:
+        self.models, self.light = (sharer, receiver), light or (sharer, receiver)
         self.sharer, self.receiver, self.corpus = sharer, receiver, corpus
         self.settings, self.report = settings, report
         self.config = FuserConfig(
@@ -148,12 +158,11 @@ class _FuseFit:
 
     def run(self) -> FuseResult:
         settings, began = self.settings, monotonic()
-        inputs = self._inputs(teach_fusing(self.corpus.stream(settings.seed), settings.seed))
-        fuser = self._closed_form(inputs)
+        fuser = self._closed_form(self._inputs(settings.seed, self.models))
         closed = monotonic() - began
         steps, gain = 0, dict[str, float]()
         if settings.minutes > 0 and settings.steps != 0:
-            steps, gain = self._train(fuser, inputs)
+            steps, gain = self._train(fuser, self._inputs(settings.seed + 1, self.light))
         fuser.eval().requires_grad_(False)
         figures: dict[str, float | int | str | None] = {
             "fuse_minutes": settings.minutes,
@@ -165,12 +174,17 @@ class _FuseFit:
         self.report(FuseProgress("done", 1.0, gain=gain or None))
         return FuseResult(fuser, figures, self.tokens)
 
-    def _inputs(self, lessons: Iterator[Lesson]) -> Iterator[FuseInput]:
+    def _inputs(self, seed: int, models: tuple[TextModel, TextModel]) -> Iterator[FuseInput]:
+        return self._read(teach_fusing(self.corpus.stream(seed), seed), models)
+
+    def _read(
+        self, lessons: Iterator[Lesson], models: tuple[TextModel, TextModel]
+    ) -> Iterator[FuseInput]:
         for lesson in lessons:
-            case = prepare(lesson, self.sharer, self.receiver, longest=32)
+            case = prepare(lesson, *models, longest=32)
             if len(case.ids) > max(case.at, SINK) + 1 and case.tails:
                 self.tokens += case.tokens
-                yield fuse_input(self.config, case, self.sharer, self.receiver)
+                yield fuse_input(self.config, case, *models)
 
     # -- closed form
 
@@ -185,11 +199,10 @@ class _FuseFit:
         theirs = Gram(width(self.sharer.geometry, config.source_layers), outputs, receiver.device)
         own = Gram(mine, mine, receiver.device)
         while theirs.count < self.settings.gram_tokens:
-            made = next(inputs)
-            skip = max(SINK - made.case.at, 0)
-            rows = made.own[skip:]
-            theirs.add(made.theirs[skip:], rows)
-            chosen = rows.index_select(1, fuser._columns)
+            # In bulk: each addition goes over the whole matrices.
+            rows = _bulk(inputs, min(self.settings.gram_tokens - theirs.count, BULK))
+            theirs.add(*rows)
+            chosen = rows[1].index_select(1, fuser._columns)
             own.add(chosen, chosen)
             self.report(FuseProgress("gram", min(theirs.count / self.settings.gram_tokens, 1.0)))
         solution = theirs.solve()
@@ -225,7 +238,7 @@ class _FuseFit:
         steps, since, without = 0, 0, 0
         began = last = monotonic()
         while (part := self._part(began, steps)) < 1 and without < settings.patience:
-            loss = self._loss(fuser, next(inputs))
+            loss = self._loss(fuser, next(inputs), self.light[1])
             torch.autograd.backward(loss / settings.batch)
             total += loss.detach()
             steps, since = steps + 1, since + 1
@@ -256,9 +269,9 @@ class _FuseFit:
         by_time = (monotonic() - began) / (60 * self.settings.minutes)
         return max(by_time, steps / self.settings.steps if self.settings.steps else 0.0)
 
-    def _loss(self, fuser: Fuser, made: FuseInput) -> Tensor:
+    def _loss(self, fuser: Fuser, made: FuseInput, receiver: TextModel) -> Tensor:
         with torch.enable_grad():
-            said = tail_losses(fuser, made, self.receiver, grad=True)
+            said = tail_losses(fuser, made, receiver, grad=True)
             right = [x for x, kind in zip(said, made.case.kinds, strict=True) if kind != "wrong"]
             loss = torch.stack(right).mean()
             if "wrong" in made.case.kinds:
@@ -268,7 +281,7 @@ class _FuseFit:
     def _held_out(self) -> list[FuseInput]:
         stream = replace(self.corpus, train=self.corpus.held_out or self.corpus.train).stream(0)
         lessons = teach_fusing(stream, 10_007, held_out=True)
-        inputs, tokens = self._inputs(lessons), self.tokens
+        inputs, tokens = self._read(lessons, self.models), self.tokens
         held = [next(inputs) for _ in range(self.settings.held_out)]
         self.tokens = tokens
         return held
@@ -292,6 +305,18 @@ def _spread(geometry: CacheGeometry, count: int) -> tuple[int, ...]:
     total = len(geometry.layers)
     kept = min(count, total)
     return tuple(sorted({total - 1 - (total * n) // kept for n in range(kept)}))
+
+
+def _bulk(inputs: Iterator[FuseInput], tokens: int) -> tuple[Tensor, Tensor]:
+    """Rows of both models for `tokens` tokens or more, the attention sink left out."""
+    theirs, own, count = [], [], 0
+    while count < tokens:
+        made = next(inputs)
+        skip = max(SINK - made.case.at, 0)
+        theirs.append(made.theirs[skip:])
+        own.append(made.own[skip:])
+        count += len(own[-1])
+    return torch.cat(theirs), torch.cat(own)
 
 
 def _encoder(solution: Solution, rank: int, seed: int) -> Tensor:

@@ -1,0 +1,84 @@
+"""The dial of a bridge: how many layers the receiver runs itself, and what that gains and costs."""
+
+from typing import Any
+
+from unspoken.agents.bench import Files, Options, Progress
+from unspoken.agents.bench.forms import judged_rows, passages_of
+from unspoken.agents.model import LocalModel
+from unspoken.channels.bridges.bridge import Bridge
+from unspoken.channels.bridges.closed import ClosedForms, choose
+from unspoken.channels.bridges.corpus import load_corpus
+from unspoken.channels.bridges.manifest import BridgeManifest, FitData, Side
+from unspoken.channels.bridges.projector import Projector, ProjectorConfig
+from unspoken.channels.bridges.timing import scene, timings
+
+__all__ = ["measure"]
+
+LAYERS, RANK, TOKENS = 6, 512, 24_000
+PASSAGES, SIZE, REPEATS = 24, 1024, 5
+
+
+def measure(
+    sharer: LocalModel, receiver: LocalModel, files: Files, progress: Progress, options: Options
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row per number of native layers, closed forms only: what is kept with and without the sharer, and the speed."""
+    corpus = load_corpus()
+    natives = settings(len(receiver.geometry.layers))
+    count = min(LAYERS, len(sharer.geometry.layers))
+    layers = choose(sharer, receiver, corpus, [count])[count]
+    forms = ClosedForms(sharer, receiver, layers, natives=[n for n in natives if n])
+    progress(f"one closed form of {forms.columns} features, source layers {layers}")
+    forms.fit(corpus, TOKENS)
+    trials, text = passages_of(files, corpus, forms, PASSAGES)
+    made = scene(text, SIZE, sharer, receiver)
+    variants = {}
+    for native in natives:
+        progress(f"solve: {native} native layers")
+        for name, read in (("bridge", layers), ("alone", ())):
+            config = ProjectorConfig(read, native, rank=RANK, hidden=0)
+            variants[f"{name} {native}"] = config, forms.projector(config)
+    forms.release()
+    progress("judge")
+    judged = judged_rows(trials, forms, variants)
+    rows = []
+    for native in natives:
+        found: dict[str, Any] = {
+            "native_layers": native,
+            **judged[f"bridge {native}"],
+            "without_sharer": judged[f"alone {native}"]["retention"],
+        }
+        if made is not None:
+            progress(f"time: {native} native layers")
+            bridge = _bridge(variants[f"bridge {native}"][1], sharer, receiver)
+            seconds = timings(bridge, made, receiver, REPEATS)
+            found |= {
+                "ttft_s": round(seconds["bridge"], 5),
+                "speedup_over_text": round(seconds["text"] / seconds["bridge"], 2),
+            }
+        rows.append(found)
+    first = rows[0]
+    return rows, {
+        "retention_native_0": first["retention"],
+        "specific_native_0": first["specific"],
+        "without_sharer_native_0": first["without_sharer"],
+        f"ttft_speedup_{SIZE}_native_0": first.get("speedup_over_text"),
+    }
+
+
+def settings(layers: int) -> list[int]:
+    """Numbers of native layers to try: none, powers of two, and half of them."""
+    powers = [2**power for power in range(1, 8) if 2**power < layers]
+    return sorted({0, *powers, layers // 2})
+
+
+def _bridge(projector: Projector, sharer: LocalModel, receiver: LocalModel) -> Bridge:
+    """A bridge of a closed form, stored nowhere."""
+    manifest = BridgeManifest.new(
+        Side.of(sharer, sharer.ref),
+        Side.of(receiver, receiver.ref),
+        config=projector.config.to_dict(),
+        dtype="float32",
+        data=FitData(sources=(), digest="", tokens=0, seed=0),
+        fit={},
+    )
+    return Bridge(manifest, projector)

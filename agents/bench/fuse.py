@@ -1,0 +1,321 @@
+"""Fuse mode on questions with options, against all its rivals: the receiver alone, the sharer's words, its own cache.
+
+Every way reads ``Question: …\\nAnswer:`` without the options; an option is scored by its log-likelihood over its
+characters (lm-eval's ``acc_norm``), and beside that by its log-likelihood alone. Text-to-text is given its best prompt
+and message length, chosen on rows that it is then measured on, in its favour.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import sqrt
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unspoken.agents.bench import Files, Options, Progress
+from unspoken.agents.bench.choice import ASKS, Chosen, answer_text, choose, write_hints
+from unspoken.agents.model import LocalModel
+from unspoken.channels.bridges.corpus import load_corpus
+from unspoken.channels.bridges.fuse_example import FuseInput, fuse_input, fused_context
+from unspoken.channels.bridges.fuse_lessons import choice_prompt
+from unspoken.channels.bridges.fuse_training import FuseProgress, FuseSettings, fit_fuser
+from unspoken.channels.bridges.fuser import Fuser, load_fuser
+from unspoken.channels.bridges.lessons import Lesson, prepare
+from unspoken.channels.bridges.rows import ChoiceRow, builtin_choice, read_choice, sample
+from unspoken.channels.bridges.store import BridgeStore
+from unspoken.channels.errors import BridgeError
+
+__all__ = ["FuseBench", "compare", "measure", "paired", "wilson"]
+
+LENGTHS = (16, 48)
+TUNED = 40
+DRAWS = 2000
+RECEIVER, SHARER, TEXT = "receiver alone", "sharer alone", "text-to-text"
+SELF, FUSED, OTHER = "self-fused", "fused", "fused, another row's sharer"
+
+
+@dataclass(frozen=True, slots=True)
+class FuseBench:
+    """What the benchmark runs on.
+
+    Attributes:
+        bridge: Folder of the pair's bridge; by default the stored one, and where there is none with fuse mode, a
+            fuser is fitted.
+        self_bridge: Folder of a bridge with fuse mode from the receiver to itself; fitted where it is not given.
+        settings: How fusers are fitted; a control gets the fuser's steps and widths.
+        rows: Most rows.
+        seed: Of the rows drawn.
+    """
+
+    bridge: Path | None = None
+    self_bridge: Path | None = None
+    settings: FuseSettings = field(default_factory=FuseSettings)
+    rows: int = 200
+    seed: int = 0
+
+
+def measure(
+    sharer: LocalModel, receiver: LocalModel, files: Files, progress: Progress, options: Options
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """`compare` with the options of the command line."""
+    plan = FuseBench(bridge=options.bridge, self_bridge=options.self_bridge)
+    return compare(sharer, receiver, files, progress, plan)
+
+
+def compare(
+    sharer: LocalModel,
+    receiver: LocalModel,
+    files: Files,
+    progress: Progress,
+    plan: FuseBench = FuseBench(),
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row per way with its accuracy, and what fusing gains over each of the others.
+
+    Raises:
+        InputError: A file that is not as it should be.
+        BridgeError: A folder without a fuser, or models that cannot be bridged.
+    """
+    rows = read_choice(files.qa) if files.qa else builtin_choice(plan.rows, plan.seed)
+    rows = sample(rows, plan.rows, plan.seed)
+    fuser, settings = _fuser(sharer, receiver, plan, progress)
+    mine = _self_fuser(receiver, plan, settings, progress)
+    told, setting = _texts(sharer, receiver, rows, progress)
+    found = {TEXT: told, **_caches(sharer, receiver, rows, fuser, mine, progress)}
+    order = (RECEIVER, SHARER, TEXT, SELF, FUSED, OTHER)
+    table = [_line(way, found, setting if way == TEXT else {}) for way in order]
+    for line in table:
+        progress(f"{line['way']}: {line['accuracy']:.3f} ({line['low']:.3f} to {line['high']:.3f})")
+    return table, _summary(found, setting)
+
+
+# Fusers
+
+
+def _fuser(
+    sharer: LocalModel, receiver: LocalModel, plan: FuseBench, progress: Progress
+) -> tuple[Fuser, FuseSettings]:
+    """The pair's fuser, and the settings that fit a control of equal size in as many steps."""
+    folder = plan.bridge or BridgeStore().find(sharer.identity, receiver.identity)
+    if folder is not None:
+        try:
+            fuser, fit = load_fuser(folder, sharer, receiver)
+            return fuser, _control(plan.settings, fuser, fit)
+        except BridgeError:
+            if plan.bridge is not None:
+                raise
+    watch = _watch(progress, f"fitting {sharer.ref} -> {receiver.ref}")
+    made = fit_fuser(sharer, receiver, load_corpus(), plan.settings, watch)
+    return made.fuser, _control(plan.settings, made.fuser, made.figures)
+
+
+def _control(
+    settings: FuseSettings, fuser: Fuser, fit: Mapping[str, float | int | str | None]
+) -> FuseSettings:
+    """Steps count, not minutes, so that a busy machine is no handicap; the minutes bound them from afar."""
+    config, steps, minutes = fuser.config, fit.get("fuse_steps"), fit.get("fuse_minutes")
+    return replace(
+        settings,
+        steps=steps if isinstance(steps, int) else settings.steps,
+        minutes=4 * (minutes if isinstance(minutes, int | float) else settings.minutes),
+        source_layers=len(config.own_layers),
+        own_layers=len(config.own_layers),
+        rank=config.rank,
+        own_rank=config.own_rank,
+        hidden=config.hidden,
+        bottleneck=config.bottleneck,
+        last=config.last,
+    )
+
+
+def _self_fuser(
+    receiver: LocalModel, plan: FuseBench, settings: FuseSettings, progress: Progress
+) -> Fuser:
+    if plan.self_bridge is not None:
+        return load_fuser(plan.self_bridge, receiver, receiver)[0]
+    watch = _watch(progress, f"fitting the control {receiver.ref} -> itself")
+    return fit_fuser(receiver, receiver, load_corpus(), settings, watch).fuser
+
+
+def _watch(progress: Progress, what: str) -> Callable[[FuseProgress], None]:
+    def told(one: FuseProgress) -> None:
+        if one.gain is not None:
+            gains = ", ".join(f"{name} {value:+.3f}" for name, value in one.gain.items())
+            progress(f"{what}: {one.fraction:.0%}, held-out loss taken off: {gains}")
+
+    return told
+
+
+# Ways
+
+
+def _texts(
+    sharer: LocalModel, receiver: LocalModel, rows: Sequence[ChoiceRow], progress: Progress
+) -> tuple[list[Chosen], dict[str, Any]]:
+    """Text-to-text at the best of its settings, and that setting; all are tried on the first rows."""
+    few = rows[:TUNED]
+    questions = [row.question for row in rows]
+    hints: dict[str, list[tuple[int, ...]]] = {}
+    tried: dict[tuple[str, int], list[Chosen]] = {}
+    for ask in ASKS:
+        hints[ask] = write_hints(sharer, questions[: len(few)], ask, max(LENGTHS))
+        for length in LENGTHS:
+            tried[ask, length] = _hinted(sharer, receiver, few, hints[ask], length)
+            progress(
+                f"text, {ask}, {length} tokens: {_accuracy(tried[ask, length]):.3f} of {len(few)}"
+            )
+    ask, length = max(tried, key=lambda one: _accuracy(tried[one]))
+    more = write_hints(
+        sharer,
+        questions[len(few) :],
+        ask,
+        length,
+        lambda done: progress(f"text: {len(few) + done} of {len(rows)} messages written"),
+    )
+    rest = _hinted(sharer, receiver, rows[len(few) :], more, length)
+    setting = {
+        "text_prompt": ask,
+        "text_message_tokens": length,
+        "text_tried": {f"{a}_{n}": _accuracy(one) for (a, n), one in tried.items()},
+        "text_tried_on": len(few),
+    }
+    return [*tried[ask, length], *rest], setting
+
+
+def _hinted(
+    sharer: LocalModel,
+    receiver: LocalModel,
+    rows: Sequence[ChoiceRow],
+    hints: Sequence[tuple[int, ...]],
+    length: int,
+) -> list[Chosen]:
+    found = []
+    for row, ids in zip(rows, hints, strict=True):
+        hint = " ".join(sharer.decode(ids[:length]).split())
+        prompt = choice_prompt(row.question, hint)
+        found.append(answer_text(receiver, prompt, row.options, row.answer))
+    return found
+
+
+@torch.no_grad()
+def _caches(
+    sharer: LocalModel,
+    receiver: LocalModel,
+    rows: Sequence[ChoiceRow],
+    fuser: Fuser,
+    mine: Fuser,
+    progress: Progress,
+) -> dict[str, list[Chosen]]:
+    """The ways without words: both models alone, and the receiver's cache fused three ways."""
+    found: dict[str, list[Chosen]] = {way: [] for way in (RECEIVER, SHARER, SELF, FUSED, OTHER)}
+    before = _read(rows[-1], fuser, sharer, receiver).theirs
+    for number, row in enumerate(rows, 1):
+        made = _read(row, fuser, sharer, receiver)
+        own = _read(row, mine, receiver, receiver)
+        other = replace(made, theirs=_fitted(before, len(made.theirs)))
+        for way, module, one in (
+            (RECEIVER, None, made),
+            (SELF, mine, own),
+            (FUSED, fuser, made),
+            (OTHER, fuser, other),
+        ):
+            states = fused_context(module, one, receiver)
+            last = one.case.ids[-1]
+            found[way].append(choose(receiver, last, states, row.options, row.answer))
+        found[SHARER].append(
+            answer_text(sharer, choice_prompt(row.question), row.options, row.answer)
+        )
+        before = made.theirs
+        if number % 20 == 0 or number == len(rows):
+            progress(f"{number} of {len(rows)} rows fused")
+    return found
+
+
+def _read(row: ChoiceRow, fuser: Fuser, sharer: LocalModel, receiver: LocalModel) -> FuseInput:
+    case = prepare(Lesson(choice_prompt(row.question), ()), sharer, receiver)
+    return fuse_input(fuser.config, case, sharer, receiver)
+
+
+def _fitted(theirs: Tensor, length: int) -> Tensor:
+    """Another input's rows, cut or repeated to `length` so that both inputs end together."""
+    back = torch.arange(length - 1, -1, -1, device=theirs.device) % len(theirs)
+    return theirs[len(theirs) - 1 - back]
+
+
+# Figures
+
+
+def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927)."""
+    share, spread = right / count, z * z / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    return middle - half, middle + half
+
+
+def paired(
+    one: Sequence[bool], other: Sequence[bool], *, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean difference over the same rows, and its 95 % bootstrap interval."""
+    gaps = torch.tensor(one, dtype=torch.float64) - torch.tensor(other, dtype=torch.float64)
+    chosen = torch.randint(
+        len(gaps), (draws, len(gaps)), generator=torch.Generator().manual_seed(seed)
+    )
+    ends = gaps[chosen].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return float(gaps.mean()), float(ends[0]), float(ends[1])
+
+
+def _accuracy(found: Sequence[Chosen]) -> float:
+    return fmean(one.by_characters for one in found)
+
+
+def _marks(found: Sequence[Chosen]) -> list[bool]:
+    return [one.by_characters for one in found]
+
+
+def _line(
+    way: str, found: Mapping[str, Sequence[Chosen]], setting: Mapping[str, Any]
+) -> dict[str, Any]:
+    marks = _marks(found[way])
+    low, high = wilson(sum(marks), len(marks))
+    line: dict[str, Any] = {
+        "way": way,
+        "accuracy": round(fmean(marks), 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "accuracy_unnormalised": round(fmean(one.by_sum for one in found[way]), 4),
+        "n": len(marks),
+    }
+    if way != FUSED:
+        gap = paired(_marks(found[FUSED]), marks)
+        names = ("fused_minus", "fused_minus_low", "fused_minus_high")
+        line |= {name: round(value, 4) for name, value in zip(names, gap, strict=True)}
+    if setting:
+        line["setting"] = f"{setting['text_prompt']}, {setting['text_message_tokens']} tokens"
+    return line
+
+
+def _summary(found: Mapping[str, Sequence[Chosen]], setting: Mapping[str, Any]) -> dict[str, Any]:
+    names = {
+        "receiver": RECEIVER,
+        "sharer": SHARER,
+        "text": TEXT,
+        "self_fused": SELF,
+        "fused": FUSED,
+        "mismatched": OTHER,
+    }
+    best = max((RECEIVER, TEXT, SELF), key=lambda way: _accuracy(found[way]))
+    gap = paired(_marks(found[FUSED]), _marks(found[best]))
+    keys = ("fused_minus_best", "fused_minus_best_low", "fused_minus_best_high")
+    return {
+        **{f"accuracy_{key}": round(_accuracy(found[way]), 4) for key, way in names.items()},
+        **{key: round(value, 4) for key, value in zip(keys, gap, strict=True)},
+        "best": best,
+        "n": len(found[FUSED]),
+        "text_prompt": setting["text_prompt"],
+        "text_message_tokens": setting["text_message_tokens"],
+        "text_tried_on": setting["text_tried_on"],
+        **{f"text_tried_{key}": round(value, 4) for key, value in setting["text_tried"].items()},
+    }

@@ -1,0 +1,223 @@
+"""Many closed forms from one pair of Gram matrices: what each feature, and each width, is worth."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from unspoken.channels.bridges.corpus import Corpus
+from unspoken.channels.bridges.example import (
+    SINK,
+    feature_rows,
+    projected_state,
+    sharer_rows,
+    target_rows,
+)
+from unspoken.channels.bridges.features import width, widths
+from unspoken.channels.bridges.lessons import Case, prepare, teach
+from unspoken.channels.bridges.projector import Projector, ProjectorConfig
+from unspoken.channels.bridges.reader import TextModel
+from unspoken.channels.bridges.ridge import Gram, Solution, choose_layers
+from unspoken.channels.bridges.trial import Trial, Way
+from unspoken.channels.state import KVState, LayerState
+
+__all__ = ["ClosedForms", "choose"]
+
+Report = Callable[[float], None]
+
+
+@torch.no_grad()
+def choose(
+    sharer: TextModel,
+    receiver: TextModel,
+    corpus: Corpus,
+    counts: Sequence[int],
+    *,
+    embeddings: int = 2,
+    messages: int = 10,
+    seed: int = 0,
+) -> dict[int, tuple[int, ...]]:
+    """For each count, the sharer's layers that together explain most of the receiver's rows, on a few messages."""
+    lessons = teach(corpus.stream(seed), seed)
+    cases = [prepare(next(lessons), sharer, receiver) for _ in range(messages)]
+    every = range(len(sharer.geometry.layers))
+    plain = ProjectorConfig((), embeddings=embeddings)
+    theirs = [sharer_rows(case, sharer, every) for case in cases]
+    known = [
+        feature_rows(plain, rows[:, :0], case.ids, case.at, receiver, None)
+        for rows, case in zip(theirs, cases, strict=True)
+    ]
+    layers = range(len(receiver.geometry.layers))
+    targets = [target_rows(_read(case, receiver, ())[0], case, receiver, layers) for case in cases]
+    blocks = list(torch.split(torch.cat(theirs), list(widths(sharer.geometry, every)), dim=1))
+    return {
+        count: choose_layers(blocks, torch.cat(known), torch.cat(targets), count, seed=seed)
+        for count in counts
+    }
+
+
+def _read(
+    case: Case, receiver: TextModel, natives: Sequence[int]
+) -> tuple[KVState, Mapping[int, Tensor]]:
+    """The receiver's own state of the whole context, and the message's hidden states at the inputs of some layers."""
+    ids = torch.tensor(case.ids, device=receiver.device)
+    found = receiver.prefill(ids, capture=natives)
+    return found.state, {layer: found.hidden[layer][case.at :] for layer in natives}
+
+
+class ClosedForms:
+    """Reduced-rank ridges from any part of the same features.
+
+    Args:
+        sharer: Whose cache is read.
+        receiver: Whose cache is made.
+        layers: All source layers that a form may read.
+        embeddings: Most embeddings that a form may read.
+        natives: Numbers of native layers that a form may have, 0 left out.
+    """
+
+    def __init__(
+        self,
+        sharer: TextModel,
+        receiver: TextModel,
+        layers: Sequence[int],
+        *,
+        embeddings: int = 2,
+        natives: Sequence[int] = (),
+    ) -> None:
+        self.sharer, self.receiver = sharer, receiver
+        self.wide = ProjectorConfig(tuple(layers), embeddings=embeddings, hidden=0)
+        self.natives = tuple(natives)
+        sizes = widths(sharer.geometry, layers)
+        starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
+        self._layers = {
+            layer: range(start, start + size)
+            for layer, start, size in zip(layers, starts, sizes, strict=False)
+        }
+        self._extra = starts[-1]
+        hidden = receiver.geometry.hidden_size
+        self.columns = self._extra + (embeddings + len(self.natives)) * hidden
+        self._gram: Gram | None = None
+        self._solved: tuple[list[int], Solution] | None = None
+        self._held: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def fit(
+        self,
+        corpus: Corpus,
+        tokens: int,
+        *,
+        seed: int = 0,
+        report: Report = lambda fraction: None,
+    ) -> None:
+        """Fill the Gram matrices from a corpus."""
+        layers = range(len(self.receiver.geometry.layers))
+        gram = Gram(self.columns, width(self.receiver.geometry, layers), self.receiver.device)
+        for lesson in teach(corpus.stream(seed), seed):
+            case = prepare(lesson, self.sharer, self.receiver)
+            full, hidden = _read(case, self.receiver, self.natives)
+            skip = max(SINK - case.at, 0)
+            features = self._features(case, hidden)
+            if len(features) > skip:
+                targets = target_rows(full, case, self.receiver, layers)
+                gram.add(features[skip:], targets[skip:])
+            report(min(gram.count / tokens, 1.0))
+            if gram.count >= tokens:
+                break
+        self._gram = gram
+
+    def _features(self, case: Case, hidden: Mapping[int, Tensor]) -> Tensor:
+        theirs = sharer_rows(case, self.sharer, self.wide.source_layers)
+        rows = feature_rows(self.wide, theirs, case.ids, case.at, self.receiver, None)
+        return torch.cat([rows, *(hidden[layer].float() for layer in self.natives)], dim=1)
+
+    def columns_of(self, config: ProjectorConfig) -> list[int]:
+        """The columns that a configuration's projector reads, in its order."""
+        hidden = self.receiver.geometry.hidden_size
+        found = [column for layer in config.source_layers for column in self._layers[layer]]
+        found += range(self._extra, self._extra + config.embeddings * hidden)
+        if config.native_layers:
+            place = self.wide.embeddings + self.natives.index(config.native_layers)
+            start = self._extra + place * hidden
+            found += range(start, start + hidden)
+        return found
+
+    def projector(self, config: ProjectorConfig, *, seed: int = 0) -> Projector:
+        """The closed form of a configuration; a rank of 0 leaves it uncut.
+
+        Raises:
+            ValueError: Nothing was fitted yet.
+        """
+        if self._gram is None:
+            raise ValueError("no rows to solve from")
+        columns = self.columns_of(config)
+        if self._solved is None or self._solved[0] != columns:
+            self._solved = None
+            where = torch.tensor(columns, device=self.receiver.device)
+            self._solved = columns, self._gram.solve(where)
+        solution = self._for_targets(self._solved[1], config)
+        plain = replace(config, hidden=0, rank=config.rank or len(columns))
+        made = Projector(plain, self.sharer.geometry, self.receiver.geometry)
+        made = made.to(self.receiver.device)
+        if config.rank:
+            made.start_from(solution, *solution.cut(config.rank, seed=seed))
+        else:
+            eye = torch.eye(len(columns), device=self.receiver.device)
+            made.start_from(solution, eye, solution.full())
+        return made.eval().requires_grad_(False)
+
+    def _for_targets(self, solution: Solution, config: ProjectorConfig) -> Solution:
+        """The solution for the layers that are projected."""
+        first = width(self.receiver.geometry, range(config.native_layers))
+        if not first:
+            return solution
+        return replace(
+            solution,
+            half=solution.half[:, first:],
+            offset=solution.offset[first:],
+            deviation=solution.deviation[first:],
+        )
+
+    def ways(self, config: ProjectorConfig, projector: Projector) -> tuple[Way, Way]:
+        """The way of a closed form, and the same with another example's message."""
+        columns = torch.tensor(self.columns_of(config), device=self.receiver.device)
+        theirs = width(self.sharer.geometry, config.source_layers)
+
+        def make(trial: Trial, features: Tensor) -> KVState:
+            native = tuple(
+                LayerState(
+                    layer.keys[:, trial.case.at - layer.first :],
+                    layer.values[:, trial.case.at - layer.first :],
+                    trial.case.at,
+                )
+                for layer in trial.full.layers[: config.native_layers]
+            )
+            return projected_state(projector, features, native, trial.case.at, self.receiver)
+
+        def own(trial: Trial, other: Trial) -> KVState:
+            return make(trial, self._of(trial)[:, columns])
+
+        def misled(trial: Trial, other: Trial) -> KVState:
+            mine, its = self._of(trial)[:, columns], self._of(other)[:, columns[:theirs]]
+            rows = torch.arange(len(mine), device=mine.device) % len(its)
+            return make(trial, torch.cat([its[rows], mine[:, theirs:]], dim=1))
+
+        return own, misled
+
+    def _of(self, trial: Trial) -> Tensor:
+        """All features of a trial's message; those of the last few trials are kept."""
+        if trial.index not in self._held:
+            while len(self._held) > 2:
+                self._held.pop(next(iter(self._held)))
+            hidden = _read(trial.case, self.receiver, self.natives)[1] if self.natives else {}
+            self._held[trial.index] = self._features(trial.case, hidden)
+        return self._held[trial.index]
+
+    def release(self) -> None:
+        """Give the memory of the Gram matrices back; what was solved stays as it is."""
+        self._gram = self._solved = None
+
+    def forget(self) -> None:
+        """Let go of what is kept of the trials, before those of another data set come."""
+        self._held.clear()

@@ -1,0 +1,50 @@
+"""Two model families on one document: each reads it once, and the other one answers from that reader's cache."""
+
+import sys
+from pathlib import Path
+
+from unspoken.agents import Agent, LocalModel, Workflow
+
+GEMMA = "embedded:gemma3-270m"
+SMOLLM = "embedded:smollm2-135m-instruct"
+HERE = Path(__file__).parent
+DOCUMENT = HERE / "document.txt"
+QUESTION = "How high is the tower?"
+
+
+def build(gemma: LocalModel | str = GEMMA, smollm: LocalModel | str = SMOLLM) -> Workflow:
+    """The workflow of workflow.yaml."""
+    read = "{{ inputs.document }}"
+    short, long = (
+        "Question: {{ inputs.question }}\nAnswer:",
+        "Question: {{ inputs.question }}\nAnswer in a few words.",
+    )
+    gemma_reader = Agent("gemma_reader", gemma, prompt=read, generate=None)
+    smollm_answers = Agent("smollm_answers", smollm, prompt=long, generate={"max_new_tokens": 24})
+    smollm_reader = Agent("smollm_reader", smollm, prompt=read, generate=None)
+    gemma_answers = Agent(
+        "gemma_answers", gemma, prompt=short, generate={"max_new_tokens": 24, "stop": ["\n"]}
+    )
+    flow = Workflow(
+        "two-families",
+        [gemma_reader, smollm_answers, smollm_reader, gemma_answers],
+        models={"gemma": gemma, "smollm": smollm},
+        outputs={"smollm": "{{ smollm_answers.text }}", "gemma": "{{ gemma_answers.text }}"},
+        bridge_folders=[HERE / "bridges"],
+    )
+    flow.connect(gemma_reader, smollm_answers, "projected_cache", min_retention=0.2)
+    return flow.connect(smollm_reader, gemma_answers, "projected_cache", min_retention=0.2)
+
+
+def main() -> None:
+    document = DOCUMENT.read_text(encoding="utf-8").removesuffix("\n")
+    question = " ".join(sys.argv[1:]) or QUESTION
+    result = build().run(document=document, question=question)
+    for name, answer in result.outputs.items():
+        print(f"{name}: {answer.strip()}")
+    for edge in result.report.edges:
+        print(f"{edge.sharer} -> {edge.receiver}: {edge.channel}, {edge.projected} of {edge.tokens} tokens")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Bridges fitted end to end on tiny models: kept, found again, resumed after a kill, made once by two processes."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from flows import DOCUMENT, QUESTION, own_cache, reader_solver
+from pairs import AUDIT, corpus, few_held_out, load, plan
+from processes import environment, until
+
+from unspoken.agents import LocalModel, Workflow, bridging
+from unspoken.agents.auditing import audit_bridge, keep_audit
+from unspoken.agents.bridging import BridgeShelf, fit_bridge, work_folder
+from unspoken.channels.bridges.bridge import Bridge
+from unspoken.channels.bridges.folder import read
+from unspoken.channels.bridges.store import BridgeStore
+from unspoken.channels.bridges.training import FitProgress
+from unspoken.channels.errors import BridgeError, InputError
+
+TESTS = Path(__file__).parent
+
+FIT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from pairs import few_held_out, plan
+from pytest import MonkeyPatch
+from unspoken.agents.bridging import fit_bridge
+from unspoken.agents.model import LocalModel
+models = [LocalModel.load(name) for name in sys.argv[2:4]]
+few_held_out(MonkeyPatch())
+settings = {"steps": int(sys.argv[4]), "every": 0.0}
+def told(stage, part):
+    print(stage, flush=True)
+print(fit_bridge(*models, plan(sys.argv[5], None, **settings), report=told))
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def pair(root: Path) -> Iterator[tuple[LocalModel, LocalModel]]:
+    with own_cache(root / "cache"):
+        yield load(root)
+
+
+@pytest.fixture(scope="module")
+def source(root: Path) -> str:
+    return corpus(root)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BridgeStore:
+    """A store of our own, which processes that we start share."""
+    monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("UNSPOKEN_BRIDGES", raising=False)
+    few_held_out(monkeypatch)
+    return BridgeStore()
+
+
+def scores_of(reports: list[FitProgress]) -> list[float]:
+    return [one.scores.kl for one in reports if one.scores is not None]
+
+
+def test_a_fit_is_kept_with_its_figures_and_its_audit(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str
+) -> None:
+    """The folder holds what was audited, in int8; the manifest says how it was made; nothing is left beside it."""
+    stages: list[str] = []
+    made = replace(plan(source), command="unspoken bridge fit a b")
+    folder = fit_bridge(*pair, made, report=lambda stage, part: stages.append(stage))
+    assert folder == store.find(pair[0].identity, pair[1].identity)
+    manifest, tensors = read(folder)
+    assert manifest.dtype == "int8" and manifest.audit is not None
+    assert manifest.fit["command"] == made.command and manifest.fit["steps"] == 4
+    for name in ("peak_memory_gb", "fit_minutes_total", "fit_minutes_closed_form"):
+        assert isinstance(manifest.fit[name], float)
+    size = manifest.audit.figure("size_mb")
+    assert size == pytest.approx(sum(one.nbytes for one in tensors.values()) / 1e6, abs=0.01)
+    assert stages[0].startswith("at most") and "audit: recall" in stages
+    assert not work_folder(store, pair[0].identity, pair[1].identity).exists()
+    bridge = Bridge.load(folder)
+    bridge.check(*pair)
+    assert bridge.earned == manifest.audit.earned
+    assert fit_bridge(*pair, made) == folder  # found, not fitted again
+
+
+def test_training_improves_on_held_out_rows(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str
+) -> None:
+    """More steps bring the receiver nearer to what the full text says."""
+    reports: list[FitProgress] = []
+    made = plan(source, None, steps=48, rate=3e-3, residual_rate=1e-2, batch=2)
+    fit_bridge(*pair, made, watch=reports.append)
+    kl = scores_of(reports)
+    assert kl[-1] < kl[0]
+
+
+def test_training_in_another_dtype(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str
+) -> None:
+    """Copies in bfloat16 are trained on; the bridge belongs to the models themselves."""
+    made = replace(plan(source, None), train_dtype=torch.bfloat16)
+    manifest, _ = read(fit_bridge(*pair, made))
+    assert manifest.fit["steps"] == 4 and manifest.receiver.layer_dtype == "float32"
+    assert manifest.receiver.to_identity() == pair[1].identity
+
+
+def test_a_bridge_in_a_folder_of_its_own(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str, tmp_path: Path
+) -> None:
+    """`out` keeps it out of the store; there it is found again; `refit` replaces it; an audit can be added."""
+    out = tmp_path / "mine"
+    made = replace(plan(source, None), out=out)
+    assert fit_bridge(*pair, made) == out and store.find(pair[0].identity, pair[1].identity) is None
+    before, _ = read(out)
+    assert before.audit is None
+    assert fit_bridge(*pair, made) == out and read(out)[0] == before
+    measured = audit_bridge(out, *pair, AUDIT)
+    keep_audit(out, measured)
+    assert read(out)[0].audit == measured
+    again = replace(made, refit=True, settings=replace(made.settings, seed=1))
+    fit_bridge(*pair, again)
+    assert read(out)[0].data.seed == 1
+
+
+def test_one_model_needs_no_bridge(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str
+) -> None:
+    """The error names the channel that serves it."""
+    with pytest.raises(InputError, match="one model") as caught:
+        fit_bridge(pair[0], pair[0], plan(source))
+    assert "same_model_cache" in caught.value.fix
+
+
+# Kills and other processes
+
+
+def start(root: Path, steps: int) -> "subprocess.Popen[str]":
+    sharer, receiver = (str(root / name) for name in ("gemma", "llama"))
+    return subprocess.Popen(
+        [sys.executable, "-c", FIT, str(TESTS), sharer, receiver, str(steps), corpus(root)],
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def saved_step(file: Path) -> int:
+    return int(torch.load(file, weights_only=True)["step"])
+
+
+def test_a_killed_fit_goes_on_from_its_last_step(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str, root: Path
+) -> None:
+    """Kill -9 in the middle leaves a state on disk; the next fit begins there and finishes; the folder then goes."""
+    file = work_folder(store, pair[0].identity, pair[1].identity) / "fit.pt"
+    process = start(root, 100_000)
+    try:
+        until(lambda: file.is_file() and saved_step(file) >= 3)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert store.find(pair[0].identity, pair[1].identity) is None
+    reached = saved_step(file)
+    stages: list[str] = []
+    folder = fit_bridge(
+        *pair,
+        plan(source, None, steps=reached + 2, every=0.0),
+        report=lambda stage, part: stages.append(stage),
+    )
+    manifest, _ = read(folder)
+    assert manifest.fit["steps"] == reached + 2
+    assert "gram" not in stages  # the closed form was not solved again
+    assert not file.parent.exists()
+
+
+def test_two_processes_fit_a_pair_once(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, root: Path
+) -> None:
+    """The second waits for the first, then takes its bridge."""
+    both = [start(root, 3) for _ in range(2)]
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    lines = [out.splitlines() for out, _ in said]
+    assert lines[0][-1] == lines[1][-1] == str(store.find(pair[0].identity, pair[1].identity))
+    assert sum("gram" in one for one in lines) == 1
+    assert sum(any(line.startswith("there already") for line in one) for one in lines) == 1
+
+
+# Workflows
+
+
+def test_a_workflow_fits_what_it_lacks(
+    pair: tuple[LocalModel, LocalModel],
+    store: BridgeStore,
+    source: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`bridges: fit` fits on the first run, and uses the bridge or says what it keeps; the second run finds it."""
+    monkeypatch.setattr(bridging, "DEFAULT", plan(source))
+    flow = reader_solver(*pair)
+    fitting = Workflow.from_spec(flow.spec.model_copy(update={"bridges": "fit"}))
+    fitting._models = flow._models
+    result = fitting.run(document=DOCUMENT, question=QUESTION)
+    folder = store.find(pair[0].identity, pair[1].identity)
+    assert folder is not None
+    (edge,) = result.report.edges
+    manifest, _ = read(folder)
+    assert manifest.audit is not None and manifest.audit.earned is not None
+    if manifest.audit.earned < 0.8:
+        (planned,) = fitting.plan().edges
+        assert edge.channel == "text" and "below this edge's 0.8" in planned.reason
+    # One that is good enough is used.
+    keep_audit(folder, manifest.audit.model_copy(update={"earned": 0.9}))
+    again = reader_solver(*pair)
+    (planned,) = again.plan().edges
+    assert "keeps 0.90" in planned.reason
+    (edge,) = again.run(document=DOCUMENT, question=QUESTION).report.edges
+    assert edge.channel == "projected_cache" and edge.projected > 0
+
+
+def test_a_broken_bridge_is_said_in_the_plan(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str
+) -> None:
+    """The edge falls back to text, and the reason is the bridge's own error."""
+    folder = fit_bridge(*pair, plan(source, None))
+    os.truncate(folder / "bridge.safetensors", 10)
+    (edge,) = reader_solver(*pair).plan().edges
+    assert edge.channel == "text" and "has 10 bytes" in edge.reason
+    with pytest.raises(BridgeError, match="has 10 bytes"):
+        BridgeShelf().find(*pair)
