@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -17,6 +17,7 @@ from unspoken.channels.bridges.bridge import Bridge, tensors_of
 from unspoken.channels.bridges.corpus import Corpus, load_corpus
 from unspoken.channels.bridges.features import width
 from unspoken.channels.bridges.folder import MANIFEST, read_manifest, write
+from unspoken.channels.bridges.fuse_training import FuseResult, FuseSettings, fit_fuser
 from unspoken.channels.bridges.manifest import (
     BridgeManifest,
     FitData,
@@ -63,6 +64,7 @@ class FitPlan:
         train_dtype: Float type to train and judge in, such as ``bfloat16``; None for the models' own. The closed form
             and the audit use the models as they are.
         command: The command to record.
+        fuse: Fit the module of fuse mode too; None for no such module.
     """
 
     sources: tuple[str, ...] = ("builtin",)
@@ -72,6 +74,7 @@ class FitPlan:
     out: Path | None = None
     train_dtype: torch.dtype | None = None
     command: str = ""
+    fuse: FuseSettings | None = None
 
 
 DEFAULT = FitPlan()
@@ -131,8 +134,18 @@ def fit_bridge(
         if plan.train_dtype is not None:
             light = sharer.cast(plan.train_dtype), receiver.cast(plan.train_dtype)
         result = fit(sharer, receiver, corpus, plan.settings, work, told, light=light)
+        fuser = None
+        if plan.fuse is not None:
+            fuser = fit_fuser(
+                sharer,
+                receiver,
+                corpus,
+                plan.fuse,
+                lambda progress: report(f"fuse: {progress.stage}", progress.fraction),
+                light=light,
+            )
         del light
-        manifest, bridge = _packed(sharer, receiver, corpus, plan, result)
+        manifest, bridge = _packed(sharer, receiver, corpus, plan, result, fuser)
         if rows is not None and plan.audit is not None:
             measured = audit(
                 bridge,
@@ -146,7 +159,7 @@ def fit_bridge(
             )
             manifest = manifest.model_copy(update={"audit": measured})
         report("saving", 0.0)
-        tensors = tensors_of(result.projector, DTYPE)
+        tensors = tensors_of(result.projector, DTYPE, fuser.fuser if fuser else None)
         if plan.out is None:
             folder = store.save(manifest, tensors)
         else:
@@ -168,7 +181,9 @@ def _kept(
     if plan.refit:
         return None
     if plan.out is None:
-        return store.find(sharer, receiver)
+        found = store.find(sharer, receiver)
+        lacks = plan.fuse is not None and found and "fuse" not in read_manifest(found).config
+        return None if lacks else found
     if not (plan.out / MANIFEST).exists():
         return None
     mine = read_manifest(plan.out).pair == pair_digest(sharer, receiver)
@@ -193,16 +208,21 @@ def _packed(
     corpus: Corpus,
     plan: FitPlan,
     result: FitResult,
+    fused: FuseResult | None = None,
 ) -> tuple[BridgeManifest, Bridge]:
     """The manifest, and the bridge as it will be read back from the disk."""
-    figures = {**result.figures, "peak_memory_gb": _peak_memory()}
+    figures = {**result.figures, **(fused.figures if fused else {})}
+    figures["peak_memory_gb"] = _peak_memory()
     if plan.command:
         figures["command"] = plan.command
-    tensors = tensors_of(result.projector, DTYPE)
+    config = result.projector.config.to_dict()
+    if fused is not None:
+        config["fuse"] = fused.fuser.config.to_dict()
+    tensors = tensors_of(result.projector, DTYPE, fused.fuser if fused else None)
     manifest = BridgeManifest.new(
         Side.of(sharer, sharer.ref),
         Side.of(receiver, receiver.ref),
-        config=result.projector.config.to_dict(),
+        config=config,
         dtype=DTYPE,
         data=FitData(
             sources=corpus.sources,
@@ -228,9 +248,14 @@ def _peak_memory() -> float | None:
 
 
 class BridgeShelf:
-    """The bridges one workflow has met, each looked up or fitted once."""
+    """The bridges one workflow has met, each looked up or fitted once.
 
-    def __init__(self) -> None:
+    Args:
+        folders: Where bridges are looked for besides the user's store.
+    """
+
+    def __init__(self, folders: Sequence[Path] = ()) -> None:
+        self._folders = tuple(folders)
         self._known: dict[tuple[ModelIdentity, ModelIdentity], AnyBridge] = {}
         self._lock = Lock()
 
@@ -243,6 +268,8 @@ class BridgeShelf:
         key = sharer.identity, receiver.identity
         with self._lock:
             found = self._known.get(key) or _lookup(sharer, receiver)
+            if found is None:
+                found = _beside(self._folders, sharer, receiver)
             if found is not None:
                 self._known[key] = found
             return found
@@ -270,6 +297,17 @@ def _lookup(sharer: "LocalModel", receiver: "LocalModel") -> "AnyBridge | None":
     """The stored bridge of a pair."""
     folder = BridgeStore().find(sharer.identity, receiver.identity)
     return None if folder is None else Bridge.load(folder, receiver.device)
+
+
+def _beside(
+    folders: Sequence[Path], sharer: "LocalModel", receiver: "LocalModel"
+) -> "AnyBridge | None":
+    """The pair's bridge in one of these folders, which come with a workflow."""
+    for root in folders:
+        folder = BridgeStore(root).find(sharer.identity, receiver.identity)
+        if folder is not None:
+            return Bridge.load(folder, receiver.device)
+    return None
 
 
 def _fit(sharer: "LocalModel", receiver: "LocalModel", progress: Progress) -> "AnyBridge":

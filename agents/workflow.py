@@ -85,6 +85,7 @@ class Workflow:
         timeout: Most seconds a run may take.
         description: What it does, for people.
         bridges: ``stored`` uses the bridges at hand, ``fit`` fits one where an edge has none.
+        bridge_folders: Where bridges are looked for after the user's store; for a file, ``bridges`` beside it.
 
     Raises:
         WorkflowError: Agents of equal names, or a setting that is not as it should be.
@@ -101,6 +102,7 @@ class Workflow:
         timeout: float | None = None,
         description: str = "",
         bridges: Literal["stored", "fit"] = "stored",
+        bridge_folders: Sequence[str | Path] = (),
     ) -> None:
         doubles = {agent.name for agent in agents if [a.name for a in agents].count(agent.name) > 1}
         if doubles:
@@ -134,15 +136,18 @@ class Workflow:
         )
         self._plan: Plan | None = None
         self._loading = Lock()
-        self.bridge_shelf = BridgeShelf()
+        self.bridge_shelf = BridgeShelf([Path(folder) for folder in bridge_folders])
         self._bridges: dict[int, Bridge] = {}
 
     @classmethod
-    def from_spec(cls, spec: WorkflowSpec) -> "Workflow":
+    def from_spec(
+        cls, spec: WorkflowSpec, *, bridge_folders: Sequence[str | Path] = ()
+    ) -> "Workflow":
         """A workflow of a valid spec; its models are loaded when it first runs."""
         flow = cls.__new__(cls)
         flow.spec, flow._models, flow._plan, flow._loading = spec, {}, None, Lock()
-        flow.bridge_shelf, flow._bridges = BridgeShelf(), {}
+        flow.bridge_shelf = BridgeShelf([Path(folder) for folder in bridge_folders])
+        flow._bridges = {}
         return flow
 
     @classmethod
@@ -152,7 +157,8 @@ class Workflow:
         Raises:
             WorkflowError: Everything wrong with it, with line and column.
         """
-        return cls.from_spec(load_workflow(path).spec)
+        beside = Path(path).parent / "bridges"
+        return cls.from_spec(load_workflow(path).spec, bridge_folders=[beside])
 
     def to_yaml(self) -> str:
         """The workflow as a file's text; read again, it is the same.

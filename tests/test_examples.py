@@ -12,7 +12,7 @@ import pytest
 from unspoken.agents import RunResult, Workflow, WorkflowSpec
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-NAMES = ("draft_critique_revise", "fan_out_panel", "reader_solver")
+NAMES = ("draft_critique_revise", "fan_out_panel", "reader_solver", "two_families")
 
 every_example = pytest.mark.parametrize("name", NAMES)
 
@@ -130,3 +130,14 @@ def test_loop_gives_the_drafter_a_second_turn() -> None:
     first, second = result.report.agents["drafter"]
     assert first.reused_tokens == 0 < second.reused_tokens
     assert result.report.fallbacks == ()
+
+
+@pytest.mark.model
+def test_the_two_families_hand_over_through_their_bridges() -> None:
+    """Neither receiver reads the document: what is not its sink is projected."""
+    report = ran("two_families").report
+    assert not report.fallbacks
+    for edge in report.edges:
+        assert edge.channel == "projected_cache"
+        assert edge.projected > 100
+        assert edge.projected + edge.repaired == edge.tokens

@@ -19,6 +19,7 @@ from unspoken.agents.auditing import audit_bridge, keep_audit
 from unspoken.agents.bridging import BridgeShelf, fit_bridge, work_folder
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.folder import read
+from unspoken.channels.bridges.fuse_training import FuseSettings
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.bridges.training import FitProgress
 from unspoken.channels.errors import BridgeError, InputError
@@ -241,3 +242,13 @@ def test_a_broken_bridge_is_said_in_the_plan(
     assert edge.channel == "text" and "has 10 bytes" in edge.reason
     with pytest.raises(BridgeError, match="has 10 bytes"):
         BridgeShelf().find(*pair)
+
+
+def test_a_fit_with_fuse_makes_a_bridge_that_fuses(
+    pair: tuple[LocalModel, LocalModel], source: str, store: BridgeStore
+) -> None:
+    small = FuseSettings(minutes=0.0, steps=0, gram_tokens=300)
+    plain = fit_bridge(*pair, plan(source, None, steps=0))
+    assert not Bridge.load(plain).fuses
+    both = fit_bridge(*pair, replace(plan(source, None, steps=0), fuse=small))
+    assert Bridge.load(both).fuses

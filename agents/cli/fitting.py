@@ -18,6 +18,7 @@ from unspoken.channels.errors import InputError
 
 if TYPE_CHECKING:
     from unspoken.agents.model import LocalModel
+    from unspoken.channels.bridges.fuse_training import FuseSettings
     from unspoken.channels.bridges.training import FitProgress, FitSettings
 
 __all__ = ["audit", "fit", "progress_line"]
@@ -64,6 +65,9 @@ def fit(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where to keep it; your store if left out.")
     ] = None,
+    fuse: Annotated[
+        bool, typer.Option("--fuse", help="Fit the module of fuse mode too, in as many minutes.")
+    ] = False,
     no_audit: Annotated[bool, typer.Option("--no-audit", help="Do not measure it.")] = False,
     text: Text = None,
     qa: Qa = None,
@@ -91,6 +95,7 @@ def fit(
         out,
         dtype,
         join(["unspoken", *sys.argv[1:]]),
+        _fuse_settings(given) if fuse else None,
     )
     title = f"{sharer} -> {receiver}"
     try:
@@ -129,6 +134,13 @@ def _settings(given: dict[str, Any], receiver: "LocalModel") -> "FitSettings":
             expected=f"0 to {layers - 1}, so that something is left to project",
         )
     return FitSettings(**{name: value for name, value in given.items() if value is not None})
+
+
+def _fuse_settings(given: dict[str, Any]) -> "FuseSettings":
+    from unspoken.channels.bridges.fuse_training import FuseSettings
+
+    wanted = {name: given[name] for name in ("minutes", "steps") if given[name] is not None}
+    return FuseSettings(**wanted)
 
 
 def _dtype(name: str | None) -> Any:

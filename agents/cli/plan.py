@@ -39,7 +39,7 @@ def plan(file: WorkflowFile, inputs: InputsOption = None, as_json: JsonOption = 
     spec = load_workflow(file).spec
     given = read_inputs(spec, inputs or [])
     values = check_inputs(spec, given) if given else {}
-    chosen = load_flow(spec, stderr(), quiet=as_json).plan(**values)
+    chosen = load_flow(file, spec, stderr(), quiet=as_json).plan(**values)
     if as_json:
         print_json(chosen.to_dict())
     else:

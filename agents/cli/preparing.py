@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -72,14 +73,14 @@ def quiet_libraries() -> None:
 
 
 def load_flow(
-    spec: "WorkflowSpec", console: Console, *, quiet: bool, fit: bool = False
+    file: Path, spec: "WorkflowSpec", console: Console, *, quiet: bool, fit: bool = False
 ) -> "Workflow":
-    """The workflow of a valid spec, its models loaded; with `fit`, the bridges that it asks for fitted."""
+    """The workflow of a valid file, its models loaded; with `fit`, the bridges that it asks for fitted."""
     with reporting(console, "loading models", quiet=quiet) as report:
         from unspoken.agents.workflow import Workflow
 
         quiet_libraries()
-        flow = Workflow.from_spec(spec).load(report)
+        flow = Workflow.from_spec(spec, bridge_folders=[file.parent / "bridges"]).load(report)
         return flow.fit_bridges(report) if fit and spec.bridges == "fit" else flow
 
 

@@ -75,7 +75,7 @@ def run(
     if log_level:
         configure_logging(log_level, console)
     with _written_to(events) as write:
-        flow = load_flow(spec, console, quiet=as_json, fit=True)
+        flow = load_flow(file, spec, console, quiet=as_json, fit=True)
         result = _watched(flow, values, write, console, quiet=as_json or log_level is not None)
     if as_json:
         print_json(result.to_dict())

@@ -54,6 +54,8 @@ class Scores:
     @property
     def score(self) -> float:
         """What the best weights are chosen by: specific retention, the mean of its groups."""
+        if not self.retention:  # the full text gains nothing on any row
+            return -self.kl
         return fmean(
             self.retention[name] - max(self.mismatched[name], 0.0) for name in self.retention
         )

@@ -210,6 +210,7 @@ class _Fit:
         saved = self._load()
         if saved is None:
             projector, closed = self._closed_form()
+            closed_seconds = monotonic() - began
             held = self._held_out(projector.config)
             scores = held.score(projector)
             saved = _Progressed(
@@ -217,7 +218,7 @@ class _Fit:
                 _copy(projector),
                 _copy(projector),
                 scores.score,
-                closed_seconds=monotonic() - began,
+                closed_seconds=closed_seconds,
                 tokens=closed,
                 closed_scores=scores.to_dict(),
             )
@@ -305,7 +306,7 @@ class _Fit:
             skip = max(SINK - case.at, 0)
             targets = target_rows(full, case, receiver, config.target_layers(receiver.geometry))
             gram.add(made.features[skip:].float(), targets[skip:])
-            self.report(FitProgress("gram", gram.count / settings.gram_tokens))
+            self.report(FitProgress("gram", min(gram.count / settings.gram_tokens, 1.0)))
         self.report(FitProgress("solve", 0.0))
         solution = gram.solve()
         tokens = gram.count
