@@ -43,7 +43,9 @@ def main() -> None:
     for name, answer in result.outputs.items():
         print(f"{name}: {answer.strip()}")
     for edge in result.report.edges:
-        print(f"{edge.sharer} -> {edge.receiver}: {edge.channel}, {edge.projected} of {edge.tokens} tokens")
+        print(
+            f"{edge.sharer} -> {edge.receiver}: {edge.channel}, {edge.projected} of {edge.tokens} tokens"
+        )
 
 
 if __name__ == "__main__":
