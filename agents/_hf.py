@@ -242,6 +242,9 @@ class Backbone:
         self.layers: nn.ModuleList = self._part("layers", "h")
         self.rotary_module: nn.Module = self._part("rotary_emb")
         self.per_type = _rope_per_type(self.config)
+        head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        if head is not None:
+            head.register_forward_pre_hook(_unsliced)
 
     def _part(self, *names: str) -> Any:
         for name in names:
@@ -441,6 +444,18 @@ def _keep_input(
             )
 
     return keep
+
+
+def _unsliced(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Give the vocabulary's product a tensor of its own.
+
+    A slice of the hidden states has the strides of the whole; `torch.matmul` then expands and copies the head's
+    weights, seconds where the vocabulary is large.
+    """
+    return tuple(
+        part.clone(memory_format=torch.contiguous_format) if isinstance(part, Tensor) else part
+        for part in args
+    )
 
 
 def first_gap(states: Sequence[KVState], new: Sequence[int], stop: int) -> int | None:

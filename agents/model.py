@@ -333,12 +333,27 @@ class LocalModel:
         )
         return output, layers
 
-    def logits(self, ids: Tensor, state: Sequence[KVState] = (), *, grad: bool = False) -> Tensor:
-        """Logits after every one of `ids`; see `unspoken.channels.CausalModel.logits`."""
+    @torch.no_grad()
+    def read(self, ids: Sequence[int]) -> KVState:
+        """State of a context of its own, without the logits that `prefill` would compute after it."""
+        cache = self.open((), range(len(ids)), spare=0)
+        for start in range(0, len(ids), CHUNK):
+            self.backbone.forward(self.tensor(ids[start : start + CHUNK]), cache, keep=0)
+        return cache.snapshot(self.identity)
+
+    def logits(
+        self,
+        ids: Tensor,
+        state: Sequence[KVState] = (),
+        *,
+        last: int | None = None,
+        grad: bool = False,
+    ) -> Tensor:
+        """Logits after the last of `ids`; see `unspoken.channels.CausalModel.logits`."""
         end = max((piece.stop for piece in state), default=0)
         with torch.set_grad_enabled(grad):
             cache = self.open(state, range(end, end + len(ids)), spare=0)
-            logits = self.backbone.forward(ids, cache, keep=len(ids))
+            logits = self.backbone.forward(ids, cache, keep=last or len(ids))
         if logits is None:
             raise StateError("no tokens to compute", expected="at least one")
         return logits

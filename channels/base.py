@@ -111,10 +111,17 @@ class CausalModel(Protocol):
             The input of layer `last`, and the new keys and values of the layers run.
         """
 
-    def logits(self, ids: Tensor, state: Sequence[KVState] = (), *, grad: bool = False) -> Tensor:
-        """Logits after every one of `ids`, shape (tokens, vocabulary), the tokens following the last state.
+    def logits(
+        self,
+        ids: Tensor,
+        state: Sequence[KVState] = (),
+        *,
+        last: int | None = None,
+        grad: bool = False,
+    ) -> Tensor:
+        """Logits after the last `last` of `ids`, all by default, shape (tokens, vocabulary).
 
-        With `grad`, gradients flow back into the keys and values of `state`.
+        The tokens follow the last state. With `grad`, gradients flow back into the keys and values of `state`.
         """
 
 

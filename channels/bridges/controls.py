@@ -38,7 +38,7 @@ def read_alone(lesson: Lesson, receiver: TextModel) -> Case:
     """A lesson's message as the receiver alone reads it, without tails."""
     frame = receiver.frame(lesson.frame)
     ids = (*frame.before, *receiver.words(lesson.text)[0])
-    full = receiver.prefill(torch.tensor(ids, device=receiver.device)).state
+    full = receiver.read(ids)
     at = len(frame.before)
     return Case(ids, at, full, torch.arange(at, len(ids), device=full.device), ())
 

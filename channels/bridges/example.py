@@ -164,7 +164,7 @@ def _after(
 ) -> Tensor:
     """Log-probabilities of the tail's last `count` tokens, (count, vocabulary)."""
     ids = torch.tensor((last, *tail[:-1]), device=receiver.device)
-    return receiver.logits(ids, states, grad=grad)[-count:].float().log_softmax(dim=-1)
+    return receiver.logits(ids, states, last=count, grad=grad).float().log_softmax(dim=-1)
 
 
 def answer_loss(logs: Tensor, tail: Sequence[int], count: int) -> Tensor:
@@ -241,7 +241,7 @@ def student(
 def head_of(receiver: TextModel, ids: Sequence[int], at: int) -> KVState:
     """The receiver's own state of what stands before a message, of `SINK` tokens at least."""
     stop = min(max(at, SINK), len(ids) - 1)
-    return receiver.prefill(torch.tensor(ids[:stop], device=receiver.device)).state
+    return receiver.read(ids[:stop])
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from unspoken.channels.base import CausalModel
 from unspoken.channels.bridges.example import SINK, answer_loss, sharer_rows
 from unspoken.channels.bridges.fuser import Fuser, FuserConfig, fused_state, own_rows
 from unspoken.channels.bridges.lessons import Case
+from unspoken.channels.bridges.reader import TextModel
 from unspoken.channels.state import KVState
 
 __all__ = ["FuseInput", "contrast", "fuse_input", "fused_context", "tail_logs", "tail_losses"]
@@ -34,10 +35,10 @@ class FuseInput:
 
 @torch.no_grad()
 def fuse_input(
-    config: FuserConfig, case: Case, sharer: CausalModel, receiver: CausalModel
+    config: FuserConfig, case: Case, sharer: CausalModel, receiver: TextModel
 ) -> FuseInput:
     """Let the receiver read a case too, and take both models' rows of it."""
-    own = receiver.prefill(torch.tensor(case.ids, device=receiver.device)).state
+    own = receiver.read(case.ids)
     head = own.slice(0, max(case.at, SINK))
     theirs = sharer_rows(case, sharer, config.source_layers)
     rows = own_rows(own, case.at, receiver)
@@ -70,7 +71,7 @@ def tail_logs(
         grad: Whether gradients flow into `states`.
     """
     ids = torch.tensor((last, *tail[:-1]), device=receiver.device)
-    return receiver.logits(ids, states, grad=grad)[-count:].float().log_softmax(dim=-1)
+    return receiver.logits(ids, states, last=count, grad=grad).float().log_softmax(dim=-1)
 
 
 def tail_losses(

@@ -97,7 +97,7 @@ class HeldOut:
         none = []
         while len(made) < count:
             case = prepare(next(lessons), sharer, receiver)
-            full = receiver.prefill(torch.tensor(case.ids, device=receiver.device)).state
+            full = receiver.read(case.ids)
             made.append(example(config, case, sharer, receiver, full))
             none.append(tuple(float(loss) for loss in none_losses(receiver, case)))
         columns = width(sharer.geometry, config.source_layers)

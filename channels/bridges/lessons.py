@@ -73,9 +73,9 @@ def teach(pieces: Iterator[str], seed: int, *, words: int = 190) -> Iterator[Les
     while True:
         frame = rng.choice(("bare", "chat"))
         draw = rng.random()
-        if draw < 0.62:
+        if draw < 0.56:
             lesson = _plain(next(pieces), rng, words, frame)
-        elif draw < 0.90:
+        elif draw < 0.84:
             passage = next(facts)
             asked = rng.sample(passage.questions, min(3, len(passage.questions)))
             tails = tuple(Tail(question_prompt(q.question), f" {q.answer}", "fact") for q in asked)
@@ -117,7 +117,7 @@ def _records(rng: random.Random, frame: str) -> Lesson:
     uuid = rng.random() < 0.5
     style = {"keys": "uuid", "values": "uuid"} if uuid else {}
     records, key, value = recall_records(
-        rng, rng.randint(2, 4) if uuid else rng.randint(3, 8), **style
+        rng, rng.randint(2, 6) if uuid else rng.randint(3, 8), **style
     )
     tails = [Tail(f"\n\n{recall_question(key)}", f" {value}", "recall")]
     return Lesson(render_recall(records), tuple(tails), frame)
@@ -162,8 +162,7 @@ def prepare(lesson: Lesson, sharer: TextModel, receiver: TextModel, *, longest: 
     theirs, ours = sharer.frame(lesson.frame), receiver.frame(lesson.frame)
     read, ends = sharer.words(lesson.text)
     words, receiver_ends = receiver.words(lesson.text)
-    ids = torch.tensor((*theirs.before, *read), device=sharer.device)
-    state = sharer.prefill(ids).state
+    state = sharer.read((*theirs.before, *read))
     rows = torch.tensor(align(ends, receiver_ends), device=sharer.device) + len(theirs.before)
     tails, kinds = [], []
     for tail in lesson.tails:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from unspoken.channels.base import CausalModel
 from unspoken.channels.rope import Rotary
+from unspoken.channels.state import KVState
 
 __all__ = ["Frame", "TextModel", "rotaries"]
 
@@ -30,6 +31,9 @@ class TextModel(CausalModel, Protocol):
 
     def words(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids of somebody's words, and the character at which each token's text ends."""
+
+    def read(self, ids: Sequence[int]) -> KVState:
+        """State of a context of its own."""
 
     @property
     def shifts_keys(self) -> bool:

@@ -60,9 +60,9 @@ def scene(text: str, tokens: int, sharer: TextModel, receiver: TextModel) -> Sce
     if len(theirs) + len(read) > sharer.geometry.max_positions:
         return None
     at, stop = len(ours), len(ours) + tokens
-    state = sharer.prefill(torch.tensor((*theirs, *read), device=sharer.device)).state
+    state = sharer.read((*theirs, *read))
     rows = tuple(len(theirs) + row for row in align(read_ends, ends[:tokens]))
-    full = receiver.prefill(torch.tensor(context[:stop], device=receiver.device)).state
+    full = receiver.read(context[:stop])
     return Scene(context, at, stop, state, rows, full, len(message.encode()))
 
 

@@ -79,7 +79,7 @@ class FitSettings:
     residual_rate: float = 1e-3
     likelihood: float = 0.3
     patience: int = 6
-    every: float = 240.0
+    every: float = 360.0
     seed: int = 0
 
 
@@ -250,9 +250,6 @@ class _Fit:
         made = Projector(config, self.sharer.geometry, self.receiver.geometry)
         return made.to(self.receiver.device)
 
-    def _full(self, case: Case) -> KVState:
-        return _full_text(case, self.receiver)
-
     def _lessons(self, seed: int) -> Iterator[Case]:
         for lesson in teach(self.corpus.stream(seed), seed):
             yield prepare(lesson, self.sharer, self.receiver)
@@ -270,7 +267,9 @@ class _Fit:
             ]
         )
         layers = range(len(self.receiver.geometry.layers))
-        targets = [target_rows(self._full(case), case, self.receiver, layers) for case in cases]
+        targets = [
+            target_rows(self.receiver.read(case.ids), case, self.receiver, layers) for case in cases
+        ]
         blocks = list(torch.split(torch.cat(rows), list(sizes), dim=1))
         wanted = min(self.settings.source_layers or _layers_to_read(max(sizes)), count)
         return choose_layers(blocks, known, torch.cat(targets), wanted, seed=self.settings.seed)
@@ -301,7 +300,7 @@ class _Fit:
         while gram.count < settings.gram_tokens:
             case = first.pop() if first else next(cases)
             made = example(
-                config, case, self.sharer, receiver, full := self._full(case), teach=False
+                config, case, self.sharer, receiver, full := receiver.read(case.ids), teach=False
             )
             skip = max(SINK - case.at, 0)
             targets = target_rows(full, case, receiver, config.target_layers(receiver.geometry))
@@ -327,7 +326,7 @@ class _Fit:
         sharer, receiver = self.light
         for lesson in teach(self.corpus.stream(seed), seed):
             case = prepare(lesson, sharer, receiver)
-            yield example(config, case, sharer, receiver, _full_text(case, receiver))
+            yield example(config, case, sharer, receiver, receiver.read(case.ids))
 
     def _train(self, projector: Projector, saved: _Progressed, held: HeldOut) -> None:
         settings = self.settings
@@ -434,11 +433,6 @@ class _Fit:
 def _layers_to_read(columns: int) -> int:
     """Source layers worth their products: half or a third of them lost nothing where that was measured."""
     return max(4, min(12, 3072 // columns))
-
-
-def _full_text(case: Case, receiver: TextModel) -> KVState:
-    """The receiver's own state of the whole context."""
-    return receiver.prefill(torch.tensor(case.ids, device=receiver.device)).state
 
 
 def _shape(settings: FitSettings) -> dict[str, Any]:

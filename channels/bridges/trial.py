@@ -125,7 +125,7 @@ class Trials:
                 f"row {index + 1} has {'no answer' if case.tokens >= 2 else 'no message'} in the receiver's tokens",
                 expected="a message of some words, and an answer",
             )
-        full = self.receiver.prefill(torch.tensor(case.ids, device=self.receiver.device)).state
+        full = self.receiver.read(case.ids)
         return Trial(
             index,
             case,
