@@ -13,6 +13,7 @@
     │   ├── BridgeError           a bridge that is broken, missing or unfit
     │   ├── IdentityMismatch      a state made by other weights
     │   ├── GeometryMismatch      a state of another shape, dtype or device
+    │   ├── PacketError           bytes that are not a whole, genuine packet; its kind says what is wrong
     │   └── StateError            positions that are missing, overlap or were trimmed
     └── RunError                  a run failed (exit code 1); names agent and edge
         ├── AgentError            an agent's turn raised
@@ -32,6 +33,7 @@ __all__ = [
     "InputError",
     "ModelReferenceError",
     "ModelSupportError",
+    "PacketError",
     "Problem",
     "RunError",
     "RunTimeout",
@@ -155,6 +157,18 @@ class IdentityMismatch(ChannelError):
 
 class GeometryMismatch(ChannelError):
     """A state of another shape, dtype or device than the model's."""
+
+
+class PacketError(ChannelError):
+    """Bytes that are not a whole and genuine packet.
+
+    Attributes:
+        kind: ``format``, ``version``, ``truncated``, ``size``, ``key``, ``unsigned``, ``tampered`` or ``shape``.
+    """
+
+    def __init__(self, found: str, *, kind: str, expected: str = "", fix: str = "") -> None:
+        self.kind = kind
+        super().__init__(found, expected=expected, fix=fix)
 
 
 class StateError(ChannelError):

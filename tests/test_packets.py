@@ -1,0 +1,425 @@
+"""Packets: whole and genuine, or refused with the reason, before anything is made of them."""
+
+import io
+import json
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pairs import load
+from safetensors import safe_open
+from test_same_model import message_of, receive
+
+from unspoken.agents.model import LocalModel
+from unspoken.channels.codec import CODECS, Codec, recode
+from unspoken.channels.errors import (
+    GeometryMismatch,
+    IdentityMismatch,
+    InputError,
+    PacketError,
+    StateError,
+)
+from unspoken.channels.message import Message
+from unspoken.channels.packets import (
+    KEY_FILE_VARIABLE,
+    KEY_VARIABLE,
+    PacketReader,
+    _header,
+    _signature,
+    packet_key,
+    read_packet,
+    write_packet,
+)
+from unspoken.channels.state import KVState
+
+KEY = b"a key of sixteen bytes"
+TEXT = "the key of the document is with the reader, and its value is that of the thing"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalModel, LocalModel]:
+    return load(tmp_path_factory.mktemp("packets"))
+
+
+@pytest.fixture(scope="module")
+def model(models: tuple[LocalModel, LocalModel]) -> LocalModel:
+    return models[0]
+
+
+@pytest.fixture(scope="module")
+def message(model: LocalModel) -> Message:
+    return message_of(model, TEXT)
+
+
+@pytest.fixture(scope="module")
+def packet(message: Message) -> bytes:
+    return written(message)
+
+
+def written(message: Message, key: bytes | None = KEY, codec: Codec = "raw") -> bytes:
+    stream = io.BytesIO()
+    assert write_packet(message, stream, key=key, codec=codec) == len(stream.getvalue())
+    return stream.getvalue()
+
+
+def read(data: bytes, model: LocalModel, key: bytes | None = KEY) -> Message:
+    return read_packet(io.BytesIO(data), model, key=key)
+
+
+def bits(state: KVState) -> list[bytes]:
+    tensors = [tensor for layer in state.layers for tensor in (layer.keys, layer.values)]
+    return [
+        tensor.contiguous().view(torch.uint8).numpy().tobytes()
+        for tensor in (*tensors, *state.hidden.values())
+    ]
+
+
+def resigned(data: bytes, change: Callable[[dict[str, object]], None], key: bytes = KEY) -> bytes:
+    """A packet whose manifest somebody with the key has changed."""
+    (length,) = struct.unpack("<Q", data[:8])
+    head = json.loads(data[8 : 8 + length])
+    manifest = json.loads(head["__metadata__"]["manifest"])
+    change(manifest)
+    text = json.dumps(manifest, separators=(",", ":"))
+    head["__metadata__"]["manifest"] = text
+    head["__metadata__"]["signature"] = _signature(text, key)
+    new = json.dumps(head, separators=(",", ":")).encode()
+    new += b" " * (-len(new) % 8)
+    return struct.pack("<Q", len(new)) + new + data[8 + length :]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_raw_packet_gives_back_every_bit(model: LocalModel, dtype: torch.dtype) -> None:
+    receiver = model if dtype == torch.float32 else model.cast(dtype)
+    message = message_of(receiver, TEXT)
+    assert message.state is not None
+    hidden = {1: torch.randn(len(message.context), receiver.geometry.hidden_size, dtype=dtype)}
+    message = replace(message, state=replace(message.state, hidden=hidden))
+    back = read(written(message), receiver)
+    assert back.state is not None and message.state is not None
+    assert bits(back.state) == bits(message.state)
+    assert replace(back, state=None) == replace(message, state=None)
+    assert back.segments[0].ends == message.segments[0].ends
+    assert back.state.exact
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_a_lossy_packet_gives_what_its_codec_keeps_and_says_so(
+    model: LocalModel, message: Message, codec: Codec
+) -> None:
+    assert message.state is not None
+    back = read(written(message, codec=codec), model).state
+    assert back is not None and back.approximate_from == 0
+    for mine, theirs in zip(back.layers, message.state.layers, strict=True):
+        kept = recode(codec, theirs)
+        assert torch.equal(mine.keys, kept.keys) and torch.equal(mine.values, kept.values)
+
+
+def test_a_trimmed_state_keeps_where_each_layer_begins(model: LocalModel) -> None:
+    message = message_of(model, TEXT)
+    assert message.state is not None
+    message = replace(message, state=message.state.trim(model.geometry))
+    back = read(written(message), model).state
+    assert back is not None and message.state is not None
+    assert [layer.first for layer in back.layers] == [layer.first for layer in message.state.layers]
+    assert min(layer.first for layer in back.layers) < max(layer.first for layer in back.layers)
+
+
+def test_a_received_message_continues_like_the_sharers_own(
+    model: LocalModel, message: Message, packet: bytes
+) -> None:
+    ids, parts = receive(model, read(packet, model))
+    own = receive(model, message)[1]
+    assert parts.missing == own.missing and len(parts.missing) < len(ids)
+    assert [state.exact for state in parts.states] == [state.exact for state in own.states]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_packet_is_a_safetensors_file(tmp_path: Path, message: Message, codec: Codec) -> None:
+    file = tmp_path / "message.packet"
+    write_packet(message, file, key=KEY, codec=codec)
+    with safe_open(file, framework="pt") as tensors:
+        assert tensors.metadata()["format"] == "unspoken-packet"
+        assert tensors.get_tensor("layers.0.keys").shape[0] == 1
+
+
+def test_the_first_layer_is_given_out_before_the_last_is_sent(
+    model: LocalModel, packet: bytes
+) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, theirs.makefile("rb") as stream:
+        reader_has_layer = threading.Event()
+        cut = len(packet) - 100
+
+        def send() -> None:
+            ours.sendall(packet[:cut])
+            if reader_has_layer.wait(20):
+                ours.sendall(packet[cut:])
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        layers = PacketReader(stream, key=KEY).layers(model)
+        next(layers)
+        reader_has_layer.set()
+        assert len(list(layers)) == len(model.geometry.layers) - 1
+        sender.join()
+
+
+def test_two_packets_follow_each_other_on_one_stream(
+    model: LocalModel, message: Message, packet: bytes
+) -> None:
+    stream = io.BytesIO(packet + written(message, codec="int8"))
+    assert read_packet(stream, model, key=KEY).context == message.context
+    assert read_packet(stream, model, key=KEY).context == message.context
+
+
+def test_nothing_half_written_stays(
+    tmp_path: Path, message: Message, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "message.packet"
+    write_packet(message, file, key=KEY)
+    before = file.read_bytes()
+    broken = replace(message, state=None)
+    with pytest.raises(StateError, match="no state"):
+        write_packet(broken, file, key=KEY)
+    assert file.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == [file.name]
+
+
+# -- refusals
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def refusal(data: bytes, model: LocalModel, key: bytes | None = KEY) -> PacketError:
+    with pytest.raises(PacketError) as caught:
+        read(data, model, key)
+    assert caught.value.expected
+    return caught.value
+
+
+def test_a_cut_stream_says_where_it_ends(model: LocalModel, packet: bytes) -> None:
+    assert refusal(packet[:-1], model).kind == "truncated"
+    last = len(model.geometry.layers) - 1
+    assert f"layer {last}" in refusal(packet[:-1], model).found
+    assert refusal(packet[:5], model).kind == "truncated"
+    assert refusal(packet[:100], model).kind == "truncated"
+
+
+def test_a_cut_file_is_refused_before_its_layers_are_read(
+    tmp_path: Path, model: LocalModel, packet: bytes
+) -> None:
+    file = tmp_path / "message.packet"
+    file.write_bytes(packet[:-1])
+    with pytest.raises(PacketError, match=f"{len(packet) - 1} bytes") as caught:
+        read_packet(file, model, key=KEY)
+    assert caught.value.kind == "truncated"
+    file.write_bytes(packet + b"x")
+    with pytest.raises(PacketError) as caught:
+        read_packet(file, model, key=KEY)
+    assert caught.value.kind == "size"
+
+
+def test_a_changed_tensor_names_its_layer(model: LocalModel, packet: bytes) -> None:
+    error = refusal(flipped(packet, len(packet) - 1), model)
+    assert error.kind == "tampered" and f"layer {len(model.geometry.layers) - 1}" in error.found
+
+
+def test_a_changed_manifest_is_refused(model: LocalModel, packet: bytes) -> None:
+    at = packet.index(b"reader")
+    assert refusal(flipped(packet, at), model).kind == "tampered"
+
+
+def test_a_changed_place_of_a_tensor_is_refused(model: LocalModel, packet: bytes) -> None:
+    at = packet.index(b'"data_offsets":[0,') + len(b'"data_offsets":[0,')
+    assert refusal(flipped(packet, at), model).kind == "shape"
+
+
+def test_another_key_is_named(model: LocalModel, packet: bytes) -> None:
+    error = refusal(packet, model, b"another key of this length")
+    assert error.kind == "key" and "both ends" in error.fix
+    assert refusal(packet, model, None).kind == "key"
+
+
+def test_an_unsigned_packet_is_read_only_where_asked(model: LocalModel, message: Message) -> None:
+    data = written(message, key=None)
+    assert refusal(data, model).kind == "unsigned"
+    assert read(data, model, None).context == message.context
+    assert refusal(flipped(data, len(data) - 1), model, None).kind == "tampered"
+
+
+def test_a_stripped_signature_is_no_way_in(model: LocalModel, packet: bytes) -> None:
+    (length,) = struct.unpack("<Q", packet[:8])
+    head = json.loads(packet[8 : 8 + length])
+    manifest = json.loads(head["__metadata__"]["manifest"])
+    manifest["key"] = None
+    head["__metadata__"] |= {"manifest": json.dumps(manifest), "signature": ""}
+    new = json.dumps(head).encode()
+    data = struct.pack("<Q", len(new)) + new + packet[8 + length :]
+    assert refusal(data, model).kind == "unsigned"
+
+
+def test_another_models_packet_names_both(
+    models: tuple[LocalModel, LocalModel], packet: bytes
+) -> None:
+    with pytest.raises(IdentityMismatch, match="packet of 'reader'"):
+        read(packet, models[1])
+
+
+def test_another_version_is_refused(model: LocalModel, packet: bytes) -> None:
+    def newer(manifest: dict[str, object]) -> None:
+        manifest["version"] = 2
+
+    error = refusal(resigned(packet, newer), model)
+    assert error.kind == "version" and "version 1" in error.expected
+
+
+def test_more_tokens_than_the_context_holds_are_refused(
+    model: LocalModel, message: Message
+) -> None:
+    assert message.state is not None
+    count = model.geometry.max_positions + 1
+    state = message.state
+    layers = tuple(
+        replace(
+            layer,
+            keys=layer.keys[:, :1].expand(-1, count, -1),
+            values=layer.values[:, :1].expand(-1, count, -1),
+        )
+        for layer in state.layers
+    )
+    long = replace(
+        message, context=(1,) * count, segments=(), state=replace(state, layers=layers, stop=count)
+    )
+    error = refusal(written(long), model)
+    assert error.kind == "size" and str(count) in error.found
+
+
+def test_absurd_shapes_cost_no_memory(
+    model: LocalModel, packet: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vast(manifest: dict[str, object]) -> None:
+        manifest["layers"] = [{"kv_heads": 60_000, "head_dim": 60_000, "first": 0}]
+        manifest["digests"] = ["0" * 64]
+
+    text = _manifest_text(resigned(packet, vast))
+    from unspoken.channels.packet_manifest import PacketManifest
+
+    manifest = PacketManifest.model_validate_json(text)
+    head = _header(manifest, text, _signature(text, KEY))
+    data = struct.pack("<Q", len(head)) + head
+
+    def no_tensor(*args: object, **options: object) -> None:
+        raise AssertionError("a tensor was made of a packet that must be refused")
+
+    monkeypatch.setattr(torch, "empty", no_tensor)
+    with pytest.raises(GeometryMismatch, match="60000"):
+        read(data, model)
+    error = refusal(struct.pack("<Q", 2**62) + b"{}", model)
+    assert error.kind == "format"
+
+
+def _manifest_text(data: bytes) -> str:
+    (length,) = struct.unpack("<Q", data[:8])
+    text: str = json.loads(data[8 : 8 + length])["__metadata__"]["manifest"]
+    return text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("codec", "int3"),
+        ("dtype", "float64"),
+        ("context", [-1]),
+        ("layers", []),
+        ("digests", ["0" * 64]),
+        ("hidden", [99]),
+        ("approximate_from", "all"),
+        ("surprise", 1),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_names_the_field(
+    model: LocalModel, packet: bytes, field: str, value: object
+) -> None:
+    def change(manifest: dict[str, object]) -> None:
+        manifest[field] = value
+
+    assert refusal(resigned(packet, change), model).kind == "shape"
+
+
+def test_another_file_is_no_packet(model: LocalModel) -> None:
+    from safetensors.torch import save
+
+    assert refusal(save({"a": torch.zeros(3)}), model).kind == "format"
+    assert refusal(b"# A text file, and not a packet at all", model).kind == "format"
+    deep = b'{"__metadata__":' + b"[" * 100_000
+    assert refusal(struct.pack("<Q", len(deep)) + deep, model).kind == "format"
+
+
+def test_a_raw_packet_needs_the_receivers_dtype(model: LocalModel, packet: bytes) -> None:
+    with pytest.raises(GeometryMismatch, match="float32") as caught:
+        read(packet, model.cast(torch.bfloat16))
+    assert "int8" in caught.value.fix
+
+
+@settings(max_examples=200, deadline=None)
+@given(draw=st.data())
+def test_no_change_of_any_bytes_goes_unnoticed(
+    draw: st.DataObject, model: LocalModel, packet: bytes
+) -> None:
+    bent = bytearray(packet)
+    match draw.draw(st.sampled_from(("flip", "cut", "insert", "remove"))):
+        case "flip":
+            at = draw.draw(st.integers(0, len(bent) - 1))
+            bent[at] ^= draw.draw(st.integers(1, 255))
+        case "cut":
+            del bent[draw.draw(st.integers(0, len(bent) - 1)) :]
+        case "insert":
+            at = draw.draw(st.integers(0, len(bent) - 1))
+            bent[at:at] = draw.draw(st.binary(min_size=1, max_size=40))
+        case "remove":
+            at = draw.draw(st.integers(0, len(bent) - 1))
+            del bent[at : at + draw.draw(st.integers(1, 40))]
+    if bytes(bent[: len(packet)]) == packet:  # a stream may go on with something else
+        return
+    with pytest.raises((PacketError, IdentityMismatch, GeometryMismatch)):
+        read(bytes(bent), model)
+
+
+@given(data=st.binary(max_size=300))
+def test_no_bytes_break_the_reader(data: bytes, model: LocalModel) -> None:
+    with pytest.raises(PacketError):
+        read(data, model)
+
+
+# -- keys
+
+
+def test_a_key_comes_from_a_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    monkeypatch.delenv(KEY_FILE_VARIABLE, raising=False)
+    with pytest.raises(InputError, match="no key"):
+        packet_key()
+    file = tmp_path / "packet.key"
+    file.write_bytes(b"0123456789abcdef\n")
+    assert packet_key(file) == b"0123456789abcdef"
+    monkeypatch.setenv(KEY_FILE_VARIABLE, str(file))
+    assert packet_key() == b"0123456789abcdef"
+    monkeypatch.setenv(KEY_VARIABLE, "another key, long enough")
+    assert packet_key() == b"another key, long enough"
+    monkeypatch.setenv(KEY_VARIABLE, "short")
+    with pytest.raises(InputError, match="5 bytes"):
+        packet_key()
+    with pytest.raises(InputError, match="cannot be read"):
+        packet_key(tmp_path / "nowhere")
