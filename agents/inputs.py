@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unspoken.agents._problems import describe, listed, suggest
 from unspoken.agents.spec import InputSpec, WorkflowSpec
 from unspoken.channels.errors import InputError
+from unspoken.channels.message import Message
 
-__all__ = ["check_inputs", "read_inputs"]
+if TYPE_CHECKING:
+    from unspoken.agents.model import LocalModel
+
+__all__ = ["check_inputs", "check_received", "read_inputs"]
 
 
 def check_inputs(spec: WorkflowSpec, given: Mapping[str, object]) -> dict[str, object]:
@@ -37,6 +42,36 @@ def check_inputs(spec: WorkflowSpec, given: Mapping[str, object]) -> dict[str, o
             fix="give each as -i NAME=VALUE, or -i NAME=@FILE to read a file",
         )
     return values
+
+
+def check_received(
+    spec: WorkflowSpec, models: Mapping[str, "LocalModel"], received: Mapping[str, Message]
+) -> None:
+    """Refuse a message that the agent of its name cannot have published.
+
+    Raises:
+        InputError: There is no such agent, or its edges share something else.
+        IdentityMismatch: Another model made it.
+    """
+    for name, message in received.items():
+        if name not in spec.agents:
+            raise InputError(
+                f"a message was received for {name!r}, which is no agent",
+                expected=listed(spec.agents),
+                fix=suggest(name, spec.agents),
+            )
+        models[name].identity.require(message.identity, f"the message received for {name!r}")
+        if message.state is not None:
+            message.state.check(models[name].geometry, models[name].dtype)
+        for edge in spec.edges:
+            share = spec.share_of(edge)
+            if edge.from_ == name and (share == "context") != message.whole:
+                travels = "whole turns" if message.whole else "words"
+                raise InputError(
+                    f"the message received for {name!r} holds {travels}, and its edge to {edge.to} shares {share}",
+                    expected="a message published as the edge shares it",
+                    fix=f"give the edge share: {'context' if message.whole else 'prompt'}",
+                )
 
 
 def read_inputs(spec: WorkflowSpec, words: list[str]) -> dict[str, object]:

@@ -30,6 +30,7 @@ from unspoken.channels.base import Prefill
 from unspoken.channels.bridges.reader import Frame
 from unspoken.channels.errors import ModelReferenceError, ModelSupportError, StateError
 from unspoken.channels.geometry import CacheGeometry, ModelIdentity
+from unspoken.channels.message import Message
 from unspoken.channels.rope import Rotary, shift
 from unspoken.channels.state import KVState, LayerState
 
@@ -332,6 +333,20 @@ class LocalModel:
             for rows in cache.rows[first:last]
         )
         return output, layers
+
+    def message(self, text: str, *, sharer: str = "reader", system: str | None = None) -> Message:
+        """Read a text as a user's turn in a context of its own: a message with its state, ready for a packet.
+
+        Args:
+            text: The words.
+            sharer: Name of the agent that shares them.
+            system: A system prompt before them; None leaves that to the chat template.
+        """
+        context = self.composer.compose([Turn("user", (text,))], system=system)
+        segment = context.segments[-1]
+        return Message(
+            sharer, (segment,), False, context.ids, self.identity, self.read(context.ids)
+        )
 
     @torch.no_grad()
     def read(self, ids: Sequence[int]) -> KVState:

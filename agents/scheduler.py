@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
+from types import MappingProxyType
 
 import anyio
 import structlog
@@ -59,6 +60,8 @@ __all__ = ["Scheduler"]
 # Over the standard library's logger, so that a program that configures no logging sees warnings only.
 log = structlog.wrap_logger(logging.getLogger("unspoken.scheduler"))
 
+_NOTHING: Mapping[str, Message] = MappingProxyType({})
+
 
 @dataclass(frozen=True, slots=True)
 class _Parcel:
@@ -93,6 +96,7 @@ class Scheduler:
         plan: Its plan.
         inputs: Checked input values.
         emit: Called on the event loop with every event.
+        received: Messages of agents that spoke elsewhere, by agent; checked.
     """
 
     def __init__(
@@ -102,8 +106,10 @@ class Scheduler:
         plan: Plan,
         inputs: Mapping[str, object],
         emit: Callable[[Event], None],
+        received: Mapping[str, Message] = _NOTHING,
     ) -> None:
         self.spec, self.plan, self.inputs, self.emit = spec, plan, inputs, emit
+        self.received = received
         self.run_id = uuid.uuid4().hex[:12]
         self.flow: Dataflow[_Parcel] = Dataflow(build_graph(spec))
         self.agents = {name: _Agent(name, one, models[name]) for name, one in spec.agents.items()}
@@ -228,6 +234,8 @@ class Scheduler:
         self._act(tasks, self.flow.complete(agent.name, sent))
 
     async def _take_turn(self, agent: _Agent, firing: Firing[_Parcel]) -> dict[int, _Parcel | None]:
+        if agent.name in self.received:
+            return self._pass_received(agent, firing)
         self.emit(TurnStarted(agent.name, firing.turn))
         self.log.info("turn started", agent=agent.name, turn=firing.turn)
         ends = self.flow.last_turn(agent.name)
@@ -252,6 +260,16 @@ class Scheduler:
             agent.context = agent.state = None
         self._let_go(agent, ends)
         return self._send(agent, results)
+
+    def _pass_received(self, agent: _Agent, firing: Firing[_Parcel]) -> dict[int, _Parcel | None]:
+        """Send on what an agent has published elsewhere."""
+        message = self.received[agent.name]
+        self.log.info("message received", agent=agent.name, tokens=message.tokens)
+        for parcel in firing.inbox.values():
+            self._drop(parcel)
+        agent.texts.append(message.text)
+        bare = replace(message, state=None)
+        return self._publish(agent, lambda number: bare, message.state)
 
     def _read(self, outcome: TurnOutcome, prompt_at: int) -> str:
         """The text of an agent that only reads is its prompt."""
@@ -370,6 +388,13 @@ class Scheduler:
         self, agent: _Agent, results: list[tuple[TurnOutcome, int]]
     ) -> dict[int, _Parcel | None]:
         """Publish a turn on every out-edge whose condition holds."""
+        return self._publish(
+            agent, lambda number: self._message(agent, number, results), results[0][0].state
+        )
+
+    def _publish(
+        self, agent: _Agent, make: Callable[[int], Message], state: KVState | None
+    ) -> dict[int, _Parcel | None]:
         sent: dict[int, _Parcel | None] = {}
         context = {"inputs": dict(self.inputs), agent.name: {"text": agent.texts[-1]}}
         for number, edge in enumerate(self.spec.edges):
@@ -378,10 +403,9 @@ class Scheduler:
             if edge.when is not None and not evaluate(edge.when, context):
                 sent[number] = None
                 continue
-            message = self._message(agent, number, results)
-            state = results[0][0].state if self.plan.channels[number].carries_state else None
+            message = make(number)
             handle = None
-            if state is not None:
+            if state is not None and self.plan.channels[number].carries_state:
                 handle = self.shelf.put(state.slice(0, len(message.context)), readers=1)
             sent[number] = _Parcel(message, handle)
         return sent

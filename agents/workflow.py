@@ -16,7 +16,7 @@ from unspoken.agents.agent import Agent
 from unspoken.agents.bridging import BridgeShelf
 from unspoken.agents.events import Event, RunFinished
 from unspoken.agents.graph import build_graph, validate
-from unspoken.agents.inputs import check_inputs
+from unspoken.agents.inputs import check_inputs, check_received
 from unspoken.agents.loader import dumps, load_workflow
 from unspoken.agents.model import LocalModel
 from unspoken.agents.planner import Plan, plan_workflow
@@ -26,6 +26,7 @@ from unspoken.agents.spec import EdgeSpec, InputSpec, WorkflowSpec
 from unspoken.agents.templates import references
 from unspoken.channels.base import Channel
 from unspoken.channels.errors import InputError, Problem, WorkflowError
+from unspoken.channels.message import Message
 from unspoken.channels.projected import Bridge, ProjectedCacheChannel
 from unspoken.channels.same_model import SameModelCacheChannel
 
@@ -325,43 +326,60 @@ class Workflow:
     def _by_agent(self) -> dict[str, LocalModel]:
         return {name: self._models[agent.model] for name, agent in self.spec.agents.items()}
 
-    def run(self, /, **inputs: object) -> RunResult:
+    def run(self, received: Mapping[str, Message] | None = None, /, **inputs: object) -> RunResult:
         """Run to the end; call `arun` where an event loop runs already.
 
+        Args:
+            received: Messages that agents of these names have published elsewhere, as `read_packet` gives them; such
+                an agent takes no turn, its message goes out on its edges.
+            inputs: The workflow's inputs.
+
         Raises:
-            InputError: An input is missing, unknown or of another type.
+            InputError: An input is missing, unknown or of another type, or a message that its agent cannot have sent.
+            IdentityMismatch: A message of another model than its agent's.
             AgentError, RunTimeout: The run failed.
         """
 
         async def go() -> RunResult:
-            return await self.arun(**inputs)
+            return await self.arun(received, **inputs)
 
         return anyio.run(go)
 
-    async def arun(self, /, **inputs: object) -> RunResult:
+    async def arun(
+        self, received: Mapping[str, Message] | None = None, /, **inputs: object
+    ) -> RunResult:
         """Run to the end; see `run`."""
-        scheduler = await self._scheduler(inputs, lambda event: None)
+        scheduler = await self._scheduler(received or {}, inputs, lambda event: None)
         report = await scheduler.run()
         agents = {name: AgentResult(words[-1], words) for name, words in scheduler.texts().items()}
         return RunResult(scheduler.outputs(), agents, report)
 
     async def _scheduler(
-        self, inputs: Mapping[str, object], emit: Callable[[Event], None]
+        self,
+        received: Mapping[str, Message],
+        inputs: Mapping[str, object],
+        emit: Callable[[Event], None],
     ) -> Scheduler:
         """Check the inputs, load and plan; the run is ready to start."""
         known = check_inputs(self.spec, inputs)
         await anyio.to_thread.run_sync(self.fit_bridges)
         if self._plan is None:  # pragma: no cover - an edge was added meanwhile
             self._plan = self._planned()
-        return Scheduler(self.spec, self._by_agent(), self._plan, known, emit)
+        models = self._by_agent()
+        check_received(self.spec, models, received)
+        return Scheduler(self.spec, models, self._plan, known, emit, received)
 
-    async def stream(self, /, **inputs: object) -> AsyncGenerator[Event, None]:
+    async def stream(
+        self, received: Mapping[str, Message] | None = None, /, **inputs: object
+    ) -> AsyncGenerator[Event, None]:
         """Run, event by event; the last is `RunFinished`.
 
         A loop that may break off early belongs in ``async with contextlib.aclosing(flow.stream(...)) as events``:
         leaving it cancels the run.
         """
-        scheduler = await self._scheduler(inputs, lambda event: send.send_nowait(event))
+        scheduler = await self._scheduler(
+            received or {}, inputs, lambda event: send.send_nowait(event)
+        )
         send, receive = anyio.create_memory_object_stream[Event](float("inf"))
 
         async def go() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from unspoken.channels.errors import UnspokenError
     from unspoken.channels.geometry import CacheGeometry, LayerGeometry, ModelIdentity
     from unspoken.channels.message import Message, Segment
+    from unspoken.channels.packets import PacketReader, packet_key, read_packet, write_packet
     from unspoken.channels.projected import ProjectedCacheChannel
     from unspoken.channels.rope import Rotary
     from unspoken.channels.same_model import SameModelCacheChannel
@@ -35,6 +36,7 @@ __all__ = [
     "LayerState",
     "Message",
     "ModelIdentity",
+    "PacketReader",
     "Prefill",
     "ProjectedCacheChannel",
     "Rotary",
@@ -44,6 +46,9 @@ __all__ = [
     "TextChannel",
     "TextSpan",
     "UnspokenError",
+    "packet_key",
+    "read_packet",
+    "write_packet",
 ]
 
 _HOMES = {
@@ -60,6 +65,7 @@ _HOMES = {
     "errors": ("UnspokenError",),
     "geometry": ("CacheGeometry", "LayerGeometry", "ModelIdentity"),
     "message": ("Message", "Segment"),
+    "packets": ("PacketReader", "packet_key", "read_packet", "write_packet"),
     "projected": ("ProjectedCacheChannel",),
     "rope": ("Rotary",),
     "same_model": ("SameModelCacheChannel",),

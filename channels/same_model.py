@@ -112,7 +112,7 @@ class SameModelCacheChannel(Channel):
         exact = beyond == len(repair) and (rough is None or rough >= shared)
         if not beyond:
             reason = "continuation: the same tokens stand before the message at both ends"
-            reason += "" if exact else ", of a state that was spliced itself"
+            reason += "" if exact else ", of a state that is approximate itself"
         else:
             moved = spans[0].at - spans[0].source
             reason = f"splice: other tokens stand before the message; keys moved by {moved:+d}, {len(repair)} repaired"

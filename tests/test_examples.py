@@ -12,7 +12,7 @@ import pytest
 from unspoken.agents import RunResult, Workflow, WorkflowSpec
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-NAMES = ("draft_critique_revise", "fan_out_panel", "reader_solver", "two_families")
+NAMES = ("draft_critique_revise", "fan_out_panel", "reader_solver", "two_families", "two_processes")
 
 every_example = pytest.mark.parametrize("name", NAMES)
 

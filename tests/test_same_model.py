@@ -119,7 +119,7 @@ def test_a_continuation_of_a_splice_is_not_called_exact() -> None:
     again, later = receive(model, Message("solver", (segment,), False, ids, model.identity, state))
     assert len(later.missing) < len(again) // 2
     assert not report(later).exact
-    assert report(later).reason.endswith("of a state that was spliced itself")
+    assert report(later).reason.endswith("of a state that is approximate itself")
 
 
 def test_spliced_keys_stand_at_the_receivers_positions() -> None:
