@@ -16,7 +16,7 @@ from unspoken.agents.spec import (
     GenerateSpec,
     InputSpec,
     ModelSpec,
-    SinkRepair,
+    Repair,
     WorkflowSpec,
 )
 from unspoken.channels.errors import Problem
@@ -165,6 +165,6 @@ def _model_at(path: Path) -> type[BaseModel]:
         case ("edges", _):
             return EdgeSpec
         case ("edges", _, "repair"):
-            return SinkRepair
+            return Repair
         case _:
             return WorkflowSpec

@@ -55,7 +55,8 @@ def make_channel(edge: EdgeSpec, name: str, bridge: Bridge | None = None) -> "Ch
     """The channel of a name with an edge's options; without its bridge a projected one is text."""
     sink = edge.repair.sink if edge.repair else 0
     if name == "same_model_cache":
-        return SameModelCacheChannel(edge.share, edge.as_, sink)
+        deviation = edge.repair.deviation if edge.repair else 0.0
+        return SameModelCacheChannel(edge.share, edge.as_, sink, deviation)
     if bridge is not None:
         mode: Literal["prefix", "fuse"] = "fuse" if edge.fuse else "prefix"
         return ProjectedCacheChannel(bridge, edge.share, edge.as_, sink, mode)

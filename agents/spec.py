@@ -28,8 +28,8 @@ __all__ = [
     "GenerateSpec",
     "InputSpec",
     "ModelSpec",
+    "Repair",
     "Share",
-    "SinkRepair",
     "WorkflowSpec",
     "dump",
     "json_schema",
@@ -227,10 +227,15 @@ class AgentSpec(_Spec):
     )
 
 
-class SinkRepair(_Spec):
-    """Recompute the first tokens of a spliced message."""
+class Repair(_Spec):
+    """What is recomputed of a spliced message, in one pass over the chosen tokens."""
 
     sink: Whole = Field(4, description="How many of the message's first tokens are recomputed.")
+    deviation: Fraction = Field(
+        0.0,
+        description="Share of the message's tokens recomputed besides: those whose values, on an early layer, "
+        "deviate most from what the receiver computes.",
+    )
 
 
 class EdgeSpec(_Spec):
@@ -254,8 +259,8 @@ class EdgeSpec(_Spec):
         serialization_alias="as",
         description="Role of the message in the receiver's context.",
     )
-    repair: Annotated[SinkRepair | None, NONE_WORD] = Field(
-        SinkRepair(), description="What is recomputed of a message put after other tokens."
+    repair: Annotated[Repair | None, NONE_WORD] = Field(
+        Repair(), description="What is recomputed of a message put after other tokens."
     )
     min_retention: Fraction = Field(
         0.8,

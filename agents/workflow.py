@@ -421,7 +421,11 @@ def _options(channel: Channel, given: Mapping[str, Any]) -> dict[str, Any]:
         )
     options: dict[str, Any] = {"channel": channel.name, "share": channel.share, "as": channel.as_}
     if isinstance(channel, SameModelCacheChannel | ProjectedCacheChannel):
-        options["repair"] = {"sink": channel.sink} if channel.sink else None
+        options["repair"] = {"sink": channel.sink}
+    if isinstance(channel, SameModelCacheChannel) and channel.deviation:
+        options["repair"]["deviation"] = channel.deviation
+    elif options.get("repair") == {"sink": 0}:
+        options["repair"] = None
     if isinstance(channel, ProjectedCacheChannel):
         options["fuse"] = channel.mode == "fuse"
     return options

@@ -15,9 +15,13 @@ from unspoken.channels.base import (
 )
 from unspoken.channels.errors import GeometryMismatch, InputError, StateError
 from unspoken.channels.message import common_prefix
+from unspoken.channels.repair import deviating_positions
 from unspoken.channels.state import KVState
 
 __all__ = ["SameModelCacheChannel"]
+
+EARLY = 2
+"""Layers that are run to find the tokens that deviate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,9 @@ class SameModelCacheChannel(Channel):
         share: What the sharer publishes; None stands for its output, or its prompt where it generates nothing.
         as_: Role of the message's turn in the receiver's template.
         sink: Tokens of a spliced message to compute anew; 0 for none, a number past its length for all (then exact).
+        deviation: Share of the spliced tokens to compute anew besides, 0 to 1: those whose values on the second layer
+            deviate most from what the receiver computes there (CacheBlend, arXiv 2405.16444). Finding them runs two
+            layers over the context up to the message's end.
     """
 
     name: ClassVar[str] = "same_model_cache"
@@ -40,10 +47,16 @@ class SameModelCacheChannel(Channel):
     share: Share | None = None
     as_: Role = "user"
     sink: int = 4
+    deviation: float = 0.0
 
     def __post_init__(self) -> None:
         if self.sink < 0:
             raise InputError(f"sink is {self.sink}", expected="0 or more tokens to compute anew")
+        if not 0 <= self.deviation <= 1:
+            raise InputError(
+                f"deviation is {self.deviation}",
+                expected="the share of a spliced message's tokens to compute anew, 0 to 1",
+            )
 
     def check(self, sharer: CausalModel, receiver: CausalModel) -> None:
         """Both ends must have the same weights, config, tokenizer and dtype.
@@ -89,7 +102,15 @@ class SameModelCacheChannel(Channel):
         )
         spliced = tuple(self._place(state, span, receiver) for span in spans)
         repair = _first_positions(spans, self.sink)
-        report = self._report(arrival, shared, spans, repair, spliced, state)
+        looked = 0
+        if self.deviation and spliced:
+            depth = min(EARLY, len(receiver.geometry.layers))
+            deviating = deviating_positions(
+                receiver, arrival.context, spliced, self.deviation, depth
+            )
+            repair = tuple(sorted({*repair, *deviating}))
+            looked = depth * spliced[-1].stop
+        report = self._report(arrival, shared, spans, repair, spliced, state, looked)
         return Carry(prefix, spliced, repair, report)
 
     def _place(self, state: KVState, span: Span, receiver: CausalModel) -> KVState:
@@ -105,6 +126,7 @@ class SameModelCacheChannel(Channel):
         repair: tuple[int, ...],
         spliced: tuple[KVState, ...],
         state: KVState,
+        looked: int,
     ) -> CarryReport:
         tokens = arrival.tokens
         beyond = sum(span.length for span in spans)
@@ -125,6 +147,7 @@ class SameModelCacheChannel(Channel):
             reused=tokens - len(repair),
             repaired=len(repair),
             bytes=per_token * (tokens - beyond) + sum(piece.nbytes for piece in spliced),
+            layer_tokens=looked,
         )
 
 

@@ -59,7 +59,7 @@ _PARTS = {
     "AgentSpec": ("An agent", "One entry of `agents`."),
     "GenerateSpec": ("Generation", "An agent's `generate`; `none` writes nothing."),
     "EdgeSpec": ("An edge", "One item of `edges`."),
-    "SinkRepair": ("Repair", "An edge's `repair`; `none` recomputes nothing."),
+    "Repair": ("Repair", "An edge's `repair`; `none` recomputes nothing."),
 }
 
 

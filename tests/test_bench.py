@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from architectures import make
 
-from unspoken.agents.bench import BENCHES, Files, decode, hop, run_bench, splice
+from unspoken.agents.bench import BENCHES, Files, decode, fan_in, hop, packet, run_bench, splice
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.model import LocalModel
 from unspoken.channels.errors import InputError
@@ -46,6 +46,57 @@ def test_splice_controls_bracket_the_splice(
     assert kl["all recomputed"] < kl["sink 4"] < kl["another example's message"]
     assert kl["sink 4"] < kl["no message"]
     assert summary["mean_kl"] == kl["sink 4"]
+
+
+def test_packet_says_what_each_codec_keeps(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raw is the text itself, int8 nearer to it than int4, and both nearer than another's message."""
+    for name, value in (("PASSAGES", 3), ("TOKENS", 24), ("FORCED", 4), ("SIZES", (8, 16))):
+        monkeypatch.setattr(packet, name, value)
+    rows, summary = packet.measure(model, Files(), lambda line: None)
+    kl = {row["way"]: row["mean_kl"] for row in rows if "way" in row}
+    assert summary["raw_bit_exact"] is True
+    assert kl["raw"] < 1e-6 < kl["int4"]
+    assert kl["raw"] < kl["int8"] < kl["int4"] < kl["another example's message"]
+    assert kl["int4"] < kl["no message"]
+    size = {row["way"]: row["bytes_per_token"] for row in rows if "way" in row}
+    assert size["raw"] > size["int8"] > size["int4"] > 0
+    assert {row["tokens"] for row in rows if "codec" in row} == {8, 16}
+
+
+@pytest.mark.parametrize(
+    ("gains", "wanted"),
+    [
+        ([(16, 1.0), (32, 2.0)], 16),
+        ([(16, -1.0), (32, 1.0)], 24),
+        ([(16, 1.0), (32, -1.0), (64, 3.0)], 40),
+        ([(16, 1.0), (32, 0.0)], None),
+    ],
+)
+def test_break_even_is_where_all_longer_ones_gain(
+    gains: list[tuple[int, float]], wanted: int | None
+) -> None:
+    """One lucky short length does not count."""
+    assert packet.crossing(gains) == wanted
+
+
+def test_fan_in_controls_bracket_the_repairs(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text and a full repair are at no distance; other examples' messages are farther than any repair."""
+    for name, value in (("GROUPS", 2), ("TOKENS", 24), ("FORCED", 4)):
+        monkeypatch.setattr(fan_in, name, value)
+    monkeypatch.setattr(fan_in, "SENDERS", ("one of the keys", "who", "a reader of it", "it"))
+    monkeypatch.setattr(fan_in, "PROMPT", "and")
+    rows, summary = fan_in.measure(model, Files(), lambda line: None)
+    assert {row["messages"] for row in rows} == {1, 2, 4}
+    kl = {row["way"]: row["mean_kl"] for row in rows if row["messages"] == 4}
+    assert kl["text"] < 1e-9 and kl["all recomputed"] < 1e-6
+    assert kl["sink"] < kl["another example's messages"]
+    assert summary["kl_sink_4"] == kl["sink"] and summary["kl_deviation_4"] == kl["deviation"]
+    computed = {row["way"]: row["computed_share"] for row in rows if row["messages"] == 4}
+    assert computed["none"] < computed["sink"] < computed["deviation"] < computed["text"] == 1.0
 
 
 def test_decode_compares_with_generate(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The same-model channel against a full recompute."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -208,3 +209,55 @@ def test_a_splice_of_a_real_model_is_close(smollm2: LocalModel) -> None:
         distances.append(float((full.exp() * (full - ours)).sum()))
     assert distances[1] < 0.05
     assert distances[1] <= distances[0]
+
+
+def plain_values(model: LocalModel, ids: tuple[int, ...], layer: int) -> torch.Tensor:
+    """A layer's values by transformers alone, (positions, heads x head size)."""
+    with torch.no_grad():
+        cache = model.hf(model.tensor(ids)[None], use_cache=True).past_key_values
+    return cache.layers[layer].values[0].transpose(0, 1).flatten(1)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt-neox, partial rotary"])
+def test_deviation_repairs_the_tokens_whose_values_changed_most(name: str) -> None:
+    """The chosen tokens are those whose second layer's values lie farthest from a plain prefill's."""
+    model = make(name)
+    message = message_of(model, WORDS, "one of the keys")
+    ids, parts = receive(model, message, channel=SameModelCacheChannel(sink=0, deviation=0.2))
+    piece = parts.states[-1]
+    theirs = piece.layers[1].values.transpose(0, 1).flatten(1)
+    own = plain_values(model, ids, 1)[piece.start : piece.stop]
+    count = math.ceil(0.2 * len(piece))
+    wanted = (theirs - own).norm(dim=1).topk(count).indices + piece.start
+    assert sorted(parts.repaired) == sorted(wanted.tolist())
+    assert report(parts).layer_tokens == 2 * piece.stop
+
+
+def test_deviation_one_is_the_receivers_own_prefill() -> None:
+    """A share of 1 repairs everything."""
+    model = make("gemma3")
+    ids, parts = receive(
+        model,
+        message_of(model, WORDS, "one of the keys"),
+        channel=SameModelCacheChannel(sink=0, deviation=1.0),
+    )
+    assert report(parts).exact
+    torch.testing.assert_close(
+        logits_of(model, ids, parts), full_logits(model, ids), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_continuation_looks_for_no_deviation() -> None:
+    """Where nothing is spliced, no layer is run to find what deviates."""
+    model = make("llama")
+    _, parts = receive(
+        model, message_of(model, WORDS), channel=SameModelCacheChannel(deviation=0.5)
+    )
+    assert (report(parts).repaired, report(parts).layer_tokens) == (0, 0)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_out_of_range_is_refused(share: float) -> None:
+    """What is no share of the tokens is no setting."""
+    with pytest.raises(InputError, match="deviation is"):
+        SameModelCacheChannel(deviation=share)

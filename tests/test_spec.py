@@ -15,7 +15,7 @@ from unspoken.agents.spec import (
     GenerateSpec,
     InputSpec,
     ModelSpec,
-    SinkRepair,
+    Repair,
     WorkflowSpec,
     dump,
     json_schema,
@@ -56,7 +56,7 @@ def test_none_may_be_written_as_a_word(key: str, none: object) -> None:
 def test_defaults_are_those_of_the_design() -> None:
     """What is not written has the documented default."""
     assert agent().generate == GenerateSpec(max_new_tokens=128, temperature=0)
-    assert edge().repair == SinkRepair(sink=4)
+    assert edge().repair == Repair(sink=4)
     assert edge(repair="none").repair is None
     assert (edge().channel, edge().as_, edge().fallback, edge().loop) == (
         "auto",
@@ -112,13 +112,20 @@ def test_bad_generation_setting_is_refused(generate: dict[str, Any]) -> None:
         agent(generate=generate)
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.1, "half", True])
+def test_a_share_that_is_none_is_refused(share: object) -> None:
+    """The share of tokens repaired by deviation lies between 0 and 1."""
+    assert edge(repair={"deviation": 0.2}).repair == Repair(sink=4, deviation=0.2)
+    with pytest.raises(ValidationError):
+        edge(repair={"deviation": share})
+
+
 @pytest.mark.parametrize(
     "later",
     [
         {"recompute": "profile"},
         {"codec": "int8"},
         {"channel": "recompute_cache"},
-        {"repair": {"deviation": 0.1}},
     ],
     ids=str,
 )

@@ -18,8 +18,10 @@ BENCHES: Mapping[str, str] = {
     "bridge": "what a bridge between two models carries, with its controls, and its time to the first token",
     "decode": "token-for-token equality with transformers' generate, and the ratio of speeds",
     "dial": "a bridge over the number of layers that its receiver runs itself: what is kept, and the speed",
+    "fan_in": "messages of 1, 2 and 4 senders in one context: no repair, sinks, deviation, all recomputed",
     "fuse": "multiple-choice questions: the receiver alone, text, self-fused, fused, fused with another row's",
     "hop": "time to the first token after a hand-over: text, continuation, splice, floor",
+    "packet": "what a packet keeps of a cache, what it weighs, and from which length on it beats the text",
     "splice": "how far a spliced cache is from a full recompute, with its controls",
 }
 

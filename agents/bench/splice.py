@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from unspoken.agents.bench import Files, Progress
+from unspoken.agents.bench.forced import asked, carried, distance, forced_logs, recomputed, without
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.scene import Scene
 from unspoken.agents.compose import Turn
 from unspoken.agents.model import LocalModel
-from unspoken.agents.turn import assemble
 from unspoken.channels.base import Channel
 from unspoken.channels.message import Message
 from unspoken.channels.same_model import SameModelCacheChannel
@@ -51,7 +51,7 @@ def measure(
         progress(f"{share}: computing the messages and their full recompute")
         cases = make(model, files)
         for name, way in _ways(model, cases).items():
-            scores = [_score(case, way(index, case)) for index, case in enumerate(cases)]
+            scores = [distance(case.full, way(index, case)) for index, case in enumerate(cases)]
             row = {
                 "share": share,
                 "way": name,
@@ -89,11 +89,11 @@ def _shared_prompts(model: LocalModel, files: Files) -> list[_Case]:
 def _shared_outputs(model: LocalModel, files: Files) -> list[_Case]:
     """Text the sharer's model wrote itself, of which the message is the first part and the rest is forced."""
     starts = cut_passages(model, files.text, PASSAGES, 48)
-    asked = [
+    tasks = [
         f"Write a long report that starts like this: {model.codec.decode(ids)}" for ids in starts
     ]
     composer = model.composer
-    contexts = [composer.compose([Turn("user", (prompt,))], system=SHARER) for prompt in asked]
+    contexts = [composer.compose([Turn("user", (prompt,))], system=SHARER) for prompt in tasks]
     prompts = [context.ids + composer.ask(context) for context in contexts]
     written = [
         ids
@@ -102,7 +102,7 @@ def _shared_outputs(model: LocalModel, files: Files) -> list[_Case]:
     ]
     return [
         _case(model, ids[:TOKENS], ids[TOKENS:], "assistant", prompt)
-        for ids, prompt in zip(written, asked, strict=True)
+        for ids, prompt in zip(written, tasks, strict=True)
     ]
 
 
@@ -131,7 +131,7 @@ def _write(
 
 
 def _case(
-    model: LocalModel, words: tuple[int, ...], forced: tuple[int, ...], role: str, asked: str = ""
+    model: LocalModel, words: tuple[int, ...], forced: tuple[int, ...], role: str, task: str = ""
 ) -> _Case:
     scene = Scene.make(
         model,
@@ -140,23 +140,9 @@ def _case(
         sharer_system=SHARER,
         receiver_system=RECEIVER,
         role=role,
-        sharer_prompt=asked,
+        sharer_prompt=task,
     )
-    ids = _asked(model, scene)
-    state = model.prefill(model.tensor(ids)).state
-    return _Case(scene, forced, _forced(model, state, ids[-1], forced))
-
-
-def _asked(model: LocalModel, scene: Scene) -> tuple[int, ...]:
-    return scene.context.ids + model.composer.ask(scene.context)
-
-
-@torch.no_grad()
-def _forced(model: LocalModel, state: Any, last: int, forced: tuple[int, ...]) -> Tensor:
-    """Log-probabilities after the context's last token and all but the last forced one, (40, vocabulary)."""
-    before = state.slice(0, state.stop - 1)
-    ids = model.tensor((last, *forced[:-1]))
-    return model.logits(ids, [before]).float().log_softmax(dim=-1)
+    return _Case(scene, forced, recomputed(model, asked(model, scene), forced))
 
 
 Way = Callable[[int, _Case], Tensor]
@@ -164,21 +150,18 @@ Way = Callable[[int, _Case], Tensor]
 
 def _ways(model: LocalModel, cases: Sequence[_Case]) -> dict[str, Way]:
     def spliced(channel: Channel) -> Way:
-        return lambda index, case: _carried(model, case, channel)
+        return lambda index, case: carried(model, case.scene, channel, case.forced)
 
     def none(index: int, case: _Case) -> Tensor:
-        composer = model.composer
-        empty = composer.compose([Turn("user", (PROMPT,))], system=RECEIVER)
-        ids = empty.ids + composer.ask(empty)
-        return _forced(model, model.prefill(model.tensor(ids)).state, ids[-1], case.forced)
+        return without(model, PROMPT, RECEIVER, case.forced)
 
     def other(index: int, case: _Case) -> Tensor:
         theirs = cases[(index + 1) % len(cases)].scene.message
-        return _carried(model, _with_state_of(case, theirs), SameModelCacheChannel(share="prompt"))
+        theirs_here = _with_state_of(case, theirs).scene
+        return carried(model, theirs_here, SameModelCacheChannel(share="prompt"), case.forced)
 
     def text(index: int, case: _Case) -> Tensor:
-        ids = _asked(model, case.scene)
-        return _forced(model, model.prefill(model.tensor(ids)).state, ids[-1], case.forced)
+        return recomputed(model, asked(model, case.scene), case.forced)
 
     return {
         "text": text,
@@ -204,18 +187,9 @@ def _with_state_of(case: _Case, theirs: Message) -> _Case:
     return replace(case, scene=replace(case.scene, message=theirs, context=context))
 
 
-def _carried(model: LocalModel, case: _Case, channel: Channel) -> Tensor:
-    """The forced distributions over a context whose message came by `channel`, as a turn assembles it."""
-    ids = _asked(model, case.scene)
-    parts = assemble(model, ids, [case.scene.delivery(channel)], case.scene.own)
-    new = model.tensor([ids[position] for position in parts.missing])
-    state = model.prefill(new, parts.states, model.tensor(parts.missing)).state
-    return _forced(model, state, ids[-1], case.forced)
-
-
 def _unmoved(model: LocalModel, case: _Case) -> Tensor:
     """What naive reuse does: the sharer's keys as they are, at the receiver's positions."""
-    ids = _asked(model, case.scene)
+    ids = asked(model, case.scene)
     (span,) = case.scene.context.spans(case.scene.message)
     theirs = case.scene.message.state
     if theirs is None:
@@ -229,11 +203,4 @@ def _unmoved(model: LocalModel, case: _Case) -> Tensor:
     missing = [p for p in range(len(ids)) if p not in covered]
     new = model.tensor([ids[position] for position in missing])
     state = model.prefill(new, [*own, moved], model.tensor(missing)).state
-    return _forced(model, state, ids[-1], case.forced)
-
-
-def _score(case: _Case, log_probabilities: Tensor) -> tuple[float, float]:
-    """Mean KL(full || other) in nats, and the share of positions with the same likeliest token."""
-    kl = (case.full.exp() * (case.full - log_probabilities)).sum(dim=-1)
-    same = case.full.argmax(dim=-1) == log_probabilities.argmax(dim=-1)
-    return float(kl.mean()), float(same.float().mean())
+    return forced_logs(model, state, ids[-1], case.forced)

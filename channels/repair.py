@@ -1,0 +1,49 @@
+"""Which tokens of a spliced message are worth computing anew."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from unspoken.channels.base import CausalModel
+from unspoken.channels.state import KVState
+
+__all__ = ["deviating_positions"]
+
+
+@torch.no_grad()
+def deviating_positions(
+    receiver: CausalModel,
+    context: Sequence[int],
+    spliced: Sequence[KVState],
+    share: float,
+    layers: int,
+) -> tuple[int, ...]:
+    """The positions whose values deviate most from the receiver's own, ascending.
+
+    The receiver runs its first layers over the context, and the values of the last of them are compared: the farther
+    they lie apart (Euclidean, all heads together), the more a token depends on what stood before it. Tokens that
+    deviate on an early layer deviate on the later ones (CacheBlend, arXiv 2405.16444).
+
+    Args:
+        receiver: The receiving model.
+        context: Ids of its context, at least up to the end of what was spliced.
+        spliced: States at the receiver's positions, ascending.
+        share: How many of their tokens to give, 0 to 1; rounded up.
+        layers: How many layers to run.
+    """
+    stop = spliced[-1].stop
+    ids = torch.tensor(context[:stop], device=receiver.device)
+    positions = torch.arange(stop, device=receiver.device)
+    _, own = receiver.run_layers(receiver.embed(ids), 0, layers, positions)
+    truth = own[-1]
+    distances, places = [], []
+    for piece in spliced:
+        layer = piece.layers[layers - 1]
+        mine = truth.values[:, layer.first - truth.first : piece.stop - truth.first]
+        distances.append((layer.values.float() - mine.float()).square().sum(dim=(0, 2)))
+        places.append(positions[layer.first : piece.stop])
+    distance = torch.cat(distances)
+    count = min(math.ceil(share * sum(map(len, spliced))), len(distance))
+    chosen = torch.cat(places)[distance.topk(count).indices]
+    return tuple(sorted(chosen.tolist()))
