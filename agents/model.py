@@ -113,7 +113,8 @@ class LocalModel:
             ) from error
         if identity is None:  # before any cast: an identity is of the checkpoint's own values
             identity = model_identity(model, tokenizer, folder)
-        torch.nn.Module.to(model, target, wanted)
+        torch.nn.Module.to(model, target)
+        _cast(model, wanted)
         loaded = cls(model, tokenizer, ref=ref, identity=identity)
         with suppress(ModelSupportError):
             # Here, so that planning computes nothing; it warms up too, so that no agent's first token pays for it.
@@ -122,7 +123,8 @@ class LocalModel:
 
     def cast(self, dtype: torch.dtype) -> "LocalModel":
         """A copy with weights of another float type, of the same identity: both come of one checkpoint."""
-        copied = copy.deepcopy(self.hf).to(dtype)  # type: ignore[arg-type]
+        copied = copy.deepcopy(self.hf)
+        _cast(copied, dtype)
         return LocalModel(copied, self.tokenizer, ref=self.ref, identity=self._identity)
 
     @property
@@ -422,6 +424,24 @@ def _device(device: str | torch.device) -> torch.device:
             fix="name another device, or leave it out",
         ) from error
     return target
+
+
+def _cast(model: torch.nn.Module, dtype: torch.dtype | None) -> None:
+    """Change the float type of what a checkpoint stores, in place.
+
+    What a module computes for itself stays as it is: rotary frequencies in fewer bits would turn the keys of later
+    positions by whole radians.
+    """
+    if dtype is None:
+        return
+    for module in model.modules():
+        kept = module._non_persistent_buffers_set
+        stored = [
+            one for name, one in module._buffers.items() if one is not None and name not in kept
+        ]
+        for tensor in (*module.parameters(recurse=False), *stored):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | None:

@@ -245,6 +245,23 @@ def bad_inputs() -> str:
     return _table(("mistake", "error", "what it says"), iter(rows))
 
 
+def bad_packets() -> str:
+    """Packets that are refused, with the message each gets."""
+    from bad_packets import bad_packets as cases
+
+    from unspoken.channels.errors import UnspokenError
+
+    rows = []
+    for bad in cases():
+        try:
+            bad.read()
+        except UnspokenError as error:
+            text = re.sub(r"\b[0-9a-f]{16}\b", "…", str(error))
+            kind = _code(bad.kind) if bad.kind else ""
+            rows.append((bad.name, _code(type(error).__name__), kind, _message(text)))
+    return _table(("packet", "error", "kind", "what it says"), iter(rows))
+
+
 def _message(text: str) -> str:
     return "<br>".join(_code(line.strip()) for line in text.splitlines() if line.strip())
 
@@ -264,6 +281,7 @@ SECTIONS = {
     "graph": graph,
     "bad-workflows": bad_workflows,
     "bad-inputs": bad_inputs,
+    "bad-packets": bad_packets,
     "error-tree": error_tree,
 }
 
