@@ -1,6 +1,7 @@
 """Measuring a stored bridge on anybody's files."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.corpus import Corpus, load_corpus
 from unspoken.channels.bridges.folder import read, write
 from unspoken.channels.bridges.manifest import Audit, BridgeManifest
-from unspoken.channels.errors import InputError
+from unspoken.channels.errors import BridgeError, InputError
 
 if TYPE_CHECKING:
     from unspoken.agents.model import LocalModel
@@ -96,19 +97,36 @@ def audit_bridge(
     )
 
 
-def keep_audit(folder: Path, measured: Audit) -> None:
+def keep_audit(folder: Path, measured: Audit, audited: BridgeManifest) -> None:
     """Write an audit into a stored bridge's manifest and card.
 
+    Args:
+        folder: The bridge.
+        measured: The audit.
+        audited: Manifest of the bridge that was measured.
+
     Raises:
-        BridgeError: The bridge is broken, or its folder cannot be written.
+        BridgeError: Another bridge lies there by now, it is broken, or its folder cannot be written.
     """
     manifest, tensors = read(folder)
+    if manifest.tensors != audited.tensors:
+        raise BridgeError(
+            f"the bridge in {folder} has been replaced since it was measured",
+            expected="the bridge that was measured",
+            fix="measure the new one: unspoken bridge audit",
+        )
     write(folder, manifest.model_copy(update={"audit": measured}), tensors)
 
 
 def corpus_of(manifest: BridgeManifest) -> Corpus:
-    """What a bridge was fitted on, or the built-in text where that is not at hand."""
-    try:
-        return load_corpus(manifest.data.sources, seed=manifest.data.seed)
-    except InputError:
-        return load_corpus(seed=manifest.data.seed)
+    """What a bridge was fitted on, or the built-in text where that very text is not at hand.
+
+    Nothing is downloaded because a manifest names it, and a file that only has the same name does not count.
+    """
+    sources, seed = manifest.data.sources, manifest.data.seed
+    if not any(source.startswith("hub:") for source in sources):
+        with suppress(InputError):
+            corpus = load_corpus(sources, seed=seed)
+            if corpus.digest == manifest.data.digest:
+                return corpus
+    return load_corpus(seed=seed)

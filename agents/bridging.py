@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,7 @@ from unspoken.channels.bridges.audit import audit
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
 from unspoken.channels.bridges.corpus import Corpus, load_corpus
 from unspoken.channels.bridges.features import width
-from unspoken.channels.bridges.folder import MANIFEST, read_manifest, write
+from unspoken.channels.bridges.folder import MANIFEST, read_manifest, require_ours, write
 from unspoken.channels.bridges.fuse_training import FuseResult, FuseSettings, fit_fuser
 from unspoken.channels.bridges.manifest import (
     BridgeManifest,
@@ -28,7 +29,7 @@ from unspoken.channels.bridges.manifest import (
 from unspoken.channels.bridges.ridge import gram_bytes
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.bridges.training import FitProgress, FitResult, FitSettings, check_pair, fit
-from unspoken.channels.errors import InputError
+from unspoken.channels.errors import BridgeError, ChannelError, InputError, ModelSupportError
 
 if TYPE_CHECKING:
     from unspoken.agents.model import LocalModel
@@ -42,6 +43,8 @@ __all__ = [
     "fit_bridge",
     "work_folder",
 ]
+
+_Key = tuple["ModelIdentity", "ModelIdentity", torch.device]
 
 Progress = Callable[[str, float], None]
 """Called with a stage and a fraction."""
@@ -116,6 +119,9 @@ def fit_bridge(
         )
     store = store or BridgeStore()
     ends = sharer.identity, receiver.identity
+    if plan.out is not None:
+        _check_place(plan.out, *ends)
+    began = monotonic()
     with store.lock(*ends, waiting=lambda line: report(line, 0.0)):
         found = _kept(store, plan, *ends)
         if found is not None:
@@ -123,7 +129,9 @@ def fit_bridge(
             return found
         report(f"at most {_peak(sharer, receiver, plan.settings):.1f} GB for the closed form", 0.0)
         corpus = load_corpus(plan.sources, seed=plan.settings.seed)
-        rows = plan.audit.rows(corpus) if plan.audit else None  # here, so that a bad file fails now
+        rows = plan.audit.rows(corpus) if plan.audit else None
+        if rows is not None:  # here, so that bad rows fail now and not after the fit
+            rows.check(receiver)
         work = work_folder(store, *ends)
 
         def told(progress: FitProgress) -> None:
@@ -158,6 +166,10 @@ def fit_bridge(
                 settings=plan.audit.settings,
             )
             manifest = manifest.model_copy(update={"audit": measured})
+        minutes = round((monotonic() - began) / 60, 2)
+        manifest = manifest.model_copy(
+            update={"fit": {**manifest.fit, "minutes_with_audit": minutes}}
+        )
         report("saving", 0.0)
         tensors = tensors_of(result.projector, DTYPE, fuser.fuser if fuser else None)
         if plan.out is None:
@@ -180,14 +192,25 @@ def _kept(
     """The pair's bridge where it is wanted, if it is there and may stay."""
     if plan.refit:
         return None
-    if plan.out is None:
-        found = store.find(sharer, receiver)
-        lacks = plan.fuse is not None and found and "fuse" not in read_manifest(found).config
-        return None if lacks else found
-    if not (plan.out / MANIFEST).exists():
+    found = store.find(sharer, receiver) if plan.out is None else plan.out
+    if found is None or not (found / MANIFEST).exists():
         return None
-    mine = read_manifest(plan.out).pair == pair_digest(sharer, receiver)
-    return plan.out if mine else None
+    lacks = plan.fuse is not None and "fuse" not in read_manifest(found).config
+    return None if lacks else found
+
+
+def _check_place(folder: Path, sharer: "ModelIdentity", receiver: "ModelIdentity") -> None:
+    """Refuse, before anything is fitted, a folder that the bridge cannot go to."""
+    require_ours(folder)
+    if not (folder / MANIFEST).exists():
+        return
+    theirs = read_manifest(folder)
+    if theirs.pair != pair_digest(sharer, receiver):
+        raise BridgeError(
+            f"{folder} holds the bridge {theirs.sharer.ref} -> {theirs.receiver.ref}",
+            expected="a new folder, or one with a bridge of the pair that is fitted",
+            fix="name another folder with --out",
+        )
 
 
 def _peak(sharer: "LocalModel", receiver: "LocalModel", settings: FitSettings) -> float:
@@ -256,17 +279,20 @@ class BridgeShelf:
 
     def __init__(self, folders: Sequence[Path] = ()) -> None:
         self._folders = tuple(folders)
-        self._known: dict[tuple[ModelIdentity, ModelIdentity], AnyBridge] = {}
+        self._known: dict[_Key, AnyBridge] = {}
+        self._refused: dict[_Key, ChannelError | ModelSupportError] = {}
         self._lock = Lock()
 
     def find(self, sharer: "LocalModel", receiver: "LocalModel") -> "AnyBridge | None":
         """The bridge stored for two models, or None; one that is missing is looked for again next time.
 
         Raises:
-            BridgeError: The one stored is broken.
+            BridgeError: The one stored is broken, or a fit found that the two cannot be bridged.
         """
-        key = sharer.identity, receiver.identity
+        key = _key(sharer, receiver)
         with self._lock:
+            if key in self._refused:
+                raise self._refused[key]
             found = self._known.get(key) or _lookup(sharer, receiver)
             if found is None:
                 found = _beside(self._folders, sharer, receiver)
@@ -287,10 +313,20 @@ class BridgeShelf:
         if found is not None:
             return found
         with self._lock:  # two first runs at once fit a pair once
-            key = sharer.identity, receiver.identity
+            key = _key(sharer, receiver)
             if key not in self._known:
-                self._known[key] = _fit(sharer, receiver, progress or (lambda stage, part: None))
+                try:
+                    fitted = _fit(sharer, receiver, progress or (lambda stage, part: None))
+                except (ChannelError, ModelSupportError) as error:
+                    self._refused[key] = error
+                    raise
+                self._known[key] = fitted
             return self._known[key]
+
+
+def _key(sharer: "LocalModel", receiver: "LocalModel") -> "_Key":
+    """A bridge's weights are where its receiver is, so a receiver on two devices has two."""
+    return sharer.identity, receiver.identity, receiver.device
 
 
 def _lookup(sharer: "LocalModel", receiver: "LocalModel") -> "AnyBridge | None":

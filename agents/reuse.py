@@ -143,7 +143,10 @@ def _fused(edge: EdgeSpec, bridge: Bridge) -> Verdict:
         reason = f"the {name} was fitted without fuse mode"
         fit = f"{_fit_command(ends.sharer.ref, ends.receiver.ref)} --fuse"
         return Verdict("text", reason, "a bridge that was fitted with --fuse", fit)
-    reason = f"other weights; {edge.to} reads the message itself, and the {name} enriches its cache"
+    reason = (
+        f"other weights; {edge.to} reads the message itself, and the {name} enriches its cache "
+        "(audits do not cover fuse mode)"
+    )
     return Verdict("fused", reason, bridge=bridge)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -25,7 +26,13 @@ from unspoken.agents.scheduler import Scheduler
 from unspoken.agents.spec import EdgeSpec, InputSpec, WorkflowSpec
 from unspoken.agents.templates import references
 from unspoken.channels.base import Channel
-from unspoken.channels.errors import InputError, Problem, WorkflowError
+from unspoken.channels.errors import (
+    ChannelError,
+    InputError,
+    ModelSupportError,
+    Problem,
+    WorkflowError,
+)
 from unspoken.channels.message import Message
 from unspoken.channels.projected import Bridge, ProjectedCacheChannel
 from unspoken.channels.same_model import SameModelCacheChannel
@@ -304,9 +311,10 @@ class Workflow:
         Args:
             progress: Called with an edge, a stage and a fraction.
 
+        Two models that cannot be bridged leave their edge to text, or to an error where it must not fall back.
+
         Raises:
-            WorkflowError: The workflow is not valid.
-            InputError: Two models that cannot be bridged.
+            WorkflowError: The workflow is not valid, or an edge that must not fall back cannot be served.
         """
         self.load()
         with self._loading:
@@ -320,7 +328,8 @@ class Workflow:
         for number in plan.unfitted:
             edge = self.spec.edges[number]
             step = _for_model(progress, f"{edge.from_} -> {edge.to}")
-            self.bridge_shelf.fit(models[edge.from_], models[edge.to], step)
+            with suppress(ChannelError, ModelSupportError):  # the shelf tells the plan why
+                self.bridge_shelf.fit(models[edge.from_], models[edge.to], step)
         return self._planned() if plan.unfitted else plan
 
     def _by_agent(self) -> dict[str, LocalModel]:

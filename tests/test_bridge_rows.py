@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from unspoken.channels.bridges.fuse_lessons import teach_fusing
 from unspoken.channels.bridges.rows import (
     ChoiceRow,
     QaRow,
@@ -183,8 +185,25 @@ def test_builtin_choices() -> None:
     places = [sum(row.answer == place for row in rows) for place in range(4)]
     assert min(places) > 25
     assert rows == builtin_choice(200, seed=3) != builtin_choice(200, seed=4)
-    capitals = {row.question: row.options[row.answer] for row in builtin_choice(400)}
-    assert capitals["What is the capital of Ethiopia?"] == "Addis Ababa"
+    assert not any("_" in option for row in rows for option in row.options)
+
+
+def test_no_fuser_is_trained_on_a_builtin_choice() -> None:
+    """What the built-in rows ask, the lessons never ask."""
+    asked = {(row.question, row.options[row.answer]) for row in builtin_choice(200)}
+    lessons = (
+        lesson
+        for lesson in islice(teach_fusing(repeat("one word " * 200), 0), 3000)
+        if "choice" in {tail.kind for tail in lesson.tails}
+    )
+    taught = [
+        (question, lesson.tails[0].answer.strip())
+        for lesson in lessons
+        for question, _ in asked
+        if question in lesson.text
+    ]
+    assert taught, "some questions stand with other answers"
+    assert not asked & set(taught)
 
 
 def test_samples_keep_the_order() -> None:

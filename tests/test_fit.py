@@ -13,13 +13,15 @@ import torch
 from flows import DOCUMENT, QUESTION, own_cache, reader_solver
 from pairs import AUDIT, corpus, few_held_out, load, plan
 from processes import environment, until
+from sample_bridges import manifest, tensors
 
 from unspoken.agents import LocalModel, Workflow, bridging
 from unspoken.agents.auditing import audit_bridge, keep_audit
 from unspoken.agents.bridging import BridgeShelf, fit_bridge, work_folder
 from unspoken.channels.bridges.bridge import Bridge
-from unspoken.channels.bridges.folder import read
+from unspoken.channels.bridges.folder import read, write
 from unspoken.channels.bridges.fuse_training import FuseSettings
+from unspoken.channels.bridges.heldout import HeldOut, Scores
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.bridges.training import FitProgress
 from unspoken.channels.errors import BridgeError, InputError
@@ -128,11 +130,75 @@ def test_a_bridge_in_a_folder_of_its_own(
     assert before.audit is None
     assert fit_bridge(*pair, made) == out and read(out)[0] == before
     measured = audit_bridge(out, *pair, AUDIT)
-    keep_audit(out, measured)
+    keep_audit(out, measured, before)
     assert read(out)[0].audit == measured
     again = replace(made, refit=True, settings=replace(made.settings, seed=1))
     fit_bridge(*pair, again)
     assert read(out)[0].data.seed == 1
+    with pytest.raises(BridgeError, match="replaced since it was measured"):
+        keep_audit(out, measured, before)
+    assert read(out)[0].audit is None
+
+
+def test_no_fit_begins_for_a_folder_that_it_cannot_go_to(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str, tmp_path: Path
+) -> None:
+    """Another pair's bridge, or other files, are found before the fit and not after it; both stay."""
+    stages: list[str] = []
+    theirs, notes = tmp_path / "theirs", tmp_path / "notes"
+    write(theirs, manifest(), tensors())
+    notes.mkdir()
+    (notes / "notes.txt").write_text("mine")
+    for place, found in ((theirs, "holds the bridge"), (notes, "is no bridge's folder")):
+        with pytest.raises(BridgeError, match=found):
+            fit_bridge(
+                *pair,
+                replace(plan(source, None), out=place, refit=True),
+                report=lambda stage, part: stages.append(stage),
+            )
+    assert stages == []
+    assert (notes / "notes.txt").read_text() == "mine" and read(theirs)
+
+
+def test_bad_audit_rows_are_found_before_the_fit(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str, tmp_path: Path
+) -> None:
+    """A text that is too short for its passages stops the fit at its start."""
+    short = tmp_path / "short.txt"
+    short.write_text("one two three")
+    stages: list[str] = []
+    with pytest.raises(InputError, match="tokens"):
+        fit_bridge(
+            *pair,
+            plan(source, replace(AUDIT, text=short)),
+            report=lambda stage, part: stages.append(stage),
+        )
+    assert "gram" not in stages
+
+
+def test_a_corpus_of_one_document_serves(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, tmp_path: Path
+) -> None:
+    """Nothing of it can be held out; the fit is judged on what there is."""
+    notes = tmp_path / "notes.txt"
+    notes.write_text("the key of the document is the value with it. " * 60)
+    manifest, _ = read(fit_bridge(*pair, plan(str(notes), None)))
+    assert manifest.fit["steps"] == 4
+
+
+def test_scores_that_are_not_finite_stop_the_fit(
+    pair: tuple[LocalModel, LocalModel],
+    store: BridgeStore,
+    source: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A dtype in which the receiver overflows is named, and nothing of it is kept to go on from."""
+    nothing = Scores({}, {}, float("nan"), 0.0)
+    monkeypatch.setattr(HeldOut, "score", lambda self, projector: nothing)
+    with pytest.raises(BridgeError, match=r"not finite in torch\.float32"):
+        fit_bridge(*pair, plan(source, None))
+    work = work_folder(store, pair[0].identity, pair[1].identity)
+    assert not work.exists() or not list(work.iterdir())
 
 
 def test_one_model_needs_no_bridge(
@@ -158,23 +224,26 @@ def start(root: Path, steps: int) -> "subprocess.Popen[str]":
     )
 
 
-def saved_step(file: Path) -> int:
-    return int(torch.load(file, weights_only=True)["step"])
+def saved_step(work: Path) -> int:
+    """The step that a fit would go on from; -1 for none."""
+    for file in work.glob("fit-*.pt"):
+        return int(torch.load(file, weights_only=True)["step"])
+    return -1
 
 
 def test_a_killed_fit_goes_on_from_its_last_step(
     pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str, root: Path
 ) -> None:
     """Kill -9 in the middle leaves a state on disk; the next fit begins there and finishes; the folder then goes."""
-    file = work_folder(store, pair[0].identity, pair[1].identity) / "fit.pt"
+    work = work_folder(store, pair[0].identity, pair[1].identity)
     process = start(root, 100_000)
     try:
-        until(lambda: file.is_file() and saved_step(file) >= 3)
+        until(lambda: saved_step(work) >= 3)
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert store.find(pair[0].identity, pair[1].identity) is None
-    reached = saved_step(file)
+    reached = saved_step(work)
     stages: list[str] = []
     folder = fit_bridge(
         *pair,
@@ -184,7 +253,7 @@ def test_a_killed_fit_goes_on_from_its_last_step(
     manifest, _ = read(folder)
     assert manifest.fit["steps"] == reached + 2
     assert "gram" not in stages  # the closed form was not solved again
-    assert not file.parent.exists()
+    assert not work.exists()
 
 
 def test_two_processes_fit_a_pair_once(
@@ -224,7 +293,7 @@ def test_a_workflow_fits_what_it_lacks(
         (planned,) = fitting.plan().edges
         assert edge.channel == "text" and "below this edge's 0.8" in planned.reason
     # One that is good enough is used.
-    keep_audit(folder, manifest.audit.model_copy(update={"earned": 0.9}))
+    keep_audit(folder, manifest.audit.model_copy(update={"earned": 0.9}), manifest)
     again = reader_solver(*pair)
     (planned,) = again.plan().edges
     assert "keeps 0.90" in planned.reason

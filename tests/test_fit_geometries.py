@@ -3,18 +3,21 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from architectures import ARCHITECTURES, make
-from flows import own_cache
+from flows import DOCUMENT, QUESTION, own_cache, reader_solver
 from pairs import AUDIT, corpus, few_held_out, load, plan
 from tiny import tiny_llama
 
-from unspoken.agents import LocalModel
+from unspoken.agents import LocalModel, Workflow
 from unspoken.agents.bridging import fit_bridge
 from unspoken.channels.bridges.folder import read
 from unspoken.channels.bridges.store import BridgeStore
+from unspoken.channels.bridges.training import FitSettings, _within_columns
 from unspoken.channels.errors import BridgeError
+from unspoken.channels.geometry import CacheGeometry, LayerGeometry
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +82,31 @@ def test_a_model_that_cannot_be_bridged_is_refused_with_its_reason(
         with pytest.raises(BridgeError, match=f"the {name}'s rotary frequencies") as caught:
             fit_bridge(*ends, plan(source))
         assert "fixed frequencies" in caught.value.expected and "text" in caught.value.fix
+
+
+def test_a_pair_that_cannot_be_bridged_goes_by_text(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, root: Path
+) -> None:
+    """With `bridges: fit` the run does not fail: the plan says why the edge is text, and the report does."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    dynamic = LocalModel.load(str(tiny_llama(root / "moving", rope_parameters=rope)))
+    flow = reader_solver(pair[0], dynamic, "projected_cache")
+    fitting = Workflow.from_spec(flow.spec.model_copy(update={"bridges": "fit"}))
+    fitting._models = flow._models
+    result = fitting.run(document=DOCUMENT, question=QUESTION)
+    (edge,) = result.report.edges
+    assert edge.channel == "text" and "rotary frequencies" in str(result.report.fallbacks)
+
+
+def test_wide_models_read_fewer_layers_and_embeddings() -> None:
+    """Features stay within the columns that the Gram matrices may have; what is asked for by number stays."""
+    layer = LayerGeometry(8, 128)
+    receiver = SimpleNamespace(geometry=CacheGeometry((layer,) * 32, 4096, 8192))
+    sizes = [2048] * 32
+    wanted, embeddings = _within_columns(FitSettings(), sizes, receiver)  # type: ignore[arg-type]
+    assert (wanted, embeddings) == (2, 2)
+    receiver.geometry = CacheGeometry((layer,) * 32, 8192, 8192)
+    wanted, embeddings = _within_columns(FitSettings(), sizes, receiver)  # type: ignore[arg-type]
+    assert (wanted, embeddings) == (2, 1)
+    asked = _within_columns(FitSettings(source_layers=9), sizes, receiver)  # type: ignore[arg-type]
+    assert asked == (9, 2)

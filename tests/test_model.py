@@ -3,6 +3,7 @@
 import pytest
 import torch
 from architectures import ARCHITECTURES, WINDOW, make
+from tiny import tiny_llama
 from transformers import DynamicCache
 
 from unspoken.agents import model as model_module
@@ -264,3 +265,36 @@ def test_loading_twice_gives_one_identity(tmp_path_factory: pytest.TempPathFacto
     half = LocalModel.load(str(folder), dtype="bfloat16")
     assert single.identity == half.identity
     assert (single.dtype, half.dtype) == (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama, yarn", "gemma3"])
+def test_a_cast_keeps_rotary_frequencies(name: str) -> None:
+    """In fewer bits a frequency would turn late keys by radians; weights alone change their type."""
+    model = make(name)
+    half = model.cast(torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and model.dtype == torch.float32
+    for rope in {layer.rope for layer in model.geometry.layers}:
+        ours, theirs = half.rotary(rope), model.rotary(rope)
+        assert torch.equal(ours.inverse_frequencies, theirs.inverse_frequencies)
+
+
+def test_loading_in_another_dtype_keeps_rotary_frequencies(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Asked for by name, a dtype is that of the weights and not of what is computed from the configuration."""
+    folder = str(tiny_llama(tmp_path_factory.mktemp("half") / "model"))
+    whole, half = LocalModel.load(folder), LocalModel.load(folder, dtype="bfloat16")
+    again = LocalModel.load(folder, dtype="bfloat16")
+    wanted = whole.rotary("default").inverse_frequencies
+    for loaded in (half, again):
+        assert loaded.dtype == torch.bfloat16
+        assert torch.equal(loaded.rotary("default").inverse_frequencies, wanted)
+
+
+def test_reading_is_a_prefill_without_logits(model: LocalModel) -> None:
+    """The state is that of a prefill, bit for bit; logits of the last tokens are those of all of them."""
+    ids = model.tensor(range(5, 25))
+    state = model.read(tuple(range(5, 25)))
+    for mine, theirs in zip(state.layers, model.prefill(ids).state.layers, strict=True):
+        assert torch.equal(mine.keys, theirs.keys) and torch.equal(mine.values, theirs.values)
+    torch.testing.assert_close(model.logits(ids, last=3), model.logits(ids)[-3:])

@@ -147,7 +147,7 @@ def _dtype(name: str | None) -> Any:
     import torch
 
     found = getattr(torch, name, None) if name else None
-    if name and not isinstance(found, torch.dtype):
+    if name and not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise InputError(
             f"--train-dtype {name!r} is unknown", expected="float32, bfloat16 or float16"
         )
@@ -233,7 +233,7 @@ def audit(
         )
     ours = BridgeStore().root.resolve() in folder.resolve().parents
     if save or (ours and manifest.audit is None):
-        keep_audit(folder, measured)
+        keep_audit(folder, measured, manifest)
         console.print(shown(f"kept with the bridge in {folder}"), soft_wrap=True)
     if as_json:
         print_json({"path": str(folder), **measured.model_dump(mode="json")})

@@ -83,8 +83,10 @@ def audit(
     run = _Audit(bridge, sharer, receiver, settings, report)
     found, summary = run.all(rows, corpus)
     earned = summary["earned"]
-    if not rows.files:
-        summary = {f"{name}_builtin": value for name, value in summary.items()}
+    summary = {
+        name if rows.brought & _kinds(name) else f"{name}_builtin": value
+        for name, value in summary.items()
+    }
     return Audit(
         date=dt.date.today(),
         machine=dict(machine or {}),
@@ -93,6 +95,14 @@ def audit(
         summary=summary,
         earned=float(earned) if isinstance(earned, int | float) else None,
     )
+
+
+def _kinds(figure: str) -> frozenset[str]:
+    """The kinds of rows that a figure comes of; those of none in particular count for all."""
+    if figure.startswith(("retention", "specific", "kl", "top1")):
+        return frozenset(("text",))
+    kind = figure.partition("_")[0]
+    return frozenset((kind,) if kind in ("qa", "recall") else ("text", "qa", "recall"))
 
 
 class _Audit:

@@ -1,6 +1,6 @@
 """What an audit measures on: passages of text, questions about a context, records to recall from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ class AuditRows:
         qa: Questions.
         recall: Records.
         files: The files these came from; empty where all are built in.
+        brought: Which of ``text``, ``qa`` and ``recall`` came from files.
         passages: How many passages.
         message: Receiver tokens of a passage's message.
         continuation: Receiver tokens after it.
@@ -49,6 +50,7 @@ class AuditRows:
     qa: tuple[QaRow, ...]
     recall: tuple[RecallRow, ...]
     files: tuple[AuditFile, ...] = ()
+    brought: frozenset[str] = frozenset()
     passages: int = 24
     message: int = 256
     continuation: int = 64
@@ -97,7 +99,18 @@ class AuditRows:
             for path, count in counts
             if path is not None
         )
-        return cls(words, tuple(asked), tuple(known), files, passages)
+        given = {"text": text, "qa": qa, "recall": recall}
+        brought = frozenset(kind for kind, path in given.items() if path is not None)
+        return cls(words, tuple(asked), tuple(known), files, brought, passages)
+
+    def check(self, receiver: TextModel) -> None:
+        """Refuse rows that cannot be measured on.
+
+        Raises:
+            InputError: The text is too short, or all rows of a kind have one message.
+        """
+        for kind in ("continuation", "question", "recall"):
+            require_two(self.lessons(kind, receiver))
 
     def lessons(self, kind: str, receiver: TextModel) -> list[Lesson]:
         """Messages with one answer each, of ``continuation``, ``question`` or ``recall``.
@@ -113,6 +126,20 @@ class AuditRows:
             "recall": lambda: [_records(row) for row in self.recall],
         }
         return made[kind]()
+
+
+def require_two(lessons: Sequence[Lesson]) -> None:
+    """Refuse rows among which no message can be held against another's.
+
+    Raises:
+        InputError: All have one message.
+    """
+    if len({lesson.text for lesson in lessons}) < 2:
+        raise InputError(
+            f"{len(lessons)} rows with one message between them",
+            expected="at least two different messages, so that one can be held against another",
+            fix="give a file with more rows",
+        )
 
 
 def passages(

@@ -190,7 +190,7 @@ def example(
     return Example(
         case.ids,
         case.at,
-        features.to(torch.float16),
+        features.to(torch.float16) if teach else features,
         native,
         case.tails,
         case.kinds,
@@ -240,7 +240,7 @@ def student(
 
 def head_of(receiver: TextModel, ids: Sequence[int], at: int) -> KVState:
     """The receiver's own state of what stands before a message, of `SINK` tokens at least."""
-    stop = min(max(at, SINK), len(ids) - 1)
+    stop = min(at + SINK, len(ids) - 1)
     return receiver.read(ids[:stop])
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "read",
     "read_manifest",
     "remove",
+    "require_ours",
     "verify",
     "write",
 ]
@@ -53,7 +54,7 @@ def write(
         BridgeError: No tensors, values that are not finite, or a folder that cannot be written or holds other things.
     """
     _require_sound(tensors)
-    with staged(folder, _require_ours) as made:
+    with staged(folder, require_ours) as made:
         _save(tensors, made / TENSORS)
         size, digest = (made / TENSORS).stat().st_size, digest_blake3(made / TENSORS)
         filled = manifest.model_copy(update={"tensors": TensorFile(blake3=digest, bytes=size)})
@@ -109,7 +110,7 @@ def copy(source: Path, folder: Path) -> BridgeManifest:
 
     def once(found: Path) -> BridgeManifest:
         _verify(found, alone=False)
-        with staged(folder, _require_ours) as made:
+        with staged(folder, require_ours) as made:
             for name in FILES:
                 shutil.copyfile(found / name, made / name)
             return _verify(made, alone=True)
@@ -126,7 +127,7 @@ def remove(folder: Path) -> None:
     discard(folder, _require_bridge)
 
 
-def _require_ours(folder: Path) -> None:
+def require_ours(folder: Path) -> None:
     """Refuse to replace what is not a bridge."""
     if not folder.exists():
         return
@@ -143,7 +144,7 @@ def _require_ours(folder: Path) -> None:
 
 def _require_bridge(folder: Path) -> None:
     """Refuse to remove what is not a bridge."""
-    _require_ours(folder)
+    require_ours(folder)
     if not any((folder / name).exists() for name in (MANIFEST, TENSORS)):
         raise _nothing_at(folder)
 

@@ -3,16 +3,11 @@
 import random
 from collections.abc import Iterator, Sequence
 
-from blake3 import blake3
-
-from unspoken.channels.bridges.common import common_question
+from unspoken.channels.bridges.common import common_question, kept_back
 from unspoken.channels.bridges.facts import fact_passages
 from unspoken.channels.bridges.lessons import Lesson, Tail, question_prompt
 
 __all__ = ["choice_prompt", "teach_fusing"]
-
-HELD_OUT = 6
-"""One of so many questions of common knowledge is kept for the held-out lessons."""
 
 
 def choice_prompt(question: str, hint: str = "") -> str:
@@ -54,7 +49,7 @@ def teach_fusing(
 def _choice(rng: random.Random, frame: str, *, held_out: bool) -> Lesson:
     """A question of common knowledge, its right answer and a wrong one, in that order."""
     question, options, answer = common_question(rng)
-    while _kept_back(question, options[answer]) != held_out:
+    while kept_back(question, options[answer]) != held_out:
         question, options, answer = common_question(rng)
     wrong = rng.choice([one for one in options if one != options[answer]])
     asked = _listing(question, options) if rng.random() < 0.3 else question
@@ -63,10 +58,6 @@ def _choice(rng: random.Random, frame: str, *, held_out: bool) -> Lesson:
         return Lesson(choice_prompt(asked), tuple(Tail("", f" {one}", kind) for one, kind in shown))
     tails = tuple(Tail("\nAnswer in a few words.", f" {one}", kind) for one, kind in shown)
     return Lesson(f"Question: {asked}", tails, frame)
-
-
-def _kept_back(question: str, answer: str) -> bool:
-    return blake3(f"{question}\n{answer}".encode()).digest()[0] % HELD_OUT == 0
 
 
 def _listing(question: str, options: Sequence[str]) -> str:

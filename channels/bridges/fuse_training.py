@@ -16,6 +16,7 @@ from unspoken.channels.bridges.fuse_example import FuseInput, contrast, fuse_inp
 from unspoken.channels.bridges.fuse_lessons import teach_fusing
 from unspoken.channels.bridges.fuser import Fuser, FuserConfig
 from unspoken.channels.bridges.lessons import Lesson, prepare
+from unspoken.channels.bridges.randomness import seeded
 from unspoken.channels.bridges.reader import TextModel
 from unspoken.channels.bridges.ridge import Gram, Solution
 from unspoken.channels.bridges.training import check_pair
@@ -128,8 +129,8 @@ def fit_fuser(
         BridgeError: Keys of one of the models cannot be made bare.
     """
     check_pair(sharer, receiver)
-    torch.manual_seed(settings.seed)
-    return _FuseFit(sharer, receiver, corpus, settings, report, light).run()
+    with seeded(settings.seed, receiver.device):
+        return _FuseFit(sharer, receiver, corpus, settings, report, light).run()
 
 
 class _FuseFit:

@@ -19,6 +19,9 @@ from unspoken.channels.bridges.facts import (
 from unspoken.channels.bridges.reader import TextModel
 from unspoken.channels.state import KVState
 
+SHORTEST = 30
+"""Words of a plain message at least; shorter pieces of text are passed over."""
+
 __all__ = ["Case", "Lesson", "Tail", "prepare", "question_prompt", "teach"]
 
 
@@ -89,8 +92,8 @@ def teach(pieces: Iterator[str], seed: int, *, words: int = 190) -> Iterator[Les
 def _plain(piece: str, rng: random.Random, words: int, frame: str) -> Lesson | None:
     """A message of about `words` words, and what follows it in the piece."""
     spaces = [at for at, letter in enumerate(piece) if letter.isspace()]
-    length = int(words * rng.uniform(0.5, 1.2))
-    if len(spaces) < length + 60:
+    length = min(int(words * rng.uniform(0.5, 1.2)), len(spaces) - 60)
+    if length < SHORTEST:
         return None
     start = rng.randrange(len(spaces) - length - 55)
     first, cut, end = (spaces[start + n] for n in (0, length, length + 55))

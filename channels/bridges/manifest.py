@@ -30,7 +30,7 @@ __all__ = [
 
 FORMAT: Final = 1
 TENSORS: Final = "bridge.safetensors"
-AGAIN = "pull the bridge again with `unspoken bridge pull`, or fit it with `unspoken bridge fit`"
+AGAIN = "pull the bridge again with `unspoken bridge pull`, or fit it anew with `unspoken bridge fit … --refit`"
 """The fix for a bridge that is broken."""
 
 MOST_PROBLEMS = 3

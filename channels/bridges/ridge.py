@@ -16,8 +16,8 @@ OVERSAMPLING, ROUNDS = 64, 3
 
 
 def gram_bytes(features: int, targets: int) -> int:
-    """Peak bytes of a fit: the two Gram matrices, a factor of one and the solution."""
-    return 4 * (2 * features * features + 3 * features * targets)
+    """Peak bytes of a fit: both Gram matrices, a standardised copy of each, the factor and the solution."""
+    return 4 * (3 * features * features + 3 * features * targets)
 
 
 class Gram:
@@ -66,8 +66,8 @@ class Gram:
             square, cross = square[columns][:, columns], cross[columns]
             mean, origin = mean[columns], origin[columns]
         mean32, target32 = mean.float(), target_mean.float()
-        square = square / self.count - torch.outer(mean32, mean32)
-        cross = cross / self.count - torch.outer(mean32, target32)
+        square = (square / self.count).addr_(mean32, mean32, alpha=-1)
+        cross = (cross / self.count).addr_(mean32, target32, alpha=-1)
         spread = square.diagonal().clamp_min(0).sqrt()
         alive = spread > 1e-6 * spread.max()  # a column that never varies says nothing
         scale = torch.where(alive, 1 / spread.clamp_min(1e-12), 0.0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from unspoken.channels.bridges.common import common_question
+from unspoken.channels.bridges.common import common_question, kept_back
 from unspoken.channels.bridges.facts import fact_passages
 from unspoken.channels.bridges.recall import recall_records
 from unspoken.channels.bridges.score import exact_match, f1
@@ -114,7 +114,7 @@ def builtin_recall(n: int, seed: int = 0) -> list[RecallRow]:
 
 
 def builtin_choice(n: int, seed: int = 0) -> list[ChoiceRow]:
-    """`n` different questions of common knowledge with four options.
+    """`n` different questions of common knowledge with four options, none of which a fuser is trained on.
 
     Raises:
         InputError: more than there are.
@@ -125,6 +125,8 @@ def builtin_choice(n: int, seed: int = 0) -> list[ChoiceRow]:
         if len(rows) == n:
             break
         row = ChoiceRow(*common_question(rng))
+        if not kept_back(row.question, row.options[row.answer]):
+            continue
         rows.setdefault((row.question, row.options[row.answer]), row)
     if len(rows) < n:
         raise InputError(f"{n} questions asked for", expected=f"at most some {len(rows)}")

@@ -2,13 +2,14 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from unspoken.channels.bridges.corpus import Corpus
@@ -29,6 +30,7 @@ from unspoken.channels.bridges.features import width, widths
 from unspoken.channels.bridges.heldout import HeldOut, Scores
 from unspoken.channels.bridges.lessons import Case, prepare, teach
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
+from unspoken.channels.bridges.randomness import seeded
 from unspoken.channels.bridges.reader import TextModel
 from unspoken.channels.bridges.ridge import Gram, choose_layers, gram_bytes
 from unspoken.channels.errors import BridgeError
@@ -166,8 +168,8 @@ def fit(
         BridgeError: The models cannot be bridged, or the features are more than `settings.columns`.
     """
     check_pair(sharer, receiver)
-    torch.manual_seed(settings.seed)
-    return _Fit(sharer, receiver, corpus, settings, work, report, light).run()
+    with seeded(settings.seed, receiver.device):
+        return _Fit(sharer, receiver, corpus, settings, work, report, light).run()
 
 
 @dataclass(eq=False)
@@ -201,7 +203,7 @@ class _Fit:
         self.light = light or (sharer, receiver)
         self.sharer, self.receiver, self.corpus = sharer, receiver, corpus
         self.settings, self.report = settings, report
-        self.file = None if work is None else work / "fit.pt"
+        self.file = None if work is None else work / f"fit-{self._fingerprint()}.pt"
         self.rng = random.Random(settings.seed)
         self._heads: dict[tuple[int, ...], KVState] = {}
 
@@ -213,6 +215,12 @@ class _Fit:
             closed_seconds = monotonic() - began
             held = self._held_out(projector.config)
             scores = held.score(projector)
+            if not math.isfinite(scores.score):
+                raise BridgeError(
+                    f"the held-out score is {scores.score}: the models' logits are not finite in {self.light[1].dtype}",
+                    expected="finite logits",
+                    fix="fit with --train-dtype bfloat16, or without it",
+                )
             saved = _Progressed(
                 projector.config.to_dict(),
                 _copy(projector),
@@ -258,8 +266,10 @@ class _Fit:
         """Source layers, by what they add on the first few messages."""
         count = len(self.sharer.geometry.layers)
         sizes = widths(self.sharer.geometry, range(count))
-        rows = [sharer_rows(case, self.sharer, range(count)) for case in cases]
-        plain = ProjectorConfig((), embeddings=self.settings.embeddings)
+        device = self.receiver.device
+        rows = [sharer_rows(case, self.sharer, range(count)).to(device) for case in cases]
+        wanted, embeddings = _within_columns(self.settings, sizes, self.receiver)
+        plain = ProjectorConfig((), embeddings=embeddings)
         known = torch.cat(
             [
                 feature_rows(plain, every[:, :0], case.ids, case.at, self.receiver, None)
@@ -271,7 +281,6 @@ class _Fit:
             target_rows(self.receiver.read(case.ids), case, self.receiver, layers) for case in cases
         ]
         blocks = list(torch.split(torch.cat(rows), list(sizes), dim=1))
-        wanted = min(self.settings.source_layers or _layers_to_read(max(sizes)), count)
         return choose_layers(blocks, known, torch.cat(targets), wanted, seed=self.settings.seed)
 
     def _closed_form(self) -> tuple[Projector, int]:
@@ -279,10 +288,11 @@ class _Fit:
         cases = self._lessons(settings.seed)
         first = [next(cases) for _ in range(10)]
         self.report(FitProgress("layers", 0.0))
+        sizes = widths(self.sharer.geometry, range(len(self.sharer.geometry.layers)))
         config = ProjectorConfig(
             self._choose(first),
             settings.native_layers,
-            settings.embeddings,
+            _within_columns(settings, sizes, receiver)[1],
             settings.rank,
             settings.hidden,
             settings.bottleneck,
@@ -304,7 +314,7 @@ class _Fit:
             )
             skip = max(SINK - case.at, 0)
             targets = target_rows(full, case, receiver, config.target_layers(receiver.geometry))
-            gram.add(made.features[skip:].float(), targets[skip:])
+            gram.add(made.features[skip:], targets[skip:])
             self.report(FitProgress("gram", min(gram.count / settings.gram_tokens, 1.0)))
         self.report(FitProgress("solve", 0.0))
         solution = gram.solve()
@@ -318,7 +328,8 @@ class _Fit:
     # -- training
 
     def _held_out(self, config: ProjectorConfig) -> HeldOut:
-        stream = replace(self.corpus, train=self.corpus.held_out).stream(0)
+        # A corpus of one document holds nothing out: its scores then say less, and the audit's own rows judge.
+        stream = replace(self.corpus, train=self.corpus.held_out or self.corpus.train).stream(0)
         lessons = teach(stream, seed=10_007)
         return HeldOut.make(config, lessons, *self.light)
 
@@ -413,11 +424,6 @@ class _Fit:
             return None
         try:
             found = torch.load(self.file, map_location=self.receiver.device, weights_only=True)
-            if (
-                found.pop("settings") != _shape(self.settings)
-                or found.pop("corpus") != self.corpus.digest
-            ):
-                return None
             return _Progressed(**found)
         except Exception:  # a half-written or foreign file: begin anew, the fit is seeded
             return None
@@ -425,9 +431,29 @@ class _Fit:
     def _save(self, saved: _Progressed) -> None:
         if self.file is None:
             return
-        kept = {**vars(saved), "settings": _shape(self.settings), "corpus": self.corpus.digest}
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(self.file, lambda path: torch.save(kept, path))
+        replace_file(self.file, lambda path: torch.save(vars(saved), path))
+
+    def _fingerprint(self) -> str:
+        """What must be equal for a fit to go on; a fit with other settings keeps its progress beside this one's."""
+        dtypes = [str(model.dtype) for model in (self.sharer, self.receiver, *self.light)]
+        shape = repr((sorted(_shape(self.settings).items()), self.corpus.digest, dtypes))
+        return blake3(shape.encode()).hexdigest()[:12]
+
+
+def _within_columns(
+    settings: FitSettings, sizes: Sequence[int], receiver: TextModel
+) -> tuple[int, int]:
+    """How many source layers and embeddings are read, so that the features of wide models stay within the columns."""
+    if settings.source_layers is not None:
+        return min(settings.source_layers, len(sizes)), settings.embeddings
+    size, width_of_one = max(sizes), receiver.geometry.hidden_size
+    native = width_of_one if settings.native_layers else 0
+    embeddings = settings.embeddings
+    while embeddings > 1 and settings.columns - native - embeddings * width_of_one < 2 * size:
+        embeddings -= 1
+    room = (settings.columns - native - embeddings * width_of_one) // size
+    return min(_layers_to_read(size), max(room, 1), len(sizes)), embeddings
 
 
 def _layers_to_read(columns: int) -> int:

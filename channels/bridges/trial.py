@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from unspoken.channels.bridges.auditrows import require_two
 from unspoken.channels.bridges.example import (
     Example,
     answer_loss,
@@ -93,12 +94,7 @@ class Trials:
         sharer: TextModel,
         receiver: TextModel,
     ) -> None:
-        if len({lesson.text for lesson in lessons}) < 2:
-            raise InputError(
-                f"{len(lessons)} rows with one message between them",
-                expected="at least two different messages, so that one can be held against another",
-                fix="give a file with more rows",
-            )
+        require_two(lessons)
         self.lessons, self.config = tuple(lessons), config
         self.sharer, self.receiver = sharer, receiver
         self._at = lru_cache(KEPT)(self._make)
