@@ -223,12 +223,16 @@ class Backbone:
     Args:
         model: A causal language model in evaluation mode.
 
+    Attributes:
+        activate: Called before anything is computed; turns the right adapter of a shared model on.
+
     Raises:
         ModelSupportError: A decoder whose parts are not where transformers puts them.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.activate: Callable[[], None] = lambda: None
         self.base: nn.Module = model.base_model
         self.config: PreTrainedConfig = model.config.get_text_config()
         if self.config._attn_implementation not in ("eager", "sdpa", None):
@@ -341,6 +345,7 @@ class Backbone:
     def _run(
         self, ids: Tensor, positions: Tensor, cache: ContextCache, mask: Any, keep: int
     ) -> Tensor | None:
+        self.activate()
         inputs = {
             "input_ids": ids[None],
             "position_ids": positions[None],
@@ -371,6 +376,7 @@ class Backbone:
 
     def embed(self, ids: Tensor) -> Tensor:
         """The input of layer 0 for `ids`, (tokens, hidden_size), taken where the layer takes it."""
+        self.activate()
         wanted: dict[int, Tensor] = {0: ids.new_empty(0)}
         with self._captured(wanted), _stopping_at(self.layers[0]), suppress(_Stop):
             self.base(input_ids=ids[None], use_cache=False)
@@ -386,6 +392,7 @@ class Backbone:
         cache: ContextCache,
     ) -> Tensor:
         """Run layers first … last - 1 on their input at `positions` (contiguous from `start`)."""
+        self.activate()
         stop = start + hidden.shape[0]
         states = hidden[None]
         masks = self.masks(positions, stop)

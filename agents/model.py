@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from unspoken.agents._hf import Backbone, ContextCache, first_approximate, first_gap
+from unspoken.agents.adapters import AdapterSwitch, adapted_identity, adapter_folder
 from unspoken.agents.catalog import prepare
 from unspoken.agents.compose import Composer, Turn
 from unspoken.agents.identity import cached_identity, model_identity
@@ -68,6 +69,8 @@ class LocalModel:
         self._identity = identity or model_identity(model, tokenizer, None)
         self.codec = TokenCodec(tokenizer, self._identity.tokenizer)
         self.composer = Composer(self.codec, self.template)
+        self.adapter: str | None = None
+        self._switch: AdapterSwitch | None = None
 
     @classmethod
     def load(
@@ -77,6 +80,7 @@ class LocalModel:
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
         revision: str | None = None,
+        adapter: str | None = None,
         progress: Callable[[str, float], None] | None = None,
     ) -> "LocalModel":
         """Load a Hub id, a folder, a ``.gguf`` file or ``embedded:NAME``, prepared on first use.
@@ -86,6 +90,7 @@ class LocalModel:
             dtype: ``auto`` is float32 on a CPU and the checkpoint's own on an accelerator.
             device: ``auto`` is the accelerator where there is one, else the CPU.
             revision: Branch, tag or commit of a Hub id.
+            adapter: Folder or Hub id of an adapter on it; see `with_adapter` for several on one base.
             progress: Called with a stage and a fraction while the model is being prepared.
 
         Raises:
@@ -119,13 +124,52 @@ class LocalModel:
         with suppress(ModelSupportError):
             # Here, so that planning computes nothing; it warms up too, so that no agent's first token pays for it.
             _ = loaded.shifts_keys
-        return loaded
+        return loaded if adapter is None else loaded.with_adapter(adapter)
+
+    def with_adapter(self, adapter: str, *, revision: str | None = None) -> "LocalModel":
+        """The same base with an adapter: another model, whose weights are shared with this one.
+
+        The adapter is switched on before anything this model computes, and off before anything the base does. Both run
+        on one device, so one worker owns them, and neither computes while the other does.
+
+        Args:
+            adapter: A folder that peft's ``save_pretrained`` wrote, or a Hub id.
+            revision: Branch, tag or commit of a Hub id.
+
+        Raises:
+            ModelReferenceError: There is no such adapter, or it does not fit the base.
+            ModelSupportError: This model has an adapter already, peft is missing, or the adapter is no set of weights.
+        """
+        if self.adapter is not None:
+            raise ModelSupportError(
+                f"{self.ref or 'the model'} has the adapter {self.adapter!r} already",
+                expected="a base model without one",
+                fix="call with_adapter on the base",
+            )
+        folder = adapter_folder(adapter, revision)
+        identity = adapted_identity(self._identity, folder)
+        if self._switch is None:
+            self._share(AdapterSwitch(self.hf), None)
+        switch, name = self._switch, f"a{identity.weights[:12]}"
+        assert switch is not None
+        switch.add(name, folder)
+        made = LocalModel(self.hf, self.tokenizer, ref=self.ref, identity=identity)
+        made.adapter = adapter
+        made._share(switch, name)
+        return made
+
+    def _share(self, switch: AdapterSwitch, name: str | None) -> None:
+        self._switch = switch
+        self.backbone.activate = partial(switch.use, name)
 
     def cast(self, dtype: torch.dtype) -> "LocalModel":
         """A copy with weights of another float type, of the same identity: both come of one checkpoint."""
+        self.backbone.activate()  # the copy keeps the adapter that is on
         copied = copy.deepcopy(self.hf)
         _cast(copied, dtype)
-        return LocalModel(copied, self.tokenizer, ref=self.ref, identity=self._identity)
+        made = LocalModel(copied, self.tokenizer, ref=self.ref, identity=self._identity)
+        made.adapter = self.adapter
+        return made
 
     @property
     def identity(self) -> ModelIdentity:

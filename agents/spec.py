@@ -127,6 +127,10 @@ class ModelSpec(_Spec):
     revision: Annotated[NonEmpty | None, NONE_WORD] = Field(
         None, description="Branch, tag or commit of a Hub model."
     )
+    adapter: Annotated[NonEmpty | None, NONE_WORD] = Field(
+        None,
+        description="Folder or Hub id of an adapter (LoRA) on the model; models of one ref share their weights.",
+    )
 
 
 InputType = Literal["text", "integer", "number", "boolean", "list"]

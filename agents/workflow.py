@@ -134,7 +134,10 @@ class Workflow:
             {
                 "name": name,
                 "description": description,
-                "models": {key: {"ref": ref or "in memory"} for key, ref in refs.items()},
+                "models": {
+                    key: {"ref": ref or "in memory", "adapter": _adapter(self._models.get(key))}
+                    for key, ref in refs.items()
+                },
                 "inputs": dict(inputs) if inputs is not None else _inferred(agents),
                 "agents": {key: one.model_dump(by_alias=True) for key, one in specs.items()},
                 "outputs": dict(outputs or {}),
@@ -272,6 +275,7 @@ class Workflow:
 
     def _load(self, progress: Progress | None) -> None:
         loaded: dict[tuple[str, str, str, str | None], LocalModel] = {}
+        adapted: dict[tuple[str | None, ...], LocalModel] = {}
         for name, model in self.spec.models.items():
             if name in self._models:
                 continue
@@ -284,7 +288,13 @@ class Workflow:
                     revision=model.revision,
                     progress=_for_model(progress, name),
                 )
-            self._models[name] = loaded[key]
+            base = loaded[key]
+            if model.adapter is not None:
+                again = (*key, model.adapter)
+                if again not in adapted:
+                    adapted[again] = base.with_adapter(model.adapter)
+                base = adapted[again]
+            self._models[name] = base
 
     def plan(self, /, **inputs: object) -> Plan:
         """Which channel each edge gets, and why; token counts where inputs are given.
@@ -416,6 +426,10 @@ def _for_model(progress: Progress | None, name: str) -> Callable[[str, float], N
     if progress is None:
         return None
     return lambda stage, fraction: progress(name, stage, fraction)
+
+
+def _adapter(model: LocalModel | None) -> str | None:
+    return None if model is None else model.adapter
 
 
 def _agent_name(agent: Agent | str) -> str:

@@ -66,7 +66,11 @@ def fit(
         Path | None, typer.Option(metavar="DIR", help="Where to keep it; your store if left out.")
     ] = None,
     fuse: Annotated[
-        bool, typer.Option("--fuse", help="Fit the module of fuse mode too, in as many minutes.")
+        bool,
+        typer.Option(
+            "--fuse",
+            help="Fit the module of fuse mode too: 20 minutes more, or as many as --minutes.",
+        ),
     ] = False,
     no_audit: Annotated[bool, typer.Option("--no-audit", help="Do not measure it.")] = False,
     text: Text = None,
