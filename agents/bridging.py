@@ -17,8 +17,21 @@ from unspoken.channels.bridges.audit import audit
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
 from unspoken.channels.bridges.corpus import Corpus, load_corpus
 from unspoken.channels.bridges.features import width
-from unspoken.channels.bridges.folder import MANIFEST, read_manifest, require_ours, write
-from unspoken.channels.bridges.fuse_training import FuseResult, FuseSettings, fit_fuser
+from unspoken.channels.bridges.folder import (
+    MANIFEST,
+    check,
+    read,
+    read_manifest,
+    require_ours,
+    write,
+)
+from unspoken.channels.bridges.fuse_training import (
+    FuseProgress,
+    FuseResult,
+    FuseSettings,
+    fit_fuser,
+)
+from unspoken.channels.bridges.fuser import fuse_tensors, load_fuser
 from unspoken.channels.bridges.manifest import (
     BridgeManifest,
     FitData,
@@ -96,7 +109,8 @@ def fit_bridge(
     """Fit, pack, audit and keep a bridge; one process at a time per pair. Gives its folder.
 
     A fit that was killed goes on from what it left in the store. Where the pair has a bridge already (or another
-    process made one while this one waited), that one is taken unless `plan.refit`.
+    process made one while this one waited), that one is taken unless `plan.refit`; with `plan.fuse`, the module of fuse
+    mode is added to it where it lacks one. A refit without `plan.fuse` keeps the module of fuse mode that there is.
 
     Args:
         sharer: Whose cache is read.
@@ -123,10 +137,12 @@ def fit_bridge(
         _check_place(plan.out, *ends)
     began = monotonic()
     with store.lock(*ends, waiting=lambda line: report(line, 0.0)):
-        found = _kept(store, plan, *ends)
-        if found is not None:
-            report(f"there already: {found}", 1.0)
-            return found
+        old = _standing(store, plan, *ends)
+        if old is not None and not plan.refit:
+            if plan.fuse is None or "fuse" in read_manifest(old).config:
+                report(f"there already: {old}", 1.0)
+                return old
+            return _with_fuser(old, sharer, receiver, plan, plan.fuse, report)
         report(f"at most {_peak(sharer, receiver, plan.settings):.1f} GB for the closed form", 0.0)
         corpus = load_corpus(plan.sources, seed=plan.settings.seed)
         rows = plan.audit.rows(corpus) if plan.audit else None
@@ -138,20 +154,15 @@ def fit_bridge(
             watch(progress)
             report(progress.stage, progress.fraction)
 
-        light = None
-        if plan.train_dtype is not None:
-            light = sharer.cast(plan.train_dtype), receiver.cast(plan.train_dtype)
+        light = _light(sharer, receiver, plan)
         result = fit(sharer, receiver, corpus, plan.settings, work, told, light=light)
         fuser = None
         if plan.fuse is not None:
-            fuser = fit_fuser(
-                sharer,
-                receiver,
-                corpus,
-                plan.fuse,
-                lambda progress: report(f"fuse: {progress.stage}", progress.fraction),
-                light=light,
-            )
+            fuser = _fused(sharer, receiver, corpus, plan.fuse, report, light)
+        elif old is not None and "fuse" in read_manifest(old).config:
+            kept, figures = load_fuser(old, sharer, receiver)  # it does not depend on the projector
+            mine = {name: value for name, value in figures.items() if name.startswith("fuse_")}
+            fuser = FuseResult(kept, mine, 0)
         del light
         manifest, bridge = _packed(sharer, receiver, corpus, plan, result, fuser)
         if rows is not None and plan.audit is not None:
@@ -186,17 +197,65 @@ def work_folder(store: BridgeStore, sharer: "ModelIdentity", receiver: "ModelIde
     return store.root / ".fits" / pair_digest(sharer, receiver)
 
 
-def _kept(
+def _light(
+    sharer: "LocalModel", receiver: "LocalModel", plan: FitPlan
+) -> "tuple[LocalModel, LocalModel] | None":
+    """Both models in the dtype to train in, where that is another than their own."""
+    if plan.train_dtype is None:
+        return None
+    return sharer.cast(plan.train_dtype), receiver.cast(plan.train_dtype)
+
+
+def _fused(
+    sharer: "LocalModel",
+    receiver: "LocalModel",
+    corpus: Corpus,
+    settings: FuseSettings,
+    report: Progress,
+    light: "tuple[LocalModel, LocalModel] | None",
+) -> FuseResult:
+    def told(progress: FuseProgress) -> None:
+        report(f"fuse: {progress.stage}", progress.fraction)
+
+    return fit_fuser(sharer, receiver, corpus, settings, told, light=light)
+
+
+def _with_fuser(
+    folder: Path,
+    sharer: "LocalModel",
+    receiver: "LocalModel",
+    plan: FitPlan,
+    settings: FuseSettings,
+    report: Progress,
+) -> Path:
+    """Fit the module of fuse mode for a bridge that lacks it; its other weights and its audit stay."""
+    corpus = load_corpus(plan.sources, seed=plan.settings.seed)
+    made = _fused(sharer, receiver, corpus, settings, report, _light(sharer, receiver, plan))
+    manifest, tensors = read(folder)
+    config = {**manifest.config, "fuse": made.fuser.config.to_dict()}
+    manifest = manifest.model_copy(
+        update={"config": config, "fit": {**manifest.fit, **made.figures}}
+    )
+    report("saving", 0.0)
+    write(folder, manifest, {**tensors, **fuse_tensors(made.fuser, DTYPE)})
+    return folder
+
+
+def _standing(
     store: BridgeStore, plan: FitPlan, sharer: "ModelIdentity", receiver: "ModelIdentity"
 ) -> Path | None:
-    """The pair's bridge where it is wanted, if it is there and may stay."""
-    if plan.refit:
-        return None
-    found = store.find(sharer, receiver) if plan.out is None else plan.out
-    if found is None or not (found / MANIFEST).exists():
-        return None
-    lacks = plan.fuse is not None and "fuse" not in read_manifest(found).config
-    return None if lacks else found
+    """The pair's bridge where the new one would go; with ``refit``, one that is broken counts for none."""
+    try:
+        if plan.out is None:
+            return store.find(sharer, receiver)
+        if not (plan.out / MANIFEST).exists():
+            return None
+        check(plan.out)
+        return plan.out
+    except BridgeError:
+        if plan.refit:
+            return None
+        raise
 
 
 def _check_place(folder: Path, sharer: "ModelIdentity", receiver: "ModelIdentity") -> None:

@@ -317,7 +317,19 @@ def test_a_fit_with_fuse_makes_a_bridge_that_fuses(
     pair: tuple[LocalModel, LocalModel], source: str, store: BridgeStore
 ) -> None:
     small = FuseSettings(minutes=0.0, steps=0, gram_tokens=300)
-    plain = fit_bridge(*pair, plan(source, None, steps=0))
+    plain = fit_bridge(*pair, plan(source, AUDIT, steps=0))
     assert not Bridge.load(plain).fuses
-    both = fit_bridge(*pair, replace(plan(source, None, steps=0), fuse=small))
+    before, tensors_before = read(plain)
+    stages: list[str] = []
+    both = fit_bridge(
+        *pair,
+        replace(plan(source, None, steps=0), fuse=small),
+        report=lambda stage, part: stages.append(stage),
+    )
     assert Bridge.load(both).fuses
+    after, tensors_after = read(both)
+    assert "gram" not in stages  # it was added to what there was, audit and weights
+    assert after.audit == before.audit is not None
+    assert all(torch.equal(tensors_after[name], one) for name, one in tensors_before.items())
+    again = fit_bridge(*pair, replace(plan(source, None, steps=0), refit=True))
+    assert Bridge.load(again).fuses  # a refit of the one module keeps the other
