@@ -32,8 +32,8 @@ def build(gemma: LocalModel | str = GEMMA, smollm: LocalModel | str = SMOLLM) ->
         outputs={"smollm": "{{ smollm_answers.text }}", "gemma": "{{ gemma_answers.text }}"},
         bridge_folders=[HERE / "bridges"],
     )
-    flow.connect(gemma_reader, smollm_answers, "projected_cache", min_retention=0.1)
-    return flow.connect(smollm_reader, gemma_answers, "projected_cache", min_retention=0.1)
+    flow.connect(gemma_reader, smollm_answers, "projected_cache", min_retention=0.4)
+    return flow.connect(smollm_reader, gemma_answers, "projected_cache", min_retention=0.4)
 
 
 def main() -> None:
