@@ -388,9 +388,8 @@ class Scheduler:
         self, agent: _Agent, results: list[tuple[TurnOutcome, int]]
     ) -> dict[int, _Parcel | None]:
         """Publish a turn on every out-edge whose condition holds."""
-        return self._publish(
-            agent, lambda number: self._message(agent, number, results), results[0][0].state
-        )
+        state = results[0][0].state if results else None
+        return self._publish(agent, lambda number: self._message(agent, number, results), state)
 
     def _publish(
         self, agent: _Agent, make: Callable[[int], Message], state: KVState | None

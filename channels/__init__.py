@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from unspoken.channels.message import Message, Segment
     from unspoken.channels.packets import PacketReader, packet_key, read_packet, write_packet
     from unspoken.channels.projected import ProjectedCacheChannel
-    from unspoken.channels.recompute import recompute
+    from unspoken.channels.recompute import recompute_layers
     from unspoken.channels.rope import Rotary
     from unspoken.channels.same_model import SameModelCacheChannel
     from unspoken.channels.state import KVState, LayerState
@@ -49,7 +49,7 @@ __all__ = [
     "UnspokenError",
     "packet_key",
     "read_packet",
-    "recompute",
+    "recompute_layers",
     "write_packet",
 ]
 
@@ -69,7 +69,7 @@ _HOMES = {
     "message": ("Message", "Segment"),
     "packets": ("PacketReader", "packet_key", "read_packet", "write_packet"),
     "projected": ("ProjectedCacheChannel",),
-    "recompute": ("recompute",),
+    "recompute": ("recompute_layers",),
     "rope": ("Rotary",),
     "same_model": ("SameModelCacheChannel",),
     "state": ("KVState", "LayerState"),

@@ -15,7 +15,7 @@ from unspoken.channels.errors import IdentityMismatch, InputError, StateError
 from unspoken.channels.geometry import ModelIdentity
 from unspoken.channels.state import KVState
 
-__all__ = ["Groups", "check_groups", "entries", "recompute", "require_one_base"]
+__all__ = ["Groups", "check_groups", "entries", "recompute_layers", "require_one_base"]
 
 Groups = tuple[tuple[int, int], ...]
 """Layers first … last - 1 of each group, ascending, with at least one layer between two groups."""
@@ -69,7 +69,7 @@ def require_one_base(receiver: ModelIdentity, sharer: ModelIdentity, what: str) 
 
 
 @torch.no_grad()
-def recompute(
+def recompute_layers(
     receiver: CausalModel,
     state: KVState,
     ids: Sequence[int],

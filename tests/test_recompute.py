@@ -9,7 +9,7 @@ from architectures import ARCHITECTURES, make
 
 from unspoken.agents.model import LocalModel
 from unspoken.channels.errors import IdentityMismatch, InputError, StateError
-from unspoken.channels.recompute import check_groups, entries, recompute
+from unspoken.channels.recompute import check_groups, entries, recompute_layers
 from unspoken.channels.state import KVState
 
 IDS = tuple(range(3, 33))
@@ -46,7 +46,7 @@ def kl(full: torch.Tensor, other: torch.Tensor) -> float:
 def test_all_layers_recomputed_are_the_receivers_own_prefill(name: str) -> None:
     sharer, receiver = make(name), tuned(name)
     count = len(receiver.geometry.layers)
-    made = recompute(receiver, sent(sharer), IDS, ((0, count),))
+    made = recompute_layers(receiver, sent(sharer), IDS, ((0, count),))
     own = receiver.read(IDS)
     for mine, theirs in zip(made.layers, own.layers, strict=True):
         torch.testing.assert_close(mine.keys, theirs.keys, atol=1e-4, rtol=1e-4)
@@ -58,7 +58,7 @@ def test_all_layers_recomputed_are_the_receivers_own_prefill(name: str) -> None:
 def test_no_group_leaves_the_sharers_state() -> None:
     sharer, receiver = make("llama"), tuned("llama")
     state = sent(sharer)
-    made = recompute(receiver, state, IDS, ())
+    made = recompute_layers(receiver, state, IDS, ())
     assert all(mine is theirs for mine, theirs in zip(made.layers, state.layers, strict=True))
     assert not made.exact and made.identity == receiver.identity
 
@@ -68,7 +68,7 @@ def test_a_group_is_what_the_receivers_layers_make_of_the_sharers_hidden_states(
     """Keys and values of the group by transformers' own modules; other layers stay."""
     sharer, receiver = make(name), tuned(name)
     state = sent(sharer)
-    made = recompute(receiver, state, IDS, ((2, 3),))
+    made = recompute_layers(receiver, state, IDS, ((2, 3),))
     layer = receiver.backbone.layers[2]
     with torch.no_grad():
         normed = layer.input_layernorm(state.hidden[2][None])
@@ -84,7 +84,7 @@ def test_more_layers_recomputed_come_nearer_to_the_receivers_own() -> None:
     state = sent(sharer)
     count = len(receiver.geometry.layers)
     found = [
-        kl(full, after(receiver, recompute(receiver, state, IDS, groups)))
+        kl(full, after(receiver, recompute_layers(receiver, state, IDS, groups)))
         for groups in ((), ((0, 2),), ((0, count - 1),), ((0, count),))
     ]
     assert found[0] > found[1] > found[2] > found[3]
@@ -97,7 +97,7 @@ def test_behind_other_tokens_all_recomputed_is_exact() -> None:
     before = receiver.read((50, 51, 52))
     moved = sent(sharer).shift(3, receiver.geometry, receiver.rotary)
     count = len(receiver.geometry.layers)
-    made = recompute(receiver, moved, IDS, ((0, count),), [before])
+    made = recompute_layers(receiver, moved, IDS, ((0, count),), [before])
     own = receiver.read((50, 51, 52, *IDS))
     for mine, theirs in zip(made.layers, own.layers, strict=True):
         torch.testing.assert_close(mine.keys, theirs.keys[:, 3:], atol=1e-4, rtol=1e-4)
@@ -117,9 +117,9 @@ def test_groups_that_make_no_sense_are_refused(groups: list[list[int]]) -> None:
 def test_a_missing_hidden_state_names_its_layer() -> None:
     sharer, receiver = make("llama"), tuned("llama")
     with pytest.raises(StateError, match="input of layer 2"):
-        recompute(receiver, sent(sharer, range(1)), IDS, ((2, 3),))
+        recompute_layers(receiver, sent(sharer, range(1)), IDS, ((2, 3),))
 
 
 def test_another_architecture_is_refused() -> None:
     with pytest.raises(IdentityMismatch, match="config"):
-        recompute(make("qwen2"), sent(make("llama")), IDS, ())
+        recompute_layers(make("qwen2"), sent(make("llama")), IDS, ())
