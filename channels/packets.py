@@ -212,8 +212,15 @@ def _signature(manifest: str, key: bytes | None) -> str:
     return hmac.new(key, b"unspoken packet\0" + manifest.encode(), hashlib.sha256).hexdigest()
 
 
-def _key_id(key: bytes) -> str:
+def _key_id(key: object) -> str:
     """What tells keys apart without giving them away."""
+    if not isinstance(key, bytes) or len(key) < KEY_BYTES:
+        found = f"{len(key)} bytes" if isinstance(key, bytes) else f"a {type(key).__name__}"
+        raise InputError(
+            f"the packet key is {found}",
+            expected=f"at least {KEY_BYTES} bytes, not guessable, or None for an unsigned packet",
+            fix="take it from packet_key()",
+        )
     return hmac.new(key, b"unspoken packet key id", hashlib.sha256).hexdigest()[:16]
 
 
@@ -473,6 +480,7 @@ def _metadata(head: bytes) -> tuple[str, str]:
 
 def _checked(text: str, signature: str, key: bytes | None) -> PacketManifest:
     """The manifest, once its version, its key and its signature are right."""
+    expected_key = None if key is None else _key_id(key)
     try:
         raw = json.loads(text)
         version, signed_by = raw["version"], raw["key"]
@@ -503,11 +511,11 @@ def _checked(text: str, signature: str, key: bytes | None) -> PacketManifest:
             expected="a packet signed with your key",
             fix="have it signed; key=None accepts unsigned packets, where nobody else can write to the channel",
         )
-    if key is not None and signed_by != _key_id(key):
+    if key is not None and signed_by != expected_key:
         raise PacketError(
             f"the packet is signed with the key {str(signed_by)[:16]}",
             kind="key",
-            expected=f"the key {_key_id(key)}",
+            expected=f"the key {expected_key}",
             fix="give both ends the same key",
         )
     if not hmac.compare_digest(signature.encode(), _signature(text, key).encode()):

@@ -325,3 +325,14 @@ def test_a_key_comes_from_a_file_or_the_environment(
         packet_key()
     with pytest.raises(InputError, match="cannot be read"):
         packet_key(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("key", [b"", b"short", "a str, however long it is"])
+def test_a_key_that_protects_nothing_is_refused_at_both_ends(
+    key: bytes, model: LocalModel, message: Message, packet: bytes
+) -> None:
+    """An empty or a short key would make a packet that only looks signed."""
+    with pytest.raises(InputError, match="packet key is"):
+        written(message, key)
+    with pytest.raises(InputError, match="packet key is"):
+        read(packet, model, key)
