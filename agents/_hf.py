@@ -15,7 +15,17 @@ from unspoken.channels.geometry import CacheGeometry, LayerGeometry, ModelIdenti
 from unspoken.channels.rope import Rotary
 from unspoken.channels.state import KVState, LayerState
 
-__all__ = ["Backbone", "ContextCache", "first_approximate", "first_gap", "read_geometry"]
+__all__ = [
+    "Backbone",
+    "Capture",
+    "ContextCache",
+    "first_approximate",
+    "first_gap",
+    "read_geometry",
+]
+
+Capture = dict[int, list[Tensor]]
+"""Layers whose inputs are wanted; each forward appends (tokens, hidden_size)."""
 
 _SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
 _DYNAMIC_ROPE = {"dynamic", "longrope"}
@@ -313,7 +323,7 @@ class Backbone:
         cache: ContextCache,
         *,
         keep: int = 1,
-        capture: dict[int, Tensor] | None = None,
+        capture: Capture | None = None,
     ) -> Tensor | None:
         """Append `ids` (tokens,) to a cache without holes; logits after the last `keep` of them (0: none at all)."""
         start = cache.length
@@ -329,7 +339,7 @@ class Backbone:
         cache: ContextCache,
         *,
         keep: int = 1,
-        capture: dict[int, Tensor] | None = None,
+        capture: Capture | None = None,
     ) -> Tensor | None:
         """Compute `ids` at ascending `positions`, the last of which is `last`, between and after rows at hand."""
         masks = self.masks(positions, max(last + 1, cache.length))
@@ -360,13 +370,11 @@ class Backbone:
         return logits
 
     @contextmanager
-    def _captured(self, wanted: dict[int, Tensor] | None) -> Iterator[None]:
-        """Append the input of every layer in `wanted` to its tensor there while the block runs."""
+    def _captured(self, wanted: Capture | None) -> Iterator[None]:
+        """Append the input of every layer in `wanted` to its list there while the block runs."""
         handles = [
-            self.layers[layer].register_forward_pre_hook(
-                _keep_input(wanted, layer), with_kwargs=True
-            )
-            for layer in wanted or ()
+            self.layers[layer].register_forward_pre_hook(_keep_input(kept), with_kwargs=True)
+            for layer, kept in (wanted or {}).items()
         ]
         try:
             yield
@@ -377,10 +385,10 @@ class Backbone:
     def embed(self, ids: Tensor) -> Tensor:
         """The input of layer 0 for `ids`, (tokens, hidden_size), taken where the layer takes it."""
         self.activate()
-        wanted: dict[int, Tensor] = {0: ids.new_empty(0)}
+        wanted: Capture = {0: []}
         with self._captured(wanted), _stopping_at(self.layers[0]), suppress(_Stop):
             self.base(input_ids=ids[None], use_cache=False)
-        return wanted[0]
+        return wanted[0][0]
 
     def run_layers(
         self,
@@ -437,18 +445,9 @@ def _stopping_at(layer: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-def _keep_input(
-    wanted: dict[int, Tensor] | None, layer: int
-) -> Callable[[nn.Module, Any, Any], None]:
+def _keep_input(kept: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
     def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
-        hidden = (args[0] if args else kwargs["hidden_states"])[0]
-        if wanted is not None:
-            known = wanted[layer]
-            wanted[layer] = (
-                torch.cat((known, hidden))
-                if known.is_floating_point() and known.numel()
-                else hidden
-            )
+        kept.append((args[0] if args else kwargs["hidden_states"])[0])
 
     return keep
 

@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema, core_schema
 __all__ = ["LIST", "NONE_WORD", "STRINGS", "Spelling", "bare"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spelling:
     """A further way to write a value, turned into the usual one before it is checked.
 

@@ -44,6 +44,7 @@ class Assembly:
         repaired: Those of them that have a state all the same.
         projected: Positions whose state a bridge made, not computed anew.
         fused: Positions in place that a channel computed in this model, a bridge's enriched rows among them.
+        recomputed: Positions in place of which a channel computed some layers anew.
         layer_tokens: Layers times tokens that bridges ran in this model.
         carries: Per delivery, its edge, its report and the seconds its carry took.
     """
@@ -53,6 +54,7 @@ class Assembly:
     repaired: frozenset[int]
     projected: frozenset[int]
     fused: frozenset[int]
+    recomputed: frozenset[int]
     layer_tokens: int
     carries: tuple[tuple[int, CarryReport, float], ...]
 
@@ -65,9 +67,13 @@ def assemble(
 ) -> Assembly:
     """Find state for a context: the longest exact prefix of all at hand, then splices, then what is missing."""
     offers: list[tuple[Carry, float]] = []
+    placed = [own[1].slice(0, _reach(ids, own))] if own is not None else []
     for delivery in deliveries:
         began = perf_counter()
-        offers.append((_carry(delivery, model), perf_counter() - began))
+        arrival = replace(delivery.arrival, before=_without_gap(placed, len(ids) - 1))
+        carry = _carry(replace(delivery, arrival=arrival), model)
+        offers.append((carry, perf_counter() - began))
+        placed += (*((carry.prefix,) if carry.prefix else ()), *carry.computed, *carry.spliced)
     best, computed = _longest_prefix(ids, [carry for carry, _ in offers], own)
     # The last token is always computed: its logits choose the first new one.
     reach = min(len(best), len(ids) - 1) if best is not None else 0
@@ -75,13 +81,20 @@ def assemble(
     repaired: set[int] = set()
     projected: set[int] = set()
     fused = set(range(reach)) if computed else set[int]()
+    recomputed: set[int] = set()
     for carry, _ in offers:
+        for piece in carry.computed:
+            start, stop = max(piece.start, reach), min(piece.stop, len(ids) - 1)
+            if start < stop:
+                states.append(piece.slice(start, stop))
+                fused.update(range(start, stop))
         for piece in carry.spliced:
             start, stop = max(piece.start, reach), min(piece.stop, len(ids) - 1)
             if start < stop:
                 states.append(piece.slice(start, stop))
                 projected.update(range(start, stop) if carry.projected else ())
                 fused.update(range(start, stop) if carry.fused else ())
+                recomputed.update(range(start, stop) if carry.recomputed else ())
         repaired.update(position for position in carry.repair if position >= reach)
     covered = {position for state in states for position in range(state.start, state.stop)}
     missing = tuple(p for p in range(len(ids)) if p not in covered or p in repaired)
@@ -92,6 +105,7 @@ def assemble(
         frozenset(repaired & covered),
         frozenset(projected - repaired),
         frozenset(fused - repaired),
+        frozenset(recomputed - repaired),
         layer_tokens,
         (),
     )
@@ -122,9 +136,29 @@ def _longest_prefix(
         if carry.prefix is not None and not (carry.fused and own is not None)
     ]
     if own is not None:
-        known, state = own
-        found.append((state.slice(0, min(common_prefix(ids, known), state.stop)), False))
+        _, state = own
+        found.append((state.slice(0, _reach(ids, own)), False))
     return max(found, key=lambda one: len(one[0]), default=(None, False))
+
+
+def _reach(ids: tuple[int, ...], own: tuple[tuple[int, ...], KVState]) -> int:
+    """How many of a context's tokens the agent's own state covers."""
+    known, state = own
+    return min(common_prefix(ids, known), state.stop)
+
+
+def _without_gap(states: Sequence[KVState], last: int) -> tuple[KVState, ...]:
+    """Of states in place, those that cover positions from 0 on without a gap, each position once; `last` is the end."""
+    chosen: list[KVState] = []
+    reach = 0
+    while reach < last:
+        onward = [one for one in states if one.start <= reach < one.stop]
+        if not onward:
+            break
+        longest = max(onward, key=lambda one: one.stop)
+        chosen.append(longest.slice(reach, min(longest.stop, last)))
+        reach = chosen[-1].stop
+    return tuple(chosen)
 
 
 def _settled(
@@ -153,8 +187,9 @@ def _settled(
         report,
         exact=exact,
         reason=reason,
-        reused=len(positions.difference(assembly.missing, assembly.fused)) - projected,
-        repaired=len(positions & assembly.repaired),
+        reused=len(positions.difference(assembly.missing, assembly.fused, assembly.recomputed))
+        - projected,
+        repaired=len(positions & (assembly.repaired | assembly.recomputed)),
         projected=projected,
     )
 

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from unspoken.agents._hf import Backbone, ContextCache, first_approximate, first_gap
+from unspoken.agents._hf import Backbone, Capture, ContextCache, first_approximate, first_gap
 from unspoken.agents.adapters import AdapterSwitch, adapted_identity, adapter_folder
 from unspoken.agents.catalog import prepare
 from unspoken.agents.compose import Composer, Turn
@@ -295,13 +295,14 @@ class LocalModel:
         end = max((piece.stop for piece in state), default=0)
         wanted = list(range(end, end + len(ids))) if positions is None else positions.tolist()
         cache = self.open(state, wanted, spare=0)
-        hidden = {layer: torch.empty(0, device=self.device) for layer in capture}
+        hidden: Capture = {layer: [] for layer in capture}
         logits: Tensor | None = None
         for step in self.prefill_steps(ids, wanted, cache, hidden):
             logits = step
         if logits is None:
             raise StateError("no tokens to compute", expected="at least one")
-        return Prefill(cache.snapshot(self.identity), logits, hidden)
+        inputs = {layer: torch.cat(parts) for layer, parts in hidden.items()}
+        return Prefill(cache.snapshot(self.identity), logits, inputs)
 
     def open(
         self, state: Sequence[KVState], positions: Sequence[int], *, spare: int
@@ -338,7 +339,7 @@ class LocalModel:
         ids: Tensor,
         positions: Sequence[int],
         cache: ContextCache,
-        hidden: dict[int, Tensor] | None = None,
+        hidden: Capture | None = None,
     ) -> Iterator[Tensor | None]:
         """Compute `ids` at ascending `positions` in passes of at most `CHUNK` tokens, one a step.
 
@@ -380,27 +381,42 @@ class LocalModel:
         )
         return output, layers
 
-    def message(self, text: str, *, sharer: str = "reader", system: str | None = None) -> Message:
+    def message(
+        self,
+        text: str,
+        *,
+        sharer: str = "reader",
+        system: str | None = None,
+        capture: Collection[int] = (),
+    ) -> Message:
         """Read a text as a user's turn in a context of its own: a message with its state, ready for a packet.
 
         Args:
             text: The words.
             sharer: Name of the agent that shares them.
             system: A system prompt before them; None leaves that to the chat template.
+            capture: Layers whose inputs a receiver with other weights will need (the E-cache).
         """
         context = self.composer.compose([Turn("user", (text,))], system=system)
         segment = context.segments[-1]
-        return Message(
-            sharer, (segment,), False, context.ids, self.identity, self.read(context.ids)
-        )
+        state = self.read(context.ids, capture)
+        return Message(sharer, (segment,), False, context.ids, self.identity, state)
 
     @torch.no_grad()
-    def read(self, ids: Sequence[int]) -> KVState:
-        """State of a context of its own, without the logits that `prefill` would compute after it."""
+    def read(self, ids: Sequence[int], capture: Collection[int] = ()) -> KVState:
+        """State of a context of its own, without the logits that `prefill` would compute after it.
+
+        Args:
+            ids: The context.
+            capture: Layers whose inputs the state is to keep (the E-cache).
+        """
         cache = self.open((), range(len(ids)), spare=0)
+        hidden: Capture = {layer: [] for layer in capture}
         for start in range(0, len(ids), CHUNK):
-            self.backbone.forward(self.tensor(ids[start : start + CHUNK]), cache, keep=0)
-        return cache.snapshot(self.identity)
+            part = self.tensor(ids[start : start + CHUNK])
+            self.backbone.forward(part, cache, keep=0, capture=hidden)
+        state = cache.snapshot(self.identity)
+        return replace(state, hidden={layer: torch.cat(parts) for layer, parts in hidden.items()})
 
     def logits(
         self,

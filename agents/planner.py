@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from unspoken.agents.compose import Turn
 from unspoken.agents.outline import outline
-from unspoken.agents.reuse import FindBridge, Verdict, judge, make_channel
+from unspoken.agents.reuse import FindBridge, FindProfile, Verdict, judge, make_channel
 from unspoken.agents.spec import EdgeSpec, Share, WorkflowSpec
 from unspoken.agents.templates import references, render
 from unspoken.channels.errors import Problem, WorkflowError
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from unspoken.agents.model import LocalModel
     from unspoken.channels.base import Channel
     from unspoken.channels.projected import Bridge
+    from unspoken.channels.recompute import Groups
 
 __all__ = ["EdgePlan", "Plan", "plan_workflow"]
 
@@ -30,7 +31,7 @@ class EdgePlan:
         asked: The channel the workflow names.
         channel: The channel it gets.
         share: What is published.
-        mode: ``text``, ``continuation``, ``splice``, ``projected`` or ``fused``.
+        mode: ``text``, ``continuation``, ``splice``, ``recompute``, ``projected`` or ``fused``.
         reason: Why so, in a sentence.
         advice: What would make it faster, empty for nothing.
         tokens: Tokens of the message where they are known.
@@ -38,6 +39,9 @@ class EdgePlan:
         retention: What a bridge's audit lets an edge count on; None without a bridge.
         native_layers: Layers the receiver runs itself over a projected message.
         unfitted: Whether the bridge is still to be fitted; only then is it known whether it serves.
+        recompute: Groups of layers, as [first, last + 1], that the receiver computes anew of a message from other
+            weights of its base; None where it is not that.
+        kl: The most nats a token, by a profile's interval, that this leaves between it and its own reading.
     """
 
     number: int
@@ -54,6 +58,8 @@ class EdgePlan:
     retention: float | None = None
     native_layers: int = 0
     unfitted: bool = False
+    recompute: Groups | None = None
+    kl: float | None = None
 
     @property
     def fell_back(self) -> bool:
@@ -102,6 +108,7 @@ def plan_workflow(
     *,
     find_bridge: FindBridge = lambda sharer, receiver: None,
     bridges: Mapping[int, "Bridge"] | None = None,
+    find_profile: FindProfile = lambda sharer, receiver: None,
 ) -> Plan:
     """Choose every edge's channel.
 
@@ -111,6 +118,7 @@ def plan_workflow(
         inputs: Input values, where they are known; token counts need them.
         find_bridge: Where bridges between two models are looked for.
         bridges: Bridges that the workflow itself names, by edge.
+        find_profile: Where profiles of fine-tunes of one base are looked for.
 
     Raises:
         WorkflowError: An edge with ``fallback: error`` whose channel cannot serve it.
@@ -119,12 +127,14 @@ def plan_workflow(
     edges, channels, problems = [], {}, []
     for number, edge in enumerate(spec.edges):
         given = (bridges or {}).get(number)
-        verdict = judge(spec, number, contexts, models, find_bridge, given)
+        verdict = judge(spec, number, contexts, models, find_bridge, given, find_profile)
         if verdict.mode == "text" and edge.channel != "text" and edge.fallback == "error":
             where, fix = f"edges[{number}].channel", "use channel: text, or fallback: text"
             problems.append(Problem(verdict.reason, where, verdict.expected, fix))
             continue
-        channels[number] = make_channel(edge, verdict.channel, verdict.bridge)
+        channels[number] = make_channel(
+            edge, verdict.channel, verdict.bridge, verdict.groups, verdict.grounds
+        )
         edges.append(_plan_edge(spec, number, verdict, models, inputs))
     if problems:
         raise WorkflowError(problems)
@@ -146,23 +156,33 @@ def _plan_edge(
 ) -> EdgePlan:
     edge = spec.edges[number]
     model = models[edge.from_]
-    name, bridge = verdict.channel, verdict.bridge
+    bridge = verdict.bridge
     return EdgePlan(
         number,
         edge.from_,
         edge.to,
         edge.channel,
-        name,
+        verdict.channel,
         spec.share_of(edge),
         verdict.mode,
         verdict.reason,
         verdict.advice,
         _known_tokens(spec, edge, model, inputs),
-        0 if name == "text" else model.geometry.bytes_per_token(model.dtype.itemsize),
+        _bytes_per_token(verdict, model),
         None if bridge is None or verdict.mode == "fused" else bridge.earned,
         0 if bridge is None or verdict.mode == "fused" else bridge.native_layers,
         verdict.unfitted,
+        verdict.groups,
+        verdict.max_kl,
     )
+
+
+def _bytes_per_token(verdict: Verdict, model: "LocalModel") -> int:
+    if verdict.channel == "text":
+        return 0
+    if verdict.bytes_per_token is not None:
+        return verdict.bytes_per_token
+    return model.geometry.bytes_per_token(model.dtype.itemsize)
 
 
 def _known_tokens(

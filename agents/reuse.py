@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Literal
 from unspoken.agents.outline import Piece, prints_message
 from unspoken.agents.spec import EdgeSpec, WorkflowSpec
 from unspoken.agents.templates import references
-from unspoken.channels.errors import ChannelError, ModelSupportError
+from unspoken.channels.errors import ChannelError, InputError, ModelSupportError
+from unspoken.channels.profiles.profile import Profile
 from unspoken.channels.projected import Bridge, ProjectedCacheChannel
+from unspoken.channels.recompute import Groups, check_groups, named
 from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel
 
@@ -18,10 +20,13 @@ if TYPE_CHECKING:
     from unspoken.agents.model import LocalModel
     from unspoken.channels.base import Channel
 
-__all__ = ["FindBridge", "Verdict", "judge", "make_channel"]
+__all__ = ["FindBridge", "FindProfile", "Verdict", "judge", "make_channel"]
 
 FindBridge = Callable[["LocalModel", "LocalModel"], Bridge | None]
 """The bridge from a sharer's model to a receiver's, or None."""
+
+FindProfile = Callable[["LocalModel", "LocalModel"], Profile | None]
+"""The profile of a sharer's model and a receiver's, or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +34,16 @@ class Verdict:
     """What can cross an edge.
 
     Attributes:
-        mode: ``text``, ``continuation``, ``splice``, ``projected`` or ``fused``.
+        mode: ``text``, ``continuation``, ``splice``, ``recompute``, ``projected`` or ``fused``.
         reason: Why so, in a sentence.
         expected: What a cache would have needed, where it is text.
         advice: What would make it faster, empty for nothing.
         bridge: The bridge of a projected edge.
         unfitted: Whether a bridge has to be fitted before this is known.
+        groups: Layers that the receiver computes anew of a message from other weights of its base.
+        grounds: What speaks for these groups.
+        max_kl: The most that the profile's KL may be, by its interval; None without a profile.
+        bytes_per_token: Bytes that a recomputed message brings per token, where a profile says so.
     """
 
     mode: str
@@ -43,6 +52,10 @@ class Verdict:
     advice: str = ""
     bridge: Bridge | None = None
     unfitted: bool = False
+    groups: Groups | None = None
+    grounds: str = ""
+    max_kl: float | None = None
+    bytes_per_token: int | None = None
 
     @property
     def channel(self) -> str:
@@ -51,12 +64,18 @@ class Verdict:
         return names.get(self.mode, "same_model_cache")
 
 
-def make_channel(edge: EdgeSpec, name: str, bridge: Bridge | None = None) -> "Channel":
+def make_channel(
+    edge: EdgeSpec,
+    name: str,
+    bridge: Bridge | None = None,
+    groups: Groups | None = None,
+    grounds: str = "",
+) -> "Channel":
     """The channel of a name with an edge's options; without its bridge a projected one is text."""
     sink = edge.repair.sink if edge.repair else 0
     if name == "same_model_cache":
         deviation = edge.repair.deviation if edge.repair else 0.0
-        return SameModelCacheChannel(edge.share, edge.as_, sink, deviation)
+        return SameModelCacheChannel(edge.share, edge.as_, sink, deviation, groups, grounds)
     if bridge is not None:
         mode: Literal["prefix", "fuse"] = "fuse" if edge.fuse else "prefix"
         return ProjectedCacheChannel(bridge, edge.share, edge.as_, sink, mode)
@@ -70,6 +89,7 @@ def judge(
     models: Mapping[str, "LocalModel"],
     find_bridge: FindBridge = lambda sharer, receiver: None,
     given: Bridge | None = None,
+    find_profile: FindProfile = lambda sharer, receiver: None,
 ) -> Verdict:
     """Decide, before anything ran, how one edge's message can be carried.
 
@@ -80,6 +100,7 @@ def judge(
         models: The loaded model of every agent, by agent.
         find_bridge: Where bridges are looked for.
         given: A bridge that the workflow names for this very edge.
+        find_profile: Where profiles of fine-tunes are looked for.
     """
     edge = spec.edges[number]
     if edge.channel == "text":
@@ -90,6 +111,12 @@ def judge(
     sharer, receiver = models[edge.from_], models[edge.to]
     if edge.channel == "projected_cache":
         return _other_weights(spec, number, contexts, models, find_bridge, given)
+    if _of_one_base(sharer, receiver):
+        verdict = _across(spec, number, contexts, models, find_profile)
+        if verdict.mode != "text" or edge.channel != "auto":
+            return verdict
+        other = _other_weights(spec, number, contexts, models, find_bridge, None)
+        return verdict if other.mode == "text" else other
     try:
         make_channel(edge, "same_model_cache").check(sharer, receiver)
     except ChannelError as error:
@@ -103,6 +130,95 @@ def judge(
         )
         return Verdict("text", reason, "the same tokens before the message at both ends")
     return verdict
+
+
+def _of_one_base(sharer: "LocalModel", receiver: "LocalModel") -> bool:
+    """Whether two models differ in their weights alone, as fine-tunes of one base do."""
+    ours, theirs = receiver.identity, sharer.identity
+    equal = ours.config == theirs.config and ours.tokenizer == theirs.tokenizer
+    return equal and ours != theirs and sharer.dtype == receiver.dtype
+
+
+def _across(
+    spec: WorkflowSpec,
+    number: int,
+    contexts: Mapping[str, Sequence[Piece]],
+    models: Mapping[str, "LocalModel"],
+    find_profile: FindProfile,
+) -> Verdict:
+    """What the edge's policy makes of a cache from other weights of the receiver's base."""
+    edge = spec.edges[number]
+    sharer, receiver = models[edge.from_], models[edge.to]
+    place = _same_weights(spec, number, contexts)
+    if place.mode == "text":
+        return place
+    moved = place.mode == "splice"
+    if moved and not _shifts_keys(receiver):
+        reason = f"keys of {edge.to}'s model cannot be put at other positions"
+        return Verdict("text", reason, "the same tokens before the message at both ends")
+    if edge.recompute is None:
+        reason = "other weights of one base, and the workflow refuses their cache (recompute: none)"
+        return Verdict("text", reason, "recompute: profile, or groups of layers")
+    if edge.recompute != "profile":
+        return _by_groups(edge, receiver)
+    try:
+        profile = find_profile(sharer, receiver)
+    except ChannelError as error:
+        reason = f"the profile cannot be used: {error.found}"
+        return Verdict("text", reason, error.expected, error.fix)
+    ends = f"{_called(sharer, edge.from_)} to {_called(receiver, edge.to)}"
+    if profile is None:
+        reason = f"other weights of one base, and no profile from {ends}"
+        return Verdict("text", reason, "a profile of the pair", _profile_command(sharer, receiver))
+    return _by_profile(edge, profile, ends, moved=moved)
+
+
+def _by_groups(edge: EdgeSpec, receiver: "LocalModel") -> Verdict:
+    """Layers that the workflow itself names."""
+    try:
+        groups = check_groups(edge.recompute or (), len(receiver.geometry.layers))  # type: ignore[arg-type]
+    except InputError as error:
+        return Verdict("text", error.found, error.expected)
+    what = f"layers {named(groups)} computed anew" if groups else "taken as it is"
+    reason = f"other weights of one base; {what}, as the workflow says"
+    return Verdict("recompute", reason, groups=groups, grounds="as the workflow says")
+
+
+def _by_profile(edge: EdgeSpec, profile: Profile, ends: str, *, moved: bool) -> Verdict:
+    """The cheapest point of a profile within the edge's bound."""
+    point = profile.choose(edge.max_kl, moved=moved)
+    found = None if point is None else point.worst(moved=moved)
+    if point is None or found is None:
+        cheapest = min((one.high for one in profile.at(moved=moved)), default=None)
+        nearest = "" if cheapest is None else f"; the nearest keeps {cheapest:.4f}"
+        reason = f"no choice of layers keeps {ends} within {edge.max_kl:g} nats{nearest}"
+        return Verdict("text", reason, "a profile within the edge's max_kl")
+    speed = f", {point.speedup:.1f}x" if point.speedup else ""
+    grounds = f"profile: {found.kl:.4f} nats, at most {found.high:.4f}{speed}"
+    what = f"layers {point.named} computed anew" if point.groups else "taken as it is"
+    return Verdict(
+        "recompute",
+        f"other weights of one base; {what} ({grounds}; {edge.max_kl:g} allowed)",
+        groups=point.groups,
+        grounds=grounds,
+        max_kl=found.high,
+        bytes_per_token=point.bytes_per_token,
+    )
+
+
+def _called(model: "LocalModel", agent: str) -> str:
+    if model.adapter is not None:
+        return f"{model.ref} with {model.adapter}"
+    return model.ref or agent
+
+
+def _profile_command(sharer: "LocalModel", receiver: "LocalModel") -> str:
+    if not sharer.ref or not receiver.ref:
+        return "load both models by reference and run `unspoken profile` on them"
+    words = ["unspoken", "profile", sharer.ref, receiver.ref]
+    for flag, model in (("--sharer-adapter", sharer), ("--receiver-adapter", receiver)):
+        words += [flag, model.adapter] if model.adapter is not None else []
+    return join(words)
 
 
 def _other_weights(

@@ -303,7 +303,14 @@ class Scheduler:
         )
         own = (agent.context.ids, agent.state) if agent.context and agent.state else None
         wanted = (keep and agent.spec.memory == "run") or self._feeds_cache(agent)
-        request = TurnRequest(prepared.context, deliveries, own, agent.spec.generate, wanted)
+        request = TurnRequest(
+            prepared.context,
+            deliveries,
+            own,
+            agent.spec.generate,
+            wanted,
+            self._captures(agent) if wanted else (),
+        )
         outcome = await worker_for(agent.model.device).run(
             run_turn(agent.model, request),
             lambda step: self._pass_on(agent.name, firing.turn, step),
@@ -351,6 +358,16 @@ class Scheduler:
             for number, edge in enumerate(self.spec.edges)
             if edge.from_ == agent.name
         )
+
+    def _captures(self, agent: _Agent) -> tuple[int, ...]:
+        """Layers whose inputs this agent's readers need."""
+        wanted = {
+            layer
+            for number, edge in enumerate(self.spec.edges)
+            if edge.from_ == agent.name
+            for layer in self.plan.channels[number].captures
+        }
+        return tuple(sorted(wanted))
 
     def _pass_on(self, name: str, turn: int, step: Step) -> None:
         match step:

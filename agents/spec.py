@@ -242,6 +242,10 @@ class Repair(_Spec):
     )
 
 
+Layers = Annotated[tuple[Whole, Whole], LIST]
+Recompute = Literal["profile"] | Annotated[tuple[Layers, ...], LIST]
+
+
 class EdgeSpec(_Spec):
     """A typed connection from one agent to another."""
 
@@ -266,6 +270,16 @@ class EdgeSpec(_Spec):
     repair: Annotated[Repair | None, NONE_WORD] = Field(
         Repair(), description="What is recomputed of a message put after other tokens."
     )
+    recompute: Annotated[Recompute | None, NONE_WORD] = Field(
+        "profile",
+        description="Between fine-tunes of one base, the layers that the receiver computes anew: by the pair's "
+        "stored profile, or groups of layers as [first, last + 1] (an empty list takes the cache as it is); none "
+        "refuses the cache.",
+    )
+    max_kl: Annotated[float, Strict(), Field(ge=0)] = Field(
+        0.01,
+        description="How far, by a profile, the receiver may be from its own reading: KL in nats a token.",
+    )
     min_retention: Fraction = Field(
         0.8,
         description="What a bridge must keep, by its audit, of what the words themselves gain; "
@@ -283,6 +297,16 @@ class EdgeSpec(_Spec):
     loop: Flag = Field(
         False, description="The edge closes a cycle: its message starts the receiver again."
     )
+
+    @model_validator(mode="after")
+    def _groups_ascend(self) -> EdgeSpec:
+        at = 0
+        for first, last in self.recompute if isinstance(self.recompute, tuple) else ():
+            if not at <= first < last:
+                found = f"the group of layers [{first}, {last}] stands in recompute"
+                _wrong(found, "[first, last + 1], ascending and without overlap")
+            at = last
+        return self
 
     @model_validator(mode="after")
     def _fuses_by_a_bridge(self) -> EdgeSpec:

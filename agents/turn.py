@@ -1,13 +1,13 @@
 """One turn on one model: carry the messages' state, prefill what has none, decode, close the turn."""
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from unspoken.agents._hf import ContextCache
+from unspoken.agents._hf import Capture, ContextCache
 from unspoken.agents.assembly import Assembly, Delivery, assemble
 from unspoken.agents.compose import Composed
 from unspoken.agents.model import CHUNK, LocalModel
@@ -44,6 +44,7 @@ class TurnRequest:
         own: State of this agent's earlier turns, with the ids it belongs to.
         generate: Generation settings; None writes nothing.
         keep_state: Whether the state is wanted afterwards, by a reader or by a later turn.
+        capture: Layers whose inputs the state is to keep, for readers with other weights.
     """
 
     context: Composed
@@ -51,6 +52,7 @@ class TurnRequest:
     own: tuple[tuple[int, ...], KVState] | None = None
     generate: GenerateSpec | None = None
     keep_state: bool = False
+    capture: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class Usage:
         prompt_tokens: Tokens of the context, those that ask for the assistant's words included.
         prefilled_tokens: Computed because no state was at hand, by a channel in fuse mode too.
         reused_tokens: Taken over.
-        recomputed_tokens: State was at hand but computed anew (repair).
+        recomputed_tokens: State was at hand but computed anew (repair), or some layers of it were.
         projected_tokens: Mapped from another model's state.
         generated_tokens: Sampled, the one that ends the turn included.
         layer_tokens_computed: Layers times prompt tokens computed, for a bridge too.
@@ -165,12 +167,13 @@ def run_turn(model: LocalModel, request: TurnRequest) -> Steps:
     cache = model.open(assembly.states, assembly.missing, spare=min(budget, 256) + 16)
     logits: Tensor | None = None
     new = model.tensor([ids[position] for position in assembly.missing])
+    hidden: Capture = {layer: [] for layer in request.capture}
     done, total = 0, len(assembly.missing)
     clock.pause()
     yield Carried(assembly.carries)
     yield Prefilling(done, total)
     clock.resume()
-    for logits in model.prefill_steps(new, assembly.missing, cache):
+    for logits in model.prefill_steps(new, assembly.missing, cache, hidden):
         done = min(done + CHUNK, total)
         if logits is None:
             clock.pause()
@@ -182,14 +185,20 @@ def run_turn(model: LocalModel, request: TurnRequest) -> Steps:
         ):  # nothing was sampled, so nothing has waited for the device yet
             torch.accelerator.synchronize(model.device)
         state = cache.snapshot(model.identity) if request.keep_state else None
+        if state is not None:
+            state = _with_hidden(state, hidden, assembly.missing, assembly.states)
         usage = _usage(model, ids, assembly, 0, None, clock)
         return TurnOutcome(context, "", state, assembly.carries, usage, "none")
     detokenizer = Detokenizer(model.codec, request.generate.stop)
     count, ttft, finish = yield from _decode(
-        model, cache, logits, request.generate, detokenizer, clock
+        model, cache, logits, request.generate, detokenizer, clock, hidden
     )
     context = _closed(model, context, ids, detokenizer)
-    state = _finish_state(model, cache, ids, context, detokenizer) if request.keep_state else None
+    state = None
+    if request.keep_state:
+        state = _finish_state(model, cache, ids, context, detokenizer, hidden)
+        computed = (*assembly.missing, *range(len(ids), state.stop))
+        state = _with_hidden(state, hidden, computed, assembly.states)
     usage = _usage(model, ids, assembly, count, ttft, clock)
     return TurnOutcome(context, detokenizer.text, state, assembly.carries, usage, finish)
 
@@ -204,11 +213,12 @@ def _usage(
 ) -> Usage:
     missing, repaired = len(assembly.missing), len(assembly.repaired)
     projected, fused = len(assembly.projected), len(assembly.fused)
+    partly = len(assembly.recomputed)
     return Usage(
         prompt_tokens=len(ids),
         prefilled_tokens=missing - repaired + fused,
-        reused_tokens=len(ids) - missing - projected - fused,
-        recomputed_tokens=repaired,
+        reused_tokens=len(ids) - missing - projected - fused - partly,
+        recomputed_tokens=repaired + partly,
         projected_tokens=projected,
         generated_tokens=generated,
         layer_tokens_computed=missing * len(model.geometry.layers) + assembly.layer_tokens,
@@ -224,6 +234,7 @@ def _decode(
     settings: GenerateSpec,
     detokenizer: Detokenizer,
     clock: _Clock,
+    hidden: Capture,
 ) -> Generator[Written, None, tuple[int, float, str]]:
     """Sample token after token; how many, the time to the first, and why it ended."""
     sampler = Sampler(settings, logits.device)
@@ -248,7 +259,7 @@ def _decode(
         clock.pause()
         yield Written(text)
         clock.resume()
-        after = model.backbone.forward(token, cache)
+        after = model.backbone.forward(token, cache, capture=hidden)
         if (
             after is None
         ):  # pragma: no cover - the backbone gives logits whenever it is asked for some
@@ -285,15 +296,41 @@ def _finish_state(
     ids: tuple[int, ...],
     context: Composed,
     detokenizer: Detokenizer,
+    hidden: Capture,
 ) -> KVState:
     """Crop the state to the last kept token, then compute what the closed turn still lacks."""
     _, sampled = detokenizer.kept()
     valid = min(cache.length, len(ids) + sampled)
+    for parts in hidden.values():
+        del parts[len(parts) - (cache.length - valid) :]  # a decoded token is a part of its own
     cache.truncate(valid)
     missing = range(valid, len(context.ids))
     new = model.tensor(context.ids[valid:])
-    _drain(model.prefill_steps(new, missing, cache))
+    _drain(model.prefill_steps(new, missing, cache, hidden))
     return cache.snapshot(model.identity)
+
+
+def _with_hidden(
+    state: KVState, hidden: Capture, computed: Sequence[int], states: Sequence[KVState]
+) -> KVState:
+    """The state with the captured inputs of its last rows, as far back as there are any without a gap.
+
+    Args:
+        state: The state of the whole context.
+        hidden: What was captured, in the order of computing.
+        computed: The positions it belongs to, ascending.
+        states: What was in place before; the one right before the captured rows may have such inputs too.
+    """
+    if not hidden:
+        return state
+    rows = 0
+    while rows < len(computed) and computed[-1 - rows] == state.stop - 1 - rows:
+        rows += 1
+    kept = {layer: torch.cat(parts)[-rows:] for layer, parts in hidden.items()} if rows else {}
+    for one in states:
+        if rows and one.stop == state.stop - rows and set(hidden) <= set(one.hidden):
+            kept = {layer: torch.cat((one.hidden[layer], kept[layer])) for layer in hidden}
+    return replace(state, hidden=kept)
 
 
 def _drain(steps: Iterator[object]) -> None:

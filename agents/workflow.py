@@ -34,6 +34,8 @@ from unspoken.channels.errors import (
     WorkflowError,
 )
 from unspoken.channels.message import Message
+from unspoken.channels.profiles.profile import Profile
+from unspoken.channels.profiles.store import ProfileStore
 from unspoken.channels.projected import Bridge, ProjectedCacheChannel
 from unspoken.channels.same_model import SameModelCacheChannel
 
@@ -313,6 +315,7 @@ class Workflow:
             inputs,
             find_bridge=self.bridge_shelf.find,
             bridges=self._bridges,
+            find_profile=_stored_profile,
         )
 
     def fit_bridges(self, progress: Progress | None = None) -> "Workflow":
@@ -422,6 +425,11 @@ def _only(error: BaseException) -> BaseException:
     return error
 
 
+def _stored_profile(sharer: LocalModel, receiver: LocalModel) -> Profile | None:
+    """The profile in the user's store; it may have been measured since a former plan."""
+    return ProfileStore().find(sharer.identity, receiver.identity)
+
+
 def _for_model(progress: Progress | None, name: str) -> Callable[[str, float], None] | None:
     if progress is None:
         return None
@@ -449,6 +457,8 @@ def _options(channel: Channel, given: Mapping[str, Any]) -> dict[str, Any]:
         options["repair"]["deviation"] = channel.deviation
     elif options.get("repair") == {"sink": 0}:
         options["repair"] = None
+    if isinstance(channel, SameModelCacheChannel) and channel.groups is not None:
+        options["recompute"] = channel.groups
     if isinstance(channel, ProjectedCacheChannel):
         options["fuse"] = channel.mode == "fuse"
     return options

@@ -171,12 +171,15 @@ class Arrival:
         spans: Where its tokens stand, ascending; empty where tokenizers differ or a template rewrote it.
         context: All ids of the receiver's context.
         texts: Where its words stand as tokens of the receiver's own, ascending; empty between equal tokenizers.
+        before: States in place already, from position 0 on without a gap: the receiver's own past, and what other
+            messages have brought. A channel that computes in the receiver may build on them.
     """
 
     message: Message
     spans: tuple[Span, ...]
     context: tuple[int, ...]
     texts: tuple[TextSpan, ...] = ()
+    before: tuple[KVState, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -209,6 +212,7 @@ class CarryReport:
         bytes: Bytes of state handed over, or of UTF-8 text.
         projected: Message tokens whose state a bridge made and that are not computed anew.
         layer_tokens: Layers times tokens that the receiver runs of its own to make that state.
+        recomputed_layers: Of a message from other weights of one base, the layers that the receiver computed anew.
     """
 
     channel: str
@@ -220,6 +224,7 @@ class CarryReport:
     bytes: int = 0
     projected: int = 0
     layer_tokens: int = 0
+    recomputed_layers: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -234,6 +239,8 @@ class Carry:
         projected: Whether a bridge made `spliced`.
         fused: Whether the receiver computed all positions up to the last of `spliced` itself, and a bridge then
             enriched `spliced`; these positions count as prefilled, and `repair` is empty.
+        computed: States that the receiver had to compute before and between `spliced`; they count as prefilled.
+        recomputed: Whether the receiver computed some layers of `spliced` anew.
     """
 
     prefix: KVState | None
@@ -242,6 +249,8 @@ class Carry:
     report: CarryReport
     projected: bool = False
     fused: bool = False
+    computed: tuple[KVState, ...] = ()
+    recomputed: bool = False
 
 
 class Channel(ABC):
@@ -255,6 +264,11 @@ class Channel(ABC):
 
     share: Share | None
     as_: Role
+
+    @property
+    def captures(self) -> tuple[int, ...]:
+        """Layers whose inputs the sharer must keep in its state; none for most channels."""
+        return ()
 
     @abstractmethod
     def check(self, sharer: CausalModel, receiver: CausalModel) -> None:

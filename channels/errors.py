@@ -14,6 +14,7 @@
     │   ├── IdentityMismatch      a state made by other weights
     │   ├── GeometryMismatch      a state of another shape, dtype or device
     │   ├── PacketError           bytes that are not a whole, genuine packet; its kind says what is wrong
+    │   ├── ProfileError          a profile of a pair of fine-tunes that is broken or missing
     │   └── StateError            positions that are missing, overlap or were trimmed
     └── RunError                  a run failed (exit code 1); names agent and edge
         ├── AgentError            an agent's turn raised
@@ -35,6 +36,7 @@ __all__ = [
     "ModelSupportError",
     "PacketError",
     "Problem",
+    "ProfileError",
     "RunError",
     "RunTimeout",
     "StateError",
@@ -169,6 +171,10 @@ class PacketError(ChannelError):
     def __init__(self, found: str, *, kind: str, expected: str = "", fix: str = "") -> None:
         self.kind = kind
         super().__init__(found, expected=expected, fix=fix)
+
+
+class ProfileError(ChannelError):
+    """A profile that is broken, missing or another pair's."""
 
 
 class StateError(ChannelError):

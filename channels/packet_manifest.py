@@ -67,6 +67,7 @@ class PacketManifest(_Strict):
     approximate_from: Count | None
     layers: Annotated[tuple[LayerShape, ...], Field(min_length=1, max_length=1024)]
     hidden: tuple[Count, ...]
+    hidden_first: Count
     hidden_size: Count
     digests: tuple[Digest, ...]
     key: str | None
@@ -80,6 +81,8 @@ class PacketManifest(_Strict):
             raise ValueError(f"a layer that begins after the last of {stop} tokens")
         if any(number >= len(self.layers) for number in self.hidden):
             raise ValueError("hidden states of a layer that there is not")
+        if self.hidden_first > stop:
+            raise ValueError(f"hidden states that begin after the last of {stop} tokens")
         for turn in self.turns:
             if turn.position + turn.length > stop:
                 raise ValueError(f"a turn that ends after the last of {stop} tokens")
@@ -152,6 +155,7 @@ def manifest_of(
                 for layer in state.layers
             ),
             "hidden": tuple(sorted(state.hidden)),
+            "hidden_first": state.hidden_first,
             "hidden_size": next((t.shape[1] for t in state.hidden.values()), 0),
             "digests": tuple(digests),
             "key": key,

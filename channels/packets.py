@@ -244,10 +244,11 @@ def _header(manifest: PacketManifest, text: str, signature: str) -> bytes:
 def _parts(manifest: PacketManifest) -> Iterator[tuple[Part, ...]]:
     """Per layer, what is stored of it."""
     dtype, tokens = DTYPES[manifest.dtype], len(manifest.context)
+    rows = tokens - manifest.hidden_first
     for number, layer in enumerate(manifest.layers):
         parts = layout(manifest.codec, layer.kv_heads, tokens - layer.first, layer.head_dim, dtype)
         if number in manifest.hidden:
-            parts = (*parts, Part("hidden", dtype, (tokens, manifest.hidden_size)))
+            parts = (*parts, Part("hidden", dtype, (rows, manifest.hidden_size)))
         yield parts
 
 

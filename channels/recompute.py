@@ -13,9 +13,9 @@ import torch
 from unspoken.channels.base import CausalModel
 from unspoken.channels.errors import IdentityMismatch, InputError, StateError
 from unspoken.channels.geometry import ModelIdentity
-from unspoken.channels.state import KVState
+from unspoken.channels.state import KVState, LayerState
 
-__all__ = ["Groups", "check_groups", "entries", "recompute_layers", "require_one_base"]
+__all__ = ["Groups", "check_groups", "entries", "named", "recompute_layers", "require_one_base"]
 
 Groups = tuple[tuple[int, int], ...]
 """Layers first … last - 1 of each group, ascending, with at least one layer between two groups."""
@@ -45,6 +45,11 @@ def check_groups(groups: Sequence[Sequence[int]], layers: int) -> Groups:
         else:
             made.append((first, last))
     return tuple(made)
+
+
+def named(groups: Groups) -> str:
+    """The groups as layer numbers, for people."""
+    return ", ".join(f"{first}-{last - 1}" for first, last in groups) or "none"
 
 
 def entries(groups: Groups) -> tuple[int, ...]:
@@ -81,7 +86,7 @@ def recompute_layers(
     Args:
         receiver: Computes the groups.
         state: The sharer's state of these tokens, at the receiver's positions, with its hidden states at the groups'
-            entries.
+            entries. What is taken of it is copied to the receiver's device, and nothing else.
         ids: The tokens, as many as the state has.
         groups: See `check_groups`; of no group the sharer's state remains, of all layers the receiver's own prefill.
         before: The receiver's states of all that stands before these tokens.
@@ -99,23 +104,41 @@ def recompute_layers(
         )
     count = len(receiver.geometry.layers)
     groups = check_groups(groups, count)
-    missing = [layer for layer in entries(groups) if layer not in state.hidden]
-    if missing:
-        raise StateError(
-            f"the sharer's state has no hidden states at the input of layer {missing[0]}",
-            expected=f"hidden states at the inputs of layers {', '.join(map(str, entries(groups)))}",
-            fix="let the sharer capture them",
-        )
-    positions = torch.arange(state.start, state.stop, device=receiver.device)
-    layers = list(state.layers)
-    for first, last in groups:
+    _require_entries(state, entries(groups))
+    device = receiver.device
+    positions = torch.arange(state.start, state.stop, device=device)
+    layers: list[LayerState] = []
+    for first, last in (*groups, (count, count)):
+        layers += [_moved(layer, device) for layer in state.layers[len(layers) : first]]
+        if first == last:
+            break
         hidden = (
-            receiver.embed(torch.tensor(tuple(ids), device=receiver.device))
+            receiver.embed(torch.tensor(tuple(ids), device=device))
             if first == 0
-            else state.hidden[first]
+            else state.hidden[first].to(device)
         )
-        _, made = receiver.run_layers(hidden, first, last, positions, before)
-        layers[first:last] = made
+        layers += receiver.run_layers(hidden, first, last, positions, before)[1]
     whole = groups == ((0, count),)
     rough = None if whole and all(piece.exact for piece in before) else state.start
     return KVState(tuple(layers), state.start, state.stop, receiver.identity, rough)
+
+
+def _require_entries(state: KVState, wanted: Sequence[int]) -> None:
+    listed = ", ".join(map(str, wanted))
+    missing = [layer for layer in wanted if layer not in state.hidden]
+    if missing:
+        raise StateError(
+            f"the sharer's state has no hidden states at the input of layer {missing[0]}",
+            expected=f"hidden states at the inputs of layers {listed}",
+            fix="let the sharer capture them",
+        )
+    if wanted and state.hidden_first > state.start:
+        raise StateError(
+            f"the sharer's hidden states begin at position {state.hidden_first}",
+            expected=f"hidden states from position {state.start} on at the inputs of layers {listed}",
+            fix="share what the sharer computed itself in this turn, such as its prompt or its output",
+        )
+
+
+def _moved(layer: LayerState, device: torch.device) -> LayerState:
+    return LayerState(layer.keys.to(device), layer.values.to(device), layer.first)

@@ -8,7 +8,10 @@ import torch
 from unspoken.channels.base import CausalModel
 from unspoken.channels.state import KVState
 
-__all__ = ["deviating_positions"]
+__all__ = ["EARLY", "deviating_positions"]
+
+EARLY = 2
+"""Layers that are run to find the tokens that deviate."""
 
 
 @torch.no_grad()

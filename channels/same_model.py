@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from unspoken.channels.across import carry_across
 from unspoken.channels.base import (
     Arrival,
     Carry,
@@ -15,13 +16,11 @@ from unspoken.channels.base import (
 )
 from unspoken.channels.errors import GeometryMismatch, InputError, StateError
 from unspoken.channels.message import common_prefix
-from unspoken.channels.repair import deviating_positions
+from unspoken.channels.recompute import Groups, check_groups, entries, require_one_base
+from unspoken.channels.repair import EARLY, deviating_positions
 from unspoken.channels.state import KVState
 
 __all__ = ["SameModelCacheChannel"]
-
-EARLY = 2
-"""Layers that are run to find the tokens that deviate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +38,9 @@ class SameModelCacheChannel(Channel):
         deviation: Share of the spliced tokens to compute anew besides, 0 to 1: those whose values on the second layer
             deviate most from what the receiver computes there (CacheBlend, arXiv 2405.16444). Finding them runs two
             layers over the context up to the message's end.
+        groups: Layers to compute anew where the message was made by other weights of the receiver's base, as
+            (first, last + 1) pairs; of no pair the sharer's state is taken as it is. None refuses other weights.
+        grounds: What speaks for these groups, for the report.
     """
 
     name: ClassVar[str] = "same_model_cache"
@@ -48,6 +50,8 @@ class SameModelCacheChannel(Channel):
     as_: Role = "user"
     sink: int = 4
     deviation: float = 0.0
+    groups: Groups | None = None
+    grounds: str = ""
 
     def __post_init__(self) -> None:
         if self.sink < 0:
@@ -58,13 +62,22 @@ class SameModelCacheChannel(Channel):
                 expected="the share of a spliced message's tokens to compute anew, 0 to 1",
             )
 
+    @property
+    def captures(self) -> tuple[int, ...]:
+        """The entries of the groups."""
+        return entries(self.groups or ())
+
     def check(self, sharer: CausalModel, receiver: CausalModel) -> None:
-        """Both ends must have the same weights, config, tokenizer and dtype.
+        """Both ends must have the same weights, config, tokenizer and dtype; with groups, the weights may differ.
 
         Raises:
             IdentityMismatch, GeometryMismatch: naming what differs.
         """
-        receiver.identity.require(sharer.identity, "the sharer's cache")
+        if self.groups is None:
+            receiver.identity.require(sharer.identity, "the sharer's cache")
+        else:
+            require_one_base(receiver.identity, sharer.identity, "the sharer's cache")
+            check_groups(self.groups, len(receiver.geometry.layers))
         if sharer.dtype != receiver.dtype:
             raise GeometryMismatch(
                 f"the sharer computes in {sharer.dtype}, the receiver in {receiver.dtype}",
@@ -91,6 +104,16 @@ class SameModelCacheChannel(Channel):
                 f"the receiver has the words of {message.sharer!r}, but not its tokens",
                 expected="the message's own token ids in the receiver's context",
                 fix="print the message whole and unfiltered in the prompt, or use a text channel",
+            )
+        if self.groups is not None and message.state.identity != receiver.identity:
+            return carry_across(
+                arrival,
+                receiver,
+                message.state,
+                check_groups(self.groups, len(receiver.geometry.layers)),
+                self.sink,
+                self.deviation,
+                self.grounds,
             )
         receiver.identity.require(message.state.identity, f"the cache of {message.sharer!r}")
         message.state.check(receiver.geometry, receiver.dtype)

@@ -55,7 +55,8 @@ class KVState:
         identity: The model that computed it.
         approximate_from: First position whose rows are not just what the model computes over all tokens before it,
             as after a splice; None where there is no such position.
-        hidden: Hidden states at the inputs of some layers (the E-cache), each (tokens, hidden_size).
+        hidden: Hidden states at the inputs of some layers (the E-cache), each (rows, hidden_size); they belong to the
+            last rows of the state, to all of them where it was computed in one piece.
     """
 
     layers: tuple[LayerState, ...]
@@ -79,6 +80,12 @@ class KVState:
                     f"layer {number} has keys {tuple(layer.keys.shape)} and values {tuple(layer.values.shape)}",
                     expected="equal shapes (kv_heads, rows, head_dim)",
                 )
+        kept = {tensor.shape[0] for tensor in self.hidden.values()}
+        if len(kept) > 1 or any(rows > len(self) for rows in kept):
+            raise GeometryMismatch(
+                f"hidden states of {', '.join(map(str, sorted(kept)))} tokens in a state of {len(self)}",
+                expected="hidden states of the same tokens at every layer, all of them in the state",
+            )
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -87,6 +94,11 @@ class KVState:
     def exact(self) -> bool:
         """Whether every row is what the model computes over the tokens before it."""
         return self.approximate_from is None
+
+    @property
+    def hidden_first(self) -> int:
+        """First position that has hidden states; `stop` where there are none."""
+        return self.stop - max((tensor.shape[0] for tensor in self.hidden.values()), default=0)
 
     @property
     def nbytes(self) -> int:
@@ -125,10 +137,9 @@ class KVState:
                 max(stop - layer.first, 0),
             )
             layers.append(LayerState(layer.keys[:, rows], layer.values[:, rows], first))
-        hidden = {
-            layer: tensor[start - self.start : stop - self.start]
-            for layer, tensor in self.hidden.items()
-        }
+        at = self.hidden_first
+        rows = slice(max(start - at, 0), max(stop - at, 0))
+        hidden = {layer: tensor[rows] for layer, tensor in self.hidden.items()}
         rough = self.approximate_from
         return replace(
             self,
@@ -230,8 +241,7 @@ class KVState:
             )
             for parts in zip(*(state.layers for state in states), strict=True)
         )
-        shared = set.intersection(*(set(state.hidden) for state in states))
-        hidden = {layer: torch.cat([state.hidden[layer] for state in states]) for layer in shared}
+        hidden = _joined(states)
         starts = [state.approximate_from for state in states if state.approximate_from is not None]
         return replace(
             head,
@@ -264,3 +274,16 @@ class KVState:
                 expected=f"{dtype}, as the receiving model computes",
                 fix="load both agents' models with one dtype",
             )
+
+
+def _joined(states: Sequence[KVState]) -> dict[int, Tensor]:
+    """Hidden states of as many of the last rows as have them without a gap, at the layers that all of those have."""
+    tail: list[KVState] = []
+    for state in reversed(states):
+        if not state.hidden or (tail and not set(state.hidden) & set(tail[0].hidden)):
+            break
+        tail.insert(0, state)
+        if state.hidden_first > state.start:
+            break
+    shared = set.intersection(*(set(state.hidden) for state in tail)) if tail else set()
+    return {layer: torch.cat([state.hidden[layer] for state in tail]) for layer in shared}

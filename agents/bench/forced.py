@@ -11,6 +11,7 @@ from unspoken.agents.compose import Turn
 from unspoken.agents.model import LocalModel
 from unspoken.agents.turn import assemble
 from unspoken.channels.base import Channel
+from unspoken.channels.distance import distance as tensors_distance
 from unspoken.channels.message import Message
 
 __all__ = ["asked", "carried", "distance", "forced_logs", "recomputed", "without"]
@@ -68,6 +69,5 @@ def without(model: LocalModel, prompt: str, system: str | None, forced: tuple[in
 
 def distance(full: Tensor, other: Tensor) -> tuple[float, float]:
     """Mean KL(full || other) in nats, and the share of positions with the same likeliest token."""
-    kl = (full.exp() * (full - other)).sum(dim=-1)
-    same = full.argmax(dim=-1) == other.argmax(dim=-1)
-    return float(kl.mean()), float(same.float().mean())
+    kl, same = tensors_distance(full, other)
+    return float(kl), float(same)

@@ -1,5 +1,6 @@
-"""An audit drawn into a file, by matplotlib where it is installed."""
+"""Audits and profiles drawn into files, by matplotlib where it is installed."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +9,9 @@ from unspoken.channels.errors import BridgeError, InputError
 
 if TYPE_CHECKING:
     from unspoken.channels.bridges.manifest import BridgeManifest
+    from unspoken.channels.profiles.profile import Profile
 
-__all__ = ["draw"]
+__all__ = ["can_draw", "draw", "draw_profile", "require_drawable"]
 
 KINDS = (".png", ".svg")
 
@@ -25,12 +27,7 @@ def draw(manifest: "BridgeManifest", file: Path) -> None:
         InputError: Another kind of file, one that cannot be written, or no matplotlib.
         BridgeError: The bridge was never audited.
     """
-    if file.suffix.lower() not in KINDS:
-        raise InputError(
-            f"{file} has the ending {file.suffix!r}",
-            expected=" or ".join(KINDS),
-            fix=f"name it {file.with_suffix('.png')}",
-        )
+    _require_kind(file)
     kept = kept_by_way(manifest.audit.rows) if manifest.audit else {}
     if not kept:
         raise BridgeError(
@@ -38,6 +35,79 @@ def draw(manifest: "BridgeManifest", file: Path) -> None:
             expected="a bridge with an audit",
             fix=f"unspoken bridge audit {manifest.sharer.ref} {manifest.receiver.ref} --save",
         )
+    figure = _figure()(figsize=(4.2 * len(kept) + 1.6, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(kept), sharey=True, squeeze=False)[0]
+    for panel, (data, rows) in zip(panels, kept.items(), strict=True):
+        _panel(panel, data, rows)
+    figure.suptitle(f"{manifest.sharer.ref} → {manifest.receiver.ref}", fontsize=10)
+    _save(figure, file)
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def require_drawable(file: Path) -> None:
+    """Refuse, before anything is measured, a figure that could not be drawn.
+
+    Raises:
+        InputError: Another kind of file, a folder that is not there, or no matplotlib.
+    """
+    _require_kind(file)
+    if not file.absolute().parent.is_dir():
+        raise InputError(
+            f"there is no folder {file.absolute().parent}", expected="a folder for the figure"
+        )
+    _figure()
+
+
+def draw_profile(profile: "Profile", file: Path) -> None:
+    """Draw a profile's front, KL over the share of layers computed anew, a line per place, with 95 % intervals.
+
+    Args:
+        profile: The profile.
+        file: Where to; ``.png`` or ``.svg``.
+
+    Raises:
+        InputError: One that cannot be written, or no matplotlib.
+    """
+    figure = _figure()(figsize=(6.4, 4.0), layout="constrained")
+    panel = figure.subplots()
+    for place in profile.points[0].places:
+        shown = [(point.share, point.places[place]) for point in profile.points]
+        values = [max(one.kl, 1e-7) for _, one in shown]
+        low = [
+            max(value - max(one.low, 1e-8), 0)
+            for value, (_, one) in zip(values, shown, strict=True)
+        ]
+        high = [max(one.high - value, 0) for value, (_, one) in zip(values, shown, strict=True)]
+        panel.errorbar(
+            [share for share, _ in shown],
+            values,
+            yerr=[low, high],
+            marker="o",
+            capsize=2,
+            label=place,
+        )
+    panel.set_yscale("log")
+    panel.set_xlabel("share of layers computed anew")
+    panel.set_ylabel("KL to the receiver's own prefill, nats a token")
+    panel.legend(title="message stands", fontsize=8)
+    panel.set_title(f"{profile.sharer.ref} → {profile.receiver.ref}", fontsize=9)
+    _save(figure, file)
+
+
+def _require_kind(file: Path) -> None:
+    if file.suffix.lower() not in KINDS:
+        raise InputError(
+            f"{file} has the ending {file.suffix!r}",
+            expected=" or ".join(KINDS),
+            fix=f"name it {file.with_suffix('.png')}",
+        )
+
+
+def _figure() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -46,11 +116,10 @@ def draw(manifest: "BridgeManifest", file: Path) -> None:
             expected="unspoken with its extra `figures`",
             fix='pip install "unspoken[figures]"',
         ) from error
-    figure = Figure(figsize=(4.2 * len(kept) + 1.6, 3.4), layout="constrained")
-    panels = figure.subplots(1, len(kept), sharey=True, squeeze=False)[0]
-    for panel, (data, rows) in zip(panels, kept.items(), strict=True):
-        _panel(panel, data, rows)
-    figure.suptitle(f"{manifest.sharer.ref} → {manifest.receiver.ref}", fontsize=10)
+    return Figure
+
+
+def _save(figure: Any, file: Path) -> None:
     try:
         figure.savefig(file, dpi=150)
     except OSError as error:

@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperCommand
 
-from unspoken.agents.cli import bench, bridge, fitting, models, plan, run
+from unspoken.agents.cli import bench, bridge, fitting, models, plan, profile, run
 from unspoken.agents.cli.console import print_error, shown, stderr
 from unspoken.channels.errors import UnspokenError
 
@@ -106,6 +106,7 @@ app.command("plan", cls=_Command)(plan.plan)
 app.command("validate", cls=_Command)(plan.validate)
 app.command("graph", cls=_Command)(plan.graph)
 app.command("schema", cls=_Command)(plan.schema)
+app.command("profile", cls=_Command)(profile.profile)
 app.command("bench", cls=_Bench)(bench.bench)
 app.add_typer(_models)
 _models.command("list", cls=_Command)(models.list_)

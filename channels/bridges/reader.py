@@ -32,8 +32,8 @@ class TextModel(CausalModel, Protocol):
     def words(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids of somebody's words, and the character at which each token's text ends."""
 
-    def read(self, ids: Sequence[int]) -> KVState:
-        """State of a context of its own."""
+    def read(self, ids: Sequence[int], capture: Collection[int] = ()) -> KVState:
+        """State of a context of its own, with the inputs of the layers in `capture`."""
 
     @property
     def shifts_keys(self) -> bool:

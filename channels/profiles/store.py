@@ -1,0 +1,159 @@
+"""The profiles at hand: one folder per pair of identities, beside the user's bridges and written as they are."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from unspoken.channels.bridges.card import short_name
+from unspoken.channels.bridges.manifest import pair_digest
+from unspoken.channels.bridges.swap import present, settle, staged, steady
+from unspoken.channels.errors import BridgeError, ProfileError
+from unspoken.channels.files import cache_root
+from unspoken.channels.geometry import ModelIdentity
+from unspoken.channels.profiles.profile import AGAIN, FILE, Profile
+
+__all__ = ["ProfileStore"]
+
+FIGURE = "profile.png"
+OURS = frozenset((FILE, FIGURE, ".DS_Store"))
+POLL_S = 0.2
+LIMIT = 16 * 1024 * 1024
+
+
+class ProfileStore:
+    """Looks profiles up by the identities of their models, and keeps new ones.
+
+    Args:
+        root: Where they are; ``profiles`` in the user's cache folder if not given.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or cache_root() / "profiles"
+
+    def find(self, sharer: ModelIdentity, receiver: ModelIdentity) -> Profile | None:
+        """The pair's profile, or None.
+
+        Raises:
+            ProfileError: It is broken, or another pair's.
+        """
+        folder = self._under(pair_digest(sharer, receiver))
+        return None if folder is None else self.read(folder)
+
+    def read(self, folder: Path) -> Profile:
+        """The profile in a folder.
+
+        Raises:
+            ProfileError: There is none, or it is broken, or another pair's than the folder's name says.
+        """
+        try:
+            return steady(folder, _read)
+        except BridgeError as error:
+            raise ProfileError(error.found, expected=error.expected, fix=error.fix) from error
+
+    def entries(self) -> list[Path]:
+        """The folders of all profiles."""
+        return [path for path in present(self.root) if (path / FILE).exists()]
+
+    def folder(self, profile: Profile) -> Path:
+        """Where a profile is or would be kept."""
+        names = (short_name(side.ref) for side in (profile.sharer, profile.receiver))
+        new = self.root / f"{'--'.join(names)}-{profile.pair}"
+        return self._under(profile.pair) or new
+
+    def save(self, profile: Profile, draw: Callable[[Path], object] | None = None) -> Path:
+        """Keep a profile in place of the pair's former one. Gives its folder.
+
+        Args:
+            profile: The profile.
+            draw: Called with the place for its figure.
+
+        Raises:
+            ProfileError: It cannot be written.
+        """
+        folder = self.folder(profile)
+        try:
+            with staged(folder, _require_ours) as made:
+                (made / FILE).write_text(profile.to_json(), encoding="utf-8")
+                if draw is not None:
+                    draw(made / FIGURE)
+        except BridgeError as error:
+            raise ProfileError(error.found, expected=error.expected, fix=error.fix) from error
+        return folder
+
+    @contextmanager
+    def lock(
+        self,
+        sharer: ModelIdentity,
+        receiver: ModelIdentity,
+        waiting: Callable[[str], None] = lambda line: None,
+    ) -> Iterator[None]:
+        """Be the only one, on this machine, that measures the pair. Look for its profile again once you are.
+
+        Args:
+            sharer: Whose state is read.
+            receiver: Who computes some layers anew.
+            waiting: Told, once, if another process has the lock.
+
+        Raises:
+            ProfileError: The store cannot be written.
+        """
+        file = self.root / f".{pair_digest(sharer, receiver)}.lock"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(file, thread_local=False)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                waiting(f"another process is measuring this pair; waiting for it ({file})")
+                lock.acquire(poll_interval=POLL_S)
+        except OSError as error:
+            raise ProfileError(
+                f"the store {self.root} cannot be written: {error}",
+                expected="a folder that you may write, on a disk with room",
+                fix="choose another place with $UNSPOKEN_CACHE, or free some space",
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _under(self, pair: str) -> Path | None:
+        for folder in present(self.root, f"*-{pair}"):
+            if folder.exists() or not settle(folder) or folder.exists():
+                return folder
+        return None
+
+
+def _read(folder: Path) -> Profile:
+    file = folder / FILE
+    try:
+        if file.stat().st_size > LIMIT:
+            raise ProfileError(f"{file} has more than {LIMIT} bytes", fix=AGAIN)
+        profile = Profile.from_json(file.read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        # As the folder's readers expect: they look again where a writer was at work meanwhile.
+        raise BridgeError(
+            f"{file} cannot be read: {error}", expected="a profile.json in UTF-8", fix=AGAIN
+        ) from error
+    if not folder.name.endswith(profile.pair):
+        raise ProfileError(
+            f"{file} is for the pair {profile.pair} ({profile.sharer.ref} to {profile.receiver.ref})",
+            expected=f"a folder whose name ends with {profile.pair}",
+            fix=AGAIN,
+        )
+    return profile
+
+
+def _require_ours(folder: Path) -> None:
+    """Refuse to replace a folder that holds other things."""
+    if not folder.exists():
+        return
+    others = sorted(path.name for path in folder.iterdir() if path.name not in OURS)
+    if others:
+        raise ProfileError(
+            f"{folder} holds {others[0]}, which is no part of a profile",
+            expected="a folder of its own for a profile",
+            fix="move that away",
+        )
