@@ -4,7 +4,7 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO, TextIOBase
+from io import BufferedReader, BytesIO, TextIOBase
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
@@ -36,7 +36,7 @@ class OpenPacket:
 
     stream: Readable
     size: int | None = None
-    file: BinaryIO | None = None
+    file: BufferedReader | None = None
 
 
 def open_packet(source: object) -> OpenPacket:
@@ -60,7 +60,7 @@ def open_packet(source: object) -> OpenPacket:
     return OpenPacket(cast("Readable", source))
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> BufferedReader:
     try:
         return path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte

@@ -129,6 +129,18 @@ BAD_INPUTS: tuple[BadInput, ...] = (
         "has no revisions",
     ),
     BadInput(
+        "adapter folder that is not there",
+        lambda: LocalModel.load("model", adapter="./adaptr"),
+        ModelReferenceError,
+        "there is no adapter folder './adaptr'",
+    ),
+    BadInput(
+        "folder without an adapter",
+        lambda: LocalModel.load("model", adapter="./empty"),
+        ModelReferenceError,
+        "it has no adapter_config.json",
+    ),
+    BadInput(
         "unknown dtype",
         lambda: LocalModel.load("model", dtype="float7"),
         ModelSupportError,
