@@ -1,6 +1,7 @@
 """Adapters (LoRA and its like, by peft): part of a model's identity, several on one base that is loaded once."""
 
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
+from unspoken.agents.catalog import is_hub_id
 from unspoken.agents.quiet import Stage, quiet_transformers
 from unspoken.channels.errors import ModelReferenceError, ModelSupportError
 from unspoken.channels.files import digest_blake3
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["AdapterSwitch", "adapted_identity", "adapter_folder"]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+SAVED = "a folder, or a Hub id, with an adapter that peft saved"
 
 UNKEYED = frozenset(
     ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
@@ -123,13 +127,15 @@ def adapter_folder(ref: str, revision: str | None = None) -> Path:
         ModelReferenceError: No adapter there, or one without safetensors.
         ModelSupportError: An adapter of a kind that puts rows without tokens into a context.
     """
-    folder = Path(ref).expanduser()
-    if not folder.is_dir():
+    folder = Path(os.path.expanduser(ref))
+    if not os.path.isdir(folder):
+        if os.path.exists(folder) or not is_hub_id(ref):
+            raise _no_folder(ref, folder)
         folder = _downloaded(ref, revision)
     if not (folder / CONFIG).is_file():
         raise ModelReferenceError(
             f"{ref!r} is no adapter: it has no {CONFIG}",
-            expected="a folder, or a Hub id, with an adapter that peft saved",
+            expected=SAVED,
             fix="name the folder that save_pretrained wrote",
         )
     if not (folder / WEIGHTS).is_file():
@@ -146,6 +152,15 @@ def adapter_folder(ref: str, revision: str | None = None) -> Path:
             fix="use another adapter",
         )
     return folder
+
+
+def _no_folder(ref: str, folder: Path) -> ModelReferenceError:
+    is_file = os.path.exists(folder)
+    return ModelReferenceError(
+        f"the adapter {ref!r} is a file" if is_file else f"there is no adapter folder {ref!r}",
+        expected=f"{SAVED}; a path starts at the current folder, and this one leads to {folder.absolute()}",
+        fix="name the folder that holds it" if is_file else "mend the path",
+    )
 
 
 def adapted_identity(base: ModelIdentity, folder: Path) -> ModelIdentity:
@@ -175,6 +190,6 @@ def _downloaded(ref: str, revision: str | None) -> Path:
     except (HFValidationError, OSError, ValueError) as error:  # the Hub's own errors are OSErrors
         raise ModelReferenceError(
             f"there is no adapter {ref!r}: {next(iter(str(error).splitlines()), type(error).__name__)}",
-            expected="a folder, or a Hub id, with an adapter that peft saved",
+            expected=f"{SAVED}; there is no folder {Path(ref).absolute()} either",
             fix="check the name, or download it to a folder first",
         ) from error

@@ -25,6 +25,7 @@ __all__ = [
     "ModelListing",
     "ModelReference",
     "installed",
+    "is_hub_id",
     "list_models",
     "parse",
     "prepare",
@@ -95,7 +96,7 @@ def parse(ref: str) -> ModelReference:
         return ModelReference("folder", ref, path.resolve().name, path)
     if path and (_looks_like_path(ref) or os.path.isfile(path)):
         raise _no_such_path(ref, path)
-    if not _is_hub_id(ref):
+    if not is_hub_id(ref):
         raise _no_such_form(ref)
     return ModelReference("hub", ref, ref)
 
@@ -104,8 +105,8 @@ def _looks_like_path(ref: str) -> bool:
     return ref in (".", "..") or "\\" in ref or ref.startswith(("./", "../", "/", "~"))
 
 
-def _is_hub_id(ref: str) -> bool:
-    """As `huggingface_hub.utils.validate_repo_id` has it, without its import."""
+def is_hub_id(ref: str) -> bool:
+    """Whether a Hub id has this form, as `huggingface_hub.utils.validate_repo_id` has it, without its import."""
     parts = ref.split("/")
     return (
         len(parts) <= 2

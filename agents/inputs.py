@@ -15,8 +15,15 @@ if TYPE_CHECKING:
 __all__ = ["check_inputs", "check_received", "read_inputs"]
 
 
-def check_inputs(spec: WorkflowSpec, given: Mapping[str, object]) -> dict[str, object]:
+def check_inputs(
+    spec: WorkflowSpec, given: Mapping[str, object], *, partial: bool = False
+) -> dict[str, object]:
     """The given values and the defaults of the others.
+
+    Args:
+        spec: The workflow.
+        given: Values by name.
+        partial: Leave out an input that is missing instead of refusing it.
 
     Raises:
         InputError: A value is missing, of another type, or for no input; all are named.
@@ -29,6 +36,8 @@ def check_inputs(spec: WorkflowSpec, given: Mapping[str, object]) -> dict[str, o
     values = {}
     for name, declared in spec.inputs.items():
         value = given.get(name, declared.default)
+        if value is None and partial:
+            continue
         if value is None:
             wrong.append(f"input {name!r} is missing")
         elif not declared.accepts(value):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
@@ -19,7 +20,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarStri
 from unspoken.agents._problems import KEY, describe, schema_problems
 from unspoken.agents._yaml import Document, Path, Position, parse, resolve
 from unspoken.agents.spec import WorkflowSpec, dump
-from unspoken.channels.errors import Problem, WorkflowError
+from unspoken.channels.errors import InputError, Problem, WorkflowError
 
 __all__ = ["LoadedWorkflow", "dumps", "load_workflow", "loads"]
 
@@ -43,6 +44,22 @@ class LoadedWorkflow:
     def locate(self, where: str) -> Position:
         """Return the position of a path such as ``edges[2].from``, or of the nearest part above."""
         return _locate(_path(where), self.positions)
+
+    def placed(self, problem: Problem) -> Problem:
+        """Return a problem that was found later with its place in the file; as it is where its part stands in none."""
+        if _path(problem.where)[:2] not in self.positions:
+            return problem
+        at = self.locate(problem.where)
+        return replace(problem, file=self.file, line=at.line, column=at.column)
+
+    @contextmanager
+    def placing(self, where: str) -> Iterator[None]:
+        """Let an error of what stands at a path such as ``models.small`` name file, line and column."""
+        try:
+            yield
+        except InputError as error:
+            error.found = str(self.placed(Problem(error.found, where)))
+            raise
 
 
 def load_workflow(source: str | FilePath) -> LoadedWorkflow:

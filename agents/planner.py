@@ -193,8 +193,9 @@ def _known_tokens(
 ) -> int | None:
     """Tokens of a shared prompt's turn, where the prompt depends on inputs alone."""
     prompt = spec.agents[edge.from_].prompt
-    roots = {reference.root for reference in references(prompt)}
-    if spec.share_of(edge) != "prompt" or inputs is None or roots - {"inputs"}:
+    read = references(prompt)
+    known = inputs is not None and {one.attribute for one in read} <= inputs.keys()
+    if spec.share_of(edge) != "prompt" or not known or {one.root for one in read} - {"inputs"}:
         return None
-    turn = Turn(edge.as_, (render(prompt, {"inputs": dict(inputs)}),))
+    turn = Turn(edge.as_, (render(prompt, {"inputs": dict(inputs or {})}),))
     return len(model.composer.compose([turn]).segments[-1].ids)

@@ -41,7 +41,7 @@ class EdgeReport:
         bytes: Bytes of state, or of text.
         seconds: Work of the carry.
         projected: Message tokens whose state a bridge made.
-        layer_tokens: Layers times tokens that the receiver ran for the bridge.
+        layer_tokens: Layers times tokens that the receiver ran of its own to make or to choose the state.
     """
 
     sharer: str

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -18,7 +18,7 @@ from unspoken.agents.bridging import BridgeShelf
 from unspoken.agents.events import Event, RunFinished
 from unspoken.agents.graph import build_graph, validate
 from unspoken.agents.inputs import check_inputs, check_received
-from unspoken.agents.loader import dumps, load_workflow
+from unspoken.agents.loader import LoadedWorkflow, dumps, load_workflow
 from unspoken.agents.model import LocalModel
 from unspoken.agents.planner import Plan, plan_workflow
 from unspoken.agents.report import RunReport
@@ -148,17 +148,29 @@ class Workflow:
             }
         )
         self._plan: Plan | None = None
+        self._source: LoadedWorkflow | None = None
         self._loading = Lock()
         self.bridge_shelf = BridgeShelf([Path(folder) for folder in bridge_folders])
         self._bridges: dict[int, Bridge] = {}
 
     @classmethod
     def from_spec(
-        cls, spec: WorkflowSpec, *, bridge_folders: Sequence[str | Path] = ()
+        cls,
+        spec: WorkflowSpec,
+        *,
+        bridge_folders: Sequence[str | Path] = (),
+        source: LoadedWorkflow | None = None,
     ) -> "Workflow":
-        """A workflow of a valid spec; its models are loaded when it first runs."""
+        """A workflow of a valid spec; its models are loaded when it first runs.
+
+        Args:
+            spec: The spec.
+            bridge_folders: Where bridges are looked for after the user's store.
+            source: The file that the spec was read from; errors of its models and edges then name their lines.
+        """
         flow = cls.__new__(cls)
         flow.spec, flow._models, flow._plan, flow._loading = spec, {}, None, Lock()
+        flow._source = source
         flow.bridge_shelf = BridgeShelf([Path(folder) for folder in bridge_folders])
         flow._bridges = {}
         return flow
@@ -170,8 +182,9 @@ class Workflow:
         Raises:
             WorkflowError: Everything wrong with it, with line and column.
         """
+        loaded = load_workflow(path)
         beside = Path(path).parent / "bridges"
-        return cls.from_spec(load_workflow(path).spec, bridge_folders=[beside])
+        return cls.from_spec(loaded.spec, bridge_folders=[beside], source=loaded)
 
     def to_yaml(self) -> str:
         """The workflow as a file's text; read again, it is the same.
@@ -283,40 +296,57 @@ class Workflow:
                 continue
             key = (model.ref, model.dtype, model.device, model.revision)
             if key not in loaded:
-                loaded[key] = LocalModel.load(
-                    model.ref,
-                    dtype=model.dtype,
-                    device=model.device,
-                    revision=model.revision,
-                    progress=_for_model(progress, name),
-                )
+                with self._placing(f"models.{name}"):
+                    loaded[key] = LocalModel.load(
+                        model.ref,
+                        dtype=model.dtype,
+                        device=model.device,
+                        revision=model.revision,
+                        progress=_for_model(progress, name),
+                    )
             base = loaded[key]
             if model.adapter is not None:
                 again = (*key, model.adapter)
                 if again not in adapted:
-                    adapted[again] = base.with_adapter(model.adapter)
+                    with self._placing(f"models.{name}.adapter"):
+                        adapted[again] = base.with_adapter(model.adapter)
                 base = adapted[again]
             self._models[name] = base
+
+    def _placing(self, where: str) -> AbstractContextManager[None]:
+        """Let errors name the file's line, where there is a file."""
+        return nullcontext() if self._source is None else self._source.placing(where)
 
     def plan(self, /, **inputs: object) -> Plan:
         """Which channel each edge gets, and why; token counts where inputs are given.
 
+        Args:
+            inputs: All inputs, some or none; the counts that need the others stay unknown.
+
         Raises:
+            InputError: An input that there is not, or one of another type.
             WorkflowError: The workflow is not valid, or an edge that must not fall back cannot be served.
         """
+        known = check_inputs(self.spec, inputs, partial=True)
         self.load()
-        known = check_inputs(self.spec, inputs) if inputs else None
+        if not inputs:
+            return self._planned()
         return self._planned(known)
 
     def _planned(self, inputs: Mapping[str, object] | None = None) -> Plan:
-        return plan_workflow(
-            self.spec,
-            self._by_agent(),
-            inputs,
-            find_bridge=self.bridge_shelf.find,
-            bridges=self._bridges,
-            find_profile=_stored_profile,
-        )
+        try:
+            return plan_workflow(
+                self.spec,
+                self._by_agent(),
+                inputs,
+                find_bridge=self.bridge_shelf.find,
+                bridges=self._bridges,
+                find_profile=_stored_profile,
+            )
+        except WorkflowError as error:
+            if self._source is None:
+                raise
+            raise WorkflowError([self._source.placed(one) for one in error.problems]) from None
 
     def fit_bridges(self, progress: Progress | None = None) -> "Workflow":
         """With ``bridges: fit``, fit what the plan lacks; a first run does it by itself.

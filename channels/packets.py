@@ -19,7 +19,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Self
 
 import torch
 from blake3 import blake3
@@ -27,11 +27,16 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from unspoken.channels.base import CausalModel
-from unspoken.channels.codec import Codec, Part, decode, encode, layout
+from unspoken.channels.codec import CODECS, Codec, Part, decode, encode, layout
 from unspoken.channels.errors import GeometryMismatch, InputError, PacketError, StateError
-from unspoken.channels.files import replace_file
 from unspoken.channels.geometry import LayerGeometry
 from unspoken.channels.message import Message
+from unspoken.channels.packet_files import (
+    Readable,
+    open_packet,
+    packet_target,
+    save_whole,
+)
 from unspoken.channels.packet_manifest import (
     DTYPES,
     VERSION,
@@ -68,24 +73,20 @@ _SAFETENSORS = {
 }
 
 
-class Readable(Protocol):
-    """A binary stream that reads into place, as files, ``BytesIO`` and ``socket.makefile("rb")`` do."""
-
-    def read(self, size: int, /) -> bytes:
-        """At most `size` bytes; none at the end."""
-
-    def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fill the buffer's start; how many bytes came."""
-
-
-def packet_key(file: Path | None = None) -> bytes:
+def packet_key(file: str | Path | None = None) -> bytes:
     """The key that signs packets, without white space at its ends.
 
     It is in `file`, else in ``$UNSPOKEN_PACKET_KEY``, else in the file that ``$UNSPOKEN_PACKET_KEY_FILE`` names.
 
     Raises:
-        InputError: No key, or one of fewer than 16 bytes.
+        InputError: No key, one of fewer than 16 bytes, or a file that is no path.
     """
+    if file is not None and not isinstance(file, str | Path):
+        raise InputError(
+            f"the packet key's file is an object of type {type(file).__name__}",
+            expected="a path as str or Path",
+            fix="give a key that you have as bytes to write_packet and read_packet themselves",
+        )
     given = os.environ.get(KEY_VARIABLE)
     named = os.environ.get(KEY_FILE_VARIABLE)
     fix = "make one: openssl rand -hex 32 > packet.key, and keep it where only you can read it"
@@ -98,13 +99,14 @@ def packet_key(file: Path | None = None) -> bytes:
     if file is None and given is not None:
         key, where = given.encode().strip(), f"${KEY_VARIABLE}"
     else:
-        path = file or Path(named or "").expanduser()
+        path = Path((named or "") if file is None else file).expanduser()
         where = str(path)
         try:
             key = path.read_bytes().strip()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+            reason = getattr(error, "strerror", None) or str(error)
             raise InputError(
-                f"the packet key {where!r} cannot be read: {error.strerror}",
+                f"the packet key {where!r} cannot be read: {reason}",
                 expected="a file with the key",
                 fix=fix,
             ) from error
@@ -131,9 +133,16 @@ def packet_chunks(
         codec: How keys and values are stored. Hidden states are stored as they are.
 
     Raises:
+        InputError: An unknown codec, or a key that protects nothing.
         StateError: The message has no state, or one that was trimmed or does not start its context.
         ChannelError: Values that the codec cannot store.
     """
+    if codec not in CODECS:
+        raise InputError(
+            f"there is no codec {codec!r}",
+            expected=" or ".join([", ".join(CODECS[:-1]), CODECS[-1]]),
+            fix="use int8 for a quarter of the bytes, raw for every bit",
+        )
     state = message.state
     if state is None or state.start != 0 or state.stop != len(message.context):
         raise StateError(
@@ -171,34 +180,30 @@ def packet_chunks(
 
 
 def write_packet(
-    message: Message, target: Path | BinaryIO, *, key: bytes | None, codec: Codec = "raw"
+    message: Message, target: str | Path | BinaryIO, *, key: bytes | None, codec: Codec = "raw"
 ) -> int:
     """Write a packet to a file or a stream; its length in bytes. A file appears whole or not at all.
 
     Args:
         message: A message with its state.
-        target: A path, or a binary stream such as ``socket.makefile("wb")``.
+        target: A path, whose folder exists, or a binary stream such as ``socket.makefile("wb")``.
         key: Signs the packet; None leaves it unsigned.
         codec: ``raw`` (bit for bit), ``int8`` or ``int4``.
 
     Raises:
-        StateError, ChannelError: See `packet_chunks`.
+        InputError: A target that cannot be written to.
+        InputError, StateError, ChannelError: See `packet_chunks`.
     """
-    if isinstance(target, Path):
-        written = 0
 
-        def write(path: Path) -> None:
-            nonlocal written
-            with path.open("wb") as file:
-                written = write_packet(message, file, key=key, codec=codec)
+    def write(stream: BinaryIO) -> int:
+        total = 0
+        for chunk in packet_chunks(message, key=key, codec=codec):
+            stream.write(chunk)
+            total += len(chunk)
+        return total
 
-        replace_file(target, write)
-        return written
-    total = 0
-    for chunk in packet_chunks(message, key=key, codec=codec):
-        target.write(chunk)
-        total += len(chunk)
-    return total
+    end = packet_target(target)
+    return save_whole(end, write) if isinstance(end, Path) else write(end)
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
@@ -260,23 +265,48 @@ class PacketReader:
 
     Nothing is allocated for the state until the signature, the manifest and the receiver's own shape agree.
 
+    Used in a ``with``, it closes the file that it opened; a stream is left to whoever opened it.
+
     Args:
-        stream: Open for reading in binary, such as a file or ``socket.makefile("rb")``.
+        source: A path, the packet's bytes, or a stream open for reading in binary, such as ``socket.makefile("rb")``.
         key: The key that signed the packet; None accepts an unsigned packet and no other.
-        size: Bytes of the packet where they are known, as of a file.
+        size: Bytes of the packet where they are known; of a file and of bytes they are.
 
     Attributes:
         manifest: What the packet says of itself, already vouched for.
 
     Raises:
+        InputError: A file that cannot be opened, or something that no packet can be read from.
         PacketError: naming what is wrong; its `kind` is one of ``format``, ``version``, ``truncated``, ``size``,
             ``key``, ``unsigned``, ``tampered`` and ``shape``.
     """
 
     manifest: PacketManifest
 
-    def __init__(self, stream: Readable, *, key: bytes | None, size: int | None = None) -> None:
-        self._stream = stream
+    def __init__(
+        self, source: str | Path | bytes | Readable, *, key: bytes | None, size: int | None = None
+    ) -> None:
+        opened = open_packet(source)
+        self._stream, self._file = opened.stream, opened.file
+        try:
+            self._begin(key, opened.size if size is None else size)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file that it opened, if it opened one."""
+        if self._file is not None:
+            self._file.close()
+
+    def _begin(self, key: bytes | None, size: int | None) -> None:
+        """Read the manifest, and hold what surrounds it against it."""
         head = self._head(size)
         text, signature = _metadata(head)
         self.manifest = _checked(text, signature, key)
@@ -430,33 +460,25 @@ class PacketReader:
         return manifest.message(state)
 
 
-def read_packet(source: Path | Readable, receiver: CausalModel, *, key: bytes | None) -> Message:
-    """Read a packet from a file or a stream: the message, with its state on the receiver's device.
+def read_packet(
+    source: str | Path | bytes | Readable, receiver: CausalModel, *, key: bytes | None
+) -> Message:
+    """Read a packet: the message, with its state on the receiver's device.
 
     A state that was stored with int8 or int4 counts as approximate.
 
     Args:
-        source: A path, or a binary stream; from a stream exactly the packet's bytes are taken.
+        source: A path, the packet's bytes, or a binary stream, from which exactly the packet's bytes are taken.
         receiver: The model that will continue it.
         key: The key that signed the packet; None accepts an unsigned packet and no other.
 
     Raises:
         PacketError: Truncated, tampered with, signed with another key, of another version, or malformed.
         IdentityMismatch, GeometryMismatch: Another model's.
-        InputError: A file that cannot be opened.
+        InputError: A file that cannot be opened, or something that no packet can be read from.
     """
-    if not isinstance(source, Path):
-        return PacketReader(source, key=key).message(receiver)
-    try:
-        file = source.open("rb")
-    except OSError as error:
-        raise InputError(
-            f"the packet {str(source)!r} cannot be opened: {error.strerror}",
-            expected="a file that write_packet made",
-        ) from error
-    with file:
-        size = os.fstat(file.fileno()).st_size
-        return PacketReader(file, key=key, size=size).message(receiver)
+    with PacketReader(source, key=key) as reader:
+        return reader.message(receiver)
 
 
 def _metadata(head: bytes) -> tuple[str, str]:

@@ -6,6 +6,7 @@ The tests hold the code to this table, and the documentation prints it.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from bad_workflows import GOOD
 from tiny import tiny_llama
@@ -13,7 +14,7 @@ from tiny import tiny_llama
 from unspoken.agents import Agent, LocalModel, Workflow
 from unspoken.agents.bench import run_bench
 from unspoken.agents.inputs import read_inputs
-from unspoken.channels import SameModelCacheChannel
+from unspoken.channels import PacketReader, SameModelCacheChannel, packet_key, write_packet
 from unspoken.channels.errors import (
     AgentError,
     InputError,
@@ -72,6 +73,11 @@ def _other_weights() -> None:
     flow.connect("writer", "reader", "same_model_cache", fallback="error").plan()
 
 
+def _packet(file: str, codec: Any = "raw") -> None:
+    message = LocalModel.load("model").message("a b")
+    write_packet(message, file, key=b"0123456789abcdef", codec=codec)
+
+
 BAD_INPUTS: tuple[BadInput, ...] = (
     # Model references
     BadInput(
@@ -121,6 +127,18 @@ BAD_INPUTS: tuple[BadInput, ...] = (
         lambda: LocalModel.load("model", revision="main"),
         ModelReferenceError,
         "has no revisions",
+    ),
+    BadInput(
+        "adapter folder that is not there",
+        lambda: LocalModel.load("model", adapter="./adaptr"),
+        ModelReferenceError,
+        "there is no adapter folder './adaptr'",
+    ),
+    BadInput(
+        "folder without an adapter",
+        lambda: LocalModel.load("model", adapter="./empty"),
+        ModelReferenceError,
+        "it has no adapter_config.json",
     ),
     BadInput(
         "unknown dtype",
@@ -205,6 +223,31 @@ BAD_INPUTS: tuple[BadInput, ...] = (
         lambda: run_bench("hopp"),
         InputError,
         "did you mean 'hop'?",
+    ),
+    # Packets
+    BadInput(
+        "packet into a folder that is not there",
+        lambda: _packet("none/message.packet"),
+        InputError,
+        "there is no folder 'none'",
+    ),
+    BadInput(
+        "packet with an unknown codec",
+        lambda: _packet("message.packet", "int2"),
+        InputError,
+        "there is no codec 'int2'",
+    ),
+    BadInput(
+        "packet file that is not there",
+        lambda: PacketReader("none.packet", key=None),
+        InputError,
+        "the packet 'none.packet' cannot be opened",
+    ),
+    BadInput(
+        "key in the place of the key's file",
+        lambda: packet_key(cast("Any", b"0123456789abcdef")),
+        InputError,
+        "the packet key's file is",
     ),
     # Plans and runs
     BadInput(

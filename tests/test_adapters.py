@@ -171,8 +171,6 @@ def test_what_is_no_adapter_is_refused(
     """Each with what was found, and none of them disturbs the base."""
     with pytest.raises(ModelReferenceError, match="no adapter"):
         base.with_adapter(str(root / "base"))
-    with pytest.raises(ModelReferenceError, match="there is no adapter"):
-        base.with_adapter(str(tmp_path / "nowhere"))
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "adapter_config.json").write_text('{"peft_type": "LORA"}')
@@ -195,6 +193,64 @@ def test_what_is_no_adapter_is_refused(
     with pytest.raises(ModelReferenceError, match="could not be loaded"):
         base.with_adapter(str(tmp_path / "theirs"))
     torch.testing.assert_close(logits(base), plain(root, None), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ref", ["./nowhere", "nowhere/", "../nowhere", "a/b/nowhere", "/no/where"])
+def test_a_folder_that_is_not_there_is_said_to_be_missing(
+    ref: str, base: LocalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be a Hub id is a path: the Hub is not asked, and the message says where the path leads."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    with pytest.raises(ModelReferenceError, match=f"there is no adapter folder '{ref}'") as caught:
+        base.with_adapter(ref)
+    assert str(Path(ref).absolute()) in caught.value.expected
+    assert caught.value.fix == "mend the path"
+
+
+def test_what_may_be_a_hub_id_is_looked_for_on_the_hub_and_on_disk(
+    base: LocalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where neither has it, both places are named."""
+
+    def missing(ref: str, **_: object) -> str:
+        raise OSError(f"the Hub has no {ref}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", missing)
+    with pytest.raises(ModelReferenceError, match="the Hub has no my/poems") as caught:
+        base.with_adapter("my/poems")
+    assert str(tmp_path / "my" / "poems") in caught.value.expected
+
+
+def test_a_file_in_the_adapters_place_is_said_to_be_one(root: Path, base: LocalModel) -> None:
+    """The folder is what is named, not a file in it."""
+    with pytest.raises(ModelReferenceError, match="is a file") as caught:
+        base.with_adapter(str(root / "poems" / "adapter_model.safetensors"))
+    assert "folder" in caught.value.fix
+
+
+def test_a_path_starts_at_the_current_folder(
+    root: Path, base: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does for a model's own folder."""
+    monkeypatch.chdir(root)
+    named = base.with_adapter(str(root / "poems")).identity
+    assert base.with_adapter("poems").identity == base.with_adapter("./poems/").identity == named
+
+
+def test_a_bad_adapter_of_a_file_is_found_by_line(root: Path, tmp_path: Path) -> None:
+    """The error names file, line and column, whatever is wrong with the adapter."""
+    file = tmp_path / "flow.yaml"
+    for adapter, found in ((tmp_path / "none", "no adapter folder"), (root / "base", "no adapter")):
+        file.write_text(
+            f"name: one\nmodels:\n  poems:\n    ref: {root / 'base'}\n    adapter: {adapter}\n"
+            "agents: {one: {model: poems, prompt: Why?}}\n",
+            encoding="utf-8",
+        )
+        with pytest.raises(ModelReferenceError, match=found) as caught:
+            Workflow.from_yaml(file).load()
+        assert str(caught.value).startswith(f"{file}:5:14: models.poems.adapter: ")
 
 
 def test_without_peft_the_error_says_what_to_install(

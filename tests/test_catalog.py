@@ -115,7 +115,7 @@ def test_hub_ids_are_the_hubs_own(ref: str) -> None:
         valid = True
     except HFValidationError:
         valid = False
-    assert catalog._is_hub_id(ref) == valid
+    assert catalog.is_hub_id(ref) == valid
 
 
 def test_parsing_and_listing_stay_light(cache: Path) -> None:

@@ -241,6 +241,20 @@ def test_plan_json_says_channel_and_reason(workflow: Path) -> None:
     assert edge["tokens"] is None
     (known,) = json.loads(call("plan", workflow, "--json", *INPUTS).stdout)["edges"]
     assert known["tokens"] > 0
+    (partly,) = json.loads(call("plan", workflow, "--json", *INPUTS[:2]).stdout)["edges"]
+    assert partly["tokens"] == known["tokens"]
+
+
+def test_a_bad_model_is_found_by_line(workflow: Path, tmp_path: Path) -> None:
+    """plan and run say in which line of the file a model or an adapter stands that is not there."""
+    text = workflow.read_text(encoding="utf-8")
+    ref = text.partition("models: {tiny: ")[2].partition("}")[0]
+    for bad, place in (("none/here/at/all", "2:16"), (f"{{ref: {ref}, adapter: ./none}}", "2:")):
+        workflow.write_text(text.replace(f"{{tiny: {ref}}}", f"{{tiny: {bad}}}"), encoding="utf-8")
+        for command in (["plan"], ["run", *INPUTS]):
+            result = call(command[0], workflow, *command[1:])
+            assert result.exit_code == 2
+            assert f"error: {workflow}:{place}" in result.stderr
 
 
 def test_plan_prints_table_reason_and_advice(workflow: Path) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from unspoken.agents.cli.console import is_live, print_error, shown
 from unspoken.agents.cli.live import LiveView, PlainView
 from unspoken.agents.cli.preparing import reporting
+from unspoken.agents.cli.summary import print_report
 from unspoken.agents.events import (
     AgentSkipped,
     MessageCarried,
@@ -20,7 +21,7 @@ from unspoken.agents.events import (
     TurnStarted,
 )
 from unspoken.agents.loader import loads
-from unspoken.agents.report import EdgeReport, TurnReport
+from unspoken.agents.report import EdgeReport, RunReport, TurnReport
 from unspoken.channels.errors import InputError, Problem, WorkflowError
 
 
@@ -112,6 +113,32 @@ def test_plain_view_prints_a_line_per_event_of_note() -> None:
         "a: turn 1 started",
         "a -> b: same_model_cache, 18 tokens, 4.1 kB, exact: same tokens",
         "a: turn 1 finished, 12 prefilled, 18 reused, 5 generated, 500 ms",
+    ]
+
+
+@pytest.mark.parametrize("projected", [0, 14])
+def test_edges_show_what_a_bridge_made(projected: int) -> None:
+    """The table of messages has a column of projected tokens where there are any."""
+    edge = EdgeReport(
+        "a", "b", 1, "text", "projected_cache", False, "why", 18, 0, 4, 512, 0.01, projected
+    )
+    report = RunReport("r1", "w", {"a": (turn_report(5),)}, (edge,), 0.5)
+    console = Console(file=StringIO(), width=120)
+    print_report(console, report)
+    lines = written(console).splitlines()
+    at = lines.index(next(line for line in lines if line.startswith("Edges")))
+    assert ("projected" in lines[at + 1].split()) == bool(projected)
+    tokens = ["18", "0", "4", *["14"] * bool(projected)]
+    assert lines[at + 3].split() == [
+        "a",
+        "b",
+        "projected_cache",
+        "no",
+        *tokens,
+        "512",
+        "B",
+        "10",
+        "ms",
     ]
 
 

@@ -141,3 +141,12 @@ def test_the_two_families_hand_over_through_their_bridges() -> None:
         assert edge.channel == "projected_cache"
         assert edge.projected > 100
         assert edge.projected + edge.repaired == edge.tokens
+
+
+@pytest.mark.model
+def test_the_two_families_answer_as_their_readme_shows() -> None:
+    """Each answers from the other's cache, rightly, and in the words that are printed there."""
+    page = (EXAMPLES / "two_families" / "README.md").read_text(encoding="utf-8")
+    for name, answer in ran("two_families").outputs.items():
+        assert f"    {name}: {answer.strip()}\n" in page
+        assert "1861" in answer

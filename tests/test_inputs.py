@@ -40,6 +40,17 @@ def test_everything_wrong_is_named_at_once() -> None:
     assert caught.value.exit_code == 2
 
 
+def test_some_inputs_are_enough_where_asked() -> None:
+    """What is missing is left out, defaults are not; unknown and mistyped ones are refused still."""
+    declared = spec(document="text", rows="list", count={"type": "integer", "default": 3})
+    given = {"document": "x"}
+    assert check_inputs(declared, given, partial=True) == {"document": "x", "count": 3}
+    for wrong in ({"documnt": "x"}, {"rows": "x"}):
+        with pytest.raises(InputError) as caught:
+            check_inputs(declared, wrong, partial=True)
+        assert "missing" not in caught.value.found
+
+
 @pytest.mark.parametrize(
     ("kind", "word", "value"),
     [

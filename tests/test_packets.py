@@ -1,12 +1,15 @@
 """Packets: whole and genuine, or refused with the reason, before anything is made of them."""
 
+import errno
 import io
 import json
+import os
 import socket
 import struct
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -177,6 +180,98 @@ def test_nothing_half_written_stays(
     assert [one.name for one in tmp_path.iterdir()] == [file.name]
 
 
+# -- where packets come from and go to
+
+
+def test_a_path_may_be_a_str_or_a_path(
+    tmp_path: Path, model: LocalModel, message: Message, packet: bytes
+) -> None:
+    """Files are named either way; bytes are the packet itself."""
+    file = tmp_path / "message.packet"
+    assert write_packet(message, str(file), key=KEY) == len(packet)
+    assert file.read_bytes() == packet
+    for source in (str(file), file, packet):
+        assert read_packet(source, model, key=KEY).context == message.context
+        with PacketReader(source, key=KEY) as reader:
+            assert reader.manifest.sharer == message.sharer
+    with pytest.raises(PacketError, match=f"{len(packet) - 1} bytes") as caught:
+        read_packet(packet[:-1], model, key=KEY)
+    assert caught.value.kind == "truncated"
+
+
+def test_a_reader_leaves_a_stream_open_that_it_did_not_open(packet: bytes) -> None:
+    stream = io.BytesIO(packet)
+    with PacketReader(stream, key=KEY) as reader:
+        assert reader.manifest.version == 1
+    assert not stream.closed
+
+
+def test_a_named_pipe_is_read_to_the_end_of_its_packet(
+    tmp_path: Path, model: LocalModel, message: Message, packet: bytes
+) -> None:
+    """Its length is known to nobody, so nothing is held against it."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    sender = threading.Thread(target=pipe.write_bytes, args=(packet,))
+    sender.start()
+    assert read_packet(pipe, model, key=KEY).context == message.context
+    sender.join()
+
+
+@pytest.mark.parametrize("thing", [None, 7, ["message.packet"], io.StringIO()])
+def test_what_is_no_place_for_a_packet_is_refused(
+    thing: Any, model: LocalModel, message: Message
+) -> None:
+    """Neither a path nor bytes nor a binary stream: named, with what would do."""
+    for refused in (
+        lambda: read_packet(thing, model, key=KEY),
+        lambda: PacketReader(thing, key=KEY),
+        lambda: write_packet(message, thing, key=KEY),
+    ):
+        with pytest.raises(InputError, match="a packet cannot be") as caught:
+            refused()
+        assert "a path as str or Path" in caught.value.expected
+        assert caught.value.fix
+    with pytest.raises(InputError, match="cannot be written to an object of type bytes"):
+        write_packet(message, b"message.packet", key=KEY)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", ["nowhere", "", "null\0byte"])
+def test_a_file_that_cannot_be_opened_is_named(
+    path: str, tmp_path: Path, model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="cannot be opened") as caught:
+        read_packet(path, model, key=KEY)
+    assert caught.value.expected and caught.value.fix
+
+
+def test_a_place_that_takes_no_file_is_named(
+    tmp_path: Path, message: Message, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing folder, a folder, and a full disk: the file asked for is in the message, and nothing is left."""
+    with pytest.raises(InputError, match="there is no folder") as caught:
+        write_packet(message, tmp_path / "nowhere" / "message.packet", key=KEY)
+    assert str(tmp_path / "nowhere") in caught.value.found and "make the folder" in caught.value.fix
+    with pytest.raises(InputError, match="it is a folder"):
+        write_packet(message, tmp_path, key=KEY)
+
+    def full(file: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+    monkeypatch.setattr("unspoken.channels.files.flush", full)
+    with pytest.raises(InputError, match="No space left on device") as caught:
+        write_packet(message, tmp_path / "message.packet", key=KEY)
+    assert f".{os.getpid()}" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_codec_is_refused_with_the_known_ones(message: Message) -> None:
+    with pytest.raises(InputError, match="no codec 'int2'") as caught:
+        written(message, codec="int2")  # type: ignore[arg-type]
+    assert caught.value.expected == "raw, int8 or int4"
+
+
 # -- refusals
 
 
@@ -323,8 +418,19 @@ def test_a_key_comes_from_a_file_or_the_environment(
     monkeypatch.setenv(KEY_VARIABLE, "short")
     with pytest.raises(InputError, match="5 bytes"):
         packet_key()
-    with pytest.raises(InputError, match="cannot be read"):
-        packet_key(tmp_path / "nowhere")
+    assert packet_key(str(file)) == b"0123456789abcdef"
+    for nowhere in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "", "null\0byte"):
+        with pytest.raises(InputError, match="cannot be read"):
+            packet_key(nowhere)
+
+
+@pytest.mark.parametrize("file", [7, b"a key that is long enough"])
+def test_a_key_file_is_named_by_a_path(file: Any) -> None:
+    """A key given in its place is not shown to whoever reads the error."""
+    with pytest.raises(InputError, match="the packet key's file is") as caught:
+        packet_key(file)
+    assert caught.value.expected == "a path as str or Path"
+    assert "long enough" not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", [b"", b"short", "a str, however long it is"])

@@ -201,3 +201,49 @@ def test_another_edge_makes_another_plan(model: LocalModel) -> None:
     flow.run(**GIVEN)
     flow.connect("reader", "solver", TextChannel(share="context"))
     assert len(flow.run(**GIVEN).report.edges) == 2
+
+
+def test_a_model_that_cannot_be_had_is_found_by_line(file: Path, model: LocalModel) -> None:
+    """A file's error names its line; a workflow in Python has none."""
+    file.write_text(FILE.replace("REF", "./nowhere"), encoding="utf-8")
+    with pytest.raises(ModelReferenceError, match=r"there is no \./nowhere") as caught:
+        Workflow.from_yaml(file).load()
+    assert str(caught.value).startswith(f"{file}:3:17: models.small: ")
+    with pytest.raises(ModelReferenceError) as caught:
+        in_python("./nowhere").load()
+    assert str(caught.value).startswith("there is no ./nowhere")
+
+
+def test_an_edge_that_cannot_be_served_is_found_by_line(file: Path, tmp_path: Path) -> None:
+    """What the plan refuses stands in the file; an edge added in Python stands in none."""
+    other = tiny_model(tmp_path / "other", seed=1)
+    text = file.read_text(encoding="utf-8").replace("models: {", f"models: {{other: {other.ref}, ")
+    text = text.replace("solver:\n    model: small", "solver:\n    model: other")
+    refused = text.replace("repair: {sink: 2}", "fallback: error")
+    file.write_text(refused, encoding="utf-8")
+    with pytest.raises(WorkflowError, match="other weights") as caught:
+        Workflow.from_yaml(file).plan()
+    assert str(caught.value).startswith(f"{file}:12:41: edges[0].channel: ")
+    file.write_text(text.partition("edges:")[0], encoding="utf-8")
+    added = Workflow.from_yaml(file).connect(
+        "reader", "solver", "same_model_cache", fallback="error"
+    )
+    with pytest.raises(WorkflowError, match="other weights") as caught:
+        added.plan()
+    assert str(caught.value).startswith("edges[0].channel: ")
+
+
+def test_a_plan_takes_some_of_the_inputs(model: LocalModel) -> None:
+    """Tokens are known where a prompt reads given inputs alone; what is wrong is refused all the same."""
+    flow = in_python(model)
+    (full,) = flow.plan(**GIVEN).edges
+    assert full.tokens
+    assert [edge.tokens for edge in flow.plan(document=DOCUMENT).edges] == [full.tokens]
+    assert [edge.tokens for edge in flow.plan(question=QUESTION).edges] == [None]
+    assert [edge.tokens for edge in flow.plan().edges] == [None]
+    with pytest.raises(InputError, match="did you mean 'document'"):
+        flow.plan(documnt=DOCUMENT)
+    with pytest.raises(InputError, match="not of type text"):
+        flow.plan(document=7)
+    with pytest.raises(InputError, match="'question' is missing"):
+        flow.run(document=DOCUMENT)

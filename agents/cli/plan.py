@@ -31,15 +31,16 @@ __all__ = ["graph", "plan", "schema", "validate"]
 def plan(file: WorkflowFile, inputs: InputsOption = None, as_json: JsonOption = False) -> None:
     """Show which channel each edge gets, and why.
 
-    The models are loaded, nothing is run. With inputs, more token counts are known.
+    The models are loaded, nothing is run. Give all inputs, some or none: token counts that need
+    the others stay unknown.
     """
     from unspoken.agents.inputs import check_inputs, read_inputs
     from unspoken.agents.loader import load_workflow
 
-    spec = load_workflow(file).spec
-    given = read_inputs(spec, inputs or [])
-    values = check_inputs(spec, given) if given else {}
-    chosen = load_flow(file, spec, stderr(), quiet=as_json).plan(**values)
+    source = load_workflow(file)
+    given = read_inputs(source.spec, inputs or [])
+    check_inputs(source.spec, given, partial=True)  # before models are loaded
+    chosen = load_flow(source, stderr(), quiet=as_json).plan(**given)
     if as_json:
         print_json(chosen.to_dict())
     else:

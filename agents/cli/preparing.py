@@ -11,8 +11,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from unspoken.agents.cli.console import is_live, shown
 
 if TYPE_CHECKING:
+    from unspoken.agents.loader import LoadedWorkflow
     from unspoken.agents.model import LocalModel
-    from unspoken.agents.spec import WorkflowSpec
     from unspoken.agents.workflow import Workflow
 
 __all__ = ["load_flow", "load_pair", "quiet_libraries", "reporting"]
@@ -73,15 +73,16 @@ def quiet_libraries() -> None:
 
 
 def load_flow(
-    file: Path, spec: "WorkflowSpec", console: Console, *, quiet: bool, fit: bool = False
+    source: "LoadedWorkflow", console: Console, *, quiet: bool, fit: bool = False
 ) -> "Workflow":
     """The workflow of a valid file, its models loaded; with `fit`, the bridges that it asks for fitted."""
     with reporting(console, "loading models", quiet=quiet) as report:
         from unspoken.agents.workflow import Workflow
 
         quiet_libraries()
-        flow = Workflow.from_spec(spec, bridge_folders=[file.parent / "bridges"]).load(report)
-        return flow.fit_bridges(report) if fit and spec.bridges == "fit" else flow
+        beside = Path(source.file).parent / "bridges"
+        flow = Workflow.from_spec(source.spec, bridge_folders=[beside], source=source).load(report)
+        return flow.fit_bridges(report) if fit and source.spec.bridges == "fit" else flow
 
 
 def load_pair(

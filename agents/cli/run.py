@@ -69,13 +69,13 @@ def run(
             expected="one of them there",
             fix="give --events a file",
         )
-    spec = load_workflow(file).spec
-    values = check_inputs(spec, read_inputs(spec, inputs or []))
+    source = load_workflow(file)
+    values = check_inputs(source.spec, read_inputs(source.spec, inputs or []))
     console = stderr()
     if log_level:
         configure_logging(log_level, console)
     with _written_to(events) as write:
-        flow = load_flow(file, spec, console, quiet=as_json, fit=True)
+        flow = load_flow(source, console, quiet=as_json, fit=True)
         result = _watched(flow, values, write, console, quiet=as_json or log_level is not None)
     if as_json:
         print_json(result.to_dict())

@@ -18,7 +18,7 @@ from unspoken.agents.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from unspoken.agents.report import EdgeReport, RunReport
+    from unspoken.agents.report import RunReport
 
 __all__ = ["print_outputs", "print_report"]
 
@@ -57,20 +57,16 @@ def _print_turns(console: Console, report: "RunReport") -> None:
 
 
 def _print_messages(console: Console, report: "RunReport") -> None:
-    columns = ["from", "to", "channel", "exact", "tokens", "reused", "recomputed", "size", "time"]
-    print_table(console, "Edges", columns, [_message(edge) for edge in report.edges], range(4))
-
-
-def _message(edge: "EdgeReport") -> list[str]:
-    return [
-        edge.sharer,
-        edge.receiver,
-        edge.channel,
-        "yes" if edge.exact else "no",
-        *map(count, (edge.tokens, edge.reused, edge.repaired)),
-        size(edge.bytes),
-        duration(edge.seconds),
-    ]
+    projects = any(edge.projected for edge in report.edges)
+    columns = ["from", "to", "channel", "exact", "tokens", "reused", "recomputed"]
+    columns += ["projected"] if projects else []
+    columns += ["size", "time"]
+    rows = []
+    for edge in report.edges:
+        tokens = [edge.tokens, edge.reused, edge.repaired, *[edge.projected] * projects]
+        words = [edge.sharer, edge.receiver, edge.channel, "yes" if edge.exact else "no"]
+        rows.append([*words, *map(count, tokens), size(edge.bytes), duration(edge.seconds)])
+    print_table(console, "Edges", columns, rows, range(4))
 
 
 def print_outputs(console: Console, outputs: Mapping[str, str]) -> None:

@@ -9,7 +9,7 @@ GEMMA = "embedded:gemma3-270m"
 SMOLLM = "embedded:smollm2-135m-instruct"
 HERE = Path(__file__).parent
 DOCUMENT = HERE / "document.txt"
-QUESTION = "How high is the tower?"
+QUESTION = "When was the lighthouse lit for the first time?"
 
 
 def build(gemma: LocalModel | str = GEMMA, smollm: LocalModel | str = SMOLLM) -> Workflow:
