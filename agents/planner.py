@@ -10,12 +10,12 @@ from unspoken.agents.reuse import FindBridge, FindProfile, Verdict, judge, make_
 from unspoken.agents.spec import EdgeSpec, Share, WorkflowSpec
 from unspoken.agents.templates import references, render
 from unspoken.channels.errors import Problem, WorkflowError
+from unspoken.channels.recompute import Groups
 
 if TYPE_CHECKING:
     from unspoken.agents.model import LocalModel
     from unspoken.channels.base import Channel
     from unspoken.channels.projected import Bridge
-    from unspoken.channels.recompute import Groups
 
 __all__ = ["EdgePlan", "Plan", "plan_workflow"]
 

@@ -42,6 +42,7 @@ class EdgeReport:
         seconds: Work of the carry.
         projected: Message tokens whose state a bridge made.
         layer_tokens: Layers times tokens that the receiver ran of its own to make or to choose the state.
+        recomputed_layers: Of a message from other weights of one base, the layers that the receiver computed anew.
     """
 
     sharer: str
@@ -58,6 +59,7 @@ class EdgeReport:
     seconds: float
     projected: int = 0
     layer_tokens: int = 0
+    recomputed_layers: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the ends under ``from`` and ``to``."""

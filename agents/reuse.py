@@ -149,7 +149,7 @@ def _across(
     """What the edge's policy makes of a cache from other weights of the receiver's base."""
     edge = spec.edges[number]
     sharer, receiver = models[edge.from_], models[edge.to]
-    place = _same_weights(spec, number, contexts)
+    place = _same_weights(spec, number, _with_one_opening(spec, edge, contexts, models))
     if place.mode == "text":
         return place
     moved = place.mode == "splice"
@@ -171,6 +171,21 @@ def _across(
         reason = f"other weights of one base, and no profile from {ends}"
         return Verdict("text", reason, "a profile of the pair", _profile_command(sharer, receiver))
     return _by_profile(edge, profile, ends, moved=moved)
+
+
+def _with_one_opening(
+    spec: WorkflowSpec,
+    edge: EdgeSpec,
+    contexts: Mapping[str, Sequence[Piece]],
+    models: Mapping[str, "LocalModel"],
+) -> Mapping[str, Sequence[Piece]]:
+    """The outlines, with one opening at both ends where two models' templates give the same tokens."""
+    if any(spec.agents[name].system is not None for name in (edge.from_, edge.to)):
+        return contexts
+    openings = [models[name].composer.opening(None).ids for name in (edge.from_, edge.to)]
+    if openings[0] != openings[1]:
+        return contexts
+    return {**contexts, edge.to: (contexts[edge.from_][0], *contexts[edge.to][1:])}
 
 
 def _by_groups(edge: EdgeSpec, receiver: "LocalModel") -> Verdict:

@@ -141,4 +141,6 @@ def _require_entries(state: KVState, wanted: Sequence[int]) -> None:
 
 
 def _moved(layer: LayerState, device: torch.device) -> LayerState:
+    if layer.keys.device == device:
+        return layer
     return LayerState(layer.keys.to(device), layer.values.to(device), layer.first)

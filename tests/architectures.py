@@ -24,7 +24,7 @@ from transformers import (
 
 from unspoken.agents.model import LocalModel
 
-__all__ = ["ARCHITECTURES", "WINDOW", "make"]
+__all__ = ["ARCHITECTURES", "WINDOW", "make", "tuned"]
 
 WINDOW = 6
 _MIXED = ["sliding_attention", "full_attention"] * 2
@@ -77,3 +77,14 @@ def make(name: str, seed: int = 0) -> LocalModel:
     # Only eager attention has Gemma 2's soft cap.
     config._attn_implementation = "eager" if name == "gemma2" else "sdpa"
     return LocalModel(kind(config), _TOKENIZER, ref=name)
+
+
+def tuned(name: str, by: float = 0.3) -> LocalModel:
+    """A fine-tune of `make(name)`: the same model, every weight moved a little."""
+    model = make(name)
+    drawn = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.hf.parameters():
+            spread = parameter.std() if parameter.dim() > 1 else torch.tensor(0.0)
+            parameter += by * spread * torch.randn(parameter.shape, generator=drawn)
+    return LocalModel(model.hf, model.tokenizer, ref=f"{name}, tuned")

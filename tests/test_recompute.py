@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from architectures import ARCHITECTURES, make
+from architectures import ARCHITECTURES, make, tuned
 
 from unspoken.agents.model import LocalModel
 from unspoken.channels.errors import IdentityMismatch, InputError, StateError
@@ -14,17 +14,6 @@ from unspoken.channels.state import KVState
 
 IDS = tuple(range(3, 33))
 NEXT = (40, 41, 42, 43)
-
-
-def tuned(name: str, by: float = 0.3) -> LocalModel:
-    """A fine-tune of `make(name)`: the same model, every weight moved a little."""
-    model = make(name)
-    drawn = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.hf.parameters():
-            spread = parameter.std() if parameter.dim() > 1 else torch.tensor(0.0)
-            parameter += by * spread * torch.randn(parameter.shape, generator=drawn)
-    return LocalModel(model.hf, model.tokenizer, ref=f"{name}, tuned")
 
 
 def sent(sharer: LocalModel, layers: range | None = None) -> KVState:
@@ -123,3 +112,13 @@ def test_a_missing_hidden_state_names_its_layer() -> None:
 def test_another_architecture_is_refused() -> None:
     with pytest.raises(IdentityMismatch, match="config"):
         recompute_layers(make("qwen2"), sent(make("llama")), IDS, ())
+
+
+def test_hidden_states_that_begin_too_late_are_said_to() -> None:
+    sharer, receiver = make("llama"), tuned("llama")
+    state = sent(sharer)
+    late = replace(state, hidden={layer: rows[5:] for layer, rows in state.hidden.items()})
+    with pytest.raises(StateError, match="begin at position 5"):
+        recompute_layers(receiver, late, IDS, ((2, 3),))
+    part = recompute_layers(receiver, late.slice(5, late.stop), IDS[5:], (), [])
+    assert part.start == 5
