@@ -116,7 +116,7 @@ def judge(
         if verdict.mode != "text" or edge.channel != "auto":
             return verdict
         other = _other_weights(spec, number, contexts, models, find_bridge, None)
-        return verdict if other.mode == "text" else other
+        return other if other.mode != "text" else _neither(verdict, other)
     try:
         make_channel(edge, "same_model_cache").check(sharer, receiver)
     except ChannelError as error:
@@ -130,6 +130,14 @@ def judge(
         )
         return Verdict("text", reason, "the same tokens before the message at both ends")
     return verdict
+
+
+def _neither(across: Verdict, bridged: Verdict) -> Verdict:
+    """Text for two reasons: each step down from `auto` is told."""
+    if across.reason == bridged.reason:
+        return bridged
+    advice = ", or ".join(one for one in (across.advice, bridged.advice) if one)
+    return Verdict("text", f"{across.reason}; {bridged.reason}", across.expected, advice)
 
 
 def _of_one_base(sharer: "LocalModel", receiver: "LocalModel") -> bool:

