@@ -22,8 +22,12 @@ BENCHES: Mapping[str, str] = {
     "fuse": "multiple-choice questions: the receiver alone, text, self-fused, fused, fused with another row's",
     "hop": "time to the first token after a hand-over: text, continuation, splice, floor",
     "packet": "what a packet keeps of a cache, what it weighs, and from which length on it beats the text",
+    "profile": "a base's cache in two fine-tunes of it: all reused, some layers recomputed, random ones; quality and speed",
     "splice": "how far a spliced cache is from a full recompute, with its controls",
 }
+
+ALONE: Mapping[str, tuple[str, ...]] = {"profile": ("text", "qa")}
+"""Files that a benchmark of one model reads, where it is more than a text."""
 
 PAIRED: Mapping[str, tuple[str, ...]] = {
     "ablation": ("text", "qa"),
@@ -118,7 +122,7 @@ def run_bench(
 
 def _check(name: str, files: Files, options: Options) -> None:
     """Refuse files and options that a benchmark would not look at."""
-    read = PAIRED.get(name, ("text",))
+    read = PAIRED.get(name) or ALONE.get(name, ("text",))
     unread = [f"--{key}" for key in ("text", "qa", "recall") if getattr(files, key) is not None]
     unread = [flag for flag in unread if flag.removeprefix("--") not in read]
     if unread:

@@ -1,0 +1,198 @@
+"""Two fine-tunes of a base, by a fixed recipe: how far its cache is from their own, and what recomputing layers buys."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import mean
+from typing import Any
+
+import torch
+
+from unspoken.agents.bench import Files, Progress
+from unspoken.agents.bench.forced import distance
+from unspoken.agents.finetune import KINDS, Kind, Recipe, finetune
+from unspoken.agents.model import LocalModel
+from unspoken.agents.profiling import ProfilePlan, clocked, trials_of
+from unspoken.channels.across import carry_across
+from unspoken.channels.bridges.answers import greedy, losses_of
+from unspoken.channels.bridges.lessons import question_prompt
+from unspoken.channels.bridges.rows import QaRow, builtin_qa, f1, read_qa, sample
+from unspoken.channels.profiles.profile import PREFIX, front_of
+from unspoken.channels.profiles.search import (
+    estimate,
+    judge,
+    layers_of,
+    random_groups,
+    search,
+    thinned,
+)
+from unspoken.channels.profiles.trials import Settings, Trial, arrival_of
+from unspoken.channels.recompute import Groups, named
+from unspoken.channels.state import KVState
+
+__all__ = ["measure"]
+
+SETTINGS = Settings(search=4, judge=12)
+QUESTIONS, SEEDS = 16, (1, 2, 3)
+MARK, BOUND = 2.78, 0.01
+"""DroidSpeak's shorter prefill (arXiv 2411.02820), and the nats at which ours is told."""
+
+Row = dict[str, Any]
+
+
+def measure(
+    model: LocalModel, files: Files, progress: Progress
+) -> tuple[list[Row], dict[str, Any]]:
+    """A row per fine-tune and choice of layers; figures are the full fine-tune's, those of the LoRA end in ``_lora``."""
+    rows: list[Row] = []
+    summary: dict[str, Any] = {}
+    for kind in KINDS:
+        found, figures = _measured(model, kind, files, progress)
+        rows += found
+        suffix = "" if kind == "full" else f"_{kind}"
+        summary |= {f"{name}{suffix}": value for name, value in figures.items()}
+    return rows, summary
+
+
+def _measured(
+    base: LocalModel, kind: Kind, files: Files, progress: Progress
+) -> tuple[list[Row], dict[str, Any]]:
+    tuned = finetune(base, Recipe.of(kind), lambda stage, part: progress(f"{stage}: {part:.0%}"))
+    trials, _ = trials_of(files.text, tuned, SETTINGS)
+    looked, judged = trials[: SETTINGS.search], trials[SETTINGS.search :]
+    progress(f"{kind}: search")
+    found = search(base, tuned, looked)
+    layers = len(tuned.geometry.layers)
+    front = thinned(front_of((groups, layers_of(groups), kl) for groups, kl in found.items()))
+    front = list(dict.fromkeys([(), *front, ((0, layers),)]))
+    progress(f"{kind}: judge {len(front)} choices of layers")
+    scores = judge(base, tuned, judged, front, SETTINGS)
+    drawn = _drawn(front, layers)
+    progress(f"{kind}: judge {len(set(drawn.values()))} random choices")
+    others = judge(base, tuned, judged, list(set(drawn.values())), replace(SETTINGS, prompts=()))
+    progress(f"{kind}: time")
+    speeds = clocked(base, tuned, judged, front, ProfilePlan(repeats=5), lambda stage, part: None)
+    progress(f"{kind}: ask")
+    asked = _asked(base, tuned, front, files)
+    rows = []
+    for groups in front:
+        row: Row = {
+            "fine_tune": kind,
+            "layers": named(groups),
+            "share": round(layers_of(groups) / layers, 3),
+        }
+        for place, pairs in scores[groups].items():
+            one = estimate(pairs)
+            row |= {f"kl {place}": one.kl, f"high {place}": one.high}
+            row |= {"top1": one.top1} if place == PREFIX else {}
+        row |= {
+            f"random {seed}": mean(kl for kl, _ in others[drawn[groups, seed]][PREFIX])
+            for seed in SEEDS
+            if (groups, seed) in drawn
+        }
+        rows.append(row | {"speedup": round(speeds[groups], 3), **asked[groups]})
+    figures = _figures(rows)
+    controls = [{"fine_tune": kind, **row} for row in _controls(tuned, judged, asked)]
+    return rows + controls, figures
+
+
+def _drawn(front: Sequence[Groups], layers: int) -> Mapping[tuple[Groups, int], Groups]:
+    """Random groups of the same sizes as those of every point that lies between the ends, by point and seed."""
+    drawn = {}
+    for seed in SEEDS:
+        rng = random.Random(seed)
+        for groups in front:
+            if 0 < layers_of(groups) < layers:
+                drawn[groups, seed] = random_groups(groups, layers, rng)
+    return drawn
+
+
+def _figures(rows: Sequence[Row]) -> dict[str, Any]:
+    key = f"kl {PREFIX}"
+    reuse = next(row for row in rows if not row["share"])[key]
+    inner = [row for row in rows if 0 < row["share"] < 1]
+    near = [row["speedup"] for row in rows if row[key] <= BOUND]
+    fast = [row[key] for row in rows if row["speedup"] >= MARK]
+    by_seed = [
+        mean(row[key] for row in inner) < mean(row[f"random {seed}"] for row in inner)
+        for seed in SEEDS
+        if inner
+    ]
+    worse = [row[key] <= row[f"random {seed}"] for row in inner for seed in SEEDS]
+    return {
+        "reuse_all_kl": reuse,
+        "prefill_speedup_at_kl_0_01": max(near, default=None),
+        "kl_at_speedup_2_78": min(fast, default=None),
+        "beats_reuse_all": bool(inner) and all(row[key] < reuse for row in inner),
+        "beats_random_groups": bool(by_seed) and all(by_seed),
+        "random_groups_no_better": round(mean(worse), 3) if worse else None,
+    }
+
+
+@torch.no_grad()
+def _controls(
+    tuned: LocalModel, trials: Sequence[Trial], asked: Mapping[Any, Row]
+) -> Iterator[Row]:
+    """Text, another example's message, and no message, of as many forced tokens."""
+    none, other = [], []
+    for number, trial in enumerate(trials):
+        full = _logs(tuned, tuned.read(trial.ids), trial.ids, trial.forced)
+        bare = trial.ids[: trial.at]
+        none.append(distance(full, _logs(tuned, tuned.read(bare), bare, trial.forced)))
+        theirs = trials[(number + 1) % len(trials)].ids
+        other.append(distance(full, _logs(tuned, tuned.read(theirs), theirs, trial.forced)))
+    for name, pairs in (("another example's message", other), ("no message", none)):
+        kl, top1 = (mean(column) for column in zip(*pairs, strict=True))
+        yield {"layers": name, f"kl {PREFIX}": kl, "top1": top1, **asked.get(name, {})}
+    yield {"layers": "text", f"kl {PREFIX}": 0.0, "top1": 1.0, "speedup": 1.0, **asked["text"]}
+
+
+def _logs(
+    model: LocalModel, state: KVState, ids: Sequence[int], forced: Sequence[int]
+) -> torch.Tensor:
+    before = state.slice(0, state.stop - 1)
+    tokens = model.tensor((ids[-1], *forced[:-1]))
+    return model.logits(tokens, [before]).float().log_softmax(dim=-1)
+
+
+@torch.no_grad()
+def _asked(
+    base: LocalModel, tuned: LocalModel, front: Sequence[Groups], files: Files
+) -> dict[Any, Row]:
+    """Loss of the right answer, and F1 of the receiver's own, by choice of layers and control."""
+    rows = sample(read_qa(files.qa), QUESTIONS) if files.qa else builtin_qa(QUESTIONS, seed=9_001)
+    frame = tuned.frame("chat")
+    starts = sorted({first for groups in front for first, _ in groups if first})
+    found: dict[Any, list[tuple[float, float]]] = {}
+    contexts = [(*frame.before, *tuned.words(row.context)[0]) for row in rows]
+    for number, (row, ids) in enumerate(zip(rows, contexts, strict=True)):
+        question = (*tuned.words(question_prompt(row.question))[0], *frame.ask)
+        trial = Trial(ids, len(frame.before), ())
+        arrival = arrival_of(trial, base.read(ids, starts))
+        state = arrival.message.state
+        assert state is not None
+        ways: dict[Any, list[KVState]] = {
+            "text": [tuned.read(ids)],
+            "another example's message": [tuned.read(contexts[(number + 1) % len(rows)])],
+            "no message": [tuned.read(frame.before)],
+        }
+        for groups in front:
+            ways[groups] = list(carry_across(arrival, tuned, state, groups, 0, 0.0, "").spliced)
+        for way, states in ways.items():
+            found.setdefault(way, []).append(_answered(tuned, states, question, row))
+    return {
+        way: {
+            "answer_loss": mean(loss for loss, _ in pairs),
+            "f1": mean(score for _, score in pairs),
+            "questions": len(pairs),
+        }
+        for way, pairs in found.items()
+    }
+
+
+def _answered(
+    tuned: LocalModel, states: Sequence[KVState], question: Sequence[int], row: QaRow
+) -> tuple[float, float]:
+    answer = tuned.words(row.answers[0])[0]
+    (loss,) = losses_of(tuned, states, question, [answer])
+    return loss, f1(greedy(tuned, states, question, 12), row.answers)
