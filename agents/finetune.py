@@ -77,7 +77,11 @@ def finetune_folder(base: LocalModel, recipe: Recipe) -> Path:
 
 
 def finetune(
-    base: LocalModel, recipe: Recipe, report: Callable[[str, float], None] = lambda s, f: None
+    base: LocalModel,
+    recipe: Recipe,
+    report: Callable[[str, float], None] = lambda stage, part: None,
+    *,
+    folder: Path | None = None,
 ) -> LocalModel:
     """A fine-tune of a model, made the first time and loaded afterwards.
 
@@ -85,24 +89,42 @@ def finetune(
         base: The base, loaded by reference; a LoRA shares its weights.
         recipe: How it is made.
         report: Told of the stage and a fraction.
+        folder: Where it is kept; in the user's cache, by base and recipe, if not given.
 
     Raises:
-        InputError: A base that was not loaded by reference.
+        InputError: A base that was not loaded by reference, or a folder with a fine-tune by another recipe.
         ModelSupportError: A LoRA without peft.
+        BridgeError: The folder cannot be written.
     """
     if not base.ref or base.adapter is not None:
         raise InputError(
             "a fine-tune starts from a model's files",
             expected="a base that was loaded by reference, without an adapter",
         )
-    folder = finetune_folder(base, recipe)
+    folder = folder or finetune_folder(base, recipe)
+    settings = {"base": base.identity.weights, **asdict(recipe)}
     if not (folder / DONE).is_file():
-        with staged(folder, lambda place: None) as made:
+        with staged(folder, _require_empty) as made:
             _make(base, recipe, made, report)
-            (made / DONE).write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
+            (made / DONE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    elif json.loads((folder / DONE).read_bytes()) != settings:
+        raise InputError(
+            f"{folder} holds a fine-tune of another base, or by another recipe",
+            expected=f"a new folder, or one with the recipe {settings}",
+            fix="remove that folder, or name another",
+        )
     if recipe.kind == "lora":
         return base.with_adapter(str(folder))
     return LocalModel.load(str(folder), dtype=base.dtype, device=base.device)
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(
+            f"{folder} holds other things than a finished fine-tune",
+            expected="a new folder",
+            fix="name another folder",
+        )
 
 
 def _make(

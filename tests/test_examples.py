@@ -14,6 +14,9 @@ from unspoken.agents import RunResult, Workflow, WorkflowSpec
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NAMES = ("draft_critique_revise", "fan_out_panel", "reader_solver", "two_families", "two_processes")
 
+TRAINED = ("fine_tunes",)
+"""Examples that train a model for minutes before they run; here only their workflows are looked at."""
+
 every_example = pytest.mark.parametrize("name", NAMES)
 
 
@@ -53,14 +56,14 @@ def reused(name: str, agent: str) -> list[tuple[int, int]]:
 def test_every_folder_is_tested() -> None:
     """A new example is tested, and has its three files."""
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
-    assert folders == set(NAMES)
-    for name in NAMES:
+    assert folders == {*NAMES, *TRAINED}
+    for name in (*NAMES, *TRAINED):
         assert {"workflow.yaml", "run.py", "README.md"} <= {
             path.name for path in (EXAMPLES / name).iterdir()
         }
 
 
-@every_example
+@pytest.mark.parametrize("name", NAMES + TRAINED)
 def test_both_forms_are_one_workflow(name: str) -> None:
     """The file and the script describe equal workflows."""
     assert script(name).build().spec == from_file(name).spec

@@ -22,7 +22,7 @@ BENCHES: Mapping[str, str] = {
     "fuse": "multiple-choice questions: the receiver alone, text, self-fused, fused, fused with another row's",
     "hop": "time to the first token after a hand-over: text, continuation, splice, floor",
     "packet": "what a packet keeps of a cache, what it weighs, and from which length on it beats the text",
-    "profile": "a base's cache in two fine-tunes of it: all reused, some layers recomputed, random ones; quality and speed",
+    "profile": "a base's cache in two fine-tunes: all reused, some layers recomputed, random ones; quality and speed",
     "splice": "how far a spliced cache is from a full recompute, with its controls",
 }
 

@@ -1,4 +1,4 @@
-"""Two fine-tunes of a base, by a fixed recipe: how far its cache is from their own, and what recomputing layers buys."""
+"""Two fine-tunes of a base, by a fixed recipe: how far its cache is from theirs, and what recomputing buys."""
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ Row = dict[str, Any]
 def measure(
     model: LocalModel, files: Files, progress: Progress
 ) -> tuple[list[Row], dict[str, Any]]:
-    """A row per fine-tune and choice of layers; figures are the full fine-tune's, those of the LoRA end in ``_lora``."""
+    """A row per fine-tune and choice of layers; figures are the full fine-tune's, the LoRA's end in ``_lora``."""
     rows: list[Row] = []
     summary: dict[str, Any] = {}
     for kind in KINDS:
