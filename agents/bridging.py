@@ -15,6 +15,7 @@ from unspoken.agents.auditing import AuditPlan
 from unspoken.agents.machine import describe_machine
 from unspoken.channels.bridges.audit import audit
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
+from unspoken.channels.bridges.checkpoint import Checkpoint
 from unspoken.channels.bridges.corpus import Corpus, load_corpus
 from unspoken.channels.bridges.features import width
 from unspoken.channels.bridges.folder import (
@@ -138,17 +139,17 @@ def fit_bridge(
     began = monotonic()
     with store.lock(*ends, waiting=lambda line: report(line, 0.0)):
         old = _standing(store, plan, *ends)
+        work = work_folder(store, *ends)
         if old is not None and not plan.refit:
             if plan.fuse is None or "fuse" in read_manifest(old).config:
                 report(f"there already: {old}", 1.0)
                 return old
-            return _with_fuser(old, sharer, receiver, plan, plan.fuse, report)
+            return _with_fuser(old, sharer, receiver, plan, plan.fuse, report, work)
         report(f"at most {_peak(sharer, receiver, plan.settings):.1f} GB for the closed form", 0.0)
         corpus = load_corpus(plan.sources, seed=plan.settings.seed)
         rows = plan.audit.rows(corpus) if plan.audit else None
         if rows is not None:  # here, so that bad rows fail now and not after the fit
             rows.check(receiver)
-        work = work_folder(store, *ends)
 
         def told(progress: FitProgress) -> None:
             watch(progress)
@@ -158,7 +159,7 @@ def fit_bridge(
         result = fit(sharer, receiver, corpus, plan.settings, work, told, light=light)
         fuser = None
         if plan.fuse is not None:
-            fuser = _fused(sharer, receiver, corpus, plan.fuse, report, light)
+            fuser = _fused(sharer, receiver, corpus, plan.fuse, report, work, light)
         elif old is not None and "fuse" in read_manifest(old).config:
             kept, figures = load_fuser(old, sharer, receiver)  # it does not depend on the projector
             mine = {name: value for name, value in figures.items() if name.startswith("fuse_")}
@@ -212,12 +213,13 @@ def _fused(
     corpus: Corpus,
     settings: FuseSettings,
     report: Progress,
+    work: Path,
     light: "tuple[LocalModel, LocalModel] | None",
 ) -> FuseResult:
     def told(progress: FuseProgress) -> None:
         report(f"fuse: {progress.stage}", progress.fraction)
 
-    return fit_fuser(sharer, receiver, corpus, settings, told, light=light)
+    return fit_fuser(sharer, receiver, corpus, settings, told, work=work, light=light)
 
 
 def _with_fuser(
@@ -227,10 +229,12 @@ def _with_fuser(
     plan: FitPlan,
     settings: FuseSettings,
     report: Progress,
+    work: Path,
 ) -> Path:
     """Fit the module of fuse mode for a bridge that lacks it; its other weights and its audit stay."""
     corpus = load_corpus(plan.sources, seed=plan.settings.seed)
-    made = _fused(sharer, receiver, corpus, settings, report, _light(sharer, receiver, plan))
+    light = _light(sharer, receiver, plan)
+    made = _fused(sharer, receiver, corpus, settings, report, work, light)
     manifest, tensors = read(folder)
     config = {**manifest.config, "fuse": made.fuser.config.to_dict()}
     manifest = manifest.model_copy(
@@ -238,6 +242,8 @@ def _with_fuser(
     )
     report("saving", 0.0)
     write(folder, manifest, {**tensors, **fuse_tensors(made.fuser, DTYPE)})
+    for file in work.glob("fuse-*.pt"):  # what a killed refit of the projector left stays
+        Checkpoint(file).remove()
     return folder
 
 

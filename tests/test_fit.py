@@ -333,3 +333,32 @@ def test_a_fit_with_fuse_makes_a_bridge_that_fuses(
     assert all(torch.equal(tensors_after[name], one) for name, one in tensors_before.items())
     again = fit_bridge(*pair, replace(plan(source, None, steps=0), refit=True))
     assert Bridge.load(again).fuses  # a refit of the one module keeps the other
+
+
+@pytest.mark.parametrize("standing", [True, False])
+def test_a_stopped_fit_of_fuse_mode_goes_on(
+    pair: tuple[LocalModel, LocalModel], source: str, store: BridgeStore, standing: bool
+) -> None:
+    """Neither the projector nor the fuser begins anew; then nothing is left of the work, but another fit's."""
+    made = replace(
+        plan(source, None, steps=0),
+        fuse=FuseSettings(minutes=5, steps=2, gram_tokens=300, held_out=2),
+    )
+    work = work_folder(store, pair[0].identity, pair[1].identity)
+    if standing:
+        fit_bridge(*pair, replace(made, fuse=None))
+        work.mkdir(parents=True)
+        (work / "fit-of-another.pt").write_bytes(b"kept")
+    stages: list[str] = []
+
+    def stop(stage: str, part: float) -> None:
+        if stage == "fuse: done":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_bridge(*pair, made, report=stop)
+    assert len(list(work.glob("fuse-*.pt"))) == 1
+    folder = fit_bridge(*pair, made, report=lambda stage, part: stages.append(stage))
+    assert not {"gram", "fuse: gram"} & set(stages) and "fuse: done" in stages
+    assert read(folder)[0].fit["fuse_steps"] == 2 and Bridge.load(folder).fuses
+    assert [file.name for file in work.glob("*")] == ["fit-of-another.pt"] * standing

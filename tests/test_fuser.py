@@ -1,6 +1,7 @@
 """Fuse mode: a fuser that begins at the receiver's own cache, is fitted, stored, planned, and counted truly."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from unspoken.channels.bridges.corpus import Corpus
 from unspoken.channels.bridges.folder import write
 from unspoken.channels.bridges.fuse_example import fuse_input, fused_context, tail_losses
 from unspoken.channels.bridges.fuse_lessons import choice_prompt, teach_fusing
-from unspoken.channels.bridges.fuse_training import FuseSettings, fit_fuser
+from unspoken.channels.bridges.fuse_training import FuseProgress, FuseSettings, fit_fuser
 from unspoken.channels.bridges.fuser import Fuser, FuserConfig
 from unspoken.channels.bridges.lessons import Lesson, Tail, prepare
 from unspoken.channels.bridges.manifest import BridgeManifest, FitData
@@ -133,6 +134,41 @@ def test_a_fit_is_seeded_and_never_worse_than_the_receiver(
     assert sum(gains) >= 0 and bool(gains) == bool(first.fuser.spread.abs().max() > 0)
     for name, tensor in first.fuser.state_dict().items():
         assert torch.equal(tensor, second.fuser.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 3])
+def test_a_stopped_fit_ends_where_it_would_have_ended(
+    pair: tuple[LocalModel, LocalModel], tmp_path: Path, rounds: int
+) -> None:
+    """After the closed form, or after some held-out rounds, it goes on from there to the same weights and figures."""
+    settings = FuseSettings(**{**SMALL, "every": 0.0}, steps=8, residual_rate=1e-2)
+    whole = fit_fuser(*pair, CORPUS, settings)
+    stages: list[str] = []
+
+    def stop(one: FuseProgress) -> None:
+        stages.append(one.stage)
+        if stages.count("train") == rounds > 0 or one.stage == "done":
+            raise KeyboardInterrupt
+
+    first = settings if rounds else replace(settings, steps=0)
+    with pytest.raises(KeyboardInterrupt):
+        fit_fuser(*pair, CORPUS, first, stop, work=tmp_path)
+    (file,) = tmp_path.glob("fuse-*.pt")
+    assert torch.load(file, weights_only=True)["step"] == 2 * rounds
+    stages.clear()
+    again = fit_fuser(*pair, CORPUS, settings, lambda one: stages.append(one.stage), work=tmp_path)
+    assert "gram" not in stages and stages.count("train") == 4 - rounds
+    assert again.tokens == whole.tokens
+    timeless = [
+        {name: value for name, value in one.figures.items() if "minutes" not in name}
+        for one in (again, whole)
+    ]
+    assert timeless[0] == timeless[1] and timeless[0]["fuse_steps"] == 8
+    for name, tensor in whole.fuser.state_dict().items():
+        assert torch.equal(tensor, again.fuser.state_dict()[name]), name
+    other = replace(settings, seed=1, steps=0)
+    fit_fuser(*pair, CORPUS, other, lambda one: stages.append(one.stage), work=tmp_path)
+    assert "gram" in stages and len(list(tmp_path.iterdir())) == 2  # its own, beside the other's
 
 
 def test_steps_can_be_taken_in_a_cheaper_dtype(pair: tuple[LocalModel, LocalModel]) -> None:
