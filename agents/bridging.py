@@ -15,7 +15,7 @@ from unspoken.agents.auditing import AuditPlan
 from unspoken.agents.machine import describe_machine
 from unspoken.channels.bridges.audit import audit
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
-from unspoken.channels.bridges.checkpoint import Checkpoint
+from unspoken.channels.bridges.checkpoint import forget
 from unspoken.channels.bridges.corpus import Corpus, load_corpus
 from unspoken.channels.bridges.features import width
 from unspoken.channels.bridges.folder import (
@@ -54,6 +54,7 @@ __all__ = [
     "BridgeShelf",
     "FitPlan",
     "Progress",
+    "check_place",
     "fit_bridge",
     "work_folder",
 ]
@@ -135,7 +136,7 @@ def fit_bridge(
     store = store or BridgeStore()
     ends = sharer.identity, receiver.identity
     if plan.out is not None:
-        _check_place(plan.out, *ends)
+        check_place(plan.out, *ends)
     began = monotonic()
     with store.lock(*ends, waiting=lambda line: report(line, 0.0)):
         old = _standing(store, plan, *ends)
@@ -242,8 +243,7 @@ def _with_fuser(
     )
     report("saving", 0.0)
     write(folder, manifest, {**tensors, **fuse_tensors(made.fuser, DTYPE)})
-    for file in work.glob("fuse-*.pt"):  # what a killed refit of the projector left stays
-        Checkpoint(file).remove()
+    forget(work, "fuse")  # what a killed refit of the projector left stays
     return folder
 
 
@@ -264,8 +264,12 @@ def _standing(
         raise
 
 
-def _check_place(folder: Path, sharer: "ModelIdentity", receiver: "ModelIdentity") -> None:
-    """Refuse, before anything is fitted, a folder that the bridge cannot go to."""
+def check_place(folder: Path, sharer: "ModelIdentity", receiver: "ModelIdentity") -> None:
+    """Refuse, before anything is fitted, a folder that the pair's bridge cannot go to.
+
+    Raises:
+        BridgeError: It holds another pair's bridge, or other things.
+    """
     require_ours(folder)
     if not (folder / MANIFEST).exists():
         return
@@ -274,7 +278,7 @@ def _check_place(folder: Path, sharer: "ModelIdentity", receiver: "ModelIdentity
         raise BridgeError(
             f"{folder} holds the bridge {theirs.sharer.ref} -> {theirs.receiver.ref}",
             expected="a new folder, or one with a bridge of the pair that is fitted",
-            fix="name another folder with --out",
+            fix="name another folder",
         )
 
 

@@ -10,13 +10,14 @@ import torch
 from architectures import make
 from test_fuser import CORPUS, SMALL, fuser_between
 
-from unspoken.agents.bench import Files, choice, fuse
+from unspoken.agents.bench import Files, choice, fuse, fusers
 from unspoken.agents.model import LocalModel
-from unspoken.channels.bridges.folder import write
+from unspoken.channels.bridges.folder import read_manifest, write
 from unspoken.channels.bridges.fuse_training import FuseSettings
 from unspoken.channels.bridges.fuser import Fuser, fuse_tensors
 from unspoken.channels.bridges.manifest import BridgeManifest, FitData
 from unspoken.channels.bridges.side import Side
+from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.errors import BridgeError
 
 WAYS = {
@@ -53,7 +54,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("UNSPOKEN_BRIDGES", "")
     monkeypatch.setattr(fuse, "LENGTHS", (2, 4))
     monkeypatch.setattr(fuse, "TUNED", 3)
-    monkeypatch.setattr(fuse, "load_corpus", lambda: CORPUS)
+    monkeypatch.setattr(fusers, "load_corpus", lambda: CORPUS)
 
 
 def kept(folder: Path, sharer: LocalModel, receiver: LocalModel, fuser: Fuser) -> Path:
@@ -102,24 +103,74 @@ def test_all_ways_are_measured_on_the_same_rows(
     assert low <= middle <= high <= 1
 
 
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, FuseSettings]]:
+    """What is fitted from now on: both ends, and how."""
+    seen: list[tuple[str, str, FuseSettings]] = []
+    fit = fusers.fit_fuser
+
+    def noted(sharer: LocalModel, receiver: LocalModel, *rest: Any, **more: Any) -> Any:
+        seen.append((sharer.ref, receiver.ref, rest[1]))
+        return fit(sharer, receiver, *rest, **more)
+
+    monkeypatch.setattr(fusers, "fit_fuser", noted)
+    return seen
+
+
 def test_fusers_are_fitted_where_none_is_given(
-    pair: tuple[LocalModel, LocalModel], questions: Path, monkeypatch: pytest.MonkeyPatch
+    pair: tuple[LocalModel, LocalModel], fitted: list[tuple[str, str, FuseSettings]]
 ) -> None:
-    """The pair's and the control's, on the same settings; without rows of one's own, common knowledge is asked."""
-    fitted: list[Any] = []
-    fit = fuse.fit_fuser
-
-    def noted(sharer: LocalModel, receiver: LocalModel, *rest: Any) -> Any:
-        fitted.append((sharer.ref, receiver.ref, rest[1]))
-        return fit(sharer, receiver, *rest)
-
-    monkeypatch.setattr(fuse, "fit_fuser", noted)
+    """The pair's and the control's; without rows of one's own, common knowledge is asked; nothing is kept."""
     settings = FuseSettings(**SMALL, steps=2)
     plan = fuse.FuseBench(settings=settings, rows=3)
     rows, summary = fuse.compare(*pair, Files(), lambda line: None, plan)
     assert fitted[0] == ("qwen3", "llama", settings)
-    assert fitted[1] == ("llama", "llama", replace(settings, minutes=4 * settings.minutes))
+    assert fitted[1] == ("llama", "llama", replace(settings, minutes=1440.0, patience=2))
     assert summary["n"] == 3 and len(rows) == 6
+    assert not list(BridgeStore().root.glob(".fits/*"))
+
+
+def test_the_control_takes_as_many_steps(
+    pair: tuple[LocalModel, LocalModel], questions: Path, fitted: list[Any]
+) -> None:
+    """However few the minutes and the patience let the fuser have, its control has those; the rows say how many."""
+    impatient = {**SMALL, "every": 0.0, "patience": 1, "residual_rate": 0.0, "rate": 0.0}
+    plan = fuse.FuseBench(settings=FuseSettings(**impatient, steps=12))
+    rows, summary = fuse.compare(*pair, Files(qa=questions), lambda line: None, plan)
+    steps = {row["way"]: row["steps"] for row in rows if "steps" in row}
+    assert steps == dict.fromkeys(("fused", "fused, another row's sharer", "self-fused"), 2)
+    assert summary["steps_fused"] == summary["steps_self_fused"] == 2
+
+
+def test_what_is_fitted_can_be_kept(
+    pair: tuple[LocalModel, LocalModel], questions: Path, tmp_path: Path, fitted: list[Any]
+) -> None:
+    """Both fusers serve a second run, which fits nothing and finds the same; each serves as its bridge as well."""
+    keep = tmp_path / "kept"
+    plan = fuse.FuseBench(keep=keep, settings=FuseSettings(**SMALL, steps=2), command="unspoken")
+    first = fuse.compare(*pair, Files(qa=questions), lambda line: None, plan)
+    assert len(fitted) == 2
+    assert read_manifest(keep / "self-fused").fit["command"] == "unspoken"
+    named = fuse.FuseBench(bridge=keep / "fused", self_bridge=keep / "self-fused")
+    for again in (plan, named):
+        assert fuse.compare(*pair, Files(qa=questions), lambda line: None, again) == first
+    assert len(fitted) == 2
+
+
+def test_no_fit_begins_for_a_folder_that_cannot_keep_it(
+    pair: tuple[LocalModel, LocalModel], questions: Path, tmp_path: Path, fitted: list[Any]
+) -> None:
+    """Another pair's fuser, or other files, in the place of either are found before the first fit."""
+    sharer, receiver = pair
+    theirs, notes = tmp_path / "a", tmp_path / "b"
+    kept(theirs / "self-fused", sharer, receiver, fuser_between(sharer, receiver, trained=True))
+    (notes / "fused").mkdir(parents=True)
+    (notes / "fused" / "notes.txt").write_text("mine")
+    for keep, found in ((theirs, "holds the bridge"), (notes, "is no bridge's folder")):
+        plan = fuse.FuseBench(keep=keep, settings=FuseSettings(**SMALL, steps=2))
+        with pytest.raises(BridgeError, match=found):
+            fuse.compare(*pair, Files(qa=questions), lambda line: None, plan)
+    assert not fitted
 
 
 def test_a_named_bridge_without_fuse_mode_is_refused(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unspoken.channels.files import replace_file
 
-__all__ = ["Checkpoint", "fingerprint", "schedule", "weights_of"]
+__all__ = ["Checkpoint", "fingerprint", "forget", "schedule", "weights_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,13 @@ class Checkpoint:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.file, lambda path: torch.save(dict(found), path))
 
-    def remove(self) -> None:
-        """Remove the file, and its folder where nothing else is in it."""
-        if self.file is None:
-            return
-        self.file.unlink(missing_ok=True)
-        if self.file.parent.is_dir() and not any(self.file.parent.iterdir()):
-            self.file.parent.rmdir()
+
+def forget(work: Path, kind: str) -> None:
+    """Remove what fits of one kind left in a folder, and the folder where nothing else is in it."""
+    for file in work.glob(f"{kind}-*.pt"):
+        file.unlink(missing_ok=True)
+    if work.is_dir() and not any(work.iterdir()):
+        work.rmdir()
 
 
 def fingerprint(settings: Any, corpus: str, dtypes: Sequence[torch.dtype]) -> str:
