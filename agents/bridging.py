@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from unspoken.agents.auditing import AuditPlan
+from unspoken.agents.engines.local import holding
 from unspoken.agents.machine import describe_machine
 from unspoken.channels.bridges.audit import audit
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
@@ -110,6 +111,7 @@ def fit_bridge(
 ) -> Path:
     """Fit, pack, audit and keep a bridge; one process at a time per pair. Gives its folder.
 
+    Meanwhile no turn of a run takes place on the devices of the two; see `holding`.
     A fit that was killed goes on from what it left in the store. Where the pair has a bridge already (or another
     process made one while this one waited), that one is taken unless `plan.refit`; with `plan.fuse`, the module of fuse
     mode is added to it where it lacks one. A refit without `plan.fuse` keeps the module of fuse mode that there is.
@@ -138,7 +140,8 @@ def fit_bridge(
     if plan.out is not None:
         check_place(plan.out, *ends)
     began = monotonic()
-    with store.lock(*ends, waiting=lambda line: report(line, 0.0)):
+    devices = (sharer.device, receiver.device)
+    with store.lock(*ends, waiting=lambda line: report(line, 0.0)), holding(devices):
         old = _standing(store, plan, *ends)
         work = work_folder(store, *ends)
         if old is not None and not plan.refit:

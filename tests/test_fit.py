@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from sample_bridges import manifest, tensors
 from unspoken.agents import LocalModel, Workflow, bridging
 from unspoken.agents.auditing import audit_bridge, keep_audit
 from unspoken.agents.bridging import BridgeShelf, fit_bridge, work_folder
+from unspoken.agents.engines.local import worker_for
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.folder import read, write
 from unspoken.channels.bridges.fuse_training import FuseSettings
@@ -299,6 +302,31 @@ def test_a_workflow_fits_what_it_lacks(
     assert "keeps 0.90" in planned.reason
     (edge,) = again.run(document=DOCUMENT, question=QUESTION).report.edges
     assert edge.channel == "projected_cache" and edge.projected > 0
+
+
+def test_no_turn_takes_place_during_a_fit(
+    pair: tuple[LocalModel, LocalModel],
+    store: BridgeStore,
+    source: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run's own fit has the device to itself, and the run, with both models on that device, comes to its end."""
+    probes: list[Future[None]] = []
+
+    def fit(*args: Any, **more: Any) -> Any:
+        probes.append(worker_for(pair[1].device)._thread.submit(lambda: None))
+        assert pair[0].device == pair[1].device
+        assert not wait(probes, timeout=0.2).done
+        raise BridgeError("not these two")
+
+    monkeypatch.setattr(bridging, "DEFAULT", plan(source, None))
+    monkeypatch.setattr(bridging, "fit", fit)
+    flow = reader_solver(*pair)
+    fitting = Workflow.from_spec(flow.spec.model_copy(update={"bridges": "fit"}))
+    fitting._models = flow._models
+    (edge,) = fitting.run(document=DOCUMENT, question=QUESTION).report.edges
+    assert edge.channel == "text" and len(probes) == 1
+    assert probes[0].result(20) is None
 
 
 def test_a_broken_bridge_is_said_in_the_plan(

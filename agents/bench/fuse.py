@@ -65,7 +65,7 @@ def compare(
     words = f"{setting['text_prompt']}, {setting['text_message_tokens']} tokens"
     steps, mine_steps = (one.get("fuse_steps") for one in (fit, fit_mine))
     more: dict[str, dict[str, Any]] = {TEXT: {"setting": words}, SELF: {"steps": mine_steps}}
-    more |= dict.fromkeys((FUSED, OTHER), {"steps": steps})
+    more |= {way: {"steps": steps} for way in (FUSED, OTHER)}
     order = (RECEIVER, SHARER, TEXT, SELF, FUSED, OTHER)
     table = [_line(way, found) | more.get(way, {}) for way in order]
     for line in table:
