@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,10 +12,12 @@ from fake_bridge import FakeBridge, finder
 from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sound, tiny_model
 from test_projected import WORDS, context_of, message_of, report, take
 from tiny import tiny_tokenizer
+from torch.overrides import TorchFunctionMode
 
 from unspoken.agents import LocalModel, Workflow
 from unspoken.agents.spec import EdgeSpec
-from unspoken.channels import ProjectedCacheChannel, SameModelCacheChannel, TextChannel
+from unspoken.channels import KVState, ProjectedCacheChannel, SameModelCacheChannel, TextChannel
+from unspoken.channels.bridges.align import align
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
 from unspoken.channels.bridges.corpus import Corpus
 from unspoken.channels.bridges.folder import write
@@ -297,6 +299,47 @@ def test_the_channel_enriches_the_receiver_s_own_rows(
         ]
         assert all(close) != trained
         assert fused.state.approximate_from == span.at
+
+
+class Moves(TorchFunctionMode):
+    """Notes the shapes of keys and values that are brought to a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.to and isinstance(args[-1], torch.device) and args[0].dim() == 3:
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", ["prefix", "fuse"])
+def test_only_the_rows_that_a_bridge_reads_go_to_the_receiver_s_device(
+    models: dict[str, LocalModel],
+    tmp_path: Path,
+    mode: Literal["prefix", "fuse"],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the layers it reads, the message's tokens, and nothing of what stands around them."""
+    sharer, receiver = models["one"], models["two"]
+    message = message_of(sharer, WORDS, before="something else")
+    assert message.state is not None
+    context = context_of(receiver, message, "who?")
+    fuser = fuser_between(sharer, receiver, trained=True)
+    channel = ProjectedCacheChannel(bridge_between(sharer, receiver, tmp_path, fuser), mode=mode)
+    whole: list[KVState] = []
+    monkeypatch.setattr(KVState, "to", lambda state, device: whole.append(state) or state)
+    with Moves() as moves:
+        take(receiver, context, (message, channel))
+    heads, rows, size = message.state.layers[0].keys.shape
+    (span,), (segment,) = context.texts(message), message.segments
+    words = len(set(align(segment.ends, span.ends)))
+    assert rows > words and len(message.state.layers) > 1
+    assert not any(state is message.state for state in whole)
+    layers = {"prefix": 1, "fuse": 2}[mode]
+    assert moves.shapes[: 2 * layers] == [(heads, words, size)] * (2 * layers)
+    assert (heads, rows, size) not in moves.shapes
 
 
 def test_two_fused_messages_are_both_enriched(models: dict[str, LocalModel]) -> None:
