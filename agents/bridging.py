@@ -27,6 +27,7 @@ from unspoken.channels.bridges.folder import (
     require_ours,
     write,
 )
+from unspoken.channels.bridges.fuse_audit import with_fuse
 from unspoken.channels.bridges.fuse_training import (
     FuseProgress,
     FuseResult,
@@ -235,7 +236,7 @@ def _with_fuser(
     report: Progress,
     work: Path,
 ) -> Path:
-    """Fit the module of fuse mode for a bridge that lacks it; its other weights and its audit stay."""
+    """Fit the module of fuse mode for a bridge that lacks it; its other weights stay, its audit is added to."""
     corpus = load_corpus(plan.sources, seed=plan.settings.seed)
     light = _light(sharer, receiver, plan)
     made = _fused(sharer, receiver, corpus, settings, report, work, light)
@@ -244,8 +245,20 @@ def _with_fuser(
     manifest = manifest.model_copy(
         update={"config": config, "fit": {**manifest.fit, **made.figures}}
     )
+    tensors = {**tensors, **fuse_tensors(made.fuser, DTYPE)}
+    if plan.audit is not None and manifest.audit is not None:
+        bridge = Bridge.from_tensors(manifest, tensors, receiver.device)
+        more = with_fuse(
+            manifest.audit,
+            bridge,
+            sharer,
+            receiver,
+            plan.audit.rows(corpus),
+            lambda stage, part: report(f"audit: {stage}", part),
+        )
+        manifest = manifest.model_copy(update={"audit": more})
     report("saving", 0.0)
-    write(folder, manifest, {**tensors, **fuse_tensors(made.fuser, DTYPE)})
+    write(folder, manifest, tensors)
     forget(work, "fuse")  # what a killed refit of the projector left stays
     return folder
 

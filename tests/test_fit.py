@@ -25,6 +25,7 @@ from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.folder import read, write
 from unspoken.channels.bridges.fuse_training import FuseSettings
 from unspoken.channels.bridges.heldout import HeldOut, Scores
+from unspoken.channels.bridges.manifest import Audit
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.bridges.training import FitProgress
 from unspoken.channels.errors import BridgeError, InputError
@@ -357,10 +358,39 @@ def test_a_fit_with_fuse_makes_a_bridge_that_fuses(
     assert Bridge.load(both).fuses
     after, tensors_after = read(both)
     assert "gram" not in stages  # it was added to what there was, audit and weights
-    assert after.audit == before.audit is not None
+    assert after.audit == before.audit is not None and not fuse_rows(before.audit)
     assert all(torch.equal(tensors_after[name], one) for name, one in tensors_before.items())
     again = fit_bridge(*pair, replace(plan(source, None, steps=0), refit=True))
     assert Bridge.load(again).fuses  # a refit of the one module keeps the other
+    audited = fit_bridge(*pair, replace(plan(source, AUDIT, steps=0), refit=True))
+    found = read(audited)[0].audit
+    assert found is not None and len(fuse_rows(found)) == 3
+    assert found.figure("fuse_n") == 4 == AUDIT.choices
+
+
+def fuse_rows(audit: Audit) -> list[dict[str, Any]]:
+    return [row for row in audit.rows if row["data"] == "fuse"]
+
+
+def test_an_audit_is_added_to_with_fuse_mode(
+    pair: tuple[LocalModel, LocalModel], source: str, store: BridgeStore, tmp_path: Path
+) -> None:
+    """What was measured of the projector stays; questions with options need a bridge that fuses."""
+    choice = tmp_path / "choice.jsonl"
+    choice.write_text(
+        '{"instruction": "Please choose the correct answer to the question: who?\\n'
+        'Answer1: me Answer2: you\\nAnswer format: answer1/answer2", "answer": "answer2"}'
+    )
+    plain = fit_bridge(*pair, plan(source, AUDIT, steps=0))
+    with pytest.raises(InputError, match="no fuse mode"):
+        audit_bridge(plain, *pair, replace(AUDIT, choice=choice))
+    before = read(plain)[0].audit
+    small = FuseSettings(minutes=0.0, steps=0, gram_tokens=300)
+    after = read(fit_bridge(*pair, replace(plan(source, AUDIT, steps=0), fuse=small)))[0].audit
+    assert before is not None and after is not None
+    assert after.rows[: len(before.rows)] == before.rows and len(fuse_rows(after)) == 3
+    assert {**after.summary, **before.summary} == after.summary
+    assert after.figure("fuse_over_alone") == 0  # it was not trained
 
 
 @pytest.mark.parametrize("standing", [True, False])

@@ -7,29 +7,27 @@ and message length, chosen on rows that it is then measured on, in its favour.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import sqrt
 from shlex import join
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from unspoken.agents.bench import Files, Options, Progress
 from unspoken.agents.bench.choice import ASKS, Chosen, answer_text, choose, write_hints
 from unspoken.agents.bench.fusers import FUSED, SELF, FuseBench, fusers
 from unspoken.agents.model import LocalModel
-from unspoken.channels.bridges.fuse_example import FuseInput, fuse_input, fused_context
+from unspoken.channels.bridges.fuse_audit import ending_as, read_both
+from unspoken.channels.bridges.fuse_example import fused_context
 from unspoken.channels.bridges.fuse_lessons import choice_prompt
 from unspoken.channels.bridges.fuser import Fuser
-from unspoken.channels.bridges.lessons import Lesson, prepare
 from unspoken.channels.bridges.rows import ChoiceRow, builtin_choice, read_choice, sample
+from unspoken.channels.bridges.shares import paired, wilson
 
-__all__ = ["FuseBench", "compare", "measure", "paired", "wilson"]
+__all__ = ["FuseBench", "compare", "measure"]
 
 LENGTHS = (16, 48)
 TUNED = 40
-DRAWS = 2000
 RECEIVER, SHARER, TEXT = "receiver alone", "sharer alone", "text-to-text"
 OTHER = "fused, another row's sharer"
 
@@ -136,11 +134,11 @@ def _caches(
 ) -> dict[str, list[Chosen]]:
     """The ways without words: both models alone, and the receiver's cache fused three ways."""
     found: dict[str, list[Chosen]] = {way: [] for way in (RECEIVER, SHARER, SELF, FUSED, OTHER)}
-    before = _read(rows[-1], fuser, sharer, receiver).theirs
+    before = read_both(rows[-1], fuser, sharer, receiver).theirs
     for number, row in enumerate(rows, 1):
-        made = _read(row, fuser, sharer, receiver)
-        own = _read(row, mine, receiver, receiver)
-        other = replace(made, theirs=_fitted(before, len(made.theirs)))
+        made = read_both(row, fuser, sharer, receiver)
+        own = read_both(row, mine, receiver, receiver)
+        other = replace(made, theirs=ending_as(before, len(made.theirs)))
         for way, module, one in (
             (RECEIVER, None, made),
             (SELF, mine, own),
@@ -159,38 +157,7 @@ def _caches(
     return found
 
 
-def _read(row: ChoiceRow, fuser: Fuser, sharer: LocalModel, receiver: LocalModel) -> FuseInput:
-    case = prepare(Lesson(choice_prompt(row.question), ()), sharer, receiver)
-    return fuse_input(fuser.config, case, sharer, receiver)
-
-
-def _fitted(theirs: Tensor, length: int) -> Tensor:
-    """Another input's rows, cut or repeated to `length` so that both inputs end together."""
-    back = torch.arange(length - 1, -1, -1, device=theirs.device) % len(theirs)
-    return theirs[len(theirs) - 1 - back]
-
-
 # Figures
-
-
-def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927)."""
-    share, spread = right / count, z * z / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
-    return middle - half, middle + half
-
-
-def paired(
-    one: Sequence[bool], other: Sequence[bool], *, draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean difference over the same rows, and its 95 % bootstrap interval."""
-    gaps = torch.tensor(one, dtype=torch.float64) - torch.tensor(other, dtype=torch.float64)
-    chosen = torch.randint(
-        len(gaps), (draws, len(gaps)), generator=torch.Generator().manual_seed(seed)
-    )
-    ends = gaps[chosen].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return float(gaps.mean()), float(ends[0]), float(ends[1])
 
 
 def _accuracy(found: Sequence[Chosen]) -> float:
