@@ -282,7 +282,8 @@ class _Fit:
             target_rows(self.receiver.read(case.ids), case, self.receiver, layers) for case in cases
         ]
         blocks = list(torch.split(torch.cat(rows), list(sizes), dim=1))
-        return choose_layers(blocks, known, torch.cat(targets), wanted, seed=self.settings.seed)
+        chosen = choose_layers(blocks, known, torch.cat(targets), wanted, seed=self.settings.seed)
+        return tuple(sorted(chosen))
 
     def _closed_form(self) -> tuple[Projector, int]:
         settings, receiver = self.settings, self.receiver
