@@ -29,16 +29,19 @@ class AuditPlan:
         text: Plain text; None for the built-in one.
         qa: Question-answering rows; None for built-in ones.
         recall: Recall rows; None for built-in ones.
-        passages, questions, records: How many rows of each.
+        choice: Questions with options, for a bridge with fuse mode; None for built-in ones.
+        passages, questions, records, choices: How many rows of each.
         settings: How much else.
     """
 
     text: Path | None = None
     qa: Path | None = None
     recall: Path | None = None
+    choice: Path | None = None
     passages: int = 24
     questions: int = 60
     records: int = 40
+    choices: int = 100
     settings: AuditSettings = field(default_factory=AuditSettings)
 
     def rows(self, corpus: Corpus) -> AuditRows:
@@ -51,9 +54,11 @@ class AuditPlan:
             self.text,
             self.qa,
             self.recall,
+            self.choice,
             passages=self.passages,
             questions=self.questions,
             records=self.records,
+            choices=self.choices,
             corpus=corpus,
             seed=self.settings.seed,
         )

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from unspoken.agents.auditing import AuditPlan
+from unspoken.agents.engines.local import holding
 from unspoken.agents.machine import describe_machine
 from unspoken.channels.bridges.audit import audit
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
+from unspoken.channels.bridges.checkpoint import forget
 from unspoken.channels.bridges.corpus import Corpus, load_corpus
 from unspoken.channels.bridges.features import width
 from unspoken.channels.bridges.folder import (
@@ -25,6 +27,7 @@ from unspoken.channels.bridges.folder import (
     require_ours,
     write,
 )
+from unspoken.channels.bridges.fuse_audit import with_fuse
 from unspoken.channels.bridges.fuse_training import (
     FuseProgress,
     FuseResult,
@@ -53,6 +56,7 @@ __all__ = [
     "BridgeShelf",
     "FitPlan",
     "Progress",
+    "check_place",
     "fit_bridge",
     "work_folder",
 ]
@@ -108,6 +112,7 @@ def fit_bridge(
 ) -> Path:
     """Fit, pack, audit and keep a bridge; one process at a time per pair. Gives its folder.
 
+    Meanwhile no turn of a run takes place on the devices of the two; see `holding`.
     A fit that was killed goes on from what it left in the store. Where the pair has a bridge already (or another
     process made one while this one waited), that one is taken unless `plan.refit`; with `plan.fuse`, the module of fuse
     mode is added to it where it lacks one. A refit without `plan.fuse` keeps the module of fuse mode that there is.
@@ -134,21 +139,22 @@ def fit_bridge(
     store = store or BridgeStore()
     ends = sharer.identity, receiver.identity
     if plan.out is not None:
-        _check_place(plan.out, *ends)
+        check_place(plan.out, *ends)
     began = monotonic()
-    with store.lock(*ends, waiting=lambda line: report(line, 0.0)):
+    devices = (sharer.device, receiver.device)
+    with store.lock(*ends, waiting=lambda line: report(line, 0.0)), holding(devices):
         old = _standing(store, plan, *ends)
+        work = work_folder(store, *ends)
         if old is not None and not plan.refit:
             if plan.fuse is None or "fuse" in read_manifest(old).config:
                 report(f"there already: {old}", 1.0)
                 return old
-            return _with_fuser(old, sharer, receiver, plan, plan.fuse, report)
+            return _with_fuser(old, sharer, receiver, plan, plan.fuse, report, work)
         report(f"at most {_peak(sharer, receiver, plan.settings):.1f} GB for the closed form", 0.0)
         corpus = load_corpus(plan.sources, seed=plan.settings.seed)
         rows = plan.audit.rows(corpus) if plan.audit else None
         if rows is not None:  # here, so that bad rows fail now and not after the fit
             rows.check(receiver)
-        work = work_folder(store, *ends)
 
         def told(progress: FitProgress) -> None:
             watch(progress)
@@ -158,7 +164,7 @@ def fit_bridge(
         result = fit(sharer, receiver, corpus, plan.settings, work, told, light=light)
         fuser = None
         if plan.fuse is not None:
-            fuser = _fused(sharer, receiver, corpus, plan.fuse, report, light)
+            fuser = _fused(sharer, receiver, corpus, plan.fuse, report, work, light)
         elif old is not None and "fuse" in read_manifest(old).config:
             kept, figures = load_fuser(old, sharer, receiver)  # it does not depend on the projector
             mine = {name: value for name, value in figures.items() if name.startswith("fuse_")}
@@ -212,12 +218,13 @@ def _fused(
     corpus: Corpus,
     settings: FuseSettings,
     report: Progress,
+    work: Path,
     light: "tuple[LocalModel, LocalModel] | None",
 ) -> FuseResult:
     def told(progress: FuseProgress) -> None:
         report(f"fuse: {progress.stage}", progress.fraction)
 
-    return fit_fuser(sharer, receiver, corpus, settings, told, light=light)
+    return fit_fuser(sharer, receiver, corpus, settings, told, work=work, light=light)
 
 
 def _with_fuser(
@@ -227,17 +234,32 @@ def _with_fuser(
     plan: FitPlan,
     settings: FuseSettings,
     report: Progress,
+    work: Path,
 ) -> Path:
-    """Fit the module of fuse mode for a bridge that lacks it; its other weights and its audit stay."""
+    """Fit the module of fuse mode for a bridge that lacks it; its other weights stay, its audit is added to."""
     corpus = load_corpus(plan.sources, seed=plan.settings.seed)
-    made = _fused(sharer, receiver, corpus, settings, report, _light(sharer, receiver, plan))
+    light = _light(sharer, receiver, plan)
+    made = _fused(sharer, receiver, corpus, settings, report, work, light)
     manifest, tensors = read(folder)
     config = {**manifest.config, "fuse": made.fuser.config.to_dict()}
     manifest = manifest.model_copy(
         update={"config": config, "fit": {**manifest.fit, **made.figures}}
     )
+    tensors = {**tensors, **fuse_tensors(made.fuser, DTYPE)}
+    if plan.audit is not None and manifest.audit is not None:
+        bridge = Bridge.from_tensors(manifest, tensors, receiver.device)
+        more = with_fuse(
+            manifest.audit,
+            bridge,
+            sharer,
+            receiver,
+            plan.audit.rows(corpus),
+            lambda stage, part: report(f"audit: {stage}", part),
+        )
+        manifest = manifest.model_copy(update={"audit": more})
     report("saving", 0.0)
-    write(folder, manifest, {**tensors, **fuse_tensors(made.fuser, DTYPE)})
+    write(folder, manifest, tensors)
+    forget(work, "fuse")  # what a killed refit of the projector left stays
     return folder
 
 
@@ -258,8 +280,12 @@ def _standing(
         raise
 
 
-def _check_place(folder: Path, sharer: "ModelIdentity", receiver: "ModelIdentity") -> None:
-    """Refuse, before anything is fitted, a folder that the bridge cannot go to."""
+def check_place(folder: Path, sharer: "ModelIdentity", receiver: "ModelIdentity") -> None:
+    """Refuse, before anything is fitted, a folder that the pair's bridge cannot go to.
+
+    Raises:
+        BridgeError: It holds another pair's bridge, or other things.
+    """
     require_ours(folder)
     if not (folder / MANIFEST).exists():
         return
@@ -268,7 +294,7 @@ def _check_place(folder: Path, sharer: "ModelIdentity", receiver: "ModelIdentity
         raise BridgeError(
             f"{folder} holds the bridge {theirs.sharer.ref} -> {theirs.receiver.ref}",
             expected="a new folder, or one with a bridge of the pair that is fitted",
-            fix="name another folder with --out",
+            fix="name another folder",
         )
 
 

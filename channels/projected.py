@@ -91,7 +91,7 @@ class Bridge(Protocol):
         """The receiver's state of positions at … at + len(rows) - 1.
 
         Args:
-            state: The sharer's state.
+            state: The sharer's state, where it is; a bridge copies the rows it reads.
             rows: The sharer's position for each of these tokens.
             context: All ids of the receiver's context.
             at: Position of the first token.
@@ -109,7 +109,7 @@ class Bridge(Protocol):
         """The receiver's own rows of positions at … at + len(rows) - 1, enriched by the sharer's.
 
         Args:
-            state: The sharer's state.
+            state: The sharer's state, where it is; a bridge copies the rows it reads.
             rows: The sharer's position for each of these tokens.
             own: The receiver's own state from position 0 to the last of these or further.
             at: Position of the first token.
@@ -199,7 +199,7 @@ class ProjectedCacheChannel(Channel):
             )
         if self.bridge.needs_full_state:
             _check_rows(message.state, min(min(rows) for _, rows in pieces))
-        state = message.state.to(receiver.device)
+        state = message.state
         if self.mode == "fuse":
             return self._fuse(state, pieces, arrival, receiver)
         spliced = tuple(self._project(state, at, rows, arrival, receiver) for at, rows in pieces)

@@ -21,6 +21,7 @@ AUDIT = AuditPlan(
     passages=2,
     questions=2,
     records=2,
+    choices=4,
     settings=AuditSettings(tokens=400, sizes=(32,), repeats=1, answered=1, written=3),
 )
 

@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from unspoken.agents.model import LocalModel
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
+from unspoken.channels.bridges.closed import choose
 from unspoken.channels.bridges.corpus import load_corpus
 from unspoken.channels.bridges.example import (
     answer_loss,
@@ -108,7 +109,30 @@ def test_a_layer_that_repeats_another_is_chosen_last() -> None:
     blocks[1] = blocks[0] + 0.01 * draws(400, 8, 7)
     target = torch.cat([blocks[0] @ draws(8, 6, 9), blocks[2] @ draws(8, 3, 10)], dim=1)
     chosen = choose_layers(blocks, blocks[0][:, :0], target, 2)
-    assert 2 in chosen and chosen != (0, 1)
+    assert 2 in chosen and set(chosen) != {0, 1}
+
+
+@pytest.mark.parametrize("always", [0, 5])
+def test_layers_are_chosen_as_ridges_solved_one_by_one_choose_them(always: int) -> None:
+    """Each next layer is the one whose ridge, from it and all before it, leaves the least of the other half's rows."""
+    blocks = [draws(300, 6, seed) for seed in range(6)]
+    known = draws(300, always, 11)
+    target = sum(
+        (one @ draws(6, 9, n) * (n + 1) for n, one in enumerate(blocks)), draws(300, 9, 12)
+    )
+    wanted, *parts = ((one - one.mean(dim=0)) / one.std(dim=0) for one in (target, *blocks))
+    base = (known - known.mean(dim=0)) / known.std(dim=0) if always else known
+    order: list[int] = []
+    while len(order) < 4:
+        losses = {}
+        for number in sorted(set(range(6)) - set(order)):
+            x = torch.cat([base, *(parts[n] for n in (*order, number))], dim=1)
+            square = x[:150].mT @ x[:150] + 1.5 * torch.eye(x.shape[1])
+            weights = torch.linalg.solve(square, x[:150].mT @ wanted[:150])
+            losses[number] = float((wanted[150:] - x[150:] @ weights).square().mean())
+        order.append(min(losses, key=losses.__getitem__))
+    assert choose_layers(blocks, known, target, 4) == tuple(order)
+    assert choose_layers(blocks, known, target, 2) == tuple(order[:2])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -392,3 +416,12 @@ def test_a_copied_stretch_is_in_the_message() -> None:
         for tail in lesson.tails:
             if tail.kind == "copy":
                 assert tail.answer in lesson.text
+
+
+def test_fewer_layers_are_the_first_of_more(pair: tuple[LocalModel, LocalModel]) -> None:
+    """All counts at once choose what each count alone does."""
+    corpus = load_corpus(["builtin"])
+    found = choose(*pair, corpus, [2, 1], messages=4)
+    assert [len(found[count]) for count in (1, 2)] == [1, 2] and set(found[1]) < set(found[2])
+    for count in found:
+        assert choose(*pair, corpus, [count], messages=4)[count] == found[count]

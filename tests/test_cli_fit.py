@@ -178,6 +178,7 @@ def test_what_cannot_be_measured_is_refused(pair: tuple[Path, Path], tmp_path: P
     assert "reads no --recall file" in refused("bench", "dial", "--recall", tmp_path / "rows")
     assert "fits no bridge" in refused("bench", "dial", "--refit")
     assert "reads no bridge" in refused("bench", "hop", "--bridge", tmp_path)
+    assert "keeps nothing" in refused("bench", "ablation", "--keep", tmp_path)
     assert "--train-dtype 'float7'" in refused("bridge", "fit", *pair, "--train-dtype", "float7")
     result = call("bridge", "fit", *pair, "--native-layers", 2)
     assert result.exit_code == 2 and "has 2 layers" in result.stderr

@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,10 +20,12 @@ from sample_bridges import manifest, tensors
 from unspoken.agents import LocalModel, Workflow, bridging
 from unspoken.agents.auditing import audit_bridge, keep_audit
 from unspoken.agents.bridging import BridgeShelf, fit_bridge, work_folder
+from unspoken.agents.engines.local import worker_for
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.folder import read, write
 from unspoken.channels.bridges.fuse_training import FuseSettings
 from unspoken.channels.bridges.heldout import HeldOut, Scores
+from unspoken.channels.bridges.manifest import Audit
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.bridges.training import FitProgress
 from unspoken.channels.errors import BridgeError, InputError
@@ -301,6 +305,31 @@ def test_a_workflow_fits_what_it_lacks(
     assert edge.channel == "projected_cache" and edge.projected > 0
 
 
+def test_no_turn_takes_place_during_a_fit(
+    pair: tuple[LocalModel, LocalModel],
+    store: BridgeStore,
+    source: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run's own fit has the device to itself, and the run, with both models on that device, comes to its end."""
+    probes: list[Future[None]] = []
+
+    def fit(*args: Any, **more: Any) -> Any:
+        probes.append(worker_for(pair[1].device)._thread.submit(lambda: None))
+        assert pair[0].device == pair[1].device
+        assert not wait(probes, timeout=0.2).done
+        raise BridgeError("not these two")
+
+    monkeypatch.setattr(bridging, "DEFAULT", plan(source, None))
+    monkeypatch.setattr(bridging, "fit", fit)
+    flow = reader_solver(*pair)
+    fitting = Workflow.from_spec(flow.spec.model_copy(update={"bridges": "fit"}))
+    fitting._models = flow._models
+    (edge,) = fitting.run(document=DOCUMENT, question=QUESTION).report.edges
+    assert edge.channel == "text" and len(probes) == 1
+    assert probes[0].result(20) is None
+
+
 def test_a_broken_bridge_is_said_in_the_plan(
     pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str
 ) -> None:
@@ -329,7 +358,65 @@ def test_a_fit_with_fuse_makes_a_bridge_that_fuses(
     assert Bridge.load(both).fuses
     after, tensors_after = read(both)
     assert "gram" not in stages  # it was added to what there was, audit and weights
-    assert after.audit == before.audit is not None
+    assert after.audit == before.audit is not None and not fuse_rows(before.audit)
     assert all(torch.equal(tensors_after[name], one) for name, one in tensors_before.items())
     again = fit_bridge(*pair, replace(plan(source, None, steps=0), refit=True))
     assert Bridge.load(again).fuses  # a refit of the one module keeps the other
+    audited = fit_bridge(*pair, replace(plan(source, AUDIT, steps=0), refit=True))
+    found = read(audited)[0].audit
+    assert found is not None and len(fuse_rows(found)) == 3
+    assert found.figure("fuse_n") == 4 == AUDIT.choices
+
+
+def fuse_rows(audit: Audit) -> list[dict[str, Any]]:
+    return [row for row in audit.rows if row["data"] == "fuse"]
+
+
+def test_an_audit_is_added_to_with_fuse_mode(
+    pair: tuple[LocalModel, LocalModel], source: str, store: BridgeStore, tmp_path: Path
+) -> None:
+    """What was measured of the projector stays; questions with options need a bridge that fuses."""
+    choice = tmp_path / "choice.jsonl"
+    choice.write_text(
+        '{"instruction": "Please choose the correct answer to the question: who?\\n'
+        'Answer1: me Answer2: you\\nAnswer format: answer1/answer2", "answer": "answer2"}'
+    )
+    plain = fit_bridge(*pair, plan(source, AUDIT, steps=0))
+    with pytest.raises(InputError, match="no fuse mode"):
+        audit_bridge(plain, *pair, replace(AUDIT, choice=choice))
+    before = read(plain)[0].audit
+    small = FuseSettings(minutes=0.0, steps=0, gram_tokens=300)
+    after = read(fit_bridge(*pair, replace(plan(source, AUDIT, steps=0), fuse=small)))[0].audit
+    assert before is not None and after is not None
+    assert after.rows[: len(before.rows)] == before.rows and len(fuse_rows(after)) == 3
+    assert {**after.summary, **before.summary} == after.summary
+    assert after.figure("fuse_over_alone") == 0  # it was not trained
+
+
+@pytest.mark.parametrize("standing", [True, False])
+def test_a_stopped_fit_of_fuse_mode_goes_on(
+    pair: tuple[LocalModel, LocalModel], source: str, store: BridgeStore, standing: bool
+) -> None:
+    """Neither the projector nor the fuser begins anew; then nothing is left of the work, but another fit's."""
+    made = replace(
+        plan(source, None, steps=0),
+        fuse=FuseSettings(minutes=5, steps=2, gram_tokens=300, held_out=2),
+    )
+    work = work_folder(store, pair[0].identity, pair[1].identity)
+    if standing:
+        fit_bridge(*pair, replace(made, fuse=None))
+        work.mkdir(parents=True)
+        (work / "fit-of-another.pt").write_bytes(b"kept")
+    stages: list[str] = []
+
+    def stop(stage: str, part: float) -> None:
+        if stage == "fuse: done":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_bridge(*pair, made, report=stop)
+    assert len(list(work.glob("fuse-*.pt"))) == 1
+    folder = fit_bridge(*pair, made, report=lambda stage, part: stages.append(stage))
+    assert not {"gram", "fuse: gram"} & set(stages) and "fuse: done" in stages
+    assert read(folder)[0].fit["fuse_steps"] == 2 and Bridge.load(folder).fuses
+    assert [file.name for file in work.glob("*")] == ["fit-of-another.pt"] * standing

@@ -1,8 +1,9 @@
 """Fuse mode: a fuser that begins at the receiver's own cache, is fitted, stored, planned, and counted truly."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,16 +12,18 @@ from fake_bridge import FakeBridge, finder
 from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sound, tiny_model
 from test_projected import WORDS, context_of, message_of, report, take
 from tiny import tiny_tokenizer
+from torch.overrides import TorchFunctionMode
 
 from unspoken.agents import LocalModel, Workflow
 from unspoken.agents.spec import EdgeSpec
-from unspoken.channels import ProjectedCacheChannel, SameModelCacheChannel, TextChannel
+from unspoken.channels import KVState, ProjectedCacheChannel, SameModelCacheChannel, TextChannel
+from unspoken.channels.bridges.align import align
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
 from unspoken.channels.bridges.corpus import Corpus
 from unspoken.channels.bridges.folder import write
 from unspoken.channels.bridges.fuse_example import fuse_input, fused_context, tail_losses
 from unspoken.channels.bridges.fuse_lessons import choice_prompt, teach_fusing
-from unspoken.channels.bridges.fuse_training import FuseSettings, fit_fuser
+from unspoken.channels.bridges.fuse_training import FuseProgress, FuseSettings, fit_fuser
 from unspoken.channels.bridges.fuser import Fuser, FuserConfig
 from unspoken.channels.bridges.lessons import Lesson, Tail, prepare
 from unspoken.channels.bridges.manifest import BridgeManifest, FitData
@@ -133,6 +136,41 @@ def test_a_fit_is_seeded_and_never_worse_than_the_receiver(
     assert sum(gains) >= 0 and bool(gains) == bool(first.fuser.spread.abs().max() > 0)
     for name, tensor in first.fuser.state_dict().items():
         assert torch.equal(tensor, second.fuser.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 3])
+def test_a_stopped_fit_ends_where_it_would_have_ended(
+    pair: tuple[LocalModel, LocalModel], tmp_path: Path, rounds: int
+) -> None:
+    """After the closed form, or after some held-out rounds, it goes on from there to the same weights and figures."""
+    settings = FuseSettings(**{**SMALL, "every": 0.0}, steps=8, residual_rate=1e-2)
+    whole = fit_fuser(*pair, CORPUS, settings)
+    stages: list[str] = []
+
+    def stop(one: FuseProgress) -> None:
+        stages.append(one.stage)
+        if stages.count("train") == rounds > 0 or one.stage == "done":
+            raise KeyboardInterrupt
+
+    first = settings if rounds else replace(settings, steps=0)
+    with pytest.raises(KeyboardInterrupt):
+        fit_fuser(*pair, CORPUS, first, stop, work=tmp_path)
+    (file,) = tmp_path.glob("fuse-*.pt")
+    assert torch.load(file, weights_only=True)["step"] == 2 * rounds
+    stages.clear()
+    again = fit_fuser(*pair, CORPUS, settings, lambda one: stages.append(one.stage), work=tmp_path)
+    assert "gram" not in stages and stages.count("train") == 4 - rounds
+    assert again.tokens == whole.tokens
+    timeless = [
+        {name: value for name, value in one.figures.items() if "minutes" not in name}
+        for one in (again, whole)
+    ]
+    assert timeless[0] == timeless[1] and timeless[0]["fuse_steps"] == 8
+    for name, tensor in whole.fuser.state_dict().items():
+        assert torch.equal(tensor, again.fuser.state_dict()[name]), name
+    other = replace(settings, seed=1, steps=0)
+    fit_fuser(*pair, CORPUS, other, lambda one: stages.append(one.stage), work=tmp_path)
+    assert "gram" in stages and len(list(tmp_path.iterdir())) == 2  # its own, beside the other's
 
 
 def test_steps_can_be_taken_in_a_cheaper_dtype(pair: tuple[LocalModel, LocalModel]) -> None:
@@ -261,6 +299,47 @@ def test_the_channel_enriches_the_receiver_s_own_rows(
         ]
         assert all(close) != trained
         assert fused.state.approximate_from == span.at
+
+
+class Moves(TorchFunctionMode):
+    """Notes the shapes of keys and values that are brought to a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.to and isinstance(args[-1], torch.device) and args[0].dim() == 3:
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", ["prefix", "fuse"])
+def test_only_the_rows_that_a_bridge_reads_go_to_the_receiver_s_device(
+    models: dict[str, LocalModel],
+    tmp_path: Path,
+    mode: Literal["prefix", "fuse"],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the layers it reads, the message's tokens, and nothing of what stands around them."""
+    sharer, receiver = models["one"], models["two"]
+    message = message_of(sharer, WORDS, before="something else")
+    assert message.state is not None
+    context = context_of(receiver, message, "who?")
+    fuser = fuser_between(sharer, receiver, trained=True)
+    channel = ProjectedCacheChannel(bridge_between(sharer, receiver, tmp_path, fuser), mode=mode)
+    whole: list[KVState] = []
+    monkeypatch.setattr(KVState, "to", lambda state, device: whole.append(state) or state)
+    with Moves() as moves:
+        take(receiver, context, (message, channel))
+    heads, rows, size = message.state.layers[0].keys.shape
+    (span,), (segment,) = context.texts(message), message.segments
+    words = len(set(align(segment.ends, span.ends)))
+    assert rows > words and len(message.state.layers) > 1
+    assert not any(state is message.state for state in whole)
+    layers = {"prefix": 1, "fuse": 2}[mode]
+    assert moves.shapes[: 2 * layers] == [(heads, words, size)] * (2 * layers)
+    assert (heads, rows, size) not in moves.shapes
 
 
 def test_two_fused_messages_are_both_enriched(models: dict[str, LocalModel]) -> None:

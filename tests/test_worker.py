@@ -4,12 +4,13 @@ import gc
 import threading
 import weakref
 from collections.abc import Generator
+from concurrent import futures
 
 import anyio
 import pytest
 import torch
 
-from unspoken.agents.engines.local import Worker, worker_for
+from unspoken.agents.engines.local import Worker, holding, worker_for
 
 pytestmark = pytest.mark.anyio
 
@@ -222,3 +223,54 @@ def test_a_worker_serves_one_event_loop_after_another() -> None:
 
     anyio.run(start)
     anyio.run(start)
+
+
+async def test_a_held_device_runs_no_operation(worker: Worker) -> None:
+    """A job under way stops between two of its operations, and goes on when the device is let go."""
+    events: list[str] = []
+    seen: list[list[str]] = []
+
+    def fit() -> None:
+        with worker.hold():
+            probe = worker._thread.submit(lambda: None)
+            assert not futures.wait([probe], timeout=0.1).done
+            seen.append(events.copy())
+        probe.result(LIMIT_S)
+        with pytest.raises(ZeroDivisionError), worker.hold():
+            raise ZeroDivisionError
+
+    with anyio.fail_after(LIMIT_S):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(worker.run, count(500), events.append)
+            await anyio.to_thread.run_sync(fit)
+    assert len(seen[0]) < 500 == len(events)
+
+
+async def test_two_who_hold_the_same_devices_do_not_wait_for_each_other() -> None:
+    """Whatever the order they name them in; a device named twice is taken once."""
+    one, two = torch.device("meta", 1), torch.device("meta", 2)
+    inside: list[int] = []
+
+    def hold(*devices: torch.device) -> None:
+        for _ in range(50):
+            with holding(devices):
+                inside.append(1)
+                assert len(inside) == 1
+                inside.clear()
+
+    with anyio.fail_after(LIMIT_S):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.to_thread.run_sync, lambda: hold(one, two, one))
+            tasks.start_soon(anyio.to_thread.run_sync, lambda: hold(two, one))
+
+
+async def test_nothing_is_held_for_the_event_loop_s_own_thread() -> None:
+    """There a job that emits an event would wait for the loop, and the loop for the job."""
+    device, events = torch.device("meta", 3), list[str]()
+    with anyio.fail_after(LIMIT_S):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(worker_for(device).run, count(3), events.append)
+            await anyio.wait_all_tasks_blocked()
+            with holding([device]):
+                await worker_for(device).run(count(1), events.append)
+    assert len(events) == 4

@@ -61,11 +61,13 @@ class Options:
         bridge: The bridge's folder; None for the store's.
         refit: Whether to fit the bridge anew.
         self_bridge: Folder of a bridge with fuse mode from the receiver to itself; None to fit that control.
+        keep: Folder that keeps the fusers which the benchmark fits; None to keep none.
     """
 
     bridge: Path | None = None
     refit: bool = False
     self_bridge: Path | None = None
+    keep: Path | None = None
 
 
 def run_bench(
@@ -142,6 +144,12 @@ def _check(name: str, files: Files, options: Options) -> None:
             f"the benchmark {name} has no control that reads the receiver itself",
             expected="--self-bridge with the benchmark fuse alone",
             fix="leave --self-bridge out",
+        )
+    if options.keep is not None and name != "fuse":
+        raise InputError(
+            f"the benchmark {name} keeps nothing that it fits",
+            expected="--keep with the benchmark fuse alone",
+            fix="leave --keep out",
         )
     if options.bridge is not None and name not in ("ablation", "bridge", "fuse"):
         raise InputError(

@@ -5,63 +5,39 @@ characters (lm-eval's ``acc_norm``), and beside that by its log-likelihood alone
 and message length, chosen on rows that it is then measured on, in its favour.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import sqrt
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from shlex import join
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from unspoken.agents.bench import Files, Options, Progress
 from unspoken.agents.bench.choice import ASKS, Chosen, answer_text, choose, write_hints
+from unspoken.agents.bench.fusers import FUSED, SELF, FuseBench, fusers
 from unspoken.agents.model import LocalModel
-from unspoken.channels.bridges.corpus import load_corpus
-from unspoken.channels.bridges.fuse_example import FuseInput, fuse_input, fused_context
+from unspoken.channels.bridges.fuse_audit import ending_as, read_both
+from unspoken.channels.bridges.fuse_example import fused_context
 from unspoken.channels.bridges.fuse_lessons import choice_prompt
-from unspoken.channels.bridges.fuse_training import FuseProgress, FuseSettings, fit_fuser
-from unspoken.channels.bridges.fuser import Fuser, load_fuser
-from unspoken.channels.bridges.lessons import Lesson, prepare
+from unspoken.channels.bridges.fuser import Fuser
 from unspoken.channels.bridges.rows import ChoiceRow, builtin_choice, read_choice, sample
-from unspoken.channels.bridges.store import BridgeStore
-from unspoken.channels.errors import BridgeError
+from unspoken.channels.bridges.shares import paired, wilson
 
-__all__ = ["FuseBench", "compare", "measure", "paired", "wilson"]
+__all__ = ["FuseBench", "compare", "measure"]
 
 LENGTHS = (16, 48)
 TUNED = 40
-DRAWS = 2000
 RECEIVER, SHARER, TEXT = "receiver alone", "sharer alone", "text-to-text"
-SELF, FUSED, OTHER = "self-fused", "fused", "fused, another row's sharer"
-
-
-@dataclass(frozen=True, slots=True)
-class FuseBench:
-    """What the benchmark runs on.
-
-    Attributes:
-        bridge: Folder of the pair's bridge; by default the stored one, and where there is none with fuse mode, a
-            fuser is fitted.
-        self_bridge: Folder of a bridge with fuse mode from the receiver to itself; fitted where it is not given.
-        settings: How fusers are fitted; a control gets the fuser's steps and widths.
-        rows: Most rows.
-        seed: Of the rows drawn.
-    """
-
-    bridge: Path | None = None
-    self_bridge: Path | None = None
-    settings: FuseSettings = field(default_factory=FuseSettings)
-    rows: int = 200
-    seed: int = 0
+OTHER = "fused, another row's sharer"
 
 
 def measure(
     sharer: LocalModel, receiver: LocalModel, files: Files, progress: Progress, options: Options
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """`compare` with the options of the command line."""
-    plan = FuseBench(bridge=options.bridge, self_bridge=options.self_bridge)
+    command = ["unspoken", "bench", "fuse", sharer.ref, receiver.ref, "--keep", str(options.keep)]
+    plan = FuseBench(options.bridge, options.self_bridge, options.keep, command=join(command))
     return compare(sharer, receiver, files, progress, plan)
 
 
@@ -70,82 +46,30 @@ def compare(
     receiver: LocalModel,
     files: Files,
     progress: Progress,
-    plan: FuseBench = FuseBench(),
+    plan: FuseBench | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A row per way with its accuracy, and what fusing gains over each of the others.
 
     Raises:
         InputError: A file that is not as it should be.
-        BridgeError: A folder without a fuser, or models that cannot be bridged.
+        BridgeError: A folder without a fuser, one that fusers cannot be kept in, or models that cannot be bridged.
     """
+    plan = plan or FuseBench()
     rows = read_choice(files.qa) if files.qa else builtin_choice(plan.rows, plan.seed)
     rows = sample(rows, plan.rows, plan.seed)
-    fuser, settings = _fuser(sharer, receiver, plan, progress)
-    mine = _self_fuser(receiver, plan, settings, progress)
+    (fuser, fit), (mine, fit_mine) = fusers(sharer, receiver, plan, progress)
     told, setting = _texts(sharer, receiver, rows, progress)
     found = {TEXT: told, **_caches(sharer, receiver, rows, fuser, mine, progress)}
+    words = f"{setting['text_prompt']}, {setting['text_message_tokens']} tokens"
+    steps, mine_steps = (one.get("fuse_steps") for one in (fit, fit_mine))
+    more: dict[str, dict[str, Any]] = {TEXT: {"setting": words}, SELF: {"steps": mine_steps}}
+    more |= {way: {"steps": steps} for way in (FUSED, OTHER)}
     order = (RECEIVER, SHARER, TEXT, SELF, FUSED, OTHER)
-    table = [_line(way, found, setting if way == TEXT else {}) for way in order]
+    table = [_line(way, found) | more.get(way, {}) for way in order]
     for line in table:
         progress(f"{line['way']}: {line['accuracy']:.3f} ({line['low']:.3f} to {line['high']:.3f})")
-    return table, _summary(found, setting)
-
-
-# Fusers
-
-
-def _fuser(
-    sharer: LocalModel, receiver: LocalModel, plan: FuseBench, progress: Progress
-) -> tuple[Fuser, FuseSettings]:
-    """The pair's fuser, and the settings that fit a control of equal size in as many steps."""
-    folder = plan.bridge or BridgeStore().find(sharer.identity, receiver.identity)
-    if folder is not None:
-        try:
-            fuser, fit = load_fuser(folder, sharer, receiver)
-            return fuser, _control(plan.settings, fuser, fit)
-        except BridgeError:
-            if plan.bridge is not None:
-                raise
-    watch = _watch(progress, f"fitting {sharer.ref} -> {receiver.ref}")
-    made = fit_fuser(sharer, receiver, load_corpus(), plan.settings, watch)
-    return made.fuser, _control(plan.settings, made.fuser, made.figures)
-
-
-def _control(
-    settings: FuseSettings, fuser: Fuser, fit: Mapping[str, float | int | str | None]
-) -> FuseSettings:
-    """Steps count, not minutes, so that a busy machine is no handicap; the minutes bound them from afar."""
-    config, steps, minutes = fuser.config, fit.get("fuse_steps"), fit.get("fuse_minutes")
-    return replace(
-        settings,
-        steps=steps if isinstance(steps, int) else settings.steps,
-        minutes=4 * (minutes if isinstance(minutes, int | float) else settings.minutes),
-        source_layers=len(config.own_layers),
-        own_layers=len(config.own_layers),
-        rank=config.rank,
-        own_rank=config.own_rank,
-        hidden=config.hidden,
-        bottleneck=config.bottleneck,
-        last=config.last,
-    )
-
-
-def _self_fuser(
-    receiver: LocalModel, plan: FuseBench, settings: FuseSettings, progress: Progress
-) -> Fuser:
-    if plan.self_bridge is not None:
-        return load_fuser(plan.self_bridge, receiver, receiver)[0]
-    watch = _watch(progress, f"fitting the control {receiver.ref} -> itself")
-    return fit_fuser(receiver, receiver, load_corpus(), settings, watch).fuser
-
-
-def _watch(progress: Progress, what: str) -> Callable[[FuseProgress], None]:
-    def told(one: FuseProgress) -> None:
-        if one.gain is not None:
-            gains = ", ".join(f"{name} {value:+.3f}" for name, value in one.gain.items())
-            progress(f"{what}: {one.fraction:.0%}, held-out loss taken off: {gains}")
-
-    return told
+    taken = {"steps_fused": steps, "steps_self_fused": mine_steps}
+    return table, _summary(found, setting) | taken
 
 
 # Ways
@@ -210,11 +134,11 @@ def _caches(
 ) -> dict[str, list[Chosen]]:
     """The ways without words: both models alone, and the receiver's cache fused three ways."""
     found: dict[str, list[Chosen]] = {way: [] for way in (RECEIVER, SHARER, SELF, FUSED, OTHER)}
-    before = _read(rows[-1], fuser, sharer, receiver).theirs
+    before = read_both(rows[-1], fuser, sharer, receiver).theirs
     for number, row in enumerate(rows, 1):
-        made = _read(row, fuser, sharer, receiver)
-        own = _read(row, mine, receiver, receiver)
-        other = replace(made, theirs=_fitted(before, len(made.theirs)))
+        made = read_both(row, fuser, sharer, receiver)
+        own = read_both(row, mine, receiver, receiver)
+        other = replace(made, theirs=ending_as(before, len(made.theirs)))
         for way, module, one in (
             (RECEIVER, None, made),
             (SELF, mine, own),
@@ -233,38 +157,7 @@ def _caches(
     return found
 
 
-def _read(row: ChoiceRow, fuser: Fuser, sharer: LocalModel, receiver: LocalModel) -> FuseInput:
-    case = prepare(Lesson(choice_prompt(row.question), ()), sharer, receiver)
-    return fuse_input(fuser.config, case, sharer, receiver)
-
-
-def _fitted(theirs: Tensor, length: int) -> Tensor:
-    """Another input's rows, cut or repeated to `length` so that both inputs end together."""
-    back = torch.arange(length - 1, -1, -1, device=theirs.device) % len(theirs)
-    return theirs[len(theirs) - 1 - back]
-
-
 # Figures
-
-
-def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927)."""
-    share, spread = right / count, z * z / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
-    return middle - half, middle + half
-
-
-def paired(
-    one: Sequence[bool], other: Sequence[bool], *, draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean difference over the same rows, and its 95 % bootstrap interval."""
-    gaps = torch.tensor(one, dtype=torch.float64) - torch.tensor(other, dtype=torch.float64)
-    chosen = torch.randint(
-        len(gaps), (draws, len(gaps)), generator=torch.Generator().manual_seed(seed)
-    )
-    ends = gaps[chosen].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return float(gaps.mean()), float(ends[0]), float(ends[1])
 
 
 def _accuracy(found: Sequence[Chosen]) -> float:
@@ -275,9 +168,7 @@ def _marks(found: Sequence[Chosen]) -> list[bool]:
     return [one.by_characters for one in found]
 
 
-def _line(
-    way: str, found: Mapping[str, Sequence[Chosen]], setting: Mapping[str, Any]
-) -> dict[str, Any]:
+def _line(way: str, found: Mapping[str, Sequence[Chosen]]) -> dict[str, Any]:
     marks = _marks(found[way])
     low, high = wilson(sum(marks), len(marks))
     line: dict[str, Any] = {
@@ -292,8 +183,6 @@ def _line(
         gap = paired(_marks(found[FUSED]), marks)
         names = ("fused_minus", "fused_minus_low", "fused_minus_high")
         line |= {name: round(value, 4) for name, value in zip(names, gap, strict=True)}
-    if setting:
-        line["setting"] = f"{setting['text_prompt']}, {setting['text_message_tokens']} tokens"
     return line
 
 

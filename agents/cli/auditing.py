@@ -60,15 +60,20 @@ def print_audit(console: Console, audit: "Audit") -> None:
 
 
 def _alike(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    """Rows in runs: those of times have other columns than those of losses."""
+    """Rows in runs: those of times, and of fuse mode, have other columns than those of losses."""
     run: list[Mapping[str, Any]] = []
     for row in rows:
-        if run and (row.get("data") == "time") != (run[-1].get("data") == "time"):
+        if run and _shape(row) != _shape(run[-1]):
             yield run
             run = []
         run.append(row)
     if run:
         yield run
+
+
+def _shape(row: Mapping[str, Any]) -> str:
+    data = str(row.get("data"))
+    return data if data in ("time", "fuse") else "losses"
 
 
 def _print_bars(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:

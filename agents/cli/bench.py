@@ -66,6 +66,13 @@ def bench(
             help="For fuse: a bridge with fuse mode from the receiver to itself; fitted if left out.",
         ),
     ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="For fuse: keep what is fitted in DIR/fused and DIR/self-fused, and take what is there.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a benchmark on this machine."""
@@ -93,7 +100,7 @@ def bench(
             text=text,
             qa=qa,
             recall=recall,
-            options=Options(bridge, refit, self_bridge),
+            options=Options(bridge, refit, self_bridge, keep),
             progress=lambda line: report(name, line, 0.0),
         )
     if as_json:

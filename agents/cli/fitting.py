@@ -31,6 +31,7 @@ def _file(flag: str, what: str) -> Any:
 Text = Annotated[Path | None, _file("--text", "Plain text to measure on")]
 Qa = Annotated[Path | None, _file("--qa", "Question-answering rows to measure on")]
 Recall = Annotated[Path | None, _file("--recall", "Recall rows to measure on")]
+Choice = Annotated[Path | None, _file("--choice", "Questions with options to measure fuse mode on")]
 Sharer = Annotated[str, typer.Argument(metavar="SHARER", help="The model whose cache is read.")]
 Receiver = Annotated[str, typer.Argument(metavar="RECEIVER", help="The model whose cache is made.")]
 
@@ -205,6 +206,7 @@ def audit(
     text: Text = None,
     qa: Qa = None,
     recall: Recall = None,
+    choice: Choice = None,
     save: Annotated[
         bool,
         typer.Option(
@@ -214,8 +216,12 @@ def audit(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what a bridge carries of a message, against text, no message and messages that say nothing."""
-    _require_files(text, qa, recall)
+    """Measure what a bridge carries of a message, against text, no message and messages that say nothing.
+
+    One with fuse mode is also measured on questions with options: the receiver alone, fused, and fused with another
+    question's state.
+    """
+    _require_files(text, qa, recall, choice)
     from unspoken.channels.bridges.folder import check
     from unspoken.channels.bridges.store import BridgeStore
 
@@ -232,7 +238,7 @@ def audit(
         measured = audit_bridge(
             folder,
             *models,
-            AuditPlan(text, qa, recall),
+            AuditPlan(text, qa, recall, choice),
             report=lambda stage, part: report(title, stage, part),
         )
     ours = BridgeStore().root.resolve() in folder.resolve().parents

@@ -1,8 +1,9 @@
 """One worker per device: a thread that runs every forward on it, one operation at a time."""
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Generic, TypeVar
@@ -12,7 +13,7 @@ import anyio.from_thread
 import anyio.lowlevel
 import torch
 
-__all__ = ["Worker", "worker_for"]
+__all__ = ["Worker", "holding", "worker_for"]
 
 Event = TypeVar("Event")
 Outcome = TypeVar("Outcome")
@@ -64,6 +65,22 @@ class Worker:
             raise job.error
         return job.outcome  # type: ignore[return-value]  # set whenever there is no error
 
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep the device from all jobs: this waits for the operation at hand, and they wait for the block's end."""
+        held, over = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            held.set()
+            over.wait()
+
+        self._thread.submit(wait)
+        try:
+            held.wait()
+            yield
+        finally:
+            over.set()
+
     def _step(self, job: _Job[Any, Any]) -> None:
         """Run one operation of a job, and queue the next behind those of the other jobs."""
         try:
@@ -93,3 +110,24 @@ class Worker:
 def worker_for(device: torch.device) -> Worker:
     """The worker of a device, one for the whole process, whoever asks."""
     return Worker(f"unspoken-{device}")
+
+
+@contextmanager
+def holding(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Keep some devices for work that is no job, such as a fit.
+
+    They are taken in one order, so that two who want the same ones never wait for each other. On the thread of an event
+    loop nothing is held: a job may be waiting for that very loop, to emit an event.
+    """
+    with ExitStack() as stack:
+        for device in () if _on_a_loop() else sorted(set(devices), key=str):
+            stack.enter_context(worker_for(device).hold())
+        yield
+
+
+def _on_a_loop() -> bool:
+    try:
+        anyio.lowlevel.current_token()
+    except RuntimeError:
+        return False
+    return True

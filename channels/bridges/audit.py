@@ -11,12 +11,14 @@ from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.controls import BRIDGE, MISMATCHED, Controls, ways_of
 from unspoken.channels.bridges.corpus import Corpus
 from unspoken.channels.bridges.features import width
+from unspoken.channels.bridges.fuse_audit import with_fuse
 from unspoken.channels.bridges.manifest import Audit
 from unspoken.channels.bridges.reader import TextModel
 from unspoken.channels.bridges.score import f1
 from unspoken.channels.bridges.tables import NONE, TEXT, Row, figures, mean, table
 from unspoken.channels.bridges.timing import OWN, SIZES, scene, timings
 from unspoken.channels.bridges.trial import Trial, Trials, Way, judge
+from unspoken.channels.errors import InputError
 from unspoken.channels.state import KVState
 
 __all__ = ["AuditSettings", "audit"]
@@ -62,7 +64,8 @@ def audit(
     Every row is answered under: the full text; no message; the bridge; the bridge with another example's message, with
     zeros, and with noise of the message's own mean and deviation per column; and two maps of the bridge's rank refitted
     on `corpus`, one without the sharer, one with the receiver as its own sharer. All ways keep the receiver's own
-    state of the context's first tokens and of the message's last.
+    state of the context's first tokens and of the message's last. A bridge with fuse mode is measured on questions with
+    options besides; see `with_fuse`.
 
     Args:
         bridge: The bridge, as it is stored.
@@ -79,6 +82,12 @@ def audit(
         InputError: Rows that cannot be measured on.
     """
     bridge.check(sharer, receiver)
+    if "choice" in rows.brought and not bridge.fuses:
+        raise InputError(
+            "questions with options were given, and the bridge has no fuse mode to measure on them",
+            expected="a bridge that was fitted with --fuse",
+            fix="leave --choice out",
+        )
     settings = settings or AuditSettings()
     run = _Audit(bridge, sharer, receiver, settings, report)
     found, summary = run.all(rows, corpus)
@@ -87,7 +96,7 @@ def audit(
         name if rows.brought & _kinds(name) else f"{name}_builtin": value
         for name, value in summary.items()
     }
-    return Audit(
+    measured = Audit(
         date=dt.date.today(),
         machine=dict(machine or {}),
         files=rows.files,
@@ -95,6 +104,7 @@ def audit(
         summary=summary,
         earned=float(earned) if isinstance(earned, int | float) else None,
     )
+    return with_fuse(measured, bridge, sharer, receiver, rows, report)
 
 
 def _kinds(figure: str) -> frozenset[str]:

@@ -11,10 +11,13 @@ from unspoken.channels.bridges.manifest import AuditFile
 from unspoken.channels.bridges.reader import TextModel
 from unspoken.channels.bridges.recall import recall_question, render_recall
 from unspoken.channels.bridges.rows import (
+    ChoiceRow,
     QaRow,
     RecallRow,
+    builtin_choice,
     builtin_qa,
     builtin_recall,
+    read_choice,
     read_qa,
     read_recall,
     sample,
@@ -22,7 +25,7 @@ from unspoken.channels.bridges.rows import (
 from unspoken.channels.errors import InputError
 from unspoken.channels.files import digest_blake3
 
-__all__ = ["AuditRows", "passages"]
+__all__ = ["AuditRows", "passages", "require_two"]
 
 UNSEEN = 900_001
 """Far from the seeds that bridges are fitted with, which draw from the same generators."""
@@ -40,7 +43,8 @@ class AuditRows:
         qa: Questions.
         recall: Records.
         files: The files these came from; empty where all are built in.
-        brought: Which of ``text``, ``qa`` and ``recall`` came from files.
+        brought: Which of ``text``, ``qa``, ``recall`` and ``choice`` came from files.
+        choice: Questions with options, for fuse mode.
         passages: How many passages.
         message: Receiver tokens of a passage's message.
         continuation: Receiver tokens after it.
@@ -54,6 +58,7 @@ class AuditRows:
     passages: int = 24
     message: int = 256
     continuation: int = 64
+    choice: tuple[ChoiceRow, ...] = ()
 
     @classmethod
     def load(
@@ -61,10 +66,12 @@ class AuditRows:
         text: Path | None = None,
         qa: Path | None = None,
         recall: Path | None = None,
+        choice: Path | None = None,
         *,
         passages: int = 24,
         questions: int = 60,
         records: int = 40,
+        choices: int = 100,
         corpus: Corpus | None = None,
         seed: int = 0,
     ) -> "AuditRows":
@@ -74,9 +81,11 @@ class AuditRows:
             text: Plain text in UTF-8.
             qa: Lines of ``context``, ``question`` and ``answers``.
             recall: Lines of ``records``, ``key`` and ``value``.
+            choice: Lines of ``instruction``, a question with its options, and ``answer``.
             passages: How many passages of the text.
             questions: How many questions, drawn from the file.
             records: How many rows of records, drawn from the file.
+            choices: How many questions with options, drawn from the file.
             corpus: What the bridge was fitted on: without a file of text, passages come of what it holds out.
             seed: Of the draws.
 
@@ -92,16 +101,23 @@ class AuditRows:
             if recall is None
             else sample(read_recall(recall), records, seed)
         )
+        chosen = (
+            builtin_choice(choices, unseen)
+            if choice is None
+            else sample(read_choice(choice), choices, seed)
+        )
         words = _held_out(corpus) if text is None else _read(text)
-        counts = ((text, passages), (qa, len(asked)), (recall, len(known)))
+        counts = ((text, passages), (qa, len(asked)), (recall, len(known)), (choice, len(chosen)))
         files = tuple(
             AuditFile(name=path.name, digest=digest_blake3(path), rows=count)
             for path, count in counts
             if path is not None
         )
-        given = {"text": text, "qa": qa, "recall": recall}
+        given = {"text": text, "qa": qa, "recall": recall, "choice": choice}
         brought = frozenset(kind for kind, path in given.items() if path is not None)
-        return cls(words, tuple(asked), tuple(known), files, brought, passages)
+        return cls(
+            words, tuple(asked), tuple(known), files, brought, passages, choice=tuple(chosen)
+        )
 
     def check(self, receiver: TextModel) -> None:
         """Refuse rows that cannot be measured on.

@@ -137,7 +137,7 @@ class Bridge:
         config = self.projector.config
         if self.projector.mean.device != receiver.device:
             self.projector.to(receiver.device)
-        theirs = self._bare(state, config.source_layers, rows)
+        theirs = self._bare(state, config.source_layers, rows, receiver.device)
         ids = context[: at + len(rows)]
         hidden, native = native_part(receiver, config.native_layers, ids, at)
         features = feature_rows(config, theirs, ids, at, receiver, hidden)
@@ -166,13 +166,17 @@ class Bridge:
             )
         if self.fuser.mean.device != receiver.device:
             self.fuser.to(receiver.device)
-        theirs = self._bare(state, self.fuser.config.source_layers, rows)
+        theirs = self._bare(state, self.fuser.config.source_layers, rows, receiver.device)
         mine = own_rows(own.slice(0, at + len(rows)), at, receiver)
         return fused_state(self.fuser, theirs, mine, at, receiver)
 
-    def _bare(self, state: KVState, layers: Sequence[int], rows: Sequence[int]) -> Tensor:
-        """The sharer's bare rows of some layers at some positions, (tokens, columns)."""
-        if state.device not in self._rotary:
-            self._rotary[state.device] = self.manifest.sharer.to_rotary(state.device)
-        where = torch.tensor(rows, device=state.device)
-        return bare_rows(state, layers, where, self._geometry, self._rotary[state.device])
+    def _bare(
+        self, state: KVState, layers: Sequence[int], rows: Sequence[int], device: torch.device
+    ) -> Tensor:
+        """The sharer's bare rows of some layers at some positions, (tokens, columns), on a device."""
+        if device not in self._rotary:
+            self._rotary[device] = self.manifest.sharer.to_rotary(device)
+        asked = torch.tensor(rows, device=device)
+        once = torch.tensor(sorted(set(rows)), device=device)  # several tokens may read one row
+        found = bare_rows(state, layers, once, self._geometry, self._rotary[device])
+        return found.index_select(0, torch.searchsorted(once, asked))

@@ -51,10 +51,9 @@ def choose(
     layers = range(len(receiver.geometry.layers))
     targets = [target_rows(_read(case, receiver, ())[0], case, receiver, layers) for case in cases]
     blocks = list(torch.split(torch.cat(theirs), list(widths(sharer.geometry, every)), dim=1))
-    return {
-        count: choose_layers(blocks, torch.cat(known), torch.cat(targets), count, seed=seed)
-        for count in counts
-    }
+    most = max(counts, default=0)
+    chosen = choose_layers(blocks, torch.cat(known), torch.cat(targets), most, seed=seed)
+    return {count: tuple(sorted(chosen[:count])) for count in counts}
 
 
 def _read(

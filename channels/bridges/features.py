@@ -29,12 +29,12 @@ def bare_rows(
     geometry: CacheGeometry,
     rotary: Mapping[str, Rotary],
 ) -> Tensor:
-    """Un-rotated keys and values of some tokens.
+    """Un-rotated keys and values of some tokens; of a state on another device, no more than they is copied.
 
     Args:
         state: A state that holds all rows of these layers at `positions`.
         layers: Which layers, in the order of the columns.
-        positions: Positions of the tokens, (tokens,), repeats allowed, on the state's device.
+        positions: Positions of the tokens, (tokens,), repeats allowed, on the device where the rows are wanted.
         geometry: Geometry of the state's model.
         rotary: Its rotary embeddings by name.
 
@@ -45,12 +45,14 @@ def bare_rows(
         name: turn_back(positions, rotary[name])
         for name in {geometry.layers[number].rope for number in layers}
     }
-    parts = []
+    parts, there, here = [], positions.to(state.device), positions.device
     for number in layers:
         layer = state.layers[number]
-        rows = positions - layer.first
-        keys = turns[geometry.layers[number].rope](layer.keys.index_select(1, rows).float())
-        values = layer.values.index_select(1, rows).float()
+        rows = there - layer.first
+        keys, values = (
+            one.index_select(1, rows).to(here).float() for one in (layer.keys, layer.values)
+        )
+        keys = turns[geometry.layers[number].rope](keys)
         parts += [keys.transpose(0, 1).flatten(1), values.transpose(0, 1).flatten(1)]
     return torch.cat(parts, dim=1)
 

@@ -1,14 +1,17 @@
 """Fitting a fuser: encoders from a closed form, then trained on what follows an input that both models have read."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
 from statistics import fmean
 from time import monotonic
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from unspoken.channels.bridges.checkpoint import Checkpoint, fingerprint, schedule, weights_of
 from unspoken.channels.bridges.corpus import Corpus
 from unspoken.channels.bridges.example import SINK
 from unspoken.channels.bridges.features import width
@@ -112,6 +115,7 @@ def fit_fuser(
     settings: FuseSettings = FuseSettings(),
     report: Report = lambda progress: None,
     *,
+    work: Path | None = None,
     light: tuple[TextModel, TextModel] | None = None,
 ) -> FuseResult:
     """Fit a fuser for a pair of models; the receiver as its own sharer is a control, not a special case.
@@ -122,6 +126,7 @@ def fit_fuser(
         corpus: Plain text.
         settings: How.
         report: Called now and then.
+        work: A folder for what a killed fit goes on from; None keeps nothing.
         light: The same two models in a cheaper dtype, to take the training steps on; the closed form and the
             held-out rounds use the models themselves.
 
@@ -130,7 +135,24 @@ def fit_fuser(
     """
     check_pair(sharer, receiver)
     with seeded(settings.seed, receiver.device):
-        return _FuseFit(sharer, receiver, corpus, settings, report, light).run()
+        return _FuseFit(sharer, receiver, corpus, settings, report, work, light).run()
+
+
+@dataclass(eq=False)
+class _Progressed:
+    """What a killed fit goes on from; `drawn` says how far the lessons were read."""
+
+    weights: dict[str, Tensor]
+    best: dict[str, Tensor]
+    best_score: float = 0.0
+    gain: dict[str, float] = field(default_factory=dict)
+    optimizer: dict[str, Any] | None = None
+    step: int = 0
+    drawn: int = 0
+    rounds_without: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    closed_seconds: float = 0.0
 
 
 class _FuseFit:
@@ -141,6 +163,7 @@ class _FuseFit:
         corpus: Corpus,
         settings: FuseSettings,
         report: Report,
+        work: Path | None,
         light: tuple[TextModel, TextModel] | None,
     ) -> None:
         self.models, self.light = (sharer, receiver), light or (sharer, receiver)
@@ -155,46 +178,71 @@ class _FuseFit:
             settings.bottleneck,
             settings.last,
         )
-        self.tokens = 0
+        dtypes = [model.dtype for model in (*self.models, *self.light)]
+        made_of = fingerprint(settings, corpus.digest, dtypes)
+        self.checkpoint = Checkpoint.of(work, "fuse", made_of)
 
     def run(self) -> FuseResult:
         settings, began = self.settings, monotonic()
-        fuser = self._closed_form(self._inputs(settings.seed, self.models))
-        closed = monotonic() - began
-        steps, gain = 0, dict[str, float]()
+        saved = self._load()
+        if saved is None:
+            fuser, tokens = self._closed_form(self._inputs(settings.seed, self.models))
+            weights, seconds = weights_of(fuser), monotonic() - began
+            saved = _Progressed(weights, weights, tokens=tokens, closed_seconds=seconds)
+            self.checkpoint.save(vars(saved))
+        else:
+            fuser = self._fuser()
+            fuser.load_state_dict(saved.weights)
         if settings.minutes > 0 and settings.steps != 0:
-            steps, gain = self._train(fuser, self._inputs(settings.seed + 1, self.light))
+            self._train(fuser, saved)
+        fuser.load_state_dict(saved.best)
         fuser.eval().requires_grad_(False)
         figures: dict[str, float | int | str | None] = {
             "fuse_minutes": settings.minutes,
-            "fuse_minutes_closed_form": round(closed / 60, 2),
-            "fuse_minutes_total": round((monotonic() - began) / 60, 2),
-            "fuse_steps": steps,
-            **{f"fuse_held_out_gain_{name}": round(value, 4) for name, value in gain.items()},
+            "fuse_minutes_closed_form": round(saved.closed_seconds / 60, 2),
+            "fuse_minutes_total": round((saved.closed_seconds + saved.seconds) / 60, 2),
+            "fuse_steps": saved.step,
+            **{f"fuse_held_out_gain_{name}": round(one, 4) for name, one in saved.gain.items()},
         }
-        self.report(FuseProgress("done", 1.0, gain=gain or None))
-        return FuseResult(fuser, figures, self.tokens)
+        self.report(FuseProgress("done", 1.0, gain=saved.gain or None))
+        return FuseResult(fuser, figures, saved.tokens)
 
-    def _inputs(self, seed: int, models: tuple[TextModel, TextModel]) -> Iterator[FuseInput]:
-        return self._read(teach_fusing(self.corpus.stream(seed), seed), models)
+    def _load(self) -> _Progressed | None:
+        found = self.checkpoint.load(self.receiver.device)
+        try:
+            return None if found is None else _Progressed(**found)
+        except TypeError:  # of another version
+            return None
+
+    def _fuser(self) -> Fuser:
+        made = Fuser(self.config, self.sharer.geometry, self.receiver.geometry)
+        return made.to(self.receiver.device)
+
+    def _inputs(
+        self, seed: int, models: tuple[TextModel, TextModel], drawn: int = 0
+    ) -> Iterator[tuple[int, FuseInput]]:
+        return self._read(teach_fusing(self.corpus.stream(seed), seed), models, drawn)
 
     def _read(
-        self, lessons: Iterator[Lesson], models: tuple[TextModel, TextModel]
-    ) -> Iterator[FuseInput]:
-        for lesson in lessons:
+        self, lessons: Iterator[Lesson], models: tuple[TextModel, TextModel], drawn: int = 0
+    ) -> Iterator[tuple[int, FuseInput]]:
+        """Inputs of the lessons after the first `drawn`, each with how many lessons were drawn by then."""
+        for number, lesson in enumerate(islice(lessons, drawn, None), drawn + 1):
             case = prepare(lesson, *models, longest=32)
             if len(case.ids) > max(case.at, SINK) + 1 and case.tails:
-                self.tokens += case.tokens
-                yield fuse_input(self.config, case, *models)
+                yield number, fuse_input(self.config, case, *models)
 
     # -- closed form
 
     @torch.no_grad()
-    def _closed_form(self, inputs: Iterator[FuseInput]) -> Fuser:
-        """Encoders of either model's rows: the directions that say most of the receiver's rows, and of its own."""
+    def _closed_form(self, inputs: Iterator[tuple[int, FuseInput]]) -> tuple[Fuser, int]:
+        """Encoders of either model's rows, and the tokens seen.
+
+        They are the directions that say most of the receiver's rows, and of its own.
+        """
         config, receiver = self.config, self.receiver
         geometry = receiver.geometry
-        fuser = Fuser(config, self.sharer.geometry, geometry).to(receiver.device)
+        fuser = self._fuser()
         mine = width(geometry, config.own_layers)
         outputs = width(geometry, range(len(geometry.layers)))
         theirs = Gram(width(self.sharer.geometry, config.source_layers), outputs, receiver.device)
@@ -215,60 +263,78 @@ class _FuseFit:
         fuser.own_encode.copy_(_encoder(solution, config.own_rank, self.settings.seed))
         fuser.own_mean.copy_(solution.mean)
         fuser.own_inverse.copy_(solution.scale)
-        return fuser
+        return fuser, theirs.count
 
     # -- training
 
-    def _train(self, fuser: Fuser, inputs: Iterator[FuseInput]) -> tuple[int, dict[str, float]]:
-        """Train until the time, the steps or the patience is spent; the best weights are put in place."""
+    def _train(self, fuser: Fuser, saved: _Progressed) -> None:
+        """Train until the time, the steps or the patience is spent; the best weights stand in `saved`."""
         settings = self.settings
+        inputs = self._inputs(settings.seed + 1, self.light, saved.drawn)
         held = self._held_out()
         alone = self._losses(None, held)
-        best, best_score, best_gain = _copy(fuser), 0.0, dict[str, float]()
+        optimizer = self._optimizer(fuser)
+        if saved.optimizer is not None:
+            optimizer.load_state_dict(saved.optimizer)
+        total = torch.zeros((), device=self.receiver.device)
+        since, before = 0, saved.seconds
+        began = last = monotonic()
+        while (part := self._part(saved)) < 1 and saved.rounds_without < settings.patience:
+            saved.drawn, made = next(inputs)
+            loss = self._loss(fuser, made, self.light[1])
+            torch.autograd.backward(loss / settings.batch)
+            total += loss.detach()
+            saved.tokens += made.case.tokens
+            saved.step, since = saved.step + 1, since + 1
+            whole = saved.step % settings.batch == 0
+            if whole:
+                self._update(fuser, optimizer, schedule(saved.step / settings.batch, part))
+            saved.seconds = before + monotonic() - began
+            # Between batches, so that no gradient is lost where a fit goes on.
+            if (whole and monotonic() - last > settings.every) or self._part(saved) >= 1:
+                losses = self._losses(fuser, held)
+                gain = {name: 1 - losses[name] / alone[name] for name in alone}
+                self._judge(fuser, saved, gain)
+                saved.optimizer = optimizer.state_dict()
+                saved.seconds = before + monotonic() - began
+                self.checkpoint.save(vars(saved))
+                self.report(FuseProgress("train", part, float(total) / since, gain))
+                total.zero_()
+                since, last = 0, monotonic()
+
+    def _optimizer(self, fuser: Fuser) -> torch.optim.Optimizer:
         encoders = fuser.encoders()
         others = [one for one in fuser.parameters() if all(one is not two for two in encoders)]
-        optimizer = torch.optim.AdamW(
+        return torch.optim.AdamW(
             [
-                {"params": encoders, "lr": settings.rate},
-                {"params": others, "lr": settings.residual_rate},
+                {"params": encoders, "lr": self.settings.rate},
+                {"params": others, "lr": self.settings.residual_rate},
             ],
             betas=(0.9, 0.98),
             weight_decay=0.01,
         )
-        total = torch.zeros((), device=self.receiver.device)
-        steps, since, without = 0, 0, 0
-        began = last = monotonic()
-        while (part := self._part(began, steps)) < 1 and without < settings.patience:
-            loss = self._loss(fuser, next(inputs), self.light[1])
-            torch.autograd.backward(loss / settings.batch)
-            total += loss.detach()
-            steps, since = steps + 1, since + 1
-            if steps % settings.batch == 0:
-                rate = _schedule(steps / settings.batch, part)
-                for group, top in zip(
-                    optimizer.param_groups, (settings.rate, settings.residual_rate), strict=True
-                ):
-                    group["lr"] = rate * top
-                torch.nn.utils.clip_grad_norm_(fuser.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            if monotonic() - last > settings.every or self._part(began, steps) >= 1:
-                losses = self._losses(fuser, held)
-                gain = {name: 1 - losses[name] / alone[name] for name in alone}
-                without += 1
-                if fmean(gain.values()) > best_score:
-                    best, best_score, best_gain = _copy(fuser), fmean(gain.values()), gain
-                    without = 0
-                self.report(FuseProgress("train", part, float(total) / since, gain))
-                total.zero_()
-                since, last = 0, monotonic()
-        fuser.load_state_dict(best)
-        return steps, best_gain
 
-    def _part(self, began: float, steps: int) -> float:
+    def _update(self, fuser: Fuser, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        tops = (self.settings.rate, self.settings.residual_rate)
+        for group, top in zip(optimizer.param_groups, tops, strict=True):
+            group["lr"] = rate * top
+        torch.nn.utils.clip_grad_norm_(fuser.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _judge(self, fuser: Fuser, saved: _Progressed, gain: dict[str, float]) -> None:
+        """Note the weights, and whether they are the best so far."""
+        saved.weights = weights_of(fuser)
+        saved.rounds_without += 1
+        if (score := fmean(gain.values())) > saved.best_score:
+            saved.best, saved.best_score, saved.gain = saved.weights, score, gain
+            saved.rounds_without = 0
+
+    def _part(self, saved: _Progressed) -> float:
         """How much of the training is done, by time or by steps."""
-        by_time = (monotonic() - began) / (60 * self.settings.minutes)
-        return max(by_time, steps / self.settings.steps if self.settings.steps else 0.0)
+        by_time = saved.seconds / (60 * self.settings.minutes)
+        by_steps = saved.step / self.settings.steps if self.settings.steps else 0.0
+        return max(by_time, by_steps)
 
     def _loss(self, fuser: Fuser, made: FuseInput, receiver: TextModel) -> Tensor:
         with torch.enable_grad():
@@ -282,10 +348,9 @@ class _FuseFit:
     def _held_out(self) -> list[FuseInput]:
         stream = replace(self.corpus, train=self.corpus.held_out or self.corpus.train).stream(0)
         lessons = teach_fusing(stream, 10_007, held_out=True)
-        inputs, tokens = self._read(lessons, self.models), self.tokens
-        held = [next(inputs) for _ in range(self.settings.held_out)]
-        self.tokens = tokens
-        return held
+        return [
+            made for _, made in islice(self._read(lessons, self.models), self.settings.held_out)
+        ]
 
     @torch.no_grad()
     def _losses(self, fuser: Fuser | None, held: Sequence[FuseInput]) -> dict[str, float]:
@@ -308,11 +373,11 @@ def _spread(geometry: CacheGeometry, count: int) -> tuple[int, ...]:
     return tuple(sorted({total - 1 - (total * n) // kept for n in range(kept)}))
 
 
-def _bulk(inputs: Iterator[FuseInput], tokens: int) -> tuple[Tensor, Tensor]:
+def _bulk(inputs: Iterator[tuple[int, FuseInput]], tokens: int) -> tuple[Tensor, Tensor]:
     """Rows of both models for `tokens` tokens or more, the attention sink left out."""
     theirs, own, count = [], [], 0
     while count < tokens:
-        made = next(inputs)
+        _, made = next(inputs)
         skip = max(SINK - made.case.at, 0)
         theirs.append(made.theirs[skip:])
         own.append(made.own[skip:])
@@ -325,12 +390,3 @@ def _encoder(solution: Solution, rank: int, seed: int) -> Tensor:
     encode, _ = solution.cut(rank, seed=seed)
     spread = (solution.factor.mT @ encode).square().sum(dim=0).sqrt()
     return encode / spread.clamp_min(1e-4)
-
-
-def _schedule(update: float, part: float) -> float:
-    """Ten updates of warm-up, then a cosine over what is done."""
-    return min(1.0, (update + 1) / 10) * (0.5 + 0.5 * math.cos(math.pi * min(part, 1.0)))
-
-
-def _copy(fuser: Fuser) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in fuser.state_dict().items()}

@@ -161,11 +161,13 @@ def choose_layers(
         count: How many layers to choose.
 
     Returns:
-        Their numbers, ascending.
+        Their numbers in the order of the choice: fewer layers are a beginning of it.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def thin(rows: Tensor, most: int) -> Tensor:
+        if not rows.shape[1]:
+            return rows
         rows = rows - rows.mean(dim=0)
         rows = rows / rows.std(dim=0).clamp_min(1e-6)
         if rows.shape[1] <= most:
@@ -175,22 +177,22 @@ def choose_layers(
         return thinned
 
     wanted = thin(targets, 4 * width)
-    known = [thin(always, 2 * width)] if always.shape[1] else []
-    thinned = [thin(rows, width) for rows in blocks]
-    chosen: list[int] = []
+    parts = [thin(always, 2 * width), *(thin(rows, width) for rows in blocks)]
+    features = torch.cat(parts, dim=1)
+    every = torch.arange(features.shape[1], device=features.device)
+    known, *layers = torch.split(every, [part.shape[1] for part in parts])
     half = len(targets) // 2
+    # All products once: what a candidate needs of them is looked up.
+    square, cross = (features[:half].mT @ rows[:half] for rows in (features, wanted))
+    square.diagonal().add_(1e-2 * half)
+    chosen: list[int] = []
     while len(chosen) < min(count, len(blocks)):
-        losses = {}
-        for number, rows in enumerate(thinned):
-            if number in chosen:
-                continue
-            x = torch.cat([*known, rows], dim=1)
-            square = x[:half].mT @ x[:half]
-            square.diagonal().add_(1e-2 * half)
-            weights = torch.linalg.solve(square, x[:half].mT @ wanted[:half])
-            losses[number] = (wanted[half:] - x[half:] @ weights).square().mean()
-        order = sorted(losses)
-        best = order[int(torch.stack([losses[number] for number in order]).argmin())]
-        chosen.append(best)
-        known.append(thinned[best])
-    return tuple(sorted(chosen))
+        left = [number for number in range(len(blocks)) if number not in chosen]
+        losses = []
+        for number in left:
+            at = torch.cat([known, layers[number]])
+            weights = torch.linalg.solve(square[at][:, at], cross[at])
+            losses.append((wanted[half:] - features[half:, at] @ weights).square().mean())
+        chosen.append(left[int(torch.stack(losses).argmin())])
+        known = torch.cat([known, layers[chosen[-1]]])
+    return tuple(chosen)

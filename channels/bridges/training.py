@@ -3,15 +3,15 @@
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import torch
-from blake3 import blake3
 from torch import Tensor
 
+from unspoken.channels.bridges.checkpoint import Checkpoint, fingerprint, schedule, weights_of
 from unspoken.channels.bridges.corpus import Corpus
 from unspoken.channels.bridges.example import (
     SINK,
@@ -34,7 +34,6 @@ from unspoken.channels.bridges.randomness import seeded
 from unspoken.channels.bridges.reader import TextModel
 from unspoken.channels.bridges.ridge import Gram, choose_layers, gram_bytes
 from unspoken.channels.errors import BridgeError
-from unspoken.channels.files import replace_file
 from unspoken.channels.state import KVState
 
 __all__ = ["FitProgress", "FitResult", "FitSettings", "fit"]
@@ -203,7 +202,9 @@ class _Fit:
         self.light = light or (sharer, receiver)
         self.sharer, self.receiver, self.corpus = sharer, receiver, corpus
         self.settings, self.report = settings, report
-        self.file = None if work is None else work / f"fit-{self._fingerprint()}.pt"
+        dtypes = [model.dtype for model in (sharer, receiver, *self.light)]
+        made_of = fingerprint(settings, corpus.digest, dtypes)
+        self.checkpoint = Checkpoint.of(work, "fit", made_of)
         self.rng = random.Random(settings.seed)
         self._heads: dict[tuple[int, ...], KVState] = {}
 
@@ -223,8 +224,8 @@ class _Fit:
                 )
             saved = _Progressed(
                 projector.config.to_dict(),
-                _copy(projector),
-                _copy(projector),
+                weights_of(projector),
+                weights_of(projector),
                 scores.score,
                 closed_seconds=closed_seconds,
                 tokens=closed,
@@ -281,7 +282,8 @@ class _Fit:
             target_rows(self.receiver.read(case.ids), case, self.receiver, layers) for case in cases
         ]
         blocks = list(torch.split(torch.cat(rows), list(sizes), dim=1))
-        return choose_layers(blocks, known, torch.cat(targets), wanted, seed=self.settings.seed)
+        chosen = choose_layers(blocks, known, torch.cat(targets), wanted, seed=self.settings.seed)
+        return tuple(sorted(chosen))
 
     def _closed_form(self) -> tuple[Projector, int]:
         settings, receiver = self.settings, self.receiver
@@ -372,7 +374,7 @@ class _Fit:
             saved.step += 1
             if saved.step % settings.batch == 0:
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * _schedule(saved.step / settings.batch, part)
+                    group["lr"] = rate * schedule(saved.step / settings.batch, part)
                 torch.nn.utils.clip_grad_norm_(projector.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -381,9 +383,9 @@ class _Fit:
                 scores = held.score(projector)
                 saved.rounds_without += 1
                 if scores.score > saved.best_score:
-                    saved.best, saved.best_score = _copy(projector), scores.score
+                    saved.best, saved.best_score = weights_of(projector), scores.score
                     saved.rounds_without = 0
-                saved.weights, saved.optimizer = _copy(projector), optimizer.state_dict()
+                saved.weights, saved.optimizer = weights_of(projector), optimizer.state_dict()
                 saved.seconds = before + monotonic() - began
                 self._save(saved)
                 self.report(FitProgress("train", part, float(total) / since, scores))
@@ -420,25 +422,14 @@ class _Fit:
     # -- going on after a kill
 
     def _load(self) -> _Progressed | None:
-        if self.file is None or not self.file.is_file():
-            return None
+        found = self.checkpoint.load(self.receiver.device)
         try:
-            found = torch.load(self.file, map_location=self.receiver.device, weights_only=True)
-            return _Progressed(**found)
-        except Exception:  # a half-written or foreign file: begin anew, the fit is seeded
+            return None if found is None else _Progressed(**found)
+        except TypeError:  # of another version
             return None
 
     def _save(self, saved: _Progressed) -> None:
-        if self.file is None:
-            return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(self.file, lambda path: torch.save(vars(saved), path))
-
-    def _fingerprint(self) -> str:
-        """What must be equal for a fit to go on; a fit with other settings keeps its progress beside this one's."""
-        dtypes = [str(model.dtype) for model in (self.sharer, self.receiver, *self.light)]
-        shape = repr((sorted(_shape(self.settings).items()), self.corpus.digest, dtypes))
-        return blake3(shape.encode()).hexdigest()[:12]
+        self.checkpoint.save(vars(saved))
 
 
 def _within_columns(
@@ -459,21 +450,3 @@ def _within_columns(
 def _layers_to_read(columns: int) -> int:
     """Source layers worth their products: half or a third of them lost nothing where that was measured."""
     return max(4, min(12, 3072 // columns))
-
-
-def _shape(settings: FitSettings) -> dict[str, Any]:
-    """What must be equal for a fit to go on; more minutes or steps may be given the second time."""
-    return {
-        name: value
-        for name, value in asdict(settings).items()
-        if name not in ("minutes", "steps", "patience", "every")
-    }
-
-
-def _schedule(update: float, part: float) -> float:
-    """Ten updates of warm-up, then a cosine over what is done."""
-    return min(1.0, (update + 1) / 10) * (0.5 + 0.5 * math.cos(math.pi * min(part, 1.0)))
-
-
-def _copy(projector: Projector) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in projector.state_dict().items()}
