@@ -28,6 +28,7 @@ Capture = dict[int, list[Tensor]]
 """Layers whose inputs are wanted; each forward appends (tokens, hidden_size)."""
 
 _SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
+_ALL = slice(None)
 _DYNAMIC_ROPE = {"dynamic", "longrope"}
 
 
@@ -184,16 +185,16 @@ class ContextCache(Cache):
         for rows, layer in zip(self.rows, state.layers, strict=True):
             rows.place(layer, state.start)
 
-    def scatter(self, positions: Tensor | None, stop: int) -> None:
-        """Send the next update to `positions` rather than to the end (None: to the end again)."""
-        for rows in self.rows:
+    def scatter(self, positions: Tensor | None, stop: int, layers: slice) -> None:
+        """Send the next update of some layers to `positions` rather than to the end (None: to the end again)."""
+        for rows in self.rows[layers]:
             rows.scatter = positions
             if positions is not None:
                 rows.length = max(rows.length, stop)
 
-    def reserve(self, stop: int, like: Tensor) -> None:
-        """Make room for positions 0 … stop - 1."""
-        for rows in self.rows:
+    def reserve(self, stop: int, like: Tensor, layers: slice) -> None:
+        """Make room for positions 0 … stop - 1 in some layers."""
+        for rows in self.rows[layers]:
             rows.reserve(stop, like)
 
     def truncate(self, stop: int) -> None:
@@ -309,13 +310,15 @@ class Backbone:
         return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, lowest)
 
     @contextmanager
-    def _scattered(self, cache: ContextCache, positions: Tensor, last: int) -> Iterator[None]:
-        cache.reserve(last + 1, next(self.base.parameters()))
-        cache.scatter(positions, last + 1)
+    def _scattered(
+        self, cache: ContextCache, positions: Tensor, last: int, layers: slice = _ALL
+    ) -> Iterator[None]:
+        cache.reserve(last + 1, next(self.base.parameters()), layers)
+        cache.scatter(positions, last + 1, layers)
         try:
             yield
         finally:
-            cache.scatter(None, 0)
+            cache.scatter(None, 0, layers)
 
     def forward(
         self,
@@ -409,7 +412,7 @@ class Backbone:
         past: dict[str, Any] = {
             "layer_past" if "layer_past" in parameters else "past_key_values": cache
         }
-        with self._scattered(cache, positions, stop - 1):
+        with self._scattered(cache, positions, stop - 1, slice(first, last)):
             for index in range(first, last):
                 kind = self.kinds[index]
                 output = self.layers[index](

@@ -131,6 +131,8 @@ def _values(schema: Mapping[str, Any]) -> str:
     match schema.get("type"):
         case "object":
             return f"names, each with {_values(schema['additionalProperties'])}"
+        case "array" if "prefixItems" in schema:
+            return "[" + ", ".join(map(_values, schema["prefixItems"])) + "]"
         case "array":
             return f"list of {_values(schema['items'])}"
         case None:
