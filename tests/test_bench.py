@@ -3,12 +3,23 @@
 from pathlib import Path
 
 import pytest
-from architectures import make
+from architectures import make, tuned
 
-from unspoken.agents.bench import BENCHES, Files, decode, fan_in, hop, packet, run_bench, splice
+from unspoken.agents.bench import (
+    BENCHES,
+    Files,
+    decode,
+    fan_in,
+    hop,
+    packet,
+    profile,
+    run_bench,
+    splice,
+)
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.model import LocalModel
 from unspoken.channels.errors import InputError
+from unspoken.channels.profiles.trials import Settings
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +108,30 @@ def test_fan_in_controls_bracket_the_repairs(
     assert summary["kl_sink_4"] == kl["sink"] and summary["kl_deviation_4"] == kl["deviation"]
     computed = {row["way"]: row["computed_share"] for row in rows if row["messages"] == 4}
     assert computed["none"] < computed["sink"] < computed["deviation"] < computed["text"] == 1.0
+
+
+def test_profile_holds_the_front_against_random_groups_and_controls(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All layers anew are text; reusing all is nearer than another's message; questions are asked every way."""
+    small = Settings(tokens=24, forced=4, search=2, judge=2, prompts=(7,), sink=2)
+    for name, value in (("SETTINGS", small), ("QUESTIONS", 2), ("KINDS", ("full",))):
+        monkeypatch.setattr(profile, name, value)
+    monkeypatch.setattr(profile, "finetune", lambda base, recipe, report: tuned("llama", 0.1))
+    rows, summary = profile.measure(model, Files(), lambda line: None)
+    by_layers = {row["layers"]: row for row in rows}
+    kl = {name: row["kl prefix"] for name, row in by_layers.items()}
+    assert kl["text"] == 0 and kl["0-3"] < 1e-5
+    assert kl["0-3"] < kl["none"] < kl["another example's message"]
+    assert kl["none"] == summary["reuse_all_kl"]
+    assert all("answer_loss" in row and "f1" in row for row in rows)
+    assert by_layers["0-3"]["answer_loss"] == pytest.approx(
+        by_layers["text"]["answer_loss"], abs=1e-3
+    )
+    assert by_layers["none"]["kl after 7"] > by_layers["0-3"]["kl after 7"]
+    inner = [row for row in rows if 0 < row.get("share", 0) < 1]
+    assert all(f"random {seed}" in row for row in inner for seed in (1, 2, 3))
+    assert summary["beats_reuse_all"] is True
 
 
 def test_decode_compares_with_generate(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
