@@ -1,7 +1,6 @@
 """Where a workflow's bridges come from: the store, or a fit for a pair that has none."""
 
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from unspoken.agents.engines.local import holding
 from unspoken.agents.machine import describe_machine
 from unspoken.channels.bridges.audit import audit
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
-from unspoken.channels.bridges.checkpoint import forget
+from unspoken.channels.bridges.checkpoint import forget, peak_memory_gb
 from unspoken.channels.bridges.corpus import Corpus, load_corpus
 from unspoken.channels.bridges.features import width
 from unspoken.channels.bridges.folder import (
@@ -320,7 +319,7 @@ def _packed(
 ) -> tuple[BridgeManifest, Bridge]:
     """The manifest, and the bridge as it will be read back from the disk."""
     figures = {**result.figures, **(fused.figures if fused else {})}
-    figures["peak_memory_gb"] = _peak_memory()
+    figures["peak_memory_gb"] = peak_memory_gb()
     if plan.command:
         figures["command"] = plan.command
     config = result.projector.config.to_dict()
@@ -343,16 +342,6 @@ def _packed(
     size = TensorFile(bytes=sum(tensor.nbytes for tensor in tensors.values()))
     sized = manifest.model_copy(update={"tensors": size})
     return manifest, Bridge.from_tensors(sized, tensors, receiver.device)
-
-
-def _peak_memory() -> float | None:
-    """The most memory this process has held, GB; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(held * (1 if sys.platform == "darwin" else 1024) / 1e9, 2)
 
 
 class BridgeShelf:

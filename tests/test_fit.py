@@ -90,7 +90,12 @@ def test_a_fit_is_kept_with_its_figures_and_its_audit(
     manifest, tensors = read(folder)
     assert manifest.dtype == "int8" and manifest.audit is not None
     assert manifest.fit["command"] == made.command and manifest.fit["steps"] == 4
-    for name in ("peak_memory_gb", "fit_minutes_total", "fit_minutes_closed_form"):
+    for name in (
+        "peak_memory_gb",
+        "peak_memory_closed_form_gb",
+        "fit_minutes_total",
+        "fit_minutes_closed_form",
+    ):
         assert isinstance(manifest.fit[name], float)
     size = manifest.audit.figure("size_mb")
     assert size == pytest.approx(sum(one.nbytes for one in tensors.values()) / 1e6, abs=0.01)

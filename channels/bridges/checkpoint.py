@@ -1,6 +1,7 @@
 """What a killed fit goes on from, and what two kinds of fits share of their training."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from unspoken.channels.files import replace_file
 
-__all__ = ["Checkpoint", "fingerprint", "forget", "schedule", "weights_of"]
+__all__ = ["Checkpoint", "fingerprint", "forget", "peak_memory_gb", "schedule", "weights_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,16 @@ def fingerprint(settings: Any, corpus: str, dtypes: Sequence[torch.dtype]) -> st
     }
     text = repr((sorted(shape.items()), corpus, [str(dtype) for dtype in dtypes]))
     return blake3(text.encode()).hexdigest()[:12]
+
+
+def peak_memory_gb() -> float | None:
+    """The most main memory this process has held, GB; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(held * (1 if sys.platform == "darwin" else 1024) / 1e9, 2)
 
 
 def schedule(update: float, part: float) -> float:

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unspoken.channels.bridges.checkpoint import Checkpoint, fingerprint, schedule, weights_of
+from unspoken.channels.bridges.checkpoint import (
+    Checkpoint,
+    fingerprint,
+    peak_memory_gb,
+    schedule,
+    weights_of,
+)
 from unspoken.channels.bridges.corpus import Corpus
 from unspoken.channels.bridges.example import (
     SINK,
@@ -183,6 +189,7 @@ class _Progressed:
     step: int = 0
     seconds: float = 0.0
     closed_seconds: float = 0.0
+    closed_peak_gb: float | None = None
     tokens: int = 0
     closed_scores: dict[str, float] = field(default_factory=dict)
     rounds_without: int = 0
@@ -213,7 +220,7 @@ class _Fit:
         saved = self._load()
         if saved is None:
             projector, closed = self._closed_form()
-            closed_seconds = monotonic() - began
+            closed_seconds, closed_peak = monotonic() - began, peak_memory_gb()
             held = self._held_out(projector.config)
             scores = held.score(projector)
             if not math.isfinite(scores.score):
@@ -228,6 +235,7 @@ class _Fit:
                 weights_of(projector),
                 scores.score,
                 closed_seconds=closed_seconds,
+                closed_peak_gb=closed_peak,
                 tokens=closed,
                 closed_scores=scores.to_dict(),
             )
@@ -243,6 +251,7 @@ class _Fit:
         figures: dict[str, float | int | str | None] = {
             "fit_minutes_closed_form": round(saved.closed_seconds / 60, 2),
             "fit_minutes_total": round((saved.closed_seconds + saved.seconds) / 60, 2),
+            "peak_memory_closed_form_gb": saved.closed_peak_gb,
             "steps": saved.step,
             "held_out_score": round(saved.best_score, 4),
             **{
