@@ -9,6 +9,7 @@ from unspoken.agents.model import LocalModel
 from unspoken.channels.base import Arrival, Carry, CarryReport, Channel
 from unspoken.channels.errors import ChannelError, ModelSupportError, RunError, StateError
 from unspoken.channels.message import common_prefix
+from unspoken.channels.packed import PackedState
 from unspoken.channels.state import KVState
 from unspoken.channels.text import TextChannel
 
@@ -25,6 +26,7 @@ class Delivery:
         channel: What carries it.
         arrival: The message in its place.
         fallback: Whether a channel that fails gives way to text.
+        packed: The message's state in fewer bytes, where the edge keeps it so.
     """
 
     edge: int
@@ -32,6 +34,7 @@ class Delivery:
     channel: Channel
     arrival: Arrival
     fallback: bool = True
+    packed: PackedState | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +74,7 @@ def assemble(
     for delivery in deliveries:
         began = perf_counter()
         arrival = replace(delivery.arrival, before=_without_gap(placed, len(ids) - 1))
-        carry = _carry(replace(delivery, arrival=arrival), model)
+        carry = _unpacked(replace(delivery, arrival=arrival), model)
         offers.append((carry, perf_counter() - began))
         placed += (*((carry.prefix,) if carry.prefix else ()), *carry.computed, *carry.spliced)
     best, computed = _longest_prefix(ids, [carry for carry, _ in offers], own)
@@ -192,6 +195,20 @@ def _settled(
         repaired=len(positions & (assembly.repaired | assembly.recomputed)),
         projected=projected,
     )
+
+
+def _unpacked(delivery: Delivery, model: LocalModel) -> Carry:
+    """The carry of a delivery, which may have to be unpacked first; what it brings counts as it was kept."""
+    packed = delivery.packed
+    if packed is None:
+        return _carry(delivery, model)
+    message = replace(delivery.arrival.message, state=packed.unpack())
+    carry = _carry(replace(delivery, arrival=replace(delivery.arrival, message=message)), model)
+    if carry.prefix is None and not carry.spliced:
+        return carry
+    smaller = round(carry.report.bytes * packed.nbytes / max(packed.raw_bytes, 1))
+    reason = f"{carry.report.reason}; kept as {packed.codec}"
+    return replace(carry, report=replace(carry.report, bytes=smaller, reason=reason))
 
 
 def _carry(delivery: Delivery, model: LocalModel) -> Carry:

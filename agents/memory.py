@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from itertools import count
 
+from unspoken.channels.packed import PackedState
 from unspoken.channels.state import KVState
 
 __all__ = ["Handle", "Shelf"]
@@ -17,7 +18,7 @@ class Handle:
 
 @dataclass(slots=True)
 class _Entry:
-    state: KVState
+    state: KVState | PackedState
     readers: int
 
 
@@ -35,7 +36,7 @@ class Shelf:
         self.bytes_held = 0
         self.peak_bytes = 0
 
-    def put(self, state: KVState, readers: int) -> Handle:
+    def put(self, state: KVState | PackedState, readers: int) -> Handle:
         """Keep a state for `readers` readers."""
         handle = Handle(next(self._numbers))
         self._entries[handle] = _Entry(state, readers)
@@ -43,7 +44,7 @@ class Shelf:
         self.peak_bytes = max(self.peak_bytes, self.bytes_held)
         return handle
 
-    def get(self, handle: Handle) -> KVState:
+    def get(self, handle: Handle) -> KVState | PackedState:
         """The state of a handle that has not been released by all its readers."""
         return self._entries[handle].state
 

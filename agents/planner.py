@@ -10,6 +10,7 @@ from unspoken.agents.reuse import FindBridge, FindProfile, Verdict, judge, make_
 from unspoken.agents.spec import EdgeSpec, Share, WorkflowSpec
 from unspoken.agents.templates import references, render
 from unspoken.channels.errors import Problem, WorkflowError
+from unspoken.channels.packed import packed_bytes_per_token
 from unspoken.channels.recompute import Groups
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def _plan_edge(
     edge = spec.edges[number]
     model = models[edge.from_]
     bridge = verdict.bridge
+    packed = edge.codec != "raw" and verdict.channel != "text"
     return EdgePlan(
         number,
         edge.from_,
@@ -165,10 +167,10 @@ def _plan_edge(
         verdict.channel,
         spec.share_of(edge),
         verdict.mode,
-        verdict.reason,
+        f"{verdict.reason}; kept as {edge.codec}, so not exact" if packed else verdict.reason,
         verdict.advice,
         _known_tokens(spec, edge, model, inputs),
-        _bytes_per_token(verdict, model),
+        _bytes_per_token(edge, verdict, model),
         None if bridge is None or verdict.mode == "fused" else bridge.earned,
         0 if bridge is None or verdict.mode == "fused" else bridge.native_layers,
         verdict.unfitted,
@@ -177,12 +179,12 @@ def _plan_edge(
     )
 
 
-def _bytes_per_token(verdict: Verdict, model: "LocalModel") -> int:
+def _bytes_per_token(edge: EdgeSpec, verdict: Verdict, model: "LocalModel") -> int:
     if verdict.channel == "text":
         return 0
     if verdict.bytes_per_token is not None:
         return verdict.bytes_per_token
-    return model.geometry.bytes_per_token(model.dtype.itemsize)
+    return packed_bytes_per_token(edge.codec, model.geometry, model.dtype)
 
 
 def _known_tokens(

@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 from types import MappingProxyType
@@ -45,6 +45,7 @@ from unspoken.agents.turn import (
     run_turn,
 )
 from unspoken.channels.base import Arrival, CarryReport
+from unspoken.channels.codec import Codec
 from unspoken.channels.errors import (
     AgentError,
     InputError,
@@ -53,6 +54,7 @@ from unspoken.channels.errors import (
     UnspokenError,
 )
 from unspoken.channels.message import Message
+from unspoken.channels.packed import PackedState, pack
 from unspoken.channels.state import KVState
 
 __all__ = ["Scheduler"]
@@ -235,7 +237,7 @@ class Scheduler:
 
     async def _take_turn(self, agent: _Agent, firing: Firing[_Parcel]) -> dict[int, _Parcel | None]:
         if agent.name in self.received:
-            return self._pass_received(agent, firing)
+            return await self._pass_received(agent, firing)
         self.emit(TurnStarted(agent.name, firing.turn))
         self.log.info("turn started", agent=agent.name, turn=firing.turn)
         ends = self.flow.last_turn(agent.name)
@@ -259,9 +261,11 @@ class Scheduler:
         else:
             agent.context = agent.state = None
         self._let_go(agent, ends)
-        return self._send(agent, results)
+        return await self._send(agent, results)
 
-    def _pass_received(self, agent: _Agent, firing: Firing[_Parcel]) -> dict[int, _Parcel | None]:
+    async def _pass_received(
+        self, agent: _Agent, firing: Firing[_Parcel]
+    ) -> dict[int, _Parcel | None]:
         """Send on what an agent has published elsewhere."""
         message = self.received[agent.name]
         self.log.info("message received", agent=agent.name, tokens=message.tokens)
@@ -269,7 +273,7 @@ class Scheduler:
             self._drop(parcel)
         agent.texts.append(message.text)
         bare = replace(message, state=None)
-        return self._publish(agent, lambda number: bare, message.state)
+        return await self._publish(agent, lambda number: bare, message.state)
 
     def _read(self, outcome: TurnOutcome, prompt_at: int) -> str:
         """The text of an agent that only reads is its prompt."""
@@ -298,6 +302,7 @@ class Scheduler:
                 one.channel,
                 _arrival(one.message, prepared.context),
                 one.edge.fallback == "text",
+                self._packed(agent.held[one.number]),
             )
             for one in prepared.placed
         )
@@ -348,9 +353,14 @@ class Scheduler:
         return prepared, len(prepared.context.segments) - 1
 
     def _with_state(self, parcel: _Parcel) -> Message:
-        if parcel.handle is None:
-            return parcel.message
-        return replace(parcel.message, state=self.shelf.get(parcel.handle))
+        state = None if parcel.handle is None else self.shelf.get(parcel.handle)
+        return (
+            replace(parcel.message, state=state) if isinstance(state, KVState) else parcel.message
+        )
+
+    def _packed(self, parcel: _Parcel) -> PackedState | None:
+        state = None if parcel.handle is None else self.shelf.get(parcel.handle)
+        return state if isinstance(state, PackedState) else None
 
     def _feeds_cache(self, agent: _Agent) -> bool:
         return agent.spec.for_each is None and any(
@@ -401,14 +411,16 @@ class Scheduler:
         self.log.info("turn finished", agent=agent.name, **asdict(report))
         self.emit(TurnFinished(agent.name, turn, outcome.text, report))
 
-    def _send(
+    async def _send(
         self, agent: _Agent, results: list[tuple[TurnOutcome, int]]
     ) -> dict[int, _Parcel | None]:
         """Publish a turn on every out-edge whose condition holds."""
         state = results[0][0].state if results else None
-        return self._publish(agent, lambda number: self._message(agent, number, results), state)
+        return await self._publish(
+            agent, lambda number: self._message(agent, number, results), state
+        )
 
-    def _publish(
+    async def _publish(
         self, agent: _Agent, make: Callable[[int], Message], state: KVState | None
     ) -> dict[int, _Parcel | None]:
         sent: dict[int, _Parcel | None] = {}
@@ -422,9 +434,16 @@ class Scheduler:
             message = make(number)
             handle = None
             if state is not None and self.plan.channels[number].carries_state:
-                handle = self.shelf.put(state.slice(0, len(message.context)), readers=1)
+                kept = await self._kept(state.slice(0, len(message.context)), edge.codec)
+                handle = self.shelf.put(kept, readers=1)
             sent[number] = _Parcel(message, handle)
         return sent
+
+    async def _kept(self, state: KVState, codec: Codec) -> KVState | PackedState:
+        """A state as an edge keeps it; packing is work for its device."""
+        if codec == "raw":
+            return state
+        return await worker_for(state.device).run(_packing(state, codec), lambda step: None)
 
     def _message(
         self, agent: _Agent, number: int, results: list[tuple[TurnOutcome, int]]
@@ -466,6 +485,11 @@ class Scheduler:
         for number, parcel in list(agent.held.items()):
             self._drop(parcel)
             agent.held[number] = replace(parcel, handle=None)
+
+
+def _packing(state: KVState, codec: Codec) -> Generator[None, None, PackedState]:
+    yield  # the worker turns gradients off around every step
+    return pack(state, codec)
 
 
 def _arrival(message: Message, context: Composed) -> Arrival:

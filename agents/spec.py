@@ -288,6 +288,10 @@ class EdgeSpec(_Spec):
     fuse: Flag = Field(
         False, description="The receiver reads the message too, and a bridge enriches its cache."
     )
+    codec: Literal["raw", "int8", "int4"] = Field(
+        "raw",
+        description="How a cache is kept until it is read: as it is, or in fewer bytes and no longer exact.",
+    )
     fallback: Literal["text", "error"] = Field(
         "text", description="What to do where the channel cannot carry a message."
     )

@@ -218,6 +218,8 @@ class Workflow:
         loop: bool = False,
         fallback: str = "text",
         min_retention: float = 0.8,
+        max_kl: float = 0.01,
+        codec: str = "raw",
         **options: Any,
     ) -> "Workflow":
         """Add an edge; what can be checked of it is checked here.
@@ -230,8 +232,10 @@ class Workflow:
             loop: Whether its message starts the receiver again.
             fallback: ``text``, or ``error`` to refuse rather than fall back.
             min_retention: What a bridge's audit must show for it to be used, 0 to 1.
+            max_kl: How far, by a profile of two fine-tunes, the receiver may be from its own reading, nats a token.
+            codec: How the cache is kept until it is read: ``raw``, ``int8`` or ``int4``.
             options: Beside a channel's name, its options as the file calls them: ``share``, ``as_``, ``repair``,
-                ``fuse``.
+                ``fuse``, ``recompute``.
 
         Returns:
             The workflow itself.
@@ -242,6 +246,7 @@ class Workflow:
         """
         data: dict[str, Any] = {"from": _agent_name(sharer), "to": _agent_name(receiver)}
         data |= {"when": when, "loop": loop, "fallback": fallback, "min_retention": min_retention}
+        data |= {"max_kl": max_kl, "codec": codec}
         data |= (
             {"channel": channel, **options}
             if isinstance(channel, str)

@@ -123,8 +123,7 @@ def test_a_share_that_is_none_is_refused(share: object) -> None:
 @pytest.mark.parametrize(
     "later",
     [
-        {"recompute": "profile"},
-        {"codec": "int8"},
+        {"batch": 2},
         {"channel": "recompute_cache"},
     ],
     ids=str,
