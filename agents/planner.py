@@ -131,6 +131,7 @@ def plan_workflow(
         verdict = judge(spec, number, contexts, models, find_bridge, given, find_profile)
         if verdict.mode == "text" and edge.channel != "text" and edge.fallback == "error":
             where, fix = f"edges[{number}].channel", "use channel: text, or fallback: text"
+            fix = f"{verdict.advice}, or {fix}" if verdict.advice else fix
             problems.append(Problem(verdict.reason, where, verdict.expected, fix))
             continue
         channels[number] = make_channel(

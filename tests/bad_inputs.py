@@ -14,6 +14,7 @@ from tiny import tiny_llama
 from unspoken.agents import Agent, LocalModel, Workflow
 from unspoken.agents.bench import run_bench
 from unspoken.agents.inputs import read_inputs
+from unspoken.agents.profiling import ProfilePlan, profile_pair
 from unspoken.channels import PacketReader, SameModelCacheChannel, packet_key, write_packet
 from unspoken.channels.errors import (
     AgentError,
@@ -254,7 +255,29 @@ BAD_INPUTS: tuple[BadInput, ...] = (
         "cache from other weights, no fallback",
         _other_weights,
         WorkflowError,
-        "made by a model with other weights",
+        "no profile from other to model",
+    ),
+    BadInput(
+        "layers to compute anew that the model does not have",
+        lambda: SameModelCacheChannel(groups=((1, 99),)).check(
+            LocalModel.load("other"), LocalModel.load("model")
+        ),
+        InputError,
+        "[1, 99]",
+    ),
+    BadInput(
+        "profile of one model",
+        lambda: profile_pair(LocalModel.load("model"), LocalModel.load("model")),
+        InputError,
+        "have the same weights",
+    ),
+    BadInput(
+        "profile on a text too short",
+        lambda: profile_pair(
+            LocalModel.load("other"), LocalModel.load("model"), ProfilePlan(Path("flow.yaml"))
+        ),
+        InputError,
+        "for 24 passages of 304",
     ),
     BadInput(
         "prompt longer than the context",

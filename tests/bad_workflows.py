@@ -116,6 +116,27 @@ BAD_WORKFLOWS: tuple[BadWorkflow, ...] = (
         22,
     ),
     _changed(
+        "layers in the wrong order",
+        "to: critic}",
+        "to: critic, recompute: [[4, 9], [1, 2]]}",
+        "the group of layers [1, 2]",
+        22,
+    ),
+    _changed(
+        "negative bound",
+        "to: critic}",
+        "to: critic, max_kl: -1}",
+        "expected: 0 or more",
+        22,
+    ),
+    _changed(
+        "unknown codec",
+        "to: critic}",
+        "to: critic, codec: int2}",
+        "'int8'",
+        22,
+    ),
+    _changed(
         "text for retention",
         "to: critic}",
         "to: critic, min_retention: '0.5'}",

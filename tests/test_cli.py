@@ -55,6 +55,7 @@ TURN_KEYS = {
 }
 EDGE_KEYS = {"from", "to", "channel", "reason", "tokens", "bytes", "seconds"}
 EDGE_KEYS |= {"turn", "planned", "exact", "reused", "repaired", "projected", "layer_tokens"}
+EDGE_KEYS |= {"recomputed_layers"}
 RUN_KEYS = {"run_id", "outputs", "agents", "edges", "seconds"}
 RUN_KEYS |= {"workflow", "fallbacks", "peak_state_bytes"}
 
