@@ -180,9 +180,9 @@ class ContextCache(Cache):
         """Number of positions filled."""
         return self.rows[0].length
 
-    def place(self, state: KVState) -> None:
-        """Copy a state to its positions."""
-        for rows, layer in zip(self.rows, state.layers, strict=True):
+    def place(self, state: KVState, layers: slice = _ALL) -> None:
+        """Copy a state to its positions, all layers or some."""
+        for rows, layer in zip(self.rows[layers], state.layers[layers], strict=True):
             rows.place(layer, state.start)
 
     def scatter(self, positions: Tensor | None, stop: int, layers: slice) -> None:

@@ -16,6 +16,35 @@ from unspoken.channels.text import TextChannel
 __all__ = ["Assembly", "Delivery", "assemble"]
 
 
+class Places:
+    """Positions of a context, each served by the state that was put there first.
+
+    Args:
+        stop: Number of positions.
+
+    Attributes:
+        states: Slices that do not overlap, in the order in which they were put.
+    """
+
+    def __init__(self, stop: int) -> None:
+        self._taken = bytearray(stop)
+        self.states: list[KVState] = []
+
+    def put(self, state: KVState) -> list[int]:
+        """Put a state where nothing stands yet; the positions that it serves."""
+        served: list[int] = []
+        stop = min(state.stop, len(self._taken))
+        at = self._taken.find(b"\0", state.start, stop)
+        while at >= 0:
+            end = self._taken.find(b"\1", at, stop)
+            end = stop if end < 0 else end
+            self.states.append(state.slice(at, end))
+            self._taken[at:end] = b"\1" * (end - at)
+            served += range(at, end)
+            at = self._taken.find(b"\0", end, stop)
+        return served
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """A message on its way into a turn.
@@ -69,39 +98,30 @@ def assemble(
     own: tuple[tuple[int, ...], KVState] | None = None,
 ) -> Assembly:
     """Find state for a context: the longest exact prefix of all at hand, then splices, then what is missing."""
-    offers: list[tuple[Carry, float]] = []
-    placed = [own[1].slice(0, _reach(ids, own))] if own is not None else []
-    for delivery in deliveries:
-        began = perf_counter()
-        arrival = replace(delivery.arrival, before=_without_gap(placed, len(ids) - 1))
-        carry = _unpacked(replace(delivery, arrival=arrival), model)
-        offers.append((carry, perf_counter() - began))
-        placed += (*((carry.prefix,) if carry.prefix else ()), *carry.computed, *carry.spliced)
-    best, computed = _longest_prefix(ids, [carry for carry, _ in offers], own)
+    offers = _offers(model, ids, deliveries, own)
+    carries = [carry for carry, _ in offers]
+    best, computed = _longest_prefix(ids, carries, own)
     # The last token is always computed: its logits choose the first new one.
-    reach = min(len(best), len(ids) - 1) if best is not None else 0
-    states = [best.slice(0, reach)] if best is not None and reach else []
+    places = Places(len(ids) - 1)
+    reach = len(places.put(best)) if best is not None else 0
     repaired: set[int] = set()
     projected: set[int] = set()
     fused = set(range(reach)) if computed else set[int]()
     recomputed: set[int] = set()
-    for carry, _ in offers:
+    for number in _in_order(deliveries):
+        carry = carries[number]
         for piece in carry.computed:
-            start, stop = max(piece.start, reach), min(piece.stop, len(ids) - 1)
-            if start < stop:
-                states.append(piece.slice(start, stop))
-                fused.update(range(start, stop))
+            fused.update(places.put(piece))
         for piece in carry.spliced:
-            start, stop = max(piece.start, reach), min(piece.stop, len(ids) - 1)
-            if start < stop:
-                states.append(piece.slice(start, stop))
-                projected.update(range(start, stop) if carry.projected else ())
-                fused.update(range(start, stop) if carry.fused else ())
-                recomputed.update(range(start, stop) if carry.recomputed else ())
+            put = places.put(piece)
+            projected.update(put if carry.projected else ())
+            fused.update(put if carry.fused else ())
+            recomputed.update(put if carry.recomputed else ())
         repaired.update(position for position in carry.repair if position >= reach)
+    states = places.states
     covered = {position for state in states for position in range(state.start, state.stop)}
     missing = tuple(p for p in range(len(ids)) if p not in covered or p in repaired)
-    layer_tokens = sum(carry.report.layer_tokens for carry, _ in offers)
+    layer_tokens = sum(carry.report.layer_tokens for carry in carries)
     found = Assembly(
         tuple(states),
         missing,
@@ -113,11 +133,39 @@ def assemble(
         (),
     )
     rough = first_approximate(states, missing)
-    carries = tuple(
+    settled = tuple(
         (one.edge, _settled(carry, one.arrival, reach, found, rough), seconds)
         for one, (carry, seconds) in zip(deliveries, offers, strict=True)
     )
-    return replace(found, carries=carries)
+    return replace(found, carries=settled)
+
+
+def _offers(
+    model: LocalModel,
+    ids: tuple[int, ...],
+    deliveries: Sequence[Delivery],
+    own: tuple[tuple[int, ...], KVState] | None,
+) -> list[tuple[Carry, float]]:
+    """Per delivery, its carry and the seconds it took; those that come first in the context are carried first."""
+    found: dict[int, tuple[Carry, float]] = {}
+    placed = Places(len(ids) - 1)
+    if own is not None:
+        placed.put(own[1].slice(0, _reach(ids, own)))
+    for number in _in_order(deliveries):
+        began = perf_counter()
+        before = tuple(sorted(placed.states, key=lambda state: state.start))
+        arrival = replace(deliveries[number].arrival, before=before)
+        carry = _unpacked(replace(deliveries[number], arrival=arrival), model)
+        found[number] = carry, perf_counter() - began
+        for piece in (*carry.computed, *carry.spliced, *((carry.prefix,) if carry.prefix else ())):
+            placed.put(piece)
+    return [found[number] for number in range(len(deliveries))]
+
+
+def _in_order(deliveries: Sequence[Delivery]) -> list[int]:
+    """Numbers of the deliveries by where they stand in the context."""
+    starts = [min(one.arrival.positions, default=0) for one in deliveries]
+    return sorted(range(len(deliveries)), key=lambda number: starts[number])
 
 
 def _longest_prefix(
@@ -150,20 +198,6 @@ def _reach(ids: tuple[int, ...], own: tuple[tuple[int, ...], KVState]) -> int:
     return min(common_prefix(ids, known), state.stop)
 
 
-def _without_gap(states: Sequence[KVState], last: int) -> tuple[KVState, ...]:
-    """Of states in place, those that cover positions from 0 on without a gap, each position once; `last` is the end."""
-    chosen: list[KVState] = []
-    reach = 0
-    while reach < last:
-        onward = [one for one in states if one.start <= reach < one.stop]
-        if not onward:
-            break
-        longest = max(onward, key=lambda one: one.stop)
-        chosen.append(longest.slice(reach, min(longest.stop, last)))
-        reach = chosen[-1].stop
-    return tuple(chosen)
-
-
 def _settled(
     carry: Carry, arrival: Arrival, reach: int, assembly: Assembly, rough: int | None
 ) -> CarryReport:
@@ -177,12 +211,12 @@ def _settled(
         rough: First position in place whose rows are approximate, None for none.
     """
     report, positions = carry.report, frozenset(arrival.positions)
-    if (carry.prefix is None and not carry.spliced) or not positions:
+    if not positions or report.channel == TextChannel.name:
         return report
     projected = len(positions & assembly.projected) if carry.projected else 0
     exact = rough is None or rough > max(positions)
     reason = report.reason
-    if carry.spliced and max(positions) < reach:
+    if (carry.spliced or carry.prefix is None) and max(positions) < reach:
         reason = "continuation: a longer prefix at hand holds the message"
     elif report.exact and not exact:
         reason += "; it stands behind state that is approximate"

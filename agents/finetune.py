@@ -8,13 +8,14 @@ time.
 import json
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from blake3 import blake3
+from filelock import FileLock
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -103,16 +104,17 @@ def finetune(
         )
     folder = folder or finetune_folder(base, recipe)
     settings = {"base": base.identity.weights, **asdict(recipe)}
-    if not (folder / DONE).is_file():
-        with staged(folder, _require_empty) as made:
-            _make(base, recipe, made, report)
-            (made / DONE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    elif json.loads((folder / DONE).read_bytes()) != settings:
-        raise InputError(
-            f"{folder} holds a fine-tune of another base, or by another recipe",
-            expected=f"a new folder, or one with the recipe {settings}",
-            fix="remove that folder, or name another",
-        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.train.lock"):  # two that need one train it once
+        if not _is_there(folder, settings):
+            _require_empty(folder)
+            trained = _trained(base, recipe, report)
+            with staged(folder, _require_empty) as made:
+                if recipe.kind == "full":
+                    base.tokenizer.save_pretrained(made)
+                trained.save_pretrained(made)
+                text = json.dumps(settings, indent=2) + "\n"
+                (made / DONE).write_text(text, encoding="utf-8")
     if recipe.kind == "lora":
         return base.with_adapter(str(folder))
     return LocalModel.load(str(folder), dtype=base.dtype, device=base.device)
@@ -127,10 +129,25 @@ def _require_empty(folder: Path) -> None:
         )
 
 
-def _make(
-    base: LocalModel, recipe: Recipe, folder: Path, report: Callable[[str, float], None]
-) -> None:
-    """Train, and write the weights into a folder."""
+def _is_there(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a folder holds this very fine-tune."""
+    if not (folder / DONE).is_file():
+        return False
+    try:
+        found = json.loads((folder / DONE).read_bytes())
+    except (OSError, ValueError):
+        found = None
+    if found != settings:
+        raise InputError(
+            f"{folder} holds a fine-tune of another base, or by another recipe",
+            expected=f"a new folder, or one with the recipe {dict(settings)}",
+            fix="remove that folder, or name another",
+        )
+    return True
+
+
+def _trained(base: LocalModel, recipe: Recipe, report: Callable[[str, float], None]) -> Any:
+    """The trained model, or the base with its trained adapter."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         prepare(base.ref), dtype=torch.float32
     )
@@ -140,10 +157,9 @@ def _make(
         trained = _with_lora(model, recipe) if recipe.kind == "lora" else model
         _train(base, trained, recipe, report)
     trained.eval()
-    if recipe.kind == "full":
-        trained.to(torch.bfloat16)  # type: ignore[arg-type]  # half the disk; what is measured is what is stored
-        base.tokenizer.save_pretrained(folder)
-    trained.save_pretrained(folder)
+    if recipe.kind == "full":  # half the disk; what is measured is what is stored
+        torch.nn.Module.to(trained, torch.bfloat16)
+    return trained
 
 
 def _with_lora(model: PreTrainedModel, recipe: Recipe) -> Any:

@@ -71,6 +71,7 @@ def check_received(
             )
         models[name].identity.require(message.identity, f"the message received for {name!r}")
         if message.state is not None:
+            message.identity.require(message.state.identity, f"the state received for {name!r}")
             message.state.check(models[name].geometry, models[name].dtype)
         for edge in spec.edges:
             share = spec.share_of(edge)

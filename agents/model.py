@@ -305,9 +305,14 @@ class LocalModel:
         return Prefill(cache.snapshot(self.identity), logits, inputs)
 
     def open(
-        self, state: Sequence[KVState], positions: Sequence[int], *, spare: int
+        self,
+        state: Sequence[KVState],
+        positions: Sequence[int],
+        *,
+        spare: int,
+        layers: slice = slice(None),
     ) -> ContextCache:
-        """A cache with `state` in place and room for `positions` and `spare` tokens more.
+        """A cache with `state` in place, of some layers alone if asked, and room for `positions` and `spare` more.
 
         Raises:
             StateError: A gap, or rows missing that a new token must see.
@@ -329,7 +334,7 @@ class LocalModel:
         cache = ContextCache(self.geometry, stop + spare)
         cache.approximate_from = first_approximate(state, positions)
         for piece in state:
-            cache.place(piece)
+            cache.place(piece, layers)
         if positions:
             cache.check_window(positions[0])
         return cache
@@ -373,7 +378,7 @@ class LocalModel:
         """Run layers first … last - 1; see `unspoken.channels.CausalModel.run_layers`."""
         start = int(positions[0])
         stop = start + hidden.shape[0]
-        cache = self.open(state, range(start, stop), spare=0)
+        cache = self.open(state, range(start, stop), spare=0, layers=slice(first, last))
         output = self.backbone.run_layers(hidden, first, last, positions, start, cache)
         layers = tuple(
             LayerState(rows.keys[0, :, start:stop], rows.values[0, :, start:stop], start)

@@ -9,9 +9,9 @@ from unspoken.agents.outline import outline
 from unspoken.agents.reuse import FindBridge, FindProfile, Verdict, judge, make_channel
 from unspoken.agents.spec import EdgeSpec, Share, WorkflowSpec
 from unspoken.agents.templates import references, render
-from unspoken.channels.errors import Problem, WorkflowError
+from unspoken.channels.errors import InputError, Problem, WorkflowError
 from unspoken.channels.packed import packed_bytes_per_token
-from unspoken.channels.recompute import Groups
+from unspoken.channels.recompute import Groups, bytes_per_token, check_groups
 
 if TYPE_CHECKING:
     from unspoken.agents.model import LocalModel
@@ -122,11 +122,15 @@ def plan_workflow(
         find_profile: Where profiles of fine-tunes of one base are looked for.
 
     Raises:
-        WorkflowError: An edge with ``fallback: error`` whose channel cannot serve it.
+        WorkflowError: An edge with ``fallback: error`` whose channel cannot serve it, or layers that there are not.
     """
     contexts = {name: outline(spec, name) for name in spec.agents}
     edges, channels, problems = [], {}, []
     for number, edge in enumerate(spec.edges):
+        problem = _impossible_layers(edge, number, models[edge.to])
+        if problem is not None:
+            problems.append(problem)
+            continue
         given = (bridges or {}).get(number)
         verdict = judge(spec, number, contexts, models, find_bridge, given, find_profile)
         if verdict.mode == "text" and edge.channel != "text" and edge.fallback == "error":
@@ -134,14 +138,23 @@ def plan_workflow(
             fix = f"{verdict.advice}, or {fix}" if verdict.advice else fix
             problems.append(Problem(verdict.reason, where, verdict.expected, fix))
             continue
-        channels[number] = make_channel(
-            edge, verdict.channel, verdict.bridge, verdict.groups, verdict.grounds
-        )
+        channels[number] = make_channel(edge, verdict.channel, verdict.bridge, verdict)
         edges.append(_plan_edge(spec, number, verdict, models, inputs))
     if problems:
         raise WorkflowError(problems)
     notes = {spec.agents[name].model: _notes(model) for name, model in models.items()}
     return Plan(spec.name, tuple(edges), channels, notes)
+
+
+def _impossible_layers(edge: EdgeSpec, number: int, receiver: "LocalModel") -> Problem | None:
+    """Groups of layers that the receiver does not have: a mistake, and no reason to fall back."""
+    if not isinstance(edge.recompute, tuple):
+        return None
+    try:
+        check_groups(edge.recompute, len(receiver.geometry.layers))
+    except InputError as error:
+        return Problem(error.found, f"edges[{number}].recompute", error.expected, error.fix)
+    return None
 
 
 def _notes(model: "LocalModel") -> tuple[str, ...]:
@@ -183,8 +196,8 @@ def _plan_edge(
 def _bytes_per_token(edge: EdgeSpec, verdict: Verdict, model: "LocalModel") -> int:
     if verdict.channel == "text":
         return 0
-    if verdict.bytes_per_token is not None:
-        return verdict.bytes_per_token
+    if verdict.groups is not None:
+        return bytes_per_token(model.geometry, model.dtype.itemsize, verdict.groups)
     return packed_bytes_per_token(edge.codec, model.geometry, model.dtype)
 
 

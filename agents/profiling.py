@@ -3,6 +3,7 @@
 import datetime as dt
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -21,7 +22,7 @@ from unspoken.channels.profiles.profile import Point, Profile, front_of
 from unspoken.channels.profiles.search import estimate, judge, layers_of, search, thinned
 from unspoken.channels.profiles.store import ProfileStore
 from unspoken.channels.profiles.trials import Settings, Trial, arrival_of, from_rows, from_text
-from unspoken.channels.recompute import Groups, entries, require_one_base
+from unspoken.channels.recompute import Groups, bytes_per_token, require_one_base
 
 if TYPE_CHECKING:
     from unspoken.agents.model import LocalModel
@@ -91,7 +92,24 @@ def profile_pair(
         if old is not None:
             return old, store.folder(old)
         profile = measure_profile(sharer, receiver, plan, report)
-        return profile, store.save(profile, None if draw is None else lambda at: draw(profile, at))
+        return profile, store.save(
+            profile, None if draw is None else _drawing(draw, profile, report)
+        )
+
+
+def _drawing(
+    draw: Callable[[Profile, Path], object], profile: Profile, report: Report
+) -> Callable[[Path], None]:
+    """Draw, or say why not: a figure is not worth the minutes that were measured."""
+
+    def drawn(file: Path) -> None:
+        try:
+            draw(profile, file)
+        except Exception as error:  # matplotlib raises almost anything
+            file.unlink(missing_ok=True)
+            report(f"no figure: {error}", 1.0)
+
+    return drawn
 
 
 def check_pair(sharer: "LocalModel", receiver: "LocalModel") -> None:
@@ -122,6 +140,14 @@ def trials_of(
     Raises:
         InputError: A file that cannot be read, or is too short.
     """
+    longest = max(settings.prompts, default=0) + 2 * settings.tokens + settings.forced + 64
+    if longest > model.max_positions:
+        raise InputError(
+            f"messages of {settings.tokens} tokens behind prompts of {max(settings.prompts, default=0)} "
+            f"may take {longest} positions",
+            expected=f"at most the {model.max_positions} of {model.ref or 'the model'}",
+            fix="measure shorter messages (--tokens)",
+        )
     if data is None:
         corpus = load_corpus(seed=settings.seed)
         trials = from_text("\n\n".join(corpus.held_out), model, settings)
@@ -159,7 +185,7 @@ def measure_profile(
         Point(
             groups=groups,
             share=layers_of(groups) / layers,
-            bytes_per_token=_bytes(receiver, groups),
+            bytes_per_token=bytes_per_token(receiver.geometry, receiver.dtype.itemsize, groups),
             places={place: estimate(one, settings.seed) for place, one in scores[groups].items()},
             speedup=times.get(groups),
         )
@@ -176,7 +202,8 @@ def measure_profile(
             "forced_tokens": settings.forced,
             "searched_on": len(looked),
             "judged_on": len(judged),
-            "timed_tokens": plan.clock,
+            "timed_tokens": min(plan.clock, _longest(receiver)),
+            "sink": settings.sink,
             "seed": settings.seed,
         },
         machine=describe_machine(receiver),
@@ -190,15 +217,6 @@ def _name(model: "LocalModel") -> str:
     return f"{model.ref}+{model.adapter}" if model.adapter else model.ref
 
 
-def _bytes(model: "LocalModel", groups: Groups) -> int:
-    """Bytes of state that travel per token: layers outside the groups, and hidden states at their entries."""
-    geometry, size = model.geometry, model.dtype.itemsize
-    inside = {layer for first, last in groups for layer in range(first, last)}
-    kept = [shape for number, shape in enumerate(geometry.layers) if number not in inside]
-    rows = sum(2 * shape.kv_heads * shape.head_dim for shape in kept)
-    return size * (rows + geometry.hidden_size * len(entries(groups)))
-
-
 @torch.no_grad()
 def clocked(
     sharer: "LocalModel",
@@ -210,19 +228,24 @@ def clocked(
 ) -> dict[Groups, float]:
     """Time to the first token by text over that by each choice, each way in turn, medians.
 
+    Text is the faster of our prefill in chunks and one pass.
+
     The message, of `plan.clock` tokens, is in the sharer's cache already; 16 tokens of the receiver's own follow it.
     """
     words = [token for trial in trials for token in (*trial.words, *trial.forced)]
     before = trials[0].ids[: trials[0].at]
-    size = min(plan.clock, receiver.max_positions - len(before) - 32)
+    size = min(plan.clock, _longest(receiver))
     ids = (*before, *(words * (size // len(words) + 1))[:size])
     trial = Trial(ids, len(before), tuple(words[:16]))
     starts = sorted({first for groups in chosen for first, _ in groups if first})
     arrival = arrival_of(trial, sharer.read(ids, starts))
     own = receiver.tensor(trial.forced)
 
-    def text() -> None:
-        receiver.prefill(receiver.tensor((*ids, *trial.forced)))
+    whole = receiver.tensor((*ids, *trial.forced))
+    texts: dict[str, Callable[[], object]] = {
+        "chunks": lambda: receiver.prefill(whole),
+        "one pass": lambda: receiver.logits(whole, last=1),
+    }
 
     def across(groups: Groups) -> None:
         state = arrival.message.state
@@ -230,18 +253,25 @@ def clocked(
         carry = carry_across(arrival, receiver, state, groups, 0, 0.0, "")
         receiver.prefill(own, (*carry.computed, *carry.spliced))
 
-    times: dict[Groups | None, list[float]] = {None: [], **{groups: [] for groups in chosen}}
+    ways: dict[str | Groups, Callable[[], object]] = dict(texts.items())
+    ways |= {groups: partial(across, groups) for groups in chosen}
+    times: dict[str | Groups, list[float]] = {way: [] for way in ways}
     for turn in range(plan.repeats + 1):
-        for groups, found in times.items():
+        for way, run in ways.items():
             _wait(receiver)
             began = perf_counter()
-            text() if groups is None else across(groups)
+            run()
             _wait(receiver)
             if turn:  # the first warms up
-                found.append(perf_counter() - began)
+                times[way].append(perf_counter() - began)
         report("time", (turn + 1) / (plan.repeats + 1))
-    base = median(times[None])
+    base = min(median(times[way]) for way in texts)
     return {groups: base / median(times[groups]) for groups in chosen}
+
+
+def _longest(model: "LocalModel") -> int:
+    """Tokens of a message that can be timed, its frame and what follows it left room."""
+    return model.max_positions - len(model.frame("chat").before) - 32
 
 
 def _wait(model: "LocalModel") -> None:

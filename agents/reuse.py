@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from unspoken.agents.outline import Piece, prints_message
 from unspoken.agents.spec import EdgeSpec, WorkflowSpec
 from unspoken.agents.templates import references
-from unspoken.channels.errors import ChannelError, InputError, ModelSupportError
+from unspoken.channels.errors import ChannelError, ModelSupportError
 from unspoken.channels.profiles.profile import Profile
 from unspoken.channels.projected import Bridge, ProjectedCacheChannel
 from unspoken.channels.recompute import Groups, check_groups, named
@@ -43,7 +43,7 @@ class Verdict:
         groups: Layers that the receiver computes anew of a message from other weights of its base.
         grounds: What speaks for these groups.
         max_kl: The most that the profile's KL may be, by its interval; None without a profile.
-        bytes_per_token: Bytes that a recomputed message brings per token, where a profile says so.
+        first_only: Whether these groups are for messages alone that stand where they stood at their sharer.
     """
 
     mode: str
@@ -55,7 +55,7 @@ class Verdict:
     groups: Groups | None = None
     grounds: str = ""
     max_kl: float | None = None
-    bytes_per_token: int | None = None
+    first_only: bool = False
 
     @property
     def channel(self) -> str:
@@ -68,14 +68,22 @@ def make_channel(
     edge: EdgeSpec,
     name: str,
     bridge: Bridge | None = None,
-    groups: Groups | None = None,
-    grounds: str = "",
+    verdict: "Verdict | None" = None,
 ) -> "Channel":
     """The channel of a name with an edge's options; without its bridge a projected one is text."""
     sink = edge.repair.sink if edge.repair else 0
     if name == "same_model_cache":
         deviation = edge.repair.deviation if edge.repair else 0.0
-        return SameModelCacheChannel(edge.share, edge.as_, sink, deviation, groups, grounds)
+        across = verdict or Verdict("splice", "")
+        return SameModelCacheChannel(
+            edge.share,
+            edge.as_,
+            sink,
+            deviation,
+            across.groups,
+            across.grounds,
+            across.first_only,
+        )
     if bridge is not None:
         mode: Literal["prefix", "fuse"] = "fuse" if edge.fuse else "prefix"
         return ProjectedCacheChannel(bridge, edge.share, edge.as_, sink, mode)
@@ -168,7 +176,7 @@ def _across(
         reason = "other weights of one base, and the workflow refuses their cache (recompute: none)"
         return Verdict("text", reason, "recompute: profile, or groups of layers")
     if edge.recompute != "profile":
-        return _by_groups(edge, receiver)
+        return _by_groups(edge, check_groups(edge.recompute, len(receiver.geometry.layers)))
     try:
         profile = find_profile(sharer, receiver)
     except ChannelError as error:
@@ -178,7 +186,7 @@ def _across(
     if profile is None:
         reason = f"other weights of one base, and no profile from {ends}"
         return Verdict("text", reason, "a profile of the pair", _profile_command(sharer, receiver))
-    return _by_profile(edge, profile, ends, moved=moved)
+    return _by_profile(edge, profile, receiver, ends, moved=moved)
 
 
 def _with_one_opening(
@@ -196,28 +204,33 @@ def _with_one_opening(
     return {**contexts, edge.to: (contexts[edge.from_][0], *contexts[edge.to][1:])}
 
 
-def _by_groups(edge: EdgeSpec, receiver: "LocalModel") -> Verdict:
+def _by_groups(edge: EdgeSpec, groups: Groups) -> Verdict:
     """Layers that the workflow itself names."""
-    try:
-        groups = check_groups(edge.recompute or (), len(receiver.geometry.layers))  # type: ignore[arg-type]
-    except InputError as error:
-        return Verdict("text", error.found, error.expected)
     what = f"layers {named(groups)} computed anew" if groups else "taken as it is"
     reason = f"other weights of one base; {what}, as the workflow says"
     return Verdict("recompute", reason, groups=groups, grounds="as the workflow says")
 
 
-def _by_profile(edge: EdgeSpec, profile: Profile, ends: str, *, moved: bool) -> Verdict:
+def _by_profile(
+    edge: EdgeSpec, profile: Profile, receiver: "LocalModel", ends: str, *, moved: bool
+) -> Verdict:
     """The cheapest point of a profile within the edge's bound."""
-    point = profile.choose(edge.max_kl, moved=moved)
+    unfit = _unfit(edge, profile, receiver, moved=moved)
+    if unfit is not None:
+        return Verdict("text", *unfit)
+    timed = str(profile.machine.get("device", "")).partition(":")[0] == receiver.device.type
+    within = profile.within(edge.max_kl, moved=moved)
+    point = next((one for one in within if not (timed and one.slow)), None)
     found = None if point is None else point.worst(moved=moved)
     if point is None or found is None:
-        cheapest = min((one.high for one in profile.at(moved=moved)), default=None)
-        nearest = "" if cheapest is None else f"; the nearest keeps {cheapest:.4f}"
-        reason = f"no choice of layers keeps {ends} within {edge.max_kl:g} nats{nearest}"
+        highs = sorted(one.high for one in profile.at(moved=moved))
+        reason = f"no choice of layers keeps {ends} within {edge.max_kl:g} nats"
+        reason += f"; the nearest keeps {highs[0]:.4f}" if highs else ""
+        if within:
+            reason = f"what keeps {ends} within {edge.max_kl:g} nats was no faster than text"
         return Verdict("text", reason, "a profile within the edge's max_kl")
-    speed = f", {point.speedup:.1f}x" if point.speedup else ""
-    grounds = f"profile: {found.kl:.4f} nats, at most {found.high:.4f}{speed}"
+    speed = f", {point.speedup:.1f}x" if point.speedup and timed else ""
+    grounds = f"profile: {found.kl:.4f} nats, interval up to {found.high:.4f}{speed}"
     what = f"layers {point.named} computed anew" if point.groups else "taken as it is"
     return Verdict(
         "recompute",
@@ -225,8 +238,31 @@ def _by_profile(edge: EdgeSpec, profile: Profile, ends: str, *, moved: bool) -> 
         groups=point.groups,
         grounds=grounds,
         max_kl=found.high,
-        bytes_per_token=point.bytes_per_token,
+        first_only=not moved,
     )
+
+
+def _unfit(
+    edge: EdgeSpec, profile: Profile, receiver: "LocalModel", *, moved: bool
+) -> tuple[str, str, str] | None:
+    """What makes a profile's bound say nothing of an edge: what was found, what was expected, the fix."""
+    dtype = str(receiver.dtype).removeprefix("torch.")
+    if profile.receiver.layer_dtype != dtype:
+        found = f"the profile was measured in {profile.receiver.layer_dtype}, and {edge.to} computes in {dtype}"
+        return found, f"a profile in {dtype}", "measure it again in that dtype"
+    if edge.codec != "raw":
+        found = (
+            f"the profile's bound is for a cache as it is, and the edge keeps it as {edge.codec}"
+        )
+        return found, "codec: raw, or groups of layers", "leave codec out"
+    sink = edge.repair.sink if edge.repair else 0
+    if moved and sink < profile.settings.get("sink", 0):
+        found = (
+            f"behind other tokens the profile was measured with the first {profile.settings['sink']} computed anew, "
+            f"and the edge repairs {sink}"
+        )
+        return found, f"repair: {{sink: {profile.settings['sink']}}} or more", "leave repair out"
+    return None
 
 
 def _called(model: "LocalModel", agent: str) -> str:

@@ -328,8 +328,13 @@ def _with_hidden(
         rows += 1
     kept = {layer: torch.cat(parts)[-rows:] for layer, parts in hidden.items()} if rows else {}
     for one in states:
-        if rows and one.stop == state.stop - rows and set(hidden) <= set(one.hidden):
-            kept = {layer: torch.cat((one.hidden[layer], kept[layer])) for layer in hidden}
+        if not rows or one.stop != state.stop - rows or not set(hidden) <= set(one.hidden):
+            continue
+        # Rows of it that were computed anew (repair) have other hidden states than those it brought.
+        anew = max((at for at in computed if at < one.stop), default=-1) + 1
+        back = one.stop - max(one.hidden_first, anew)
+        if back > 0:
+            kept = {layer: torch.cat((one.hidden[layer][-back:], kept[layer])) for layer in hidden}
     return replace(state, hidden=kept)
 
 

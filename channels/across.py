@@ -1,6 +1,6 @@
 """A message whose state other weights of the receiver's base have made, brought into the receiver's context."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,6 +36,7 @@ def carry_across(
     sink: int,
     deviation: float,
     grounds: str,
+    first_only: bool = False,
 ) -> Carry:
     """Some layers of the message anew in the receiver, the others as the sharer made them.
 
@@ -50,76 +51,118 @@ def carry_across(
         sink: Tokens at the start of what is shifted that the receiver computes itself.
         deviation: Share of the tokens to compute anew in all layers, those whose values deviate most.
         grounds: What speaks for these layers, for the report.
+        first_only: Whether these layers are for messages alone that stand where they stood at their sharer.
 
     Raises:
-        IdentityMismatch, GeometryMismatch, StateError: As `recompute_layers`.
+        IdentityMismatch, GeometryMismatch, StateError: As `recompute_layers`, or a message moved that must not be.
     """
     ids = arrival.context
-    before, reach = list(arrival.before), max((one.stop for one in arrival.before), default=0)
+    before = list(arrival.before)
     computed: list[KVState] = []
     made: list[KVState] = []
-    bare = state.hidden_first if entries(groups) else state.start
-    for run in _runs(arrival, state, reach, sink, bare):
-        if run.at > reach:
-            own = _computed(receiver, ids[reach : run.at], before).slice(reach, run.at)
-            computed.append(own)
-            before.append(own)
+    for run in _runs(arrival, state, sink, bool(entries(groups))):
+        if first_only and run.at != run.source:
+            raise StateError(
+                "the message stands behind other tokens than at its sharer",
+                expected="the same tokens before it at both ends, where these layers were found to be enough",
+                fix="plan with a profile that covers other places, or raise max_kl",
+            )
+        computed += _computed(receiver, ids, run.at, before)
+        before = sorted((*arrival.before, *computed, *made), key=lambda piece: piece.start)
         source = state.slice(run.source, run.source + run.tokens)
         moved = source.shift(run.at - run.source, receiver.geometry, receiver.rotary)
-        piece = recompute_layers(receiver, moved, ids[run.at : run.stop], groups, before)
-        made.append(piece)
-        before.append(piece)
-        reach = run.stop
-    repair: tuple[int, ...] = ()
-    looked = 0
-    if deviation and made:
-        depth = min(EARLY, len(receiver.geometry.layers))
-        repair = deviating_positions(receiver, ids, made, deviation, depth)
-        looked = depth * made[-1].stop
+        behind = [piece for piece in before if piece.start < run.at]
+        made.append(recompute_layers(receiver, moved, ids[run.at : run.stop], groups, behind))
+        before.append(made[-1])
     report = _report(arrival, receiver, state, groups, grounds, computed, made)
-    report = replace(report, layer_tokens=report.layer_tokens + looked)
+    repair: tuple[int, ...] = ()
+    depth = min(EARLY, len(receiver.geometry.layers))
+    if deviation and made and not _within(depth - 1, groups):
+        repair = deviating_positions(receiver, ids, made, deviation, depth)
+        report = replace(report, layer_tokens=report.layer_tokens + depth * made[-1].stop)
+    elif deviation and made:
+        why = f"{report.reason}; layer {depth - 1} is computed anew, so no deviation is seen there"
+        report = replace(report, reason=why)
     return Carry(
         None, tuple(made), repair, report, computed=tuple(computed), recomputed=bool(groups)
     )
 
 
-def _runs(arrival: Arrival, state: KVState, reach: int, sink: int, bare: int) -> Iterator[_Run]:
+def _runs(arrival: Arrival, state: KVState, sink: int, enters: bool) -> list[_Run]:
     """What to take of the sharer's state, ascending: the tokens that stand first at both ends, then the spans.
+
+    What is in place already, a span's first `sink` tokens, and tokens whose hidden states are wanted and missing stay
+    out; the receiver computes the latter two.
 
     Args:
         arrival: The message in its place.
         state: The sharer's state.
-        reach: Where the receiver has states up to.
-        sink: Tokens at the start of a span to leave out.
-        bare: Position of the sharer's before which nothing can be taken.
+        sink: Tokens at the start of a shifted span to leave out.
+        enters: Whether hidden states are wanted.
 
     Raises:
-        StateError: Nothing of the message can be taken.
+        StateError: Hidden states are wanted, and the message has none.
     """
+    bare = state.hidden_first if enters else state.start
+    taken = _mask(len(arrival.context), arrival.before)
     last = max((span.at + span.length for span in arrival.spans), default=0)
     shared = min(common_prefix(arrival.context, arrival.message.context), last)
     spans = [Span(0, 0, shared)] if shared and state.start == 0 else []
-    spans += arrival.spans
-    at, taken = reach, 0
-    for span in spans:
+    runs, lost = [], 0
+    for span in (*spans, *arrival.spans):
+        fresh = span.at > 0 and not taken[span.at]
+        begin = span.at + (min(sink, span.length) if fresh else 0)
         stop = span.at + span.length
-        skip = 0 if span.at == span.source == 0 else min(sink, span.length)
-        skip = max(skip if at <= span.at else at - span.at, bare - span.source)
-        if span.at + skip < stop:
-            taken += stop - span.at - skip
-            yield _Run(span.at + skip, span.source + skip, stop)
-        at = max(at, stop)
-    if not taken and bare > state.start and reach < last:
+        start = min(max(begin, span.at + bare - span.source), stop)
+        lost += sum(not there for there in taken[begin:start])
+        for at, end in _free(taken, start, stop):
+            runs.append(_Run(at, at - span.at + span.source, end))
+            taken[at:end] = b"\1" * (end - at)
+    if lost and not runs:
         raise StateError(
             f"the sharer's hidden states begin at position {bare}, after the message",
             expected="hidden states of the message's own tokens",
             fix="share what the sharer computed itself in this turn, such as its prompt or its output",
         )
+    return sorted(runs, key=lambda run: run.at)
 
 
-def _computed(receiver: CausalModel, ids: Sequence[int], before: Sequence[KVState]) -> KVState:
-    """The receiver's state of all up to the last of `ids`."""
-    return receiver.prefill(torch.tensor(tuple(ids), device=receiver.device), before).state
+def _mask(tokens: int, states: Sequence[KVState]) -> bytearray:
+    """A byte per position, 1 where a state stands."""
+    taken = bytearray(tokens)
+    for state in states:
+        stop = min(state.stop, tokens)
+        taken[state.start : stop] = b"\1" * (stop - state.start)
+    return taken
+
+
+def _free(taken: bytearray, start: int, stop: int) -> list[tuple[int, int]]:
+    """Stretches of positions where nothing stands."""
+    found = []
+    at = taken.find(b"\0", start, stop)
+    while at >= 0:
+        end = taken.find(b"\1", at, stop)
+        end = stop if end < 0 else end
+        found.append((at, end))
+        at = taken.find(b"\0", end, stop)
+    return found
+
+
+def _computed(
+    receiver: CausalModel, ids: Sequence[int], stop: int, before: Sequence[KVState]
+) -> list[KVState]:
+    """The receiver's states of all positions below `stop` where nothing stands."""
+    gaps = _free(_mask(stop, before), 0, stop)
+    if not gaps:
+        return []
+    places = [at for first, end in gaps for at in range(first, end)]
+    behind = [piece for piece in before if piece.start < stop]
+    state = receiver.prefill(
+        torch.tensor([ids[at] for at in places], device=receiver.device),
+        behind,
+        torch.tensor(places, device=receiver.device),
+    ).state
+    return [state.slice(first, end) for first, end in gaps]
 
 
 def _report(
@@ -132,23 +175,34 @@ def _report(
     made: Sequence[KVState],
 ) -> CarryReport:
     layers = len(receiver.geometry.layers)
-    count = sum(last - first for first, last in groups)
     tokens = sum(map(len, made))
-    kept = (layers - count) * tokens
-    hidden = sum(state.hidden[layer].shape[1] for layer in entries(groups)) * state.dtype.itemsize
+    report = CarryReport(
+        "same_model_cache",
+        exact=True,
+        reason="nothing of the cache is taken: what the message brings is in place or computed",
+        tokens=arrival.tokens,
+        layer_tokens=layers * sum(map(len, computed)),
+    )
+    if not made:
+        return report
+    count = sum(last - first for first, last in groups)
     moved = [layer for number, layer in enumerate(state.layers) if not _within(number, groups)]
-    per_token = sum(layer.nbytes // max(layer.rows, 1) for layer in moved) + hidden
+    per_token = sum(layer.nbytes // max(layer.rows, 1) for layer in moved)
+    per_token += sum(
+        state.hidden[at].shape[1] * state.hidden[at].itemsize for at in entries(groups)
+    )
     of = f"layers {named(groups)} of {layers}" if groups else "no layer"
     reason = f"recompute: other weights of one base; {of} computed anew over {tokens} tokens"
-    return CarryReport(
-        "same_model_cache",
-        exact=not kept and all(piece.exact for piece in (*arrival.before, *made)),
-        reason=f"{reason} ({grounds})" if grounds else reason,
-        tokens=arrival.tokens,
+    rough = state.approximate_from is not None and count < layers
+    why = "of a state that is approximate itself, so no bound is known" if rough else grounds
+    return replace(
+        report,
+        exact=count == layers and all(piece.exact for piece in (*arrival.before, *made)),
+        reason=f"{reason} ({why})" if why else reason,
         reused=0 if groups else tokens,
-        repaired=arrival.tokens if groups else 0,
+        repaired=tokens if groups else 0,
         bytes=per_token * tokens,
-        layer_tokens=count * tokens + layers * sum(map(len, computed)),
+        layer_tokens=report.layer_tokens + count * tokens,
         recomputed_layers=count,
     )
 

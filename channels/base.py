@@ -171,8 +171,8 @@ class Arrival:
         spans: Where its tokens stand, ascending; empty where tokenizers differ or a template rewrote it.
         context: All ids of the receiver's context.
         texts: Where its words stand as tokens of the receiver's own, ascending; empty between equal tokenizers.
-        before: States in place already, from position 0 on without a gap: the receiver's own past, and what other
-            messages have brought. A channel that computes in the receiver may build on them.
+        before: States in place already, ascending and without overlap: the receiver's own past, and what messages that
+            stand earlier have brought. A channel that computes in the receiver may build on them.
     """
 
     message: Message

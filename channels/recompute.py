@@ -12,10 +12,18 @@ import torch
 
 from unspoken.channels.base import CausalModel
 from unspoken.channels.errors import IdentityMismatch, InputError, StateError
-from unspoken.channels.geometry import ModelIdentity
+from unspoken.channels.geometry import CacheGeometry, ModelIdentity
 from unspoken.channels.state import KVState, LayerState
 
-__all__ = ["Groups", "check_groups", "entries", "named", "recompute_layers", "require_one_base"]
+__all__ = [
+    "Groups",
+    "bytes_per_token",
+    "check_groups",
+    "entries",
+    "named",
+    "recompute_layers",
+    "require_one_base",
+]
 
 Groups = tuple[tuple[int, int], ...]
 """Layers first … last - 1 of each group, ascending, with at least one layer between two groups."""
@@ -55,6 +63,14 @@ def named(groups: Groups) -> str:
 def entries(groups: Groups) -> tuple[int, ...]:
     """Layers whose inputs the sharer must keep."""
     return tuple(first for first, _ in groups if first > 0)
+
+
+def bytes_per_token(geometry: CacheGeometry, itemsize: int, groups: Groups) -> int:
+    """Bytes of state that travel per token: layers outside the groups, and hidden states at their entries."""
+    inside = {layer for first, last in groups for layer in range(first, last)}
+    kept = [shape for number, shape in enumerate(geometry.layers) if number not in inside]
+    rows = sum(2 * shape.kv_heads * shape.head_dim for shape in kept)
+    return itemsize * (rows + geometry.hidden_size * len(entries(groups)))
 
 
 def require_one_base(receiver: ModelIdentity, sharer: ModelIdentity, what: str) -> None:

@@ -41,6 +41,7 @@ class SameModelCacheChannel(Channel):
         groups: Layers to compute anew where the message was made by other weights of the receiver's base, as
             (first, last + 1) pairs; of no pair the sharer's state is taken as it is. None refuses other weights.
         grounds: What speaks for these groups, for the report.
+        first_only: Whether these groups are for messages alone that stand where they stood at their sharer.
     """
 
     name: ClassVar[str] = "same_model_cache"
@@ -52,6 +53,7 @@ class SameModelCacheChannel(Channel):
     deviation: float = 0.0
     groups: Groups | None = None
     grounds: str = ""
+    first_only: bool = False
 
     def __post_init__(self) -> None:
         if self.sink < 0:
@@ -114,10 +116,11 @@ class SameModelCacheChannel(Channel):
                 self.sink,
                 self.deviation,
                 self.grounds,
+                self.first_only,
             )
         receiver.identity.require(message.state.identity, f"the cache of {message.sharer!r}")
         message.state.check(receiver.geometry, receiver.dtype)
-        state = message.state.to(receiver.device)
+        state = replace(message.state, hidden={}).to(receiver.device)
         shared = common_prefix(arrival.context, message.context)
         prefix = state.slice(0, shared) if shared and state.start == 0 else None
         spans = tuple(

@@ -68,11 +68,14 @@ def sound(report: RunReport) -> RunReport:
             parts = turn.prefilled_tokens + turn.reused_tokens
             parts += turn.recomputed_tokens + turn.projected_tokens
             assert turn.prompt_tokens == parts, name
+            assert min(turn.prefilled_tokens, turn.reused_tokens) >= 0, name
+            assert min(turn.recomputed_tokens, turn.projected_tokens) >= 0, name
             assert turn.prefilled_tokens + turn.recomputed_tokens > 0, name
             assert (turn.ttft_s is None) == (turn.generated_tokens == 0), name
             assert turn.ttft_s is None or 0 < turn.ttft_s <= turn.seconds, name
     for edge in report.edges:
-        assert edge.reused >= 0 and edge.repaired >= 0
+        assert edge.reused >= 0 and edge.repaired >= 0 and edge.projected >= 0
+        assert edge.reused + edge.repaired + edge.projected <= edge.tokens
         assert edge.reused + edge.repaired == 0 or edge.bytes > 0 or edge.recomputed_layers
         assert (edge.channel == "text") <= (edge.reused == 0)
     return report

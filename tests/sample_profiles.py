@@ -35,8 +35,16 @@ def profile_of(sharer: CausalModel, receiver: CausalModel, *points: Point) -> Pr
         sharer=Side.of(sharer, "sharer"),
         receiver=Side.of(receiver, "receiver"),
         data=AuditFile(name="builtin", digest="0", rows=2),
-        settings={"message_tokens": 8, "judged_on": 1, "searched_on": 1, "timed_tokens": 8},
-        machine={},
+        settings={
+            "message_tokens": 8,
+            "forced_tokens": 2,
+            "judged_on": 1,
+            "searched_on": 1,
+            "timed_tokens": 8,
+            "seed": 0,
+            "sink": 4,
+        },
+        machine={"device": "cpu"},
         points=points,
         searched=len(points),
     )

@@ -206,3 +206,93 @@ def test_a_state_is_never_changed_by_a_carry() -> None:
     assemble(receiver, ids, [delivered(message, ids, 5, channel((0, 1), (2, 3), deviation=0.3))])
     assert all(torch.equal(a, b.keys) for a, b in zip(kept, state.layers, strict=True))
     assert isinstance(state, KVState)
+
+
+def mixed(receiver: LocalModel, *given: Delivery, ids: tuple[int, ...]) -> Assembly:
+    """Assembled deliveries whose counts hold and whose states do not overlap."""
+    parts = assemble(receiver, ids, list(given))
+    kinds = (parts.repaired, parts.projected, parts.fused, parts.recomputed)
+    assert sum(map(len, kinds)) == len(frozenset().union(*kinds))
+    placed = [at for state in parts.states for at in range(state.start, state.stop)]
+    assert len(placed) == len(set(placed))
+    assert all(one.reused >= 0 and one.repaired >= 0 for _, one, _ in parts.carries)
+    return parts
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_splice_before_it_stays_a_splice(turned: bool) -> None:
+    """Other tokens before a splice are computed, not the splice; whatever the order of the edges."""
+    sharer, receiver = make("llama"), tuned("llama")
+    ids = (*OTHER, *WORDS, *OTHER, *WORDS, *NEXT)
+    splice = replace(delivered(message_of(receiver), ids, 5, SameModelCacheChannel(sink=2)), edge=1)
+    across = delivered(message_of(sharer), ids, 10 + len(WORDS), channel((1, 3)))
+    given = (across, splice) if turned else (splice, across)
+    parts = mixed(receiver, *given, ids=ids)
+    reports = {edge: report for edge, report, _ in parts.carries}
+    assert reports[1].reused == len(WORDS) - 2 and reports[1].repaired == 2
+    assert reports[0].repaired == len(WORDS) - 2
+    assert parts.fused == frozenset((*range(5), *range(27, 34)))
+
+
+def test_two_messages_out_of_order_are_both_taken() -> None:
+    sharer, receiver = make("llama"), tuned("llama")
+    ids = (*OPENING, *WORDS, *OTHER, *WORDS, *NEXT)
+    near = delivered(message_of(sharer), ids, 3, channel((1, 3)))
+    far = delivered(message_of(sharer), ids, 8 + len(WORDS), channel((1, 3)))
+    parts = mixed(receiver, far, near, ids=ids)
+    assert [report.repaired for _, report, _ in parts.carries] == [len(WORDS) - 2, len(WORDS)]
+
+
+def test_a_message_that_is_in_place_already_needs_no_hidden_states() -> None:
+    sharer, receiver = make("llama"), tuned("llama")
+    ids = (*OPENING, *WORDS, *NEXT)
+    given = delivered(message_of(sharer, capture=()), ids, 3, channel((1, 3)))
+    own = ((*OPENING, *WORDS), receiver.read((*OPENING, *WORDS)))
+    parts = assemble(receiver, ids, [given], own)
+    ((_, report, _),) = parts.carries
+    assert report.exact and (report.repaired, report.recomputed_layers) == (0, 0)
+    assert report.reused == len(WORDS)
+
+
+def test_a_sink_past_the_message_takes_nothing() -> None:
+    sharer, receiver = make("llama"), tuned("llama")
+    ids = (*OTHER, *WORDS, *NEXT)
+    given = delivered(message_of(sharer), ids, 5, channel((1, 3), sink=99))
+    parts = mixed(receiver, given, ids=ids)
+    ((_, report, _),) = parts.carries
+    assert (report.reused, report.repaired, report.recomputed_layers) == (0, 0, 0)
+    assert parts.missing == tuple(range(len(ids)))
+
+
+def test_layers_for_the_prefix_are_refused_behind_other_tokens() -> None:
+    sharer, receiver = make("llama"), tuned("llama")
+    first = SameModelCacheChannel(groups=((1, 3),), first_only=True)
+    ids = (*OPENING, *WORDS, *NEXT)
+    assert assemble(receiver, ids, [delivered(message_of(sharer), ids, 3, first)]).recomputed
+    ids = (*OTHER, *WORDS, *NEXT)
+    with pytest.raises(RunError, match="behind other tokens"):
+        assemble(receiver, ids, [delivered(message_of(sharer), ids, 5, first)])
+
+
+def test_an_early_layer_computed_anew_shows_no_deviation() -> None:
+    sharer, receiver = make("llama"), tuned("llama")
+    ids = (*OPENING, *WORDS, *NEXT)
+    parts = assemble(
+        receiver, ids, [delivered(message_of(sharer), ids, 3, channel((0, 2), deviation=0.3))]
+    )
+    assert not parts.repaired and "no deviation is seen" in parts.carries[0][1].reason
+
+
+def test_the_tokens_that_deviate_are_those_whose_values_do() -> None:
+    sharer, receiver = make("llama"), tuned("llama")
+    message = message_of(sharer)
+    state = message.state
+    assert state is not None
+    values = state.layers[1].values.clone()
+    values[:, [9, 14]] += 50
+    layers = list(state.layers)
+    layers[1] = replace(layers[1], values=values)
+    changed = replace(message, state=replace(state, layers=tuple(layers)))
+    ids = (*OPENING, *WORDS, *NEXT)
+    given = delivered(changed, ids, 3, channel((2, 3), deviation=0.08))
+    assert assemble(receiver, ids, [given]).repaired == frozenset((9, 14))

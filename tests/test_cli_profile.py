@@ -9,11 +9,13 @@ from flows import DOCUMENT, QUESTION, reader_solver, sibling, tiny_model
 from test_adapters import save_adapter
 from typer.testing import CliRunner, Result
 
-from unspoken.agents import LocalModel
+from unspoken.agents import LocalModel, profiling
+from unspoken.agents.cli import figure
 from unspoken.agents.cli.main import app
+from unspoken.channels.errors import InputError
 from unspoken.channels.profiles.store import ProfileStore
 
-SMALL = ("--passages", "6", "--tokens", "24")
+SMALL = ("--passages", "12", "--tokens", "16")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "text.txt").write_text("the key of the cache is in the document. " * 200)
     rows = [
         {"context": f"the key {n} of the cache", "question": "what?", "answers": ["the key"]}
-        for n in range(8)
+        for n in range(14)
     ]
     (root / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return root
@@ -73,9 +75,19 @@ def test_a_pair_is_measured_kept_and_used(root: Path) -> None:
     models = [LocalModel.load(str(root / name)) for name in ("base", "tuned")]
     profile = ProfileStore().find(models[0].identity, models[1].identity)
     assert profile is not None and profile.command.startswith("unspoken ")
+    quick = profile.model_copy(
+        update={"points": tuple(one.model_copy(update={"speedup": 2.0}) for one in profile.points)}
+    )
+    ProfileStore().save(quick)  # a tiny model's text is faster than any hand-over
     flow = reader_solver(models[0], models[1], "auto", max_kl=10.0)
     (edge,) = flow.plan(document=DOCUMENT, question=QUESTION).edges
-    assert edge.mode in ("recompute", "text") and "no profile" not in edge.reason
+    assert edge.mode == "recompute" and edge.recompute == ()
+
+
+def test_a_pair_that_has_one_is_said_to(root: Path) -> None:
+    measured(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
+    result = call(root / "base", root / "tuned", "--data", root / "rows.jsonl", *SMALL)
+    assert "--again" in result.stderr and "text.txt" in result.stdout
 
 
 def test_a_profile_that_is_there_is_shown(root: Path) -> None:
@@ -114,6 +126,7 @@ def test_an_adapter_is_another_model(root: Path) -> None:
         (("base", "tuned", "--data", "nowhere.txt"), "no file"),
         (("base", "tuned", "--figure", "front.pdf"), ".png"),
         (("base", "tuned", "--data", "short.txt"), "at least"),
+        (("base", "tuned", "--tokens=900"), "positions"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(root: Path, args: tuple[str, ...], says: str) -> None:
@@ -122,6 +135,23 @@ def test_what_cannot_be_measured_is_refused(root: Path, args: tuple[str, ...], s
     assert says in refused(*made)
 
 
-def test_nothing_is_kept_of_a_measurement_that_failed(root: Path, cache: Path) -> None:
-    refused(root / "base", root / "tuned", "--data", root / "text.txt", "--passages", "9999")
+def test_nothing_is_kept_of_a_measurement_that_failed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise InputError("no clock")
+
+    monkeypatch.setattr(profiling, "clocked", fail)
+    assert "no clock" in refused(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
     assert ProfileStore().entries() == []
+
+
+def test_a_figure_that_cannot_be_drawn_costs_nothing_else(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(figure, "draw_profile", fail)
+    found = measured(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
+    assert [path.name for path in Path(found["path"]).iterdir()] == ["profile.json"]

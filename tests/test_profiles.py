@@ -19,6 +19,7 @@ from unspoken.channels.distance import distance
 from unspoken.channels.errors import InputError, ProfileError
 from unspoken.channels.profiles.profile import Profile, front_of
 from unspoken.channels.profiles.search import (
+    _near,
     estimate,
     judge,
     layers_of,
@@ -114,6 +115,7 @@ def test_an_interval_holds_its_mean() -> None:
     found = estimate([(0.01 * n, 0.5) for n in range(10)])
     assert found.low < found.kl < found.high and found.top1 == 0.5
     assert estimate([(0.3, 1.0)] * 4).high == pytest.approx(0.3)
+    assert found.high - found.kl > 2.2 * 0.0303 / 10**0.5  # of ten, Student's and not the normal's
 
 
 def test_a_prompt_has_the_tokens_that_are_asked_for(pair: tuple[LocalModel, LocalModel]) -> None:
@@ -172,14 +174,6 @@ def test_a_profile_that_is_none_is_refused(
     assert "unspoken profile" in caught.value.fix
 
 
-def test_a_group_beyond_the_layers_is_refused(pair: tuple[LocalModel, LocalModel]) -> None:
-    profile = profile_of(*pair, point(((1, 3),), 0.5, 4))
-    data = json.loads(profile.to_json())
-    data["points"][0]["groups"] = [[1, 9]]
-    with pytest.raises(ProfileError, match="group of layers"):
-        Profile.from_json(json.dumps(data), "profile.json")
-
-
 def test_another_pairs_profile_is_refused(
     tmp_path: Path, pair: tuple[LocalModel, LocalModel]
 ) -> None:
@@ -214,15 +208,45 @@ def test_the_cheapest_point_within_the_bound_is_chosen(pair: tuple[LocalModel, L
     )
 
     def chosen(bound: float, *, moved: bool = False) -> Groups | None:
-        found = profile.choose(bound, moved=moved)
-        return None if found is None else found.groups
+        found = profile.within(bound, moved=moved)
+        return found[0].groups if found else None
 
     assert chosen(1.0) == ()
     assert chosen(0.01) == ((0, 2),)
     assert chosen(0.01, moved=True) == ((0, 3),)
     assert chosen(0.0001) is None
-    slow = profile_of(*pair, point(((0, 1),), 0.001, 4, speedup=1.0))
-    assert slow.choose(0.01, moved=False) is None
+    assert profile_of(*pair, point(((0, 1),), 0.001, 4, speedup=1.0)).points[0].slow
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"share": 0.25}, "share of 0.25"),
+        ({"places": {}}, "other places"),
+        ({"groups": [[1, 9]]}, "group of layers"),
+    ],
+)
+def test_a_point_that_contradicts_itself_is_refused(
+    pair: tuple[LocalModel, LocalModel], change: dict[str, object], says: str
+) -> None:
+    data = json.loads(profile_of(*pair, point(((1, 3),), 0.5, 4)).to_json())
+    data["points"][0] |= change
+    with pytest.raises(ProfileError, match=says):
+        Profile.from_json(json.dumps(data), "profile.json")
+
+
+def test_distances_that_are_not_finite_are_said_to_be() -> None:
+    with pytest.raises(ProfileError, match="not finite"):
+        estimate([(float("nan"), 0.0), (0.1, 1.0)])
+
+
+def test_every_point_of_a_front_gets_its_turn() -> None:
+    """Late rounds try second groups too, and points with many layers as much as those with few."""
+    front: list[Groups] = [((0, 5),), ((3, 12),), ((2, 24),), ((0, 25),)]
+    near = _near(front, 30, 1)[:40]
+    assert sum(len(groups) > 1 for groups in near) >= 10
+    for ends in ((1, 24), (2, 23), (0, 24)):
+        assert (ends,) in near
 
 
 def test_distances_are_of_log_probabilities() -> None:

@@ -17,6 +17,7 @@ from unspoken.agents.turn import TurnRequest
 from unspoken.channels import SameModelCacheChannel
 from unspoken.channels.errors import WorkflowError
 from unspoken.channels.profiles.store import ProfileStore
+from unspoken.channels.recompute import bytes_per_token
 
 CACHE = "same_model_cache"
 
@@ -67,7 +68,8 @@ def test_with_a_profile_within_the_bound_it_is_used(models: tuple[LocalModel, Lo
     keep(models, point((), 0.5, 2), point(((1, 2),), 0.004, 2), point(((0, 2),), 0.0, 2))
     (edge,) = flow(models, "auto").plan(document=DOCUMENT, question=QUESTION).edges
     assert (edge.mode, edge.channel, edge.recompute) == ("recompute", CACHE, ((1, 2),))
-    assert edge.kl == pytest.approx(0.0044) and edge.bytes_per_token == 64
+    assert edge.kl == pytest.approx(0.0044)
+    assert edge.bytes_per_token == bytes_per_token(models[0].geometry, 4, ((1, 2),))
     assert "0.01 allowed" in edge.reason
     report = sound(flow(models, "auto").run(document=DOCUMENT, question=QUESTION).report)
     carried = report.edges[0]
@@ -128,9 +130,62 @@ def test_all_layers_anew_write_what_text_writes(models: tuple[LocalModel, LocalM
     assert anew.outputs == text.outputs
 
 
-def test_layers_that_the_model_lacks_are_refused(models: tuple[LocalModel, LocalModel]) -> None:
-    (edge,) = flow(models, recompute=[[0, 7]]).plan().edges
-    assert edge.mode == "text" and "[0, 7]" in edge.reason
+def test_layers_that_the_model_lacks_are_a_mistake(models: tuple[LocalModel, LocalModel]) -> None:
+    """Not a reason to fall back: the workflow is wrong."""
+    with pytest.raises(WorkflowError) as caught:
+        flow(models, recompute=[[0, 7]]).plan()
+    assert "edges[0].recompute" in str(caught.value) and "[0, 7]" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("edge", "system", "says"),
+    [
+        ({"codec": "int8"}, None, "keeps it as int8"),
+        ({"repair": {"sink": 2}}, "Be brief.", "the edge repairs 2"),
+        ({"repair": "none"}, "Be brief.", "the edge repairs 0"),
+    ],
+)
+def test_a_bound_is_not_used_where_it_was_not_measured(
+    models: tuple[LocalModel, LocalModel], edge: dict[str, Any], system: str | None, says: str
+) -> None:
+    keep(models, point(((1, 2),), 0.001, 2))
+    (planned,) = flow(models, "auto", system=system, **edge).plan().edges
+    assert planned.mode == "text" and says in planned.reason
+
+
+def test_a_profile_of_another_dtype_says_nothing(models: tuple[LocalModel, LocalModel]) -> None:
+    profile = profile_of(*models, point(((1, 2),), 0.001, 2))
+    side = profile.receiver.model_copy(update={"layer_dtype": "bfloat16"})
+    ProfileStore().save(profile.model_copy(update={"receiver": side}))
+    (edge,) = flow(models, "auto").plan().edges
+    assert edge.mode == "text" and "measured in bfloat16" in edge.reason
+
+
+def test_layers_chosen_for_the_prefix_serve_there_alone(
+    models: tuple[LocalModel, LocalModel],
+) -> None:
+    """The second message of a loop stands behind the first: other tokens than at its sharer."""
+    keep(models, point(((1, 2),), 0.001, 2, moved=0.5))
+    base, tuned = models
+    agents = [
+        Agent(
+            "a",
+            base,
+            prompt="Say {{ turn }}.",
+            max_turns=2,
+            memory="turn",
+            generate={"max_new_tokens": 3},
+        ),
+        Agent("b", tuned, prompt="Again.", max_turns=2, generate={"max_new_tokens": 3}),
+    ]
+    made = Workflow("w", agents)
+    made.connect(agents[0], agents[1], "auto", share="prompt")
+    made.connect(agents[1], agents[0], "text", loop=True)
+    assert made.plan().edges[0].mode == "recompute"
+    report = sound(made.run().report)
+    first, _, second = report.edges
+    assert first.recomputed_layers == 1 and second.channel == "text"
+    assert "behind other tokens" in second.reason and report.fallbacks
 
 
 def test_an_edge_that_must_not_fall_back_is_an_error(models: tuple[LocalModel, LocalModel]) -> None:
@@ -220,4 +275,7 @@ def test_a_chain_of_three_models_recomputes_twice(
     made.connect(agents[1], agents[2], CACHE, recompute=[[1, 2]])
     report = sound(made.run(document=DOCUMENT).report)
     assert [edge.recomputed_layers for edge in report.edges] == [1, 1]
+    assert all(edge.repaired > 0 for edge in report.edges)
+    assert all(report.agents[name][0].recomputed_tokens > 0 for name in "bc")
+    assert "approximate itself" in report.edges[1].reason
     assert not report.fallbacks

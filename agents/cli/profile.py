@@ -46,7 +46,7 @@ def profile(
         str | None, typer.Option(metavar="DIR", help="An adapter on the receiver.")
     ] = None,
     passages: Annotated[
-        int, typer.Option(min=6, help="Messages to measure on; a third of them to search with.")
+        int, typer.Option(min=12, help="Messages to measure on; a third of them to search with.")
     ] = 24,
     tokens: Annotated[int, typer.Option(min=8, help="Tokens of a message.")] = 256,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
@@ -88,6 +88,14 @@ def profile(
         )
     if figure is not None:
         draw_profile(found, figure)
+    asked = data is not None and found.data.name != data.name
+    if not again and (asked or found.command != plan.command):
+        when = f"measured on {found.created} on {found.data.name}"
+        console.print(shown(f"this pair has a profile already, {when}; --again measures it anew"))
+    if not can_draw():
+        console.print(
+            shown('no figure: matplotlib is not installed (pip install "unspoken[figures]")')
+        )
     if as_json:
         print_json({"path": str(folder), **found.model_dump(mode="json")})
         return

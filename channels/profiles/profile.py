@@ -16,6 +16,16 @@ __all__ = ["AGAIN", "FILE", "PREFIX", "Estimate", "Point", "Profile", "front_of"
 
 FILE: Final = "profile.json"
 
+SETTINGS = (
+    "forced_tokens",
+    "judged_on",
+    "message_tokens",
+    "searched_on",
+    "seed",
+    "sink",
+    "timed_tokens",
+)
+
 PREFIX = "prefix"
 """The place of a message that stands after the same tokens at both ends."""
 
@@ -61,11 +71,17 @@ class Point(Part):
         return named(self.groups)
 
     def worst(self, *, moved: bool) -> Estimate | None:
-        """The estimate that counts: at the prefix, or the worst of the other places; None where it was not measured."""
+        """The estimate that counts: at the prefix, or, `moved`, the worst of all; None where no other was measured."""
         if not moved:
-            return self.places.get(PREFIX)
-        others = [one for name, one in self.places.items() if name != PREFIX]
-        return max(others, key=lambda one: one.high, default=None)
+            return self.places[PREFIX]
+        if len(self.places) < 2:
+            return None
+        return max(self.places.values(), key=lambda one: one.high)
+
+    @property
+    def slow(self) -> bool:
+        """Whether it was measured to be no faster than text."""
+        return self.speedup is not None and self.speedup <= 1
 
 
 class Profile(Part):
@@ -98,12 +114,20 @@ class Profile(Part):
     command: str = ""
 
     @model_validator(mode="after")
-    def _groups_fit(self) -> Self:
+    def _consistent(self) -> Self:
+        layers = len(self.receiver.geometry.layers)
+        lacking = [name for name in SETTINGS if name not in self.settings]
+        if lacking:
+            raise ValueError(f"settings without {lacking[0]}")
         for point in self.points:
             try:
-                check_groups(point.groups, len(self.receiver.geometry.layers))
+                groups = check_groups(point.groups, layers)
             except InputError as error:
                 raise ValueError(error.found) from None
+            if round(point.share * layers) != sum(last - first for first, last in groups):
+                raise ValueError(f"a share of {point.share:g} for the layers {point.named}")
+            if PREFIX not in point.places or set(point.places) != set(self.points[0].places):
+                raise ValueError(f"the layers {point.named} were measured at other places")
         return self
 
     @property
@@ -121,21 +145,21 @@ class Profile(Part):
         found = [point.worst(moved=moved) for point in self.points if point.share < 1]
         return [one for one in found if one is not None]
 
-    def choose(self, max_kl: float, *, moved: bool) -> Point | None:
-        """The point that computes fewest layers anew and whose KL is, with its interval, at most `max_kl`; or None.
+    def within(self, max_kl: float, *, moved: bool) -> list[Point]:
+        """The points whose KL is, with its interval, at most `max_kl`, those that compute fewest layers anew first.
 
-        One that computes all layers, or was measured to be no faster than text, is never chosen: text is exact.
+        One that computes all layers is not among them: text is exact.
 
         Args:
             max_kl: Bound in nats a token, held against the upper end of the interval.
             moved: Whether the message stands after other tokens than at its sharer.
         """
+        found = []
         for point in sorted(self.points, key=lambda one: one.share):
-            found = point.worst(moved=moved)
-            slow = point.share == 1 or (point.speedup is not None and point.speedup <= 1)
-            if found is not None and found.high <= max_kl and not slow:
-                return point
-        return None
+            one = point.worst(moved=moved)
+            if one is not None and one.high <= max_kl and point.share < 1:
+                found.append(point)
+        return found
 
     def to_json(self) -> str:
         """Two spaces deep, a newline at the end."""

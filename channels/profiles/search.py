@@ -4,10 +4,11 @@ After the offline profile of DroidSpeak (arXiv 2411.02820), which looks at all g
 its entry alone, not on where it ends: one run from each entry to the last layer serves every group that begins there.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
-from statistics import mean
+from itertools import chain, pairwise, zip_longest
+from statistics import mean, stdev
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from unspoken.channels.base import Arrival
 from unspoken.channels.bridges.reader import TextModel
 from unspoken.channels.distance import distance
+from unspoken.channels.errors import ProfileError
 from unspoken.channels.profiles.profile import PREFIX, Estimate, front_of
 from unspoken.channels.profiles.trials import Settings, Trial, arrival_of, prompt_of
 from unspoken.channels.recompute import Groups, check_groups
@@ -91,21 +93,32 @@ def _grid(layers: int, step: int) -> list[Groups]:
 
 
 def _near(front: Sequence[Groups], layers: int, step: int) -> list[Groups]:
-    """Groups one step away from those on the front: an end moved, or a small group more."""
-    made: dict[Groups, None] = {}
+    """Groups one step away from those on the front: an end moved, or a small group more, each point's in turn."""
+    by_point = []
     for groups in front:
-        for at, (first, last) in enumerate(groups):
-            for a, b in (
-                (first - step, last),
-                (first + step, last),
-                (first, last - step),
-                (first, last + step),
-            ):
-                _add(made, (*groups[:at], (a, b), *groups[at + 1 :]), layers)
-    for groups in front:
-        for first in range(0, layers, 2 * step):
-            _add(made, tuple(sorted((*groups, (first, min(first + 2 * step, layers))))), layers)
-    return list(made)
+        made: dict[Groups, None] = {}
+        moved, more = _moved(groups, step), _with_one_more(groups, layers, step)
+        for one in chain.from_iterable(zip_longest(moved, more)):
+            if one is not None:
+                _add(made, one, layers)
+        by_point.append(list(made))
+    turns = chain.from_iterable(zip_longest(*by_point))
+    return list(dict.fromkeys(one for one in turns if one is not None))
+
+
+def _moved(groups: Groups, step: int) -> list[Groups]:
+    return [
+        (*groups[:at], (first + a, last + b), *groups[at + 1 :])
+        for at, (first, last) in enumerate(groups)
+        for a, b in ((-step, 0), (step, 0), (0, -step), (0, step))
+    ]
+
+
+def _with_one_more(groups: Groups, layers: int, step: int) -> list[Groups]:
+    return [
+        tuple(sorted((*groups, (first, min(first + 2 * step, layers)))))
+        for first in range(0, layers, 2 * step)
+    ]
 
 
 def _add(made: dict[Groups, None], groups: Groups, layers: int) -> None:
@@ -221,15 +234,29 @@ def _after(
 
 
 def estimate(scores: Sequence[tuple[float, float]], seed: int = 0, draws: int = 2000) -> Estimate:
-    """Mean and 95 % bootstrap interval over messages."""
+    """Mean and 95 % interval over messages: the wider of a bootstrap's and Student's, since messages are few.
+
+    Raises:
+        ProfileError: A distance that is not finite.
+    """
     values = [kl for kl, _ in scores]
+    if not all(map(math.isfinite, values)):
+        raise ProfileError(
+            "the models' distance is not finite on some messages",
+            expected="finite logits",
+            fix="measure in another dtype",
+        )
     rng = random.Random(seed)
     means = sorted(mean(rng.choices(values, k=len(values))) for _ in range(draws))
     low, high = means[int(0.025 * draws)], means[int(0.975 * draws)]
-    kl = mean(values)
-    return Estimate(
-        kl=kl, low=min(low, kl), high=max(high, kl), top1=mean(top for _, top in scores)
-    )
+    kl, count = mean(values), len(values)
+    half = 0.0
+    if count > 1:
+        half = (
+            (1.96 + 2.5 / (count - 1)) * stdev(values) / math.sqrt(count)
+        )  # Student's quantile, nearly
+    low, high = max(min(low, kl - half), 0.0), max(high, kl + half)
+    return Estimate(kl=kl, low=min(low, kl), high=high, top1=mean(top for _, top in scores))
 
 
 def thinned(front: Sequence[tuple[Groups, int, float]], least: float = 0.85) -> list[Groups]:
