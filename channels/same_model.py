@@ -120,7 +120,9 @@ class SameModelCacheChannel(Channel):
             )
         receiver.identity.require(message.state.identity, f"the cache of {message.sharer!r}")
         message.state.check(receiver.geometry, receiver.dtype)
-        state = replace(message.state, hidden={}).to(receiver.device)
+        state = message.state
+        if state.device != receiver.device:  # hidden states are for readers with other weights
+            state = replace(state, hidden={}).to(receiver.device)
         shared = common_prefix(arrival.context, message.context)
         prefix = state.slice(0, shared) if shared and state.start == 0 else None
         spans = tuple(
@@ -164,7 +166,7 @@ class SameModelCacheChannel(Channel):
         else:
             moved = spans[0].at - spans[0].source
             reason = f"splice: other tokens stand before the message; keys moved by {moved:+d}, {len(repair)} repaired"
-        per_token = state.nbytes // max(len(state), 1)
+        per_token = state.cache_bytes // max(len(state), 1)
         return CarryReport(
             self.name,
             exact=exact,
@@ -172,7 +174,7 @@ class SameModelCacheChannel(Channel):
             tokens=tokens,
             reused=tokens - len(repair),
             repaired=len(repair),
-            bytes=per_token * (tokens - beyond) + sum(piece.nbytes for piece in spliced),
+            bytes=per_token * (tokens - beyond) + sum(piece.cache_bytes for piece in spliced),
             layer_tokens=looked,
         )
 

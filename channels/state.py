@@ -101,10 +101,14 @@ class KVState:
         return self.stop - max((tensor.shape[0] for tensor in self.hidden.values()), default=0)
 
     @property
+    def cache_bytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all keys, values and hidden states."""
-        kv = sum(layer.nbytes for layer in self.layers)
-        return kv + sum(tensor.nbytes for tensor in self.hidden.values())
+        return self.cache_bytes + sum(tensor.nbytes for tensor in self.hidden.values())
 
     @property
     def dtype(self) -> torch.dtype:

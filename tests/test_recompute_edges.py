@@ -11,10 +11,11 @@ from sample_profiles import point, profile_of
 from test_turn import context_of, take, writes
 
 from unspoken.agents import Agent, LocalModel, Workflow
-from unspoken.agents.compose import Turn
+from unspoken.agents.compose import Quote, Turn
 from unspoken.agents.loader import loads
-from unspoken.agents.turn import TurnRequest
+from unspoken.agents.turn import Delivery, TurnRequest
 from unspoken.channels import SameModelCacheChannel
+from unspoken.channels.base import Arrival
 from unspoken.channels.errors import WorkflowError
 from unspoken.channels.profiles.store import ProfileStore
 from unspoken.channels.recompute import bytes_per_token
@@ -279,3 +280,34 @@ def test_a_chain_of_three_models_recomputes_twice(
     assert all(report.agents[name][0].recomputed_tokens > 0 for name in "bc")
     assert "approximate itself" in report.edges[1].reason
     assert not report.fallbacks
+
+
+def test_hidden_states_are_whole_over_several_passes(
+    models: tuple[LocalModel, LocalModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models[0]
+    whole = model.read(context_of(model, DOCUMENT).ids, (1,))
+    monkeypatch.setattr("unspoken.agents.model.CHUNK", 16)
+    request = TurnRequest(context_of(model, DOCUMENT), (), None, None, True, (1,))
+    _, outcome = take(model, request)
+    assert outcome.state is not None
+    torch.testing.assert_close(outcome.state.hidden[1], whole.hidden[1], atol=1e-4, rtol=1e-4)
+
+
+def test_hidden_states_of_repaired_tokens_are_not_those_they_came_with(
+    models: tuple[LocalModel, LocalModel],
+) -> None:
+    """Of a spliced message the rows after the repaired ones keep what they brought; those before have none."""
+    model = models[0]
+    message = model.message(DOCUMENT, capture=(1,))
+    context = model.composer.compose(
+        [Turn("user", ("first",)), Turn("user", (Quote(message, message.segments[0]),))]
+    )
+    (span,) = context.spans(message)
+    arrival = Arrival(message, (span,), context.ids)
+    delivery = Delivery(0, "a -> b", SameModelCacheChannel(sink=3), arrival)
+    _, outcome = take(model, TurnRequest(context, (delivery,), None, None, True, (1,)))
+    assert outcome.state is not None and message.state is not None
+    assert outcome.state.hidden_first == span.at + 3
+    kept = message.state.hidden[1][span.source + 3 : span.source + span.length - 1]
+    assert torch.equal(outcome.state.hidden[1][: span.length - 4], kept)  # the last is computed
