@@ -40,6 +40,7 @@ __all__ = [
     "BridgeStore",
     "default_root",
     "folder_name",
+    "pair_lock",
     "read",
     "read_manifest",
     "remove",
@@ -176,28 +177,8 @@ class BridgeStore:
         Raises:
             BridgeError: The wait was too long, or the store cannot be written.
         """
-        file = self.root / f".{pair_digest(sharer, receiver)}.lock"
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(file, thread_local=False)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                if waiting:
-                    waiting(f"another process is making this bridge; waiting for it ({file})")
-                lock.acquire(timeout=-1 if limit_s is None else limit_s, poll_interval=POLL_S)
-        except Timeout:
-            raise BridgeError(
-                f"another process has been making this bridge for more than {limit_s:g} s",
-                expected=f"the lock {file} to be let go",
-                fix="wait for that process, or end it",
-            ) from None
-        except OSError as error:
-            raise _unwritable(self.root, error) from error
-        try:
+        with pair_lock(self.root, sharer, receiver, "making this bridge", waiting, limit_s):
             yield
-        finally:
-            lock.release()
 
     def push(
         self, folder: Path, place: str, *, private: bool | None = None, message: str = ""
@@ -273,6 +254,52 @@ class BridgeStore:
                 yield folder
         except OSError as error:
             raise _unwritable(self.root, error) from error
+
+
+@contextmanager
+def pair_lock(
+    root: Path,
+    sharer: ModelIdentity,
+    receiver: ModelIdentity,
+    doing: str,
+    waiting: Callable[[str], None] | None = None,
+    limit_s: float | None = None,
+) -> Iterator[None]:
+    """Be the only one, on this machine, that works on a pair in a store.
+
+    Args:
+        root: The store.
+        sharer: Whose cache is read.
+        receiver: Whose cache is made.
+        doing: What is done, as in "another process is …".
+        waiting: Told, once, if another process has the lock.
+        limit_s: The longest to wait, in seconds; None waits for as long as it takes.
+
+    Raises:
+        BridgeError: The wait was too long, or the store cannot be written.
+    """
+    file = root / f".{pair_digest(sharer, receiver)}.lock"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file, thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if waiting:
+                waiting(f"another process is {doing}; waiting for it ({file})")
+            lock.acquire(timeout=-1 if limit_s is None else limit_s, poll_interval=POLL_S)
+    except Timeout:
+        raise BridgeError(
+            f"another process has been {doing} for more than {limit_s:g} s",
+            expected=f"the lock {file} to be let go",
+            fix="wait for that process, or end it",
+        ) from None
+    except OSError as error:
+        raise _unwritable(root, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _bridges(root: Path) -> list[Path]:

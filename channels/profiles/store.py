@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from unspoken.channels.bridges.card import short_name
 from unspoken.channels.bridges.manifest import pair_digest
+from unspoken.channels.bridges.store import pair_lock
 from unspoken.channels.bridges.swap import present, settle, staged, steady
 from unspoken.channels.errors import BridgeError, ProfileError
 from unspoken.channels.files import cache_root
@@ -18,7 +17,6 @@ __all__ = ["ProfileStore"]
 
 FIGURE = "profile.png"
 OURS = frozenset((FILE, FIGURE, ".DS_Store"))
-POLL_S = 0.2
 LIMIT = 16 * 1024 * 1024
 
 
@@ -50,7 +48,7 @@ class ProfileStore:
         try:
             return steady(folder, _read)
         except BridgeError as error:
-            raise ProfileError(error.found, expected=error.expected, fix=error.fix) from error
+            raise _as_ours(error) from error
 
     def entries(self) -> list[Path]:
         """The folders of all profiles."""
@@ -79,7 +77,7 @@ class ProfileStore:
                 if draw is not None:
                     draw(made / FIGURE)
         except BridgeError as error:
-            raise ProfileError(error.found, expected=error.expected, fix=error.fix) from error
+            raise _as_ours(error) from error
         return folder
 
     @contextmanager
@@ -99,31 +97,22 @@ class ProfileStore:
         Raises:
             ProfileError: The store cannot be written.
         """
-        file = self.root / f".{pair_digest(sharer, receiver)}.lock"
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(file, thread_local=False)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                waiting(f"another process is measuring this pair; waiting for it ({file})")
-                lock.acquire(poll_interval=POLL_S)
-        except OSError as error:
-            raise ProfileError(
-                f"the store {self.root} cannot be written: {error}",
-                expected="a folder that you may write, on a disk with room",
-                fix="choose another place with $UNSPOKEN_CACHE, or free some space",
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+            with pair_lock(self.root, sharer, receiver, "measuring this pair", waiting):
+                yield
+        except BridgeError as error:
+            raise _as_ours(error) from error
 
     def _under(self, pair: str) -> Path | None:
         for folder in present(self.root, f"*-{pair}"):
             if folder.exists() or not settle(folder) or folder.exists():
                 return folder
         return None
+
+
+def _as_ours(error: BridgeError) -> ProfileError:
+    """What a bridge's folder would be told, of a profile's."""
+    return ProfileError(error.found, expected=error.expected, fix=error.fix)
 
 
 def _read(folder: Path) -> Profile:
