@@ -41,17 +41,21 @@ def message(gemma3: LocalModel, words: tuple[int, ...]) -> Message:
     return gemma3.message(gemma3.decode(words[:LENGTH]), capture=(6, 12))
 
 
-@pytest.fixture(scope="module")
-def tuned(gemma3: LocalModel) -> LocalModel:
+def moved_a_little(model: LocalModel) -> LocalModel:
     """A fine-tune: the same model, every matrix moved a little."""
-    moved = copy.deepcopy(gemma3.hf)
+    moved = copy.deepcopy(model.hf)
     drawn = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in moved.parameters():
             if parameter.dim() > 1:
                 noise = torch.randn(parameter.shape, generator=drawn)
                 parameter += 0.05 * parameter.std() * noise
-    return LocalModel(moved, gemma3.tokenizer, ref="gemma, tuned")
+    return LocalModel(moved, model.tokenizer, ref=f"{model.ref}, tuned")
+
+
+@pytest.fixture(scope="module")
+def tuned(gemma3: LocalModel) -> LocalModel:
+    return moved_a_little(gemma3)
 
 
 def delivered(
@@ -114,6 +118,20 @@ def test_all_layers_anew_are_a_fine_tunes_own_prefill(
     assert len(parts.missing) < 8
     torch.testing.assert_close(
         after(tuned, ids, parts), after(tuned, ids, None), atol=5e-3, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("before", [(), OTHER])
+def test_all_layers_anew_are_exact_on_smollm2_too(
+    smollm2: LocalModel, before: tuple[int, ...]
+) -> None:
+    receiver = moved_a_little(smollm2)
+    sent = smollm2.message("The key of the harbour hangs behind the door of the office. " * 12)
+    whole = SameModelCacheChannel(groups=((0, len(receiver.geometry.layers)),))
+    ids, parts = delivered(receiver, sent, before, whole)
+    assert len(parts.missing) < 8
+    torch.testing.assert_close(
+        after(receiver, ids, parts), after(receiver, ids, None), atol=5e-3, rtol=1e-3
     )
 
 
