@@ -302,6 +302,25 @@ class Backbone:
                 masks[kind] = self._as_mask(near[None, None])
         return masks
 
+    def _masks_of_run(self, positions: Tensor, start: int, stop: int) -> dict[str, Tensor | None]:
+        """Masks per layer type for tokens that begin at `start`; None where plain causal attention says the same.
+
+        Without a mask attention takes the quicker of its paths, which repeats no keys and values.
+        """
+        windows = {
+            kind: layer.window for kind, layer in zip(self.kinds, self.geometry.layers, strict=True)
+        }
+        causal = start == 0 and self.config._attn_implementation != "eager"
+        plain = {
+            kind
+            for kind, window in windows.items()
+            if causal and (window is None or window >= stop)
+        }
+        if plain == set(windows):
+            return dict.fromkeys(windows)
+        masks = self.masks(positions, stop)
+        return {kind: None if kind in plain else mask for kind, mask in masks.items()}
+
     def _as_mask(self, allowed: Tensor) -> Tensor:
         if self.config._attn_implementation != "eager":
             return allowed
@@ -406,7 +425,7 @@ class Backbone:
         self.activate()
         stop = start + hidden.shape[0]
         states = hidden[None]
-        masks = self.masks(positions, stop)
+        masks = self._masks_of_run(positions, start, stop)
         ropes = self._position_embeddings(states, positions[None])
         parameters = signature(self.layers[first].forward).parameters
         past: dict[str, Any] = {
