@@ -272,12 +272,12 @@ BAD_INPUTS: tuple[BadInput, ...] = (
         "have the same weights",
     ),
     BadInput(
-        "profile on a text too short",
+        "profile on messages longer than the context",
         lambda: profile_pair(
             LocalModel.load("other"), LocalModel.load("model"), ProfilePlan(Path("flow.yaml"))
         ),
         InputError,
-        "for 24 passages of 304",
+        "may take 824 positions",
     ),
     BadInput(
         "prompt longer than the context",
