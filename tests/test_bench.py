@@ -71,6 +71,8 @@ def test_packet_says_what_each_codec_keeps(
     assert kl["raw"] < 1e-6 < kl["int4"]
     assert kl["raw"] < kl["int8"] < kl["int4"] < kl["another example's message"]
     assert kl["int4"] < kl["no message"]
+    assert summary["raw_kl"] < 1e-12
+    assert summary["int8_kl"] == pytest.approx(kl["int8"], rel=0.02)
     size = {row["way"]: row["bytes_per_token"] for row in rows if "way" in row}
     assert size["raw"] > size["int8"] > size["int4"] > 0
     assert {row["tokens"] for row in rows if "codec" in row} == {8, 16}
