@@ -93,11 +93,11 @@ def _missing_weights(folder: Path) -> list[str]:
 
 def cached_models() -> list[tuple[str, Path, int]]:
     """Causal LMs in the Hub's cache: id, newest snapshot folder, bytes on disk."""
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repos = scan_cache_dir().repos
+        repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except (CacheNotFound, OSError, ValueError):
         return []
     found = []

@@ -70,6 +70,8 @@ class LocalModel:
         self.codec = TokenCodec(tokenizer, self._identity.tokenizer)
         self.composer = Composer(self.codec, self.template)
         self.adapter: str | None = None
+        self.asked: Mapping[str, str] = {}
+        """``dtype``, ``device`` and ``revision`` as they were asked for, those that were."""
         self._switch: AdapterSwitch | None = None
 
     @classmethod
@@ -121,6 +123,9 @@ class LocalModel:
         torch.nn.Module.to(model, target)
         _cast(model, wanted)
         loaded = cls(model, tokenizer, ref=ref, identity=identity)
+        asked = {"dtype": dtype, "device": device, "revision": revision or "auto"}
+        named = {name: str(value).removeprefix("torch.") for name, value in asked.items()}
+        loaded.asked = {name: value for name, value in named.items() if value != "auto"}
         with suppress(ModelSupportError):
             # Here, so that planning computes nothing; it warms up too, so that no agent's first token pays for it.
             _ = loaded.shifts_keys
@@ -154,7 +159,7 @@ class LocalModel:
         assert switch is not None
         switch.add(name, folder)
         made = LocalModel(self.hf, self.tokenizer, ref=self.ref, identity=identity)
-        made.adapter = adapter
+        made.adapter, made.asked = adapter, self.asked
         made._share(switch, name)
         return made
 
@@ -169,6 +174,7 @@ class LocalModel:
         _cast(copied, dtype)
         made = LocalModel(copied, self.tokenizer, ref=self.ref, identity=self._identity)
         made.adapter = self.adapter
+        made.asked = {**self.asked, "dtype": str(dtype).removeprefix("torch.")}
         return made
 
     @property

@@ -32,7 +32,7 @@ class EdgePlan:
         asked: The channel the workflow names.
         channel: The channel it gets.
         share: What is published.
-        mode: ``text``, ``continuation``, ``splice``, ``recompute``, ``projected`` or ``fused``.
+        mode: ``text``, ``continuation``, ``splice``, ``recompute``, ``projected``, ``fused`` or ``own``.
         reason: Why so, in a sentence.
         advice: What would make it faster, empty for nothing.
         tokens: Tokens of the message where they are known.
@@ -110,6 +110,7 @@ def plan_workflow(
     find_bridge: FindBridge = lambda sharer, receiver: None,
     bridges: Mapping[int, "Bridge"] | None = None,
     find_profile: FindProfile = lambda sharer, receiver: None,
+    own: Mapping[int, "Channel"] | None = None,
 ) -> Plan:
     """Choose every edge's channel.
 
@@ -120,6 +121,7 @@ def plan_workflow(
         find_bridge: Where bridges between two models are looked for.
         bridges: Bridges that the workflow itself names, by edge.
         find_profile: Where profiles of fine-tunes of one base are looked for.
+        own: Channels of the workflow's own classes, by edge.
 
     Raises:
         WorkflowError: An edge with ``fallback: error`` whose channel cannot serve it, or layers that there are not.
@@ -132,7 +134,8 @@ def plan_workflow(
             problems.append(problem)
             continue
         given = (bridges or {}).get(number)
-        verdict = judge(spec, number, contexts, models, find_bridge, given, find_profile)
+        mine = (own or {}).get(number)
+        verdict = judge(spec, number, contexts, models, find_bridge, given, find_profile, mine)
         if verdict.mode == "text" and edge.channel != "text" and edge.fallback == "error":
             where, fix = f"edges[{number}].channel", "use channel: text, or fallback: text"
             fix = f"{verdict.advice}, or {fix}" if verdict.advice else fix
@@ -172,7 +175,7 @@ def _plan_edge(
     edge = spec.edges[number]
     model = models[edge.from_]
     bridge = verdict.bridge
-    packed = edge.codec != "raw" and verdict.channel != "text"
+    packed = edge.codec != "raw" and _brings_state(verdict)
     return EdgePlan(
         number,
         edge.from_,
@@ -193,8 +196,12 @@ def _plan_edge(
     )
 
 
+def _brings_state(verdict: Verdict) -> bool:
+    return verdict.channel != "text" if verdict.own is None else verdict.own.carries_state
+
+
 def _bytes_per_token(edge: EdgeSpec, verdict: Verdict, model: "LocalModel") -> int:
-    if verdict.channel == "text":
+    if not _brings_state(verdict):
         return 0
     if verdict.groups is not None:
         return bytes_per_token(model.geometry, model.dtype.itemsize, verdict.groups)

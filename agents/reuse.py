@@ -34,7 +34,7 @@ class Verdict:
     """What can cross an edge.
 
     Attributes:
-        mode: ``text``, ``continuation``, ``splice``, ``recompute``, ``projected`` or ``fused``.
+        mode: ``text``, ``continuation``, ``splice``, ``recompute``, ``projected``, ``fused`` or ``own``.
         reason: Why so, in a sentence.
         expected: What a cache would have needed, where it is text.
         advice: What would make it faster, empty for nothing.
@@ -44,6 +44,7 @@ class Verdict:
         grounds: What speaks for these groups.
         max_kl: The most that the profile's KL may be, by its interval; None without a profile.
         first_only: Whether these groups are for messages alone that stand where they stood at their sharer.
+        own: A channel of the workflow's own class, which carries the message.
     """
 
     mode: str
@@ -56,10 +57,13 @@ class Verdict:
     grounds: str = ""
     max_kl: float | None = None
     first_only: bool = False
+    own: "Channel | None" = None
 
     @property
     def channel(self) -> str:
         """Name of the channel that carries it."""
+        if self.own is not None:
+            return self.own.name
         names = {"text": "text", "projected": "projected_cache", "fused": "projected_cache"}
         return names.get(self.mode, "same_model_cache")
 
@@ -71,6 +75,8 @@ def make_channel(
     verdict: "Verdict | None" = None,
 ) -> "Channel":
     """The channel of a name with an edge's options; without its bridge a projected one is text."""
+    if verdict is not None and verdict.own is not None:
+        return verdict.own
     sink = edge.repair.sink if edge.repair else 0
     if name == "same_model_cache":
         deviation = edge.repair.deviation if edge.repair else 0.0
@@ -98,6 +104,7 @@ def judge(
     find_bridge: FindBridge = lambda sharer, receiver: None,
     given: Bridge | None = None,
     find_profile: FindProfile = lambda sharer, receiver: None,
+    own: "Channel | None" = None,
 ) -> Verdict:
     """Decide, before anything ran, how one edge's message can be carried.
 
@@ -109,14 +116,18 @@ def judge(
         find_bridge: Where bridges are looked for.
         given: A bridge that the workflow names for this very edge.
         find_profile: Where profiles of fine-tunes are looked for.
+        own: A channel of the workflow's own class that was connected here.
     """
     edge = spec.edges[number]
     if edge.channel == "text":
         return Verdict("text", "the workflow asks for text")
-    if spec.agents[edge.from_].for_each is not None:
+    carries_state = own is None or own.carries_state
+    if spec.agents[edge.from_].for_each is not None and carries_state:
         reason = f"{edge.from_} runs once per item, and its items have contexts of their own"
         return Verdict("text", reason, "a sharer with one context")
     sharer, receiver = models[edge.from_], models[edge.to]
+    if own is not None:
+        return _by_own(own, sharer, receiver)
     if edge.channel == "projected_cache":
         return _other_weights(spec, number, contexts, models, find_bridge, given)
     if _of_one_base(sharer, receiver):
@@ -138,6 +149,16 @@ def judge(
         )
         return Verdict("text", reason, "the same tokens before the message at both ends")
     return verdict
+
+
+def _by_own(channel: "Channel", sharer: "LocalModel", receiver: "LocalModel") -> Verdict:
+    """A channel of the workflow's own class, where it takes the pair."""
+    try:
+        channel.check(sharer, receiver)
+    except (ChannelError, ModelSupportError) as error:
+        return Verdict("text", error.found, error.expected)
+    reason = f"the workflow's own {type(channel).__name__}, which tells at run time how it carried"
+    return Verdict("own", reason, own=channel)
 
 
 def _neither(across: Verdict, bridged: Verdict) -> Verdict:

@@ -1,30 +1,27 @@
 """A workflow: load, plan, run, stream."""
 
-import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import anyio.to_thread
-from pydantic import ValidationError
 
-from unspoken.agents._problems import schema_problems
 from unspoken.agents.agent import Agent
 from unspoken.agents.bridging import BridgeShelf
+from unspoken.agents.declared import inferred_inputs, model_data, model_name
+from unspoken.agents.edges import OURS, checked_spec, edge_options, with_edge
 from unspoken.agents.events import Event, RunFinished
 from unspoken.agents.graph import build_graph, validate
 from unspoken.agents.inputs import check_inputs, check_received
 from unspoken.agents.loader import LoadedWorkflow, dumps, load_workflow
 from unspoken.agents.model import LocalModel
 from unspoken.agents.planner import Plan, plan_workflow
-from unspoken.agents.report import RunReport
+from unspoken.agents.results import AgentResult, RunResult
 from unspoken.agents.scheduler import Scheduler
 from unspoken.agents.spec import EdgeSpec, InputSpec, WorkflowSpec
-from unspoken.agents.templates import references
 from unspoken.channels.base import Channel
 from unspoken.channels.errors import (
     ChannelError,
@@ -37,7 +34,6 @@ from unspoken.channels.message import Message
 from unspoken.channels.profiles.profile import Profile
 from unspoken.channels.profiles.store import ProfileStore
 from unspoken.channels.projected import Bridge, ProjectedCacheChannel
-from unspoken.channels.same_model import SameModelCacheChannel
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -45,42 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["AgentResult", "RunResult", "Workflow"]
 
 Progress = Callable[[str, str, float], None]
-
-
-@dataclass(frozen=True, slots=True)
-class AgentResult:
-    """What an agent wrote.
-
-    Attributes:
-        text: Words of its last turn; its prompt where it only reads.
-        turns: Words of every turn.
-    """
-
-    text: str
-    turns: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """What a run gave.
-
-    Attributes:
-        outputs: The workflow's outputs, by name.
-        agents: What each agent wrote; an agent that was skipped is not in it.
-        report: What it cost.
-    """
-
-    outputs: dict[str, str]
-    agents: dict[str, AgentResult]
-    report: RunReport
-
-    def __getitem__(self, agent: str) -> AgentResult:
-        return self.agents[agent]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, as ``unspoken run --json`` prints it."""
-        report = self.report.to_dict()
-        return {"run_id": report.pop("run_id"), "outputs": self.outputs, **report}
 
 
 class Workflow:
@@ -130,17 +90,16 @@ class Workflow:
         refs: dict[str, str] = {}
         specs = {}
         for agent in agents:
-            key = _model_name(agent.model, models or {}, refs, self._models)
+            key = model_name(agent.model, models or {}, refs, self._models)
             specs[agent.name] = agent.spec(key)
-        self.spec = _checked(
+        self.spec = checked_spec(
             {
                 "name": name,
                 "description": description,
                 "models": {
-                    key: {"ref": ref or "in memory", "adapter": _adapter(self._models.get(key))}
-                    for key, ref in refs.items()
+                    key: model_data(ref, self._models.get(key)) for key, ref in refs.items()
                 },
-                "inputs": dict(inputs) if inputs is not None else _inferred(agents),
+                "inputs": dict(inputs) if inputs is not None else inferred_inputs(agents),
                 "agents": {key: one.model_dump(by_alias=True) for key, one in specs.items()},
                 "outputs": dict(outputs or {}),
                 "timeout": timeout,
@@ -152,6 +111,7 @@ class Workflow:
         self._loading = Lock()
         self.bridge_shelf = BridgeShelf([Path(folder) for folder in bridge_folders])
         self._bridges: dict[int, Bridge] = {}
+        self._own: dict[int, Channel] = {}
 
     @classmethod
     def from_spec(
@@ -172,7 +132,7 @@ class Workflow:
         flow.spec, flow._models, flow._plan, flow._loading = spec, {}, None, Lock()
         flow._source = source
         flow.bridge_shelf = BridgeShelf([Path(folder) for folder in bridge_folders])
-        flow._bridges = {}
+        flow._bridges, flow._own = {}, {}
         return flow
 
     @classmethod
@@ -190,7 +150,8 @@ class Workflow:
         """The workflow as a file's text; read again, it is the same.
 
         Raises:
-            InputError: A model object that was made in memory has no reference to write, nor has a bridge object.
+            InputError: A model object that was made in memory has no reference to write, nor has a bridge object or a
+                channel of a class of your own.
         """
         nameless = [key for key, model in self._models.items() if not model.ref]
         if nameless:
@@ -205,6 +166,13 @@ class Workflow:
                 f"the bridge of {edge.from_} -> {edge.to} was given as an object, which a file cannot name",
                 expected="a bridge that is found by its two models",
                 fix='keep it in the store, and connect with "projected_cache"',
+            )
+        if self._own:
+            edge = self.spec.edges[min(self._own)]
+            raise InputError(
+                f"the channel of {edge.from_} -> {edge.to}, {edge.channel!r}, is of a class of your own",
+                expected="channels that a file can name",
+                fix="connect it in Python, after Workflow.from_yaml",
             )
         return dumps(self.spec)
 
@@ -227,7 +195,7 @@ class Workflow:
         Args:
             sharer: Who publishes.
             receiver: Who reads.
-            channel: A channel with its options, or the name of one.
+            channel: A channel with its options, of the package's or of a class of your own, or the name of one.
             when: Expression; where it is false the edge sends a skip.
             loop: Whether its message starts the receiver again.
             fallback: ``text``, or ``error`` to refuse rather than fall back.
@@ -242,6 +210,7 @@ class Workflow:
 
         Raises:
             WorkflowError: Unknown agents, an unknown channel or option.
+            InputError: No channel, or a class of your own that lacks what a channel has.
             IdentityMismatch, GeometryMismatch: Both models are loaded, differ, and the edge does not fall back.
         """
         data: dict[str, Any] = {"from": _agent_name(sharer), "to": _agent_name(receiver)}
@@ -250,15 +219,18 @@ class Workflow:
         data |= (
             {"channel": channel, **options}
             if isinstance(channel, str)
-            else _options(channel, options)
+            else edge_options(channel, options)
         )
-        plain = self.spec.model_dump(by_alias=True)
-        spec = _checked({**plain, "edges": [*plain["edges"], data]})
+        number = len(self.spec.edges)
+        own = dict(self._own)
+        if isinstance(channel, Channel) and type(channel) not in OURS:
+            own[number] = channel
+        spec = with_edge(self.spec, data, own)
         build_graph(spec)
         self._check_ends(spec, spec.edges[-1], channel)
         if isinstance(channel, ProjectedCacheChannel):
-            self._bridges[len(spec.edges) - 1] = channel.bridge
-        self.spec, self._plan = spec, None
+            self._bridges[number] = channel.bridge
+        self.spec, self._own, self._plan = spec, own, None
         return self
 
     def _check_ends(self, spec: WorkflowSpec, edge: EdgeSpec, channel: Channel | str) -> None:
@@ -347,6 +319,7 @@ class Workflow:
                 find_bridge=self.bridge_shelf.find,
                 bridges=self._bridges,
                 find_profile=_stored_profile,
+                own=self._own,
             )
         except WorkflowError as error:
             if self._source is None:
@@ -471,77 +444,5 @@ def _for_model(progress: Progress | None, name: str) -> Callable[[str, float], N
     return lambda stage, fraction: progress(name, stage, fraction)
 
 
-def _adapter(model: LocalModel | None) -> str | None:
-    return None if model is None else model.adapter
-
-
 def _agent_name(agent: Agent | str) -> str:
     return agent if isinstance(agent, str) else agent.name
-
-
-def _options(channel: Channel, given: Mapping[str, Any]) -> dict[str, Any]:
-    if given:
-        raise InputError(
-            f"{', '.join(given)} given beside a channel that has options of its own",
-            expected=f"{type(channel).__name__}({', '.join(f'{name}=…' for name in given)})",
-        )
-    options: dict[str, Any] = {"channel": channel.name, "share": channel.share, "as": channel.as_}
-    if isinstance(channel, SameModelCacheChannel | ProjectedCacheChannel):
-        options["repair"] = {"sink": channel.sink}
-    if isinstance(channel, SameModelCacheChannel) and channel.deviation:
-        options["repair"]["deviation"] = channel.deviation
-    elif options.get("repair") == {"sink": 0}:
-        options["repair"] = None
-    if isinstance(channel, SameModelCacheChannel) and channel.groups is not None:
-        options["recompute"] = channel.groups
-    if isinstance(channel, ProjectedCacheChannel):
-        options["fuse"] = channel.mode == "fuse"
-    return options
-
-
-def _checked(data: Mapping[str, Any]) -> WorkflowSpec:
-    try:
-        return WorkflowSpec.model_validate(data)
-    except ValidationError as error:
-        raise WorkflowError([problem for _, problem in schema_problems(error)]) from None
-
-
-def _inferred(agents: Sequence[Agent]) -> dict[str, str]:
-    """Every ``inputs.X`` that a template reads; a list where an agent runs once per item of it."""
-    found: dict[str, str] = {}
-    for agent in agents:
-        templates = [
-            (agent.prompt, False),
-            (agent.system or "", False),
-            (agent.for_each or "none", True),
-        ]
-        for source, expression in templates:
-            for reference in references(source, expression=expression):
-                if reference.root == "inputs" and reference.attribute is not None:
-                    found[reference.attribute] = (
-                        "list" if expression else found.get(reference.attribute, "text")
-                    )
-    return found
-
-
-def _model_name(
-    model: LocalModel | str,
-    named: Mapping[str, LocalModel | str],
-    refs: dict[str, str],
-    loaded: dict[str, LocalModel],
-) -> str:
-    """The name of a model in the workflow, entered with its reference."""
-    known = next((key for key, one in named.items() if one is model or one == model), None)
-    known = known or next((key for key, one in loaded.items() if one is model), None)
-    ref = model if isinstance(model, str) else model.ref
-    name = (
-        known
-        or re.sub(r"\W+", "_", ref.rsplit("/", 1)[-1].removeprefix("embedded:")).strip("_")
-        or "model"
-    )
-    while known is None and name in refs and (refs[name] != ref or not isinstance(model, str)):
-        name += "_"
-    refs[name] = ref
-    if isinstance(model, LocalModel):
-        loaded[name] = model
-    return name

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sibling, tiny_model
 
 from unspoken.agents import Agent, LocalModel, RunResult, Workflow
@@ -68,6 +69,18 @@ def test_a_workflow_comes_back_from_its_own_file(model: LocalModel, tmp_path: Pa
     path = tmp_path / "again.yaml"
     path.write_text(flow.to_yaml(), encoding="utf-8")
     assert Workflow.from_yaml(path).spec == flow.spec
+
+
+def test_a_model_comes_back_with_what_it_was_loaded_with(model: LocalModel, tmp_path: Path) -> None:
+    """A model object's dtype and device are in the file, where they were asked for or cast to."""
+    asked = LocalModel.load(model.ref, dtype="bfloat16", device="cpu")
+    path = tmp_path / "again.yaml"
+    for one in (asked, model.cast(torch.bfloat16)):
+        flow = in_python(one)
+        path.write_text(flow.to_yaml(), encoding="utf-8")
+        again = Workflow.from_yaml(path)
+        assert again.spec == flow.spec
+        assert {loaded.dtype for loaded in again.load().models.values()} == {torch.bfloat16}
 
 
 def test_a_file_runs_as_the_python_code_does(model: LocalModel, file: Path) -> None:
