@@ -1,4 +1,4 @@
-"""What agents in Python code say of their workflow by themselves: its inputs, and its models' names."""
+"""A workflow declared in Python code: what its agents say by themselves, and whether a file can say it too."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,9 +6,17 @@ from typing import Any
 
 from unspoken.agents.agent import Agent
 from unspoken.agents.model import LocalModel
+from unspoken.agents.spec import WorkflowSpec
 from unspoken.agents.templates import references
+from unspoken.channels.errors import InputError, Problem, WorkflowError
 
-__all__ = ["inferred_inputs", "model_data", "model_name"]
+__all__ = [
+    "inferred_inputs",
+    "model_data",
+    "model_name",
+    "require_distinct",
+    "require_nameable",
+]
 
 
 def inferred_inputs(agents: Sequence[Agent]) -> dict[str, str]:
@@ -56,3 +64,46 @@ def model_data(ref: str, model: LocalModel | None) -> dict[str, Any]:
     """A model as a workflow file has it; an object keeps what it was asked for when it was loaded."""
     data: dict[str, Any] = {"ref": ref or "in memory"}
     return data if model is None else {**data, **model.asked, "adapter": model.adapter}
+
+
+def require_distinct(agents: Sequence[Agent]) -> None:
+    """Refuse agents of equal names."""
+    names = [agent.name for agent in agents]
+    problems = [
+        Problem(
+            f"two agents are called {name!r}", "agents", fix="give each agent a name of its own"
+        )
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+    if problems:
+        raise WorkflowError(problems)
+
+
+def require_nameable(
+    spec: WorkflowSpec,
+    models: Mapping[str, LocalModel],
+    bridges: Mapping[int, object],
+    own: Mapping[int, object],
+) -> None:
+    """Refuse to write out what a file cannot name: objects that were made in memory."""
+    nameless = [key for key, model in models.items() if not model.ref]
+    if nameless:
+        raise InputError(
+            f"model {nameless[0]!r} was made in memory and has no reference to write",
+            expected="models that were loaded by reference",
+            fix="save it to a folder, and load it with LocalModel.load(folder)",
+        )
+    if bridges:
+        edge = spec.edges[min(bridges)]
+        raise InputError(
+            f"the bridge of {edge.from_} -> {edge.to} was given as an object, which a file cannot name",
+            expected="a bridge that is found by its two models",
+            fix='keep it in the store, and connect with "projected_cache"',
+        )
+    if own:
+        edge = spec.edges[min(own)]
+        raise InputError(
+            f"the channel of {edge.from_} -> {edge.to}, {edge.channel!r}, is of a class of your own",
+            expected="channels that a file can name",
+            fix="connect it in Python, after Workflow.from_yaml",
+        )

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from unspoken.agents.bridged import FindBridge
 from unspoken.agents.compose import Turn
+from unspoken.agents.finetuned import FindProfile
 from unspoken.agents.outline import outline
-from unspoken.agents.reuse import FindBridge, FindProfile, Verdict, judge, make_channel
+from unspoken.agents.reuse import judge
 from unspoken.agents.spec import EdgeSpec, Share, WorkflowSpec
 from unspoken.agents.templates import references, render
+from unspoken.agents.verdict import Verdict, make_channel
 from unspoken.channels.errors import InputError, Problem, WorkflowError
 from unspoken.channels.packed import packed_bytes_per_token
 from unspoken.channels.recompute import Groups, bytes_per_token, check_groups

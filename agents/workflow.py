@@ -1,7 +1,7 @@
 """A workflow: load, plan, run, stream."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,23 +11,29 @@ import anyio.to_thread
 
 from unspoken.agents.agent import Agent
 from unspoken.agents.bridging import BridgeShelf
-from unspoken.agents.declared import inferred_inputs, model_data, model_name
+from unspoken.agents.declared import (
+    inferred_inputs,
+    model_data,
+    model_name,
+    require_distinct,
+    require_nameable,
+)
 from unspoken.agents.edges import OURS, checked_spec, edge_options, with_edge
-from unspoken.agents.events import Event, RunFinished
+from unspoken.agents.events import Event
 from unspoken.agents.graph import build_graph, validate
 from unspoken.agents.inputs import check_inputs, check_received
 from unspoken.agents.loader import LoadedWorkflow, dumps, load_workflow
+from unspoken.agents.loading import Progress, load_models, step_of
 from unspoken.agents.model import LocalModel
 from unspoken.agents.planner import Plan, plan_workflow
 from unspoken.agents.results import AgentResult, RunResult
 from unspoken.agents.scheduler import Scheduler
 from unspoken.agents.spec import EdgeSpec, InputSpec, WorkflowSpec
+from unspoken.agents.streaming import run_events
 from unspoken.channels.base import Channel
 from unspoken.channels.errors import (
     ChannelError,
-    InputError,
     ModelSupportError,
-    Problem,
     WorkflowError,
 )
 from unspoken.channels.message import Message
@@ -39,8 +45,6 @@ if TYPE_CHECKING:
     import networkx as nx
 
 __all__ = ["AgentResult", "RunResult", "Workflow"]
-
-Progress = Callable[[str, str, float], None]
 
 
 class Workflow:
@@ -74,18 +78,7 @@ class Workflow:
         bridges: Literal["stored", "fit"] = "stored",
         bridge_folders: Sequence[str | Path] = (),
     ) -> None:
-        doubles = {agent.name for agent in agents if [a.name for a in agents].count(agent.name) > 1}
-        if doubles:
-            raise WorkflowError(
-                [
-                    Problem(
-                        f"two agents are called {name!r}",
-                        "agents",
-                        fix="give each agent a name of its own",
-                    )
-                    for name in sorted(doubles)
-                ]
-            )
+        require_distinct(agents)
         self._models: dict[str, LocalModel] = {}
         refs: dict[str, str] = {}
         specs = {}
@@ -106,8 +99,12 @@ class Workflow:
                 "bridges": bridges,
             }
         )
+        self._begin(bridge_folders, None)
+
+    def _begin(self, bridge_folders: Sequence[str | Path], source: LoadedWorkflow | None) -> None:
+        """What a workflow has besides its spec and its models."""
         self._plan: Plan | None = None
-        self._source: LoadedWorkflow | None = None
+        self._source = source
         self._loading = Lock()
         self.bridge_shelf = BridgeShelf([Path(folder) for folder in bridge_folders])
         self._bridges: dict[int, Bridge] = {}
@@ -129,10 +126,8 @@ class Workflow:
             source: The file that the spec was read from; errors of its models and edges then name their lines.
         """
         flow = cls.__new__(cls)
-        flow.spec, flow._models, flow._plan, flow._loading = spec, {}, None, Lock()
-        flow._source = source
-        flow.bridge_shelf = BridgeShelf([Path(folder) for folder in bridge_folders])
-        flow._bridges, flow._own = {}, {}
+        flow.spec, flow._models = spec, {}
+        flow._begin(bridge_folders, source)
         return flow
 
     @classmethod
@@ -153,27 +148,7 @@ class Workflow:
             InputError: A model object that was made in memory has no reference to write, nor has a bridge object or a
                 channel of a class of your own.
         """
-        nameless = [key for key, model in self._models.items() if not model.ref]
-        if nameless:
-            raise InputError(
-                f"model {nameless[0]!r} was made in memory and has no reference to write",
-                expected="models that were loaded by reference",
-                fix="save it to a folder, and load it with LocalModel.load(folder)",
-            )
-        if self._bridges:
-            edge = self.spec.edges[min(self._bridges)]
-            raise InputError(
-                f"the bridge of {edge.from_} -> {edge.to} was given as an object, which a file cannot name",
-                expected="a bridge that is found by its two models",
-                fix='keep it in the store, and connect with "projected_cache"',
-            )
-        if self._own:
-            edge = self.spec.edges[min(self._own)]
-            raise InputError(
-                f"the channel of {edge.from_} -> {edge.to}, {edge.channel!r}, is of a class of your own",
-                expected="channels that a file can name",
-                fix="connect it in Python, after Workflow.from_yaml",
-            )
+        require_nameable(self.spec, self._models, self._bridges, self._own)
         return dumps(self.spec)
 
     def connect(
@@ -262,37 +237,8 @@ class Workflow:
         if problems:
             raise WorkflowError(problems)
         with self._loading:  # two first runs at once load each model once
-            self._load(progress)
+            load_models(self.spec, self._models, self._source, progress)
         return self
-
-    def _load(self, progress: Progress | None) -> None:
-        loaded: dict[tuple[str, str, str, str | None], LocalModel] = {}
-        adapted: dict[tuple[str | None, ...], LocalModel] = {}
-        for name, model in self.spec.models.items():
-            if name in self._models:
-                continue
-            key = (model.ref, model.dtype, model.device, model.revision)
-            if key not in loaded:
-                with self._placing(f"models.{name}"):
-                    loaded[key] = LocalModel.load(
-                        model.ref,
-                        dtype=model.dtype,
-                        device=model.device,
-                        revision=model.revision,
-                        progress=_for_model(progress, name),
-                    )
-            base = loaded[key]
-            if model.adapter is not None:
-                again = (*key, model.adapter)
-                if again not in adapted:
-                    with self._placing(f"models.{name}.adapter"):
-                        adapted[again] = base.with_adapter(model.adapter)
-                base = adapted[again]
-            self._models[name] = base
-
-    def _placing(self, where: str) -> AbstractContextManager[None]:
-        """Let errors name the file's line, where there is a file."""
-        return nullcontext() if self._source is None else self._source.placing(where)
 
     def plan(self, /, **inputs: object) -> Plan:
         """Which channel each edge gets, and why; token counts where inputs are given.
@@ -348,7 +294,7 @@ class Workflow:
         plan = self._planned()
         for number in plan.unfitted:
             edge = self.spec.edges[number]
-            step = _for_model(progress, f"{edge.from_} -> {edge.to}")
+            step = step_of(progress, f"{edge.from_} -> {edge.to}")
             with suppress(ChannelError, ModelSupportError):  # the shelf tells the plan why
                 self.bridge_shelf.fit(models[edge.from_], models[edge.to], step)
         return self._planned() if plan.unfitted else plan
@@ -407,41 +353,18 @@ class Workflow:
         A loop that may break off early belongs in ``async with contextlib.aclosing(flow.stream(...)) as events``:
         leaving it cancels the run.
         """
-        scheduler = await self._scheduler(
-            received or {}, inputs, lambda event: send.send_nowait(event)
-        )
-        send, receive = anyio.create_memory_object_stream[Event](float("inf"))
 
-        async def go() -> None:
-            with send:
-                report = await scheduler.run()
-                send.send_nowait(RunFinished(scheduler.outputs(), report))
+        async def ready(emit: Callable[[Event], None]) -> Scheduler:
+            return await self._scheduler(received or {}, inputs, emit)
 
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(go)
-                with receive:
-                    async for event in receive:
-                        yield event
-        except BaseExceptionGroup as group:
-            raise _only(group) from group.exceptions[0].__cause__
-
-
-def _only(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+        async with aclosing(run_events(ready)) as events:
+            async for event in events:
+                yield event
 
 
 def _stored_profile(sharer: LocalModel, receiver: LocalModel) -> Profile | None:
     """The profile in the user's store; it may have been measured since a former plan."""
     return ProfileStore().find(sharer.identity, receiver.identity)
-
-
-def _for_model(progress: Progress | None, name: str) -> Callable[[str, float], None] | None:
-    if progress is None:
-        return None
-    return lambda stage, fraction: progress(name, stage, fraction)
 
 
 def _agent_name(agent: Agent | str) -> str:

@@ -208,6 +208,12 @@ BAD_INPUTS: tuple[BadInput, ...] = (
         "did you mean 'same_model_cache'?",
     ),
     BadInput(
+        "no channel at all",
+        lambda: _flow().connect("writer", "reader", 4),  # type: ignore[arg-type]
+        InputError,
+        "the channel of an edge is int",
+    ),
+    BadInput(
         "negative repair",
         lambda: SameModelCacheChannel(sink=-1),
         InputError,
