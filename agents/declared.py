@@ -10,13 +10,37 @@ from unspoken.agents.spec import WorkflowSpec
 from unspoken.agents.templates import references
 from unspoken.channels.errors import InputError, Problem, WorkflowError
 
-__all__ = [
-    "inferred_inputs",
-    "model_data",
-    "model_name",
-    "require_distinct",
-    "require_nameable",
-]
+__all__ = ["declare", "inferred_inputs", "name_of", "require_nameable"]
+
+
+def declare(
+    agents: Sequence[Agent], models: Mapping[str, LocalModel | str]
+) -> tuple[dict[str, Any], dict[str, LocalModel]]:
+    """Agents and their models as a workflow file has them, and the model objects among these by name.
+
+    Args:
+        agents: The agents.
+        models: Names for model objects and references.
+
+    Raises:
+        WorkflowError: Two agents have one name.
+    """
+    _require_distinct(agents)
+    refs: dict[str, str] = {}
+    loaded: dict[str, LocalModel] = {}
+    specs = {
+        agent.name: agent.spec(_model_name(agent.model, models, refs, loaded)) for agent in agents
+    }
+    data = {
+        "models": {key: _model_data(ref, loaded.get(key)) for key, ref in refs.items()},
+        "agents": {key: spec.model_dump(by_alias=True) for key, spec in specs.items()},
+    }
+    return data, loaded
+
+
+def name_of(agent: Agent | str) -> str:
+    """An agent's name."""
+    return agent if isinstance(agent, str) else agent.name
 
 
 def inferred_inputs(agents: Sequence[Agent]) -> dict[str, str]:
@@ -37,7 +61,7 @@ def inferred_inputs(agents: Sequence[Agent]) -> dict[str, str]:
     return found
 
 
-def model_name(
+def _model_name(
     model: LocalModel | str,
     named: Mapping[str, LocalModel | str],
     refs: dict[str, str],
@@ -60,13 +84,13 @@ def model_name(
     return name
 
 
-def model_data(ref: str, model: LocalModel | None) -> dict[str, Any]:
+def _model_data(ref: str, model: LocalModel | None) -> dict[str, Any]:
     """A model as a workflow file has it; an object keeps what it was asked for when it was loaded."""
     data: dict[str, Any] = {"ref": ref or "in memory"}
     return data if model is None else {**data, **model.asked, "adapter": model.adapter}
 
 
-def require_distinct(agents: Sequence[Agent]) -> None:
+def _require_distinct(agents: Sequence[Agent]) -> None:
     """Refuse agents of equal names."""
     names = [agent.name for agent in agents]
     problems = [

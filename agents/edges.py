@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from unspoken.agents._problems import schema_problems
+from unspoken.agents.model import LocalModel
 from unspoken.agents.spec import WorkflowSpec
 from unspoken.channels.base import Channel
 from unspoken.channels.errors import InputError, WorkflowError
@@ -13,7 +14,7 @@ from unspoken.channels.projected import ProjectedCacheChannel
 from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel
 
-__all__ = ["OURS", "checked_spec", "edge_options", "with_edge"]
+__all__ = ["OURS", "check_ends", "checked_spec", "edge_options", "with_edge"]
 
 OURS: tuple[type[Channel], ...] = (TextChannel, SameModelCacheChannel, ProjectedCacheChannel)
 """The channels that a file can name."""
@@ -85,3 +86,13 @@ def checked_spec(data: Mapping[str, Any]) -> WorkflowSpec:
         return WorkflowSpec.model_validate(data)
     except ValidationError as error:
         raise WorkflowError([problem for _, problem in schema_problems(error)]) from None
+
+
+def check_ends(
+    spec: WorkflowSpec, channel: Channel | str, models: Mapping[str, LocalModel]
+) -> None:
+    """Ask the channel of the last edge, where both models are loaded and it must not fall back."""
+    edge = spec.edges[-1]
+    ends = [models.get(spec.agents[name].model) for name in (edge.from_, edge.to)]
+    if isinstance(channel, Channel) and edge.fallback == "error" and ends[0] and ends[1]:
+        channel.check(ends[0], ends[1])

@@ -10,15 +10,21 @@ from unspoken.agents.spec import EdgeSpec, WorkflowSpec
 from unspoken.agents.verdict import Verdict, shifts_keys
 from unspoken.channels.errors import ChannelError
 from unspoken.channels.profiles.profile import Profile
+from unspoken.channels.profiles.store import ProfileStore
 from unspoken.channels.recompute import Groups, check_groups, named
 
 if TYPE_CHECKING:
     from unspoken.agents.model import LocalModel
 
-__all__ = ["FindProfile", "across", "of_one_base"]
+__all__ = ["FindProfile", "across", "of_one_base", "stored_profile"]
 
 FindProfile = Callable[["LocalModel", "LocalModel"], Profile | None]
 """The profile of a sharer's model and a receiver's, or None."""
+
+
+def stored_profile(sharer: "LocalModel", receiver: "LocalModel") -> Profile | None:
+    """The profile in the user's store; it may have been measured since a former plan."""
+    return ProfileStore().find(sharer.identity, receiver.identity)
 
 
 def of_one_base(sharer: "LocalModel", receiver: "LocalModel") -> bool:

@@ -11,15 +11,10 @@ import anyio.to_thread
 
 from unspoken.agents.agent import Agent
 from unspoken.agents.bridging import BridgeShelf
-from unspoken.agents.declared import (
-    inferred_inputs,
-    model_data,
-    model_name,
-    require_distinct,
-    require_nameable,
-)
-from unspoken.agents.edges import OURS, checked_spec, edge_options, with_edge
+from unspoken.agents.declared import declare, inferred_inputs, name_of, require_nameable
+from unspoken.agents.edges import OURS, check_ends, checked_spec, edge_options, with_edge
 from unspoken.agents.events import Event
+from unspoken.agents.finetuned import stored_profile
 from unspoken.agents.graph import build_graph, validate
 from unspoken.agents.inputs import check_inputs, check_received
 from unspoken.agents.loader import LoadedWorkflow, dumps, load_workflow
@@ -28,7 +23,7 @@ from unspoken.agents.model import LocalModel
 from unspoken.agents.planner import Plan, plan_workflow
 from unspoken.agents.results import AgentResult, RunResult
 from unspoken.agents.scheduler import Scheduler
-from unspoken.agents.spec import EdgeSpec, InputSpec, WorkflowSpec
+from unspoken.agents.spec import InputSpec, WorkflowSpec
 from unspoken.agents.streaming import run_events
 from unspoken.channels.base import Channel
 from unspoken.channels.errors import (
@@ -37,8 +32,6 @@ from unspoken.channels.errors import (
     WorkflowError,
 )
 from unspoken.channels.message import Message
-from unspoken.channels.profiles.profile import Profile
-from unspoken.channels.profiles.store import ProfileStore
 from unspoken.channels.projected import Bridge, ProjectedCacheChannel
 
 if TYPE_CHECKING:
@@ -78,22 +71,13 @@ class Workflow:
         bridges: Literal["stored", "fit"] = "stored",
         bridge_folders: Sequence[str | Path] = (),
     ) -> None:
-        require_distinct(agents)
-        self._models: dict[str, LocalModel] = {}
-        refs: dict[str, str] = {}
-        specs = {}
-        for agent in agents:
-            key = model_name(agent.model, models or {}, refs, self._models)
-            specs[agent.name] = agent.spec(key)
+        declared, self._models = declare(agents, models or {})
         self.spec = checked_spec(
             {
+                **declared,
                 "name": name,
                 "description": description,
-                "models": {
-                    key: model_data(ref, self._models.get(key)) for key, ref in refs.items()
-                },
                 "inputs": dict(inputs) if inputs is not None else inferred_inputs(agents),
-                "agents": {key: one.model_dump(by_alias=True) for key, one in specs.items()},
                 "outputs": dict(outputs or {}),
                 "timeout": timeout,
                 "bridges": bridges,
@@ -188,7 +172,7 @@ class Workflow:
             InputError: No channel, or a class of your own that lacks what a channel has.
             IdentityMismatch, GeometryMismatch: Both models are loaded, differ, and the edge does not fall back.
         """
-        data: dict[str, Any] = {"from": _agent_name(sharer), "to": _agent_name(receiver)}
+        data: dict[str, Any] = {"from": name_of(sharer), "to": name_of(receiver)}
         data |= {"when": when, "loop": loop, "fallback": fallback, "min_retention": min_retention}
         data |= {"max_kl": max_kl, "codec": codec}
         data |= (
@@ -202,16 +186,11 @@ class Workflow:
             own[number] = channel
         spec = with_edge(self.spec, data, own)
         build_graph(spec)
-        self._check_ends(spec, spec.edges[-1], channel)
+        check_ends(spec, channel, self._models)
         if isinstance(channel, ProjectedCacheChannel):
             self._bridges[number] = channel.bridge
         self.spec, self._own, self._plan = spec, own, None
         return self
-
-    def _check_ends(self, spec: WorkflowSpec, edge: EdgeSpec, channel: Channel | str) -> None:
-        ends = [self._models.get(spec.agents[name].model) for name in (edge.from_, edge.to)]
-        if isinstance(channel, Channel) and edge.fallback == "error" and ends[0] and ends[1]:
-            channel.check(ends[0], ends[1])
 
     @property
     def graph(self) -> "nx.MultiDiGraph[str]":
@@ -264,7 +243,7 @@ class Workflow:
                 inputs,
                 find_bridge=self.bridge_shelf.find,
                 bridges=self._bridges,
-                find_profile=_stored_profile,
+                find_profile=stored_profile,
                 own=self._own,
             )
         except WorkflowError as error:
@@ -360,12 +339,3 @@ class Workflow:
         async with aclosing(run_events(ready)) as events:
             async for event in events:
                 yield event
-
-
-def _stored_profile(sharer: LocalModel, receiver: LocalModel) -> Profile | None:
-    """The profile in the user's store; it may have been measured since a former plan."""
-    return ProfileStore().find(sharer.identity, receiver.identity)
-
-
-def _agent_name(agent: Agent | str) -> str:
-    return agent if isinstance(agent, str) else agent.name
