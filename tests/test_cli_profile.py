@@ -155,3 +155,46 @@ def test_a_figure_that_cannot_be_drawn_costs_nothing_else(
     monkeypatch.setattr(figure, "draw_profile", fail)
     found = measured(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
     assert [path.name for path in Path(found["path"]).iterdir()] == ["profile.json"]
+
+
+# The profiles at hand
+
+
+def listed(*args: object) -> Result:
+    return CliRunner().invoke(app, ["profiles", *map(str, args)])
+
+
+def test_profiles_are_listed_shown_and_removed(root: Path, tmp_path: Path) -> None:
+    """By folder or by its name; a figure is drawn again from what is kept."""
+    empty = listed("list")
+    assert empty.exit_code == 0 and "measure one: unspoken profile A B" in empty.stdout
+    made = measured(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
+    folder = Path(made["path"])
+    (line,) = json.loads(listed("list", "--json").stdout)
+    assert (line["sharer"], line["dtype"], line["error"]) == (str(root / "base"), "float32", None)
+    assert str(root / "tuned") in listed("list").stdout
+    shown = listed("show", folder.name, "--figure", tmp_path / "front.svg")
+    assert "layers anew" in shown.stdout and (tmp_path / "front.svg").exists()
+    assert json.loads(listed("show", folder, "--json").stdout)["points"] == made["points"]
+    assert listed("remove", folder.name, "--yes").exit_code == 0
+    assert not folder.exists() and json.loads(listed("list", "--json").stdout) == []
+
+
+def test_broken_profiles_are_listed_and_can_be_removed(cache: Path) -> None:
+    """What cannot be read is said, and goes away."""
+    folder = cache / "profiles" / "a--b-0123456789ab"
+    folder.mkdir(parents=True)
+    (folder / "profile.json").write_text("{")
+    (line,) = json.loads(listed("list", "--json").stdout)
+    assert line["sharer"] is None and "profile.json" in line["error"]
+    assert "broken" in listed("list").stdout
+    assert listed("show", folder.name).exit_code == 1
+    assert listed("remove", folder, "-y").exit_code == 0 and not folder.exists()
+
+
+def test_only_profiles_are_removed(tmp_path: Path) -> None:
+    """A folder that holds anything else is left alone, and an unknown name is refused with those there are."""
+    (tmp_path / "notes.txt").write_text("mine")
+    kept = listed("remove", tmp_path, "-y")
+    assert kept.exit_code == 1 and (tmp_path / "notes.txt").exists()
+    assert "there is no profile nowhere" in listed("show", "nowhere").stderr

@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperCommand
 
-from unspoken.agents.cli import bench, bridge, fitting, models, plan, profile, run
+from unspoken.agents.cli import bench, bridge, fitting, models, plan, profile, profiles, run
 from unspoken.agents.cli.console import print_error, shown, stderr
 from unspoken.channels.errors import UnspokenError
 
@@ -82,6 +82,9 @@ app = typer.Typer(
     name="unspoken", no_args_is_help=True, add_completion=False, context_settings=_HELP
 )
 _models = typer.Typer(name="models", no_args_is_help=True, help="The models at hand.")
+_profiles = typer.Typer(
+    name="profiles", no_args_is_help=True, help="The profiles of fine-tunes at hand."
+)
 _bridges = typer.Typer(
     name="bridge",
     no_args_is_help=True,
@@ -112,6 +115,10 @@ app.add_typer(_models)
 _models.command("list", cls=_Command)(models.list_)
 _models.command("show", cls=_Command)(models.show)
 _models.command("prepare", cls=_Command)(models.prepare)
+app.add_typer(_profiles)
+_profiles.command("list", cls=_Command)(profiles.list_)
+_profiles.command("show", cls=_Command)(profiles.show)
+_profiles.command("remove", cls=_Command)(profiles.remove)
 app.add_typer(_bridges)
 _bridges.command("fit", cls=_Command)(fitting.fit)
 _bridges.command("audit", cls=_Command)(fitting.audit)

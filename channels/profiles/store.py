@@ -7,7 +7,7 @@ from pathlib import Path
 from unspoken.channels.bridges.card import short_name
 from unspoken.channels.bridges.manifest import pair_digest
 from unspoken.channels.bridges.store import pair_lock
-from unspoken.channels.bridges.swap import present, settle, staged, steady
+from unspoken.channels.bridges.swap import discard, present, settle, staged, steady
 from unspoken.channels.errors import BridgeError, ProfileError
 from unspoken.channels.files import cache_root
 from unspoken.channels.geometry import ModelIdentity
@@ -53,6 +53,17 @@ class ProfileStore:
     def entries(self) -> list[Path]:
         """The folders of all profiles."""
         return [path for path in present(self.root) if (path / FILE).exists()]
+
+    def remove(self, folder: Path) -> None:
+        """Remove a profile, broken or not, at one stroke.
+
+        Raises:
+            ProfileError: There is none, or the folder holds other things or cannot be removed.
+        """
+        try:
+            discard(folder, _require_profile)
+        except BridgeError as error:
+            raise _as_ours(error) from error
 
     def folder(self, profile: Profile) -> Path:
         """Where a profile is or would be kept."""
@@ -145,4 +156,15 @@ def _require_ours(folder: Path) -> None:
             f"{folder} holds {others[0]}, which is no part of a profile",
             expected="a folder of its own for a profile",
             fix="move that away",
+        )
+
+
+def _require_profile(folder: Path) -> None:
+    """Refuse to remove what is no profile."""
+    _require_ours(folder)
+    if not (folder / FILE).exists():
+        raise ProfileError(
+            f"there is no profile in {folder}",
+            expected=f"a folder with a {FILE}",
+            fix="see `unspoken profiles list`",
         )
