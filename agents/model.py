@@ -19,7 +19,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from unspoken.agents._hf import Backbone, Capture, ContextCache, first_approximate, first_gap
+from unspoken.agents._hf import Backbone, Capture
+from unspoken.agents._hf_cache import ContextCache, first_approximate, first_gap
 from unspoken.agents.adapters import AdapterSwitch, adapted_identity, adapter_folder
 from unspoken.agents.catalog import prepare
 from unspoken.agents.compose import Composer, Turn

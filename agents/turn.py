@@ -7,7 +7,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from unspoken.agents._hf import Capture, ContextCache
+from unspoken.agents._hf import Capture
+from unspoken.agents._hf_cache import ContextCache
 from unspoken.agents.assembly import Assembly, Delivery, assemble
 from unspoken.agents.compose import Composed
 from unspoken.agents.model import CHUNK, LocalModel
