@@ -1,231 +1,26 @@
-"""The only file that touches transformers' caches, masks and decoder layers."""
+"""A decoder of transformers, reached into layer by layer: its masks, its hooks and its layers."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from unspoken.channels.errors import ModelSupportError, StateError
-from unspoken.channels.geometry import CacheGeometry, LayerGeometry, ModelIdentity
+from unspoken.agents._hf_cache import ContextCache
+from unspoken.agents._hf_geometry import layer_types, read_geometry, rope_per_type
+from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.rope import Rotary
-from unspoken.channels.state import KVState, LayerState
 
-__all__ = [
-    "Backbone",
-    "Capture",
-    "ContextCache",
-    "first_approximate",
-    "first_gap",
-    "read_geometry",
-]
+__all__ = ["Backbone", "Capture"]
 
 Capture = dict[int, list[Tensor]]
 """Layers whose inputs are wanted; each forward appends (tokens, hidden_size)."""
 
-_SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
 _ALL = slice(None)
 _DYNAMIC_ROPE = {"dynamic", "longrope"}
-
-
-def _layer_types(config: PreTrainedConfig) -> list[str]:
-    """The attention type of every layer, by the names transformers uses."""
-    types = getattr(config, "layer_types", None)
-    if types:
-        return list(types)
-    window = getattr(config, "sliding_window", None)
-    kind = (
-        "sliding_attention"
-        if window and getattr(config, "use_sliding_window", True)
-        else "full_attention"
-    )
-    return [kind] * int(config.num_hidden_layers)
-
-
-def read_geometry(config: PreTrainedConfig) -> CacheGeometry:
-    """The cache geometry of a transformers configuration.
-
-    Raises:
-        ModelSupportError: Layers whose cache is not plain keys and values per position.
-    """
-    types = _layer_types(config)
-    odd = sorted(set(types) - _SUPPORTED_LAYERS)
-    for attribute in ("kv_lora_rank", "num_kv_shared_layers"):
-        if getattr(config, attribute, None):
-            odd.append(attribute)
-    if odd:
-        raise ModelSupportError(
-            f"a {config.model_type} model has {', '.join(odd)}, which leaves no plain keys and values to hand over",
-            expected="a decoder with full or sliding attention in every layer",
-            fix="use another model",
-        )
-    heads = int(config.num_attention_heads)
-    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    per_type = _rope_per_type(config)
-    layers = tuple(
-        LayerGeometry(
-            kv_heads,
-            head_dim,
-            rope=kind if per_type else "default",
-            window=int(config.sliding_window) if kind == "sliding_attention" else None,
-        )
-        for kind in types
-    )
-    return CacheGeometry(layers, int(config.hidden_size), int(config.max_position_embeddings))
-
-
-def _rope_per_type(config: PreTrainedConfig) -> bool:
-    parameters = getattr(config, "rope_parameters", None) or {}
-    return bool(parameters) and set(parameters) <= _SUPPORTED_LAYERS
-
-
-class _Rows(CacheLayerMixin):  # type: ignore[no-untyped-call]  # its base has no types
-    """One layer's buffer: written in place, grown by half when full, every row kept until a snapshot is trimmed."""
-
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, shape: LayerGeometry, capacity: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.shape, self.window, self.capacity = shape, shape.window, capacity
-        self.is_sliding = shape.window is not None
-        self.length = 0
-        self.first = 0
-        self.scatter: Tensor | None = None
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        heads, size = self.shape.kv_heads, self.shape.head_dim
-        self.keys = key_states.new_zeros(1, heads, self.capacity, size)
-        self.values = value_states.new_zeros(1, heads, self.capacity, size)
-        self.is_initialized = True
-
-    def reserve(self, rows: int, like: Tensor) -> None:
-        """Make room for `rows` rows in all, of the dtype and on the device of `like`."""
-        if not self.is_initialized:
-            self.capacity = max(self.capacity, rows)
-            self.lazy_initialization(like, like)
-        if rows <= self.capacity:
-            return
-        self.capacity = max(rows, self.capacity + self.capacity // 2)
-        keys, values = self.keys, self.values
-        self.lazy_initialization(keys, values)
-        self.keys[:, :, : self.length] = keys[:, :, : self.length]
-        self.values[:, :, : self.length] = values[:, :, : self.length]
-
-    def place(self, layer: LayerState, start: int) -> None:
-        """Copy a state's rows to their positions; rows a trimmed state lacks stay zero."""
-        stop = layer.first + layer.rows
-        self.reserve(stop, layer.keys)
-        self.keys[0, :, layer.first : stop] = layer.keys
-        self.values[0, :, layer.first : stop] = layer.values
-        if layer.first > start:
-            self.first = max(self.first, layer.first)
-        self.length = max(self.length, stop)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        if self.scatter is not None:
-            self.keys.index_copy_(2, self.scatter, key_states)
-            self.values.index_copy_(2, self.scatter, value_states)
-            return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-        stop = self.length + key_states.shape[2]
-        first = self.visible_from()
-        self.reserve(stop, key_states)
-        self.keys[:, :, self.length : stop] = key_states
-        self.values[:, :, self.length : stop] = value_states
-        self.length = stop
-        return self.keys[:, :, first:stop], self.values[:, :, first:stop]
-
-    def visible_from(self) -> int:
-        """First position the next token sees."""
-        return 0 if self.window is None else max(self.length - self.window + 1, 0)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        first = self.visible_from()
-        return self.length + query_length - first, first
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return -1
-
-
-class ContextCache(Cache):
-    """The growing cache of one turn. It belongs to that turn alone; `snapshot` gives out states that never change.
-
-    Rows below a snapshot's end are never written again, so snapshots are views and cost nothing.
-
-    Args:
-        geometry: Geometry of the model.
-        capacity: Rows to allocate at first.
-
-    Attributes:
-        approximate_from: First position whose rows are taken over as approximate; None for none.
-    """
-
-    def __init__(self, geometry: CacheGeometry, capacity: int) -> None:
-        self.rows = [_Rows(layer, capacity) for layer in geometry.layers]
-        self.approximate_from: int | None = None
-        super().__init__(layers=list(self.rows))
-
-    @property
-    def length(self) -> int:
-        """Number of positions filled."""
-        return self.rows[0].length
-
-    def place(self, state: KVState, layers: slice = _ALL) -> None:
-        """Copy a state to its positions, all layers or some."""
-        for rows, layer in zip(self.rows[layers], state.layers[layers], strict=True):
-            rows.place(layer, state.start)
-
-    def scatter(self, positions: Tensor | None, stop: int, layers: slice) -> None:
-        """Send the next update of some layers to `positions` rather than to the end (None: to the end again)."""
-        for rows in self.rows[layers]:
-            rows.scatter = positions
-            if positions is not None:
-                rows.length = max(rows.length, stop)
-
-    def reserve(self, stop: int, like: Tensor, layers: slice) -> None:
-        """Make room for positions 0 … stop - 1 in some layers."""
-        for rows in self.rows[layers]:
-            rows.reserve(stop, like)
-
-    def truncate(self, stop: int) -> None:
-        """Forget positions from `stop` on; only before any of them was given out in a snapshot."""
-        for rows in self.rows:
-            rows.length = min(rows.length, stop)
-
-    def check_window(self, position: int) -> None:
-        """Refuse to compute a token that must see rows which a trimmed state lacks."""
-        for number, rows in enumerate(self.rows):
-            oldest = 0 if rows.window is None else max(position - rows.window + 1, 0)
-            if rows.first > oldest:
-                raise StateError(
-                    f"layer {number} holds nothing before position {rows.first}",
-                    expected=f"rows from position {oldest} on, which the token at {position} sees",
-                    fix="do not trim a state that a splice or a repair will read",
-                )
-
-    def snapshot(self, identity: ModelIdentity, stop: int | None = None) -> KVState:
-        """The state of positions 0 … stop - 1 as views of the buffers."""
-        stop = self.length if stop is None else stop
-        layers = []
-        for rows in self.rows:
-            first = min(rows.first, stop)
-            layers.append(
-                LayerState(rows.keys[0, :, first:stop], rows.values[0, :, first:stop], first)
-            )
-        rough = self.approximate_from
-        return KVState(
-            tuple(layers), 0, stop, identity, rough if rough is not None and rough < stop else None
-        )
 
 
 class Backbone:
@@ -253,10 +48,10 @@ class Backbone:
                 fix="load it with attn_implementation='sdpa'",
             )
         self.geometry = read_geometry(self.config)
-        self.kinds = _layer_types(self.config)
+        self.kinds = layer_types(self.config)
         self.layers: nn.ModuleList = self._part("layers", "h")
         self.rotary_module: nn.Module = self._part("rotary_emb")
-        self.per_type = _rope_per_type(self.config)
+        self.per_type = rope_per_type(self.config)
         head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         if head is not None:
             head.register_forward_pre_hook(_unsliced)
@@ -484,25 +279,3 @@ def _unsliced(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         part.clone(memory_format=torch.contiguous_format) if isinstance(part, Tensor) else part
         for part in args
     )
-
-
-def first_gap(states: Sequence[KVState], new: Sequence[int], stop: int) -> int | None:
-    """The first position below `stop` that neither a state nor a new token covers."""
-    covered = bytearray(stop)
-    for state in states:
-        covered[state.start : state.stop] = b"\1" * len(state)
-    for position in new:
-        covered[position] = 1
-    gap = covered.find(0)
-    return None if gap < 0 else gap
-
-
-def first_approximate(states: Sequence[KVState], new: Sequence[int]) -> int | None:
-    """The first position whose rows are approximate and not computed anew, or None."""
-    anew = set(new)
-    rough = [
-        next((p for p in range(state.approximate_from, state.stop) if p not in anew), None)
-        for state in states
-        if state.approximate_from is not None
-    ]
-    return min((position for position in rough if position is not None), default=None)

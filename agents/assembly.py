@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
-from unspoken.agents._hf import first_approximate
+from unspoken.agents._hf_cache import first_approximate
 from unspoken.agents.model import LocalModel
 from unspoken.channels.base import Arrival, Carry, CarryReport, Channel
 from unspoken.channels.errors import ChannelError, ModelSupportError, RunError, StateError

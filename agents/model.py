@@ -1,47 +1,33 @@
 """A causal language model with its tokenizer, loaded once and shared by agents."""
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unspoken.agents._hf import Backbone, Capture, ContextCache, first_approximate, first_gap
+from unspoken.agents._hf import Backbone
 from unspoken.agents.adapters import AdapterSwitch, adapted_identity, adapter_folder
 from unspoken.agents.catalog import prepare
 from unspoken.agents.compose import Composer, Turn
+from unspoken.agents.decoder import Decoder
 from unspoken.agents.identity import cached_identity, model_identity
-from unspoken.agents.quiet import Stage, quiet_transformers
+from unspoken.agents.pretrained import cast, find_device, find_dtype, read_pretrained
 from unspoken.agents.template import PLAIN_TEMPLATE, ChatTemplate, read_template
 from unspoken.agents.tokens import TokenCodec
-from unspoken.channels.base import Prefill
 from unspoken.channels.bridges.reader import Frame
-from unspoken.channels.errors import ModelReferenceError, ModelSupportError, StateError
-from unspoken.channels.geometry import CacheGeometry, ModelIdentity
+from unspoken.channels.errors import ModelSupportError
+from unspoken.channels.geometry import ModelIdentity
 from unspoken.channels.message import Message
-from unspoken.channels.rope import Rotary, shift
-from unspoken.channels.state import KVState, LayerState
 
-__all__ = ["CHUNK", "LocalModel"]
-
-CHUNK = 256
-"""Most tokens one prefill pass takes, so that a cancel never waits long."""
+__all__ = ["LocalModel"]
 
 
-class LocalModel:
+class LocalModel(Decoder):
     """A model on this machine; implements `unspoken.channels.CausalModel`.
 
     Args:
@@ -65,8 +51,8 @@ class LocalModel:
         self.ref = ref
         self.hf: PreTrainedModel = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
         self.tokenizer = tokenizer
-        self.backbone = Backbone(model)
-        self._identity = identity or model_identity(model, tokenizer, None)
+        backbone = Backbone(model)
+        super().__init__(backbone, identity or model_identity(model, tokenizer, None))
         self.codec = TokenCodec(tokenizer, self._identity.tokenizer)
         self.composer = Composer(self.codec, self.template)
         self.adapter: str | None = None
@@ -100,28 +86,14 @@ class LocalModel:
             ModelSupportError: The model cannot be served.
         """
         folder = prepare(ref, revision=revision, progress=progress)
-        target = _device(device)
-        wanted = _dtype(dtype, target)
+        target = find_device(device)
+        wanted = find_dtype(dtype, target)
         identity = cached_identity(folder)
-        try:
-            with quiet_transformers(Stage("load", progress or (lambda stage, fraction: None))):
-                tokenizer = AutoTokenizer.from_pretrained(folder)
-                model = AutoModelForCausalLM.from_pretrained(
-                    folder,
-                    dtype=wanted if identity and wanted else _checkpoint_dtype(folder),
-                    attn_implementation=_attention(folder),
-                )
-        except Exception as error:  # transformers and safetensors raise almost anything here
-            said = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ModelReferenceError(
-                f"{ref!r} could not be loaded from {folder}: {said}",
-                expected="a causal language model with weights, config.json and a tokenizer",
-                fix="check the folder, or prepare the model again with `unspoken models prepare`",
-            ) from error
+        model, tokenizer = read_pretrained(ref, folder, wanted if identity else None, progress)
         if identity is None:  # before any cast: an identity is of the checkpoint's own values
             identity = model_identity(model, tokenizer, folder)
         torch.nn.Module.to(model, target)
-        _cast(model, wanted)
+        cast(model, wanted)
         loaded = cls(model, tokenizer, ref=ref, identity=identity)
         asked = {"dtype": dtype, "device": device, "revision": revision or "auto"}
         named = {name: str(value).removeprefix("torch.") for name, value in asked.items()}
@@ -171,44 +143,11 @@ class LocalModel:
         """A copy with weights of another float type, of the same identity: both come of one checkpoint."""
         self.backbone.activate()  # the copy keeps the adapter that is on
         copied = copy.deepcopy(self.hf)
-        _cast(copied, dtype)
+        cast(copied, dtype)
         made = LocalModel(copied, self.tokenizer, ref=self.ref, identity=self._identity)
         made.adapter = self.adapter
         made.asked = {**self.asked, "dtype": str(dtype).removeprefix("torch.")}
         return made
-
-    @property
-    def identity(self) -> ModelIdentity:
-        """Who it is, by weights, config and tokenizer."""
-        return self._identity
-
-    @property
-    def geometry(self) -> CacheGeometry:
-        """The shape of its cache."""
-        return self.backbone.geometry
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Element type of its cache."""
-        dtype: torch.dtype = self.hf.dtype
-        return dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.backbone.device
-
-    @cached_property
-    def max_positions(self) -> int:
-        """Number of positions its context holds; where frequencies change with the length, those before they do."""
-        config = self.backbone.config
-        if not any(self.rotary(name).dynamic for name in {x.rope for x in self.geometry.layers}):
-            return self.geometry.max_positions
-        parameters = getattr(config, "rope_parameters", None) or {}
-        base = parameters.get("original_max_position_embeddings") or getattr(
-            config, "original_max_position_embeddings", None
-        )
-        return min(self.geometry.max_positions, int(base or self.geometry.max_positions))
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -255,10 +194,6 @@ class LocalModel:
         special = set(self.tokenizer.all_special_ids)
         return frozenset(token for token in (*ids, *(set(closing) & special)) if token is not None)
 
-    def rotary(self, name: str) -> Rotary:
-        """The rotary embedding of a name in its geometry."""
-        return self.backbone.rotary(name)
-
     def words(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids of somebody's words, and the character at which each token's text ends."""
         ids, offsets = self.codec.words_with_offsets(text)
@@ -281,117 +216,6 @@ class LocalModel:
             turn.ids[stop:] + self.composer.ask(context),
         )
 
-    def tensor(self, ids: Sequence[int]) -> Tensor:
-        """Token ids as an int64 tensor on the model's device."""
-        return torch.tensor(ids, dtype=torch.long, device=self.device)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Input of layer 0 for `ids`, shape (tokens, hidden_size), scaled as the model does."""
-        return self.backbone.embed(ids)
-
-    @torch.no_grad()
-    def prefill(
-        self,
-        ids: Tensor,
-        state: Sequence[KVState] = (),
-        positions: Tensor | None = None,
-        capture: Collection[int] = (),
-    ) -> Prefill:
-        """Compute `ids` over states; see `unspoken.channels.CausalModel.prefill`."""
-        end = max((piece.stop for piece in state), default=0)
-        wanted = list(range(end, end + len(ids))) if positions is None else positions.tolist()
-        cache = self.open(state, wanted, spare=0)
-        hidden: Capture = {layer: [] for layer in capture}
-        logits: Tensor | None = None
-        for step in self.prefill_steps(ids, wanted, cache, hidden):
-            logits = step
-        if logits is None:
-            raise StateError("no tokens to compute", expected="at least one")
-        inputs = {layer: torch.cat(parts) for layer, parts in hidden.items()}
-        return Prefill(cache.snapshot(self.identity), logits, inputs)
-
-    def open(
-        self,
-        state: Sequence[KVState],
-        positions: Sequence[int],
-        *,
-        spare: int,
-        layers: slice = slice(None),
-    ) -> ContextCache:
-        """A cache with `state` in place, of some layers alone if asked, and room for `positions` and `spare` more.
-
-        Raises:
-            StateError: A gap, or rows missing that a new token must see.
-            GeometryMismatch, IdentityMismatch: A state that is not this model's.
-        """
-        for piece in state:
-            self.identity.require(
-                piece.identity, f"a state of positions {piece.start} to {piece.stop}"
-            )
-            piece.check(self.geometry, self.dtype)
-        end = max((piece.stop for piece in state), default=0)
-        stop = max(end, positions[-1] + 1 if positions else 0)
-        gap = first_gap(state, positions, stop)
-        if gap is not None:
-            raise StateError(
-                f"nothing covers position {gap}",
-                expected=f"states and new tokens that cover positions 0 to {stop} together",
-            )
-        cache = ContextCache(self.geometry, stop + spare)
-        cache.approximate_from = first_approximate(state, positions)
-        for piece in state:
-            cache.place(piece, layers)
-        if positions:
-            cache.check_window(positions[0])
-        return cache
-
-    def prefill_steps(
-        self,
-        ids: Tensor,
-        positions: Sequence[int],
-        cache: ContextCache,
-        hidden: Capture | None = None,
-    ) -> Iterator[Tensor | None]:
-        """Compute `ids` at ascending `positions` in passes of at most `CHUNK` tokens, one a step.
-
-        Yields:
-            None after every pass but the last, then the logits after the last token, shape (vocabulary,).
-        """
-        done, total = 0, len(positions)
-        while done < total:
-            stop = min(done + CHUNK, total)
-            keep = 1 if stop == total else 0
-            part = ids[done:stop]
-            if positions[done] == cache.length:
-                logits = self.backbone.forward(part, cache, keep=keep, capture=hidden)
-            else:
-                where = self.tensor(positions[done:stop])
-                logits = self.backbone.fill(
-                    part, where, positions[stop - 1], cache, keep=keep, capture=hidden
-                )
-            done = stop
-            yield None if logits is None else logits[-1]
-
-    @torch.no_grad()
-    def run_layers(
-        self,
-        hidden: Tensor,
-        first: int,
-        last: int,
-        positions: Tensor,
-        state: Sequence[KVState] = (),
-    ) -> tuple[Tensor, tuple[LayerState, ...]]:
-        """Run layers first … last - 1; see `unspoken.channels.CausalModel.run_layers`."""
-        start = int(positions[0])
-        stop = start + hidden.shape[0]
-        cache = self.open(state, range(start, stop), spare=0, layers=slice(first, last))
-        output = self.backbone.run_layers(hidden, first, last, positions, start, cache)
-        layers = tuple(
-            LayerState(rows.keys[0, :, start:stop], rows.values[0, :, start:stop], start)
-            for rows in cache.rows[first:last]
-        )
-        return output, layers
-
     def message(
         self,
         text: str,
@@ -412,118 +236,3 @@ class LocalModel:
         segment = context.segments[-1]
         state = self.read(context.ids, capture)
         return Message(sharer, (segment,), False, context.ids, self.identity, state)
-
-    @torch.no_grad()
-    def read(self, ids: Sequence[int], capture: Collection[int] = ()) -> KVState:
-        """State of a context of its own, without the logits that `prefill` would compute after it.
-
-        Args:
-            ids: The context.
-            capture: Layers whose inputs the state is to keep (the E-cache).
-        """
-        cache = self.open((), range(len(ids)), spare=0)
-        hidden: Capture = {layer: [] for layer in capture}
-        for start in range(0, len(ids), CHUNK):
-            part = self.tensor(ids[start : start + CHUNK])
-            self.backbone.forward(part, cache, keep=0, capture=hidden)
-        state = cache.snapshot(self.identity)
-        return replace(state, hidden={layer: torch.cat(parts) for layer, parts in hidden.items()})
-
-    def logits(
-        self,
-        ids: Tensor,
-        state: Sequence[KVState] = (),
-        *,
-        last: int | None = None,
-        grad: bool = False,
-    ) -> Tensor:
-        """Logits after the last of `ids`; see `unspoken.channels.CausalModel.logits`."""
-        end = max((piece.stop for piece in state), default=0)
-        with torch.set_grad_enabled(grad):
-            cache = self.open(state, range(end, end + len(ids)), spare=0)
-            logits = self.backbone.forward(ids, cache, keep=last or len(ids))
-        if logits is None:
-            raise StateError("no tokens to compute", expected="at least one")
-        return logits
-
-    @cached_property
-    def shifts_keys(self) -> bool:
-        """Whether shifted keys equal those computed further on; measured once, on this very model.
-
-        Layer 0's keys depend on the token and its position alone, so both ways are compared there. This catches an
-        architecture that rotates otherwise than `unspoken.channels.rope` does, before any wrong cache is used.
-        """
-        with torch.no_grad():
-            ids = self.tensor(range(3, 9))
-            near = self.prefill(ids).state.layers[0]
-            far = self.prefill(self.tensor([*[3] * 11, *range(3, 9)])).state.layers[0]
-            rotary = self.rotary(self.geometry.layers[0].rope)
-            moved = shift(near.keys, 11, rotary)
-            error = (moved.float() - far.keys[:, 11:].float()).abs().max()
-            size = far.keys.float().abs().max()
-        return bool(error <= 0.02 * size)
-
-
-def _attention(folder: Path) -> str:
-    """Scaled-dot-product attention, but for models whose soft cap only eager attention has."""
-    config = AutoConfig.from_pretrained(folder).get_text_config()
-    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
-
-
-def _checkpoint_dtype(folder: Path) -> torch.dtype | str:
-    """The widest float type a checkpoint stores, which its config may understate; ``auto`` where that is not known."""
-    found = set()
-    for shard in folder.glob("*.safetensors"):
-        with safe_open(shard, framework="pt") as tensors:
-            found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
-    return torch.float32 if "F32" in found else "auto"
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        found = (
-            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        )
-        return found or torch.device("cpu")
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelSupportError(
-            f"device {device!r} is not to be had: {str(error).splitlines()[0]}",
-            expected="auto, cpu, or an accelerator that torch finds, such as cuda:0",
-            fix="name another device, or leave it out",
-        ) from error
-    return target
-
-
-def _cast(model: torch.nn.Module, dtype: torch.dtype | None) -> None:
-    """Change the float type of what a checkpoint stores, in place.
-
-    What a module computes for itself stays as it is: rotary frequencies in fewer bits would turn the keys of later
-    positions by whole radians.
-    """
-    if dtype is None:
-        return
-    for module in model.modules():
-        kept = module._non_persistent_buffers_set
-        stored = [
-            one for name, one in module._buffers.items() if one is not None and name not in kept
-        ]
-        for tensor in (*module.parameters(recurse=False), *stored):
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.to(dtype)
-
-
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | None:
-    """The dtype to compute in; None stands for the checkpoint's own."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else None
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ModelSupportError(
-            f"dtype {dtype!r} is unknown", expected="auto, float32, bfloat16 or float16"
-        )
-    return found

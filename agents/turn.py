@@ -7,10 +7,12 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from unspoken.agents._hf import Capture, ContextCache
+from unspoken.agents._hf import Capture
+from unspoken.agents._hf_cache import ContextCache
 from unspoken.agents.assembly import Assembly, Delivery, assemble
 from unspoken.agents.compose import Composed
-from unspoken.agents.model import CHUNK, LocalModel
+from unspoken.agents.decoder import CHUNK
+from unspoken.agents.model import LocalModel
 from unspoken.agents.sampling import Sampler
 from unspoken.agents.spec import GenerateSpec
 from unspoken.agents.tokens import Detokenizer

@@ -6,7 +6,7 @@ from architectures import ARCHITECTURES, WINDOW, make
 from tiny import tiny_llama
 from transformers import DynamicCache
 
-from unspoken.agents import model as model_module
+from unspoken.agents import decoder
 from unspoken.agents.model import LocalModel
 from unspoken.channels.base import CausalModel
 from unspoken.channels.errors import (
@@ -32,7 +32,7 @@ def llama() -> LocalModel:
 
 @pytest.fixture(autouse=True)
 def _short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_module, "CHUNK", 7)
+    monkeypatch.setattr(decoder, "CHUNK", 7)
 
 
 def _ids(model: LocalModel, length: int = LENGTH, seed: int = 0) -> torch.Tensor:
@@ -111,7 +111,7 @@ def test_shifted_keys_are_those_of_other_positions(model: LocalModel) -> None:
 def test_a_wrong_rotation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that rotates otherwise than we do is found out before its keys are moved."""
     model = make("llama")
-    monkeypatch.setattr(model_module, "shift", lambda keys, delta, rotary: keys)
+    monkeypatch.setattr(decoder, "shift", lambda keys, delta, rotary: keys)
     assert not model.shifts_keys
 
 
