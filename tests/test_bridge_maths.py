@@ -31,7 +31,9 @@ from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.bridges.reader import rotaries
 from unspoken.channels.bridges.ridge import Gram, choose_layers
 from unspoken.channels.bridges.side import Side
+from unspoken.channels.bridges.sizing import LEAST, projector_bytes, widest_rank
 from unspoken.channels.errors import BridgeError, IdentityMismatch
+from unspoken.channels.geometry import CacheGeometry, LayerGeometry
 from unspoken.channels.state import KVState
 
 TEXT = "the reader of the document was that which is for the key and the value of a cache"
@@ -425,3 +427,35 @@ def test_fewer_layers_are_the_first_of_more(pair: tuple[LocalModel, LocalModel])
     assert [len(found[count]) for count in (1, 2)] == [1, 2] and set(found[1]) < set(found[2])
     for count in found:
         assert choose(*pair, corpus, [count], messages=4)[count] == found[count]
+
+
+# Size on disk
+
+
+WIDE = CacheGeometry((LayerGeometry(4, 64, "default", None),) * 6, 256, 4096)
+
+
+def stored(rank: int) -> int:
+    """Bytes of a projector's tensors as they are stored."""
+    made = Projector(ProjectorConfig((0, 2), rank=rank, hidden=64, bottleneck=32), WIDE, WIDE)
+    return sum(one.numel() * one.element_size() for one in pack(made.state_dict()).values())
+
+
+def test_the_size_of_a_projector_is_what_it_takes_on_disk() -> None:
+    config = ProjectorConfig((0, 2), rank=96, hidden=64, bottleneck=32)
+    assert projector_bytes(config, WIDE, WIDE) == stored(96)
+
+
+def test_the_widest_code_is_the_widest_that_fits() -> None:
+    """One step more would not fit."""
+    config = ProjectorConfig((0, 2), hidden=64, bottleneck=32)
+    rank = widest_rank(config, WIDE, WIDE, 4_000_000)
+    assert rank > LEAST and rank % 32 == 0
+    assert stored(rank) <= 4_000_000 < stored(rank + 32)
+
+
+def test_a_large_pair_has_a_code_all_the_same_and_a_small_one_no_wider_than_it_is() -> None:
+    config = ProjectorConfig((0, 2), hidden=64, bottleneck=32)
+    assert widest_rank(config, WIDE, WIDE, 1000) == LEAST
+    small = CacheGeometry((LayerGeometry(1, 8, "default", None),) * 3, 16, 64)
+    assert widest_rank(config, small, small) == min(4 * 8 + 2 * 16, 6 * 8)

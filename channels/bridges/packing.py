@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unspoken.channels.errors import BridgeError
 
-__all__ = ["GROUP", "pack", "unpack"]
+__all__ = ["GROUP", "pack", "packed_bytes", "unpack"]
 
 GROUP = 64
 """Neighbouring weights that share a scale."""
@@ -26,7 +26,7 @@ def pack(weights: Mapping[str, Tensor], dtype: str = "int8") -> dict[str, Tensor
     packed = {}
     for name, tensor in weights.items():
         tensor = tensor.detach().float().cpu().contiguous()
-        if dtype == "float32" or tensor.dim() < 2 or tensor.numel() < SMALLEST:
+        if dtype == "float32" or not _is_packed(tensor.shape):
             packed[name] = tensor
             continue
         flat = tensor.flatten()
@@ -36,6 +36,16 @@ def pack(weights: Mapping[str, Tensor], dtype: str = "int8") -> dict[str, Tensor
         packed[name] = levels.flatten()[: flat.numel()].reshape(tensor.shape)
         packed[name + SCALE] = scale
     return packed
+
+
+def packed_bytes(shape: torch.Size) -> int:
+    """Bytes that a tensor takes as ``int8``."""
+    count = shape.numel()
+    return count + 2 * -(-count // GROUP) if _is_packed(shape) else 4 * count
+
+
+def _is_packed(shape: torch.Size) -> bool:
+    return len(shape) > 1 and shape.numel() >= SMALLEST
 
 
 def unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
