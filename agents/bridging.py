@@ -27,12 +27,7 @@ from unspoken.channels.bridges.folder import (
     write,
 )
 from unspoken.channels.bridges.fuse_audit import with_fuse
-from unspoken.channels.bridges.fuse_training import (
-    FuseProgress,
-    FuseResult,
-    FuseSettings,
-    fit_fuser,
-)
+from unspoken.channels.bridges.fuse_training import FuseResult, fit_fuser
 from unspoken.channels.bridges.fuser import fuse_tensors, load_fuser
 from unspoken.channels.bridges.manifest import (
     BridgeManifest,
@@ -41,9 +36,11 @@ from unspoken.channels.bridges.manifest import (
     TensorFile,
     pair_digest,
 )
+from unspoken.channels.bridges.progress import FitProgress, FuseProgress
 from unspoken.channels.bridges.ridge import gram_bytes
+from unspoken.channels.bridges.settings import FitSettings, FuseSettings
 from unspoken.channels.bridges.store import BridgeStore
-from unspoken.channels.bridges.training import FitProgress, FitResult, FitSettings, check_pair, fit
+from unspoken.channels.bridges.training import FitResult, check_pair, fit
 from unspoken.channels.errors import BridgeError, ChannelError, InputError, ModelSupportError
 
 if TYPE_CHECKING:

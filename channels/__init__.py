@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from unspoken.channels.errors import UnspokenError
     from unspoken.channels.geometry import CacheGeometry, LayerGeometry, ModelIdentity
     from unspoken.channels.message import Message, Segment
-    from unspoken.channels.packets import PacketReader, packet_key, read_packet, write_packet
+    from unspoken.channels.packet_reader import PacketReader
+    from unspoken.channels.packet_signing import packet_key
+    from unspoken.channels.packets import read_packet, write_packet
     from unspoken.channels.projected import ProjectedCacheChannel
     from unspoken.channels.recompute import recompute_layers
     from unspoken.channels.rope import Rotary
@@ -67,7 +69,9 @@ _HOMES = {
     "errors": ("UnspokenError",),
     "geometry": ("CacheGeometry", "LayerGeometry", "ModelIdentity"),
     "message": ("Message", "Segment"),
-    "packets": ("PacketReader", "packet_key", "read_packet", "write_packet"),
+    "packet_reader": ("PacketReader",),
+    "packet_signing": ("packet_key",),
+    "packets": ("read_packet", "write_packet"),
     "projected": ("ProjectedCacheChannel",),
     "recompute": ("recompute_layers",),
     "rope": ("Rotary",),

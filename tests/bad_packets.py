@@ -17,8 +17,10 @@ from torch import zeros
 from unspoken.agents.model import LocalModel
 from unspoken.channels.errors import GeometryMismatch, IdentityMismatch, PacketError, UnspokenError
 from unspoken.channels.message import Message
+from unspoken.channels.packet_layout import header_of
 from unspoken.channels.packet_manifest import PacketManifest
-from unspoken.channels.packets import _header, _signature, read_packet, write_packet
+from unspoken.channels.packet_signing import signature_of
+from unspoken.channels.packets import read_packet, write_packet
 
 __all__ = ["KEY", "BadPacket", "bad_packets", "packet_of", "resigned"]
 
@@ -56,7 +58,7 @@ def resigned(data: bytes, change: Callable[[dict[str, object]], None], key: byte
     manifest = json.loads(head["__metadata__"]["manifest"])
     change(manifest)
     text = json.dumps(manifest, separators=(",", ":"))
-    head["__metadata__"] |= {"manifest": text, "signature": _signature(text, key)}
+    head["__metadata__"] |= {"manifest": text, "signature": signature_of(text, key)}
     return _packed(json.dumps(head, separators=(",", ":")).encode()) + data[8 + length :]
 
 
@@ -79,7 +81,9 @@ def _vast(data: bytes) -> bytes:
     (length,) = struct.unpack("<Q", data[:8])
     manifest = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["manifest"])
     text = json.dumps(manifest | {"layers": layers, "digests": ["0" * 64]})
-    return _packed(_header(PacketManifest.model_validate_json(text), text, _signature(text, KEY)))
+    return _packed(
+        header_of(PacketManifest.model_validate_json(text), text, signature_of(text, KEY))
+    )
 
 
 def _long(message: Message, count: int) -> Message:

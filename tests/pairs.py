@@ -11,7 +11,7 @@ from unspoken.agents.bridging import FitPlan
 from unspoken.agents.model import LocalModel
 from unspoken.channels.bridges.audit import AuditSettings
 from unspoken.channels.bridges.heldout import HeldOut
-from unspoken.channels.bridges.training import FitSettings
+from unspoken.channels.bridges.settings import FitSettings
 
 __all__ = ["AUDIT", "corpus", "few_held_out", "folders", "load", "plan"]
 

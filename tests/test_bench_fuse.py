@@ -16,9 +16,9 @@ from unspoken.agents.model import LocalModel
 from unspoken.channels.bridges.auditrows import AuditRows
 from unspoken.channels.bridges.folder import read_manifest, write
 from unspoken.channels.bridges.fuse_audit import ending_as, with_fuse
-from unspoken.channels.bridges.fuse_training import FuseSettings
 from unspoken.channels.bridges.fuser import Fuser, fuse_tensors
 from unspoken.channels.bridges.manifest import Audit, BridgeManifest, FitData
+from unspoken.channels.bridges.settings import FuseSettings
 from unspoken.channels.bridges.shares import paired, wilson
 from unspoken.channels.bridges.side import Side
 from unspoken.channels.bridges.store import BridgeStore

@@ -22,8 +22,9 @@ from unspoken.agents.cli.fitting import progress_line
 from unspoken.agents.cli.main import app
 from unspoken.channels.bridges.folder import read
 from unspoken.channels.bridges.heldout import Scores
+from unspoken.channels.bridges.progress import FitProgress
+from unspoken.channels.bridges.settings import FitSettings
 from unspoken.channels.bridges.store import BridgeStore
-from unspoken.channels.bridges.training import FitProgress, FitSettings
 
 SMALL = ("--steps", 2, "--rank", 8, "--source-layers", 2)
 ROWS = tuple(

@@ -23,11 +23,11 @@ from unspoken.agents.bridging import BridgeShelf, fit_bridge, work_folder
 from unspoken.agents.engines.local import worker_for
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.folder import read, write
-from unspoken.channels.bridges.fuse_training import FuseSettings
 from unspoken.channels.bridges.heldout import HeldOut, Scores
 from unspoken.channels.bridges.manifest import Audit
+from unspoken.channels.bridges.progress import FitProgress
+from unspoken.channels.bridges.settings import FuseSettings
 from unspoken.channels.bridges.store import BridgeStore
-from unspoken.channels.bridges.training import FitProgress
 from unspoken.channels.errors import BridgeError, InputError
 
 TESTS = Path(__file__).parent

@@ -14,8 +14,9 @@ from tiny import tiny_llama
 from unspoken.agents import LocalModel, Workflow
 from unspoken.agents.bridging import fit_bridge
 from unspoken.channels.bridges.folder import read
+from unspoken.channels.bridges.initialization import _within_columns
+from unspoken.channels.bridges.settings import FitSettings
 from unspoken.channels.bridges.store import BridgeStore
-from unspoken.channels.bridges.training import FitSettings, _within_columns
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.geometry import CacheGeometry, LayerGeometry
 

@@ -23,11 +23,13 @@ from unspoken.channels.bridges.corpus import Corpus
 from unspoken.channels.bridges.folder import write
 from unspoken.channels.bridges.fuse_example import fuse_input, fused_context, tail_losses
 from unspoken.channels.bridges.fuse_lessons import choice_prompt, teach_fusing
-from unspoken.channels.bridges.fuse_training import FuseProgress, FuseSettings, fit_fuser
+from unspoken.channels.bridges.fuse_training import fit_fuser
 from unspoken.channels.bridges.fuser import Fuser, FuserConfig
 from unspoken.channels.bridges.lessons import Lesson, Tail, prepare
 from unspoken.channels.bridges.manifest import BridgeManifest, FitData
+from unspoken.channels.bridges.progress import FuseProgress
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
+from unspoken.channels.bridges.settings import FuseSettings
 from unspoken.channels.bridges.side import Side
 from unspoken.channels.errors import BridgeError, WorkflowError
 

@@ -30,14 +30,9 @@ from unspoken.channels.errors import (
     StateError,
 )
 from unspoken.channels.message import Message
-from unspoken.channels.packets import (
-    KEY_FILE_VARIABLE,
-    KEY_VARIABLE,
-    PacketReader,
-    packet_key,
-    read_packet,
-    write_packet,
-)
+from unspoken.channels.packet_reader import PacketReader
+from unspoken.channels.packet_signing import KEY_FILE_VARIABLE, KEY_VARIABLE, packet_key
+from unspoken.channels.packets import read_packet, write_packet
 from unspoken.channels.state import KVState
 
 CASES = list(bad_packets())

@@ -10,9 +10,11 @@ from unspoken.agents.model import LocalModel
 from unspoken.channels.bridges.checkpoint import forget
 from unspoken.channels.bridges.corpus import load_corpus
 from unspoken.channels.bridges.folder import MANIFEST, write
-from unspoken.channels.bridges.fuse_training import FuseProgress, FuseSettings, fit_fuser
+from unspoken.channels.bridges.fuse_training import fit_fuser
 from unspoken.channels.bridges.fuser import Fuser, fuse_tensors, load_fuser
 from unspoken.channels.bridges.manifest import BridgeManifest, FitData
+from unspoken.channels.bridges.progress import FuseProgress
+from unspoken.channels.bridges.settings import FuseSettings
 from unspoken.channels.bridges.side import Side
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.errors import BridgeError

@@ -18,8 +18,8 @@ from unspoken.channels.errors import InputError
 
 if TYPE_CHECKING:
     from unspoken.agents.model import LocalModel
-    from unspoken.channels.bridges.fuse_training import FuseSettings
-    from unspoken.channels.bridges.training import FitProgress, FitSettings
+    from unspoken.channels.bridges.progress import FitProgress
+    from unspoken.channels.bridges.settings import FitSettings, FuseSettings
 
 __all__ = ["audit", "fit", "progress_line"]
 
@@ -130,7 +130,7 @@ def _require_files(*files: Path | None) -> None:
 
 
 def _settings(given: dict[str, Any], receiver: "LocalModel") -> "FitSettings":
-    from unspoken.channels.bridges.training import FitSettings
+    from unspoken.channels.bridges.settings import FitSettings
 
     layers, native = len(receiver.geometry.layers), given["native_layers"]
     if native >= layers:
@@ -142,7 +142,7 @@ def _settings(given: dict[str, Any], receiver: "LocalModel") -> "FitSettings":
 
 
 def _fuse_settings(given: dict[str, Any]) -> "FuseSettings":
-    from unspoken.channels.bridges.fuse_training import FuseSettings
+    from unspoken.channels.bridges.settings import FuseSettings
 
     wanted = {name: given[name] for name in ("minutes", "steps") if given[name] is not None}
     return FuseSettings(**wanted)

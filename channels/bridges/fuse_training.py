@@ -1,6 +1,6 @@
 """Fitting a fuser: encoders from a closed form, then trained on what follows an input that both models have read."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -14,80 +14,22 @@ from torch import Tensor
 from unspoken.channels.bridges.checkpoint import Checkpoint, fingerprint, schedule, weights_of
 from unspoken.channels.bridges.corpus import Corpus
 from unspoken.channels.bridges.example import SINK
-from unspoken.channels.bridges.features import width
 from unspoken.channels.bridges.fuse_example import FuseInput, contrast, fuse_input, tail_losses
+from unspoken.channels.bridges.fuse_initialization import closed_form_fuser, new_fuser
 from unspoken.channels.bridges.fuse_lessons import teach_fusing
 from unspoken.channels.bridges.fuser import Fuser, FuserConfig
 from unspoken.channels.bridges.lessons import Lesson, prepare
+from unspoken.channels.bridges.progress import FuseProgress, FuseReport
 from unspoken.channels.bridges.randomness import seeded
 from unspoken.channels.bridges.reader import TextModel
-from unspoken.channels.bridges.ridge import Gram, Solution
+from unspoken.channels.bridges.settings import FuseSettings
 from unspoken.channels.bridges.training import check_pair
 from unspoken.channels.geometry import CacheGeometry
 
-__all__ = ["FuseProgress", "FuseResult", "FuseSettings", "fit_fuser"]
+__all__ = ["FuseResult", "fit_fuser"]
 
-
-BULK = 1000
-"""Tokens that are added to a Gram matrix at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class FuseSettings:
-    """How a fuser is fitted.
-
-    Attributes:
-        minutes: Most minutes of training, its held-out rounds included; 0 leaves the receiver's cache as it is.
-        steps: Most training steps, one input each; None for as many as the minutes allow.
-        source_layers, own_layers: How many layers of either model are read, spread evenly up to the last.
-        rank, own_rank, hidden, bottleneck: Widths; see `FuserConfig`.
-        last: Whether every token gets the sharer's code of the last token too.
-        gram_tokens: Tokens that the encoders are solved from.
-        batch: Inputs per update.
-        rate: Learning rate of the encoders.
-        residual_rate: Learning rate of all else.
-        contrast: Weight of the cross-entropy over a question's options beside that over the tail's tokens.
-        held_out: Held-out inputs.
-        patience: Held-out rounds without a gain until training stops.
-        every: Seconds between held-out rounds.
-        seed: Of all that is drawn.
-    """
-
-    minutes: float = 20.0
-    steps: int | None = None
-    source_layers: int = 6
-    own_layers: int = 6
-    rank: int = 256
-    own_rank: int = 128
-    hidden: int = 768
-    bottleneck: int = 192
-    last: bool = True
-    gram_tokens: int = 6_000
-    batch: int = 6
-    rate: float = 1e-4
-    residual_rate: float = 1e-3
-    contrast: float = 0.5
-    held_out: int = 72
-    patience: int = 6
-    every: float = 60.0
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class FuseProgress:
-    """Where a fit stands.
-
-    Attributes:
-        stage: ``gram``, ``train`` or ``done``.
-        fraction: Done of the stage, 0 to 1.
-        loss: Training loss since the last report, where there is one.
-        gain: Per kind of lesson, the share of the receiver's own held-out loss that is gone.
-    """
-
-    stage: str
-    fraction: float
-    loss: float | None = None
-    gain: dict[str, float] | None = None
+DEFAULT = FuseSettings()
+"""How a fuser is fitted where nobody says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,15 +47,12 @@ class FuseResult:
     tokens: int
 
 
-Report = Callable[[FuseProgress], None]
-
-
 def fit_fuser(
     sharer: TextModel,
     receiver: TextModel,
     corpus: Corpus,
-    settings: FuseSettings = FuseSettings(),
-    report: Report = lambda progress: None,
+    settings: FuseSettings = DEFAULT,
+    report: FuseReport = lambda progress: None,
     *,
     work: Path | None = None,
     light: tuple[TextModel, TextModel] | None = None,
@@ -162,12 +101,12 @@ class _FuseFit:
         receiver: TextModel,
         corpus: Corpus,
         settings: FuseSettings,
-        report: Report,
+        report: FuseReport,
         work: Path | None,
         light: tuple[TextModel, TextModel] | None,
     ) -> None:
         self.models, self.light = (sharer, receiver), light or (sharer, receiver)
-        self.sharer, self.receiver, self.corpus = sharer, receiver, corpus
+        self.receiver, self.corpus = receiver, corpus
         self.settings, self.report = settings, report
         self.config = FuserConfig(
             _spread(sharer.geometry, settings.source_layers),
@@ -186,12 +125,18 @@ class _FuseFit:
         settings, began = self.settings, monotonic()
         saved = self._load()
         if saved is None:
-            fuser, tokens = self._closed_form(self._inputs(settings.seed, self.models))
+            fuser, tokens = closed_form_fuser(
+                self.config,
+                *self.models,
+                self._inputs(settings.seed, self.models),
+                settings,
+                self.report,
+            )
             weights, seconds = weights_of(fuser), monotonic() - began
             saved = _Progressed(weights, weights, tokens=tokens, closed_seconds=seconds)
             self.checkpoint.save(vars(saved))
         else:
-            fuser = self._fuser()
+            fuser = new_fuser(self.config, *self.models)
             fuser.load_state_dict(saved.weights)
         if settings.minutes > 0 and settings.steps != 0:
             self._train(fuser, saved)
@@ -214,10 +159,6 @@ class _FuseFit:
         except TypeError:  # of another version
             return None
 
-    def _fuser(self) -> Fuser:
-        made = Fuser(self.config, self.sharer.geometry, self.receiver.geometry)
-        return made.to(self.receiver.device)
-
     def _inputs(
         self, seed: int, models: tuple[TextModel, TextModel], drawn: int = 0
     ) -> Iterator[tuple[int, FuseInput]]:
@@ -231,39 +172,6 @@ class _FuseFit:
             case = prepare(lesson, *models, longest=32)
             if len(case.ids) > max(case.at, SINK) + 1 and case.tails:
                 yield number, fuse_input(self.config, case, *models)
-
-    # -- closed form
-
-    @torch.no_grad()
-    def _closed_form(self, inputs: Iterator[tuple[int, FuseInput]]) -> tuple[Fuser, int]:
-        """Encoders of either model's rows, and the tokens seen.
-
-        They are the directions that say most of the receiver's rows, and of its own.
-        """
-        config, receiver = self.config, self.receiver
-        geometry = receiver.geometry
-        fuser = self._fuser()
-        mine = width(geometry, config.own_layers)
-        outputs = width(geometry, range(len(geometry.layers)))
-        theirs = Gram(width(self.sharer.geometry, config.source_layers), outputs, receiver.device)
-        own = Gram(mine, mine, receiver.device)
-        while theirs.count < self.settings.gram_tokens:
-            # In bulk: each addition goes over the whole matrices.
-            rows = _bulk(inputs, min(self.settings.gram_tokens - theirs.count, BULK))
-            theirs.add(*rows)
-            chosen = rows[1].index_select(1, fuser._columns)
-            own.add(chosen, chosen)
-            self.report(FuseProgress("gram", min(theirs.count / self.settings.gram_tokens, 1.0)))
-        solution = theirs.solve()
-        fuser.encode.copy_(_encoder(solution, config.rank, self.settings.seed))
-        fuser.mean.copy_(solution.mean)
-        fuser.inverse.copy_(solution.scale)
-        fuser.deviation.copy_(solution.deviation)
-        solution = own.solve()
-        fuser.own_encode.copy_(_encoder(solution, config.own_rank, self.settings.seed))
-        fuser.own_mean.copy_(solution.mean)
-        fuser.own_inverse.copy_(solution.scale)
-        return fuser, theirs.count
 
     # -- training
 
@@ -371,22 +279,3 @@ def _spread(geometry: CacheGeometry, count: int) -> tuple[int, ...]:
     total = len(geometry.layers)
     kept = min(count, total)
     return tuple(sorted({total - 1 - (total * n) // kept for n in range(kept)}))
-
-
-def _bulk(inputs: Iterator[tuple[int, FuseInput]], tokens: int) -> tuple[Tensor, Tensor]:
-    """Rows of both models for `tokens` tokens or more, the attention sink left out."""
-    theirs, own, count = [], [], 0
-    while count < tokens:
-        _, made = next(inputs)
-        skip = max(SINK - made.case.at, 0)
-        theirs.append(made.theirs[skip:])
-        own.append(made.own[skip:])
-        count += len(own[-1])
-    return torch.cat(theirs), torch.cat(own)
-
-
-def _encoder(solution: Solution, rank: int, seed: int) -> Tensor:
-    """Directions of the closed form, (features, rank), each of unit variance."""
-    encode, _ = solution.cut(rank, seed=seed)
-    spread = (solution.factor.mT @ encode).square().sum(dim=0).sqrt()
-    return encode / spread.clamp_min(1e-4)

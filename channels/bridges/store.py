@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from unspoken.channels.bridges import hub
 from unspoken.channels.bridges.card import short_name
@@ -26,6 +26,7 @@ from unspoken.channels.bridges.folder import (
     verify,
     write,
 )
+from unspoken.channels.bridges.locking import pair_lock, unwritable
 from unspoken.channels.bridges.manifest import AGAIN, TENSORS, BridgeManifest, pair_digest
 from unspoken.channels.bridges.swap import present, settle, unfinished
 from unspoken.channels.errors import BridgeError
@@ -40,7 +41,6 @@ __all__ = [
     "BridgeStore",
     "default_root",
     "folder_name",
-    "pair_lock",
     "read",
     "read_manifest",
     "remove",
@@ -48,7 +48,6 @@ __all__ = [
 ]
 
 VARIABLE = "UNSPOKEN_BRIDGES"
-POLL_S = 0.2
 
 _NAMED = re.compile(r"-([0-9a-f]{12})$")
 
@@ -253,53 +252,7 @@ class BridgeStore:
                 folder = _under(self.root, manifest.pair) or self.root / folder_name(manifest)
                 yield folder
         except OSError as error:
-            raise _unwritable(self.root, error) from error
-
-
-@contextmanager
-def pair_lock(
-    root: Path,
-    sharer: ModelIdentity,
-    receiver: ModelIdentity,
-    doing: str,
-    waiting: Callable[[str], None] | None = None,
-    limit_s: float | None = None,
-) -> Iterator[None]:
-    """Be the only one, on this machine, that works on a pair in a store.
-
-    Args:
-        root: The store.
-        sharer: Whose cache is read.
-        receiver: Whose cache is made.
-        doing: What is done, as in "another process is …".
-        waiting: Told, once, if another process has the lock.
-        limit_s: The longest to wait, in seconds; None waits for as long as it takes.
-
-    Raises:
-        BridgeError: The wait was too long, or the store cannot be written.
-    """
-    file = root / f".{pair_digest(sharer, receiver)}.lock"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(file, thread_local=False)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if waiting:
-                waiting(f"another process is {doing}; waiting for it ({file})")
-            lock.acquire(timeout=-1 if limit_s is None else limit_s, poll_interval=POLL_S)
-    except Timeout:
-        raise BridgeError(
-            f"another process has been {doing} for more than {limit_s:g} s",
-            expected=f"the lock {file} to be let go",
-            fix="wait for that process, or end it",
-        ) from None
-    except OSError as error:
-        raise _unwritable(root, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
+            raise unwritable(self.root, error) from error
 
 
 def _bridges(root: Path) -> list[Path]:
@@ -348,12 +301,4 @@ def _require_pair(folder: Path, manifest: BridgeManifest) -> None:
         f" ({manifest.sharer.ref} to {manifest.receiver.ref})",
         expected=f"a name that ends with -{manifest.pair}, or with no digest",
         fix=f"rename it, or {AGAIN}",
-    )
-
-
-def _unwritable(root: Path, error: OSError) -> BridgeError:
-    return BridgeError(
-        f"the store {root} cannot be written: {error}",
-        expected="a folder that you may write, on a disk with room",
-        fix="choose another place with $UNSPOKEN_CACHE, or free some space",
     )

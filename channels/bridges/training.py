@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -25,86 +25,22 @@ from unspoken.channels.bridges.example import (
     answer_loss,
     divergence,
     example,
-    feature_rows,
     head_of,
     projected_state,
-    sharer_rows,
     student,
-    target_rows,
 )
-from unspoken.channels.bridges.features import width, widths
-from unspoken.channels.bridges.heldout import HeldOut, Scores
-from unspoken.channels.bridges.lessons import Case, prepare, teach
+from unspoken.channels.bridges.heldout import HeldOut
+from unspoken.channels.bridges.initialization import closed_form_projector, new_projector
+from unspoken.channels.bridges.lessons import prepare, teach
+from unspoken.channels.bridges.progress import FitProgress, FitReport
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.bridges.randomness import seeded
 from unspoken.channels.bridges.reader import TextModel
-from unspoken.channels.bridges.ridge import Gram, choose_layers, gram_bytes
+from unspoken.channels.bridges.settings import FitSettings
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.state import KVState
 
-__all__ = ["FitProgress", "FitResult", "FitSettings", "fit"]
-
-
-@dataclass(frozen=True, slots=True)
-class FitSettings:
-    """How a bridge is fitted.
-
-    Attributes:
-        minutes: Most minutes of training after the closed form; 0 leaves the closed form as it is.
-        steps: Most training steps, one message each; None for as many as the minutes allow.
-        source_layers: How many of the sharer's layers are read; None for some 3,000 columns of them, 4 to 12.
-        native_layers: How many layers the receiver runs itself over the message.
-        embeddings: How many of the receiver's token embeddings are features.
-        rank, hidden, bottleneck: Widths of the projector; see `ProjectorConfig`.
-        gram_tokens: Tokens that the closed form is solved from.
-        columns: Most columns of features, which bounds the memory.
-        pool: Messages kept to be learnt from again.
-        fresh: Every how many steps a message is new.
-        batch: Messages per update.
-        rate: Learning rate of encode and decode.
-        residual_rate: Learning rate of all else.
-        likelihood: Weight of the cross-entropy beside the KL.
-        patience: Held-out rounds without a gain until training stops.
-        every: Seconds between held-out rounds.
-        seed: Of all that is drawn.
-    """
-
-    minutes: float = 40.0
-    steps: int | None = None
-    source_layers: int | None = None
-    native_layers: int = 0
-    embeddings: int = 2
-    rank: int = 512
-    hidden: int = 2048
-    bottleneck: int = 256
-    gram_tokens: int = 32_000
-    columns: int = 12_288
-    pool: int = 320
-    fresh: int = 3
-    batch: int = 4
-    rate: float = 1e-4
-    residual_rate: float = 1e-3
-    likelihood: float = 0.3
-    patience: int = 6
-    every: float = 360.0
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class FitProgress:
-    """Where a fit stands.
-
-    Attributes:
-        stage: ``layers``, ``gram``, ``solve``, ``train`` or ``done``.
-        fraction: Done of the stage, 0 to 1.
-        loss: Training loss since the last report, where there is one.
-        scores: The last held-out scores.
-    """
-
-    stage: str
-    fraction: float
-    loss: float | None = None
-    scores: Scores | None = None
+__all__ = ["FitResult", "check_pair", "fit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +56,6 @@ class FitResult:
     projector: Projector
     figures: dict[str, float | int | str | None]
     tokens: int
-
-
-Report = Callable[[FitProgress], None]
 
 
 def check_pair(sharer: TextModel, receiver: TextModel) -> None:
@@ -153,7 +86,7 @@ def fit(
     corpus: Corpus,
     settings: FitSettings,
     work: Path | None = None,
-    report: Report = lambda progress: None,
+    report: FitReport = lambda progress: None,
     *,
     light: tuple[TextModel, TextModel] | None = None,
 ) -> FitResult:
@@ -203,7 +136,7 @@ class _Fit:
         corpus: Corpus,
         settings: FitSettings,
         work: Path | None,
-        report: Report,
+        report: FitReport,
         light: tuple[TextModel, TextModel] | None,
     ) -> None:
         self.light = light or (sharer, receiver)
@@ -216,10 +149,12 @@ class _Fit:
         self._heads: dict[tuple[int, ...], KVState] = {}
 
     def run(self) -> FitResult:
-        began = monotonic()
+        sharer, receiver, began = self.sharer, self.receiver, monotonic()
         saved = self._load()
         if saved is None:
-            projector, closed = self._closed_form()
+            projector, closed = closed_form_projector(
+                sharer, receiver, self.corpus, self.settings, self.report
+            )
             closed_seconds, closed_peak = monotonic() - began, peak_memory_gb()
             held = self._held_out(projector.config)
             scores = held.score(projector)
@@ -242,7 +177,7 @@ class _Fit:
             self._save(saved)
             self.report(FitProgress("train", 0.0, scores=scores))
         else:
-            projector = self._projector(ProjectorConfig.from_dict(saved.config))
+            projector = new_projector(ProjectorConfig.from_dict(saved.config), sharer, receiver)
             projector.load_state_dict(saved.weights)
             held = self._held_out(projector.config)
         if self.settings.minutes > 0 and self.settings.steps != 0:
@@ -261,80 +196,6 @@ class _Fit:
         }
         self.report(FitProgress("done", 1.0))
         return FitResult(projector, figures, saved.tokens)
-
-    # -- closed form
-
-    def _projector(self, config: ProjectorConfig) -> Projector:
-        made = Projector(config, self.sharer.geometry, self.receiver.geometry)
-        return made.to(self.receiver.device)
-
-    def _lessons(self, seed: int) -> Iterator[Case]:
-        for lesson in teach(self.corpus.stream(seed), seed):
-            yield prepare(lesson, self.sharer, self.receiver)
-
-    def _choose(self, cases: list[Case]) -> tuple[int, ...]:
-        """Source layers, by what they add on the first few messages."""
-        count = len(self.sharer.geometry.layers)
-        sizes = widths(self.sharer.geometry, range(count))
-        device = self.receiver.device
-        rows = [sharer_rows(case, self.sharer, range(count)).to(device) for case in cases]
-        wanted, embeddings = _within_columns(self.settings, sizes, self.receiver)
-        plain = ProjectorConfig((), embeddings=embeddings)
-        known = torch.cat(
-            [
-                feature_rows(plain, every[:, :0], case.ids, case.at, self.receiver, None)
-                for every, case in zip(rows, cases, strict=True)
-            ]
-        )
-        layers = range(len(self.receiver.geometry.layers))
-        targets = [
-            target_rows(self.receiver.read(case.ids), case, self.receiver, layers) for case in cases
-        ]
-        blocks = list(torch.split(torch.cat(rows), list(sizes), dim=1))
-        chosen = choose_layers(blocks, known, torch.cat(targets), wanted, seed=self.settings.seed)
-        return tuple(sorted(chosen))
-
-    def _closed_form(self) -> tuple[Projector, int]:
-        settings, receiver = self.settings, self.receiver
-        cases = self._lessons(settings.seed)
-        first = [next(cases) for _ in range(10)]
-        self.report(FitProgress("layers", 0.0))
-        sizes = widths(self.sharer.geometry, range(len(self.sharer.geometry.layers)))
-        config = ProjectorConfig(
-            self._choose(first),
-            settings.native_layers,
-            _within_columns(settings, sizes, receiver)[1],
-            settings.rank,
-            settings.hidden,
-            settings.bottleneck,
-        )
-        inputs = sum(config.features(self.sharer.geometry, receiver.geometry))
-        outputs = width(receiver.geometry, config.target_layers(receiver.geometry))
-        if inputs > settings.columns:
-            raise BridgeError(
-                f"{len(config.source_layers)} source layers give {inputs} columns of features, and their Gram "
-                f"matrices {gram_bytes(inputs, outputs) / 2**30:.1f} GiB",
-                expected=f"at most {settings.columns} columns",
-                fix="read fewer source layers (--source-layers)",
-            )
-        gram = Gram(inputs, outputs, receiver.device)
-        while gram.count < settings.gram_tokens:
-            case = first.pop() if first else next(cases)
-            made = example(
-                config, case, self.sharer, receiver, full := receiver.read(case.ids), teach=False
-            )
-            skip = max(SINK - case.at, 0)
-            targets = target_rows(full, case, receiver, config.target_layers(receiver.geometry))
-            gram.add(made.features[skip:], targets[skip:])
-            self.report(FitProgress("gram", min(gram.count / settings.gram_tokens, 1.0)))
-        self.report(FitProgress("solve", 0.0))
-        solution = gram.solve()
-        tokens = gram.count
-        gram.release()
-        projector = self._projector(config)
-        encode, decode = solution.cut(config.rank, seed=settings.seed)
-        projector.start_from(solution, encode, decode)
-        return projector, tokens
 
     # -- training
 
@@ -439,23 +300,3 @@ class _Fit:
 
     def _save(self, saved: _Progressed) -> None:
         self.checkpoint.save(vars(saved))
-
-
-def _within_columns(
-    settings: FitSettings, sizes: Sequence[int], receiver: TextModel
-) -> tuple[int, int]:
-    """How many source layers and embeddings are read, so that the features of wide models stay within the columns."""
-    if settings.source_layers is not None:
-        return min(settings.source_layers, len(sizes)), settings.embeddings
-    size, width_of_one = max(sizes), receiver.geometry.hidden_size
-    native = width_of_one if settings.native_layers else 0
-    embeddings = settings.embeddings
-    while embeddings > 1 and settings.columns - native - embeddings * width_of_one < 2 * size:
-        embeddings -= 1
-    room = (settings.columns - native - embeddings * width_of_one) // size
-    return min(_layers_to_read(size), max(room, 1), len(sizes)), embeddings
-
-
-def _layers_to_read(columns: int) -> int:
-    """Source layers worth their products: half or a third of them lost nothing where that was measured."""
-    return max(4, min(12, 3072 // columns))

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unspoken.channels.bridges.card import short_name
+from unspoken.channels.bridges.locking import pair_lock
 from unspoken.channels.bridges.manifest import pair_digest
-from unspoken.channels.bridges.store import pair_lock
 from unspoken.channels.bridges.swap import discard, present, settle, staged, steady
 from unspoken.channels.errors import BridgeError, ProfileError
 from unspoken.channels.files import cache_root
