@@ -1,6 +1,7 @@
 """What a bridge's training starts from: chosen source layers, and the closed form of a projector that reads them."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -13,6 +14,7 @@ from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.bridges.reader import TextModel
 from unspoken.channels.bridges.ridge import Gram, choose_layers, gram_bytes
 from unspoken.channels.bridges.settings import FitSettings
+from unspoken.channels.bridges.sizing import widest_rank
 from unspoken.channels.errors import BridgeError
 
 __all__ = ["closed_form_projector", "new_projector"]
@@ -36,10 +38,11 @@ def closed_form_projector(
         _choose(first, sharer, receiver, settings),
         settings.native_layers,
         _within_columns(settings, sizes, receiver)[1],
-        settings.rank,
-        settings.hidden,
-        settings.bottleneck,
+        hidden=settings.hidden,
+        bottleneck=settings.bottleneck,
     )
+    rank = settings.rank or widest_rank(config, sharer.geometry, receiver.geometry)
+    config = replace(config, rank=rank)
     inputs = sum(config.features(sharer.geometry, receiver.geometry))
     outputs = width(receiver.geometry, config.target_layers(receiver.geometry))
     if inputs > settings.columns:
@@ -111,5 +114,5 @@ def _within_columns(
 
 
 def _layers_to_read(columns: int) -> int:
-    """Source layers worth their products: half or a third of them lost nothing where that was measured."""
-    return max(4, min(12, 3072 // columns))
+    """Source layers worth their products: where that was measured, a wider code kept more than more layers."""
+    return max(4, min(12, 1536 // columns))

@@ -12,10 +12,11 @@ class FitSettings:
     Attributes:
         minutes: Most minutes of training after the closed form; 0 leaves the closed form as it is.
         steps: Most training steps, one message each; None for as many as the minutes allow.
-        source_layers: How many of the sharer's layers are read; None for some 3,000 columns of them, 4 to 12.
+        source_layers: How many of the sharer's layers are read; None for some 1,500 columns of them, 4 to 12.
         native_layers: How many layers the receiver runs itself over the message.
         embeddings: How many of the receiver's token embeddings are features.
-        rank, hidden, bottleneck: Widths of the projector; see `ProjectorConfig`.
+        rank: Width of the code; None for the widest whose weights stay within 16 MB, and 512 at least.
+        hidden, bottleneck: Widths of the projector's residual; see `ProjectorConfig`.
         gram_tokens: Tokens that the closed form is solved from.
         columns: Most columns of features, which bounds the memory.
         pool: Messages kept to be learnt from again.
@@ -34,9 +35,9 @@ class FitSettings:
     source_layers: int | None = None
     native_layers: int = 0
     embeddings: int = 2
-    rank: int = 512
-    hidden: int = 2048
-    bottleneck: int = 256
+    rank: int | None = None
+    hidden: int = 512
+    bottleneck: int = 128
     gram_tokens: int = 32_000
     columns: int = 12_288
     pool: int = 320
