@@ -1,23 +1,19 @@
-"""Where a workflow's bridges come from: the store, or a fit for a pair that has none."""
+"""Fitting a bridge for a pair of models: fitted, packed, audited, and kept in the store or a folder."""
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING
 
-import torch
-
-from unspoken.agents.auditing import AuditPlan
 from unspoken.agents.engines.local import holding
+from unspoken.agents.fit_plan import DEFAULT, FitPlan
 from unspoken.agents.machine import describe_machine
 from unspoken.channels.bridges.audit import audit
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
 from unspoken.channels.bridges.checkpoint import forget, peak_memory_gb
 from unspoken.channels.bridges.corpus import Corpus, load_corpus
-from unspoken.channels.bridges.features import width
+from unspoken.channels.bridges.features import width, widths
 from unspoken.channels.bridges.folder import (
     MANIFEST,
     check,
@@ -29,6 +25,7 @@ from unspoken.channels.bridges.folder import (
 from unspoken.channels.bridges.fuse_audit import with_fuse
 from unspoken.channels.bridges.fuse_training import FuseResult, fit_fuser
 from unspoken.channels.bridges.fuser import fuse_tensors, load_fuser
+from unspoken.channels.bridges.initialization import within_columns
 from unspoken.channels.bridges.manifest import (
     BridgeManifest,
     FitData,
@@ -41,60 +38,23 @@ from unspoken.channels.bridges.ridge import gram_bytes
 from unspoken.channels.bridges.settings import FitSettings, FuseSettings
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.bridges.training import FitResult, check_pair, fit
-from unspoken.channels.errors import BridgeError, ChannelError, InputError, ModelSupportError
+from unspoken.channels.errors import BridgeError, InputError
 
 if TYPE_CHECKING:
     from unspoken.agents.model import LocalModel
     from unspoken.channels.geometry import ModelIdentity
-    from unspoken.channels.projected import Bridge as AnyBridge
 
 __all__ = [
-    "BridgeShelf",
-    "FitPlan",
     "Progress",
     "check_place",
     "fit_bridge",
     "work_folder",
 ]
 
-_Key = tuple["ModelIdentity", "ModelIdentity", torch.device]
-
 Progress = Callable[[str, float], None]
 """Called with a stage and a fraction."""
 
 DTYPE = "int8"
-MOST_LAYERS = 12
-"""Most source layers that a fit reads unless told how many."""
-
-
-@dataclass(frozen=True, slots=True)
-class FitPlan:
-    """How a bridge is made.
-
-    Attributes:
-        sources: Texts to fit on; see `load_corpus`.
-        settings: How it is fitted.
-        audit: What it is measured on afterwards; None for no audit.
-        refit: Whether to fit where there is a bridge already.
-        out: A folder for the bridge, in place of the store.
-        train_dtype: Float type to train and judge in, such as ``bfloat16``; None for the models' own. The closed form
-            and the audit use the models as they are.
-        command: The command to record.
-        fuse: Fit the module of fuse mode too; None for no such module.
-    """
-
-    sources: tuple[str, ...] = ("builtin",)
-    settings: FitSettings = field(default_factory=FitSettings)
-    audit: AuditPlan | None = field(default_factory=AuditPlan)
-    refit: bool = False
-    out: Path | None = None
-    train_dtype: torch.dtype | None = None
-    command: str = ""
-    fuse: FuseSettings | None = None
-
-
-DEFAULT = FitPlan()
-"""How a workflow's missing bridge is made."""
 
 
 def fit_bridge(
@@ -296,12 +256,10 @@ def check_place(folder: Path, sharer: "ModelIdentity", receiver: "ModelIdentity"
 
 def _peak(sharer: "LocalModel", receiver: "LocalModel", settings: FitSettings) -> float:
     """GB that the closed form takes at most."""
-    layers = len(sharer.geometry.layers)
-    widest = sorted((width(sharer.geometry, [n]) for n in range(layers)), reverse=True)
-    extra = settings.embeddings + (settings.native_layers > 0)
-    inputs = (
-        sum(widest[: settings.source_layers or MOST_LAYERS]) + extra * receiver.geometry.hidden_size
-    )
+    sizes = widths(sharer.geometry, range(len(sharer.geometry.layers)))
+    layers, embeddings = within_columns(settings, sizes, receiver)
+    extra = embeddings + (settings.native_layers > 0)
+    inputs = sum(sorted(sizes)[-layers:]) + extra * receiver.geometry.hidden_size
     targets = range(settings.native_layers, len(receiver.geometry.layers))
     return gram_bytes(inputs, width(receiver.geometry, targets)) / 1e9
 
@@ -339,85 +297,3 @@ def _packed(
     size = TensorFile(bytes=sum(tensor.nbytes for tensor in tensors.values()))
     sized = manifest.model_copy(update={"tensors": size})
     return manifest, Bridge.from_tensors(sized, tensors, receiver.device)
-
-
-class BridgeShelf:
-    """The bridges one workflow has met, each looked up or fitted once.
-
-    Args:
-        folders: Where bridges are looked for besides the user's store.
-    """
-
-    def __init__(self, folders: Sequence[Path] = ()) -> None:
-        self._folders = tuple(folders)
-        self._known: dict[_Key, AnyBridge] = {}
-        self._refused: dict[_Key, ChannelError | ModelSupportError] = {}
-        self._lock = Lock()
-
-    def find(self, sharer: "LocalModel", receiver: "LocalModel") -> "AnyBridge | None":
-        """The bridge stored for two models, or None; one that is missing is looked for again next time.
-
-        Raises:
-            BridgeError: The one stored is broken, or a fit found that the two cannot be bridged.
-        """
-        key = _key(sharer, receiver)
-        with self._lock:
-            if key in self._refused:
-                raise self._refused[key]
-            found = self._known.get(key) or _lookup(sharer, receiver)
-            if found is None:
-                found = _beside(self._folders, sharer, receiver)
-            if found is not None:
-                self._known[key] = found
-            return found
-
-    def fit(
-        self, sharer: "LocalModel", receiver: "LocalModel", progress: Progress | None = None
-    ) -> "AnyBridge":
-        """The bridge of two models, fitted, audited and stored where there is none yet.
-
-        Raises:
-            InputError: The two are one model.
-            BridgeError: The two models cannot be bridged.
-        """
-        found = self.find(sharer, receiver)
-        if found is not None:
-            return found
-        with self._lock:  # two first runs at once fit a pair once
-            key = _key(sharer, receiver)
-            if key not in self._known:
-                try:
-                    fitted = _fit(sharer, receiver, progress or (lambda stage, part: None))
-                except (ChannelError, ModelSupportError) as error:
-                    self._refused[key] = error
-                    raise
-                self._known[key] = fitted
-            return self._known[key]
-
-
-def _key(sharer: "LocalModel", receiver: "LocalModel") -> "_Key":
-    """A bridge's weights are where its receiver is, so a receiver on two devices has two."""
-    return sharer.identity, receiver.identity, receiver.device
-
-
-def _lookup(sharer: "LocalModel", receiver: "LocalModel") -> "AnyBridge | None":
-    """The stored bridge of a pair."""
-    folder = BridgeStore().find(sharer.identity, receiver.identity)
-    return None if folder is None else Bridge.load(folder, receiver.device)
-
-
-def _beside(
-    folders: Sequence[Path], sharer: "LocalModel", receiver: "LocalModel"
-) -> "AnyBridge | None":
-    """The pair's bridge in one of these folders, which come with a workflow."""
-    for root in folders:
-        folder = BridgeStore(root).find(sharer.identity, receiver.identity)
-        if folder is not None:
-            return Bridge.load(folder, receiver.device)
-    return None
-
-
-def _fit(sharer: "LocalModel", receiver: "LocalModel", progress: Progress) -> "AnyBridge":
-    """Fit, audit and store a bridge."""
-    folder = fit_bridge(sharer, receiver, DEFAULT, report=progress)
-    return Bridge.load(folder, receiver.device)

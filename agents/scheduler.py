@@ -2,8 +2,8 @@
 
 import logging
 import uuid
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from time import perf_counter
 from types import MappingProxyType
 
@@ -11,41 +11,23 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
+from unspoken.agents.agent_run import AgentRun, Parcel, drop, hold, let_go, packed, with_state
 from unspoken.agents.compose import Composed
-from unspoken.agents.conversation import Incoming, Prepared, prepare_turn, publish
+from unspoken.agents.conversation import Incoming, Prepared, prepare_turn
 from unspoken.agents.dataflow import Dataflow, Exhausted, Firing, Happening, Skipped, Unread
 from unspoken.agents.engines.local import worker_for
-from unspoken.agents.events import (
-    AgentSkipped,
-    Event,
-    FallbackTaken,
-    LoopEnded,
-    MessageCarried,
-    PrefillProgress,
-    RunStarted,
-    TokenWritten,
-    TurnFinished,
-    TurnStarted,
-)
+from unspoken.agents.events import AgentSkipped, Event, LoopEnded, RunStarted, TurnStarted
 from unspoken.agents.graph import build_graph
-from unspoken.agents.memory import Handle, Shelf
+from unspoken.agents.memory import Shelf
 from unspoken.agents.model import LocalModel
 from unspoken.agents.planner import Plan
-from unspoken.agents.report import EdgeReport, RunReport, TurnReport
-from unspoken.agents.spec import AgentSpec, WorkflowSpec
+from unspoken.agents.recording import Recorder
+from unspoken.agents.report import RunReport
+from unspoken.agents.sending import Sender
+from unspoken.agents.spec import WorkflowSpec
 from unspoken.agents.templates import evaluate, render
-from unspoken.agents.turn import (
-    Carried,
-    Delivery,
-    Prefilling,
-    Step,
-    TurnOutcome,
-    TurnRequest,
-    Written,
-    run_turn,
-)
-from unspoken.channels.base import Arrival, CarryReport
-from unspoken.channels.codec import Codec
+from unspoken.agents.turn import Delivery, TurnOutcome, TurnRequest, run_turn
+from unspoken.channels.base import Arrival
 from unspoken.channels.errors import (
     AgentError,
     InputError,
@@ -54,8 +36,6 @@ from unspoken.channels.errors import (
     UnspokenError,
 )
 from unspoken.channels.message import Message
-from unspoken.channels.packed import PackedState, pack
-from unspoken.channels.state import KVState
 
 __all__ = ["Scheduler"]
 
@@ -63,30 +43,6 @@ __all__ = ["Scheduler"]
 log = structlog.wrap_logger(logging.getLogger("unspoken.scheduler"))
 
 _NOTHING: Mapping[str, Message] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class _Parcel:
-    """A message as the scheduler holds it: its state on the shelf."""
-
-    message: Message
-    handle: Handle | None
-
-
-@dataclass(slots=True)
-class _Agent:
-    """What one run knows of an agent."""
-
-    name: str
-    spec: AgentSpec
-    model: LocalModel
-    context: Composed | None = None
-    state: KVState | None = None
-    texts: list[str] = field(default_factory=list)
-    items: tuple[str, ...] = ()
-    skipped: bool = False
-    turns: list[TurnReport] = field(default_factory=list)
-    held: dict[int, _Parcel] = field(default_factory=dict)
 
 
 class Scheduler:
@@ -113,12 +69,12 @@ class Scheduler:
         self.spec, self.plan, self.inputs, self.emit = spec, plan, inputs, emit
         self.received = received
         self.run_id = uuid.uuid4().hex[:12]
-        self.flow: Dataflow[_Parcel] = Dataflow(build_graph(spec))
-        self.agents = {name: _Agent(name, one, models[name]) for name, one in spec.agents.items()}
+        self.flow: Dataflow[Parcel] = Dataflow(build_graph(spec))
+        self.agents = {name: AgentRun(name, one, models[name]) for name, one in spec.agents.items()}
         self.shelf = Shelf()
-        self.edges: list[EdgeReport] = []
-        self.fallbacks: list[tuple[str, str]] = []
         self.log = log.bind(run=self.run_id, workflow=spec.name)
+        self.recorder = Recorder(spec, plan, emit, self.log)
+        self.sender = Sender(spec, plan, inputs, self.agents, self.shelf)
 
     async def run(self) -> RunReport:
         """Run to the end.
@@ -130,7 +86,7 @@ class Scheduler:
         began = perf_counter()
         self.emit(RunStarted(self.run_id, self.spec.name, tuple(self.agents)))
         self.log.info("run started")
-        self._note_planned_fallbacks()
+        self.recorder.note_planned_fallbacks()
         try:
             with anyio.fail_after(self.spec.timeout):
                 async with anyio.create_task_group() as tasks:
@@ -151,9 +107,9 @@ class Scheduler:
             self.run_id,
             self.spec.name,
             {name: tuple(one.turns) for name, one in self.agents.items()},
-            tuple(self.edges),
+            tuple(self.recorder.edges),
             seconds,
-            tuple(self.fallbacks),
+            tuple(self.recorder.fallbacks),
             self.shelf.peak_bytes,
         )
 
@@ -184,17 +140,7 @@ class Scheduler:
         read = {edge.from_ for edge in self.spec.edges if not edge.loop}
         return {name: str(texts[name]["text"]) for name in self.agents if name not in read}
 
-    def _note_planned_fallbacks(self) -> None:
-        for edge in self.plan.edges:
-            if edge.fell_back:
-                self._fall_back(edge.sharer, edge.receiver, edge.reason)
-
-    def _fall_back(self, sharer: str, receiver: str, reason: str) -> None:
-        self.fallbacks.append((f"{sharer} -> {receiver}", reason))
-        self.log.warning("fallback to text", edge=f"{sharer} -> {receiver}", reason=reason)
-        self.emit(FallbackTaken(sharer, receiver, reason))
-
-    def _act(self, tasks: TaskGroup, happenings: list[Happening[_Parcel]]) -> None:
+    def _act(self, tasks: TaskGroup, happenings: list[Happening[Parcel]]) -> None:
         for happening in happenings:
             match happening:
                 case Firing():
@@ -207,19 +153,14 @@ class Scheduler:
                     self.log.info("agent skipped", agent=agent)
                     self.emit(AgentSkipped(agent))
                 case Unread(item=parcel):
-                    self._drop(parcel)
+                    drop(self.shelf, parcel)
                 case Exhausted(edge, _, parcel):
-                    self._drop(parcel)
+                    drop(self.shelf, parcel)
                     ends = self.spec.edges[edge]
                     self.log.info("loop ended", edge=f"{ends.from_} -> {ends.to}")
                     self.emit(LoopEnded(ends.from_, ends.to))
 
-    def _drop(self, parcel: _Parcel) -> None:
-        """Free the state of a message that nobody reads."""
-        if parcel.handle is not None:
-            self.shelf.release(parcel.handle)
-
-    async def _guarded(self, tasks: TaskGroup, firing: Firing[_Parcel]) -> None:
+    async def _guarded(self, tasks: TaskGroup, firing: Firing[Parcel]) -> None:
         """Take a turn; whatever goes wrong names the agent, and the edge where one is to blame."""
         agent = self.agents[firing.agent]
         try:
@@ -235,13 +176,13 @@ class Scheduler:
             raise _blame(agent.name, error) from error
         self._act(tasks, self.flow.complete(agent.name, sent))
 
-    async def _take_turn(self, agent: _Agent, firing: Firing[_Parcel]) -> dict[int, _Parcel | None]:
+    async def _take_turn(self, agent: AgentRun, firing: Firing[Parcel]) -> dict[int, Parcel | None]:
         if agent.name in self.received:
             return await self._pass_received(agent, firing)
         self.emit(TurnStarted(agent.name, firing.turn))
         self.log.info("turn started", agent=agent.name, turn=firing.turn)
         ends = self.flow.last_turn(agent.name)
-        self._hold(agent, firing)
+        hold(self.shelf, agent, firing)
         if agent.spec.for_each is None:
             outcome, prompt_at = await self._one(agent, firing, {}, keep=not ends)
             agent.texts.append(
@@ -260,26 +201,26 @@ class Scheduler:
             agent.state = results[0][0].state
         else:
             agent.context = agent.state = None
-        self._let_go(agent, ends)
-        return await self._send(agent, results)
+        let_go(self.shelf, agent, ends)
+        return await self.sender.send(agent, results)
 
     async def _pass_received(
-        self, agent: _Agent, firing: Firing[_Parcel]
-    ) -> dict[int, _Parcel | None]:
+        self, agent: AgentRun, firing: Firing[Parcel]
+    ) -> dict[int, Parcel | None]:
         """Send on what an agent has published elsewhere."""
         message = self.received[agent.name]
         self.log.info("message received", agent=agent.name, tokens=message.tokens)
         for parcel in firing.inbox.values():
-            self._drop(parcel)
+            drop(self.shelf, parcel)
         agent.texts.append(message.text)
         bare = replace(message, state=None)
-        return await self._publish(agent, lambda number: bare, message.state)
+        return await self.sender.publish(agent, lambda number: bare, message.state)
 
     def _read(self, outcome: TurnOutcome, prompt_at: int) -> str:
         """The text of an agent that only reads is its prompt."""
         return outcome.context.segments[prompt_at].text
 
-    async def _each(self, agent: _Agent, firing: Firing[_Parcel]) -> list[tuple[TurnOutcome, int]]:
+    async def _each(self, agent: AgentRun, firing: Firing[Parcel]) -> list[tuple[TurnOutcome, int]]:
         """Run an agent once per item, in order."""
         rows = evaluate(str(agent.spec.for_each), {"inputs": dict(self.inputs)})
         if not isinstance(rows, list | tuple):
@@ -290,7 +231,7 @@ class Scheduler:
         return [await self._one(agent, firing, {"item": row}, keep=False) for row in rows]
 
     async def _one(
-        self, agent: _Agent, firing: Firing[_Parcel], extra: Mapping[str, object], *, keep: bool
+        self, agent: AgentRun, firing: Firing[Parcel], extra: Mapping[str, object], *, keep: bool
     ) -> tuple[TurnOutcome, int]:
         began = perf_counter()
         prepared, prompt_at = self._prepare(agent, firing, extra)
@@ -302,29 +243,29 @@ class Scheduler:
                 one.channel,
                 _arrival(one.message, prepared.context),
                 one.edge.fallback == "text",
-                self._packed(agent.held[one.number]),
+                packed(self.shelf, agent.held[one.number]),
             )
             for one in prepared.placed
         )
         own = (agent.context.ids, agent.state) if agent.context and agent.state else None
-        wanted = (keep and agent.spec.memory == "run") or self._feeds_cache(agent)
+        wanted = (keep and agent.spec.memory == "run") or self.sender.feeds_cache(agent)
         request = TurnRequest(
             prepared.context,
             deliveries,
             own,
             agent.spec.generate,
             wanted,
-            self._captures(agent) if wanted else (),
+            self.sender.captures(agent) if wanted else (),
         )
         outcome = await worker_for(agent.model.device).run(
             run_turn(agent.model, request),
-            lambda step: self._pass_on(agent.name, firing.turn, step),
+            lambda step: self.recorder.pass_on(agent.name, firing.turn, step),
         )
-        self._record(agent, firing.turn, outcome, composing)
+        self.recorder.record(agent, firing.turn, outcome, composing)
         return outcome, prompt_at
 
     def _prepare(
-        self, agent: _Agent, firing: Firing[_Parcel], extra: Mapping[str, object]
+        self, agent: AgentRun, firing: Firing[Parcel], extra: Mapping[str, object]
     ) -> tuple[Prepared, int]:
         again = (
             agent.spec.memory == "turn" or agent.context is None or agent.spec.for_each is not None
@@ -334,7 +275,7 @@ class Scheduler:
                 number,
                 self.spec.edges[number],
                 self.plan.channels[number],
-                self._with_state(agent.held[number]),
+                with_state(self.shelf, agent.held[number]),
                 fresh=again or number in firing.fresh,
             )
             for number in firing.inbox
@@ -351,145 +292,6 @@ class Scheduler:
             earlier=earlier,
         )
         return prepared, len(prepared.context.segments) - 1
-
-    def _with_state(self, parcel: _Parcel) -> Message:
-        state = None if parcel.handle is None else self.shelf.get(parcel.handle)
-        return (
-            replace(parcel.message, state=state) if isinstance(state, KVState) else parcel.message
-        )
-
-    def _packed(self, parcel: _Parcel) -> PackedState | None:
-        state = None if parcel.handle is None else self.shelf.get(parcel.handle)
-        return state if isinstance(state, PackedState) else None
-
-    def _feeds_cache(self, agent: _Agent) -> bool:
-        return agent.spec.for_each is None and any(
-            self.plan.channels[number].carries_state
-            for number, edge in enumerate(self.spec.edges)
-            if edge.from_ == agent.name
-        )
-
-    def _captures(self, agent: _Agent) -> tuple[int, ...]:
-        """Layers whose inputs this agent's readers need."""
-        wanted = {
-            layer
-            for number, edge in enumerate(self.spec.edges)
-            if edge.from_ == agent.name
-            for layer in self.plan.channels[number].captures
-        }
-        return tuple(sorted(wanted))
-
-    def _pass_on(self, name: str, turn: int, step: Step) -> None:
-        match step:
-            case Carried(carries):
-                self._record_carries(turn, carries)
-            case Prefilling(done, total):
-                self.emit(PrefillProgress(name, turn, done, total))
-            case Written(text):
-                self.emit(TokenWritten(name, turn, text))
-
-    def _record_carries(self, turn: int, carries: Sequence[tuple[int, CarryReport, float]]) -> None:
-        for number, carried, seconds in carries:
-            edge = self.spec.edges[number]
-            planned = self.plan.channels[number].name
-            record = EdgeReport(
-                edge.from_, edge.to, turn, planned, seconds=seconds, **asdict(carried)
-            )
-            self.edges.append(record)
-            self.log.info("message carried", **record.to_dict())
-            self.emit(MessageCarried(record))
-            if planned != carried.channel:
-                self._fall_back(edge.from_, edge.to, carried.reason)
-
-    def _record(self, agent: _Agent, turn: int, outcome: TurnOutcome, composing: float) -> None:
-        usage = asdict(outcome.usage)
-        if usage["ttft_s"] is not None:
-            usage["ttft_s"] += composing
-        usage["seconds"] += composing
-        report = TurnReport(turn=turn, finish=outcome.finish, **usage)
-        agent.turns.append(report)
-        self.log.info("turn finished", agent=agent.name, **asdict(report))
-        self.emit(TurnFinished(agent.name, turn, outcome.text, report))
-
-    async def _send(
-        self, agent: _Agent, results: list[tuple[TurnOutcome, int]]
-    ) -> dict[int, _Parcel | None]:
-        """Publish a turn on every out-edge whose condition holds."""
-        state = results[0][0].state if results else None
-        return await self._publish(
-            agent, lambda number: self._message(agent, number, results), state
-        )
-
-    async def _publish(
-        self, agent: _Agent, make: Callable[[int], Message], state: KVState | None
-    ) -> dict[int, _Parcel | None]:
-        sent: dict[int, _Parcel | None] = {}
-        context = {"inputs": dict(self.inputs), agent.name: {"text": agent.texts[-1]}}
-        for number, edge in enumerate(self.spec.edges):
-            if edge.from_ != agent.name:
-                continue
-            if edge.when is not None and not evaluate(edge.when, context):
-                sent[number] = None
-                continue
-            message = make(number)
-            handle = None
-            if state is not None and self.plan.channels[number].carries_state:
-                kept = await self._kept(state.slice(0, len(message.context)), edge.codec)
-                handle = self.shelf.put(kept, readers=1)
-            sent[number] = _Parcel(message, handle)
-        return sent
-
-    async def _kept(self, state: KVState, codec: Codec) -> KVState | PackedState:
-        """A state as an edge keeps it; packing is work for its device."""
-        if codec == "raw":
-            return state
-        return await worker_for(state.device).run(_packing(state, codec), lambda step: None)
-
-    def _message(
-        self, agent: _Agent, number: int, results: list[tuple[TurnOutcome, int]]
-    ) -> Message:
-        edge = self.spec.edges[number]
-        share = self.spec.share_of(edge)
-        theirs, carries = self.agents[edge.to].model, self.plan.channels[number].carries_state
-        codec = agent.model.codec
-        aligned = carries and theirs.identity.tokenizer != agent.model.identity.tokenizer
-        parts = [
-            publish(
-                agent.name,
-                share,
-                outcome.context,
-                prompt_at,
-                agent.model.identity,
-                codec if aligned else None,
-            )
-            for outcome, prompt_at in results
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        segments = tuple(segment for part in parts for segment in part.segments)
-        return Message(agent.name, segments, share == "context", (), agent.model.identity)
-
-    def _hold(self, agent: _Agent, firing: Firing[_Parcel]) -> None:
-        """Remember which states this agent has yet to read, and let go of those that newer ones replace."""
-        for number, parcel in firing.inbox.items():
-            known = agent.held.get(number)
-            if number in firing.fresh:
-                if known is not None:
-                    self._drop(known)
-                agent.held[number] = parcel
-
-    def _let_go(self, agent: _Agent, ends: bool) -> None:
-        """Free the states this agent has read for the last time."""
-        if not ends and (agent.spec.memory == "turn" or agent.spec.for_each is not None):
-            return
-        for number, parcel in list(agent.held.items()):
-            self._drop(parcel)
-            agent.held[number] = replace(parcel, handle=None)
-
-
-def _packing(state: KVState, codec: Codec) -> Generator[None, None, PackedState]:
-    yield  # the worker turns gradients off around every step
-    return pack(state, codec)
 
 
 def _arrival(message: Message, context: Composed) -> Arrival:

@@ -7,20 +7,25 @@ templates read) is checked by `unspoken.agents.graph`.
 from __future__ import annotations
 
 import math
-import re
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    Strict,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from unspoken.agents._spellings import LIST, NONE_WORD, STRINGS, bare
+from unspoken.agents.field_types import (
+    KEYS_ARE_NAMES,
+    AgentName,
+    Count,
+    Device,
+    Flag,
+    Fraction,
+    Name,
+    NonEmpty,
+    Seconds,
+    Text,
+    Whole,
+    wrong,
+)
 
 __all__ = [
     "AgentSpec",
@@ -36,66 +41,6 @@ __all__ = [
 ]
 
 Share = Literal["output", "prompt", "context"]
-
-_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_DEVICE = r"^[a-z]+(:[0-9]+)?$"
-# Names that templates use for something else, and words of the template language.
-_RESERVED = frozenset(
-    {"inputs", "item", "turn", "self", "loop", "range", "dict"}
-    | {"true", "false", "none", "True", "False", "None", "and", "or", "not", "in", "is"}
-    | {"if", "elif", "else", "for", "set", "block", "macro", "call", "filter"}
-)
-
-
-def _wrong(found: str, expected: str, fix: str = "") -> NoReturn:
-    context = {"found": found, "expected": expected, "fix": fix}
-    raise PydanticCustomError("unspoken", "{found}", context)
-
-
-def _as_name(text: str) -> str:
-    word = re.sub(r"[^A-Za-z0-9_]+", "_", text)
-    return word if re.match("[A-Za-z_]", word) else f"_{word}"
-
-
-def _check_name(name: str) -> str:
-    if not re.fullmatch(_NAME, name):
-        _wrong(
-            f"{name!r} cannot be a name",
-            "letters, digits and underscores, not starting with a digit",
-            f"templates refer to it as a word; write '{_as_name(name)}'",
-        )
-    return name
-
-
-def _check_agent_name(name: str) -> str:
-    if name in _RESERVED:
-        _wrong(
-            f"{name!r} cannot be an agent's name",
-            "a name that templates do not use otherwise",
-            f"rename the agent, for example to '{name.lower()}_agent'",
-        )
-    return _check_name(name)
-
-
-def _check_device(device: str) -> str:
-    if not re.fullmatch(_DEVICE, device):
-        _wrong(
-            f"{device!r} is not a device", "auto, cpu, cuda, cuda:0, mps or another torch device"
-        )
-    return device
-
-
-Text = Annotated[str, Strict()]
-NonEmpty = Annotated[str, Strict(), Field(min_length=1)]
-Name = Annotated[str, Strict(), AfterValidator(_check_name)]
-AgentName = Annotated[str, Strict(), AfterValidator(_check_agent_name)]
-Count = Annotated[int, Strict(), Field(ge=1)]
-Whole = Annotated[int, Strict(), Field(ge=0)]
-Flag = Annotated[bool, Strict()]
-Seconds = Annotated[float, Strict(), Field(gt=0)]
-Fraction = Annotated[float, Strict(), Field(ge=0, le=1)]
-
-_KEYS_ARE_NAMES: dict[str, Any] = {"propertyNames": {"pattern": _NAME}}
 
 
 class _Spec(BaseModel):
@@ -121,7 +66,7 @@ class ModelSpec(_Spec):
         description="Number format of the weights; auto is float32 on a CPU and the checkpoint's "
         "own on an accelerator.",
     )
-    device: Annotated[str, Strict(), AfterValidator(_check_device)] = Field(
+    device: Device = Field(
         "auto", description="Where the model runs: auto, cpu, cuda:0 or another torch device."
     )
     revision: Annotated[NonEmpty | None, NONE_WORD] = Field(
@@ -169,7 +114,7 @@ class InputSpec(_Spec):
     @model_validator(mode="after")
     def _default_fits(self) -> InputSpec:
         if self.default is not None and not self.accepts(self.default):
-            _wrong(
+            wrong(
                 f"the default {self.default!r} is not of type {self.type}",
                 f"a value of type {self.type}",
                 "change the default or the type",
@@ -308,7 +253,7 @@ class EdgeSpec(_Spec):
         for first, last in self.recompute if isinstance(self.recompute, tuple) else ():
             if not at <= first < last:
                 found = f"the group of layers [{first}, {last}] stands in recompute"
-                _wrong(found, "[first, last + 1], ascending and without overlap")
+                wrong(found, "[first, last + 1], ascending and without overlap")
             at = last
         return self
 
@@ -316,7 +261,7 @@ class EdgeSpec(_Spec):
     def _fuses_by_a_bridge(self) -> EdgeSpec:
         if self.fuse and self.channel != "projected_cache":
             found = f"fuse stands on an edge with channel {self.channel}"
-            _wrong(found, "channel: projected_cache", "name the channel, or leave fuse out")
+            wrong(found, "channel: projected_cache", "name the channel, or leave fuse out")
         return self
 
 
@@ -326,13 +271,13 @@ class WorkflowSpec(_Spec):
     name: NonEmpty = Field(description="What the workflow is called.")
     description: Text = Field("", description="What the workflow does, for people.")
     models: dict[Name, Annotated[ModelSpec, bare("ref", "The model's ref.")]] = Field(
-        description="The models, by name.", json_schema_extra=_KEYS_ARE_NAMES
+        description="The models, by name.", json_schema_extra=KEYS_ARE_NAMES
     )
     inputs: dict[Name, Annotated[InputSpec, bare("type", "The input's type.")]] = Field(
-        {}, description="What a run is given, by name.", json_schema_extra=_KEYS_ARE_NAMES
+        {}, description="What a run is given, by name.", json_schema_extra=KEYS_ARE_NAMES
     )
     agents: dict[AgentName, AgentSpec] = Field(
-        description="The agents, by name.", json_schema_extra=_KEYS_ARE_NAMES
+        description="The agents, by name.", json_schema_extra=KEYS_ARE_NAMES
     )
     edges: Annotated[tuple[EdgeSpec, ...], LIST] = Field(
         (), description="The edges; a receiver reads its messages in this order."
@@ -340,7 +285,7 @@ class WorkflowSpec(_Spec):
     outputs: dict[Name, Text] = Field(
         {},
         description="Templates of the results, by name; they read inputs and agents.",
-        json_schema_extra=_KEYS_ARE_NAMES,
+        json_schema_extra=KEYS_ARE_NAMES,
     )
     bridges: Literal["stored", "fit"] = Field(
         "stored",

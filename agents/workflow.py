@@ -10,7 +10,7 @@ import anyio
 import anyio.to_thread
 
 from unspoken.agents.agent import Agent
-from unspoken.agents.bridging import BridgeShelf
+from unspoken.agents.bridge_shelf import BridgeShelf
 from unspoken.agents.declared import declare, inferred_inputs, name_of, require_nameable
 from unspoken.agents.edges import OURS, check_ends, checked_spec, edge_options, with_edge
 from unspoken.agents.events import Event

@@ -7,7 +7,7 @@ import pytest
 from tiny import tiny_gemma3, tiny_llama, tiny_tokenizer
 
 from unspoken.agents.auditing import AuditPlan
-from unspoken.agents.bridging import FitPlan
+from unspoken.agents.fit_plan import FitPlan
 from unspoken.agents.model import LocalModel
 from unspoken.channels.bridges.audit import AuditSettings
 from unspoken.channels.bridges.heldout import HeldOut

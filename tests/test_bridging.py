@@ -9,7 +9,7 @@ from fake_bridge import FakeBridge
 from flows import own_cache, sibling, tiny_model
 
 from unspoken.agents import LocalModel
-from unspoken.agents.bridging import BridgeShelf
+from unspoken.agents.bridge_shelf import BridgeShelf
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ class Store:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.stored: dict[Any, FakeBridge] = {}
         self.looked = self.fitted = 0
-        patch.setattr("unspoken.agents.bridging._lookup", self.look)
-        patch.setattr("unspoken.agents.bridging._fit", self.fit)
+        patch.setattr("unspoken.agents.bridge_shelf._lookup", self.look)
+        patch.setattr("unspoken.agents.bridge_shelf._fit", self.fit)
 
     def look(self, sharer: LocalModel, receiver: LocalModel) -> FakeBridge | None:
         self.looked += 1

@@ -17,9 +17,10 @@ from pairs import AUDIT, corpus, few_held_out, load, plan
 from processes import environment, until
 from sample_bridges import manifest, tensors
 
-from unspoken.agents import LocalModel, Workflow, bridging
+from unspoken.agents import LocalModel, Workflow, bridge_shelf, bridging
 from unspoken.agents.auditing import audit_bridge, keep_audit
-from unspoken.agents.bridging import BridgeShelf, fit_bridge, work_folder
+from unspoken.agents.bridge_shelf import BridgeShelf
+from unspoken.agents.bridging import fit_bridge, work_folder
 from unspoken.agents.engines.local import worker_for
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.folder import read, write
@@ -288,7 +289,7 @@ def test_a_workflow_fits_what_it_lacks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`bridges: fit` fits on the first run, and uses the bridge or says what it keeps; the second run finds it."""
-    monkeypatch.setattr(bridging, "DEFAULT", plan(source))
+    monkeypatch.setattr(bridge_shelf, "DEFAULT", plan(source))
     flow = reader_solver(*pair)
     fitting = Workflow.from_spec(flow.spec.model_copy(update={"bridges": "fit"}))
     fitting._models = flow._models
@@ -325,7 +326,7 @@ def test_no_turn_takes_place_during_a_fit(
         assert not wait(probes, timeout=0.2).done
         raise BridgeError("not these two")
 
-    monkeypatch.setattr(bridging, "DEFAULT", plan(source, None))
+    monkeypatch.setattr(bridge_shelf, "DEFAULT", plan(source, None))
     monkeypatch.setattr(bridging, "fit", fit)
     flow = reader_solver(*pair)
     fitting = Workflow.from_spec(flow.spec.model_copy(update={"bridges": "fit"}))

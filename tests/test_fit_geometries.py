@@ -14,7 +14,7 @@ from tiny import tiny_llama
 from unspoken.agents import LocalModel, Workflow
 from unspoken.agents.bridging import fit_bridge
 from unspoken.channels.bridges.folder import read
-from unspoken.channels.bridges.initialization import _within_columns
+from unspoken.channels.bridges.initialization import within_columns
 from unspoken.channels.bridges.settings import FitSettings
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.errors import BridgeError
@@ -104,10 +104,10 @@ def test_wide_models_read_fewer_layers_and_embeddings() -> None:
     layer = LayerGeometry(8, 128)
     receiver = SimpleNamespace(geometry=CacheGeometry((layer,) * 32, 4096, 8192))
     sizes = [2048] * 32
-    wanted, embeddings = _within_columns(FitSettings(), sizes, receiver)  # type: ignore[arg-type]
+    wanted, embeddings = within_columns(FitSettings(), sizes, receiver)  # type: ignore[arg-type]
     assert (wanted, embeddings) == (2, 2)
     receiver.geometry = CacheGeometry((layer,) * 32, 8192, 8192)
-    wanted, embeddings = _within_columns(FitSettings(), sizes, receiver)  # type: ignore[arg-type]
+    wanted, embeddings = within_columns(FitSettings(), sizes, receiver)  # type: ignore[arg-type]
     assert (wanted, embeddings) == (2, 1)
-    asked = _within_columns(FitSettings(source_layers=9), sizes, receiver)  # type: ignore[arg-type]
+    asked = within_columns(FitSettings(source_layers=9), sizes, receiver)  # type: ignore[arg-type]
     assert asked == (9, 2)

@@ -5,7 +5,8 @@ from typing import Any
 
 from unspoken.agents.auditing import AuditPlan, audit_bridge
 from unspoken.agents.bench import Files, Options, Progress
-from unspoken.agents.bridging import FitPlan, fit_bridge
+from unspoken.agents.bridging import fit_bridge
+from unspoken.agents.fit_plan import FitPlan
 from unspoken.agents.model import LocalModel
 from unspoken.channels.bridges.folder import read_manifest
 from unspoken.channels.bridges.store import BridgeStore

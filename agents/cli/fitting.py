@@ -88,7 +88,8 @@ def fit(
     console = stderr()
     models = load_pair(sharer, receiver, console, quiet=as_json)
     from unspoken.agents.auditing import AuditPlan
-    from unspoken.agents.bridging import FitPlan, fit_bridge
+    from unspoken.agents.bridging import fit_bridge
+    from unspoken.agents.fit_plan import FitPlan
     from unspoken.channels.bridges.folder import check
 
     given = {"minutes": minutes, "steps": steps, "rank": rank, "source_layers": source_layers}

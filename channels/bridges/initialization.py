@@ -17,7 +17,7 @@ from unspoken.channels.bridges.settings import FitSettings
 from unspoken.channels.bridges.sizing import widest_rank
 from unspoken.channels.errors import BridgeError
 
-__all__ = ["closed_form_projector", "new_projector"]
+__all__ = ["closed_form_projector", "new_projector", "within_columns"]
 
 
 def new_projector(config: ProjectorConfig, sharer: TextModel, receiver: TextModel) -> Projector:
@@ -37,7 +37,7 @@ def closed_form_projector(
     config = ProjectorConfig(
         _choose(first, sharer, receiver, settings),
         settings.native_layers,
-        _within_columns(settings, sizes, receiver)[1],
+        within_columns(settings, sizes, receiver)[1],
         hidden=settings.hidden,
         bottleneck=settings.bottleneck,
     )
@@ -78,7 +78,7 @@ def _choose(
     sizes = widths(sharer.geometry, range(count))
     device = receiver.device
     rows = [sharer_rows(case, sharer, range(count)).to(device) for case in cases]
-    wanted, embeddings = _within_columns(settings, sizes, receiver)
+    wanted, embeddings = within_columns(settings, sizes, receiver)
     plain = ProjectorConfig((), embeddings=embeddings)
     known = torch.cat(
         [
@@ -98,7 +98,7 @@ def _lessons(sharer: TextModel, receiver: TextModel, corpus: Corpus, seed: int) 
         yield prepare(lesson, sharer, receiver)
 
 
-def _within_columns(
+def within_columns(
     settings: FitSettings, sizes: Sequence[int], receiver: TextModel
 ) -> tuple[int, int]:
     """How many source layers and embeddings are read, so that the features of wide models stay within the columns."""

@@ -1,0 +1,84 @@
+"""The types that values in a workflow file have, each with its own check."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, NoReturn
+
+from pydantic import AfterValidator, Field, Strict
+from pydantic_core import PydanticCustomError
+
+__all__ = [
+    "KEYS_ARE_NAMES",
+    "AgentName",
+    "Count",
+    "Device",
+    "Flag",
+    "Fraction",
+    "Name",
+    "NonEmpty",
+    "Seconds",
+    "Text",
+    "Whole",
+    "wrong",
+]
+
+_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_DEVICE = r"^[a-z]+(:[0-9]+)?$"
+# Names that templates use for something else, and words of the template language.
+_RESERVED = frozenset(
+    {"inputs", "item", "turn", "self", "loop", "range", "dict"}
+    | {"true", "false", "none", "True", "False", "None", "and", "or", "not", "in", "is"}
+    | {"if", "elif", "else", "for", "set", "block", "macro", "call", "filter"}
+)
+
+
+def wrong(found: str, expected: str, fix: str = "") -> NoReturn:
+    """Refuse a value: what was found, what was expected and how to mend it."""
+    context = {"found": found, "expected": expected, "fix": fix}
+    raise PydanticCustomError("unspoken", "{found}", context)
+
+
+def _as_name(text: str) -> str:
+    word = re.sub(r"[^A-Za-z0-9_]+", "_", text)
+    return word if re.match("[A-Za-z_]", word) else f"_{word}"
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(_NAME, name):
+        wrong(
+            f"{name!r} cannot be a name",
+            "letters, digits and underscores, not starting with a digit",
+            f"templates refer to it as a word; write '{_as_name(name)}'",
+        )
+    return name
+
+
+def _check_agent_name(name: str) -> str:
+    if name in _RESERVED:
+        wrong(
+            f"{name!r} cannot be an agent's name",
+            "a name that templates do not use otherwise",
+            f"rename the agent, for example to '{name.lower()}_agent'",
+        )
+    return _check_name(name)
+
+
+def _check_device(device: str) -> str:
+    if not re.fullmatch(_DEVICE, device):
+        wrong(f"{device!r} is not a device", "auto, cpu, cuda, cuda:0, mps or another torch device")
+    return device
+
+
+Text = Annotated[str, Strict()]
+NonEmpty = Annotated[str, Strict(), Field(min_length=1)]
+Name = Annotated[str, Strict(), AfterValidator(_check_name)]
+AgentName = Annotated[str, Strict(), AfterValidator(_check_agent_name)]
+Device = Annotated[str, Strict(), AfterValidator(_check_device)]
+Count = Annotated[int, Strict(), Field(ge=1)]
+Whole = Annotated[int, Strict(), Field(ge=0)]
+Flag = Annotated[bool, Strict()]
+Seconds = Annotated[float, Strict(), Field(gt=0)]
+Fraction = Annotated[float, Strict(), Field(ge=0, le=1)]
+
+KEYS_ARE_NAMES: dict[str, Any] = {"propertyNames": {"pattern": _NAME}}
