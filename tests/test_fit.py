@@ -23,10 +23,12 @@ from unspoken.agents.bridge_shelf import BridgeShelf
 from unspoken.agents.bridging import fit_bridge, work_folder
 from unspoken.agents.engines.local import worker_for
 from unspoken.channels.bridges.bridge import Bridge
-from unspoken.channels.bridges.folder import read, write
+from unspoken.channels.bridges.features import width
+from unspoken.channels.bridges.folder import check, read, write
 from unspoken.channels.bridges.heldout import HeldOut, Scores
 from unspoken.channels.bridges.manifest import Audit
 from unspoken.channels.bridges.progress import FitProgress
+from unspoken.channels.bridges.projector import ProjectorConfig
 from unspoken.channels.bridges.settings import FuseSettings
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.errors import BridgeError, InputError
@@ -334,6 +336,17 @@ def test_no_turn_takes_place_during_a_fit(
     (edge,) = fitting.run(document=DOCUMENT, question=QUESTION).report.edges
     assert edge.channel == "text" and len(probes) == 1
     assert probes[0].result(20) is None
+
+
+def test_a_code_of_no_given_width_is_as_wide_as_the_small_pair(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str
+) -> None:
+    """Tiny models are mapped at full rank, which takes far less than the 16 MB that bound it."""
+    folder = fit_bridge(*pair, plan(source, None, rank=None, steps=0))
+    config = ProjectorConfig.from_dict(check(folder).config)
+    inputs = sum(config.features(pair[0].geometry, pair[1].geometry))
+    targets = width(pair[1].geometry, range(len(pair[1].geometry.layers)))
+    assert config.rank == min(inputs, targets)
 
 
 def test_a_broken_bridge_is_said_in_the_plan(

@@ -53,7 +53,10 @@ def fit(
     native_layers: Annotated[
         int, typer.Option(min=0, help="Layers that the receiver runs itself over a message.")
     ] = 0,
-    rank: Annotated[int | None, typer.Option(min=1, help="Width of the code.")] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Width of the code; the widest that 16 MB hold if left out."),
+    ] = None,
     source_layers: Annotated[
         int | None, typer.Option(min=1, help="How many of the sharer's layers are read.")
     ] = None,
