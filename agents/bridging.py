@@ -41,6 +41,8 @@ from unspoken.channels.bridges.training import FitResult, check_pair, fit
 from unspoken.channels.errors import BridgeError, InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from unspoken.agents.model import LocalModel
     from unspoken.channels.geometry import ModelIdentity
 
@@ -106,45 +108,11 @@ def fit_bridge(
                 report(f"there already: {old}", 1.0)
                 return old
             return _with_fuser(old, sharer, receiver, plan, plan.fuse, report, work)
-        report(f"at most {_peak(sharer, receiver, plan.settings):.1f} GB for the closed form", 0.0)
-        corpus = load_corpus(plan.sources, seed=plan.settings.seed)
-        rows = plan.audit.rows(corpus) if plan.audit else None
-        if rows is not None:  # here, so that bad rows fail now and not after the fit
-            rows.check(receiver)
-
-        def told(progress: FitProgress) -> None:
-            watch(progress)
-            report(progress.stage, progress.fraction)
-
-        light = _light(sharer, receiver, plan)
-        result = fit(sharer, receiver, corpus, plan.settings, work, told, light=light)
-        fuser = None
-        if plan.fuse is not None:
-            fuser = _fused(sharer, receiver, corpus, plan.fuse, report, work, light)
-        elif old is not None and "fuse" in read_manifest(old).config:
-            kept, figures = load_fuser(old, sharer, receiver)  # it does not depend on the projector
-            mine = {name: value for name, value in figures.items() if name.startswith("fuse_")}
-            fuser = FuseResult(kept, mine, 0)
-        del light
-        manifest, bridge = _packed(sharer, receiver, corpus, plan, result, fuser)
-        if rows is not None and plan.audit is not None:
-            measured = audit(
-                bridge,
-                sharer,
-                receiver,
-                rows,
-                corpus=corpus,
-                report=lambda stage, part: report(f"audit: {stage}", part),
-                machine=describe_machine(receiver),
-                settings=plan.audit.settings,
-            )
-            manifest = manifest.model_copy(update={"audit": measured})
+        manifest, tensors = _made(sharer, receiver, plan, old, work, report, watch)
         minutes = round((monotonic() - began) / 60, 2)
-        manifest = manifest.model_copy(
-            update={"fit": {**manifest.fit, "minutes_with_audit": minutes}}
-        )
+        figures = {**manifest.fit, "minutes_with_audit": minutes}
+        manifest = manifest.model_copy(update={"fit": figures})
         report("saving", 0.0)
-        tensors = tensors_of(result.projector, DTYPE, fuser.fuser if fuser else None)
         if plan.out is None:
             folder = store.save(manifest, tensors)
         else:
@@ -152,6 +120,52 @@ def fit_bridge(
             write(folder, manifest, tensors)
         shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def _made(
+    sharer: "LocalModel",
+    receiver: "LocalModel",
+    plan: FitPlan,
+    old: Path | None,
+    work: Path,
+    report: Progress,
+    watch: Callable[[FitProgress], None],
+) -> tuple[BridgeManifest, dict[str, "Tensor"]]:
+    """A fitted bridge, audited where the plan says so; `old`, where there is one, may lend it its fuse mode."""
+    report(f"at most {_peak(sharer, receiver, plan.settings):.1f} GB for the closed form", 0.0)
+    corpus = load_corpus(plan.sources, seed=plan.settings.seed)
+    rows = plan.audit.rows(corpus) if plan.audit else None
+    if rows is not None:  # here, so that bad rows fail now and not after the fit
+        rows.check(receiver)
+
+    def told(progress: FitProgress) -> None:
+        watch(progress)
+        report(progress.stage, progress.fraction)
+
+    light = _light(sharer, receiver, plan)
+    result = fit(sharer, receiver, corpus, plan.settings, work, told, light=light)
+    fuser = None
+    if plan.fuse is not None:
+        fuser = _fused(sharer, receiver, corpus, plan.fuse, report, work, light)
+    elif old is not None and "fuse" in read_manifest(old).config:
+        kept, figures = load_fuser(old, sharer, receiver)  # it does not depend on the projector
+        mine = {name: value for name, value in figures.items() if name.startswith("fuse_")}
+        fuser = FuseResult(kept, mine, 0)
+    del light
+    manifest, bridge = _packed(sharer, receiver, corpus, plan, result, fuser)
+    if rows is not None and plan.audit is not None:
+        measured = audit(
+            bridge,
+            sharer,
+            receiver,
+            rows,
+            corpus=corpus,
+            report=lambda stage, part: report(f"audit: {stage}", part),
+            machine=describe_machine(receiver),
+            settings=plan.audit.settings,
+        )
+        manifest = manifest.model_copy(update={"audit": measured})
+    return manifest, tensors_of(result.projector, DTYPE, fuser.fuser if fuser else None)
 
 
 def work_folder(store: BridgeStore, sharer: "ModelIdentity", receiver: "ModelIdentity") -> Path:

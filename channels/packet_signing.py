@@ -92,7 +92,6 @@ def key_id(key: object) -> str:
 
 def checked_manifest(text: str, signature: str, key: bytes | None) -> PacketManifest:
     """The manifest, once its version, its key and its signature are right."""
-    expected_key = None if key is None else key_id(key)
     try:
         raw = json.loads(text)
         version, signed_by = raw["version"], raw["key"]
@@ -109,27 +108,7 @@ def checked_manifest(text: str, signature: str, key: bytes | None) -> PacketMani
             expected=f"version {VERSION}",
             fix="run the same version of unspoken at both ends",
         )
-    if key is None and signed_by is not None:
-        raise PacketError(
-            f"the packet is signed with the key {str(signed_by)[:16]}, and no key was given",
-            kind="key",
-            expected="the key that signed it",
-            fix=f"set {KEY_VARIABLE} or {KEY_FILE_VARIABLE}, or pass the key",
-        )
-    if key is not None and signed_by is None:
-        raise PacketError(
-            "the packet is unsigned",
-            kind="unsigned",
-            expected="a packet signed with your key",
-            fix="have it signed; key=None accepts unsigned packets, where nobody else can write to the channel",
-        )
-    if key is not None and signed_by != expected_key:
-        raise PacketError(
-            f"the packet is signed with the key {str(signed_by)[:16]}",
-            kind="key",
-            expected=f"the key {expected_key}",
-            fix="give both ends the same key",
-        )
+    _check_key(signed_by, key)
     if not hmac.compare_digest(signature.encode(), signature_of(text, key).encode()):
         raise PacketError(
             "the packet's manifest is not what was signed",
@@ -147,3 +126,28 @@ def checked_manifest(text: str, signature: str, key: bytes | None) -> PacketMani
             kind="shape",
             expected="a manifest that write_packet made",
         ) from error
+
+
+def _check_key(signed_by: object, key: bytes | None) -> None:
+    """Refuse a packet that another key than ours signed, or none."""
+    if key is None and signed_by is not None:
+        raise PacketError(
+            f"the packet is signed with the key {str(signed_by)[:16]}, and no key was given",
+            kind="key",
+            expected="the key that signed it",
+            fix=f"set {KEY_VARIABLE} or {KEY_FILE_VARIABLE}, or pass the key",
+        )
+    if key is not None and signed_by is None:
+        raise PacketError(
+            "the packet is unsigned",
+            kind="unsigned",
+            expected="a packet signed with your key",
+            fix="have it signed; key=None accepts unsigned packets, where nobody else can write to the channel",
+        )
+    if key is not None and signed_by != key_id(key):
+        raise PacketError(
+            f"the packet is signed with the key {str(signed_by)[:16]}",
+            kind="key",
+            expected=f"the key {key_id(key)}",
+            fix="give both ends the same key",
+        )
