@@ -26,7 +26,7 @@ from unspoken.channels.bridges.progress import FitProgress
 from unspoken.channels.bridges.settings import FitSettings
 from unspoken.channels.bridges.store import BridgeStore
 
-SMALL = ("--steps", 2, "--rank", 8, "--source-layers", 2)
+SMALL = ("--steps", 2, "--rank", 8, "--source-layers", 2, "--hidden", 16, "--bottleneck", 4)
 ROWS = tuple(
     {
         "data": data,
@@ -108,6 +108,7 @@ def test_fit_then_audit_then_show(
     folder = Path(result.stdout.strip())
     made, _ = read(folder)
     assert made.config["rank"] == 8 and len(made.config["source_layers"]) == 2
+    assert (made.config["hidden"], made.config["bottleneck"]) == (16, 4)
     assert made.fit["steps"] == 2 and made.fit["command"] == "unspoken bridge fit 'a b'"
     assert made.audit is None and folder.parent == BridgeStore().root
     for part in ("at most", "gram", "train", "trained", "KL"):

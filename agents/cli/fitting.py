@@ -60,6 +60,13 @@ def fit(
     source_layers: Annotated[
         int | None, typer.Option(min=1, help="How many of the sharer's layers are read.")
     ] = None,
+    hidden: Annotated[
+        int | None,
+        typer.Option(min=0, help="Width of the residual's hidden layer; 0 for no residual."),
+    ] = None,
+    bottleneck: Annotated[
+        int | None, typer.Option(min=1, help="Width of the residual's bottleneck.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
     train_dtype: Annotated[
         str | None,
@@ -96,9 +103,11 @@ def fit(
     from unspoken.channels.bridges.folder import check
 
     given = {"minutes": minutes, "steps": steps, "rank": rank, "source_layers": source_layers}
+    more = {"native_layers": native_layers, "seed": seed}
+    residual = {"hidden": hidden, "bottleneck": bottleneck}
     plan = FitPlan(
         tuple(corpus or ("builtin",)),
-        _settings(given | {"native_layers": native_layers, "seed": seed}, models[1]),
+        _settings(given | more | residual, models[1]),
         None if no_audit else AuditPlan(text, qa, recall),
         refit,
         out,
