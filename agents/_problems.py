@@ -44,8 +44,8 @@ def suggest(name: str, candidates: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else ""
 
 
-def schema_problems(error: ValidationError) -> list[tuple[Path, Problem]]:
-    """Return each of pydantic's findings with its path.
+def schema_problems(error: ValidationError, within: Path = ()) -> list[tuple[Path, Problem]]:
+    """Return each of pydantic's findings with its path; ``within`` is where in a workflow the data stand.
 
     The path of a finding about a key ends in the key itself, and `Problem.where` shows it.
     """
@@ -53,7 +53,9 @@ def schema_problems(error: ValidationError) -> list[tuple[Path, Problem]]:
     for item in error.errors(include_url=False):
         path: Path = tuple(item["loc"])
         key = path and path[-1] == KEY
-        found, expected, fix = _finding(item["type"], path, item["input"], item.get("ctx", {}))
+        found, expected, fix = _finding(
+            item["type"], (*within, *path), item["input"], item.get("ctx", {})
+        )
         if not found:
             found = str(item["msg"])
         shown = path[:-1] if key or item["type"] in ("missing", "extra_forbidden") else path

@@ -68,5 +68,5 @@ class Agent:
         try:
             return AgentSpec.model_validate(settings)
         except ValidationError as error:
-            problems = schema_problems(error)
+            problems = schema_problems(error, ("agents", self.name))
             raise WorkflowError([problem for _, problem in problems]) from None

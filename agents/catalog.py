@@ -161,6 +161,12 @@ def _no_such_path(ref: str, path: Path) -> ModelReferenceError:
 def _no_such_form(ref: str) -> ModelReferenceError:
     scheme, colon, name = ref.partition(":")
     close = difflib.get_close_matches(scheme.lower(), ["embedded"], cutoff=0.6) if colon else []
+    if "/" in ref and not colon:
+        return ModelReferenceError(
+            f"there is no folder {ref}, and it is no Hub id",
+            expected="a folder with a model, or a Hub id (owner/name)",
+            fix="check the path, which begins at the working folder; make the model first if it is to be made",
+        )
     return ModelReferenceError(
         f"{ref!r} is not a model reference",
         expected="a Hub id (owner/name), a folder, a .gguf file, or embedded:NAME with NAME one of "

@@ -190,6 +190,12 @@ BAD_INPUTS: tuple[BadInput, ...] = (
         "two agents are called 'a'",
     ),
     BadInput(
+        "misspelt key of an agent's generate",
+        lambda: Agent("a", "model", "Why?", generate={"max_token": 3}),
+        WorkflowError,
+        "did you mean 'max_new_tokens'?",
+    ),
+    BadInput(
         "agent without a turn",
         lambda: Agent("a", "model", "Why?", max_turns=0),
         WorkflowError,

@@ -78,7 +78,7 @@ def test_good_references(
         ("./holder", "tiny.gguf"),
         ("./empty", "a folder without a config.json"),
         ("llama/model.safetensors", "use the folder that holds the model"),
-        ("a/b/c", "is not a model reference"),
+        ("a/b/c", "there is no folder a/b/c, and it is no Hub id"),
         ("has space", "is not a model reference"),
         ("", "embedded:NAME with NAME one of"),
         ("  ", "is not a model reference"),

@@ -80,6 +80,18 @@ def test_an_own_channel_without_fallback_refuses_at_connect(
         reader_solver(sibling(model, tmp_path / "other"), model, make(), fallback="error")
 
 
+def test_the_shown_channel_never_splices(model: LocalModel, make: Callable[..., Channel]) -> None:
+    """Behind another system prompt the receiver reads the message itself, and the report says so."""
+    flow = reader_solver(model, model, make(share="prompt"), "Be brief.")
+    plain = reader_solver(model, model, "text", "Be brief.", share="prompt").run(**GIVEN)
+    result = flow.run(**GIVEN)
+    (edge,) = result.report.edges
+    assert (edge.channel, edge.exact, edge.reused) == ("continuation", True, 0)
+    assert edge.bytes == len(DOCUMENT.encode())
+    assert "the receiver reads it" in edge.reason
+    assert result["solver"].text == plain["solver"].text
+
+
 def test_own_channels_stay_where_they_are_when_others_are_connected(
     model: LocalModel, make: Callable[..., Channel]
 ) -> None:
