@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from unspoken.agents.agent import Agent
-    from unspoken.agents.events import Event
-    from unspoken.agents.model import LocalModel
-    from unspoken.agents.planner import EdgePlan, Plan
-    from unspoken.agents.report import EdgeReport, RunReport, TurnReport
-    from unspoken.agents.spec import GenerateSpec, WorkflowSpec
+    from unspoken.agents.models.model import LocalModel
+    from unspoken.agents.planning.plan import EdgePlan, Plan
+    from unspoken.agents.runtime.events import Event
+    from unspoken.agents.runtime.report import EdgeReport, RunReport, TurnReport
+    from unspoken.agents.spec.spec import GenerateSpec, WorkflowSpec
     from unspoken.agents.workflow import AgentResult, RunResult, Workflow
 
 __all__ = [
@@ -30,12 +30,12 @@ __all__ = [
 
 _HOMES = {
     "agent": ("Agent",),
-    "events": ("Event",),
-    "model": ("LocalModel",),
-    "planner": ("EdgePlan", "Plan"),
-    "report": ("EdgeReport", "RunReport", "TurnReport"),
-    "spec": ("GenerateSpec", "WorkflowSpec"),
-    "workflow": ("AgentResult", "RunResult", "Workflow"),
+    "models.model": ("LocalModel",),
+    "planning.plan": ("EdgePlan", "Plan"),
+    "runtime.events": ("Event",),
+    "runtime.report": ("AgentResult", "EdgeReport", "RunReport", "RunResult", "TurnReport"),
+    "spec.spec": ("GenerateSpec", "WorkflowSpec"),
+    "workflow": ("Workflow",),
 }
 
 

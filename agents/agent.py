@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from unspoken.agents._problems import schema_problems
-from unspoken.agents.spec import AgentSpec, GenerateSpec
+from unspoken.agents.spec.problems import schema_problems
+from unspoken.agents.spec.spec import AgentSpec, GenerateSpec
 from unspoken.channels.errors import WorkflowError
 
 if TYPE_CHECKING:
-    from unspoken.agents.model import LocalModel
+    from unspoken.agents.models.model import LocalModel
 
 __all__ = ["Agent"]
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from unspoken.agents.loader import LoadedWorkflow
-from unspoken.agents.model import LocalModel
-from unspoken.agents.spec import WorkflowSpec
+from unspoken.agents.models.model import LocalModel
+from unspoken.agents.spec.loader import LoadedWorkflow
+from unspoken.agents.spec.spec import WorkflowSpec
 
 __all__ = ["Progress", "load_models", "step_of"]
 

@@ -10,27 +10,34 @@ import anyio
 import anyio.to_thread
 
 from unspoken.agents.agent import Agent
-from unspoken.agents.bridge_shelf import BridgeShelf
-from unspoken.agents.declared import declare, inferred_inputs, name_of, require_nameable
-from unspoken.agents.edges import OURS, check_ends, checked_spec, edge_options, with_edge
-from unspoken.agents.events import Event
-from unspoken.agents.finetuned import stored_profile
-from unspoken.agents.graph import build_graph, validate
-from unspoken.agents.inputs import check_inputs, check_received
-from unspoken.agents.loader import LoadedWorkflow, dumps, load_workflow
-from unspoken.agents.loading import Progress, load_models, step_of
-from unspoken.agents.model import LocalModel
-from unspoken.agents.planner import Plan, plan_workflow
-from unspoken.agents.results import AgentResult, RunResult
-from unspoken.agents.scheduler import Scheduler
-from unspoken.agents.spec import InputSpec, WorkflowSpec
-from unspoken.agents.streaming import run_events
-from unspoken.channels.base import Channel
-from unspoken.channels.errors import (
-    ChannelError,
-    ModelSupportError,
-    WorkflowError,
+from unspoken.agents.bridge_cache import BridgeShelf
+from unspoken.agents.builder import (
+    OURS,
+    check_ends,
+    checked_spec,
+    declare,
+    edge_options,
+    inferred_inputs,
+    name_of,
+    require_nameable,
+    with_edge,
 )
+from unspoken.agents.loading import Progress, load_models, step_of
+from unspoken.agents.models.model import LocalModel
+from unspoken.agents.planning.finetunes import stored_profile
+from unspoken.agents.planning.plan import Plan
+from unspoken.agents.planning.planner import plan_workflow
+from unspoken.agents.runtime.events import Event
+from unspoken.agents.runtime.inbox import check_received
+from unspoken.agents.runtime.report import AgentResult, RunResult
+from unspoken.agents.runtime.scheduler import Scheduler
+from unspoken.agents.runtime.stream import run_events
+from unspoken.agents.spec.graph import build_graph, validate
+from unspoken.agents.spec.inputs import check_inputs
+from unspoken.agents.spec.loader import LoadedWorkflow, dumps, load_workflow
+from unspoken.agents.spec.spec import InputSpec, WorkflowSpec
+from unspoken.channels.base import Channel
+from unspoken.channels.errors import ChannelError, ModelSupportError, WorkflowError
 from unspoken.channels.message import Message
 from unspoken.channels.projected import Bridge, ProjectedCacheChannel
 

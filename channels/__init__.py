@@ -4,27 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from unspoken.channels.base import (
-        Arrival,
-        Carry,
-        CarryReport,
-        CausalModel,
-        Channel,
-        Prefill,
-        Span,
-        TextSpan,
-    )
+    from unspoken.channels.base import Arrival, Carry, CarryReport, Channel, Span, TextSpan
     from unspoken.channels.errors import UnspokenError
-    from unspoken.channels.geometry import CacheGeometry, LayerGeometry, ModelIdentity
+    from unspoken.channels.finetunes.recompute import recompute_layers
+    from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry, ModelIdentity
+    from unspoken.channels.kv.rope import Rotary
+    from unspoken.channels.kv.state import KVState, LayerState
     from unspoken.channels.message import Message, Segment
-    from unspoken.channels.packet_reader import PacketReader
-    from unspoken.channels.packet_signing import packet_key
-    from unspoken.channels.packets import read_packet, write_packet
+    from unspoken.channels.model import CausalModel, Prefill
+    from unspoken.channels.packets.packet import read_packet, write_packet
+    from unspoken.channels.packets.reader import PacketReader
+    from unspoken.channels.packets.signing import packet_key
     from unspoken.channels.projected import ProjectedCacheChannel
-    from unspoken.channels.recompute import recompute_layers
-    from unspoken.channels.rope import Rotary
     from unspoken.channels.same_model import SameModelCacheChannel
-    from unspoken.channels.state import KVState, LayerState
     from unspoken.channels.text import TextChannel
 
 __all__ = [
@@ -56,27 +48,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "base": (
-        "Arrival",
-        "Carry",
-        "CarryReport",
-        "CausalModel",
-        "Channel",
-        "Prefill",
-        "Span",
-        "TextSpan",
-    ),
+    "base": ("Arrival", "Carry", "CarryReport", "Channel", "Span", "TextSpan"),
     "errors": ("UnspokenError",),
-    "geometry": ("CacheGeometry", "LayerGeometry", "ModelIdentity"),
+    "finetunes.recompute": ("recompute_layers",),
+    "kv.geometry": ("CacheGeometry", "LayerGeometry", "ModelIdentity"),
+    "kv.rope": ("Rotary",),
+    "kv.state": ("KVState", "LayerState"),
     "message": ("Message", "Segment"),
-    "packet_reader": ("PacketReader",),
-    "packet_signing": ("packet_key",),
-    "packets": ("read_packet", "write_packet"),
+    "model": ("CausalModel", "Prefill"),
+    "packets.packet": ("read_packet", "write_packet"),
+    "packets.reader": ("PacketReader",),
+    "packets.signing": ("packet_key",),
     "projected": ("ProjectedCacheChannel",),
-    "recompute": ("recompute_layers",),
-    "rope": ("Rotary",),
     "same_model": ("SameModelCacheChannel",),
-    "state": ("KVState", "LayerState"),
     "text": ("TextChannel",),
 }
 

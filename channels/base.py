@@ -1,128 +1,26 @@
 """The contract of a channel, and what it needs of a model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor
-
-from unspoken.channels.geometry import CacheGeometry, ModelIdentity
+from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message
-from unspoken.channels.rope import Rotary
-from unspoken.channels.state import KVState, LayerState
+from unspoken.channels.model import CausalModel
 
 __all__ = [
     "Arrival",
     "Carry",
     "CarryReport",
-    "CausalModel",
     "Channel",
-    "Prefill",
     "Span",
     "TextSpan",
 ]
 
 Share = Literal["output", "prompt", "context"]
+
+
 Role = Literal["user", "assistant"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prefill:
-    """What a forward pass over new tokens gives.
-
-    Attributes:
-        state: State of the whole context, positions 0 to the last token.
-        logits: Logits after the last new token, shape (vocabulary,).
-        hidden: Hidden states of the new tokens at the inputs of the layers asked for, each (tokens, hidden_size).
-    """
-
-    state: KVState
-    logits: Tensor
-    hidden: Mapping[int, Tensor]
-
-
-@runtime_checkable
-class CausalModel(Protocol):
-    """What a channel needs of a model. Token ids are (tokens,) int64 tensors on the model's device, batch size 1."""
-
-    @property
-    def identity(self) -> ModelIdentity:
-        """Who it is, by weights, config and tokenizer."""
-
-    @property
-    def geometry(self) -> CacheGeometry:
-        """The shape of its cache."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Element type of its cache."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-
-    def rotary(self, name: str) -> Rotary:
-        """The rotary embedding of a name in its geometry."""
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Input of layer 0 for `ids`, shape (tokens, hidden_size), scaled as the model does."""
-
-    def prefill(
-        self,
-        ids: Tensor,
-        state: Sequence[KVState] = (),
-        positions: Tensor | None = None,
-        capture: Collection[int] = (),
-    ) -> Prefill:
-        """Compute `ids` at `positions` over states that already stand at theirs.
-
-        Args:
-            ids: New tokens.
-            state: States at their final positions; together with `positions` they cover 0 … last without a gap.
-                A position that both name is computed anew.
-            positions: Ascending, (tokens,); by default those right after the last state.
-            capture: Layers whose input is wanted.
-
-        Raises:
-            StateError: A gap, or rows missing that a new token must see.
-            GeometryMismatch, IdentityMismatch: A state that is not this model's.
-        """
-
-    def run_layers(
-        self,
-        hidden: Tensor,
-        first: int,
-        last: int,
-        positions: Tensor,
-        state: Sequence[KVState] = (),
-    ) -> tuple[Tensor, tuple[LayerState, ...]]:
-        """Run layers first … last - 1 on the input of layer `first`, shape (tokens, hidden_size).
-
-        Args:
-            hidden: Input of layer `first`.
-            first: First layer to run.
-            last: Layer to stop before.
-            positions: Ascending and contiguous, (tokens,).
-            state: What these tokens see besides themselves; only layers first … last - 1 of it are read.
-
-        Returns:
-            The input of layer `last`, and the new keys and values of the layers run.
-        """
-
-    def logits(
-        self,
-        ids: Tensor,
-        state: Sequence[KVState] = (),
-        *,
-        last: int | None = None,
-        grad: bool = False,
-    ) -> Tensor:
-        """Logits after the last `last` of `ids`, all by default, shape (tokens, vocabulary).
-
-        The tokens follow the last state. With `grad`, gradients flow back into the keys and values of `state`.
-        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from unspoken.channels.geometry import ModelIdentity
-from unspoken.channels.state import KVState
+from unspoken.channels.kv.geometry import ModelIdentity
+from unspoken.channels.kv.state import KVState
 
 __all__ = ["Message", "Segment", "common_prefix"]
 

@@ -7,22 +7,13 @@ from typing import ClassVar, Literal, Protocol
 
 import torch
 
-from unspoken.channels.base import (
-    Arrival,
-    Carry,
-    CarryReport,
-    CausalModel,
-    Channel,
-    Role,
-    Share,
-    Span,
-    TextSpan,
-)
+from unspoken.channels.base import Arrival, Carry, CarryReport, Channel, Role, Share, Span, TextSpan
 from unspoken.channels.bridges.align import align
 from unspoken.channels.errors import BridgeError, IdentityMismatch, InputError, StateError
-from unspoken.channels.geometry import ModelIdentity
+from unspoken.channels.kv.geometry import ModelIdentity
+from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message
-from unspoken.channels.state import KVState
+from unspoken.channels.model import CausalModel
 
 __all__ = ["Bridge", "BridgeEnd", "BridgeEnds", "ProjectedCacheChannel"]
 

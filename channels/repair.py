@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
-from unspoken.channels.base import CausalModel
-from unspoken.channels.state import KVState
+from unspoken.channels.kv.state import KVState
+from unspoken.channels.model import CausalModel
 
 __all__ = ["EARLY", "deviating_positions"]
 

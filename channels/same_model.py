@@ -3,22 +3,14 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from unspoken.channels.across import carry_across
-from unspoken.channels.base import (
-    Arrival,
-    Carry,
-    CarryReport,
-    CausalModel,
-    Channel,
-    Role,
-    Share,
-    Span,
-)
+from unspoken.channels.base import Arrival, Carry, CarryReport, Channel, Role, Share, Span
 from unspoken.channels.errors import GeometryMismatch, InputError, StateError
+from unspoken.channels.finetunes.carry import carry_across
+from unspoken.channels.finetunes.recompute import Groups, check_groups, entries, require_one_base
+from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
-from unspoken.channels.recompute import Groups, check_groups, entries, require_one_base
+from unspoken.channels.model import CausalModel
 from unspoken.channels.repair import EARLY, deviating_positions
-from unspoken.channels.state import KVState
 
 __all__ = ["SameModelCacheChannel"]
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from unspoken.channels.base import Arrival, Carry, CarryReport, CausalModel, Channel, Role, Share
+from unspoken.channels.base import Arrival, Carry, CarryReport, Channel, Role, Share
+from unspoken.channels.model import CausalModel
 
 __all__ = ["TextChannel"]
 

@@ -65,7 +65,7 @@ _PARTS = {
 
 def workflow_keys() -> str:
     """A table for each part of a workflow file, from its JSON schema."""
-    from unspoken.agents.spec import json_schema
+    from unspoken.agents.spec.spec import json_schema
 
     schema = json_schema()
     parts = {"WorkflowSpec": schema, **schema["$defs"]}
@@ -195,8 +195,8 @@ def _value(option: Any) -> str:
 
 def graph() -> str:
     """What ``unspoken graph`` prints for an example."""
-    from unspoken.agents.graph import to_mermaid
-    from unspoken.agents.loader import load_workflow
+    from unspoken.agents.spec.graph import to_mermaid
+    from unspoken.agents.spec.loader import load_workflow
 
     return f"```text\n{to_mermaid(load_workflow(EXAMPLE).spec)}```"
 
@@ -208,7 +208,7 @@ def bad_workflows() -> str:
     """Workflows that are refused, with the message each gets."""
     from bad_workflows import BAD_WORKFLOWS
 
-    from unspoken.agents.loader import loads
+    from unspoken.agents.spec.loader import loads
     from unspoken.channels.errors import WorkflowError
 
     def rows() -> Iterator[tuple[str, ...]]:

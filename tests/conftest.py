@@ -2,7 +2,7 @@
 
 import pytest
 
-from unspoken.agents.model import LocalModel
+from unspoken.agents.models.model import LocalModel
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unspoken.agents.loader import loads
+from unspoken.agents.spec.loader import loads
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from unspoken.agents._problems import listed, suggest
+from unspoken.agents.spec.problems import listed, suggest
 from unspoken.channels.errors import InputError
 
 __all__ = ["BENCHES", "PAIRED", "Files", "Options", "Progress", "run_bench"]
@@ -105,8 +105,8 @@ def run_bench(
         )
     files = Files(text, qa, recall)
     _check(name, files, options or Options())
-    from unspoken.agents.machine import describe_machine
-    from unspoken.agents.model import LocalModel
+    from unspoken.agents.models.model import LocalModel
+    from unspoken.channels.machine import describe_machine
 
     measure = import_module(f"{__name__}.{name}").measure
     loaded = LocalModel.load(model)

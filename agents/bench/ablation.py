@@ -8,15 +8,15 @@ import torch
 
 from unspoken.agents.bench import Files, Options, Progress
 from unspoken.agents.bench.forms import judged_rows, passages_of, questions_of
-from unspoken.agents.model import LocalModel
+from unspoken.agents.models.model import LocalModel
+from unspoken.channels.bridges.audit.controls import BRIDGE, MISMATCHED, ways_of
+from unspoken.channels.bridges.audit.trial import Trials
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.closed import ClosedForms, choose
-from unspoken.channels.bridges.controls import BRIDGE, MISMATCHED, ways_of
-from unspoken.channels.bridges.corpus import Corpus, load_corpus
 from unspoken.channels.bridges.features import width
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.bridges.store import BridgeStore
-from unspoken.channels.bridges.trial import Trials
+from unspoken.channels.data.text import Corpus, load_corpus
 
 __all__ = ["measure"]
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from unspoken.agents.auditing import AuditPlan, audit_bridge
 from unspoken.agents.bench import Files, Options, Progress
-from unspoken.agents.bridging import fit_bridge
-from unspoken.agents.fit_plan import FitPlan
-from unspoken.agents.model import LocalModel
+from unspoken.agents.models.model import LocalModel
+from unspoken.channels.bridges.audit.stored import AuditPlan, audit_bridge
 from unspoken.channels.bridges.folder import read_manifest
+from unspoken.channels.bridges.make import fit_bridge
+from unspoken.channels.bridges.plan import FitPlan
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.errors import BridgeError
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from unspoken.agents.compose import Turn
-from unspoken.agents.model import LocalModel
-from unspoken.channels.state import KVState
+from unspoken.agents.models.model import LocalModel
+from unspoken.agents.prompts.context import Turn
+from unspoken.channels.kv.state import KVState
 
 __all__ = ["ASKS", "Chosen", "answer_text", "choose", "write_hints"]
 

@@ -13,11 +13,11 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 from unspoken.agents.bench import Files, Progress
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.scene import Scene
-from unspoken.agents.compose import Composed
-from unspoken.agents.model import LocalModel
-from unspoken.agents.spec import GenerateSpec
-from unspoken.agents.turn import TurnOutcome, TurnRequest, run_turn
-from unspoken.channels.geometry import ModelIdentity
+from unspoken.agents.engines.turn import TurnOutcome, TurnRequest, run_turn
+from unspoken.agents.models.model import LocalModel
+from unspoken.agents.prompts.context import Composed
+from unspoken.agents.spec.spec import GenerateSpec
+from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.message import Segment
 from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel

@@ -4,13 +4,13 @@ from typing import Any
 
 from unspoken.agents.bench import Files, Options, Progress
 from unspoken.agents.bench.forms import judged_rows, passages_of
-from unspoken.agents.model import LocalModel
+from unspoken.agents.models.model import LocalModel
+from unspoken.channels.bridges.audit.timing import scene, timings
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.closed import ClosedForms, choose
-from unspoken.channels.bridges.corpus import load_corpus
 from unspoken.channels.bridges.manifest import BridgeManifest, FitData, Side
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
-from unspoken.channels.bridges.timing import scene, timings
+from unspoken.channels.data.text import load_corpus
 
 __all__ = ["measure"]
 

@@ -13,9 +13,9 @@ from unspoken.agents.bench import Files, Progress
 from unspoken.agents.bench.forced import distance, forced_logs, recomputed, without
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.scene import make_message
-from unspoken.agents.compose import Composed, Quote, Turn
-from unspoken.agents.model import LocalModel
-from unspoken.agents.turn import Delivery, assemble
+from unspoken.agents.engines.turn import Delivery, assemble
+from unspoken.agents.models.model import LocalModel
+from unspoken.agents.prompts.context import Composed, Quote, Turn
 from unspoken.channels.base import Arrival, Channel
 from unspoken.channels.message import Message
 from unspoken.channels.same_model import SameModelCacheChannel

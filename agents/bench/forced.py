@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from unspoken.agents.bench.scene import Scene
-from unspoken.agents.compose import Turn
-from unspoken.agents.model import LocalModel
-from unspoken.agents.turn import assemble
+from unspoken.agents.engines.turn import assemble
+from unspoken.agents.models.model import LocalModel
+from unspoken.agents.prompts.context import Turn
 from unspoken.channels.base import Channel
-from unspoken.channels.distance import distance as tensors_distance
 from unspoken.channels.message import Message
+from unspoken.channels.metrics import distance as tensors_distance
 
 __all__ = ["asked", "carried", "distance", "forced_logs", "recomputed", "without"]
 

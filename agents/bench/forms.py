@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from unspoken.agents.bench import Files
-from unspoken.channels.bridges.auditrows import AuditRows
+from unspoken.channels.bridges.audit.controls import MISMATCHED
+from unspoken.channels.bridges.audit.rows import AuditRows
+from unspoken.channels.bridges.audit.trial import Judged, Trials, Way, judge
 from unspoken.channels.bridges.closed import ClosedForms
-from unspoken.channels.bridges.controls import MISMATCHED
-from unspoken.channels.bridges.corpus import Corpus
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
-from unspoken.channels.bridges.retention import kept
-from unspoken.channels.bridges.trial import Judged, Trials, Way, judge
+from unspoken.channels.data.text import Corpus
+from unspoken.channels.metrics import kept
 
 __all__ = ["judged_rows", "line", "passages_of", "questions_of"]
 

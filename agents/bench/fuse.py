@@ -16,13 +16,13 @@ import torch
 from unspoken.agents.bench import Files, Options, Progress
 from unspoken.agents.bench.choice import ASKS, Chosen, answer_text, choose, write_hints
 from unspoken.agents.bench.fusers import FUSED, SELF, FuseBench, fusers
-from unspoken.agents.model import LocalModel
-from unspoken.channels.bridges.fuse_audit import ending_as, read_both
-from unspoken.channels.bridges.fuse_example import fused_context
-from unspoken.channels.bridges.fuse_lessons import choice_prompt
+from unspoken.agents.models.model import LocalModel
+from unspoken.channels.bridges.audit.fuse_audit import ending_as, read_both
+from unspoken.channels.bridges.fit.fuse_example import fused_context
+from unspoken.channels.bridges.fit.fuse_samples import choice_prompt
 from unspoken.channels.bridges.fuser import Fuser
-from unspoken.channels.bridges.rows import ChoiceRow, builtin_choice, read_choice, sample
-from unspoken.channels.bridges.shares import paired, wilson
+from unspoken.channels.data.rows import ChoiceRow, builtin_choice, read_choice, sample
+from unspoken.channels.metrics import paired, wilson
 
 __all__ = ["FuseBench", "compare", "measure"]
 

@@ -5,19 +5,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from unspoken.agents.bench import Progress
-from unspoken.agents.bridging import check_place, work_folder
-from unspoken.agents.model import LocalModel
-from unspoken.channels.bridges.checkpoint import forget
-from unspoken.channels.bridges.corpus import load_corpus
+from unspoken.agents.models.model import LocalModel
+from unspoken.channels.bridges.fit.checkpoint import forget
+from unspoken.channels.bridges.fit.fuse_training import fit_fuser
+from unspoken.channels.bridges.fit.progress import FuseProgress
+from unspoken.channels.bridges.fit.settings import FuseSettings
 from unspoken.channels.bridges.folder import MANIFEST, write
-from unspoken.channels.bridges.fuse_training import fit_fuser
 from unspoken.channels.bridges.fuser import Fuser, fuse_tensors, load_fuser
+from unspoken.channels.bridges.make import check_place, work_folder
 from unspoken.channels.bridges.manifest import BridgeManifest, FitData
-from unspoken.channels.bridges.progress import FuseProgress
-from unspoken.channels.bridges.settings import FuseSettings
-from unspoken.channels.bridges.side import Side
 from unspoken.channels.bridges.store import BridgeStore
+from unspoken.channels.data.text import load_corpus
 from unspoken.channels.errors import BridgeError
+from unspoken.channels.storage.side import Side
 
 __all__ = ["FUSED", "SELF", "Figures", "FuseBench", "fusers"]
 

@@ -12,12 +12,12 @@ from transformers import DynamicCache
 from unspoken.agents.bench import Files, Progress
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.scene import Scene
-from unspoken.agents.model import LocalModel
-from unspoken.agents.spec import GenerateSpec
-from unspoken.agents.turn import TurnOutcome, TurnRequest, run_turn
+from unspoken.agents.engines.turn import TurnOutcome, TurnRequest, run_turn
+from unspoken.agents.models.model import LocalModel
+from unspoken.agents.spec.spec import GenerateSpec
 from unspoken.channels.base import Channel
+from unspoken.channels.kv.state import KVState
 from unspoken.channels.same_model import SameModelCacheChannel
-from unspoken.channels.state import KVState
 from unspoken.channels.text import TextChannel
 
 __all__ = ["measure"]

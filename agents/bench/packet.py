@@ -15,10 +15,10 @@ from unspoken.agents.bench import Files, Progress
 from unspoken.agents.bench.forced import asked, carried, distance, recomputed, without
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.scene import Scene
-from unspoken.agents.model import LocalModel
-from unspoken.channels.codec import CODECS, Codec
+from unspoken.agents.models.model import LocalModel
+from unspoken.channels.kv.codec import CODECS, Codec
 from unspoken.channels.message import Message
-from unspoken.channels.packets import read_packet, write_packet
+from unspoken.channels.packets.packet import read_packet, write_packet
 from unspoken.channels.same_model import SameModelCacheChannel
 
 __all__ = ["measure"]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from unspoken.agents.model import LocalModel
+from unspoken.agents.models.model import LocalModel
 from unspoken.channels.errors import InputError
 
 __all__ = ["cut_passages", "read_text"]

@@ -9,16 +9,17 @@ from typing import Any
 import torch
 
 from unspoken.agents.bench import Files, Progress
+from unspoken.agents.bench.finetune import KINDS, Kind, Recipe, finetune
 from unspoken.agents.bench.forced import distance
-from unspoken.agents.finetune import KINDS, Kind, Recipe, finetune
-from unspoken.agents.model import LocalModel
-from unspoken.agents.profiling import ProfilePlan, clocked, trials_of
-from unspoken.channels.across import carry_across
-from unspoken.channels.bridges.answers import greedy
-from unspoken.channels.bridges.lessons import question_prompt
-from unspoken.channels.bridges.rows import builtin_qa, f1, read_qa, sample
-from unspoken.channels.profiles.profile import PREFIX, front_of
-from unspoken.channels.profiles.search import (
+from unspoken.agents.models.model import LocalModel
+from unspoken.channels.bridges.audit.answers import greedy
+from unspoken.channels.data.rows import builtin_qa, f1, question_prompt, read_qa, sample
+from unspoken.channels.finetunes.carry import carry_across
+from unspoken.channels.finetunes.measure import ProfilePlan, clocked, trials_of
+from unspoken.channels.finetunes.passages import Settings, Trial, arrival_of
+from unspoken.channels.finetunes.profile import PREFIX, front_of
+from unspoken.channels.finetunes.recompute import Groups, named
+from unspoken.channels.finetunes.search import (
     estimate,
     judge,
     layers_of,
@@ -26,9 +27,7 @@ from unspoken.channels.profiles.search import (
     search,
     thinned,
 )
-from unspoken.channels.profiles.trials import Settings, Trial, arrival_of
-from unspoken.channels.recompute import Groups, named
-from unspoken.channels.state import KVState
+from unspoken.channels.kv.state import KVState
 
 __all__ = ["measure"]
 

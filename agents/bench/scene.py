@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from unspoken.agents.compose import Composed, Quote, Turn
-from unspoken.agents.model import LocalModel
-from unspoken.agents.turn import Delivery
+from unspoken.agents.engines.turn import Delivery
+from unspoken.agents.models.model import LocalModel
+from unspoken.agents.prompts.context import Composed, Quote, Turn
 from unspoken.channels.base import Arrival, Channel
+from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message, Segment
-from unspoken.channels.state import KVState
 
 __all__ = ["Scene"]
 

@@ -17,8 +17,8 @@ from unspoken.agents.bench import Files, Progress
 from unspoken.agents.bench.forced import asked, carried, distance, forced_logs, recomputed, without
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.scene import Scene
-from unspoken.agents.compose import Turn
-from unspoken.agents.model import LocalModel
+from unspoken.agents.models.model import LocalModel
+from unspoken.agents.prompts.context import Turn
 from unspoken.channels.base import Channel
 from unspoken.channels.message import Message
 from unspoken.channels.same_model import SameModelCacheChannel

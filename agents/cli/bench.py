@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unspoken.agents.cli.console import print_json, print_table, shown, stderr, stdout
-from unspoken.agents.cli.preparing import quiet_libraries, reporting
+from unspoken.agents.cli.progress import quiet_libraries, reporting
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import InputError
 
@@ -76,7 +76,7 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Run a benchmark on this machine."""
-    from unspoken.agents._problems import listed, suggest
+    from unspoken.agents.spec.problems import listed, suggest
 
     benches = listing()
     if name not in benches:

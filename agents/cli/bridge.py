@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from unspoken.agents.cli.auditing import figure_of, print_audit
+from unspoken.agents.cli.audit_view import figure_of, print_audit
 from unspoken.agents.cli.console import print_json, print_table, shown, size, stdout
 from unspoken.agents.cli.figure import draw
 from unspoken.agents.cli.run import JsonOption
@@ -17,7 +17,7 @@ from unspoken.channels.errors import BridgeError, InputError, ModelReferenceErro
 if TYPE_CHECKING:
     from unspoken.channels.bridges.manifest import BridgeManifest, Side
     from unspoken.channels.bridges.store import BridgeEntry, BridgeStore
-    from unspoken.channels.geometry import ModelIdentity
+    from unspoken.channels.kv.geometry import ModelIdentity
 
 __all__ = ["First", "Second", "find_folder", "list_", "pull", "push", "remove", "show"]
 
@@ -268,8 +268,8 @@ def _is_side(side: "Side", ref: str, identity: "ModelIdentity | None") -> bool:
 
 def _identity(ref: str) -> "ModelIdentity | None":
     """A model's identity, if it is on this disk and its identity was computed before."""
-    from unspoken.agents.catalog import list_models, parse
-    from unspoken.agents.identity import cached_identity
+    from unspoken.agents.models.catalog import list_models, parse
+    from unspoken.agents.models.identity import cached_identity
 
     try:
         reference = parse(ref)

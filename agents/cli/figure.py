@@ -4,12 +4,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unspoken.agents.cli.auditing import kept_by_way
+from unspoken.agents.cli.audit_view import kept_by_way
 from unspoken.channels.errors import BridgeError, InputError
 
 if TYPE_CHECKING:
     from unspoken.channels.bridges.manifest import BridgeManifest
-    from unspoken.channels.profiles.profile import Profile
+    from unspoken.channels.finetunes.profile import Profile
 
 __all__ = ["can_draw", "draw", "draw_profile", "require_drawable"]
 

@@ -12,7 +12,8 @@ import typer
 from rich.text import Text
 from typer.core import TyperCommand
 
-from unspoken.agents.cli import bench, bridge, fitting, models, plan, profile, profiles, run
+from unspoken.agents.cli import bench, bridge, models, plan, profile, profiles, run
+from unspoken.agents.cli import bridge_fit as fitting
 from unspoken.agents.cli.console import print_error, shown, stderr
 from unspoken.channels.errors import UnspokenError
 

@@ -9,22 +9,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from unspoken.agents.cli.console import (
-    count,
-    print_json,
-    print_table,
-    shown,
-    size,
-    stderr,
-    stdout,
-)
-from unspoken.agents.cli.preparing import quiet_libraries, reporting
+from unspoken.agents.cli.console import count, print_json, print_table, shown, size, stderr, stdout
+from unspoken.agents.cli.progress import quiet_libraries, reporting
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import ModelReferenceError
 
 if TYPE_CHECKING:
-    from unspoken.agents.catalog import ModelListing
-    from unspoken.agents.model import LocalModel
+    from unspoken.agents.models.catalog import ModelListing
+    from unspoken.agents.models.model import LocalModel
 
 __all__ = ["list_", "prepare", "show"]
 
@@ -35,7 +27,7 @@ Ref = Annotated[
 
 def list_(as_json: JsonOption = False) -> None:
     """List the models at hand: those that come in packages, and those prepared or downloaded."""
-    from unspoken.agents.catalog import list_models
+    from unspoken.agents.models.catalog import list_models
 
     listings = list_models()
     if as_json:
@@ -60,7 +52,7 @@ def _readiness(line: "ModelListing") -> str:
 
 def show(ref: Ref, as_json: JsonOption = False) -> None:
     """Show what a model is: its cache's shape, its template, its identity. Weights stay on disk."""
-    from unspoken.agents.catalog import parse
+    from unspoken.agents.models.catalog import parse
 
     kind = parse(ref).kind
     folder, listing = _found(ref)
@@ -84,8 +76,8 @@ def show(ref: Ref, as_json: JsonOption = False) -> None:
 
 def _found(ref: str) -> "tuple[Path | None, ModelListing | None]":
     """Where a model's safetensors are, if they are, and its line in the list."""
-    from unspoken.agents.catalog import list_models, parse
-    from unspoken.agents.catalog import prepare as prepare_model
+    from unspoken.agents.models.catalog import list_models, parse
+    from unspoken.agents.models.catalog import prepare as prepare_model
 
     reference = parse(ref)
     if reference.kind == "folder":
@@ -104,7 +96,7 @@ def _bytes(folder: Path) -> int:
 
 def _measured(ref: str, folder: Path) -> dict[str, Any]:
     """What a model's configuration and tokenizer say."""
-    from unspoken.agents.identity import cached_identity
+    from unspoken.agents.models.identity import cached_identity
 
     model, identity = _hollow(ref, folder), cached_identity(folder)
     layers = model.geometry.layers
@@ -128,8 +120,8 @@ def _hollow(ref: str, folder: Path) -> "LocalModel":
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from unspoken.agents.model import LocalModel
-    from unspoken.channels.geometry import ModelIdentity
+    from unspoken.agents.models.model import LocalModel
+    from unspoken.channels.kv.geometry import ModelIdentity
 
     quiet_libraries()
     try:
@@ -204,7 +196,7 @@ def prepare(
     ] = False,
 ) -> None:
     """Download or convert a model, so that runs need not; prints its folder."""
-    from unspoken.agents.catalog import prepare as prepare_model
+    from unspoken.agents.models.catalog import prepare as prepare_model
 
     with reporting(stderr(), f"preparing {ref}") as report:
         folder = prepare_model(

@@ -18,12 +18,12 @@ from unspoken.agents.cli.console import (
     stderr,
     stdout,
 )
-from unspoken.agents.cli.preparing import load_flow
+from unspoken.agents.cli.progress import load_flow
 from unspoken.agents.cli.run import InputsOption, JsonOption, WorkflowFile
 from unspoken.channels.errors import WorkflowError
 
 if TYPE_CHECKING:
-    from unspoken.agents.planner import EdgePlan, Plan
+    from unspoken.agents.planning.plan import EdgePlan, Plan
 
 __all__ = ["graph", "plan", "schema", "validate"]
 
@@ -34,8 +34,8 @@ def plan(file: WorkflowFile, inputs: InputsOption = None, as_json: JsonOption = 
     The models are loaded, nothing is run. Give all inputs, some or none: token counts that need
     the others stay unknown.
     """
-    from unspoken.agents.inputs import check_inputs, read_inputs
-    from unspoken.agents.loader import load_workflow
+    from unspoken.agents.spec.inputs import check_inputs, read_inputs
+    from unspoken.agents.spec.loader import load_workflow
 
     source = load_workflow(file)
     given = read_inputs(source.spec, inputs or [])
@@ -73,7 +73,7 @@ def _row(edge: "EdgePlan") -> list[str]:
 
 def validate(file: WorkflowFile) -> None:
     """Check a workflow file: everything wrong with it, with line and column. Nothing is loaded."""
-    from unspoken.agents.loader import load_workflow
+    from unspoken.agents.spec.loader import load_workflow
 
     try:
         spec = load_workflow(file).spec
@@ -90,14 +90,14 @@ def _counted(number: int, noun: str) -> str:
 
 def graph(file: WorkflowFile) -> None:
     """Draw a workflow as a Mermaid flowchart."""
-    from unspoken.agents.graph import to_mermaid
-    from unspoken.agents.loader import load_workflow
+    from unspoken.agents.spec.graph import to_mermaid
+    from unspoken.agents.spec.loader import load_workflow
 
     typer.echo(to_mermaid(load_workflow(file).spec), nl=False)
 
 
 def schema() -> None:
     """Print the JSON schema of workflow files, for editors."""
-    from unspoken.agents.spec import json_schema
+    from unspoken.agents.spec.spec import json_schema
 
     print_json(json_schema())

@@ -10,13 +10,13 @@ import typer
 from rich.console import Console
 
 from unspoken.agents.cli.console import print_json, print_table, shown, size, stderr, stdout
-from unspoken.agents.cli.preparing import quiet_libraries, reporting
+from unspoken.agents.cli.progress import quiet_libraries, reporting
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import InputError
 
 if TYPE_CHECKING:
-    from unspoken.agents.model import LocalModel
-    from unspoken.channels.profiles.profile import Estimate, Profile
+    from unspoken.agents.models.model import LocalModel
+    from unspoken.channels.finetunes.profile import Estimate, Profile
 
 __all__ = ["print_profile", "profile"]
 
@@ -72,8 +72,8 @@ def profile(
     console = stderr()
     with reporting(console, "loading models", quiet=as_json) as report:
         models = _loaded((sharer, sharer_adapter), (receiver, receiver_adapter), report)
-    from unspoken.agents.profiling import ProfilePlan, profile_pair
-    from unspoken.channels.profiles.trials import Settings
+    from unspoken.channels.finetunes.measure import ProfilePlan, profile_pair
+    from unspoken.channels.finetunes.passages import Settings
 
     looked = max(passages // 3, 2)
     settings = Settings(tokens=tokens, search=looked, judge=passages - looked, seed=seed)
@@ -107,7 +107,7 @@ def _loaded(
     sharer: tuple[str, str | None], receiver: tuple[str, str | None], report: "object"
 ) -> "tuple[LocalModel, LocalModel]":
     """Both models; one base is loaded once, with an adapter for either end."""
-    from unspoken.agents.model import LocalModel
+    from unspoken.agents.models.model import LocalModel
 
     quiet_libraries()
     bases: dict[str, LocalModel] = {}

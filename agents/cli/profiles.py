@@ -12,7 +12,7 @@ from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import ProfileError
 
 if TYPE_CHECKING:
-    from unspoken.channels.profiles.store import ProfileStore
+    from unspoken.channels.finetunes.store import ProfileStore
 
 __all__ = ["list_", "remove", "show"]
 
@@ -45,7 +45,7 @@ def list_(as_json: JsonOption = False) -> None:
 
 
 def _store() -> "ProfileStore":
-    from unspoken.channels.profiles.store import ProfileStore
+    from unspoken.channels.finetunes.store import ProfileStore
 
     return ProfileStore()
 

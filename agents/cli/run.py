@@ -18,12 +18,12 @@ from unspoken.agents.cli.console import (
     stderr,
     stdout,
 )
-from unspoken.agents.cli.preparing import load_flow
-from unspoken.agents.cli.summary import print_outputs, print_report
+from unspoken.agents.cli.progress import load_flow
+from unspoken.agents.cli.report_view import print_outputs, print_report
 from unspoken.channels.errors import InputError
 
 if TYPE_CHECKING:
-    from unspoken.agents.events import Event
+    from unspoken.agents.runtime.events import Event
     from unspoken.agents.workflow import RunResult, Workflow
 
 __all__ = ["InputsOption", "JsonOption", "WorkflowFile", "run"]
@@ -60,8 +60,8 @@ def run(
 
     What goes on is shown on stderr, and the outputs are printed on stdout.
     """
-    from unspoken.agents.inputs import check_inputs, read_inputs
-    from unspoken.agents.loader import load_workflow
+    from unspoken.agents.spec.inputs import check_inputs, read_inputs
+    from unspoken.agents.spec.loader import load_workflow
 
     if as_json and events == "-":
         raise InputError(
@@ -95,7 +95,7 @@ def _watched(
 ) -> "RunResult":
     import anyio
 
-    from unspoken.agents.cli.live import LiveView, PlainView
+    from unspoken.agents.cli.run_view import LiveView, PlainView
 
     if is_live(console):
         with LiveView(console, flow.spec) as live:
@@ -107,7 +107,7 @@ async def _follow(
     flow: "Workflow", values: Mapping[str, object], watchers: Sequence[Watcher]
 ) -> "RunResult":
     """Run to the end, telling the watchers of every event."""
-    from unspoken.agents.events import RunFinished
+    from unspoken.agents.runtime.events import RunFinished
     from unspoken.agents.workflow import RunResult
 
     finished: RunFinished | None = None
@@ -142,7 +142,7 @@ def _written_to(target: str | None) -> Iterator[Watcher]:
 
 
 def _write(event: "Event", file: TextIO) -> None:
-    from unspoken.agents.events import to_dict
+    from unspoken.agents.runtime.events import to_dict
 
     file.write(json.dumps(to_dict(event), ensure_ascii=False) + "\n")
     file.flush()

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unspoken.channels.base import CausalModel
-from unspoken.channels.bridges.example import feature_rows, native_part, projected_state
 from unspoken.channels.bridges.features import bare_rows
 from unspoken.channels.bridges.folder import read
 from unspoken.channels.bridges.fuser import (
@@ -20,10 +18,12 @@ from unspoken.channels.bridges.fuser import (
     without_fuser,
 )
 from unspoken.channels.bridges.manifest import BridgeManifest
-from unspoken.channels.bridges.packing import pack, unpack
+from unspoken.channels.bridges.projection import feature_rows, native_part, projected_state
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
+from unspoken.channels.bridges.quantize import pack, unpack
 from unspoken.channels.errors import BridgeError
-from unspoken.channels.state import KVState
+from unspoken.channels.kv.state import KVState
+from unspoken.channels.model import CausalModel
 
 __all__ = ["Bridge", "tensors_of"]
 

@@ -6,8 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from unspoken.channels.bridges.manifest import Audit, BridgeManifest, Side
+from unspoken.channels.storage.side import short_name
 
-__all__ = ["card", "fit_command", "short_name"]
+__all__ = [
+    "card",
+    "fit_command",
+]
 
 ORIGINALS = {
     "embedded:gemma3-270m": "google/gemma-3-270m",
@@ -15,15 +19,11 @@ ORIGINALS = {
 }
 """What the embedded models are copies of, on the Hub."""
 
+
 MOST_ROWS = 40
 
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-def short_name(ref: str) -> str:
-    """A model reference as a part of a file name: lower case, no owner, path or scheme."""
-    last = re.split(r"[/\\:]", ref.rstrip("/\\"))[-1].removesuffix(".gguf").lower()
-    return re.sub(r"[^a-z0-9.]+", "-", last).strip("-.")[:40].rstrip("-.") or "model"
 
 
 def fit_command(manifest: BridgeManifest) -> str:

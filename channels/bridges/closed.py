@@ -6,21 +6,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from unspoken.channels.bridges.corpus import Corpus
-from unspoken.channels.bridges.example import (
-    SINK,
-    feature_rows,
-    projected_state,
-    sharer_rows,
-    target_rows,
-)
+from unspoken.channels.bridges.audit.trial import Trial, Way
 from unspoken.channels.bridges.features import width, widths
-from unspoken.channels.bridges.lessons import Case, prepare, teach
+from unspoken.channels.bridges.fit.example import sharer_rows, target_rows
+from unspoken.channels.bridges.fit.ridge import Gram, Solution, choose_layers
+from unspoken.channels.bridges.fit.samples import Case, prepare, teach
+from unspoken.channels.bridges.projection import SINK, feature_rows, projected_state
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
-from unspoken.channels.bridges.reader import TextModel
-from unspoken.channels.bridges.ridge import Gram, Solution, choose_layers
-from unspoken.channels.bridges.trial import Trial, Way
-from unspoken.channels.state import KVState, LayerState
+from unspoken.channels.data.text import Corpus
+from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.model import TextModel
 
 __all__ = ["ClosedForms", "choose"]
 

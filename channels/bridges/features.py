@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from unspoken.channels.geometry import CacheGeometry
-from unspoken.channels.rope import Rotary, turn_back, turn_to
-from unspoken.channels.state import KVState, LayerState
+from unspoken.channels.kv.geometry import CacheGeometry
+from unspoken.channels.kv.rope import Rotary, turn_back, turn_to
+from unspoken.channels.kv.state import KVState, LayerState
 
 __all__ = ["bare_rows", "layer_states", "width", "widths"]
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from unspoken.channels.bridges.card import card
 from unspoken.channels.bridges.manifest import AGAIN, TENSORS, BridgeManifest, TensorFile
-from unspoken.channels.bridges.swap import discard, staged, steady
 from unspoken.channels.errors import BridgeError
-from unspoken.channels.files import digest_blake3
+from unspoken.channels.storage.atomic_folder import discard, staged, steady
+from unspoken.channels.storage.files import digest_blake3
 
 if TYPE_CHECKING:
     from torch import Tensor

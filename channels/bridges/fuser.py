@@ -20,15 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unspoken.channels.base import CausalModel
-from unspoken.channels.bridges.example import SINK
 from unspoken.channels.bridges.features import bare_rows, layer_states, width, widths
 from unspoken.channels.bridges.folder import read
-from unspoken.channels.bridges.packing import pack, unpack
-from unspoken.channels.bridges.reader import rotaries
+from unspoken.channels.bridges.projection import SINK
+from unspoken.channels.bridges.quantize import pack, unpack
 from unspoken.channels.errors import BridgeError
-from unspoken.channels.geometry import CacheGeometry
-from unspoken.channels.state import KVState
+from unspoken.channels.kv.geometry import CacheGeometry
+from unspoken.channels.kv.state import KVState
+from unspoken.channels.model import CausalModel, rotaries
 
 __all__ = [
     "PREFIX",

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unspoken.channels.bridges.folder import FILES
-from unspoken.channels.bridges.manifest import running_version
 from unspoken.channels.errors import BridgeError
+from unspoken.channels.storage.side import running_version
 
 __all__ = ["as_folder", "download", "upload"]
 

@@ -3,51 +3,35 @@
 import datetime as dt
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
-from importlib import metadata
 from typing import Any, Final, Literal, NoReturn, Self
 
-from blake3 import blake3
 from pydantic import Field, ValidationError
 
-from unspoken.channels.bridges.side import Part, Side
 from unspoken.channels.errors import BridgeError
-from unspoken.channels.geometry import ModelIdentity
+from unspoken.channels.storage.side import AuditFile, Part, Side, pair_digest, running_version
 
 __all__ = [
     "AGAIN",
     "FORMAT",
     "TENSORS",
     "Audit",
-    "AuditFile",
     "BridgeManifest",
     "FitData",
     "Side",
     "TensorFile",
-    "pair_digest",
-    "running_version",
 ]
 
 FORMAT: Final = 1
+
+
 TENSORS: Final = "bridge.safetensors"
+
+
 AGAIN = "pull the bridge again with `unspoken bridge pull`, or fit it anew with `unspoken bridge fit … --refit`"
 """The fix for a bridge that is broken."""
 
+
 MOST_PROBLEMS = 3
-
-
-def running_version() -> str:
-    """The version of unspoken that runs; ``0`` in a source tree that is not installed."""
-    try:
-        return metadata.version("unspoken")
-    except metadata.PackageNotFoundError:
-        return "0"
-
-
-def pair_digest(sharer: ModelIdentity, receiver: ModelIdentity) -> str:
-    """What a bridge is looked up by: 12 hex digits of BLAKE3 over both identities."""
-    text = json.dumps([asdict(sharer), asdict(receiver)], sort_keys=True, separators=(",", ":"))
-    return blake3(text.encode()).hexdigest()[:12]
 
 
 class FitData(Part):
@@ -64,20 +48,6 @@ class FitData(Part):
     digest: str
     tokens: int = Field(ge=0)
     seed: int
-
-
-class AuditFile(Part):
-    """A file that an audit read.
-
-    Attributes:
-        name: Its name.
-        digest: Of its bytes, in hex.
-        rows: Number of rows taken from it.
-    """
-
-    name: str
-    digest: str
-    rows: int = Field(ge=0)
 
 
 class Audit(Part):

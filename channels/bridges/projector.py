@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from unspoken.channels.bridges.features import width
-from unspoken.channels.bridges.ridge import Solution
-from unspoken.channels.geometry import CacheGeometry
+from unspoken.channels.bridges.fit.ridge import Solution
+from unspoken.channels.kv.geometry import CacheGeometry
 
 __all__ = ["Projector", "ProjectorConfig"]
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from unspoken.channels.bridges import hub
-from unspoken.channels.bridges.card import short_name
 from unspoken.channels.bridges.folder import (
     MANIFEST,
     check,
@@ -26,12 +25,13 @@ from unspoken.channels.bridges.folder import (
     verify,
     write,
 )
-from unspoken.channels.bridges.locking import pair_lock, unwritable
-from unspoken.channels.bridges.manifest import AGAIN, TENSORS, BridgeManifest, pair_digest
-from unspoken.channels.bridges.swap import present, settle, unfinished
+from unspoken.channels.bridges.manifest import AGAIN, TENSORS, BridgeManifest
 from unspoken.channels.errors import BridgeError
-from unspoken.channels.files import cache_root
-from unspoken.channels.geometry import ModelIdentity
+from unspoken.channels.kv.geometry import ModelIdentity
+from unspoken.channels.storage.atomic_folder import present, settle, unfinished
+from unspoken.channels.storage.files import cache_root
+from unspoken.channels.storage.pair_lock import pair_lock, unwritable
+from unspoken.channels.storage.side import pair_digest, short_name
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -3,7 +3,7 @@
 import sys
 
 from unspoken.agents import Agent, LocalModel, Workflow
-from unspoken.agents.spec import InputSpec
+from unspoken.agents.spec.spec import InputSpec
 from unspoken.channels import SameModelCacheChannel
 
 MODEL = "embedded:smollm2-135m-instruct"

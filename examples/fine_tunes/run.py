@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from unspoken.agents import Agent, LocalModel, Workflow
-from unspoken.agents.finetune import Recipe, finetune
-from unspoken.agents.profiling import profile_pair
+from unspoken.agents.bench.finetune import Recipe, finetune
+from unspoken.channels.finetunes.measure import profile_pair
 
 BASE = "embedded:smollm2-135m-instruct"
 FOLDER = Path(__file__).parent

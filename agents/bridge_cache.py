@@ -1,0 +1,105 @@
+"""Where a workflow's bridges come from: the store, or a fit for a pair that has none."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import torch
+
+from unspoken.channels.bridges.bridge import Bridge
+from unspoken.channels.bridges.make import Progress, fit_bridge
+from unspoken.channels.bridges.plan import DEFAULT
+from unspoken.channels.bridges.store import BridgeStore
+from unspoken.channels.errors import ChannelError, ModelSupportError
+
+if TYPE_CHECKING:
+    from unspoken.agents.models.model import LocalModel
+    from unspoken.channels.kv.geometry import ModelIdentity
+    from unspoken.channels.projected import Bridge as AnyBridge
+
+__all__ = ["BridgeShelf"]
+
+_Key = tuple["ModelIdentity", "ModelIdentity", torch.device]
+
+
+class BridgeShelf:
+    """The bridges one workflow has met, each looked up or fitted once.
+
+    Args:
+        folders: Where bridges are looked for besides the user's store.
+    """
+
+    def __init__(self, folders: Sequence[Path] = ()) -> None:
+        self._folders = tuple(folders)
+        self._known: dict[_Key, AnyBridge] = {}
+        self._refused: dict[_Key, ChannelError | ModelSupportError] = {}
+        self._lock = Lock()
+
+    def find(self, sharer: "LocalModel", receiver: "LocalModel") -> "AnyBridge | None":
+        """The bridge stored for two models, or None; one that is missing is looked for again next time.
+
+        Raises:
+            BridgeError: The one stored is broken, or a fit found that the two cannot be bridged.
+        """
+        key = _key(sharer, receiver)
+        with self._lock:
+            if key in self._refused:
+                raise self._refused[key]
+            found = self._known.get(key) or _lookup(sharer, receiver)
+            if found is None:
+                found = _beside(self._folders, sharer, receiver)
+            if found is not None:
+                self._known[key] = found
+            return found
+
+    def fit(
+        self, sharer: "LocalModel", receiver: "LocalModel", progress: Progress | None = None
+    ) -> "AnyBridge":
+        """The bridge of two models, fitted, audited and stored where there is none yet.
+
+        Raises:
+            InputError: The two are one model.
+            BridgeError: The two models cannot be bridged.
+        """
+        found = self.find(sharer, receiver)
+        if found is not None:
+            return found
+        with self._lock:  # two first runs at once fit a pair once
+            key = _key(sharer, receiver)
+            if key not in self._known:
+                try:
+                    fitted = _fit(sharer, receiver, progress or (lambda stage, part: None))
+                except (ChannelError, ModelSupportError) as error:
+                    self._refused[key] = error
+                    raise
+                self._known[key] = fitted
+            return self._known[key]
+
+
+def _key(sharer: "LocalModel", receiver: "LocalModel") -> "_Key":
+    """A bridge's weights are where its receiver is, so a receiver on two devices has two."""
+    return sharer.identity, receiver.identity, receiver.device
+
+
+def _lookup(sharer: "LocalModel", receiver: "LocalModel") -> "AnyBridge | None":
+    """The stored bridge of a pair."""
+    folder = BridgeStore().find(sharer.identity, receiver.identity)
+    return None if folder is None else Bridge.load(folder, receiver.device)
+
+
+def _beside(
+    folders: Sequence[Path], sharer: "LocalModel", receiver: "LocalModel"
+) -> "AnyBridge | None":
+    """The pair's bridge in one of these folders, which come with a workflow."""
+    for root in folders:
+        folder = BridgeStore(root).find(sharer.identity, receiver.identity)
+        if folder is not None:
+            return Bridge.load(folder, receiver.device)
+    return None
+
+
+def _fit(sharer: "LocalModel", receiver: "LocalModel", progress: Progress) -> "AnyBridge":
+    """Fit, audit and store a bridge."""
+    folder = fit_bridge(sharer, receiver, DEFAULT, report=progress)
+    return Bridge.load(folder, receiver.device)

@@ -1,0 +1,232 @@
+"""A workflow declared in Python code: what its agents say by themselves, and whether a file can say it too."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from unspoken.agents.agent import Agent
+from unspoken.agents.models.model import LocalModel
+from unspoken.agents.prompts.jinja import references
+from unspoken.agents.spec.problems import schema_problems
+from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.channels.base import Channel
+from unspoken.channels.errors import InputError, Problem, WorkflowError
+from unspoken.channels.projected import ProjectedCacheChannel
+from unspoken.channels.same_model import SameModelCacheChannel
+from unspoken.channels.text import TextChannel
+
+__all__ = [
+    "OURS",
+    "check_ends",
+    "checked_spec",
+    "declare",
+    "edge_options",
+    "inferred_inputs",
+    "name_of",
+    "require_nameable",
+    "with_edge",
+]
+
+
+def declare(
+    agents: Sequence[Agent], models: Mapping[str, LocalModel | str]
+) -> tuple[dict[str, Any], dict[str, LocalModel]]:
+    """Agents and their models as a workflow file has them, and the model objects among these by name.
+
+    Args:
+        agents: The agents.
+        models: Names for model objects and references.
+
+    Raises:
+        WorkflowError: Two agents have one name.
+    """
+    _require_distinct(agents)
+    refs: dict[str, str] = {}
+    loaded: dict[str, LocalModel] = {}
+    specs = {
+        agent.name: agent.spec(_model_name(agent.model, models, refs, loaded)) for agent in agents
+    }
+    data = {
+        "models": {key: _model_data(ref, loaded.get(key)) for key, ref in refs.items()},
+        "agents": {key: spec.model_dump(by_alias=True) for key, spec in specs.items()},
+    }
+    return data, loaded
+
+
+def name_of(agent: Agent | str) -> str:
+    """An agent's name."""
+    return agent if isinstance(agent, str) else agent.name
+
+
+def inferred_inputs(agents: Sequence[Agent]) -> dict[str, str]:
+    """Every ``inputs.X`` that a template reads; a list where an agent runs once per item of it."""
+    found: dict[str, str] = {}
+    for agent in agents:
+        templates = [
+            (agent.prompt, False),
+            (agent.system or "", False),
+            (agent.for_each or "none", True),
+        ]
+        for source, expression in templates:
+            for reference in references(source, expression=expression):
+                if reference.root == "inputs" and reference.attribute is not None:
+                    found[reference.attribute] = (
+                        "list" if expression else found.get(reference.attribute, "text")
+                    )
+    return found
+
+
+def _model_name(
+    model: LocalModel | str,
+    named: Mapping[str, LocalModel | str],
+    refs: dict[str, str],
+    loaded: dict[str, LocalModel],
+) -> str:
+    """The name of a model in the workflow, entered with its reference."""
+    known = next((key for key, one in named.items() if one is model or one == model), None)
+    known = known or next((key for key, one in loaded.items() if one is model), None)
+    ref = model if isinstance(model, str) else model.ref
+    name = (
+        known
+        or re.sub(r"\W+", "_", ref.rsplit("/", 1)[-1].removeprefix("embedded:")).strip("_")
+        or "model"
+    )
+    while known is None and name in refs and (refs[name] != ref or not isinstance(model, str)):
+        name += "_"
+    refs[name] = ref
+    if isinstance(model, LocalModel):
+        loaded[name] = model
+    return name
+
+
+def _model_data(ref: str, model: LocalModel | None) -> dict[str, Any]:
+    """A model as a workflow file has it; an object keeps what it was asked for when it was loaded."""
+    data: dict[str, Any] = {"ref": ref or "in memory"}
+    return data if model is None else {**data, **model.asked, "adapter": model.adapter}
+
+
+def _require_distinct(agents: Sequence[Agent]) -> None:
+    """Refuse agents of equal names."""
+    names = [agent.name for agent in agents]
+    problems = [
+        Problem(
+            f"two agents are called {name!r}", "agents", fix="give each agent a name of its own"
+        )
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+    if problems:
+        raise WorkflowError(problems)
+
+
+def require_nameable(
+    spec: WorkflowSpec,
+    models: Mapping[str, LocalModel],
+    bridges: Mapping[int, object],
+    own: Mapping[int, object],
+) -> None:
+    """Refuse to write out what a file cannot name: objects that were made in memory."""
+    nameless = [key for key, model in models.items() if not model.ref]
+    if nameless:
+        raise InputError(
+            f"model {nameless[0]!r} was made in memory and has no reference to write",
+            expected="models that were loaded by reference",
+            fix="save it to a folder, and load it with LocalModel.load(folder)",
+        )
+    if bridges:
+        edge = spec.edges[min(bridges)]
+        raise InputError(
+            f"the bridge of {edge.from_} -> {edge.to} was given as an object, which a file cannot name",
+            expected="a bridge that is found by its two models",
+            fix='keep it in the store, and connect with "projected_cache"',
+        )
+    if own:
+        edge = spec.edges[min(own)]
+        raise InputError(
+            f"the channel of {edge.from_} -> {edge.to}, {edge.channel!r}, is of a class of your own",
+            expected="channels that a file can name",
+            fix="connect it in Python, after Workflow.from_yaml",
+        )
+
+
+OURS: tuple[type[Channel], ...] = (TextChannel, SameModelCacheChannel, ProjectedCacheChannel)
+"""The channels that a file can name."""
+
+
+def with_edge(
+    spec: WorkflowSpec, edge: Mapping[str, Any], own: Mapping[int, Channel]
+) -> WorkflowSpec:
+    """A spec with one more edge; to the schema, channels of other classes are text."""
+    plain = spec.model_dump(by_alias=True, warnings=False)
+    edges = [*plain["edges"], edge]
+    edges = [one | {"channel": "text"} if n in own else one for n, one in enumerate(edges)]
+    checked = checked_spec({**plain, "edges": edges})
+    named = [
+        one.model_copy(update={"channel": own[n].name}) if n in own else one
+        for n, one in enumerate(checked.edges)
+    ]
+    return checked.model_copy(update={"edges": type(checked.edges)(named)})
+
+
+def edge_options(channel: Channel, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of an edge that a channel stands for."""
+    kind = type(channel).__name__
+    if not isinstance(channel, Channel):
+        raise InputError(
+            f"the channel of an edge is {kind}",
+            expected="a channel, such as SameModelCacheChannel(), or the name of one",
+        )
+    if given:
+        raise InputError(
+            f"{', '.join(given)} given beside a channel that has options of its own",
+            expected=f"{kind}({', '.join(f'{name}=…' for name in given)})",
+        )
+    lacking = [
+        name for name in ("name", "carries_state", "share", "as_") if not hasattr(channel, name)
+    ]
+    if lacking:
+        raise InputError(
+            f"{kind} has no {lacking[0]}",
+            expected="a channel with name, carries_state, share and as_",
+            fix=f"give {kind} what the page on channels shows",
+        )
+    taken = {"auto", *(one.name for one in OURS)}
+    if type(channel) not in OURS and channel.name in taken:
+        raise InputError(
+            f"{kind} is called {channel.name!r}, as a channel of the package",
+            expected=f"a name other than {', '.join(sorted(taken))}",
+            fix=f"call {kind} by a name of its own",
+        )
+    options: dict[str, Any] = {"channel": channel.name, "share": channel.share, "as": channel.as_}
+    if type(channel) not in OURS:
+        return options
+    if isinstance(channel, SameModelCacheChannel | ProjectedCacheChannel):
+        options["repair"] = {"sink": channel.sink}
+    if isinstance(channel, SameModelCacheChannel) and channel.deviation:
+        options["repair"]["deviation"] = channel.deviation
+    elif options.get("repair") == {"sink": 0}:
+        options["repair"] = None
+    if isinstance(channel, SameModelCacheChannel) and channel.groups is not None:
+        options["recompute"] = channel.groups
+    if isinstance(channel, ProjectedCacheChannel):
+        options["fuse"] = channel.mode == "fuse"
+    return options
+
+
+def checked_spec(data: Mapping[str, Any]) -> WorkflowSpec:
+    """The spec of plain data, or a `WorkflowError` with all that is wrong with it."""
+    try:
+        return WorkflowSpec.model_validate(data)
+    except ValidationError as error:
+        raise WorkflowError([problem for _, problem in schema_problems(error)]) from None
+
+
+def check_ends(
+    spec: WorkflowSpec, channel: Channel | str, models: Mapping[str, LocalModel]
+) -> None:
+    """Ask the channel of the last edge, where both models are loaded and it must not fall back."""
+    edge = spec.edges[-1]
+    ends = [models.get(spec.agents[name].model) for name in (edge.from_, edge.to)]
+    if isinstance(channel, Channel) and edge.fallback == "error" and ends[0] and ends[1]:
+        channel.check(ends[0], ends[1])

@@ -1,0 +1,264 @@
+"""``unspoken bridge fit`` and ``unspoken bridge audit``: making bridges, and measuring them."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from shlex import join
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from unspoken.agents.cli.audit_view import print_audit
+from unspoken.agents.cli.bridge import First, Second, find_folder
+from unspoken.agents.cli.console import print_json, shown, stderr, stdout
+from unspoken.agents.cli.progress import load_pair, quiet_libraries, reporting
+from unspoken.agents.cli.run import JsonOption
+from unspoken.channels.errors import InputError
+
+if TYPE_CHECKING:
+    from unspoken.agents.models.model import LocalModel
+    from unspoken.channels.bridges.fit.progress import FitProgress
+    from unspoken.channels.bridges.fit.settings import FitSettings, FuseSettings
+
+__all__ = ["audit", "fit", "progress_line"]
+
+
+def _file(flag: str, what: str) -> Any:
+    return typer.Option(flag, metavar="FILE", help=f"{what}, in place of the built-in ones.")
+
+
+Text = Annotated[Path | None, _file("--text", "Plain text to measure on")]
+Qa = Annotated[Path | None, _file("--qa", "Question-answering rows to measure on")]
+Recall = Annotated[Path | None, _file("--recall", "Recall rows to measure on")]
+Choice = Annotated[Path | None, _file("--choice", "Questions with options to measure fuse mode on")]
+Sharer = Annotated[str, typer.Argument(metavar="SHARER", help="The model whose cache is read.")]
+Receiver = Annotated[str, typer.Argument(metavar="RECEIVER", help="The model whose cache is made.")]
+
+
+def fit(
+    sharer: Sharer,
+    receiver: Receiver,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SRC",
+            help="A text to fit on: a file, a folder, hub:NAME or builtin; may be given again.",
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Most minutes of training; 0 for none.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=0, help="Most training steps.")] = None,
+    native_layers: Annotated[
+        int, typer.Option(min=0, help="Layers that the receiver runs itself over a message.")
+    ] = 0,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Width of the code; the widest that 16 MB hold if left out."),
+    ] = None,
+    source_layers: Annotated[
+        int | None, typer.Option(min=1, help="How many of the sharer's layers are read.")
+    ] = None,
+    hidden: Annotated[
+        int | None,
+        typer.Option(min=0, help="Width of the residual's hidden layer; 0 for no residual."),
+    ] = None,
+    bottleneck: Annotated[
+        int | None, typer.Option(min=1, help="Width of the residual's bottleneck.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    train_dtype: Annotated[
+        str | None,
+        typer.Option(metavar="DTYPE", help="Float type to train in; the models' own if left out."),
+    ] = None,
+    refit: Annotated[bool, typer.Option("--refit", help="Fit where there is one already.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to keep it; your store if left out.")
+    ] = None,
+    fuse: Annotated[
+        bool,
+        typer.Option(
+            "--fuse",
+            help="Fit the module of fuse mode too: 20 minutes more, or as many as --minutes.",
+        ),
+    ] = False,
+    no_audit: Annotated[bool, typer.Option("--no-audit", help="Do not measure it.")] = False,
+    text: Text = None,
+    qa: Qa = None,
+    recall: Recall = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit a bridge, measure it and keep it; prints its folder.
+
+    Killed or interrupted, the same command goes on from where it was.
+    """
+    _require_files(text, qa, recall)
+    dtype = _dtype(train_dtype)
+    console = stderr()
+    models = load_pair(sharer, receiver, console, quiet=as_json)
+    from unspoken.channels.bridges.audit.stored import AuditPlan
+    from unspoken.channels.bridges.folder import check
+    from unspoken.channels.bridges.make import fit_bridge
+    from unspoken.channels.bridges.plan import FitPlan
+
+    given = {"minutes": minutes, "steps": steps, "rank": rank, "source_layers": source_layers}
+    more = {"native_layers": native_layers, "seed": seed}
+    residual = {"hidden": hidden, "bottleneck": bottleneck}
+    plan = FitPlan(
+        tuple(corpus or ("builtin",)),
+        _settings(given | more | residual, models[1]),
+        None if no_audit else AuditPlan(text, qa, recall),
+        refit,
+        out,
+        dtype,
+        join(["unspoken", *sys.argv[1:]]),
+        _fuse_settings(given) if fuse else None,
+    )
+    title = f"{sharer} -> {receiver}"
+    try:
+        with reporting(console, f"fitting {title}", quiet=as_json) as report:
+            folder = fit_bridge(
+                *models,
+                plan,
+                report=lambda stage, part: report(title, stage, part),
+                watch=_watcher(console, quiet=as_json),
+            )
+    except KeyboardInterrupt:
+        _say_what_is_kept(console, models)
+        raise
+    manifest = check(folder)
+    if as_json:
+        print_json({"path": str(folder), **manifest.model_dump(mode="json")})
+        return
+    if manifest.audit is not None:
+        print_audit(console, manifest.audit)
+    typer.echo(folder)
+
+
+def _require_files(*files: Path | None) -> None:
+    for file in files:
+        if file is not None and not file.is_file():
+            raise InputError(f"there is no file {file}", expected="a file", fix="check the path")
+
+
+def _settings(given: dict[str, Any], receiver: "LocalModel") -> "FitSettings":
+    from unspoken.channels.bridges.fit.settings import FitSettings
+
+    layers, native = len(receiver.geometry.layers), given["native_layers"]
+    if native >= layers:
+        raise InputError(
+            f"--native-layers is {native}, and {receiver.ref} has {layers} layers",
+            expected=f"0 to {layers - 1}, so that something is left to project",
+        )
+    return FitSettings(**{name: value for name, value in given.items() if value is not None})
+
+
+def _fuse_settings(given: dict[str, Any]) -> "FuseSettings":
+    from unspoken.channels.bridges.fit.settings import FuseSettings
+
+    wanted = {name: given[name] for name in ("minutes", "steps") if given[name] is not None}
+    return FuseSettings(**wanted)
+
+
+def _dtype(name: str | None) -> Any:
+    import torch
+
+    found = getattr(torch, name, None) if name else None
+    if name and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise InputError(
+            f"--train-dtype {name!r} is unknown", expected="float32, bfloat16 or float16"
+        )
+    return found
+
+
+def _watcher(console: Console, *, quiet: bool) -> "Callable[[FitProgress], None]":
+    def watch(progress: "FitProgress") -> None:
+        if progress.scores is not None and not quiet:
+            console.print(shown(progress_line(progress)), soft_wrap=True)
+
+    return watch
+
+
+def progress_line(progress: "FitProgress") -> str:
+    """Where training stands: its loss, and what the bridge keeps on held-out rows."""
+    parts = [f"{progress.fraction:.0%} trained"]
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.3f}")
+    scores = progress.scores
+    if scores is not None:
+        parts += [
+            f"{group} {kept:.2f} ({scores.mismatched[group]:.2f} with another message)"
+            for group, kept in scores.retention.items()
+        ]
+        parts.append(f"KL {scores.kl:.3f}")
+    return ", ".join(parts)
+
+
+def _say_what_is_kept(console: Console, models: "tuple[LocalModel, LocalModel]") -> None:
+    from unspoken.channels.bridges.make import work_folder
+    from unspoken.channels.bridges.store import BridgeStore
+
+    sharer, receiver = models
+    work = work_folder(BridgeStore(), sharer.identity, receiver.identity)
+    kept = work.is_dir() and any(work.iterdir())
+    said = (
+        f"what was fitted is kept in {work}; the same command goes on from it"
+        if kept
+        else "nothing was kept yet: the closed form was not done"
+    )
+    console.print(shown(said), soft_wrap=True)
+
+
+def audit(
+    first: First,
+    second: Second = None,
+    bridge: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The bridge; your store's if left out.")
+    ] = None,
+    text: Text = None,
+    qa: Qa = None,
+    recall: Recall = None,
+    choice: Choice = None,
+    save: Annotated[
+        bool,
+        typer.Option(
+            "--save",
+            help="Keep the audit with the bridge; a bridge of your store without one keeps it anyway.",
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what a bridge carries of a message, against text, no message and messages that say nothing.
+
+    One with fuse mode is also measured on questions with options: the receiver alone, fused, and fused with another
+    question's state.
+    """
+    _require_files(text, qa, recall, choice)
+    from unspoken.channels.bridges.folder import check
+    from unspoken.channels.bridges.store import BridgeStore
+
+    folder = bridge or find_folder([first, second] if second else [first])
+    manifest = check(folder)
+    refs = (first, second) if second else (manifest.sharer.ref, manifest.receiver.ref)
+    console = stderr()
+    models = load_pair(*refs, console, quiet=as_json)
+    from unspoken.channels.bridges.audit.stored import AuditPlan, audit_bridge, keep_audit
+
+    quiet_libraries()
+    title = f"{refs[0]} -> {refs[1]}"
+    with reporting(console, f"measuring {title}", quiet=as_json) as report:
+        measured = audit_bridge(
+            folder,
+            *models,
+            AuditPlan(text, qa, recall, choice),
+            report=lambda stage, part: report(title, stage, part),
+        )
+    ours = BridgeStore().root.resolve() in folder.resolve().parents
+    if save or (ours and manifest.audit is None):
+        keep_audit(folder, measured, manifest)
+        console.print(shown(f"kept with the bridge in {folder}"), soft_wrap=True)
+    if as_json:
+        print_json({"path": str(folder), **measured.model_dump(mode="json")})
+    else:
+        print_audit(stdout(), measured)

@@ -1,0 +1,102 @@
+"""Loading models while a person watches."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from unspoken.agents.cli.console import is_live, shown
+
+if TYPE_CHECKING:
+    from unspoken.agents.models.model import LocalModel
+    from unspoken.agents.spec.loader import LoadedWorkflow
+    from unspoken.agents.workflow import Workflow
+
+__all__ = ["load_flow", "load_pair", "quiet_libraries", "reporting"]
+
+Report = Callable[[str, str, float], None]
+
+
+@contextmanager
+def reporting(console: Console, title: str, *, quiet: bool = False) -> Iterator[Report]:
+    """Show what is told: a model's name, a stage, and how much of it is done (0 to 1).
+
+    On a terminal this is a progress bar, which goes away in the end; elsewhere a line per stage,
+    or nothing if `quiet`.
+    """
+    if not is_live(console):
+        yield _lines(console, quiet)
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(
+        *columns, BarColumn(), TimeElapsedColumn(), console=console, transient=True
+    ) as bars:
+        yield _bars(bars, bars.add_task(title, total=None))
+
+
+def _lines(console: Console, quiet: bool) -> Report:
+    seen: set[tuple[str, str]] = set()
+
+    def report(model: str, stage: str, fraction: float) -> None:
+        if not quiet and (model, stage) not in seen:
+            seen.add((model, stage))
+            console.print(shown(f"{model}: {stage}"))
+
+    return report
+
+
+def _bars(bars: Progress, waiting: TaskID) -> Report:
+    tasks: dict[str, tuple[str, TaskID]] = {}
+
+    def report(model: str, stage: str, fraction: float) -> None:
+        known = tasks.get(model)
+        if known is None or known[0] != stage:  # each stage has a bar and a clock of its own
+            if known is not None:
+                bars.remove_task(known[1])
+            total = 1.0 if fraction or not stage.startswith("waiting") else None
+            known = tasks[model] = (stage, bars.add_task(f"{model}: {stage}", total=total))
+        bars.update(known[1], completed=fraction, visible=fraction < 1)
+        bars.update(waiting, visible=fraction >= 1)
+
+    return report
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' own bars and warnings off the terminal."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def load_flow(
+    source: "LoadedWorkflow", console: Console, *, quiet: bool, fit: bool = False
+) -> "Workflow":
+    """The workflow of a valid file, its models loaded; with `fit`, the bridges that it asks for fitted."""
+    with reporting(console, "loading models", quiet=quiet) as report:
+        from unspoken.agents.workflow import Workflow
+
+        quiet_libraries()
+        beside = Path(source.file).parent / "bridges"
+        flow = Workflow.from_spec(source.spec, bridge_folders=[beside], source=source).load(report)
+        return flow.fit_bridges(report) if fit and source.spec.bridges == "fit" else flow
+
+
+def load_pair(
+    sharer: str, receiver: str, console: Console, *, quiet: bool
+) -> "tuple[LocalModel, LocalModel]":
+    """Both models of a bridge."""
+    with reporting(console, "loading models", quiet=quiet) as report:
+        from unspoken.agents.models.model import LocalModel
+
+        quiet_libraries()
+
+        def load(ref: str) -> LocalModel:
+            return LocalModel.load(
+                ref, progress=lambda stage, fraction: report(ref, stage, fraction)
+            )
+
+        return load(sharer), load(receiver)

@@ -1,0 +1,72 @@
+"""What a run gave and what it cost."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from unspoken.agents.cli.console import count, duration, print_reasons, print_table, shown, size
+
+if TYPE_CHECKING:
+    from unspoken.agents.runtime.report import RunReport
+
+__all__ = ["print_outputs", "print_report"]
+
+
+def print_report(console: Console, report: "RunReport") -> None:
+    """Print what a run cost: the agents' turns, the messages, and why they went so."""
+    _print_turns(console, report)
+    if report.edges:
+        _print_messages(console, report)
+        reasons = [(f"{edge.sharer} → {edge.receiver}", edge.reason) for edge in report.edges]
+        print_reasons(console, reasons)
+    for edge, reason in dict.fromkeys(report.fallbacks):
+        text = shown(f"{edge.replace('->', '→')} fell back to text: {reason}")
+        console.print(Padding(Text.assemble(("! ", "bold yellow"), text), (0, 0, 0, 2)))
+    peak = report.peak_state_bytes
+    held = f", {size(peak)} of state held at most" if peak else ""
+    console.print(f"\n  ran in {duration(report.seconds)}{held}\n")
+
+
+def _print_turns(console: Console, report: "RunReport") -> None:
+    projects = any(turn.projected_tokens for turns in report.agents.values() for turn in turns)
+    columns = ["agent", "turn", "prompt", "prefilled", "reused", "recomputed"]
+    columns += ["projected"] if projects else []
+    columns += ["generated", "ttft", "time"]
+    rows = []
+    for name, turns in report.agents.items():
+        for turn in turns:
+            tokens = [turn.prompt_tokens, turn.prefilled_tokens, turn.reused_tokens]
+            tokens += [turn.recomputed_tokens, *[turn.projected_tokens] * projects]
+            tokens += [turn.generated_tokens]
+            times = [duration(turn.ttft_s), duration(turn.seconds)]
+            rows.append([name, str(turn.turn), *map(count, tokens), *times])
+        if not turns:
+            rows.append([name, "skipped", *["–"] * (len(columns) - 2)])
+    print_table(console, "Agents (tokens)", columns, rows)
+
+
+def _print_messages(console: Console, report: "RunReport") -> None:
+    projects = any(edge.projected for edge in report.edges)
+    columns = ["from", "to", "channel", "exact", "tokens", "reused", "recomputed"]
+    columns += ["projected"] if projects else []
+    columns += ["size", "time"]
+    rows = []
+    for edge in report.edges:
+        tokens = [edge.tokens, edge.reused, edge.repaired, *[edge.projected] * projects]
+        words = [edge.sharer, edge.receiver, edge.channel, "yes" if edge.exact else "no"]
+        rows.append([*words, *map(count, tokens), size(edge.bytes), duration(edge.seconds)])
+    print_table(console, "Edges", columns, rows, range(4))
+
+
+def print_outputs(console: Console, outputs: Mapping[str, str]) -> None:
+    """Print the outputs with their names; a single one that goes to a pipe or a file, bare."""
+    for name, text in outputs.items():
+        if console.is_terminal:
+            console.print(Text(name, style="bold green"))
+            console.print(shown(text), soft_wrap=True)
+        else:
+            typer.echo(text if len(outputs) == 1 else f"{name}:\n{text}\n")

@@ -1,0 +1,236 @@
+"""A run as a person follows it: drawn on a terminal, or a line per event of note."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from time import perf_counter
+from types import TracebackType
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from unspoken.agents.cli.console import count, duration, shown, size
+from unspoken.agents.runtime.events import (
+    AgentSkipped,
+    Event,
+    FallbackTaken,
+    LoopEnded,
+    MessageCarried,
+    PrefillProgress,
+    RunFinished,
+    RunStarted,
+    TokenWritten,
+    TurnFinished,
+    TurnStarted,
+)
+from unspoken.agents.runtime.report import EdgeReport
+from unspoken.agents.spec.spec import WorkflowSpec
+
+__all__ = ["LiveView", "PlainView", "sentence"]
+
+MOST_EDGES = 8
+LONGEST_TAIL = 2000
+REFRESHES_A_SECOND = 8
+
+
+@dataclass(slots=True)
+class _Row:
+    """What the view knows of one agent."""
+
+    status: str = "waiting"
+    turn: int = 0
+    done: int = 0
+    total: int = 0
+    tokens: int = 0
+    text: str = ""
+    began: float = 0.0
+    seconds: float | None = None
+
+    def go_on(self, status: str) -> None:
+        """Enter a status of work; what an item before it left is forgotten."""
+        if self.status == "done":
+            self.done = self.total = self.tokens = 0
+            self.text, self.seconds = "", None
+        self.status = status
+
+
+@dataclass(slots=True)
+class _Picture:
+    """All that is drawn; events change it, the terminal's thread renders it."""
+
+    title: str
+    rows: dict[str, _Row]
+    edges: deque[Text] = field(default_factory=lambda: deque(maxlen=MOST_EDGES))
+    spinner: Spinner = field(default_factory=lambda: Spinner("dots", style="cyan"))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(self.title, style="bold")
+        wide = options.max_width
+        grid = Table.grid(padding=(0, 1), expand=True)
+        grid.add_column(width=1)
+        grid.add_column(no_wrap=True, max_width=wide // 4)
+        grid.add_column(no_wrap=True)
+        grid.add_column(no_wrap=True, ratio=1, overflow="crop")
+        grid.add_column(no_wrap=True, justify="right", width=8)
+        taken = max(map(cell_len, self.rows), default=0)
+        room = max(8, wide - min(taken, wide // 4) - 38)
+        for name, row in list(self.rows.items()):
+            taken_s = row.seconds if row.seconds is not None else _since(row)
+            clock = Text(duration(taken_s) if taken_s is not None else "", style="dim")
+            grid.add_row(self._mark(row), shown(name), _status(row), _tail(row, room), clock)
+        yield grid
+        yield from list(self.edges)
+
+    def _mark(self, row: _Row) -> Text | Spinner:
+        marks = {"waiting": ("·", "dim"), "done": ("✓", "green"), "skipped": ("–", "dim")}
+        return Text(*marks[row.status]) if row.status in marks else self.spinner
+
+
+def _since(row: _Row) -> float | None:
+    return perf_counter() - row.began if row.began else None
+
+
+def _status(row: _Row) -> Text:
+    turn = f"turn {row.turn}, " if row.turn > 1 else ""
+    match row.status:
+        case "prefilling":
+            return Text(f"{turn}prefilling {row.done:,}/{row.total:,}", style="cyan")
+        case "decoding":
+            return Text(f"{turn}decoding {row.tokens:,}", style="cyan")
+        case "done":
+            did = f"wrote {row.tokens:,}" if row.tokens else f"read {row.total:,}"
+            return Text(f"{turn}{did} tokens")
+        case _:
+            return Text(row.status, style="dim")
+
+
+def _tail(row: _Row, room: int) -> Text | ProgressBar:
+    """The end of what an agent has written, or how far its prefill is."""
+    if row.status == "prefilling" and row.total:
+        return ProgressBar(row.total, row.done, width=min(room, 30))
+    words = shown(" ".join(row.text.split())).plain
+    if cell_len(words) <= room:
+        return Text(words)
+    words = words[-room:]
+    while cell_len(words) > room - 1:
+        words = words[1:]
+    return Text(f"…{words}")
+
+
+class LiveView:
+    """Draws a run on a terminal; call it with every event, inside ``with``.
+
+    The drawing goes away when the run is done and stays where it failed.
+
+    Args:
+        console: A terminal.
+        spec: The workflow.
+
+    Attributes:
+        picture: What is drawn.
+    """
+
+    def __init__(self, console: Console, spec: WorkflowSpec) -> None:
+        self.picture = _Picture(spec.name, {name: _Row() for name in spec.agents})
+        self._live = Live(
+            self.picture,
+            console=console,
+            refresh_per_second=REFRESHES_A_SECOND,
+            transient=True,
+        )
+
+    def __enter__(self) -> "LiveView":
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.transient = error is None
+        self._live.__exit__(kind, error, trace)
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case MessageCarried() | FallbackTaken() | LoopEnded():
+                self.picture.edges.append(Text(f"  {sentence(event)}", style="dim"))
+            case RunStarted():
+                self.picture.title = f"{event.workflow} ({event.run_id})"
+            case AgentSkipped():
+                self.picture.rows[event.agent].status = "skipped"
+            case TurnStarted() | PrefillProgress() | TokenWritten() | TurnFinished():
+                _advance(self.picture.rows[event.agent], event)
+
+
+def _advance(row: _Row, event: TurnStarted | PrefillProgress | TokenWritten | TurnFinished) -> None:
+    match event:
+        case TurnStarted():
+            row.go_on("starting")
+            row.turn, row.began = event.turn, perf_counter()
+        case PrefillProgress():
+            row.go_on("prefilling")
+            row.done, row.total = event.done, event.total
+        case TokenWritten():
+            row.go_on("decoding")
+            row.tokens += 1
+            row.text = (row.text + event.text)[-LONGEST_TAIL:]
+        case TurnFinished():
+            row.status = "done"
+            row.total, row.tokens = event.report.prompt_tokens, event.report.generated_tokens
+            row.text = event.text[-LONGEST_TAIL:]
+            row.seconds = event.report.seconds
+
+
+class PlainView:
+    """Prints a line per event of note; call it with every event."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def __call__(self, event: Event) -> None:
+        line = sentence(event)
+        if line:
+            self._console.print(shown(line), soft_wrap=True)
+
+
+def sentence(event: Event) -> str:
+    """An event of note in a sentence; empty for the others."""
+    match event:
+        case RunStarted():
+            return f"run {event.run_id} of {event.workflow} started"
+        case TurnStarted():
+            return f"{event.agent}: turn {event.turn} started"
+        case TurnFinished():
+            return f"{event.agent}: turn {event.turn} finished, {_work(event)}"
+        case MessageCarried():
+            return _carried(event.edge)
+        case FallbackTaken():
+            return f"{event.sharer} -> {event.receiver}: fell back to text: {event.reason}"
+        case AgentSkipped():
+            return f"{event.agent}: skipped"
+        case LoopEnded():
+            return f"{event.sharer} -> {event.receiver}: the loop ended"
+        case RunFinished():
+            return f"run {event.report.run_id} finished in {duration(event.report.seconds)}"
+        case _:
+            return ""
+
+
+def _work(event: TurnFinished) -> str:
+    report = event.report
+    kinds = ("prefilled", "reused", "recomputed", "projected", "generated")
+    counts = [(getattr(report, f"{kind}_tokens"), kind) for kind in kinds]
+    told = ", ".join(f"{count(number)} {kind}" for number, kind in counts if number)
+    return f"{told or 'nothing to do'}, {duration(report.seconds)}"
+
+
+def _carried(edge: EdgeReport) -> str:
+    sort = "exact" if edge.exact else "not exact"
+    load = f"{count(edge.tokens)} tokens, {size(edge.bytes)}, {sort}"
+    return f"{edge.sharer} -> {edge.receiver}: {edge.channel}, {load}: {edge.reason}"

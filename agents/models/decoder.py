@@ -1,0 +1,232 @@
+"""A causal language model as tensors: ids and states in, states and logits out."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from unspoken.agents.models.hf import Backbone, Capture
+from unspoken.agents.models.hf_cache import ContextCache, first_approximate, first_gap
+from unspoken.channels.errors import StateError
+from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
+from unspoken.channels.kv.rope import Rotary, shift
+from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.model import Prefill
+
+__all__ = ["CHUNK", "Decoder"]
+
+CHUNK = 256
+"""Most tokens one prefill pass takes, so that a cancel never waits long."""
+
+
+class Decoder:
+    """A model that computes over states and knows no words.
+
+    Args:
+        backbone: Its layers.
+        identity: Its identity.
+    """
+
+    def __init__(self, backbone: Backbone, identity: ModelIdentity) -> None:
+        self.backbone = backbone
+        self._identity = identity
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Who it is, by weights, config and tokenizer."""
+        return self._identity
+
+    @property
+    def geometry(self) -> CacheGeometry:
+        """The shape of its cache."""
+        return self.backbone.geometry
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of its cache."""
+        dtype: torch.dtype = self.backbone.model.dtype
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.backbone.device
+
+    @cached_property
+    def max_positions(self) -> int:
+        """Number of positions its context holds; where frequencies change with the length, those before they do."""
+        config = self.backbone.config
+        if not any(self.rotary(name).dynamic for name in {x.rope for x in self.geometry.layers}):
+            return self.geometry.max_positions
+        parameters = getattr(config, "rope_parameters", None) or {}
+        base = parameters.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        return min(self.geometry.max_positions, int(base or self.geometry.max_positions))
+
+    def rotary(self, name: str) -> Rotary:
+        """The rotary embedding of a name in its geometry."""
+        return self.backbone.rotary(name)
+
+    def tensor(self, ids: Sequence[int]) -> Tensor:
+        """Token ids as an int64 tensor on the model's device."""
+        return torch.tensor(ids, dtype=torch.long, device=self.device)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input of layer 0 for `ids`, shape (tokens, hidden_size), scaled as the model does."""
+        return self.backbone.embed(ids)
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        ids: Tensor,
+        state: Sequence[KVState] = (),
+        positions: Tensor | None = None,
+        capture: Collection[int] = (),
+    ) -> Prefill:
+        """Compute `ids` over states; see `unspoken.channels.CausalModel.prefill`."""
+        end = max((piece.stop for piece in state), default=0)
+        wanted = list(range(end, end + len(ids))) if positions is None else positions.tolist()
+        cache = self.open(state, wanted, spare=0)
+        hidden: Capture = {layer: [] for layer in capture}
+        logits: Tensor | None = None
+        for step in self.prefill_steps(ids, wanted, cache, hidden):
+            logits = step
+        if logits is None:
+            raise StateError("no tokens to compute", expected="at least one")
+        inputs = {layer: torch.cat(parts) for layer, parts in hidden.items()}
+        return Prefill(cache.snapshot(self.identity), logits, inputs)
+
+    def open(
+        self,
+        state: Sequence[KVState],
+        positions: Sequence[int],
+        *,
+        spare: int,
+        layers: slice = slice(None),
+    ) -> ContextCache:
+        """A cache with `state` in place, of some layers alone if asked, and room for `positions` and `spare` more.
+
+        Raises:
+            StateError: A gap, or rows missing that a new token must see.
+            GeometryMismatch, IdentityMismatch: A state that is not this model's.
+        """
+        for piece in state:
+            self.identity.require(
+                piece.identity, f"a state of positions {piece.start} to {piece.stop}"
+            )
+            piece.check(self.geometry, self.dtype)
+        end = max((piece.stop for piece in state), default=0)
+        stop = max(end, positions[-1] + 1 if positions else 0)
+        gap = first_gap(state, positions, stop)
+        if gap is not None:
+            raise StateError(
+                f"nothing covers position {gap}",
+                expected=f"states and new tokens that cover positions 0 to {stop} together",
+            )
+        cache = ContextCache(self.geometry, stop + spare)
+        cache.approximate_from = first_approximate(state, positions)
+        for piece in state:
+            cache.place(piece, layers)
+        if positions:
+            cache.check_window(positions[0])
+        return cache
+
+    def prefill_steps(
+        self,
+        ids: Tensor,
+        positions: Sequence[int],
+        cache: ContextCache,
+        hidden: Capture | None = None,
+    ) -> Iterator[Tensor | None]:
+        """Compute `ids` at ascending `positions` in passes of at most `CHUNK` tokens, one a step.
+
+        Yields:
+            None after every pass but the last, then the logits after the last token, shape (vocabulary,).
+        """
+        done, total = 0, len(positions)
+        while done < total:
+            stop = min(done + CHUNK, total)
+            keep = 1 if stop == total else 0
+            part = ids[done:stop]
+            if positions[done] == cache.length:
+                logits = self.backbone.forward(part, cache, keep=keep, capture=hidden)
+            else:
+                where = self.tensor(positions[done:stop])
+                logits = self.backbone.fill(
+                    part, where, positions[stop - 1], cache, keep=keep, capture=hidden
+                )
+            done = stop
+            yield None if logits is None else logits[-1]
+
+    @torch.no_grad()
+    def run_layers(
+        self,
+        hidden: Tensor,
+        first: int,
+        last: int,
+        positions: Tensor,
+        state: Sequence[KVState] = (),
+    ) -> tuple[Tensor, tuple[LayerState, ...]]:
+        """Run layers first … last - 1; see `unspoken.channels.CausalModel.run_layers`."""
+        start = int(positions[0])
+        stop = start + hidden.shape[0]
+        cache = self.open(state, range(start, stop), spare=0, layers=slice(first, last))
+        output = self.backbone.run_layers(hidden, first, last, positions, start, cache)
+        layers = tuple(
+            LayerState(rows.keys[0, :, start:stop], rows.values[0, :, start:stop], start)
+            for rows in cache.rows[first:last]
+        )
+        return output, layers
+
+    @torch.no_grad()
+    def read(self, ids: Sequence[int], capture: Collection[int] = ()) -> KVState:
+        """State of a context of its own, without the logits that `prefill` would compute after it.
+
+        Args:
+            ids: The context.
+            capture: Layers whose inputs the state is to keep (the E-cache).
+        """
+        cache = self.open((), range(len(ids)), spare=0)
+        hidden: Capture = {layer: [] for layer in capture}
+        for start in range(0, len(ids), CHUNK):
+            part = self.tensor(ids[start : start + CHUNK])
+            self.backbone.forward(part, cache, keep=0, capture=hidden)
+        state = cache.snapshot(self.identity)
+        return replace(state, hidden={layer: torch.cat(parts) for layer, parts in hidden.items()})
+
+    def logits(
+        self,
+        ids: Tensor,
+        state: Sequence[KVState] = (),
+        *,
+        last: int | None = None,
+        grad: bool = False,
+    ) -> Tensor:
+        """Logits after the last of `ids`; see `unspoken.channels.CausalModel.logits`."""
+        end = max((piece.stop for piece in state), default=0)
+        with torch.set_grad_enabled(grad):
+            cache = self.open(state, range(end, end + len(ids)), spare=0)
+            logits = self.backbone.forward(ids, cache, keep=last or len(ids))
+        if logits is None:
+            raise StateError("no tokens to compute", expected="at least one")
+        return logits
+
+    @cached_property
+    def shifts_keys(self) -> bool:
+        """Whether shifted keys equal those computed further on; measured once, on this very model.
+
+        Layer 0's keys depend on the token and its position alone, so both ways are compared there. This catches an
+        architecture that rotates otherwise than `unspoken.channels.kv.rope` does, before any wrong cache is used.
+        """
+        with torch.no_grad():
+            ids = self.tensor(range(3, 9))
+            near = self.prefill(ids).state.layers[0]
+            far = self.prefill(self.tensor([*[3] * 11, *range(3, 9)])).state.layers[0]
+            rotary = self.rotary(self.geometry.layers[0].rope)
+            moved = shift(near.keys, 11, rotary)
+            error = (moved.float() - far.keys[:, 11:].float()).abs().max()
+            size = far.keys.float().abs().max()
+        return bool(error <= 0.02 * size)

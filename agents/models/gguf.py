@@ -1,0 +1,279 @@
+"""GGUF files turned, once, into a folder of safetensors in the user's cache."""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from unspoken.agents.models.quiet import Stage, quiet_transformers
+from unspoken.channels.errors import ModelReferenceError, ModelSupportError, UnspokenError
+from unspoken.channels.storage.files import (
+    Progress,
+    cache_root,
+    digest_blake3,
+    digest_sha256,
+    flush_folder,
+    read_json,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["MANIFEST", "GgufSource", "is_whole", "prepare_gguf", "prepared_folder"]
+
+MANIFEST = "prepared.json"
+FORMAT = 1
+SMALL = 64 * 1024 * 1024
+WAIT_LIMIT_S = 3600.0
+POLL_S = 0.5
+NO_ROOM = ("os error 28", "os error 27", "No space", "File too large")
+
+
+@dataclass(frozen=True, slots=True)
+class GgufSource:
+    """Where a GGUF comes from.
+
+    Attributes:
+        ref: The reference a person wrote; kept in the manifest.
+        name: What the prepared folder is called.
+        sha256: Of the whole GGUF, in hex.
+        locate: Finds the parts that make the GGUF, in order; called only when they are needed.
+        fix: What to do when the parts turn out to have another digest.
+        notes: Kept in the manifest (license, path of the source).
+    """
+
+    ref: str
+    name: str
+    sha256: str
+    locate: Callable[[], tuple[Path, ...]]
+    fix: str
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def prepared_folder(source: GgufSource) -> Path:
+    """Where `source` is, or will be, in safetensors."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name).strip("-.")[:80] or "model"
+    return cache_root() / "models" / f"{name}-{source.sha256[:16]}-v{FORMAT}"
+
+
+def is_whole(folder: Path, *, verify: bool = False) -> bool:
+    """Whether a prepared folder holds what its manifest says.
+
+    Sizes are always compared; digests are where a file is under 64 MiB, where its time of change
+    is not the one in the manifest, and everywhere with `verify`.
+    """
+    manifest = read_json(folder / MANIFEST)
+    if manifest is None or manifest.get("format") != FORMAT:
+        return False
+    try:
+        return all(
+            _is_unchanged(folder / name, entry, verify) for name, entry in manifest["files"].items()
+        )
+    except (OSError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _is_unchanged(file: Path, entry: dict[str, Any], verify: bool) -> bool:
+    found = file.stat()
+    if found.st_size != entry["size"]:
+        return False
+    if verify or found.st_size < SMALL or found.st_mtime_ns != entry["mtime_ns"]:
+        return digest_blake3(file) == str(entry["blake3"])
+    return True
+
+
+def prepare_gguf(
+    source: GgufSource, *, verify: bool = False, progress: Progress | None = None
+) -> Path:
+    """The folder with the model of `source` in float32 safetensors, made if it is not there.
+
+    One process converts, others wait for it. A folder that is broken is made again. Whatever
+    ends the conversion early leaves nothing that a later call would take for a model.
+
+    Args:
+        source: The GGUF.
+        verify: Compare every digest of a folder that is there already.
+        progress: Hears the stages ``waiting for another process``, ``join`` or ``check``,
+            ``dequantise``, ``write`` and ``digest``.
+
+    Raises:
+        ModelReferenceError: the GGUF is not what it should be, or the cache cannot be written.
+        ModelSupportError: transformers cannot read this GGUF.
+    """
+    target, report = prepared_folder(source), progress or _silent
+    if is_whole(target, verify=verify):
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _only_process(target, report):
+            if not is_whole(target, verify=verify):
+                _build(source, target, report)
+    except UnspokenError:
+        raise
+    except Exception as error:
+        raise _explained(source, target, error) from error
+    return target
+
+
+def _silent(stage: str, fraction: float) -> None:
+    """Progress nobody asked for."""
+
+
+@contextmanager
+def _only_process(target: Path, report: Progress) -> Iterator[None]:
+    """Hold the target's lock, saying so while another process has it."""
+    lock, waited = FileLock(target.parent / f".{target.name}.lock"), 0.0
+    while True:
+        try:
+            lock.acquire(timeout=POLL_S if waited else 0)
+            break
+        except Timeout:
+            if waited > WAIT_LIMIT_S:
+                raise ModelReferenceError(
+                    f"another process has been preparing {target.name} for {waited:.0f} s",
+                    expected=f"the lock {lock.lock_file} to be let go",
+                    fix="end that process, then try again",
+                ) from None
+            report("waiting for another process", 0.0)
+            waited += POLL_S
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(source: GgufSource, target: Path, report: Progress) -> None:
+    """Convert beside the target, then put the whole folder in its place. The lock is held."""
+    prefix = f".{target.name}.tmp-"
+    for stale in target.parent.glob(f"{prefix}*"):  # its process is dead: we hold the lock
+        shutil.rmtree(stale, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    try:
+        gguf, made = staging / "source" / "model.gguf", staging / "model"
+        gguf.parent.mkdir()
+        made.mkdir()
+        _bring(source, gguf, report)
+        convert(gguf, made, report)
+        _seal(source, made, report)
+        if target.exists():
+            os.replace(target, staging / "broken")
+        os.replace(made, target)
+        flush_folder(target.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _bring(source: GgufSource, gguf: Path, report: Progress) -> None:
+    """Put the checked GGUF alone in a folder, where nothing beside it can be mistaken for its own.
+
+    (transformers would read a tokenizer.json or an adapter_config.json that lies next to it.)
+    """
+    parts = source.locate()
+    joined = len(parts) > 1
+    found = digest_sha256(parts, gguf if joined else None, report)
+    if found != source.sha256:
+        raise ModelReferenceError(
+            f"the GGUF of {source.ref} has the sha256 {found}",
+            expected=source.sha256,
+            fix=source.fix,
+        )
+    if joined:
+        return
+    try:
+        gguf.symlink_to(parts[0].resolve())
+    except OSError:  # Windows without developer mode
+        shutil.copyfile(parts[0], gguf)
+
+
+def _seal(source: GgufSource, made: Path, report: Progress) -> None:
+    """Flush the files and write the manifest that makes the folder count."""
+    flush_folder(made)
+    files, entries = sorted(made.iterdir()), {}
+    for done, file in enumerate(files, 1):
+        file.chmod(0o644)  # safetensors writes 0600; the folder's own mode is the user's umask
+        found = file.stat()
+        entries[file.name] = {
+            "size": found.st_size,
+            "mtime_ns": found.st_mtime_ns,
+            "blake3": digest_blake3(file),
+        }
+        report("digest", done / len(files))
+    manifest = {"format": FORMAT, "ref": source.ref, "sha256": source.sha256}
+    write_json(made / MANIFEST, source.notes | manifest | {"files": entries})
+    made.joinpath(MANIFEST).chmod(0o644)
+    flush_folder(made)
+
+
+def convert(gguf: Path, made: Path, report: Progress) -> None:
+    """Write the GGUF's model, in float32, and its tokenizer into the folder `made`.
+
+    float32 because it holds every GGUF type's values exactly; bfloat16 would round them.
+
+    Raises:
+        ModelSupportError: weights are missing, or the tokenizer does not survive being saved.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    place: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    stage = Stage("dequantise", report)
+    with quiet_transformers(stage):
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **place)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+            **place,
+        )
+        model, info = loaded
+        if lost := sorted({*info["missing_keys"], *info["mismatched_keys"]}):
+            raise ModelSupportError(
+                f"the GGUF gives no values for {len(lost)} weights, such as {lost[0]}",
+                expected="a GGUF that holds the whole model",
+                fix="use the model's safetensors from the Hub",
+            )
+        stage.enter("write")
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        _require_same_tokenizer(tokenizer, AutoTokenizer.from_pretrained(made))
+        stage.leave()
+
+
+def _require_same_tokenizer(
+    tokenizer: "PreTrainedTokenizerBase", reloaded: "PreTrainedTokenizerBase"
+) -> None:
+    """Refuse a tokenizer that a save and a load change."""
+    for name in ("chat_template", "special_tokens_map", "all_special_ids"):
+        if getattr(tokenizer, name) != getattr(reloaded, name):
+            raise ModelSupportError(f"the tokenizer's {name} changes when it is saved and loaded")
+    if tokenizer.backend_tokenizer.to_str() != reloaded.backend_tokenizer.to_str():
+        raise ModelSupportError("the tokenizer changes when it is saved and loaded")
+
+
+def _explained(source: GgufSource, target: Path, error: Exception) -> UnspokenError:
+    """The error a person can act on."""
+    text = str(error) or type(error).__name__
+    full = any(sign in text for sign in NO_ROOM)
+    if full or isinstance(error, OSError):
+        free = 0.0
+        with suppress(OSError):
+            free = shutil.disk_usage(target.parent).free / 1e9
+        return ModelReferenceError(
+            f"{source.ref} cannot be prepared in {target.parent}: {text}",
+            expected=f"a folder with room for the model in float32 ({free:.1f} GB are free)",
+            fix="free some space, or set UNSPOKEN_CACHE to another folder",
+        )
+    return ModelSupportError(
+        f"{source.ref} cannot be converted: {text}",
+        expected="a GGUF of an architecture and quantisation that transformers can read",
+        fix="use the model's safetensors from the Hub",
+    )

@@ -1,0 +1,281 @@
+"""A decoder of transformers, reached into layer by layer: its masks, its hooks and its layers."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from unspoken.agents.models.hf_cache import ContextCache
+from unspoken.agents.models.hf_geometry import layer_types, read_geometry, rope_per_type
+from unspoken.channels.errors import ModelSupportError
+from unspoken.channels.kv.rope import Rotary
+
+__all__ = ["Backbone", "Capture"]
+
+Capture = dict[int, list[Tensor]]
+"""Layers whose inputs are wanted; each forward appends (tokens, hidden_size)."""
+
+_ALL = slice(None)
+_DYNAMIC_ROPE = {"dynamic", "longrope"}
+
+
+class Backbone:
+    """A transformers decoder, reached into layer by layer.
+
+    Args:
+        model: A causal language model in evaluation mode.
+
+    Attributes:
+        activate: Called before anything is computed; turns the right adapter of a shared model on.
+
+    Raises:
+        ModelSupportError: A decoder whose parts are not where transformers puts them.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.activate: Callable[[], None] = lambda: None
+        self.base: nn.Module = model.base_model
+        self.config: PreTrainedConfig = model.config.get_text_config()
+        if self.config._attn_implementation not in ("eager", "sdpa", None):
+            raise ModelSupportError(
+                f"the model computes attention with {self.config._attn_implementation}",
+                expected="sdpa or eager, which take a mask per position",
+                fix="load it with attn_implementation='sdpa'",
+            )
+        self.geometry = read_geometry(self.config)
+        self.kinds = layer_types(self.config)
+        self.layers: nn.ModuleList = self._part("layers", "h")
+        self.rotary_module: nn.Module = self._part("rotary_emb")
+        self.per_type = rope_per_type(self.config)
+        head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        if head is not None:
+            head.register_forward_pre_hook(_unsliced)
+
+    def _part(self, *names: str) -> Any:
+        for name in names:
+            if hasattr(self.base, name):
+                return getattr(self.base, name)
+        raise ModelSupportError(
+            f"a {self.config.model_type} model has no {' or '.join(names)} on its decoder",
+            expected="a decoder-only transformer with rotary position embeddings",
+            fix="use another model",
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    def rotary(self, name: str) -> Rotary:
+        """The rotary embedding of a name in the geometry."""
+        prefix = f"{name}_" if self.per_type else ""
+        kind = getattr(self.rotary_module, "rope_type", "default")
+        kind = kind[name] if isinstance(kind, dict) else kind
+        return Rotary(
+            getattr(self.rotary_module, f"{prefix}inv_freq").float(),
+            float(getattr(self.rotary_module, f"{prefix}attention_scaling", 1.0)),
+            dynamic=kind in _DYNAMIC_ROPE,
+        )
+
+    def masks(self, positions: Tensor, length: int) -> dict[str, Tensor]:
+        """Masks per layer type for queries at `positions` over rows 0 … length - 1, shape (1, 1, tokens, length)."""
+        rows = torch.arange(length, device=positions.device)
+        seen = rows[None, :] <= positions[:, None]
+        masks = {}
+        for kind, layer in zip(self.kinds, self.geometry.layers, strict=True):
+            if kind not in masks:
+                near = (
+                    seen
+                    if layer.window is None
+                    else seen & (rows[None, :] > positions[:, None] - layer.window)
+                )
+                masks[kind] = self._as_mask(near[None, None])
+        return masks
+
+    def _masks_of_run(self, positions: Tensor, start: int, stop: int) -> dict[str, Tensor | None]:
+        """Masks per layer type for tokens that begin at `start`; None where plain causal attention says the same.
+
+        Without a mask attention takes the quicker of its paths, which repeats no keys and values.
+        """
+        windows = {
+            kind: layer.window for kind, layer in zip(self.kinds, self.geometry.layers, strict=True)
+        }
+        causal = start == 0 and self.config._attn_implementation != "eager"
+        plain = {
+            kind
+            for kind, window in windows.items()
+            if causal and (window is None or window >= stop)
+        }
+        if plain == set(windows):
+            return dict.fromkeys(windows)
+        masks = self.masks(positions, stop)
+        return {kind: None if kind in plain else mask for kind, mask in masks.items()}
+
+    def _as_mask(self, allowed: Tensor) -> Tensor:
+        if self.config._attn_implementation != "eager":
+            return allowed
+        dtype = self.model.dtype
+        lowest = torch.finfo(dtype).min
+        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, lowest)
+
+    @contextmanager
+    def _scattered(
+        self, cache: ContextCache, positions: Tensor, last: int, layers: slice = _ALL
+    ) -> Iterator[None]:
+        cache.reserve(last + 1, next(self.base.parameters()), layers)
+        cache.scatter(positions, last + 1, layers)
+        try:
+            yield
+        finally:
+            cache.scatter(None, 0, layers)
+
+    def forward(
+        self,
+        ids: Tensor,
+        cache: ContextCache,
+        *,
+        keep: int = 1,
+        capture: Capture | None = None,
+    ) -> Tensor | None:
+        """Append `ids` (tokens,) to a cache without holes; logits after the last `keep` of them (0: none at all)."""
+        start = cache.length
+        positions = torch.arange(start, start + ids.shape[0], device=ids.device)
+        with self._captured(capture):
+            return self._run(ids, positions, cache, None, keep)
+
+    def fill(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        last: int,
+        cache: ContextCache,
+        *,
+        keep: int = 1,
+        capture: Capture | None = None,
+    ) -> Tensor | None:
+        """Compute `ids` at ascending `positions`, the last of which is `last`, between and after rows at hand."""
+        masks = self.masks(positions, max(last + 1, cache.length))
+        mixed = len(masks) > 1 or self.per_type
+        mask: Any = (
+            masks
+            if mixed or getattr(self.config, "layer_types", None)
+            else next(iter(masks.values()))
+        )
+        with self._captured(capture), self._scattered(cache, positions, last):
+            return self._run(ids, positions, cache, mask, keep)
+
+    def _run(
+        self, ids: Tensor, positions: Tensor, cache: ContextCache, mask: Any, keep: int
+    ) -> Tensor | None:
+        self.activate()
+        inputs = {
+            "input_ids": ids[None],
+            "position_ids": positions[None],
+            "attention_mask": mask,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        if not keep:
+            self.base(**inputs)
+            return None
+        logits: Tensor = self.model(**inputs, logits_to_keep=keep).logits[0]
+        return logits
+
+    @contextmanager
+    def _captured(self, wanted: Capture | None) -> Iterator[None]:
+        """Append the input of every layer in `wanted` to its list there while the block runs."""
+        handles = [
+            self.layers[layer].register_forward_pre_hook(_keep_input(kept), with_kwargs=True)
+            for layer, kept in (wanted or {}).items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The input of layer 0 for `ids`, (tokens, hidden_size), taken where the layer takes it."""
+        self.activate()
+        wanted: Capture = {0: []}
+        with self._captured(wanted), _stopping_at(self.layers[0]), suppress(_Stop):
+            self.base(input_ids=ids[None], use_cache=False)
+        return wanted[0][0]
+
+    def run_layers(
+        self,
+        hidden: Tensor,
+        first: int,
+        last: int,
+        positions: Tensor,
+        start: int,
+        cache: ContextCache,
+    ) -> Tensor:
+        """Run layers first … last - 1 on their input at `positions` (contiguous from `start`)."""
+        self.activate()
+        stop = start + hidden.shape[0]
+        states = hidden[None]
+        masks = self._masks_of_run(positions, start, stop)
+        ropes = self._position_embeddings(states, positions[None])
+        parameters = signature(self.layers[first].forward).parameters
+        past: dict[str, Any] = {
+            "layer_past" if "layer_past" in parameters else "past_key_values": cache
+        }
+        with self._scattered(cache, positions, stop - 1, slice(first, last)):
+            for index in range(first, last):
+                kind = self.kinds[index]
+                output = self.layers[index](
+                    states,
+                    attention_mask=masks[kind],
+                    position_ids=positions[None],
+                    **past,
+                    use_cache=True,
+                    position_embeddings=ropes[kind],
+                )
+                states = output[0] if isinstance(output, tuple) else output
+        return states[0]
+
+    def _position_embeddings(self, states: Tensor, positions: Tensor) -> dict[str, Any]:
+        if self.per_type:
+            return {kind: self.rotary_module(states, positions, kind) for kind in set(self.kinds)}
+        return dict.fromkeys(self.kinds, self.rotary_module(states, positions))
+
+
+class _Stop(Exception):
+    """Ends a forward pass once what was wanted of it is there."""
+
+
+@contextmanager
+def _stopping_at(layer: nn.Module) -> Iterator[None]:
+    def stop(module: nn.Module, args: Any) -> None:
+        raise _Stop
+
+    handle = layer.register_forward_pre_hook(stop)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _keep_input(kept: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+    def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
+        kept.append((args[0] if args else kwargs["hidden_states"])[0])
+
+    return keep
+
+
+def _unsliced(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Give the vocabulary's product a tensor of its own.
+
+    A slice of the hidden states has the strides of the whole; `torch.matmul` then expands and copies the head's
+    weights, seconds where the vocabulary is large.
+    """
+    return tuple(
+        part.clone(memory_format=torch.contiguous_format) if isinstance(part, Tensor) else part
+        for part in args
+    )

@@ -1,0 +1,287 @@
+"""Who a model is: digests of its weights, of its configuration and of its tokenizer."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from blake3 import blake3
+
+from unspoken.channels.errors import ModelSupportError
+from unspoken.channels.kv.geometry import ModelIdentity
+from unspoken.channels.storage.files import cache_root, read_json, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["cached_identity", "model_identity", "remember"]
+
+FORMAT = 1
+CHUNK = 16 * 1024 * 1024
+"""Values brought to the host and hashed at a time."""
+
+KEYED_SUFFIXES = frozenset(
+    (".bin", ".gguf", ".jinja", ".json", ".model", ".safetensors", ".tiktoken", ".txt")
+)
+NOT_KEYED = frozenset(("prepared.json",))
+
+SHAPING = (
+    "attention_bias",
+    "attention_chunk_size",
+    "attention_multiplier",
+    "attn_logit_softcapping",
+    "embedding_multiplier",
+    "final_logit_softcapping",
+    "hidden_size",
+    "logits_scaling",
+    "model_type",
+    "no_rope_layers",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "query_pre_attn_scalar",
+    "residual_multiplier",
+    "use_qk_norm",
+)
+"""Entries of a configuration that shape a cache and need no normalising."""
+
+NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
+
+
+def model_identity(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path | None
+) -> ModelIdentity:
+    """The identity of a model, from `folder`'s note where its files are unchanged.
+
+    Call it on the model **as loaded in its checkpoint's own dtype**, before any cast: an identity
+    is the checkpoint's, and a copy rounded to fewer bits has other values and another identity.
+    (Loading with more bits, bfloat16 as float32, changes no value and is fine.)
+
+    Args:
+        model: The whole model, on any device.
+        tokenizer: Its fast tokenizer.
+        folder: Where both were loaded from, unaltered; the identity is remembered for it. None
+            for a model that was built or altered in memory. Not used with adapters.
+
+    Raises:
+        ModelSupportError: weights that are not in memory, or a tokenizer without a backend.
+    """
+    kept = None if _adapters(model) else folder
+    known = cached_identity(kept) if kept else None
+    if known:
+        return known
+    identity = ModelIdentity(
+        weights=weights_digest(model),
+        config=config_digest(model.config),
+        tokenizer=tokenizer_digest(tokenizer),
+    )
+    if kept:
+        with suppress(OSError):  # a cache that cannot be written costs time, not the run
+            remember(kept, identity)
+    return identity
+
+
+def weights_digest(model: "PreTrainedModel") -> str:
+    """BLAKE3 (hex) over all weights, the same however they were stored.
+
+    Parameters and persistent buffers are taken by name (base prefix off) in sorted order, tied
+    ones once; each counts with its name, shape and values, floats of 32 bits and fewer as
+    little-endian float32. Values go through in pieces: no second copy of the model is made.
+
+    Raises:
+        ModelSupportError: a weight is not in memory.
+    """
+    digest = blake3(max_threads=blake3.AUTO)
+    for name, tensor in sorted(_distinct(model).items()):
+        kind = "float32" if _fits_float32(tensor) else str(tensor.dtype)
+        head = json.dumps([name, list(tensor.shape), kind]).encode()
+        digest.update(len(head).to_bytes(8, "little") + head)
+        for piece in _pieces(name, tensor):
+            digest.update(piece)
+    if adapters := _adapters(model):
+        digest.update(_json(_plain(adapters)))
+    return digest.hexdigest()
+
+
+def _distinct(model: "PreTrainedModel") -> dict[str, torch.Tensor]:
+    """Tensors under canonical names; of those that share their values, the first alone."""
+    state: dict[str, torch.Tensor] = model.state_dict(keep_vars=False)
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    seen: set[tuple[object, ...]] = set()
+    found = {}
+    for name, tensor in state.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        twin = state.get(tied.get(name, ""))
+        if (tensor.data_ptr() and place in seen) or _is_copy(tensor, twin):
+            continue
+        seen.add(place)
+        found[name.removeprefix(f"{model.base_model_prefix}.")] = tensor
+    return found
+
+
+def _is_copy(tensor: torch.Tensor, twin: torch.Tensor | None) -> bool:
+    """Whether a tied weight was copied, as happens across devices."""
+    if twin is None or tensor.device == twin.device or twin.shape != tensor.shape:
+        return False
+    return torch.equal(tensor.cpu(), twin.cpu())
+
+
+def _fits_float32(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.element_size() <= 4
+
+
+def _pieces(name: str, tensor: torch.Tensor) -> Iterator[memoryview]:
+    """The tensor's values in row-major order, as bytes."""
+    if tensor.is_meta:
+        raise ModelSupportError(
+            f"the weight {name} is not in memory",
+            expected="a model that is loaded whole",
+            fix="load it without disk offload",
+        )
+    flat = tensor.detach().reshape(-1)
+    for start in range(0, flat.numel(), CHUNK):
+        piece = flat[start : start + CHUNK].to("cpu")
+        piece = piece.to(torch.float32) if _fits_float32(tensor) else piece
+        values = piece.contiguous().view(torch.uint8).numpy()
+        if sys.byteorder == "big":
+            values = values.reshape(-1, piece.dtype.itemsize)[:, ::-1].copy()
+        yield values.data
+
+
+def _adapters(model: "PreTrainedModel") -> dict[str, Any]:
+    """What the weights do not say of adapters: their settings (such as lora_alpha)."""
+    settings = getattr(model, "peft_config", None) or {}
+    skip = ("base_model_name_or_path", "inference_mode", "revision", "peft_version")
+    return {
+        name: {key: value for key, value in one.to_dict().items() if key not in skip}
+        for name, one in settings.items()
+    }
+
+
+def config_digest(config: "PreTrainedConfig") -> str:
+    """BLAKE3 (hex) of the parts of a configuration that shape a cache.
+
+    Floats are rounded to 6 significant digits: GGUF keeps 1e-5 as 9.999999747378752e-06.
+    Names, paths, dtype and token ids do not count.
+    """
+    return str(blake3(_json(_plain(_shaping_parts(config.get_text_config())))).hexdigest())
+
+
+def _shaping_parts(config: "PreTrainedConfig") -> dict[str, Any]:
+    def first(*names: str) -> Any:
+        values = (getattr(config, name, None) for name in names)
+        return next((value for value in values if value is not None), None)
+
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    window = first("sliding_window")
+    kinds = first("layer_types") or [("sliding" if window else "full") + "_attention"] * layers
+    slides = any("sliding" in kind for kind in kinds)
+    rope = _rope(first("rope_parameters", "rope_scaling") or {"rope_theta": first("rope_theta")})
+    parts = {name: getattr(config, name, None) for name in SHAPING} | {
+        "activation": first("hidden_activation", "hidden_act"),
+        "head_dim": first("head_dim") or config.hidden_size // heads,
+        "kv_heads": first("num_key_value_heads") or heads,
+        "layer_types": kinds,
+        "norm_eps": first(*NORM_EPS),
+        "partial_rotary_factor": first("partial_rotary_factor") or 1.0,
+        "rope": rope,
+        "sliding_window": window if slides else None,
+    }
+    if '"dynamic"' in json.dumps(rope) or '"longrope"' in json.dumps(rope):
+        parts["max_position_embeddings"] = first("max_position_embeddings")
+    return {name: value for name, value in parts.items() if value is not None}
+
+
+def _rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary parameters, flat or per layer type, without what is None."""
+    if parameters and all(isinstance(value, Mapping) for value in parameters.values()):
+        return {kind: _rope(value) for kind, value in parameters.items()}
+    given = {key: value for key, value in parameters.items() if value is not None}
+    return {"rope_type": "default"} | given
+
+
+def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """BLAKE3 (hex) of a fast tokenizer: all of its pipeline and its special tokens' ids.
+
+    Truncation and padding, which calls set, and the chat template do not count.
+
+    Raises:
+        ModelSupportError: a slow tokenizer.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ModelSupportError(
+            f"{type(tokenizer).__name__} is a slow tokenizer",
+            expected="a fast tokenizer (a tokenizer.json)",
+            fix="load it with AutoTokenizer and use_fast=True, or convert it",
+        )
+    pipeline = json.loads(backend.to_str())
+    for call_setting in ("truncation", "padding"):
+        pipeline.pop(call_setting, None)
+    special = {
+        name: tokenizer.convert_tokens_to_ids(token)
+        for name, token in tokenizer.special_tokens_map.items()
+    }
+    return str(blake3(_json({"pipeline": pipeline, "special": special})).hexdigest())
+
+
+def _json(value: Any) -> bytes:
+    """JSON with sorted keys, the same for equal values."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _plain(value: Any) -> Any:
+    """A configuration's value in JSON's types, floats rounded to 6 significant digits."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, str) or value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, float):
+        rounded = float(f"{value:.6g}")
+        return int(rounded) if rounded.is_integer() else rounded
+    if isinstance(value, int):
+        return value
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    return [_plain(item) for item in value] if isinstance(value, Iterable) else str(value)
+
+
+def cached_identity(folder: Path) -> ModelIdentity | None:
+    """The identity remembered for `folder`, or None where a file of it has changed since."""
+    note = read_json(_note(folder)) or {}
+    try:
+        return ModelIdentity(**note["identity"]) if note["key"] == _key(folder) else None
+    except (OSError, KeyError, TypeError):
+        return None
+
+
+def remember(folder: Path, identity: ModelIdentity) -> None:
+    """Keep `identity` for `folder` until one of its files changes.
+
+    Raises:
+        OSError: the user's cache cannot be written.
+    """
+    write_json(_note(folder), {"key": _key(folder), "identity": asdict(identity)})
+
+
+def _note(folder: Path) -> Path:
+    name = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return cache_root() / "identities" / f"{name}.json"
+
+
+def _key(folder: Path) -> dict[str, Any]:
+    """What an identity depends on: the folder's files, and what reads them."""
+    files = []
+    for file in sorted(folder.iterdir()):
+        if file.suffix in KEYED_SUFFIXES and file.name not in NOT_KEYED and file.is_file():
+            target = file.resolve()  # the Hub's snapshots are links to blobs
+            found = target.stat()
+            files.append([file.name, target.name, found.st_size, found.st_mtime_ns])
+    readers = {name: metadata.version(name) for name in ("tokenizers", "transformers")}
+    return {"format": FORMAT, "folder": str(folder.resolve()), "files": files, "readers": readers}

@@ -1,0 +1,238 @@
+"""A causal language model with its tokenizer, loaded once and shared by agents."""
+
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from unspoken.agents.models.adapters import AdapterSwitch, adapted_identity, adapter_folder
+from unspoken.agents.models.catalog import prepare
+from unspoken.agents.models.decoder import Decoder
+from unspoken.agents.models.hf import Backbone
+from unspoken.agents.models.identity import cached_identity, model_identity
+from unspoken.agents.models.pretrained import cast, find_device, find_dtype, read_pretrained
+from unspoken.agents.prompts.chat_template import PLAIN_TEMPLATE, ChatTemplate, read_template
+from unspoken.agents.prompts.context import Composer, Turn
+from unspoken.agents.prompts.tokenizer import TokenCodec
+from unspoken.channels.errors import ModelSupportError
+from unspoken.channels.kv.geometry import ModelIdentity
+from unspoken.channels.message import Message
+from unspoken.channels.model import Frame
+
+__all__ = ["LocalModel"]
+
+
+class LocalModel(Decoder):
+    """A model on this machine; implements `unspoken.channels.CausalModel`.
+
+    Args:
+        model: A causal language model of transformers.
+        tokenizer: Its tokenizer.
+        ref: What to call it; the reference it can be loaded by, or empty for an object made in memory.
+        identity: Its identity; computed from all weights where it is not given.
+
+    Raises:
+        ModelSupportError: An architecture whose cache cannot be handed over, or a tokenizer without offsets.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        ref: str = "",
+        identity: ModelIdentity | None = None,
+    ) -> None:
+        self.ref = ref
+        self.hf: PreTrainedModel = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
+        self.tokenizer = tokenizer
+        backbone = Backbone(model)
+        super().__init__(backbone, identity or model_identity(model, tokenizer, None))
+        self.codec = TokenCodec(tokenizer, self._identity.tokenizer)
+        self.composer = Composer(self.codec, self.template)
+        self.adapter: str | None = None
+        self.asked: Mapping[str, str] = {}
+        """``dtype``, ``device`` and ``revision`` as they were asked for, those that were."""
+        self._switch: AdapterSwitch | None = None
+
+    @classmethod
+    def load(
+        cls,
+        ref: str,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "auto",
+        revision: str | None = None,
+        adapter: str | None = None,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> "LocalModel":
+        """Load a Hub id, a folder, a ``.gguf`` file or ``embedded:NAME``, prepared on first use.
+
+        Args:
+            ref: The model reference.
+            dtype: ``auto`` is float32 on a CPU and the checkpoint's own on an accelerator.
+            device: ``auto`` is the accelerator where there is one, else the CPU.
+            revision: Branch, tag or commit of a Hub id.
+            adapter: Folder or Hub id of an adapter on it; see `with_adapter` for several on one base.
+            progress: Called with a stage and a fraction while the model is being prepared.
+
+        Raises:
+            ModelReferenceError: The reference leads to no model.
+            ModelSupportError: The model cannot be served.
+        """
+        folder = prepare(ref, revision=revision, progress=progress)
+        target = find_device(device)
+        wanted = find_dtype(dtype, target)
+        identity = cached_identity(folder)
+        model, tokenizer = read_pretrained(ref, folder, wanted if identity else None, progress)
+        if identity is None:  # before any cast: an identity is of the checkpoint's own values
+            identity = model_identity(model, tokenizer, folder)
+        torch.nn.Module.to(model, target)
+        cast(model, wanted)
+        loaded = cls(model, tokenizer, ref=ref, identity=identity)
+        asked = {"dtype": dtype, "device": device, "revision": revision or "auto"}
+        named = {name: str(value).removeprefix("torch.") for name, value in asked.items()}
+        loaded.asked = {name: value for name, value in named.items() if value != "auto"}
+        with suppress(ModelSupportError):
+            # Here, so that planning computes nothing; it warms up too, so that no agent's first token pays for it.
+            _ = loaded.shifts_keys
+        return loaded if adapter is None else loaded.with_adapter(adapter)
+
+    def with_adapter(self, adapter: str, *, revision: str | None = None) -> "LocalModel":
+        """The same base with an adapter: another model, whose weights are shared with this one.
+
+        The adapter is switched on before anything this model computes, and off before anything the base does. Both run
+        on one device, so one worker owns them, and neither computes while the other does.
+
+        Args:
+            adapter: A folder that peft's ``save_pretrained`` wrote, or a Hub id.
+            revision: Branch, tag or commit of a Hub id.
+
+        Raises:
+            ModelReferenceError: There is no such adapter, or it does not fit the base.
+            ModelSupportError: This model has an adapter already, peft is missing, or the adapter is no set of weights.
+        """
+        if self.adapter is not None:
+            raise ModelSupportError(
+                f"{self.ref or 'the model'} has the adapter {self.adapter!r} already",
+                expected="a base model without one",
+                fix="call with_adapter on the base",
+            )
+        folder = adapter_folder(adapter, revision)
+        identity = adapted_identity(self._identity, folder)
+        if self._switch is None:
+            self._share(AdapterSwitch(self.hf), None)
+        switch, name = self._switch, f"a{identity.weights[:12]}"
+        assert switch is not None
+        switch.add(name, folder)
+        made = LocalModel(self.hf, self.tokenizer, ref=self.ref, identity=identity)
+        made.adapter, made.asked = adapter, self.asked
+        made._share(switch, name)
+        return made
+
+    def _share(self, switch: AdapterSwitch, name: str | None) -> None:
+        self._switch = switch
+        self.backbone.activate = partial(switch.use, name)
+
+    def cast(self, dtype: torch.dtype) -> "LocalModel":
+        """A copy with weights of another float type, of the same identity: both come of one checkpoint."""
+        self.backbone.activate()  # the copy keeps the adapter that is on
+        copied = copy.deepcopy(self.hf)
+        cast(copied, dtype)
+        made = LocalModel(copied, self.tokenizer, ref=self.ref, identity=self._identity)
+        made.adapter = self.adapter
+        made.asked = {**self.asked, "dtype": str(dtype).removeprefix("torch.")}
+        return made
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """Its chat template, taken apart; a plain one where it brings none."""
+        source = self.tokenizer.chat_template
+        if isinstance(source, dict):
+            source = source.get("default")
+        bos = self.codec.bos
+        if source:
+            parts = read_template(self._renderer(source), bos=bos)
+            if parts is not None:
+                return parts
+        plain = read_template(self._renderer(PLAIN_TEMPLATE), bos=bos, plain=True)
+        if plain is None:
+            raise ModelSupportError("the plain chat template could not be rendered")
+        if source:
+            note = "its own chat template could not be taken apart: turns are plain paragraphs"
+            return replace(plain, plain=False, notes=(*plain.notes, note))
+        return plain
+
+    def _renderer(self, source: Any) -> Callable[[Sequence[Mapping[str, str]], bool], str]:
+        def render(turns: Sequence[Mapping[str, str]], prompt: bool) -> str:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [dict(turn) for turn in turns],
+                    chat_template=source,
+                    tokenize=False,
+                    add_generation_prompt=prompt,
+                )
+            )
+
+        return render
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end the assistant's turn."""
+        configured = getattr(self.hf.generation_config, "eos_token_id", None)
+        ids = (
+            configured
+            if isinstance(configured, list)
+            else [configured, self.tokenizer.eos_token_id]
+        )
+        closing = self.composer.close()[:1]
+        special = set(self.tokenizer.all_special_ids)
+        return frozenset(token for token in (*ids, *(set(closing) & special)) if token is not None)
+
+    def words(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids of somebody's words, and the character at which each token's text ends."""
+        ids, offsets = self.codec.words_with_offsets(text)
+        return ids, tuple(stop for _, stop in offsets)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return self.codec.decode(ids)
+
+    def frame(self, name: str) -> Frame:
+        """What stands around a message: ``bare``, or ``chat`` for a user turn of its template."""
+        if name == "bare":
+            return Frame(name, self.codec.encode(self.codec.bos), ())
+        context = self.composer.compose([Turn("user", ("x",))])
+        turn = context.segments[-1]
+        start, stop = turn.content
+        return Frame(
+            name,
+            context.ids[: turn.position + start],
+            turn.ids[stop:] + self.composer.ask(context),
+        )
+
+    def message(
+        self,
+        text: str,
+        *,
+        sharer: str = "reader",
+        system: str | None = None,
+        capture: Collection[int] = (),
+    ) -> Message:
+        """Read a text as a user's turn in a context of its own: a message with its state, ready for a packet.
+
+        Args:
+            text: The words.
+            sharer: Name of the agent that shares them.
+            system: A system prompt before them; None leaves that to the chat template.
+            capture: Layers whose inputs a receiver with other weights will need (the E-cache).
+        """
+        context = self.composer.compose([Turn("user", (text,))], system=system)
+        segment = context.segments[-1]
+        state = self.read(context.ids, capture)
+        return Message(sharer, (segment,), False, context.ids, self.identity, state)

@@ -1,0 +1,114 @@
+"""A checkpoint read by transformers: its weights and tokenizer, the device and float type to compute in."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from unspoken.agents.models.quiet import Stage, quiet_transformers
+from unspoken.channels.errors import ModelReferenceError, ModelSupportError
+
+__all__ = ["cast", "find_device", "find_dtype", "read_pretrained"]
+
+
+def read_pretrained(
+    ref: str,
+    folder: Path,
+    dtype: torch.dtype | None,
+    progress: Callable[[str, float], None] | None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A checkpoint's weights and tokenizer, on the CPU; None stands for the widest float type that it stores.
+
+    Raises:
+        ModelReferenceError: The folder holds no model that transformers can load.
+    """
+    try:
+        with quiet_transformers(Stage("load", progress or (lambda stage, fraction: None))):
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype or _checkpoint_dtype(folder),
+                attn_implementation=_attention(folder),
+            )
+    except Exception as error:  # transformers and safetensors raise almost anything here
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelReferenceError(
+            f"{ref!r} could not be loaded from {folder}: {said}",
+            expected="a causal language model with weights, config.json and a tokenizer",
+            fix="check the folder, or prepare the model again with `unspoken models prepare`",
+        ) from error
+    return model, tokenizer
+
+
+def _attention(folder: Path) -> str:
+    """Scaled-dot-product attention, but for models whose soft cap only eager attention has."""
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+
+
+def _checkpoint_dtype(folder: Path) -> torch.dtype | str:
+    """The widest float type a checkpoint stores, which its config may understate; ``auto`` where that is not known."""
+    found = set()
+    for shard in folder.glob("*.safetensors"):
+        with safe_open(shard, framework="pt") as tensors:
+            found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    return torch.float32 if "F32" in found else "auto"
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """The device to compute on; ``auto`` is the accelerator where there is one, else the CPU."""
+    if device == "auto":
+        found = (
+            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        )
+        return found or torch.device("cpu")
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelSupportError(
+            f"device {device!r} is not to be had: {str(error).splitlines()[0]}",
+            expected="auto, cpu, or an accelerator that torch finds, such as cuda:0",
+            fix="name another device, or leave it out",
+        ) from error
+    return target
+
+
+def cast(model: torch.nn.Module, dtype: torch.dtype | None) -> None:
+    """Change the float type of what a checkpoint stores, in place.
+
+    What a module computes for itself stays as it is: rotary frequencies in fewer bits would turn the keys of later
+    positions by whole radians.
+    """
+    if dtype is None:
+        return
+    for module in model.modules():
+        kept = module._non_persistent_buffers_set
+        stored = [
+            one for name, one in module._buffers.items() if one is not None and name not in kept
+        ]
+        for tensor in (*module.parameters(recurse=False), *stored):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+
+
+def find_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | None:
+    """The dtype to compute in; None stands for the checkpoint's own."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else None
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ModelSupportError(
+            f"dtype {dtype!r} is unknown", expected="auto, float32, bfloat16 or float16"
+        )
+    return found

@@ -1,0 +1,75 @@
+"""Transformers' progress bars turned into reports, its log lines off, for as long as a block runs."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from unspoken.channels.storage.files import Progress
+
+__all__ = ["Stage", "quiet_transformers"]
+
+
+class Stage:
+    """The stage that transformers' own progress bars belong to."""
+
+    def __init__(self, name: str, report: Progress) -> None:
+        self.name, self.report = name, report
+        report(name, 0.0)
+
+    def enter(self, name: str) -> None:
+        """Go on to another stage."""
+        self.leave()
+        self.name = name
+        self.report(name, 0.0)
+
+    def leave(self) -> None:
+        """End the stage."""
+        self.report(self.name, 1.0)
+
+    def bar(self, items: Any = None, *_: Any, total: int | None = None, **__: Any) -> "_Bar":
+        return _Bar(self, items, total)
+
+
+class _Bar:
+    """Stands where tqdm's bar would, and reports instead of printing."""
+
+    def __init__(self, stage: Stage, items: Any, total: int | None) -> None:
+        self.stage, self.items, self.done = stage, items, 0
+        self.total = total or (len(items) if hasattr(items, "__len__") else 0)
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self.items or ():
+            yield item
+            self.update()
+
+    def update(self, count: int = 1) -> None:
+        self.done += count
+        if self.total:
+            self.stage.report(self.stage.name, min(1.0, self.done / self.total))
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+@contextmanager
+def quiet_transformers(stage: Stage) -> Iterator[None]:
+    """Turn transformers' bars into reports and its log lines off; all is put back at the end."""
+    from transformers import modeling_gguf_pytorch_utils as older
+    from transformers.utils import logging as theirs
+
+    with ExitStack() as undo:
+        undo.callback(theirs.set_verbosity, theirs.get_verbosity())
+        theirs.set_verbosity(logging.CRITICAL)
+        before = theirs.set_tqdm_hook(lambda _, args, settings: stage.bar(*args, **settings))
+        undo.callback(theirs.set_tqdm_hook, before)
+        if hasattr(older, "tqdm"):  # the reader of older architectures calls tqdm itself
+            undo.callback(setattr, older, "tqdm", older.tqdm)
+            older.tqdm = stage.bar
+        yield

@@ -1,0 +1,1 @@
+"""Which channel each edge gets, and why."""

@@ -1,0 +1,97 @@
+"""What is planned for a workflow: a channel for every edge, and why."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from unspoken.agents.spec.spec import Share
+from unspoken.channels.finetunes.recompute import Groups
+
+if TYPE_CHECKING:
+    from unspoken.channels.base import Channel
+
+__all__ = [
+    "EdgePlan",
+    "Plan",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class EdgePlan:
+    """What is planned for one edge.
+
+    Attributes:
+        number: Its number in the workflow.
+        sharer: Who publishes.
+        receiver: Who reads.
+        asked: The channel the workflow names.
+        channel: The channel it gets.
+        share: What is published.
+        mode: ``text``, ``continuation``, ``splice``, ``recompute``, ``projected``, ``fused`` or ``own``.
+        reason: Why so, in a sentence.
+        advice: What would make it faster, empty for nothing.
+        tokens: Tokens of the message where they are known.
+        bytes_per_token: Bytes of state a message token brings; 0 for text.
+        retention: What a bridge's audit lets an edge count on; None without a bridge.
+        native_layers: Layers the receiver runs itself over a projected message.
+        unfitted: Whether the bridge is still to be fitted; only then is it known whether it serves.
+        recompute: Groups of layers, as [first, last + 1], that the receiver computes anew of a message from other
+            weights of its base; None where it is not that.
+        kl: The most nats a token, by a profile's interval, that this leaves between it and its own reading.
+    """
+
+    number: int
+    sharer: str
+    receiver: str
+    asked: str
+    channel: str
+    share: Share
+    mode: str
+    reason: str
+    advice: str = ""
+    tokens: int | None = None
+    bytes_per_token: int = 0
+    retention: float | None = None
+    native_layers: int = 0
+    unfitted: bool = False
+    recompute: Groups | None = None
+    kl: float | None = None
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether a cache was asked for by name and text was planned."""
+        return self.asked not in ("auto", self.channel)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """The plan of a workflow.
+
+    Attributes:
+        workflow: Its name.
+        edges: One entry per edge, in the workflow's order.
+        channels: The channel of every edge, by number.
+        notes: What is unusual about a model's template, by model.
+    """
+
+    workflow: str
+    edges: tuple[EdgePlan, ...]
+    channels: Mapping[int, "Channel"]
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def unfitted(self) -> tuple[int, ...]:
+        """Edges, by number, that need a bridge fitted before the plan can run."""
+        return tuple(edge.number for edge in self.edges if edge.unfitted)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as ``unspoken plan --json`` prints it."""
+        rows = []
+        for edge in self.edges:
+            data = asdict(edge)
+            rows.append({"from": data.pop("sharer"), "to": data.pop("receiver"), **data})
+        return {
+            "workflow": self.workflow,
+            "edges": rows,
+            "notes": {name: list(notes) for name, notes in self.notes.items() if notes},
+        }

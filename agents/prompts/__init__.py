@@ -1,0 +1,1 @@
+"""Words to token ids: templates, tokenizer, chat template, contexts."""

@@ -1,0 +1,327 @@
+"""Composing an agent's context: token ids first, the same way for every channel; state is found for them later."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from unspoken.agents.prompts.chat_template import ChatTemplate
+from unspoken.agents.prompts.tokenizer import TokenCodec
+from unspoken.channels.base import Span, TextSpan
+from unspoken.channels.message import Message, Segment
+
+__all__ = ["Composed", "Composer", "Quote", "Turn"]
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """One segment of a message, to stand in the receiver's context.
+
+    Attributes:
+        message: The message.
+        segment: Which of its segments.
+    """
+
+    message: Message
+    segment: Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn before it has token ids.
+
+    Attributes:
+        role: ``user`` or ``assistant``.
+        pieces: Words of one's own and words of messages, in order.
+    """
+
+    role: str
+    pieces: tuple[str | Quote, ...]
+
+    @property
+    def text(self) -> str:
+        """The words."""
+        return "".join(
+            piece if isinstance(piece, str) else piece.segment.text for piece in self.pieces
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """A context as token ids.
+
+    Attributes:
+        ids: All token ids.
+        segments: Its turns; a leading system turn is the first.
+        placed: Where message tokens stand, with the message's identity in memory as key.
+        reworded: Where the words of messages stand that another tokenizer's ids came with, keyed the same way.
+    """
+
+    ids: tuple[int, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    placed: tuple[tuple[Message, Span], ...] = ()
+    reworded: tuple[tuple[Message, TextSpan], ...] = ()
+
+    def spans(self, message: Message) -> tuple[Span, ...]:
+        """Where one message's tokens stand."""
+        return tuple(span for owner, span in self.placed if owner is message)
+
+    def texts(self, message: Message) -> tuple[TextSpan, ...]:
+        """Where one message's words stand in tokens of this context's own tokenizer."""
+        return tuple(span for owner, span in self.reworded if owner is message)
+
+    def bare(self) -> "Composed":
+        """This context without the messages it holds."""
+        return replace(self, placed=(), reworded=())
+
+    def extended(
+        self,
+        segment: Segment,
+        spans: Sequence[tuple[Message, Span]] = (),
+        texts: Sequence[tuple[Message, TextSpan]] = (),
+    ) -> "Composed":
+        """This context with one more turn."""
+        return Composed(
+            self.ids + segment.ids,
+            (*self.segments, segment),
+            (*self.placed, *spans),
+            (*self.reworded, *texts),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a piece stands among ids.
+
+    Attributes:
+        start: Its first token, which may hold some of what stands before it.
+        stop: After its last token, which may hold some of what follows.
+        own: First and last (exclusive) of those tokens that hold nothing but the piece.
+        ends: Per token start … stop - 1, the character of the piece where it ends; empty where that is not known.
+    """
+
+    start: int
+    stop: int
+    own: tuple[int, int]
+    ends: tuple[int, ...]
+
+
+class Composer:
+    """Composes contexts in one model's template.
+
+    Args:
+        codec: The model's tokenizer.
+        template: The model's chat template, taken apart.
+    """
+
+    def __init__(self, codec: TokenCodec, template: ChatTemplate) -> None:
+        self.codec, self.template = codec, template
+
+    def opening(self, system: str | None) -> Composed:
+        """The leading turn: a system prompt, or what the template opens with by itself."""
+        if system is None or self.template.system is None:
+            ids = self.codec.encode(self.template.opening)
+            return Composed().extended(Segment("system", ids, (0, 0), "", 0)) if ids else Composed()
+        before, after = self.template.system
+        ids, (place,) = self._wrap(before, (system,), after)
+        words = place.start, place.stop
+        return Composed().extended(Segment("system", ids, words, system, 0, place.ends))
+
+    def compose(
+        self, turns: Sequence[Turn], *, system: str | None = None, earlier: Composed | None = None
+    ) -> Composed:
+        """Append turns to an earlier context, or to a new one.
+
+        Args:
+            turns: The new turns, in order.
+            system: The system prompt of a new context.
+            earlier: A context of finished turns to go on from.
+        """
+        turns = list(turns)
+        if earlier is None:
+            earlier = self.opening(system)
+            if system is not None and self.template.system is None and turns:
+                turns.insert(0, Turn("system", (system,)))
+        context = earlier.bare()
+        for group in self._groups(turns):
+            context = self._append(context, group)
+        return context
+
+    def ask(self, context: Composed) -> tuple[int, ...]:
+        """The ids that ask for the assistant's words."""
+        return self.codec.encode(self.template.prompt)
+
+    def close(self, role: str = "assistant") -> tuple[int, ...]:
+        """The ids that close a turn of `role`."""
+        return self.codec.encode(self.template.wrappers[role][1])
+
+    def _groups(self, turns: Sequence[Turn]) -> list[list[Turn]]:
+        """Turns that share one wrapper: a system prompt that has none of its own, and what the template merges."""
+        groups: list[list[Turn]] = []
+        for turn in turns:
+            last = groups[-1][-1].role if groups else ""
+            if last == "system" or (self.template.merges and last == turn.role):
+                groups[-1].append(turn)
+            else:
+                groups.append([turn])
+        return groups
+
+    def _append(self, context: Composed, group: Sequence[Turn]) -> Composed:
+        role = group[-1].role
+        before, after = self.template.wrappers[role]
+        if role == "user" and not any(one.role != "system" or one.text for one in context.segments):
+            before = self.template.first
+        kept = self._kept_whole(group, before, after)
+        if kept is not None:
+            segment = replace(kept.segment, position=len(context.ids))
+            span = Span(segment.position, kept.segment.position, len(segment.ids))
+            return context.extended(segment, [(kept.message, span)])
+        pieces: list[str | Quote] = []
+        parts = []
+        for turn in group:
+            pieces += ["\n\n"] if pieces else []
+            parts.append((turn, len(pieces)))
+            pieces += turn.pieces or ("",)
+        ids, places = self._wrap(before, pieces, after)
+        return self._tiled(context, ids, places, parts)
+
+    def _tiled(
+        self,
+        context: Composed,
+        ids: tuple[int, ...],
+        places: Sequence[_Place],
+        parts: Sequence[tuple[Turn, int]],
+    ) -> Composed:
+        """Cut the tokens of one wrapper into a segment per turn, each from the end of the words before it."""
+        at = 0
+        for turn, first in parts:
+            inside = places[first : first + max(len(turn.pieces), 1)]
+            start, stop = inside[0].start, inside[-1].stop
+            end = len(ids) if turn is parts[-1][0] else stop
+            position = len(context.ids)
+            segment = Segment(
+                turn.role,
+                ids[at:end],
+                (start - at, stop - at),
+                turn.text,
+                position,
+                _joined_ends(inside, turn),
+            )
+            spans, texts = [], []
+            for piece, place in zip(turn.pieces, inside, strict=False):
+                if not isinstance(piece, Quote):
+                    continue
+                if self._same_tokenizer(piece):
+                    spans.append((piece.message, self._span(piece, position - at + place.start)))
+                elif (text := _text_span(piece, place, position - at)) is not None:
+                    texts.append((piece.message, text))
+            context = context.extended(segment, spans, texts)
+            at = end
+        return context
+
+    def _span(self, quote: Quote, at: int) -> Span:
+        source = quote.segment.position + quote.segment.content[0]
+        return Span(at, source, len(quote.segment.words))
+
+    def _kept_whole(self, group: Sequence[Turn], before: str, after: str) -> Quote | None:
+        """The quote whose own turn, wrapper included, is just what this template would write."""
+        if len(group) != 1 or len(group[0].pieces) != 1 or isinstance(group[0].pieces[0], str):
+            return None
+        quote = group[0].pieces[0]
+        if quote.segment.role != group[0].role or not self._same_tokenizer(quote):
+            return None
+        ids, (start, stop) = quote.segment.ids, quote.segment.content
+        around = (ids[:start], ids[stop:]) == (self.codec.encode(before), self.codec.encode(after))
+        return (
+            quote if around or self._wrap(before, (quote.segment.text,), after)[0] == ids else None
+        )
+
+    def _same_tokenizer(self, quote: Quote) -> bool:
+        return quote.message.identity.tokenizer == self.codec.digest
+
+    def _wrap(
+        self, before: str, pieces: Sequence[str | Quote], after: str
+    ) -> tuple[tuple[int, ...], list[_Place]]:
+        """Ids of pieces in a wrapper, and where each piece stands in them.
+
+        Words are tokenised together with the wrapper's text up to its nearest marker, since tokens may join the
+        two; markers inside words stay words. A quote between equal tokenizers keeps its ids.
+        """
+        head, lead = self.codec.split_after_marker(before)
+        tail, rest = self.codec.split_before_marker(after)
+        ids = list(self.codec.encode(head))
+        places: list[_Place] = []
+        text, inside = lead, list[tuple[int, int]]()
+        for piece in pieces:
+            if isinstance(piece, Quote) and self._same_tokenizer(piece):
+                known = None if places or inside else self._joined(head, text, piece)
+                places += self._run(ids, text, inside, known)
+                here = len(ids), len(ids) + len(piece.segment.words)
+                places.append(_Place(*here, here, piece.segment.ends))
+                ids += piece.segment.words
+                text, inside = "", []
+            else:
+                words = piece if isinstance(piece, str) else piece.segment.text
+                inside.append((len(text), len(text) + len(words)))
+                text += words
+        places += self._run(ids, text + tail, inside, None)
+        ids += self.codec.encode(rest)
+        return tuple(ids), places
+
+    def _run(
+        self,
+        ids: list[int],
+        text: str,
+        inside: Sequence[tuple[int, int]],
+        known: tuple[int, ...] | None,
+    ) -> list[_Place]:
+        """Append the tokens of text; where its parts, given in characters, stand in the ids."""
+        base = len(ids)
+        if known is not None:
+            ids += known
+            return []
+        tokens, offsets = self.codec.words_with_offsets(text)
+        ids += tokens
+        return [_place(offsets, first, last, base) for first, last in inside]
+
+    def _joined(self, head: str, lead: str, quote: Quote) -> tuple[int, ...] | None:
+        """Ids of a turn's lead before a quote that had this very lead at its sharer: its first token may hold some."""
+        segment, opening = quote.segment, self.codec.encode(head)
+        before = segment.ids[: segment.content[0]]
+        text = self.codec.decode(before[len(opening) :]) + self.codec.decode(segment.words)
+        same = before[: len(opening)] == opening and text.startswith(lead + segment.text)
+        return before[len(opening) :] if same else None
+
+
+def _place(offsets: Sequence[tuple[int, int]], first: int, last: int, base: int) -> _Place:
+    """Where characters first … last - 1 of a text stand, its tokens beginning at `base`."""
+    start = sum(end <= first for _, end in offsets)
+    stop = max(start, sum(begin < last for begin, _ in offsets))
+    here = range(start, stop)
+    own_start = next((n for n in here if offsets[n][0] >= first), stop)
+    own_stop = next((n + 1 for n in reversed(here) if offsets[n][1] <= last), own_start)
+    ends = accumulate((min(max(offsets[n][1], first), last) - first for n in here), max)
+    own = base + own_start, base + max(own_start, own_stop)
+    return _Place(base + start, base + stop, own, tuple(ends))
+
+
+def _joined_ends(places: Sequence[_Place], turn: Turn) -> tuple[int, ...]:
+    """Character ends in a turn's text, of the tokens from its first piece to its last; none where a piece has none."""
+    if any(len(place.ends) != place.stop - place.start for place in places):
+        return ()
+    ends = [0] * (places[-1].stop - places[0].start)
+    before = 0
+    for piece, place in zip(turn.pieces, places, strict=False):
+        for index, end in enumerate(place.ends, place.start - places[0].start):
+            ends[index] = before + end
+        before += len(piece if isinstance(piece, str) else piece.segment.text)
+    return tuple(accumulate(ends, max))
+
+
+def _text_span(quote: Quote, place: _Place, shift: int) -> TextSpan | None:
+    """The tokens that hold a quote's words alone, `shift` being the position of the first of all ids."""
+    start, stop = place.own
+    if start == stop:
+        return None
+    segments = quote.message.segments
+    number = next(n for n, segment in enumerate(segments) if segment is quote.segment)
+    return TextSpan(shift + start, number, place.ends[start - place.start : stop - place.start])

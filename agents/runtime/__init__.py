@@ -1,0 +1,1 @@
+"""When agents fire, what is in flight, what is recorded."""

@@ -1,0 +1,121 @@
+"""What happens in a run, as it happens: one frozen class per kind of event."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from unspoken.agents.runtime.report import EdgeReport, RunReport, TurnReport
+
+__all__ = [
+    "AgentSkipped",
+    "Event",
+    "FallbackTaken",
+    "LoopEnded",
+    "MessageCarried",
+    "PrefillProgress",
+    "RunFinished",
+    "RunStarted",
+    "TokenWritten",
+    "TurnFinished",
+    "TurnStarted",
+    "to_dict",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened in a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted(Event):
+    """The first agents are about to fire."""
+
+    run_id: str
+    workflow: str
+    agents: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStarted(Event):
+    """An agent's turn begins."""
+
+    agent: str
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillProgress(Event):
+    """Tokens computed of those that have no state."""
+
+    agent: str
+    turn: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenWritten(Event):
+    """An agent sampled a token; `text` is what may now be shown."""
+
+    agent: str
+    turn: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class MessageCarried(Event):
+    """A channel put a message into its receiver's context."""
+
+    edge: EdgeReport
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackTaken(Event):
+    """An edge goes by text though a cache was asked for."""
+
+    sharer: str
+    receiver: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFinished(Event):
+    """An agent's turn is over."""
+
+    agent: str
+    turn: int
+    text: str
+    report: TurnReport
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSkipped(Event):
+    """An agent had nothing but skips."""
+
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoopEnded(Event):
+    """A loop's target had all its turns; the message was dropped."""
+
+    sharer: str
+    receiver: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished(Event):
+    """The run is over."""
+
+    outputs: dict[str, str]
+    report: RunReport
+
+
+def to_dict(event: Event) -> dict[str, Any]:
+    """An event as plain data, its kind under ``event`` and an edge's ends under ``from`` and ``to``."""
+    data = event.edge.to_dict() if isinstance(event, MessageCarried) else asdict(event)
+    ends = {"sharer": "from", "receiver": "to"}
+    return {
+        "event": type(event).__name__,
+        **{ends.get(key, key): value for key, value in data.items()},
+    }

@@ -1,0 +1,146 @@
+"""What a run cost: per turn and per edge."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = [
+    "AgentResult",
+    "EdgeReport",
+    "RunReport",
+    "RunResult",
+    "TurnReport",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnReport:
+    """Counts and times of one turn; see `unspoken.agents.engines.turn.Usage` for each."""
+
+    turn: int
+    prompt_tokens: int
+    prefilled_tokens: int
+    reused_tokens: int
+    recomputed_tokens: int
+    projected_tokens: int
+    generated_tokens: int
+    layer_tokens_computed: int
+    ttft_s: float | None
+    seconds: float
+    finish: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeReport:
+    """How one message was carried.
+
+    Attributes:
+        sharer: Who made it.
+        receiver: Who read it.
+        turn: The receiver's turn.
+        planned: Channel the plan chose.
+        channel: Channel that carried it.
+        exact: Whether the receiver got what it would have computed itself.
+        reason: How, and why so.
+        tokens: Tokens of the message.
+        reused: Message tokens whose state was taken over.
+        repaired: Message tokens computed anew though state was at hand.
+        bytes: Bytes of state, or of text.
+        seconds: Work of the carry.
+        projected: Message tokens whose state a bridge made.
+        layer_tokens: Layers times tokens that the receiver ran of its own to make or to choose the state.
+        recomputed_layers: Of a message from other weights of one base, the layers that the receiver computed anew.
+    """
+
+    sharer: str
+    receiver: str
+    turn: int
+    planned: str
+    channel: str
+    exact: bool
+    reason: str
+    tokens: int
+    reused: int
+    repaired: int
+    bytes: int
+    seconds: float
+    projected: int = 0
+    layer_tokens: int = 0
+    recomputed_layers: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with the ends under ``from`` and ``to``."""
+        data = asdict(self)
+        return {"from": data.pop("sharer"), "to": data.pop("receiver"), **data}
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """A whole run.
+
+    Attributes:
+        run_id: Its id.
+        workflow: The workflow's name.
+        agents: Per agent, its turns; none for an agent that was skipped.
+        edges: Every message carried, in order.
+        fallbacks: Reuse that was asked for and did not happen, as (edge, reason).
+        seconds: Wall-clock time from the first firing to the last.
+        peak_state_bytes: The most state held for readers at a time.
+    """
+
+    run_id: str
+    workflow: str
+    agents: dict[str, tuple[TurnReport, ...]]
+    edges: tuple[EdgeReport, ...]
+    seconds: float
+    fallbacks: tuple[tuple[str, str], ...] = field(default=())
+    peak_state_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data in the shape that ``unspoken run --json`` prints, without the outputs."""
+        return {
+            "run_id": self.run_id,
+            "workflow": self.workflow,
+            "agents": {
+                name: [asdict(turn) for turn in turns] for name, turns in self.agents.items()
+            },
+            "edges": [edge.to_dict() for edge in self.edges],
+            "fallbacks": [{"edge": edge, "reason": reason} for edge, reason in self.fallbacks],
+            "seconds": self.seconds,
+            "peak_state_bytes": self.peak_state_bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AgentResult:
+    """What an agent wrote.
+
+    Attributes:
+        text: Words of its last turn; its prompt where it only reads.
+        turns: Words of every turn.
+    """
+
+    text: str
+    turns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run gave.
+
+    Attributes:
+        outputs: The workflow's outputs, by name.
+        agents: What each agent wrote; an agent that was skipped is not in it.
+        report: What it cost.
+    """
+
+    outputs: dict[str, str]
+    agents: dict[str, AgentResult]
+    report: RunReport
+
+    def __getitem__(self, agent: str) -> AgentResult:
+        return self.agents[agent]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as ``unspoken run --json`` prints it."""
+        report = self.report.to_dict()
+        return {"run_id": report.pop("run_id"), "outputs": self.outputs, **report}

@@ -1,0 +1,1 @@
+"""The workflow as data, and what is wrong with it."""

@@ -1,0 +1,158 @@
+"""Checks of what a workflow's templates and conditions read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from unspoken.agents.prompts.jinja import Reference, references
+from unspoken.agents.spec.problems import listed, suggest
+from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.channels.errors import Problem, TemplateError
+
+__all__ = ["template_problems"]
+
+_OUTPUT_ATTRIBUTES = ("text", "skipped", "items")
+
+
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """What one template may read.
+
+    Attributes:
+        where: The template's path in the workflow.
+        inputs: Names of the inputs.
+        agents: Names of the agents in reach, with their attributes.
+        words: Other names, whose attributes are not checked.
+        others: Names of all agents, to tell one out of reach from one that does not exist.
+        out_of_reach: Why an agent outside ``agents`` cannot be read, and what would help.
+    """
+
+    where: str
+    inputs: tuple[str, ...]
+    agents: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ("text",)
+    words: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    out_of_reach: tuple[str, str] = ("", "")
+
+    def candidates(self) -> list[str]:
+        names = [f"inputs.{name}" for name in self.inputs]
+        names += [f"{name}.{attribute}" for name in self.agents for attribute in self.attributes]
+        return [*names, *self.words]
+
+
+def template_problems(spec: WorkflowSpec, *, all_connected: bool = False) -> Iterator[Problem]:
+    """Yield what is wrong with prompts, systems, loops over items, conditions and outputs.
+
+    Args:
+        spec: The workflow.
+        all_connected: Take every agent to have an edge to every other, as not all are known.
+    """
+    inputs, agents = tuple(spec.inputs), tuple(spec.agents)
+    sharers: dict[str, dict[str, None]] = {name: {} for name in agents}
+    for edge in spec.edges:
+        if edge.from_ in sharers and edge.to in sharers:
+            sharers[edge.to][edge.from_] = None
+    for name in agents:
+        reach = agents if all_connected else tuple(sharers[name])
+        yield from _agent_problems(spec, name, reach)
+    for n, edge in enumerate(spec.edges):
+        if edge.when is not None:
+            sharer = (edge.from_,) if edge.from_ in spec.agents else ()
+            why = ("a condition reads its edge's sharer only", f"use {edge.from_}.text")
+            where = f"edges[{n}].when"
+            scope = _Scope(where, inputs, sharer, others=agents, out_of_reach=why)
+            yield from _check(edge.when, scope, expression=True)
+    for name, template in spec.outputs.items():
+        yield from _check(template, _Scope(f"outputs.{name}", inputs, agents, _OUTPUT_ATTRIBUTES))
+
+
+def _agent_problems(spec: WorkflowSpec, name: str, sharers: tuple[str, ...]) -> Iterator[Problem]:
+    agent, inputs, agents = spec.agents[name], tuple(spec.inputs), tuple(spec.agents)
+    words = ("turn", "item") if agent.for_each is not None else ("turn",)
+    scope = _Scope(
+        where=f"agents.{name}.prompt",
+        inputs=inputs,
+        agents=sharers,
+        words=words,
+        others=agents,
+        out_of_reach=("it has no edge to this agent", f"add an edge {{from: ..., to: {name}}}"),
+    )
+    yield from _check(agent.prompt, scope)
+    if agent.system is not None:
+        why = ("a system prompt reads inputs only", "move it to the prompt")
+        where = f"agents.{name}.system"
+        yield from _check(agent.system, _Scope(where, inputs, others=agents, out_of_reach=why))
+    if agent.for_each is not None:
+        yield from _for_each_problems(spec, name, agent.for_each)
+
+
+def _for_each_problems(spec: WorkflowSpec, name: str, expression: str) -> Iterator[Problem]:
+    lists = tuple(key for key, given in spec.inputs.items() if given.type == "list")
+    where = f"agents.{name}.for_each"
+    expected = listed(f"inputs.{key}" for key in lists) or "an input of type list"
+    found = list(_check(expression, _Scope(where, tuple(spec.inputs)), expression=True))
+    if found:
+        yield from found
+        return
+    read = {reference.attribute for reference in references(expression, expression=True)}
+    if not read.intersection(lists):
+        fix = "give the input 'type: list'" if read else "name an input of type list"
+        yield Problem(f"'{expression}' is not a list input", where, expected, fix)
+
+
+def _check(template: str, scope: _Scope, *, expression: bool = False) -> Iterator[Problem]:
+    try:
+        read = references(template, expression=expression)
+    except TemplateError as error:
+        yield Problem(error.found, scope.where, error.expected, error.fix)
+        return
+    seen: set[tuple[str, str | None]] = set()
+    for reference in read:
+        if (reference.root, reference.attribute) not in seen:
+            seen.add((reference.root, reference.attribute))
+            yield from _check_reference(reference, scope)
+
+
+def _check_reference(reference: Reference, scope: _Scope) -> Iterator[Problem]:
+    root, attribute = reference.root, reference.attribute
+    shown = root if attribute is None else f"{root}.{attribute}"
+    if root in scope.words:
+        return
+    if root == "inputs":
+        allowed = scope.inputs
+    elif root in scope.agents:
+        allowed = scope.attributes
+    else:
+        yield _unknown_name(shown, root, scope)
+        return
+    if attribute in allowed:
+        return
+    candidates = [f"{root}.{name}" for name in allowed]
+    expected = listed(candidates) or "declared inputs; there are none"
+    if attribute is None:
+        fix = f"write {candidates[0]}" if candidates else ""
+        yield Problem(f"'{root}' is not text by itself", scope.where, expected, fix)
+        return
+    fix = suggest(shown, candidates)
+    if root == "inputs":
+        fix = fix or f"declare '{attribute}' under 'inputs:'"
+    yield Problem(f"'{shown}' is not defined", scope.where, expected, fix)
+
+
+def _unknown_name(shown: str, root: str, scope: _Scope) -> Problem:
+    candidates = scope.candidates()
+    expected = listed(candidates) or "words only"
+    if root in scope.others:
+        why, fix = scope.out_of_reach
+        return Problem(
+            f"'{shown}' cannot be read here: {why}", scope.where, expected, fix.replace("...", root)
+        )
+    if root == "item":
+        fix = "give the agent 'for_each: inputs.NAME'"
+        return Problem("'item' is only known with for_each", scope.where, expected, fix)
+    fix = suggest(shown, candidates) or suggest(root, scope.others)
+    if root in scope.inputs:
+        fix = f"did you mean 'inputs.{root}'?"
+    return Problem(f"'{shown}' is not defined", scope.where, expected, fix)

@@ -1,0 +1,331 @@
+"""What a workflow file may say: one frozen model per kind of thing in it.
+
+These models check each value by itself. How values fit together (names, edges, cycles, what
+templates read) is checked by `unspoken.agents.spec.graph`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+
+from unspoken.agents.spec.field_types import (
+    KEYS_ARE_NAMES,
+    AgentName,
+    Count,
+    Device,
+    Flag,
+    Fraction,
+    Name,
+    NonEmpty,
+    Seconds,
+    Text,
+    Whole,
+    wrong,
+)
+from unspoken.agents.spec.spellings import LIST, NONE_WORD, STRINGS, bare
+
+__all__ = [
+    "AgentSpec",
+    "EdgeSpec",
+    "GenerateSpec",
+    "InputSpec",
+    "ModelSpec",
+    "Repair",
+    "Share",
+    "WorkflowSpec",
+    "dump",
+    "json_schema",
+]
+
+Share = Literal["output", "prompt", "context"]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_by_alias=True,
+        validate_by_name=True,
+        serialize_by_alias=True,
+        allow_inf_nan=False,
+        validate_default=True,
+    )
+
+
+class ModelSpec(_Spec):
+    """A language model that agents share; a bare string is its ref."""
+
+    ref: NonEmpty = Field(
+        description="Where the model is: a Hub id, a folder, a .gguf file or embedded:NAME."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Number format of the weights; auto is float32 on a CPU and the checkpoint's "
+        "own on an accelerator.",
+    )
+    device: Device = Field(
+        "auto", description="Where the model runs: auto, cpu, cuda:0 or another torch device."
+    )
+    revision: Annotated[NonEmpty | None, NONE_WORD] = Field(
+        None, description="Branch, tag or commit of a Hub model."
+    )
+    adapter: Annotated[NonEmpty | None, NONE_WORD] = Field(
+        None,
+        description="Folder or Hub id of an adapter (LoRA) on the model; models of one ref share their weights.",
+    )
+
+
+InputType = Literal["text", "integer", "number", "boolean", "list"]
+
+
+class InputSpec(_Spec):
+    """A value that a run is given; a bare string is its type."""
+
+    type: InputType = Field("text", description="What kind of value the input takes.")
+    default: Any = Field(
+        None, description="The value where a run gives none; an input without one is required."
+    )
+    description: Text = Field("", description="What the input is, for people.")
+
+    @property
+    def required(self) -> bool:
+        """Whether a run must give this input."""
+        return self.default is None
+
+    def accepts(self, value: object) -> bool:
+        """Tell whether ``value`` is of this input's type."""
+        match self.type:
+            case "text":
+                return isinstance(value, str)
+            case "boolean":
+                return isinstance(value, bool)
+            case "integer":
+                return isinstance(value, int) and not isinstance(value, bool)
+            case "number":
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    return False
+                return math.isfinite(value)
+            case "list":
+                return isinstance(value, list | tuple)
+
+    @model_validator(mode="after")
+    def _default_fits(self) -> InputSpec:
+        if self.default is not None and not self.accepts(self.default):
+            wrong(
+                f"the default {self.default!r} is not of type {self.type}",
+                f"a value of type {self.type}",
+                "change the default or the type",
+            )
+        return self
+
+
+class GenerateSpec(_Spec):
+    """How an agent writes."""
+
+    max_new_tokens: Count = Field(128, description="Most tokens written in one turn.")
+    temperature: Annotated[float, Strict(), Field(ge=0)] = Field(
+        0.0, description="Randomness of sampling; 0 takes the likeliest token each time."
+    )
+    top_p: Annotated[Annotated[float, Strict(), Field(gt=0, le=1)] | None, NONE_WORD] = Field(
+        None, description="Sample from the likeliest tokens that together reach this probability."
+    )
+    top_k: Annotated[Count | None, NONE_WORD] = Field(
+        None, description="Sample from this many of the likeliest tokens."
+    )
+    seed: Annotated[Whole | None, NONE_WORD] = Field(
+        None, description="Seed of the sampler; runs with the same seed write the same."
+    )
+    stop: Annotated[tuple[NonEmpty, ...], STRINGS] = Field(
+        (), description="Strings that end the turn and are cut off; one or a list."
+    )
+
+
+class AgentSpec(_Spec):
+    """A role on a model."""
+
+    model: Text = Field(description="Name of one of the workflow's models.")
+    prompt: Text = Field(
+        description="Template of the turn: reads inputs, and the text of agents with an edge here."
+    )
+    system: Annotated[Text | None, NONE_WORD] = Field(
+        None,
+        description="Template of the system turn, which reads inputs only; none leaves it to the "
+        "model's chat template.",
+    )
+    generate: Annotated[GenerateSpec | None, NONE_WORD] = Field(
+        GenerateSpec(), description="How the agent writes; none only reads its prompt."
+    )
+    memory: Literal["run", "turn"] = Field(
+        "run", description="Keep the context over the turns of a run, or start afresh each turn."
+    )
+    join: Literal["all", "any"] = Field(
+        "all", description="Start when all in-edges hold a message, or when the first arrives."
+    )
+    max_turns: Count = Field(
+        1, description="Most turns in a run; more than 1 is required with a loop edge to the agent."
+    )
+    for_each: Annotated[NonEmpty | None, NONE_WORD] = Field(
+        None,
+        description="Expression for a list, such as inputs.rows: one run of the agent an item.",
+    )
+    timeout: Annotated[Seconds | None, NONE_WORD] = Field(
+        None, description="Most seconds a turn may take."
+    )
+
+
+class Repair(_Spec):
+    """What is recomputed of a spliced message, in one pass over the chosen tokens."""
+
+    sink: Whole = Field(4, description="How many of the message's first tokens are recomputed.")
+    deviation: Fraction = Field(
+        0.0,
+        description="Share of the message's tokens recomputed besides: those whose values, on an early layer, "
+        "deviate most from what the receiver computes.",
+    )
+
+
+Layers = Annotated[tuple[Whole, Whole], LIST]
+Recompute = Literal["profile"] | Annotated[tuple[Layers, ...], LIST]
+
+
+class EdgeSpec(_Spec):
+    """A typed connection from one agent to another."""
+
+    from_: Text = Field(
+        validation_alias="from", serialization_alias="from", description="The agent that shares."
+    )
+    to: Text = Field(description="The agent that receives.")
+    channel: Literal["auto", "text", "same_model_cache", "projected_cache"] = Field(
+        "auto", description="How the message is carried; auto takes the fastest that is safe."
+    )
+    share: Annotated[Share | None, NONE_WORD] = Field(
+        None,
+        description="What is shared: what the agent wrote, its prompt turn, or all its turns; "
+        "without a value it is output, or prompt where the agent writes nothing.",
+    )
+    as_: Literal["user", "assistant"] = Field(
+        "user",
+        validation_alias="as",
+        serialization_alias="as",
+        description="Role of the message in the receiver's context.",
+    )
+    repair: Annotated[Repair | None, NONE_WORD] = Field(
+        Repair(), description="What is recomputed of a message put after other tokens."
+    )
+    recompute: Annotated[Recompute | None, NONE_WORD] = Field(
+        "profile",
+        description="Between fine-tunes of one base, the layers that the receiver computes anew: by the pair's "
+        "stored profile, or groups of layers as [first, last + 1] (an empty list takes the cache as it is); none "
+        "refuses the cache.",
+    )
+    max_kl: Annotated[float, Strict(), Field(ge=0)] = Field(
+        0.01,
+        description="How far, by a profile, the receiver may be from its own reading: KL in nats a token.",
+    )
+    min_retention: Fraction = Field(
+        0.8,
+        description="What a bridge must keep, by its audit, of what the words themselves gain; "
+        "below it the edge goes by text.",
+    )
+    fuse: Flag = Field(
+        False, description="The receiver reads the message too, and a bridge enriches its cache."
+    )
+    codec: Literal["raw", "int8", "int4"] = Field(
+        "raw",
+        description="How a cache is kept until it is read: as it is, or in fewer bytes and no longer exact.",
+    )
+    fallback: Literal["text", "error"] = Field(
+        "text", description="What to do where the channel cannot carry a message."
+    )
+    when: Annotated[NonEmpty | None, NONE_WORD] = Field(
+        None, description="Expression; where it is false the edge sends a skip instead."
+    )
+    loop: Flag = Field(
+        False, description="The edge closes a cycle: its message starts the receiver again."
+    )
+
+    @model_validator(mode="after")
+    def _groups_ascend(self) -> EdgeSpec:
+        at = 0
+        for first, last in self.recompute if isinstance(self.recompute, tuple) else ():
+            if not at <= first < last:
+                found = f"the group of layers [{first}, {last}] stands in recompute"
+                wrong(found, "[first, last + 1], ascending and without overlap")
+            at = last
+        return self
+
+    @model_validator(mode="after")
+    def _fuses_by_a_bridge(self) -> EdgeSpec:
+        if self.fuse and self.channel != "projected_cache":
+            found = f"fuse stands on an edge with channel {self.channel}"
+            wrong(found, "channel: projected_cache", "name the channel, or leave fuse out")
+        return self
+
+
+class WorkflowSpec(_Spec):
+    """A workflow: models, agents on them, and the edges between."""
+
+    name: NonEmpty = Field(description="What the workflow is called.")
+    description: Text = Field("", description="What the workflow does, for people.")
+    models: dict[Name, Annotated[ModelSpec, bare("ref", "The model's ref.")]] = Field(
+        description="The models, by name.", json_schema_extra=KEYS_ARE_NAMES
+    )
+    inputs: dict[Name, Annotated[InputSpec, bare("type", "The input's type.")]] = Field(
+        {}, description="What a run is given, by name.", json_schema_extra=KEYS_ARE_NAMES
+    )
+    agents: dict[AgentName, AgentSpec] = Field(
+        description="The agents, by name.", json_schema_extra=KEYS_ARE_NAMES
+    )
+    edges: Annotated[tuple[EdgeSpec, ...], LIST] = Field(
+        (), description="The edges; a receiver reads its messages in this order."
+    )
+    outputs: dict[Name, Text] = Field(
+        {},
+        description="Templates of the results, by name; they read inputs and agents.",
+        json_schema_extra=KEYS_ARE_NAMES,
+    )
+    bridges: Literal["stored", "fit"] = Field(
+        "stored",
+        description="Bridges between different models: those stored, or one fitted on the first run "
+        "where an edge has none.",
+    )
+    timeout: Annotated[Seconds | None, NONE_WORD] = Field(
+        None, description="Most seconds the whole run may take."
+    )
+
+    def share_of(self, edge: EdgeSpec) -> Share:
+        """Return what ``edge`` shares: as written, else output, or prompt of a mere reader."""
+        if edge.share is not None:
+            return edge.share
+        sharer = self.agents.get(edge.from_)
+        return "prompt" if sharer is not None and sharer.generate is None else "output"
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a workflow file; it accepts every file that the loader accepts."""
+    schema = WorkflowSpec.model_json_schema(by_alias=True, mode="validation")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "unspoken workflow",
+    }
+
+
+def dump(spec: WorkflowSpec) -> dict[str, Any]:
+    """Return ``spec`` as plain data, less what is at its default; read again, it is equal."""
+    data = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    data["models"] = {
+        name: model["ref"] if set(model) == {"ref"} else model
+        for name, model in data["models"].items()
+    }
+    if "inputs" in data:
+        data["inputs"] = {
+            name: given.get("type", "text") if set(given) <= {"type"} else given
+            for name, given in data["inputs"].items()
+        }
+    for part in (*data["agents"].values(), *data.get("edges", ())):
+        part.update({key: "none" for key, value in part.items() if value is None})
+    return data

@@ -1,0 +1,1 @@
+"""How good a bridge is: rows, controls, figures."""

@@ -1,0 +1,111 @@
+"""What fuse mode adds: questions with options, answered by the receiver alone, fused, and fused with another's state.
+
+The options are not shown; each is scored by its log-likelihood over its characters (lm-eval's ``acc_norm``).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from unspoken.channels.bridges.audit.answers import losses_of
+from unspoken.channels.bridges.audit.rows import AuditRows, require_two
+from unspoken.channels.bridges.bridge import Bridge
+from unspoken.channels.bridges.fit.fuse_example import FuseInput, fuse_input, fused_context
+from unspoken.channels.bridges.fit.fuse_samples import choice_prompt
+from unspoken.channels.bridges.fit.samples import Lesson, prepare
+from unspoken.channels.bridges.fuser import Fuser
+from unspoken.channels.bridges.manifest import Audit
+from unspoken.channels.data.rows import ChoiceRow
+from unspoken.channels.kv.state import KVState
+from unspoken.channels.metrics import paired, wilson
+from unspoken.channels.model import TextModel
+
+__all__ = ["FUSE", "ending_as", "read_both", "with_fuse"]
+
+FUSE = "fuse"
+ALONE, FUSED, OTHER = "receiver alone", "fused", "fused, another row's sharer"
+
+
+def with_fuse(
+    audit: Audit,
+    bridge: Bridge,
+    sharer: TextModel,
+    receiver: TextModel,
+    rows: AuditRows,
+    report: Callable[[str, float], None] = lambda stage, fraction: None,
+) -> Audit:
+    """An audit with what fuse mode does added to its rows and its summary; itself where the bridge has no fuse mode.
+
+    Raises:
+        InputError: All questions are one.
+    """
+    if bridge.fuser is None:
+        return audit
+    require_two([Lesson(choice_prompt(row.question), ()) for row in rows.choice])
+    marks = _marks(bridge.fuser, sharer, receiver, rows.choice, report)
+    end = "" if "choice" in rows.brought else "_builtin"
+    summary = {"fuse_n": len(rows.choice), "fuse_accuracy": _share(marks[FUSED])}
+    for name, way in (("alone", ALONE), ("mismatched", OTHER)):
+        gap = paired(marks[FUSED], marks[way])
+        names = (f"fuse_over_{name}{part}" for part in ("", "_low", "_high"))
+        summary |= {f"fuse_accuracy_{name}": _share(marks[way])}
+        summary |= {key: round(value, 4) for key, value in zip(names, gap, strict=True)}
+    table = []
+    for way, found in marks.items():
+        low, high = (round(one, 4) for one in wilson(sum(found), len(found)))
+        line = {"data": FUSE, "way": way, "rows": len(found), "accuracy": _share(found)}
+        table.append(line | {"accuracy_low": low, "accuracy_high": high})
+    named = {name + end: value for name, value in summary.items()}
+    both = {"rows": (*audit.rows, *table), "summary": {**audit.summary, **named}}
+    return audit.model_copy(update=both)
+
+
+@torch.no_grad()
+def _marks(
+    fuser: Fuser,
+    sharer: TextModel,
+    receiver: TextModel,
+    rows: Sequence[ChoiceRow],
+    report: Callable[[str, float], None],
+) -> dict[str, list[bool]]:
+    """Per way, whether each row was answered rightly."""
+    fuser.to(receiver.device)
+    marks: dict[str, list[bool]] = {way: [] for way in (ALONE, FUSED, OTHER)}
+    before = read_both(rows[-1], fuser, sharer, receiver).theirs
+    for number, row in enumerate(rows, 1):
+        made = read_both(row, fuser, sharer, receiver)
+        other = replace(made, theirs=ending_as(before, len(made.theirs)))
+        for way, module, one in ((ALONE, None, made), (FUSED, fuser, made), (OTHER, fuser, other)):
+            states = fused_context(module, one, receiver)
+            marks[way].append(_right(receiver, one.case.ids[-1], states, row))
+        before = made.theirs
+        report(FUSE, number / len(rows))
+    return marks
+
+
+def read_both(row: ChoiceRow, fuser: Fuser, sharer: TextModel, receiver: TextModel) -> FuseInput:
+    """A question, without its options, as both models have read it."""
+    case = prepare(Lesson(choice_prompt(row.question), ()), sharer, receiver)
+    return fuse_input(fuser.config, case, sharer, receiver)
+
+
+def ending_as(theirs: Tensor, length: int) -> Tensor:
+    """Another input's rows, cut or repeated to `length` so that both inputs end together."""
+    back = torch.arange(length - 1, -1, -1, device=theirs.device) % len(theirs)
+    return theirs[len(theirs) - 1 - back]
+
+
+def _right(receiver: TextModel, last: int, states: Sequence[KVState], row: ChoiceRow) -> bool:
+    options = [receiver.words(f" {option}")[0] for option in row.options]
+    losses = losses_of(receiver, states, (last,), options)
+    scores = [
+        -loss * len(ids) / len(option)
+        for loss, ids, option in zip(losses, options, row.options, strict=True)
+    ]
+    return max(range(len(scores)), key=scores.__getitem__) == row.answer
+
+
+def _share(marks: Sequence[bool]) -> float:
+    return round(sum(marks) / len(marks), 4)

@@ -1,0 +1,137 @@
+"""Measuring a stored bridge on anybody's files."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unspoken.channels.bridges.audit.audit import AuditSettings, audit
+from unspoken.channels.bridges.audit.rows import AuditRows
+from unspoken.channels.bridges.bridge import Bridge
+from unspoken.channels.bridges.folder import read, write
+from unspoken.channels.bridges.manifest import Audit, BridgeManifest
+from unspoken.channels.data.text import Corpus, load_corpus
+from unspoken.channels.errors import BridgeError, InputError
+from unspoken.channels.machine import describe_machine
+
+if TYPE_CHECKING:
+    from unspoken.agents.models.model import LocalModel
+
+__all__ = ["AuditPlan", "audit_bridge", "corpus_of", "keep_audit"]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPlan:
+    """What an audit measures on, and how much.
+
+    Attributes:
+        text: Plain text; None for the built-in one.
+        qa: Question-answering rows; None for built-in ones.
+        recall: Recall rows; None for built-in ones.
+        choice: Questions with options, for a bridge with fuse mode; None for built-in ones.
+        passages, questions, records, choices: How many rows of each.
+        settings: How much else.
+    """
+
+    text: Path | None = None
+    qa: Path | None = None
+    recall: Path | None = None
+    choice: Path | None = None
+    passages: int = 24
+    questions: int = 60
+    records: int = 40
+    choices: int = 100
+    settings: AuditSettings = field(default_factory=AuditSettings)
+
+    def rows(self, corpus: Corpus) -> AuditRows:
+        """The rows.
+
+        Raises:
+            InputError: A file that cannot be read.
+        """
+        return AuditRows.load(
+            self.text,
+            self.qa,
+            self.recall,
+            self.choice,
+            passages=self.passages,
+            questions=self.questions,
+            records=self.records,
+            choices=self.choices,
+            corpus=corpus,
+            seed=self.settings.seed,
+        )
+
+
+def audit_bridge(
+    folder: Path,
+    sharer: "LocalModel",
+    receiver: "LocalModel",
+    plan: AuditPlan | None = None,
+    *,
+    report: Callable[[str, float], None] = lambda stage, fraction: None,
+) -> Audit:
+    """Measure a stored bridge.
+
+    Args:
+        folder: The bridge.
+        sharer: Whose cache it reads.
+        receiver: Whose cache it makes.
+        plan: What to measure on.
+        report: Told of stages.
+
+    Raises:
+        BridgeError: It is broken.
+        IdentityMismatch: It belongs to other models.
+        InputError: Rows that cannot be read or measured on.
+    """
+    plan = plan or AuditPlan()
+    bridge = Bridge.load(folder, receiver.device)
+    bridge.check(sharer, receiver)
+    corpus = corpus_of(bridge.manifest)
+    return audit(
+        bridge,
+        sharer,
+        receiver,
+        plan.rows(corpus),
+        corpus=corpus,
+        report=report,
+        machine=describe_machine(receiver),
+        settings=plan.settings,
+    )
+
+
+def keep_audit(folder: Path, measured: Audit, audited: BridgeManifest) -> None:
+    """Write an audit into a stored bridge's manifest and card.
+
+    Args:
+        folder: The bridge.
+        measured: The audit.
+        audited: Manifest of the bridge that was measured.
+
+    Raises:
+        BridgeError: Another bridge lies there by now, it is broken, or its folder cannot be written.
+    """
+    manifest, tensors = read(folder)
+    if manifest.tensors != audited.tensors:
+        raise BridgeError(
+            f"the bridge in {folder} has been replaced since it was measured",
+            expected="the bridge that was measured",
+            fix="measure the new one: unspoken bridge audit",
+        )
+    write(folder, manifest.model_copy(update={"audit": measured}), tensors)
+
+
+def corpus_of(manifest: BridgeManifest) -> Corpus:
+    """What a bridge was fitted on, or the built-in text where that very text is not at hand.
+
+    Nothing is downloaded because a manifest names it, and a file that only has the same name does not count.
+    """
+    sources, seed = manifest.data.sources, manifest.data.seed
+    if not any(source.startswith("hub:") for source in sources):
+        with suppress(InputError):
+            corpus = load_corpus(sources, seed=seed)
+            if corpus.digest == manifest.data.digest:
+                return corpus
+    return load_corpus(seed=seed)

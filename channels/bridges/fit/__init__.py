@@ -1,0 +1,1 @@
+"""How a bridge is fitted."""

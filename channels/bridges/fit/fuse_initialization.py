@@ -1,0 +1,83 @@
+"""What a fuser's training starts from: encoders of both models' rows, in closed form."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from unspoken.channels.bridges.features import width
+from unspoken.channels.bridges.fit.fuse_example import FuseInput
+from unspoken.channels.bridges.fit.progress import FuseProgress, FuseReport
+from unspoken.channels.bridges.fit.ridge import Gram, Solution
+from unspoken.channels.bridges.fit.settings import FuseSettings
+from unspoken.channels.bridges.fuser import Fuser, FuserConfig
+from unspoken.channels.bridges.projection import SINK
+from unspoken.channels.model import TextModel
+
+__all__ = ["closed_form_fuser", "new_fuser"]
+
+BULK = 1000
+"""Tokens that are added to a Gram matrix at a time."""
+
+
+def new_fuser(config: FuserConfig, sharer: TextModel, receiver: TextModel) -> Fuser:
+    """An unfitted fuser between two models, on the receiver's device."""
+    made = Fuser(config, sharer.geometry, receiver.geometry)
+    return made.to(receiver.device)
+
+
+@torch.no_grad()
+def closed_form_fuser(
+    config: FuserConfig,
+    sharer: TextModel,
+    receiver: TextModel,
+    inputs: Iterator[tuple[int, FuseInput]],
+    settings: FuseSettings,
+    report: FuseReport,
+) -> tuple[Fuser, int]:
+    """Encoders of either model's rows, and the tokens seen.
+
+    They are the directions that say most of the receiver's rows, and of its own.
+    """
+    geometry = receiver.geometry
+    fuser = new_fuser(config, sharer, receiver)
+    mine = width(geometry, config.own_layers)
+    outputs = width(geometry, range(len(geometry.layers)))
+    theirs = Gram(width(sharer.geometry, config.source_layers), outputs, receiver.device)
+    own = Gram(mine, mine, receiver.device)
+    while theirs.count < settings.gram_tokens:
+        # In bulk: each addition goes over the whole matrices.
+        rows = _bulk(inputs, min(settings.gram_tokens - theirs.count, BULK))
+        theirs.add(*rows)
+        chosen = rows[1].index_select(1, fuser._columns)
+        own.add(chosen, chosen)
+        report(FuseProgress("gram", min(theirs.count / settings.gram_tokens, 1.0)))
+    solution = theirs.solve()
+    fuser.encode.copy_(_encoder(solution, config.rank, settings.seed))
+    fuser.mean.copy_(solution.mean)
+    fuser.inverse.copy_(solution.scale)
+    fuser.deviation.copy_(solution.deviation)
+    solution = own.solve()
+    fuser.own_encode.copy_(_encoder(solution, config.own_rank, settings.seed))
+    fuser.own_mean.copy_(solution.mean)
+    fuser.own_inverse.copy_(solution.scale)
+    return fuser, theirs.count
+
+
+def _bulk(inputs: Iterator[tuple[int, FuseInput]], tokens: int) -> tuple[Tensor, Tensor]:
+    """Rows of both models for `tokens` tokens or more, the attention sink left out."""
+    theirs, own, count = [], [], 0
+    while count < tokens:
+        _, made = next(inputs)
+        skip = max(SINK - made.case.at, 0)
+        theirs.append(made.theirs[skip:])
+        own.append(made.own[skip:])
+        count += len(own[-1])
+    return torch.cat(theirs), torch.cat(own)
+
+
+def _encoder(solution: Solution, rank: int, seed: int) -> Tensor:
+    """Directions of the closed form, (features, rank), each of unit variance."""
+    encode, _ = solution.cut(rank, seed=seed)
+    spread = (solution.factor.mT @ encode).square().sum(dim=0).sqrt()
+    return encode / spread.clamp_min(1e-4)

@@ -1,0 +1,76 @@
+"""Inputs that two models read both, and how they go on: what a fuser learns from."""
+
+import random
+from collections.abc import Iterator, Sequence
+
+from unspoken.channels.bridges.fit.samples import Lesson, Tail
+from unspoken.channels.data.passages import fact_passages
+from unspoken.channels.data.rows import question_prompt
+from unspoken.channels.data.trivia import common_question, kept_back
+
+__all__ = ["choice_prompt", "teach_fusing"]
+
+
+def choice_prompt(question: str, hint: str = "") -> str:
+    """A question without a context, as every model reads it; a hint stands between it and the answer."""
+    said = f"\nHint: {hint}" if hint else ""
+    return f"Question: {question}{said}\nAnswer:"
+
+
+def teach_fusing(
+    pieces: Iterator[str], seed: int, *, held_out: bool = False, words: int = 60
+) -> Iterator[Lesson]:
+    """Lessons without end: questions of common knowledge, plain text to go on with, private facts to be found.
+
+    Args:
+        pieces: Pieces of plain text, without end.
+        seed: Of all that is drawn.
+        held_out: Whether to ask the questions that are kept back, or the others.
+        words: About how many words a plain input has.
+    """
+    rng = random.Random(seed)
+    facts = fact_passages(seed)
+    while True:
+        frame = "chat" if rng.random() < 0.25 else "bare"
+        draw = rng.random()
+        lesson: Lesson | None
+        if draw < 0.5:
+            lesson = _choice(rng, frame, held_out=held_out)
+        elif draw < 0.85:
+            lesson = _plain(next(pieces), rng, words, frame)
+        else:
+            passage = next(facts)
+            asked = rng.sample(passage.questions, min(2, len(passage.questions)))
+            tails = tuple(Tail(question_prompt(q.question), f" {q.answer}", "fact") for q in asked)
+            lesson = Lesson(passage.text, tails, frame)
+        if lesson is not None:
+            yield lesson
+
+
+def _choice(rng: random.Random, frame: str, *, held_out: bool) -> Lesson:
+    """A question of common knowledge, its right answer and a wrong one, in that order."""
+    question, options, answer = common_question(rng)
+    while kept_back(question, options[answer]) != held_out:
+        question, options, answer = common_question(rng)
+    wrong = rng.choice([one for one in options if one != options[answer]])
+    asked = _listing(question, options) if rng.random() < 0.3 else question
+    shown = ((options[answer], "choice"), (wrong, "wrong"))
+    if frame == "bare":
+        return Lesson(choice_prompt(asked), tuple(Tail("", f" {one}", kind) for one, kind in shown))
+    tails = tuple(Tail("\nAnswer in a few words.", f" {one}", kind) for one, kind in shown)
+    return Lesson(f"Question: {asked}", tails, frame)
+
+
+def _listing(question: str, options: Sequence[str]) -> str:
+    return f"{question}\nOptions: {', '.join(options)}"
+
+
+def _plain(piece: str, rng: random.Random, words: int, frame: str) -> Lesson | None:
+    """About `words` words, and the next 24."""
+    spaces = [at for at, letter in enumerate(piece) if letter.isspace()]
+    length = int(words * rng.uniform(0.4, 1.4))
+    if len(spaces) < length + 30:
+        return None
+    start = rng.randrange(len(spaces) - length - 25)
+    first, cut, end = (spaces[start + n] for n in (0, length, length + 24))
+    return Lesson(piece[first:cut].lstrip(), (Tail("", piece[cut:end]),), frame)

@@ -1,0 +1,169 @@
+"""What a bridge's training starts from: chosen source layers, and the closed form of a projector that reads them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from unspoken.channels.bridges.features import width, widths
+from unspoken.channels.bridges.fit.example import example, sharer_rows, target_rows
+from unspoken.channels.bridges.fit.progress import FitProgress, FitReport
+from unspoken.channels.bridges.fit.ridge import Gram, choose_layers, gram_bytes
+from unspoken.channels.bridges.fit.samples import Case, prepare, teach
+from unspoken.channels.bridges.fit.settings import FitSettings
+from unspoken.channels.bridges.projection import SINK, feature_rows
+from unspoken.channels.bridges.projector import Projector, ProjectorConfig
+from unspoken.channels.bridges.quantize import packed_bytes
+from unspoken.channels.data.text import Corpus
+from unspoken.channels.errors import BridgeError
+from unspoken.channels.kv.geometry import CacheGeometry
+from unspoken.channels.model import TextModel
+
+__all__ = [
+    "BYTES",
+    "LEAST",
+    "closed_form_projector",
+    "new_projector",
+    "projector_bytes",
+    "widest_rank",
+    "within_columns",
+]
+
+
+def new_projector(config: ProjectorConfig, sharer: TextModel, receiver: TextModel) -> Projector:
+    """An unfitted projector between two models, on the receiver's device."""
+    made = Projector(config, sharer.geometry, receiver.geometry)
+    return made.to(receiver.device)
+
+
+def closed_form_projector(
+    sharer: TextModel, receiver: TextModel, corpus: Corpus, settings: FitSettings, report: FitReport
+) -> tuple[Projector, int]:
+    """A projector in closed form, and the tokens that it was solved from."""
+    cases = _lessons(sharer, receiver, corpus, settings.seed)
+    first = [next(cases) for _ in range(10)]
+    report(FitProgress("layers", 0.0))
+    sizes = widths(sharer.geometry, range(len(sharer.geometry.layers)))
+    config = ProjectorConfig(
+        _choose(first, sharer, receiver, settings),
+        settings.native_layers,
+        within_columns(settings, sizes, receiver)[1],
+        hidden=settings.hidden,
+        bottleneck=settings.bottleneck,
+    )
+    rank = settings.rank or widest_rank(config, sharer.geometry, receiver.geometry)
+    config = replace(config, rank=rank)
+    inputs = sum(config.features(sharer.geometry, receiver.geometry))
+    outputs = width(receiver.geometry, config.target_layers(receiver.geometry))
+    if inputs > settings.columns:
+        raise BridgeError(
+            f"{len(config.source_layers)} source layers give {inputs} columns of features, and their Gram "
+            f"matrices {gram_bytes(inputs, outputs) / 2**30:.1f} GiB",
+            expected=f"at most {settings.columns} columns",
+            fix="read fewer source layers (--source-layers)",
+        )
+    gram = Gram(inputs, outputs, receiver.device)
+    while gram.count < settings.gram_tokens:
+        case = first.pop() if first else next(cases)
+        made = example(config, case, sharer, receiver, full := receiver.read(case.ids), teach=False)
+        skip = max(SINK - case.at, 0)
+        targets = target_rows(full, case, receiver, config.target_layers(receiver.geometry))
+        gram.add(made.features[skip:], targets[skip:])
+        report(FitProgress("gram", min(gram.count / settings.gram_tokens, 1.0)))
+    report(FitProgress("solve", 0.0))
+    solution = gram.solve()
+    tokens = gram.count
+    gram.release()
+    projector = new_projector(config, sharer, receiver)
+    encode, decode = solution.cut(config.rank, seed=settings.seed)
+    projector.start_from(solution, encode, decode)
+    return projector, tokens
+
+
+def _choose(
+    cases: list[Case], sharer: TextModel, receiver: TextModel, settings: FitSettings
+) -> tuple[int, ...]:
+    """Source layers, by what they add on the first few messages."""
+    count = len(sharer.geometry.layers)
+    sizes = widths(sharer.geometry, range(count))
+    device = receiver.device
+    rows = [sharer_rows(case, sharer, range(count)).to(device) for case in cases]
+    wanted, embeddings = within_columns(settings, sizes, receiver)
+    plain = ProjectorConfig((), embeddings=embeddings)
+    known = torch.cat(
+        [
+            feature_rows(plain, every[:, :0], case.ids, case.at, receiver, None)
+            for every, case in zip(rows, cases, strict=True)
+        ]
+    )
+    layers = range(len(receiver.geometry.layers))
+    targets = [target_rows(receiver.read(case.ids), case, receiver, layers) for case in cases]
+    blocks = list(torch.split(torch.cat(rows), list(sizes), dim=1))
+    chosen = choose_layers(blocks, known, torch.cat(targets), wanted, seed=settings.seed)
+    return tuple(sorted(chosen))
+
+
+def _lessons(sharer: TextModel, receiver: TextModel, corpus: Corpus, seed: int) -> Iterator[Case]:
+    for lesson in teach(corpus.stream(seed), seed):
+        yield prepare(lesson, sharer, receiver)
+
+
+def within_columns(
+    settings: FitSettings, sizes: Sequence[int], receiver: TextModel
+) -> tuple[int, int]:
+    """How many source layers and embeddings are read, so that the features of wide models stay within the columns."""
+    if settings.source_layers is not None:
+        return min(settings.source_layers, len(sizes)), settings.embeddings
+    size, width_of_one = max(sizes), receiver.geometry.hidden_size
+    native = width_of_one if settings.native_layers else 0
+    embeddings = settings.embeddings
+    while embeddings > 1 and settings.columns - native - embeddings * width_of_one < 2 * size:
+        embeddings -= 1
+    room = (settings.columns - native - embeddings * width_of_one) // size
+    return min(_layers_to_read(size), max(room, 1), len(sizes)), embeddings
+
+
+def _layers_to_read(columns: int) -> int:
+    """Source layers worth their products: where that was measured, a wider code kept more than more layers."""
+    return max(4, min(12, 1536 // columns))
+
+
+BYTES = 15_950_000
+"""What a bridge's weights may take: 16 MB with its manifest and its card."""
+
+
+LEAST = 512
+"""Width of the code that a large pair gets even so."""
+
+
+STEP = 32
+
+
+def projector_bytes(config: ProjectorConfig, sharer: CacheGeometry, receiver: CacheGeometry) -> int:
+    """Bytes of a projector's weights as int8."""
+    weights = Projector(config, sharer, receiver).state_dict()
+    return sum(packed_bytes(tensor.shape) for tensor in weights.values())
+
+
+def widest_rank(
+    config: ProjectorConfig, sharer: CacheGeometry, receiver: CacheGeometry, most: int = BYTES
+) -> int:
+    """The widest code, in steps of 32, with which the weights stay within `most` bytes.
+
+    At least `LEAST`, and never more than there are features or targets.
+
+    Args:
+        config: The projector's; its rank is not read.
+        sharer: Geometry of the sharer.
+        receiver: Geometry of the receiver.
+        most: Bytes as int8.
+    """
+    inputs = sum(config.features(sharer, receiver))
+    full = min(inputs, width(receiver, config.target_layers(receiver)))
+    # But for a few roundings, every column of the code adds the same.
+    narrow, wide = (
+        projector_bytes(replace(config, rank=rank), sharer, receiver) for rank in (2 * STEP, LEAST)
+    )
+    per_column = (wide - narrow) / (LEAST - 2 * STEP)
+    fits = int((most - wide) / per_column) + LEAST
+    return min(max(fits // STEP * STEP, LEAST), full)

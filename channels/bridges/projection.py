@@ -1,0 +1,89 @@
+"""A projection as tensors: features of a message in, the receiver's state of it out."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from unspoken.channels.bridges.features import layer_states
+from unspoken.channels.bridges.projector import Projector, ProjectorConfig
+from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.model import CausalModel, rotaries
+
+__all__ = [
+    "SINK",
+    "feature_rows",
+    "native_part",
+    "projected_state",
+]
+
+SINK = 4
+"""First positions of a context that a bridge leaves to the receiver."""
+
+
+def feature_rows(
+    config: ProjectorConfig,
+    sharer_rows: Tensor,
+    ids: Sequence[int],
+    at: int,
+    receiver: CausalModel,
+    hidden: Tensor | None,
+) -> Tensor:
+    """All features of the message tokens, (tokens, columns): the sharer's rows, embeddings, native layers' output.
+
+    Args:
+        config: Which features there are.
+        sharer_rows: Bare rows of the sharer's source layers, (tokens, columns).
+        ids: The receiver's context up to the message's last token.
+        at: Position of the message's first token.
+        receiver: Gives its embeddings.
+        hidden: Output of the native layers, (tokens, hidden_size), where there are any.
+    """
+    parts = [sharer_rows.to(receiver.device)]
+    if config.embeddings:
+        first = max(at - config.embeddings + 1, 0)
+        embedded = receiver.embed(torch.tensor(ids[first:], device=receiver.device)).float()
+        for back in range(config.embeddings):
+            start = at - first - back
+            rows = embedded[max(start, 0) : len(embedded) - back]
+            parts.append(torch.nn.functional.pad(rows, (0, 0, max(-start, 0), 0)))
+    if hidden is not None:
+        parts.append(hidden.float())
+    return torch.cat(parts, dim=1)
+
+
+def native_part(
+    receiver: CausalModel, layers: int, ids: Sequence[int], at: int
+) -> tuple[Tensor | None, tuple[LayerState, ...]]:
+    """What the receiver's first `layers` layers make of the message: their output, and their keys and values."""
+    if not layers:
+        return None, ()
+    tensor = torch.tensor(ids, device=receiver.device)
+    positions = torch.arange(len(ids), device=receiver.device)
+    hidden, states = receiver.run_layers(receiver.embed(tensor), 0, layers, positions)
+    kept = tuple(
+        LayerState(state.keys[:, at:].clone(), state.values[:, at:].clone(), at) for state in states
+    )
+    return hidden[at:], kept
+
+
+def projected_state(
+    projector: Projector,
+    features: Tensor,
+    native: Sequence[LayerState],
+    at: int,
+    receiver: CausalModel,
+) -> KVState:
+    """The receiver's state of the message at positions `at` and on, as the projector makes it."""
+    config = projector.config
+    positions = torch.arange(at, at + len(features), device=receiver.device)
+    made = layer_states(
+        projector(features.float()),
+        config.target_layers(receiver.geometry),
+        positions,
+        at,
+        receiver.geometry,
+        rotaries(receiver),
+        receiver.dtype,
+    )
+    return KVState((*native, *made), at, at + len(features), receiver.identity, at)

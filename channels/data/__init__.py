@@ -1,0 +1,1 @@
+"""Texts, rows and generated passages to fit and to measure on."""

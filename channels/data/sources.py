@@ -1,0 +1,159 @@
+"""Where text comes from: what CPython carries, files, folders, the Hugging Face Hub."""
+
+import json
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from unspoken.channels.data.builtin import builtin_text
+from unspoken.channels.errors import InputError
+
+__all__ = ["read_source", "row_text"]
+
+KINDS = (".jsonl", ".parquet", ".txt")
+FIELDS = (
+    ("text",),
+    ("context",),
+    ("instruction", "input", "output"),
+    ("facts",),
+    ("question", "answer"),
+)
+"""Fields of a row that hold its text, the first set with a filled first field; joined by newlines."""
+
+
+def read_source(source: str) -> str:
+    """The text of one source; its documents, where it tells, are parted by form feeds.
+
+    Args:
+        source: ``builtin``; a ``.txt``, ``.jsonl`` or ``.parquet`` file (any other file is read as text); a folder of
+            such files; or ``hub:NAME[/config][:split]``, a data set of the Hub.
+
+    Raises:
+        InputError: nothing there, or nothing that can be read.
+    """
+    if source == "builtin":
+        return builtin_text()
+    if source.startswith("hub:"):
+        return _from_hub(source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _join(sorted(file for file in path.rglob("*") if file.suffix in KINDS), source)
+    if not path.is_file():
+        raise InputError(
+            f"no text at {source!r}",
+            expected="`builtin`, a file, a folder, or `hub:NAME[/config][:split]`",
+            fix="mend the path; relative ones start at the current folder",
+        )
+    return _read(path)
+
+
+def row_text(row: Mapping[str, Any]) -> str:
+    """The text of a row of a data set, from the fields it has; empty where it has none that are known.
+
+    ``text``; ``context``; ``instruction``, ``input`` and ``output``; ``facts``; or ``question`` and ``answer``.
+    """
+    for names in FIELDS:
+        if row.get(names[0]):
+            parts = (row.get(name) for name in names)
+            return "\n".join(text for part in parts if (text := _plain(part)))
+    return ""
+
+
+def _plain(value: object) -> str:
+    """A string as it is, a list of strings as sentences; anything else is no text."""
+    if isinstance(value, list):
+        return " ".join(one.strip() for one in value if isinstance(one, str))
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _join(files: list[Path], source: str) -> str:
+    """The texts of several files, each a document of its own or several."""
+    if not files:
+        raise InputError(f"{source!r} holds no text", expected=f"files in {', '.join(KINDS)}")
+    return "\f".join(map(_read, files))
+
+
+def _read(file: Path) -> str:
+    """The text of one file."""
+    try:
+        if file.suffix == ".parquet":
+            texts = map(row_text, _parquet_rows(file))
+        elif file.suffix == ".jsonl":
+            texts = map(row_text, _json_rows(file))
+        else:
+            return file.read_text(encoding="utf-8")
+        found = "\f".join(dict.fromkeys(filter(None, texts)))  # SQuAD repeats its contexts
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8: {error}", fix="convert it to UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    if not found:
+        wanted = "; ".join(" + ".join(names) for names in FIELDS)
+        raise InputError(f"no row of {file} has a field that holds text", expected=wanted)
+    return found
+
+
+def _json_rows(file: Path) -> Iterator[Mapping[str, Any]]:
+    """The objects of a JSON Lines file."""
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InputError(
+                    f"{file}:{number}: not JSON: {error}", expected="one object a line"
+                ) from error
+            if not isinstance(row, dict):
+                raise InputError(
+                    f"{file}:{number}: {type(row).__name__} found", expected="one object a line"
+                )
+            yield row
+
+
+def _parquet_rows(file: Path) -> list[Mapping[str, Any]]:
+    """The rows of a Parquet file, by way of pyarrow."""
+    try:
+        parquet = import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise InputError(
+            f"{file.name} is a Parquet file, and pyarrow, which reads it, is not installed",
+            fix="pip install pyarrow",
+        ) from error
+    try:
+        rows: list[Mapping[str, Any]] = parquet.read_table(file).to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise InputError(f"{file} cannot be read: {error}") from error
+    return rows
+
+
+def _from_hub(source: str) -> str:
+    """The text files of a data set on the Hub whose paths name the configuration and the split."""
+    from huggingface_hub import snapshot_download
+
+    name, _, split = source.removeprefix("hub:").partition(":")
+    owner, _, rest = name.partition("/")
+    dataset, _, config = rest.partition("/")
+    repo = f"{owner}/{dataset}" if dataset else owner
+    patterns = [f"*{config}*{split}*{kind}" for kind in KINDS]
+    try:
+        folder = Path(snapshot_download(repo, repo_type="dataset", allow_patterns=patterns))
+    except Exception as error:
+        raise InputError(
+            f"the data set {repo} cannot be had from the Hub: {error}",
+            expected="hub:NAME[/config][:split], as hub:owner/name/config:train",
+            fix="mend the name, check the network, or download it and name the folder",
+        ) from error
+    files = {
+        file for pattern in patterns for file in folder.rglob("*") if _fits(file, pattern, folder)
+    }
+    return _join(sorted(files), source)
+
+
+def _fits(file: Path, pattern: str, folder: Path) -> bool:
+    """Whether a file of the snapshot is one of those asked for; older snapshots may hold more."""
+    from fnmatch import fnmatch
+
+    return file.is_file() and fnmatch(file.relative_to(folder).as_posix(), pattern)

@@ -1,0 +1,1 @@
+"""Caches across fine-tunes of one base."""

@@ -1,0 +1,162 @@
+"""A cache across fine-tunes of one base: some layers' states are computed anew, the others are the sharer's.
+
+After DroidSpeak (arXiv 2411.02820). Between two fine-tunes of one base most layers' keys and values are much the same,
+a few are not. The receiver takes the sharer's for most layers, and computes those of some **groups** of neighbouring
+layers itself. What enters a group is the sharer's hidden state there, which the sharer keeps for that purpose (the
+E-cache); a group that begins at layer 0 needs none, since the receiver embeds the tokens itself.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from unspoken.channels.errors import IdentityMismatch, InputError, StateError
+from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
+from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.model import CausalModel
+
+__all__ = [
+    "Groups",
+    "bytes_per_token",
+    "check_groups",
+    "entries",
+    "named",
+    "recompute_layers",
+    "require_one_base",
+]
+
+Groups = tuple[tuple[int, int], ...]
+"""Layers first … last - 1 of each group, ascending, with at least one layer between two groups."""
+
+
+def check_groups(groups: Sequence[Sequence[int]], layers: int) -> Groups:
+    """Groups of a model of so many layers, neighbours joined.
+
+    Raises:
+        InputError: A group that is empty, out of range, or overlaps the one before.
+    """
+    made: list[tuple[int, int]] = []
+    for group in groups:
+        if len(group) != 2 or not 0 <= group[0] < group[1] <= layers:
+            raise InputError(
+                f"the group of layers {list(group)} cannot be recomputed",
+                expected=f"[first, last + 1] within 0 and {layers}, the model's layers",
+            )
+        first, last = group
+        if made and first < made[-1][1]:
+            raise InputError(
+                f"the group of layers {list(group)} begins inside the one before it, {list(made[-1])}",
+                expected="groups in ascending order that do not overlap",
+            )
+        if made and first == made[-1][1]:
+            made[-1] = (made[-1][0], last)
+        else:
+            made.append((first, last))
+    return tuple(made)
+
+
+def named(groups: Groups) -> str:
+    """The groups as layer numbers, for people."""
+    return ", ".join(f"{first}-{last - 1}" for first, last in groups) or "none"
+
+
+def entries(groups: Groups) -> tuple[int, ...]:
+    """Layers whose inputs the sharer must keep."""
+    return tuple(first for first, _ in groups if first > 0)
+
+
+def bytes_per_token(geometry: CacheGeometry, itemsize: int, groups: Groups) -> int:
+    """Bytes of state that travel per token: layers outside the groups, and hidden states at their entries."""
+    inside = {layer for first, last in groups for layer in range(first, last)}
+    kept = [shape for number, shape in enumerate(geometry.layers) if number not in inside]
+    rows = sum(2 * shape.kv_heads * shape.head_dim for shape in kept)
+    return itemsize * (rows + geometry.hidden_size * len(entries(groups)))
+
+
+def require_one_base(receiver: ModelIdentity, sharer: ModelIdentity, what: str) -> None:
+    """Refuse `what` unless its maker differs from the receiver in its weights at most.
+
+    Raises:
+        IdentityMismatch: Another configuration or tokenizer.
+    """
+    field = receiver.differing(ModelIdentity(receiver.weights, sharer.config, sharer.tokenizer))
+    if field is not None:
+        raise IdentityMismatch(
+            f"{what} was made by a model with another {field}: {getattr(sharer, field)[:16]}",
+            field=field,
+            expected=f"{field} {getattr(receiver, field)[:16]}, as fine-tunes of one base share",
+            fix="use a bridge or a text channel on this edge",
+        )
+
+
+@torch.no_grad()
+def recompute_layers(
+    receiver: CausalModel,
+    state: KVState,
+    ids: Sequence[int],
+    groups: Groups,
+    before: Sequence[KVState] = (),
+) -> KVState:
+    """The receiver's state of some tokens: its own keys and values in the groups, the sharer's elsewhere.
+
+    Args:
+        receiver: Computes the groups.
+        state: The sharer's state of these tokens, at the receiver's positions, with its hidden states at the groups'
+            entries. What is taken of it is copied to the receiver's device, and nothing else.
+        ids: The tokens, as many as the state has.
+        groups: See `check_groups`; of no group the sharer's state remains, of all layers the receiver's own prefill.
+        before: The receiver's states of all that stands before these tokens.
+
+    Raises:
+        IdentityMismatch: The state is not of the receiver's base.
+        StateError: A hidden state that is missing, or another number of tokens.
+        GeometryMismatch: A state of another shape or dtype.
+    """
+    require_one_base(receiver.identity, state.identity, "the sharer's state")
+    state.check(receiver.geometry, receiver.dtype)
+    if len(ids) != len(state):
+        raise StateError(
+            f"{len(ids)} tokens and the state of {len(state)}", expected="one state per token"
+        )
+    count = len(receiver.geometry.layers)
+    groups = check_groups(groups, count)
+    _require_entries(state, entries(groups))
+    device = receiver.device
+    positions = torch.arange(state.start, state.stop, device=device)
+    layers: list[LayerState] = []
+    for first, last in (*groups, (count, count)):
+        layers += [_moved(layer, device) for layer in state.layers[len(layers) : first]]
+        if first == last:
+            break
+        hidden = (
+            receiver.embed(torch.tensor(tuple(ids), device=device))
+            if first == 0
+            else state.hidden[first].to(device)
+        )
+        layers += receiver.run_layers(hidden, first, last, positions, before)[1]
+    whole = groups == ((0, count),)
+    rough = None if whole and all(piece.exact for piece in before) else state.start
+    return KVState(tuple(layers), state.start, state.stop, receiver.identity, rough)
+
+
+def _require_entries(state: KVState, wanted: Sequence[int]) -> None:
+    listed = ", ".join(map(str, wanted))
+    missing = [layer for layer in wanted if layer not in state.hidden]
+    if missing:
+        raise StateError(
+            f"the sharer's state has no hidden states at the input of layer {missing[0]}",
+            expected=f"hidden states at the inputs of layers {listed}",
+            fix="let the sharer capture them",
+        )
+    if wanted and state.hidden_first > state.start:
+        raise StateError(
+            f"the sharer's hidden states begin at position {state.hidden_first}",
+            expected=f"hidden states from position {state.start} on at the inputs of layers {listed}",
+            fix="share what the sharer computed itself in this turn, such as its prompt or its output",
+        )
+
+
+def _moved(layer: LayerState, device: torch.device) -> LayerState:
+    if layer.keys.device == device:
+        return layer
+    return LayerState(layer.keys.to(device), layer.values.to(device), layer.first)

@@ -1,0 +1,176 @@
+"""Keys and values in fewer bytes: bit for bit, or as 8- and 4-bit levels with scales.
+
+Keys have a few channels that are large at every token, values have not; so keys share a scale per channel over `GROUP`
+tokens, and values per token and head (KIVI, arXiv 2402.02750).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from unspoken.channels.errors import ChannelError
+from unspoken.channels.kv.state import LayerState
+
+__all__ = ["CODECS", "GROUP", "Codec", "Part", "decode", "encode", "layout", "recode"]
+
+Codec = Literal["raw", "int8", "int4"]
+
+CODECS: tuple[Codec, ...] = get_args(Codec)
+
+GROUP = 32
+"""Tokens whose keys share a scale per channel."""
+
+LARGEST = 127
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One stored tensor.
+
+    Attributes:
+        name: What it holds of the layer.
+        dtype: Element type.
+        shape: Its shape.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count * self.dtype.itemsize
+
+
+def layout(
+    codec: Codec, kv_heads: int, rows: int, head_dim: int, dtype: torch.dtype
+) -> tuple[Part, ...]:
+    """The tensors that `encode` makes of one layer, known before any of them is at hand.
+
+    Args:
+        codec: The codec.
+        kv_heads, rows, head_dim: Shape of keys and of values.
+        dtype: Element type of the state.
+    """
+    shape = (kv_heads, rows, head_dim)
+    if codec == "raw":
+        return Part("keys", dtype, shape), Part("values", dtype, shape)
+    groups = -(-rows // GROUP)
+    per_channel, per_token = (kv_heads, groups, head_dim), (kv_heads, rows)
+    if codec == "int8":
+        return (
+            Part("keys", torch.int8, shape),
+            Part("keys.scale", torch.float16, per_channel),
+            Part("values", torch.int8, shape),
+            Part("values.scale", torch.float16, per_token),
+        )
+    halved = (kv_heads, rows, -(-head_dim // 2))
+    return (
+        Part("keys", torch.uint8, halved),
+        Part("keys.scale", torch.float16, per_channel),
+        Part("keys.low", torch.float16, per_channel),
+        Part("values", torch.uint8, halved),
+        Part("values.scale", torch.float16, per_token),
+        Part("values.low", torch.float16, per_token),
+    )
+
+
+def encode(codec: Codec, layer: LayerState) -> dict[str, Tensor]:
+    """One layer's tensors as they are stored, in the order of `layout`, on the device where the layer is.
+
+    Raises:
+        ChannelError: Values that are not finite, or too large for the scales of a lossy codec.
+    """
+    if codec == "raw":
+        return {"keys": layer.keys, "values": layer.values}
+    keys, key_scales = _quantise(codec, _grouped(layer.keys.float()), 2)
+    values, value_scales = _quantise(codec, layer.values.float(), 2)
+    found = {"keys": _ungrouped(keys, layer.rows), **_named("keys", key_scales)}
+    found |= {"values": values, **_named("values", value_scales)}
+    scales = [part.flatten() for part in found.values() if part.dtype == torch.float16]
+    if not bool(torch.isfinite(torch.cat(scales)).all()):
+        raise ChannelError(
+            f"the state holds values that {codec} cannot store",
+            expected="finite values whose scales fit 16 bits",
+            fix="use the codec raw",
+        )
+    if codec == "int4":
+        found["keys"], found["values"] = _paired(found["keys"]), _paired(found["values"])
+    return found
+
+
+def decode(
+    codec: Codec, parts: Mapping[str, Tensor], head_dim: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Keys and values, each (kv_heads, rows, head_dim), in `dtype`; with raw the stored tensors themselves."""
+    if codec == "raw":
+        return parts["keys"], parts["values"]
+    levels = {
+        name: (parts[name] if codec == "int8" else _unpaired(parts[name], head_dim)).float()
+        for name in ("keys", "values")
+    }
+    rows = levels["keys"].shape[1]
+    keys = _ungrouped(_restored("keys", _grouped(levels["keys"]), parts), rows)
+    return keys.to(dtype), _restored("values", levels["values"], parts).to(dtype)
+
+
+def recode(codec: Codec, layer: LayerState) -> LayerState:
+    """A layer as it is after a trip through the codec."""
+    keys, values = decode(codec, encode(codec, layer), layer.keys.shape[2], layer.keys.dtype)
+    return LayerState(keys, values, layer.first)
+
+
+def _quantise(codec: Codec, tensor: Tensor, dim: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Levels, and what turns them back, along `dim`: a scale, and with int4 the lowest value."""
+    if codec == "int8":
+        scale = _scale(tensor.abs().amax(dim, keepdim=True) / LARGEST)
+        levels = (tensor / scale.float()).round_().clamp_(-LARGEST, LARGEST)
+        return levels.to(torch.int8), {"scale": scale.squeeze(dim)}
+    low = tensor.amin(dim, keepdim=True).half()
+    scale = _scale((tensor.amax(dim, keepdim=True) - low.float()) / 15)
+    levels = ((tensor - low.float()) / scale.float()).round_().clamp_(0, 15)
+    return levels.to(torch.uint8), {"scale": scale.squeeze(dim), "low": low.squeeze(dim)}
+
+
+def _scale(step: Tensor) -> Tensor:
+    return step.clamp_min(6e-8).half()
+
+
+def _restored(name: str, levels: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+    found = levels * parts[f"{name}.scale"].float().unsqueeze(2)
+    low = parts.get(f"{name}.low")
+    return found if low is None else found + low.float().unsqueeze(2)
+
+
+def _named(name: str, scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{name}.{suffix}": part for suffix, part in scales.items()}
+
+
+def _grouped(tensor: Tensor) -> Tensor:
+    """(heads, rows, dim) as (heads, groups, GROUP, dim), the last row repeated to fill the last group."""
+    heads, rows, dim = tensor.shape
+    missing = -rows % GROUP
+    if missing:
+        tensor = torch.cat([tensor, tensor[:, -1:].expand(-1, missing, -1)], dim=1)
+    return tensor.reshape(heads, (rows + missing) // GROUP, GROUP, dim)
+
+
+def _ungrouped(tensor: Tensor, rows: int) -> Tensor:
+    return tensor.flatten(1, 2)[:, :rows]
+
+
+def _paired(levels: Tensor) -> Tensor:
+    """Two neighbouring channels' levels in one byte."""
+    levels = torch.nn.functional.pad(levels, (0, levels.shape[2] % 2))
+    return levels[..., ::2] | (levels[..., 1::2] << 4)
+
+
+def _unpaired(pairs: Tensor, head_dim: int) -> Tensor:
+    return torch.stack([pairs & 15, pairs >> 4], dim=-1).flatten(2)[..., :head_dim]

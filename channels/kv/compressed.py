@@ -1,0 +1,88 @@
+"""A state in fewer bytes, as an edge keeps it for its readers."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unspoken.channels.kv.codec import GROUP, Codec, decode, encode, layout
+from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
+from unspoken.channels.kv.state import KVState, LayerState
+
+__all__ = ["PackedState", "pack", "packed_bytes_per_token"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedState:
+    """Keys and values through a lossy codec; hidden states as they are.
+
+    Attributes:
+        codec: The codec.
+        layers: Per layer, its stored tensors; see `unspoken.channels.kv.codec.layout`.
+        shapes: Per layer, its head size and the position of its first row.
+        start, stop: Positions of the first token, and after the last.
+        identity: The model that computed it.
+        dtype: Element type of keys and values before, and again afterwards.
+        hidden: Hidden states at the inputs of some layers.
+        raw_bytes: Bytes of the state before.
+    """
+
+    codec: Codec
+    layers: tuple[Mapping[str, Tensor], ...]
+    shapes: tuple[tuple[int, int], ...]
+    start: int
+    stop: int
+    identity: ModelIdentity
+    dtype: torch.dtype
+    hidden: Mapping[int, Tensor]
+    raw_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is stored."""
+        return sum(tensor.nbytes for tensor in self._tensors())
+
+    def _tensors(self) -> Iterator[Tensor]:
+        for parts in self.layers:
+            yield from parts.values()
+        yield from self.hidden.values()
+
+    def unpack(self) -> KVState:
+        """The state, every row of it rounded, so none of it exact."""
+        layers = []
+        for parts, (head_dim, first) in zip(self.layers, self.shapes, strict=True):
+            keys, values = decode(self.codec, parts, head_dim, self.dtype)
+            layers.append(LayerState(keys, values, first))
+        return KVState(tuple(layers), self.start, self.stop, self.identity, self.start, self.hidden)
+
+
+def pack(state: KVState, codec: Codec) -> PackedState:
+    """A state through a codec, on the device where it is.
+
+    Raises:
+        ChannelError: Values that are not finite, or too large for the codec's scales.
+    """
+    return PackedState(
+        codec,
+        tuple(encode(codec, layer) for layer in state.layers),
+        tuple((layer.keys.shape[2], layer.first) for layer in state.layers),
+        state.start,
+        state.stop,
+        state.identity,
+        state.dtype,
+        # A slice shares the memory of the whole, which would be kept for it.
+        {layer: tensor.clone() for layer, tensor in state.hidden.items()},
+        state.nbytes,
+    )
+
+
+def packed_bytes_per_token(codec: Codec, geometry: CacheGeometry, dtype: torch.dtype) -> int:
+    """Bytes of keys and values that one token takes over all layers, scales included."""
+    rows = 32 * GROUP
+    parts = [
+        part
+        for layer in geometry.layers
+        for part in layout(codec, layer.kv_heads, rows, layer.head_dim, dtype)
+    ]
+    return sum(part.nbytes for part in parts) // rows

@@ -1,0 +1,161 @@
+"""What fits and audits need of a model besides its cache: that it reads text."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
+from unspoken.channels.kv.rope import Rotary
+from unspoken.channels.kv.state import KVState, LayerState
+
+__all__ = [
+    "CausalModel",
+    "Frame",
+    "Prefill",
+    "TextModel",
+    "rotaries",
+]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefill:
+    """What a forward pass over new tokens gives.
+
+    Attributes:
+        state: State of the whole context, positions 0 to the last token.
+        logits: Logits after the last new token, shape (vocabulary,).
+        hidden: Hidden states of the new tokens at the inputs of the layers asked for, each (tokens, hidden_size).
+    """
+
+    state: KVState
+    logits: Tensor
+    hidden: Mapping[int, Tensor]
+
+
+@runtime_checkable
+class CausalModel(Protocol):
+    """What a channel needs of a model. Token ids are (tokens,) int64 tensors on the model's device, batch size 1."""
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Who it is, by weights, config and tokenizer."""
+
+    @property
+    def geometry(self) -> CacheGeometry:
+        """The shape of its cache."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of its cache."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    def rotary(self, name: str) -> Rotary:
+        """The rotary embedding of a name in its geometry."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input of layer 0 for `ids`, shape (tokens, hidden_size), scaled as the model does."""
+
+    def prefill(
+        self,
+        ids: Tensor,
+        state: Sequence[KVState] = (),
+        positions: Tensor | None = None,
+        capture: Collection[int] = (),
+    ) -> Prefill:
+        """Compute `ids` at `positions` over states that already stand at theirs.
+
+        Args:
+            ids: New tokens.
+            state: States at their final positions; together with `positions` they cover 0 … last without a gap.
+                A position that both name is computed anew.
+            positions: Ascending, (tokens,); by default those right after the last state.
+            capture: Layers whose input is wanted.
+
+        Raises:
+            StateError: A gap, or rows missing that a new token must see.
+            GeometryMismatch, IdentityMismatch: A state that is not this model's.
+        """
+
+    def run_layers(
+        self,
+        hidden: Tensor,
+        first: int,
+        last: int,
+        positions: Tensor,
+        state: Sequence[KVState] = (),
+    ) -> tuple[Tensor, tuple[LayerState, ...]]:
+        """Run layers first … last - 1 on the input of layer `first`, shape (tokens, hidden_size).
+
+        Args:
+            hidden: Input of layer `first`.
+            first: First layer to run.
+            last: Layer to stop before.
+            positions: Ascending and contiguous, (tokens,).
+            state: What these tokens see besides themselves; only layers first … last - 1 of it are read.
+
+        Returns:
+            The input of layer `last`, and the new keys and values of the layers run.
+        """
+
+    def logits(
+        self,
+        ids: Tensor,
+        state: Sequence[KVState] = (),
+        *,
+        last: int | None = None,
+        grad: bool = False,
+    ) -> Tensor:
+        """Logits after the last `last` of `ids`, all by default, shape (tokens, vocabulary).
+
+        The tokens follow the last state. With `grad`, gradients flow back into the keys and values of `state`.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What stands around a message in a model's context.
+
+    Attributes:
+        name: ``bare`` or ``chat``.
+        before: Ids before the message's words.
+        ask: Ids between a question and its answer.
+    """
+
+    name: str
+    before: tuple[int, ...]
+    ask: tuple[int, ...]
+
+
+class TextModel(CausalModel, Protocol):
+    """A model that also reads text, as fits and audits need it."""
+
+    def words(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids of somebody's words, and the character at which each token's text ends."""
+
+    def read(self, ids: Sequence[int], capture: Collection[int] = ()) -> KVState:
+        """State of a context of its own, with the inputs of the layers in `capture`."""
+
+    @property
+    def shifts_keys(self) -> bool:
+        """Whether its keys are rotated the way its rotary embeddings say."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out."""
+
+    @property
+    def stop_ids(self) -> Collection[int]:
+        """Ids that end its turn."""
+
+    def frame(self, name: str) -> Frame:
+        """``bare`` (nothing but what every context starts with) or ``chat`` (a user turn of its template)."""
+
+
+def rotaries(model: CausalModel) -> Mapping[str, Rotary]:
+    """A model's rotary embeddings by the names that its geometry uses."""
+    return {name: model.rotary(name) for name in {layer.rope for layer in model.geometry.layers}}

@@ -1,0 +1,77 @@
+"""Where a packet's tensors lie: the header that goes with a manifest, and what is stored of each layer."""
+
+import json
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from unspoken.channels.errors import PacketError
+from unspoken.channels.kv.codec import Part, layout
+from unspoken.channels.packets.manifest import DTYPES, PacketManifest
+
+__all__ = ["bytes_of", "header_of", "metadata_of", "parts_of"]
+
+FORMAT = "unspoken-packet"
+
+_SAFETENSORS = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
+
+
+def header_of(manifest: PacketManifest, text: str, signature: str) -> bytes:
+    """The header that goes with a manifest, to the byte."""
+    entries: dict[str, object] = {
+        "__metadata__": {"format": FORMAT, "manifest": text, "signature": signature}
+    }
+    at = 0
+    for number, parts in enumerate(parts_of(manifest)):
+        for part in parts:
+            entries[f"layers.{number}.{part.name}"] = {
+                "dtype": _SAFETENSORS[part.dtype],
+                "shape": part.shape,
+                "data_offsets": (at, at := at + part.nbytes),
+            }
+    head = json.dumps(entries, separators=(",", ":")).encode()
+    return head + b" " * (-len(head) % 8)
+
+
+def metadata_of(head: bytes) -> tuple[str, str]:
+    """The manifest and its signature, as text."""
+    try:
+        found = json.loads(head)["__metadata__"]
+        kind, text, signature = found["format"], found["manifest"], found["signature"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise PacketError(
+            "this is no packet: its header has no manifest",
+            kind="format",
+            expected="a safetensors file that write_packet made",
+        ) from error
+    if kind != FORMAT or not isinstance(text, str) or not isinstance(signature, str):
+        raise PacketError(
+            f"this is no packet: its header says {str(kind)[:40]!r}",
+            kind="format",
+            expected=f"format {FORMAT!r}, a manifest and a signature",
+        )
+    return text, signature
+
+
+def parts_of(manifest: PacketManifest) -> Iterator[tuple[Part, ...]]:
+    """Per layer, what is stored of it."""
+    dtype, tokens = DTYPES[manifest.dtype], len(manifest.context)
+    rows = tokens - manifest.hidden_first
+    for number, layer in enumerate(manifest.layers):
+        parts = layout(manifest.codec, layer.kv_heads, tokens - layer.first, layer.head_dim, dtype)
+        if number in manifest.hidden:
+            parts = (*parts, Part("hidden", dtype, (rows, manifest.hidden_size)))
+        yield parts
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's bytes, as a view of host memory."""
+    host = tensor.detach().to("cpu").contiguous()
+    return host.reshape(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,163 @@
+"""What a packet says of itself."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from unspoken.channels.kv.codec import Codec
+from unspoken.channels.kv.geometry import ModelIdentity
+from unspoken.channels.kv.state import KVState
+from unspoken.channels.message import Message, Segment
+
+__all__ = ["DTYPES", "VERSION", "LayerShape", "PacketManifest", "manifest_of"]
+
+VERSION = 1
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Count = Annotated[int, Field(ge=0, le=2**31)]
+Size = Annotated[int, Field(ge=1, le=2**16)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Identity(_Strict):
+    """`ModelIdentity` in JSON."""
+
+    weights: Digest
+    config: Digest
+    tokenizer: Digest
+
+
+class LayerShape(_Strict):
+    """One layer: heads, head size, and the first position it holds."""
+
+    kv_heads: Size
+    head_dim: Size
+    first: Count = 0
+
+
+class TurnShape(_Strict):
+    """One turn of the message: where it stands in the context, where its words stand in it, and its words."""
+
+    role: Literal["system", "user", "assistant"]
+    position: Count
+    length: Count
+    content: tuple[Count, Count]
+    text: str
+    ends: tuple[Count, ...] = ()
+
+
+class PacketManifest(_Strict):
+    """What a packet says of itself; see `unspoken.channels.packets.packet`."""
+
+    version: Literal[1]
+    codec: Codec
+    dtype: Literal["float32", "bfloat16", "float16"]
+    made_by: Identity
+    sharer: str
+    whole: bool
+    context: tuple[Count, ...]
+    turns: tuple[TurnShape, ...]
+    approximate_from: Count | None
+    layers: Annotated[tuple[LayerShape, ...], Field(min_length=1, max_length=1024)]
+    hidden: tuple[Count, ...]
+    hidden_first: Count
+    hidden_size: Count
+    digests: tuple[Digest, ...]
+    key: str | None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        stop = len(self.context)
+        if len(self.digests) != len(self.layers):
+            raise ValueError(f"{len(self.digests)} digests of {len(self.layers)} layers")
+        if any(layer.first > stop for layer in self.layers):
+            raise ValueError(f"a layer that begins after the last of {stop} tokens")
+        if any(number >= len(self.layers) for number in self.hidden):
+            raise ValueError("hidden states of a layer that there is not")
+        if self.hidden_first > stop:
+            raise ValueError(f"hidden states that begin after the last of {stop} tokens")
+        for turn in self.turns:
+            if turn.position + turn.length > stop:
+                raise ValueError(f"a turn that ends after the last of {stop} tokens")
+            if not turn.content[0] <= turn.content[1] <= turn.length:
+                raise ValueError("words that stand outside their turn")
+        return self
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """The model that made the state."""
+        return ModelIdentity(self.made_by.weights, self.made_by.config, self.made_by.tokenizer)
+
+    def message(self, state: KVState | None) -> Message:
+        """The message, with a state or without."""
+        segments = tuple(
+            Segment(
+                turn.role,
+                self.context[turn.position : turn.position + turn.length],
+                turn.content,
+                turn.text,
+                turn.position,
+                turn.ends,
+            )
+            for turn in self.turns
+        )
+        return Message(self.sharer, segments, self.whole, self.context, self.identity, state)
+
+
+def manifest_of(
+    message: Message, state: KVState, codec: Codec, digests: Sequence[str], key: str | None
+) -> PacketManifest:
+    """The manifest of a message's packet.
+
+    Args:
+        message: The message.
+        state: Its state.
+        codec: How keys and values are stored.
+        digests: BLAKE3 of each layer's bytes.
+        key: What tells the signing key apart; None for an unsigned packet.
+    """
+    maker = state.identity
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return PacketManifest.model_validate(
+        {
+            "version": VERSION,
+            "codec": codec,
+            "dtype": names[state.dtype],
+            "made_by": Identity(
+                weights=maker.weights, config=maker.config, tokenizer=maker.tokenizer
+            ),
+            "sharer": message.sharer,
+            "whole": message.whole,
+            "context": message.context,
+            "turns": tuple(
+                TurnShape(
+                    role=segment.role,  # type: ignore[arg-type]
+                    position=segment.position,
+                    length=len(segment.ids),
+                    content=segment.content,
+                    text=segment.text,
+                    ends=segment.ends,
+                )
+                for segment in message.segments
+            ),
+            "approximate_from": state.approximate_from,
+            "layers": tuple(
+                LayerShape(
+                    kv_heads=layer.keys.shape[0], head_dim=layer.keys.shape[2], first=layer.first
+                )
+                for layer in state.layers
+            ),
+            "hidden": tuple(sorted(state.hidden)),
+            "hidden_first": state.hidden_first,
+            "hidden_size": next((t.shape[1] for t in state.hidden.values()), 0),
+            "digests": tuple(digests),
+            "key": key,
+        }
+    )

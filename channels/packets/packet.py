@@ -1,0 +1,136 @@
+"""Packets: a message and its state as bytes, signed, laid out so that a reader can begin with the first layer.
+
+A packet is one safetensors file. Its metadata hold a manifest (who made the state, the message's tokens and turns, the
+shape of every layer, a digest of each layer's bytes) and an HMAC-SHA256 of that manifest; its tensors follow layer by
+layer. So the manifest vouches for every byte, and each layer is checked when it arrives, before anything is made of it.
+
+::
+
+    8 bytes   length of the header, little-endian
+    header    JSON: __metadata__ {format, manifest, signature}, then name, dtype, shape and place of each tensor
+    data      layer 0's tensors, layer 1's, …
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from blake3 import blake3
+
+from unspoken.channels.errors import InputError, StateError
+from unspoken.channels.kv.codec import CODECS, Codec, encode
+from unspoken.channels.message import Message
+from unspoken.channels.model import CausalModel
+from unspoken.channels.packets.files import Readable, packet_target, save_whole
+from unspoken.channels.packets.layout import bytes_of, header_of
+from unspoken.channels.packets.manifest import DTYPES, manifest_of
+from unspoken.channels.packets.reader import PacketReader
+from unspoken.channels.packets.signing import key_id, signature_of
+
+__all__ = ["packet_chunks", "read_packet", "write_packet"]
+
+
+def packet_chunks(
+    message: Message, *, key: bytes | None, codec: Codec = "raw"
+) -> Iterator[bytes | memoryview]:
+    """A packet's bytes in order, tensors as views of host memory.
+
+    Args:
+        message: A message with its state.
+        key: Signs the packet; None leaves it unsigned, for channels that nobody else can write to.
+        codec: How keys and values are stored. Hidden states are stored as they are.
+
+    Raises:
+        InputError: An unknown codec, or a key that protects nothing.
+        StateError: The message has no state, or one that was trimmed or does not start its context.
+        ChannelError: Values that the codec cannot store.
+    """
+    if codec not in CODECS:
+        raise InputError(
+            f"there is no codec {codec!r}",
+            expected=" or ".join([", ".join(CODECS[:-1]), CODECS[-1]]),
+            fix="use int8 for a quarter of the bytes, raw for every bit",
+        )
+    state = message.state
+    if state is None or state.start != 0 or state.stop != len(message.context):
+        raise StateError(
+            f"the message of {message.sharer!r} has "
+            + (
+                "no state"
+                if state is None
+                else f"the state of positions {state.start} to {state.stop}"
+            ),
+            expected=f"the state of all its {len(message.context)} tokens",
+            fix="publish the message with its state",
+        )
+    if state.dtype not in DTYPES.values():
+        raise StateError(
+            f"a state in {state.dtype} cannot be put in a packet",
+            expected=f"one of {', '.join(DTYPES)}",
+        )
+    stored, digests = [], []
+    for number, layer in enumerate(state.layers):
+        tensors = encode(codec, layer)
+        if number in state.hidden:
+            tensors["hidden"] = state.hidden[number]
+        views = [bytes_of(tensor) for tensor in tensors.values()]
+        digest = blake3()
+        for view in views:
+            digest.update(view)
+        stored.append(views)
+        digests.append(digest.hexdigest())
+    manifest = manifest_of(message, state, codec, digests, None if key is None else key_id(key))
+    text = manifest.model_dump_json()
+    head = header_of(manifest, text, signature_of(text, key))
+    yield struct.pack("<Q", len(head)) + head
+    for views in stored:
+        yield from views
+
+
+def write_packet(
+    message: Message, target: str | Path | BinaryIO, *, key: bytes | None, codec: Codec = "raw"
+) -> int:
+    """Write a packet to a file or a stream; its length in bytes. A file appears whole or not at all.
+
+    Args:
+        message: A message with its state.
+        target: A path, whose folder exists, or a binary stream such as ``socket.makefile("wb")``.
+        key: Signs the packet; None leaves it unsigned.
+        codec: ``raw`` (bit for bit), ``int8`` or ``int4``.
+
+    Raises:
+        InputError: A target that cannot be written to.
+        InputError, StateError, ChannelError: See `packet_chunks`.
+    """
+
+    def write(stream: BinaryIO) -> int:
+        total = 0
+        for chunk in packet_chunks(message, key=key, codec=codec):
+            stream.write(chunk)
+            total += len(chunk)
+        return total
+
+    end = packet_target(target)
+    return save_whole(end, write) if isinstance(end, Path) else write(end)
+
+
+def read_packet(
+    source: str | Path | bytes | Readable, receiver: CausalModel, *, key: bytes | None
+) -> Message:
+    """Read a packet: the message, with its state on the receiver's device.
+
+    A state that was stored with int8 or int4 counts as approximate.
+
+    Args:
+        source: A path, the packet's bytes, or a binary stream, from which exactly the packet's bytes are taken.
+        receiver: The model that will continue it.
+        key: The key that signed the packet; None accepts an unsigned packet and no other.
+
+    Raises:
+        PacketError: Truncated, tampered with, signed with another key, of another version, or malformed.
+        IdentityMismatch, GeometryMismatch: Another model's.
+        InputError: A file that cannot be opened, or something that no packet can be read from.
+    """
+    with PacketReader(source, key=key) as reader:
+        return reader.message(receiver)

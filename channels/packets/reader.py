@@ -1,0 +1,242 @@
+"""Reading a packet from a stream: the manifest first, then layer after layer, each checked as it arrives."""
+
+import hmac
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Self
+
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from unspoken.channels.errors import GeometryMismatch, PacketError
+from unspoken.channels.kv.codec import Part, decode
+from unspoken.channels.kv.geometry import LayerGeometry
+from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.message import Message
+from unspoken.channels.model import CausalModel
+from unspoken.channels.packets.files import Readable, open_packet
+from unspoken.channels.packets.layout import bytes_of, header_of, metadata_of, parts_of
+from unspoken.channels.packets.manifest import DTYPES, LayerShape, PacketManifest
+from unspoken.channels.packets.signing import checked_manifest
+
+__all__ = ["PacketReader"]
+
+MAX_HEADER = 64 * 2**20
+PIECE = 2**20
+
+
+class PacketReader:
+    """Reads one packet from a stream: the manifest at once, then layer after layer as they arrive.
+
+    Nothing is allocated for the state until the signature, the manifest and the receiver's own shape agree.
+
+    Used in a ``with``, it closes the file that it opened; a stream is left to whoever opened it.
+
+    Args:
+        source: A path, the packet's bytes, or a stream open for reading in binary, such as ``socket.makefile("rb")``.
+        key: The key that signed the packet; None accepts an unsigned packet and no other.
+        size: Bytes of the packet where they are known; of a file and of bytes they are.
+
+    Attributes:
+        manifest: What the packet says of itself, already vouched for.
+
+    Raises:
+        InputError: A file that cannot be opened, or something that no packet can be read from.
+        PacketError: naming what is wrong; its `kind` is one of ``format``, ``version``, ``truncated``, ``size``,
+            ``key``, ``unsigned``, ``tampered`` and ``shape``.
+    """
+
+    manifest: PacketManifest
+
+    def __init__(
+        self, source: str | Path | bytes | Readable, *, key: bytes | None, size: int | None = None
+    ) -> None:
+        opened = open_packet(source)
+        self._stream, self._file = opened.stream, opened.file
+        try:
+            self._begin(key, opened.size if size is None else size)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file that it opened, if it opened one."""
+        if self._file is not None:
+            self._file.close()
+
+    def _begin(self, key: bytes | None, size: int | None) -> None:
+        """Read the manifest, and hold what surrounds it against it."""
+        head = self._head(size)
+        text, signature = metadata_of(head)
+        self.manifest = checked_manifest(text, signature, key)
+        if header_of(self.manifest, text, signature) != head:
+            raise PacketError(
+                "the packet's header places other tensors than its manifest says",
+                kind="shape",
+                expected="the tensors that follow from the manifest, in order",
+                fix="have the sharer write the packet again",
+            )
+        self._data = sum(part.nbytes for parts in parts_of(self.manifest) for part in parts)
+        total = 8 + len(head) + self._data
+        if size is not None and size != total:
+            raise PacketError(
+                f"the packet has {size} bytes",
+                kind="truncated" if size < total else "size",
+                expected=f"{total}, as its manifest says",
+                fix="send it again"
+                if size < total
+                else "write one packet to a file, and nothing after it",
+            )
+
+    def _head(self, size: int | None) -> bytes:
+        (length,) = struct.unpack("<Q", self._exactly(8, "its first 8 bytes"))
+        most = MAX_HEADER if size is None else min(MAX_HEADER, size - 8)
+        if length > most:
+            big = length > MAX_HEADER
+            raise PacketError(
+                f"the packet announces a header of {length} bytes",
+                kind="format" if big else "truncated",
+                expected=f"at most {most}"
+                + (
+                    ", as a packet's or any safetensors file's first 8 bytes give it"
+                    if big
+                    else ", which it has"
+                ),
+                fix="check that this is a packet" if big else "send it again",
+            )
+        return self._exactly(length, "its header")
+
+    def _exactly(self, count: int, what: str) -> bytes:
+        """`count` bytes, in pieces, so that a false length costs no memory."""
+        found = bytearray()
+        while len(found) < count:
+            piece = self._stream.read(min(PIECE, count - len(found)))
+            if not piece:
+                raise _ended(what, len(found), count)
+            found += piece
+        return bytes(found)
+
+    def check(self, receiver: CausalModel) -> None:
+        """Refuse a packet that is not of the receiver's own model and shape.
+
+        Raises:
+            IdentityMismatch, GeometryMismatch: naming what differs.
+            PacketError: More tokens than the receiver's context holds.
+        """
+        manifest = self.manifest
+        receiver.identity.require(manifest.identity, f"the packet of {manifest.sharer!r}")
+        longest = receiver.geometry.max_positions
+        if len(manifest.context) > longest:
+            raise PacketError(
+                f"the packet holds {len(manifest.context)} tokens",
+                kind="size",
+                expected=f"at most {longest}, the receiver's context",
+                fix="share less text, or use a model with a longer context",
+            )
+        found = [(layer.kv_heads, layer.head_dim) for layer in manifest.layers]
+        wanted = [(layer.kv_heads, layer.head_dim) for layer in receiver.geometry.layers]
+        if found != wanted or (
+            manifest.hidden and manifest.hidden_size != receiver.geometry.hidden_size
+        ):
+            raise GeometryMismatch(
+                f"the packet holds {_described(manifest.layers)}",
+                expected=f"{_described(receiver.geometry.layers)}, as the receiver has",
+                fix="have the sharer write it with the receiver's model",
+            )
+        if manifest.codec == "raw" and DTYPES[manifest.dtype] != receiver.dtype:
+            raise GeometryMismatch(
+                f"the packet holds a raw state in {manifest.dtype}",
+                expected=f"{str(receiver.dtype).removeprefix('torch.')}, as the receiver computes",
+                fix="load both models with one dtype, or send it with the codec int8",
+            )
+
+    def layers(self, receiver: CausalModel) -> Iterator[tuple[LayerState, Tensor | None]]:
+        """Layer after layer as it arrives, on the receiver's device, each with its input where that is sent.
+
+        Every layer's bytes are checked before it is given out. Raw tensors are read into place; nothing is held twice.
+
+        Raises:
+            IdentityMismatch, GeometryMismatch: See `check`.
+            PacketError: The stream ends early, or a layer is not what was signed.
+        """
+        self.check(receiver)
+        manifest = self.manifest
+        for number, (parts, shape) in enumerate(
+            zip(parts_of(manifest), manifest.layers, strict=True)
+        ):
+            tensors = self._tensors(number, parts)
+            keys, values = decode(manifest.codec, tensors, shape.head_dim, receiver.dtype)
+            hidden = tensors.get("hidden")
+            yield (
+                LayerState(keys.to(receiver.device), values.to(receiver.device), shape.first),
+                None if hidden is None else hidden.to(receiver.device, receiver.dtype),
+            )
+
+    def _tensors(self, number: int, parts: Sequence[Part]) -> Mapping[str, Tensor]:
+        digest = blake3()
+        tensors = {}
+        for part in parts:
+            tensor = torch.empty(part.shape, dtype=part.dtype)
+            room = bytes_of(tensor)
+            done = 0
+            while done < len(room):
+                count = self._stream.readinto(room[done : done + PIECE])
+                if not count:
+                    raise _ended(f"layer {number}", done, len(room))
+                done += count
+            digest.update(room)
+            tensors[part.name] = tensor
+        if not hmac.compare_digest(digest.hexdigest(), self.manifest.digests[number]):
+            raise PacketError(
+                f"the bytes of layer {number} are not those that the manifest vouches for",
+                kind="tampered",
+                expected=f"BLAKE3 {self.manifest.digests[number][:16]}",
+                fix="send the packet again; if it happens again, somebody changes it on its way",
+            )
+        return tensors
+
+    def message(self, receiver: CausalModel) -> Message:
+        """The whole message, with its state on the receiver's device.
+
+        Raises:
+            IdentityMismatch, GeometryMismatch, PacketError: See `layers`.
+        """
+        manifest = self.manifest
+        layers, hidden = [], {}
+        for number, (layer, entry) in enumerate(self.layers(receiver)):
+            layers.append(layer)
+            if entry is not None:
+                hidden[number] = entry
+        rough = manifest.approximate_from if manifest.codec == "raw" else 0
+        state = KVState(
+            tuple(layers),
+            0,
+            len(manifest.context),
+            receiver.identity,
+            rough,
+            MappingProxyType(hidden),
+        )
+        return manifest.message(state)
+
+
+def _ended(what: str, found: int, wanted: int) -> PacketError:
+    return PacketError(
+        f"the packet ends within {what}",
+        kind="truncated",
+        expected=f"{wanted} bytes there, {found} came",
+        fix="send it again",
+    )
+
+
+def _described(layers: Sequence[LayerShape] | Sequence[LayerGeometry]) -> str:
+    shapes = sorted({(layer.kv_heads, layer.head_dim) for layer in layers})
+    return f"{len(layers)} layers of " + ", ".join(f"{heads} x {dim}" for heads, dim in shapes[:4])

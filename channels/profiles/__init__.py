@@ -1,1 +1,0 @@
-"""Profiles: which layers a receiver must compute anew of a state that other weights of its base have made."""

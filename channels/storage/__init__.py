@@ -1,0 +1,1 @@
+"""Atomic folders, locks of pairs, and who a file is for."""

@@ -1,0 +1,161 @@
+"""The benchmarks run to their end on a tiny model, and their figures are what they say."""
+
+from pathlib import Path
+
+import pytest
+from architectures import make, tuned
+
+from unspoken.agents.bench import (
+    BENCHES,
+    Files,
+    decode,
+    fan_in,
+    hop,
+    packet,
+    profile,
+    run_bench,
+    splice,
+)
+from unspoken.agents.bench.passages import cut_passages
+from unspoken.agents.models.model import LocalModel
+from unspoken.channels.errors import InputError
+from unspoken.channels.finetunes.passages import Settings
+
+
+@pytest.fixture(scope="module")
+def model() -> LocalModel:
+    return make("llama")
+
+
+def test_hop_measures_every_way_against_the_best_text(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each way has a row, and no text is faster than the text its rivals are held against."""
+    monkeypatch.setattr(hop, "SIZES", (32,))
+    rows, summary = hop.measure(model, Files(), lambda line: None)
+    ways = {row["way"]: row for row in rows}
+    assert {"text", "continuation", "floor", "splice, sink 4"} <= set(ways)
+    texts = [row for name, row in ways.items() if name.startswith("text") and "index" not in name]
+    assert max(row["speedup_over_text"] for row in texts) == 1.0
+    assert ways["floor"]["over_floor"] == 1.0
+    assert summary == {}  # nothing was measured at 1,024 tokens
+
+
+def test_splice_controls_bracket_the_splice(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text and a full repair are at no distance; another example's message is farther than the splice."""
+    for name, value in (("PASSAGES", 3), ("TOKENS", 24), ("FORCED", 4)):
+        monkeypatch.setattr(splice, name, value)
+    monkeypatch.setattr(splice, "SHARER", "one of the keys")
+    monkeypatch.setattr(splice, "RECEIVER", "who is it")
+    monkeypatch.setattr(splice, "_shared_outputs", splice._shared_prompts)
+    rows, summary = splice.measure(model, Files(), lambda line: None)
+    kl = {row["way"]: row["mean_kl"] for row in rows if row["share"] == "prompt"}
+    assert kl["text"] < 1e-9
+    assert kl["all recomputed"] < 1e-6
+    assert kl["all recomputed"] < kl["sink 4"] < kl["another example's message"]
+    assert kl["sink 4"] < kl["no message"]
+    assert summary["mean_kl"] == kl["sink 4"]
+
+
+def test_packet_says_what_each_codec_keeps(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raw is the text itself, int8 nearer to it than int4, and both nearer than another's message."""
+    for name, value in (("PASSAGES", 3), ("TOKENS", 24), ("FORCED", 4), ("SIZES", (8, 16))):
+        monkeypatch.setattr(packet, name, value)
+    rows, summary = packet.measure(model, Files(), lambda line: None)
+    kl = {row["way"]: row["mean_kl"] for row in rows if "way" in row}
+    assert summary["raw_bit_exact"] is True
+    assert kl["raw"] < 1e-6 < kl["int4"]
+    assert kl["raw"] < kl["int8"] < kl["int4"] < kl["another example's message"]
+    assert kl["int4"] < kl["no message"]
+    assert summary["raw_kl"] < 1e-12
+    assert summary["int8_kl"] == pytest.approx(kl["int8"], rel=0.02)
+    size = {row["way"]: row["bytes_per_token"] for row in rows if "way" in row}
+    assert size["raw"] > size["int8"] > size["int4"] > 0
+    assert {row["tokens"] for row in rows if "codec" in row} == {8, 16}
+
+
+@pytest.mark.parametrize(
+    ("gains", "wanted"),
+    [
+        ([(16, 1.0), (32, 2.0)], 16),
+        ([(16, -1.0), (32, 1.0)], 24),
+        ([(16, 1.0), (32, -1.0), (64, 3.0)], 40),
+        ([(16, 1.0), (32, 0.0)], None),
+    ],
+)
+def test_break_even_is_where_all_longer_ones_gain(
+    gains: list[tuple[int, float]], wanted: int | None
+) -> None:
+    """One lucky short length does not count."""
+    assert packet.crossing(gains) == wanted
+
+
+def test_fan_in_controls_bracket_the_repairs(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text and a full repair are at no distance; other examples' messages are farther than any repair."""
+    for name, value in (("GROUPS", 2), ("TOKENS", 24), ("FORCED", 4)):
+        monkeypatch.setattr(fan_in, name, value)
+    monkeypatch.setattr(fan_in, "SENDERS", ("one of the keys", "who", "a reader of it", "it"))
+    monkeypatch.setattr(fan_in, "PROMPT", "and")
+    rows, summary = fan_in.measure(model, Files(), lambda line: None)
+    assert {row["messages"] for row in rows} == {1, 2, 4}
+    kl = {row["way"]: row["mean_kl"] for row in rows if row["messages"] == 4}
+    assert kl["text"] < 1e-9 and kl["all recomputed"] < 1e-6
+    assert kl["sink"] < kl["another example's messages"]
+    assert summary["kl_sink_4"] == kl["sink"] and summary["kl_deviation_4"] == kl["deviation"]
+    computed = {row["way"]: row["computed_share"] for row in rows if row["messages"] == 4}
+    assert computed["none"] < computed["sink"] < computed["deviation"] < computed["text"] == 1.0
+
+
+def test_profile_holds_the_front_against_random_groups_and_controls(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All layers anew are text; reusing all is nearer than another's message; questions are asked every way."""
+    small = Settings(tokens=24, forced=4, search=2, judge=2, prompts=(7,), sink=2)
+    for name, value in (("SETTINGS", small), ("QUESTIONS", 2), ("KINDS", ("full",))):
+        monkeypatch.setattr(profile, name, value)
+    monkeypatch.setattr(profile, "finetune", lambda base, recipe, report: tuned("llama", 0.1))
+    rows, summary = profile.measure(model, Files(), lambda line: None)
+    by_layers = {row["layers"]: row for row in rows}
+    kl = {name: row["kl prefix"] for name, row in by_layers.items()}
+    assert kl["text"] == 0 and kl["0-3"] < 1e-5
+    assert kl["0-3"] < kl["none"] < kl["another example's message"]
+    assert kl["none"] == summary["reuse_all_kl"]
+    assert all("answer_loss" in row and "f1" in row for row in rows)
+    assert by_layers["0-3"]["answer_loss"] == pytest.approx(
+        by_layers["text"]["answer_loss"], abs=1e-3
+    )
+    assert by_layers["none"]["kl after 7"] > by_layers["0-3"]["kl after 7"]
+    inner = [row for row in rows if 0 < row.get("share", 0) < 1]
+    assert all(f"random {seed}" in row for row in inner for seed in (1, 2, 3))
+    assert summary["beats_reuse_all"] is True
+
+
+def test_decode_compares_with_generate(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On both models every token is generate's."""
+    monkeypatch.setattr(decode, "PROMPTS", 2)
+    monkeypatch.setattr(decode, "NEW", 8)
+    rows, summary = decode.measure(model, Files(), lambda line: None)
+    assert [row["equal"] for row in rows] == [2, 2, 2]
+    assert summary["tokens_equal"] is summary["continuation_equals_text"] is True
+
+
+def test_an_unknown_benchmark_is_named_with_the_others() -> None:
+    """A misspelt name gets the names there are."""
+    with pytest.raises(InputError, match="no benchmark 'hops'") as caught:
+        run_bench("hops")
+    assert all(name in caught.value.expected for name in BENCHES)
+
+
+def test_a_text_too_short_is_refused(model: LocalModel, tmp_path: Path) -> None:
+    """A file that holds fewer passages than wanted is said to."""
+    path = tmp_path / "short.txt"
+    path.write_text("the key of the value")
+    with pytest.raises(InputError, match="tokens") as caught:
+        cut_passages(model, path, 20, 256)
+    assert "5120" in caught.value.expected

@@ -1,0 +1,240 @@
+"""``unspoken bridge``: what it prints, and which bridge it takes a person to mean."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import python
+from sample_bridges import AUDIT, identity, manifest, tensors
+from typer.testing import CliRunner, Result
+
+from unspoken.agents.cli.main import app
+from unspoken.agents.models.identity import remember
+from unspoken.channels.bridges.folder import read, write
+from unspoken.channels.bridges.store import BridgeStore
+
+PAIR = ("owner/Alpha", "owner/Beta")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of our own, and output that does not depend on who runs this."""
+    monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("UNSPOKEN_BRIDGES", "FORCE_COLOR", "TTY_COMPATIBLE", "UNSPOKEN_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "400")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def saved() -> Path:
+    """A bridge in the user's store."""
+    return BridgeStore().save(manifest(audit=AUDIT), tensors())
+
+
+def call(*args: object, answer: str | None = None) -> Result:
+    return CliRunner().invoke(app, ["bridge", *map(str, args)], input=answer)
+
+
+def done(*args: object) -> str:
+    result = call(*args)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def refused(*args: object) -> str:
+    result = call(*args)
+    assert result.exit_code in (1, 2) and result.stdout == ""
+    assert result.stderr.startswith("error: ") and "unexpected" not in result.stderr
+    return result.stderr
+
+
+def test_an_empty_list_says_where_it_looked(cache: Path) -> None:
+    """Nothing there is not an error; the way to a bridge is shown."""
+    said = done("list")
+    assert str(cache / "bridges") in said and "unspoken bridge fit A B" in said
+    assert json.loads(done("list", "--json")) == []
+
+
+def test_list_shows_the_figures(saved: Path) -> None:
+    """One line per bridge with its models, size, figures, date and folder; unknown figures are dashes."""
+    BridgeStore().save(manifest("c/d"), tensors())
+    said = done("list")
+    heads = "sharer receiver size retention specific earned date path"
+    assert all(name in said for name in heads.split())
+    (line,) = [line for line in said.splitlines() if str(saved) in line]
+    for part in (*PAIR, "0.812", "0.750", "0.700", "kB"):
+        assert part in line
+    (other,) = [line for line in said.splitlines() if "c/d" in line]
+    assert other.count("–") == 3
+
+
+def test_list_json(saved: Path) -> None:
+    """The same as data."""
+    (line,) = json.loads(done("list", "--json"))
+    assert line["path"] == str(saved) and line["error"] is None
+    assert (line["sharer"], line["receiver"]) == PAIR
+    assert (line["retention"], line["specific"], line["earned"]) == (0.8125, 0.75, 0.7)
+    assert line["bytes"] > 1000
+
+
+def test_list_shows_broken_bridges(saved: Path) -> None:
+    """A broken one is listed, with what is wrong and what to do."""
+    os.truncate(saved / "bridge.safetensors", 10)
+    said = done("list")
+    assert "broken" in said and "has 10 bytes" in said and "unspoken bridge pull" in said
+    (saved / "bridge.json").write_text("{")
+    (line,) = json.loads(done("list", "--json"))
+    assert line["sharer"] is None and "is not JSON" in line["error"]
+    assert "?" in done("list")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        lambda saved: PAIR,
+        lambda saved: (saved,),
+        lambda saved: (saved.name,),
+    ],
+)
+def test_show_by_models_or_folder(saved: Path, words: Callable[[Path], tuple[object, ...]]) -> None:
+    """Both models, the folder, or its name in the store lead to the bridge."""
+    said = done("show", *words(saved))
+    for part in (
+        *PAIR,
+        "2 layers, float32",
+        "1,234 tokens of built-in",
+        "config: rank",
+        "fit: seconds",
+        "full text",
+        "a | b",
+        "accuracy",
+        "retention",
+        "0.812",
+        "earned",
+        "qa.jsonl",
+    ):
+        assert part in said, part
+
+
+def test_show_json_is_the_manifest(saved: Path) -> None:
+    """All of the manifest, and where it is."""
+    found = json.loads(done("show", *PAIR, "--json"))
+    assert found.pop("path") == str(saved)
+    assert found == json.loads((saved / "bridge.json").read_text())
+
+
+def test_show_says_what_is_missing_or_broken(saved: Path) -> None:
+    """A bridge without an audit says how to get one; a broken one is an error."""
+    BridgeStore().save(manifest("c/d"), tensors())
+    assert "unspoken bridge audit" in done("show", "c/d", PAIR[1])
+    os.truncate(saved / "bridge.safetensors", 10)
+    assert "has 10 bytes" in refused("show", *PAIR)
+
+
+def test_a_bridge_that_is_not_there(saved: Path) -> None:
+    """The error lists what is there, and the command that makes the missing one."""
+    for command in ("show", "remove"):
+        said = refused(command, "owner/Beta", "owner/Alpha")
+        assert "there is no bridge from owner/Beta to owner/Alpha" in said
+        assert "one of: owner/Alpha owner/Beta" in said
+        assert "unspoken bridge fit owner/Beta owner/Alpha" in said
+    assert "there is no bridge at nowhere" in refused("show", "nowhere")
+    (saved / "bridge.json").write_text("{")
+    assert f"{saved} (broken)" in refused("show", *PAIR)
+    done("remove", saved, "--yes")
+    assert "which holds none yet" in refused("show", *PAIR)
+
+
+def _model(folder: Path, name: str) -> Path:
+    """A model's folder whose identity was computed before; nothing in it can be loaded."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(name)
+    remember(folder, identity(name))
+    return folder
+
+
+def test_models_are_known_by_identity(saved: Path, tmp_path: Path) -> None:
+    """Where a model's identity is known it decides, whatever the model is called; nothing is loaded."""
+    alpha, beta = _model(tmp_path / "one", PAIR[0]), _model(tmp_path / "two", PAIR[1])
+    assert str(saved) in done("show", alpha, beta)
+    assert str(saved) in done("show", alpha, PAIR[1])
+    named = manifest()
+    side = named.sharer.model_copy(update={"ref": str(alpha)})
+    BridgeStore().save(named.model_copy(update={"sharer": side}), tensors())
+    assert str(saved) in done("show", alpha, beta)
+    _model(alpha, "trained since")
+    assert "there is no bridge" in refused("show", alpha, beta)
+
+
+def test_two_bridges_of_one_name_must_be_told_apart(saved: Path) -> None:
+    """Where only the reference is known, and two models went by it, the folder decides."""
+    other = manifest()
+    weights = other.sharer.identity.model_copy(update={"weights": "other"})
+    side = other.sharer.model_copy(update={"identity": weights})
+    second = BridgeStore().save(other.model_copy(update={"sharer": side}), tensors())
+    said = refused("show", *PAIR)
+    assert "more than one bridge" in said and str(saved) in said and str(second) in said
+    assert str(second) in done("show", second)
+
+
+def test_remove_asks_first(saved: Path) -> None:
+    """No is no; --yes does not ask."""
+    result = call("remove", *PAIR, answer="n\n")
+    assert result.exit_code == 1 and saved.exists()
+    assert str(saved) in result.stderr
+    assert call("remove", *PAIR, answer="y\n").exit_code == 0 and not saved.exists()
+    again = BridgeStore().save(manifest(), tensors())
+    assert done("remove", again, "--yes").strip() == str(again) and not again.exists()
+
+
+def test_remove_leaves_other_folders_alone(tmp_path: Path) -> None:
+    """A folder that is no bridge is not removed by mistake."""
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "notes.txt").write_text("mine")
+    assert "is no bridge's folder" in refused("remove", tmp_path / "precious", "--yes")
+    assert (tmp_path / "precious" / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("by_pair", [True, False])
+def test_push_and_pull_by_a_folder(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_pair: bool
+) -> None:
+    """A bridge goes to a folder and into another person's store."""
+    out = tmp_path / "out"
+    words: tuple[Any, ...] = PAIR if by_pair else (saved,)
+    monkeypatch.chdir(tmp_path)
+    done("push", *words, "./out")
+    monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "other"))
+    pulled = Path(done("pull", out).strip())
+    assert pulled == tmp_path / "other" / "bridges" / saved.name
+    assert read(pulled)[0] == read(out)[0] == read(saved)[0]
+
+
+def test_push_and_pull_refuse(saved: Path, tmp_path: Path) -> None:
+    """Wrong counts of words, things that are not bridges, and bridges that are broken."""
+    assert "two or three arguments, not 1" in refused("push", saved)
+    assert "two or three arguments, not 4" in refused("push", *PAIR, "a", "b")
+    assert "there is no bridge at" in refused("pull", tmp_path / "none")
+    write(tmp_path / "cut", manifest(), tensors())
+    os.truncate(tmp_path / "cut" / "bridge.safetensors", 10)
+    assert "has 10 bytes" in refused("pull", tmp_path / "cut")
+    assert "has 10 bytes" in refused("push", tmp_path / "cut", tmp_path / "out")
+    assert "owner/nowhere cannot be pulled" in refused("pull", "owner/nowhere")
+    assert "owner/name" in refused("pull", "not an id")
+
+
+def test_listing_imports_no_torch(saved: Path) -> None:
+    """Looking at bridges is quick."""
+    code = (
+        "import sys\n"
+        "from unspoken.agents.cli.main import app\n"
+        f"for words in (['list'], ['show', {str(saved)!r}]):\n"
+        "    app(['bridge', *words], standalone_mode=False)\n"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert python(code).stdout.splitlines()[-1] == "[]"

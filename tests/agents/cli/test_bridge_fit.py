@@ -1,0 +1,258 @@
+"""``unspoken bridge fit``, ``bridge audit``, ``bench bridge`` and the figures, as a person calls them."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flows import own_cache
+from pairs import AUDIT, corpus, few_held_out, folders
+from sample_bridges import AUDIT as SAMPLE
+from sample_bridges import manifest, tensors
+from typer.testing import CliRunner, Result
+
+from unspoken.agents.bench import ablation, dial
+from unspoken.agents.cli import audit_view as view
+from unspoken.agents.cli.audit_view import kept_by_way
+from unspoken.agents.cli.bridge_fit import progress_line
+from unspoken.agents.cli.main import app
+from unspoken.channels.bridges import make as bridging
+from unspoken.channels.bridges.audit import stored as auditing
+from unspoken.channels.bridges.fit.progress import FitProgress
+from unspoken.channels.bridges.fit.settings import FitSettings
+from unspoken.channels.bridges.fit.validation import Scores
+from unspoken.channels.bridges.folder import read
+from unspoken.channels.bridges.store import BridgeStore
+
+SMALL = ("--steps", 2, "--rank", 8, "--source-layers", 2, "--hidden", 16, "--bottleneck", 4)
+ROWS = tuple(
+    {
+        "data": data,
+        "way": way,
+        "retention": kept,
+        "retention_low": kept - 0.1,
+        "retention_high": kept + 0.1,
+    }
+    for data in ("continuation", "recall")
+    for way, kept in (("text", 1.0), ("bridge", 0.8), ("zeros", -0.4))
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("models")
+    with own_cache(folder / "cache"):
+        folders(folder)
+        yield folder
+
+
+@pytest.fixture
+def pair(root: Path) -> tuple[Path, Path]:
+    return root / "gemma", root / "llama"
+
+
+@pytest.fixture(autouse=True)
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of our own, and fits and audits of seconds."""
+    monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "300")
+    for name in ("UNSPOKEN_BRIDGES", "FORCE_COLOR", "TTY_COMPATIBLE", "UNSPOKEN_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    few_held_out(monkeypatch)
+
+    def rows(self: auditing.AuditPlan, text: Any) -> Any:
+        few = replace(AUDIT, text=self.text, qa=self.qa, recall=self.recall)
+        return made(few, text)
+
+    made = auditing.AuditPlan.rows
+    monkeypatch.setattr(auditing.AuditPlan, "rows", rows)
+    for name in ("tokens", "sizes", "repeats", "answered", "written"):
+        field = auditing.AuditSettings.__init__
+        defaults = list(field.__defaults__ or ())
+        names = list(auditing.AuditSettings.__dataclass_fields__)
+        defaults[names.index(name)] = getattr(AUDIT.settings, name)
+        monkeypatch.setattr(field, "__defaults__", tuple(defaults))
+    fit = FitSettings.__init__
+    defaults = list(fit.__defaults__ or ())
+    for name, value in (("gram_tokens", 300), ("hidden", 8), ("bottleneck", 4)):
+        defaults[list(FitSettings.__dataclass_fields__).index(name)] = value
+    monkeypatch.setattr(fit, "__defaults__", tuple(defaults))
+
+
+def call(*args: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, args)))
+
+
+def done(*args: object) -> str:
+    result = call(*args)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def refused(*args: object) -> str:
+    result = call(*args)
+    assert result.exit_code in (1, 2) and result.stdout == ""
+    assert result.stderr.startswith("error: ") and "unexpected" not in result.stderr
+    return result.stderr
+
+
+def test_fit_then_audit_then_show(
+    pair: tuple[Path, Path], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fit prints its folder; an audit of a bridge that has none is kept; another only with --save."""
+    monkeypatch.setattr(sys, "argv", ["unspoken", "bridge", "fit", "a b"])
+    result = call("bridge", "fit", *pair, "--corpus", corpus(root), *SMALL, "--no-audit")
+    assert result.exit_code == 0, result.stderr
+    folder = Path(result.stdout.strip())
+    made, _ = read(folder)
+    assert made.config["rank"] == 8 and len(made.config["source_layers"]) == 2
+    assert (made.config["hidden"], made.config["bottleneck"]) == (16, 4)
+    assert made.fit["steps"] == 2 and made.fit["command"] == "unspoken bridge fit 'a b'"
+    assert made.audit is None and folder.parent == BridgeStore().root
+    for part in ("at most", "gram", "train", "trained", "KL"):
+        assert part in result.stderr
+    assert done("bridge", "fit", *pair).splitlines()[-1] == str(folder)
+    found = json.loads(done("bridge", "audit", *pair, "--json"))
+    kept, _ = read(folder)
+    assert kept.audit is not None and found["earned"] == kept.audit.earned
+    said = done("bridge", "show", *pair)
+    for part in ("another example's message", "the receiver as its own sharer", "ttft_speedup_32"):
+        assert part in said
+    qa = root / "qa.jsonl"
+    row = {"context": "the key is here", "question": "where?", "answers": ["here"]}
+    qa.write_text("\n".join(json.dumps(row | {"context": f"{n} is the key"}) for n in range(3)))
+    done("bridge", "audit", folder, "--qa", qa)
+    assert read(folder)[0].audit == kept.audit
+    assert "qa.jsonl" in done("bridge", "audit", folder, "--qa", qa, "--save")
+    audited = read(folder)[0].audit
+    assert audited is not None and [file.name for file in audited.files] == ["qa.jsonl"]
+    assert {"qa_retention", "retention_builtin"} <= set(audited.summary)
+
+
+def test_bench_bridge_gives_the_audit(pair: tuple[Path, Path], root: Path) -> None:
+    """Without a bridge the error says how to get one; with one, machine, rows and summary."""
+    assert "there is no bridge" in refused("bench", "bridge", *pair)
+    done("bridge", "fit", *pair, "--corpus", corpus(root), *SMALL, "--no-audit")
+    found = json.loads(done("bench", "bridge", *pair, "--json"))
+    assert found["machine"]["sharer"] == str(pair[0]) and found["machine"]["model"] == str(pair[1])
+    assert {row["data"] for row in found["rows"]} >= {"continuation", "question", "recall"}
+    wanted = (
+        "fit_minutes_closed_form fit_minutes_total size_mb retention specific_retention qa_retention "
+        "recall_accuracy recall_accuracy_mismatched earned"
+    )
+    assert {f"{name}_builtin" for name in wanted.split()} <= set(found["summary"])
+
+
+def test_bench_dial_and_ablation(
+    pair: tuple[Path, Path], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row per number of native layers; a row per variant, the trained bridge's parts among them."""
+    for module in (dial, ablation):
+        monkeypatch.setattr(module, "TOKENS", 600)
+        monkeypatch.setattr(module, "PASSAGES", 2)
+        monkeypatch.setattr(module, "RANK", 16)
+    monkeypatch.setattr(dial, "SIZE", 32)
+    monkeypatch.setattr(dial, "REPEATS", 1)
+    found = json.loads(done("bench", "dial", *pair, "--json"))
+    assert [row["native_layers"] for row in found["rows"]] == [0, 1]
+    assert found["rows"][1]["kl"] < found["rows"][0]["kl"]
+    assert all(row["ttft_s"] > 0 for row in found["rows"])
+    monkeypatch.setattr(ablation, "RANKS", (4,))
+    monkeypatch.setattr(ablation, "COUNTS", (1,))
+    done("bridge", "fit", *pair, "--corpus", corpus(root), *SMALL, "--no-audit")
+    rows = json.loads(done("bench", "ablation", *pair, "--json"))["rows"]
+    kl = {row["variant"]: row["kl"] for row in rows}
+    assert kl["uncut"] < kl["rank 4"]
+    for name in ("sharer only", "embeddings only", "1 source layers", "trained, no residual"):
+        assert name in kl
+
+
+def test_what_cannot_be_measured_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Wrong files, options and numbers of models, most before any model is loaded."""
+    assert "there is no file" in refused("bridge", "fit", *pair, "--qa", tmp_path / "none")
+    assert "there is no file" in refused("bridge", "audit", *pair, "--text", tmp_path / "none")
+    assert "measures one model" in refused("bench", "hop", pair[0])
+    assert "measures two models" in refused("bench", "bridge", pair[0])
+    assert "measures two models" in refused("bench", "dial", "--model", pair[0])
+    (tmp_path / "rows").write_text("")
+    assert "reads no --recall file" in refused("bench", "dial", "--recall", tmp_path / "rows")
+    assert "fits no bridge" in refused("bench", "dial", "--refit")
+    assert "reads no bridge" in refused("bench", "hop", "--bridge", tmp_path)
+    assert "keeps nothing" in refused("bench", "ablation", "--keep", tmp_path)
+    assert "--train-dtype 'float7'" in refused("bridge", "fit", *pair, "--train-dtype", "float7")
+    result = call("bridge", "fit", *pair, "--native-layers", 2)
+    assert result.exit_code == 2 and "has 2 layers" in result.stderr
+
+
+def test_an_interrupted_fit_says_what_is_kept(
+    pair: tuple[Path, Path], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C ends with 130; before the closed form there is nothing, after it there is a folder to go on from."""
+
+    def stop(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    args = ("bridge", "fit", *pair, "--corpus", corpus(root), *SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(bridging, "fit", stop)
+        result = call(*args)
+    assert result.exit_code == 130 and "nothing was kept yet" in result.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(bridging, "audit", stop)
+        result = call(*args)
+    assert result.exit_code == 130 and "the same command goes on from it" in result.stderr
+    result = call(*args, "--no-audit")
+    assert result.exit_code == 0 and "gram" not in result.stderr
+
+
+def test_progress_tells_loss_and_retention() -> None:
+    """One line: how far, the loss, and per group what is kept with the message and with another."""
+    scores = Scores({"text": 0.9, "recall": 0.5}, {"text": 0.1, "recall": -0.2}, 0.25, 2.0)
+    assert progress_line(FitProgress("train", 0.5, 1.25, scores)) == (
+        "50% trained, loss 1.250, text 0.90 (0.10 with another message), "
+        "recall 0.50 (-0.20 with another message), KL 0.250"
+    )
+
+
+# Figures
+
+
+def drawn(rows: tuple[dict[str, Any], ...] = ROWS) -> Path:
+    return BridgeStore().save(manifest(audit=SAMPLE.model_copy(update={"rows": rows})), tensors())
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_an_audit_is_drawn(kind: str, tmp_path: Path) -> None:
+    """Into a file of either kind, with its ways and data sets."""
+    file = tmp_path / f"audit.{kind}"
+    done("bridge", "show", drawn(), "--figure", file)
+    data = file.read_bytes()
+    assert data.startswith(b"\x89PNG") if kind == "png" else b"<svg" in data
+    assert len(data) > 4000
+
+
+def test_what_cannot_be_drawn_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another ending, no audit, a folder that is not there, and no matplotlib, which names the extra."""
+    bridge = drawn()
+    assert ".png or .svg" in refused("bridge", "show", bridge, "--figure", tmp_path / "a.txt")
+    none = BridgeStore().save(manifest("c/d"), tensors())
+    assert "no audit to draw" in refused("bridge", "show", none, "--figure", tmp_path / "a.png")
+    lost = tmp_path / "lost" / "a.png"
+    assert "cannot be written" in refused("bridge", "show", bridge, "--figure", lost)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    said = refused("bridge", "show", bridge, "--figure", tmp_path / "a.png")
+    assert 'pip install "unspoken[figures]"' in said
+
+
+def test_bars_show_what_is_kept() -> None:
+    """A bar per way, its length the share kept, the interval beside it; text and none are left out."""
+    said = done("bridge", "show", drawn())
+    (line,) = {line.strip() for line in said.splitlines() if "█" in line and "0.80" in line}
+    assert "0.70 … 0.90" in line and line.startswith("bridge")
+    assert line.count("█") + line.count("▓") == 32
+    assert {way["way"] for way in kept_by_way(ROWS)["recall"]} == {"bridge", "zeros"}
+    assert view._bar(-0.4, -0.5, -0.3).strip() == "│"
+    assert view._bar(2.0, 1.5, 2.5) == "█" * view.WIDTH + "│"

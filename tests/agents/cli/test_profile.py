@@ -1,0 +1,201 @@
+"""``unspoken profile``: what it measures, prints and keeps, and whom it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flows import DOCUMENT, QUESTION, reader_solver, sibling, tiny_model
+from sample_adapters import save_adapter
+from typer.testing import CliRunner, Result
+
+from unspoken.agents import LocalModel
+from unspoken.agents.cli import figure
+from unspoken.agents.cli.main import app
+from unspoken.channels.errors import InputError
+from unspoken.channels.finetunes import measure as profiling
+from unspoken.channels.finetunes.store import ProfileStore
+
+SMALL = ("--passages", "12", "--tokens", "16")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, a fine-tune of it, an adapter on it, a stranger, and data."""
+    root = tmp_path_factory.mktemp("profile")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNSPOKEN_CACHE", str(root / "cache"))
+        base = tiny_model(root / "base")
+        sibling(base, root / "tuned")
+        tiny_model(root / "wider", hidden_size=48)
+    save_adapter(root / "base", root / "poems", 1)
+    (root / "text.txt").write_text("the key of the cache is in the document. " * 200)
+    rows = [
+        {"context": f"the key {n} of the cache", "question": "what?", "answers": ["the key"]}
+        for n in range(14)
+    ]
+    (root / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "400")
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "UNSPOKEN_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "cache"
+
+
+def call(*args: object) -> Result:
+    return CliRunner().invoke(app, ["profile", *map(str, args)])
+
+
+def measured(*args: object) -> dict[str, Any]:
+    result = call(*args, "--json")
+    assert result.exit_code == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def refused(*args: object) -> str:
+    result = call(*args)
+    assert result.exit_code in (1, 2)
+    return result.stderr
+
+
+def test_a_pair_is_measured_kept_and_used(root: Path) -> None:
+    found = measured(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
+    assert set(found["points"][0]["places"]) == {"prefix", "after 24", "after 200"}
+    assert found["points"][-1]["share"] == 1
+    assert found["points"][-1]["places"]["prefix"]["kl"] == pytest.approx(0, abs=1e-5)
+    assert sorted(path.name for path in Path(found["path"]).iterdir()) == [
+        "profile.json",
+        "profile.png",
+    ]
+    models = [LocalModel.load(str(root / name)) for name in ("base", "tuned")]
+    profile = ProfileStore().find(models[0].identity, models[1].identity)
+    assert profile is not None and profile.command.startswith("unspoken ")
+    quick = profile.model_copy(
+        update={"points": tuple(one.model_copy(update={"speedup": 2.0}) for one in profile.points)}
+    )
+    ProfileStore().save(quick)  # a tiny model's text is faster than any hand-over
+    flow = reader_solver(models[0], models[1], "auto", max_kl=10.0)
+    (edge,) = flow.plan(document=DOCUMENT, question=QUESTION).edges
+    assert edge.mode == "recompute" and edge.recompute == ()
+
+
+def test_a_pair_that_has_one_is_said_to(root: Path) -> None:
+    measured(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
+    result = call(root / "base", root / "tuned", "--data", root / "rows.jsonl", *SMALL)
+    assert "--again" in result.stderr and "text.txt" in result.stdout
+
+
+def test_a_profile_that_is_there_is_shown(root: Path) -> None:
+    first = measured(root / "base", root / "tuned", "--data", root / "rows.jsonl", *SMALL)
+    second = measured(root / "base", root / "tuned")
+    assert second == first
+    third = measured(root / "base", root / "tuned", "--again", "--data", root / "text.txt", *SMALL)
+    assert third["data"]["name"] == "text.txt" and third["path"] == first["path"]
+
+
+def test_a_table_names_layers_and_distances(root: Path) -> None:
+    result = call(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
+    assert result.exit_code == 0, result.stderr
+    for word in ("layers anew", "none", "0-1", "KL after 200", "nats a token", "text.txt"):
+        assert word in result.stdout
+
+
+def test_an_adapter_is_another_model(root: Path) -> None:
+    found = measured(
+        root / "base",
+        root / "base",
+        "--receiver-adapter",
+        root / "poems",
+        "--data",
+        root / "text.txt",
+        *SMALL,
+    )
+    assert found["receiver"]["ref"].endswith("poems")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("base", "base"), "the same weights"),
+        (("base", "wider"), "another config"),
+        (("base", "tuned", "--data", "nowhere.txt"), "no file"),
+        (("base", "tuned", "--figure", "front.pdf"), ".png"),
+        (("base", "tuned", "--data", "short.txt"), "at least"),
+        (("base", "tuned", "--tokens=900"), "positions"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(root: Path, args: tuple[str, ...], says: str) -> None:
+    (root / "short.txt").write_text("the key")
+    made = [str(root / one) if not one.startswith("-") else one for one in args]
+    assert says in refused(*made)
+
+
+def test_nothing_is_kept_of_a_measurement_that_failed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise InputError("no clock")
+
+    monkeypatch.setattr(profiling, "clocked", fail)
+    assert "no clock" in refused(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
+    assert ProfileStore().entries() == []
+
+
+def test_a_figure_that_cannot_be_drawn_costs_nothing_else(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(figure, "draw_profile", fail)
+    found = measured(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
+    assert [path.name for path in Path(found["path"]).iterdir()] == ["profile.json"]
+
+
+# The profiles at hand
+
+
+def listed(*args: object) -> Result:
+    return CliRunner().invoke(app, ["profiles", *map(str, args)])
+
+
+def test_profiles_are_listed_shown_and_removed(root: Path, tmp_path: Path) -> None:
+    """By folder or by its name; a figure is drawn again from what is kept."""
+    empty = listed("list")
+    assert empty.exit_code == 0 and "measure one: unspoken profile A B" in empty.stdout
+    made = measured(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
+    folder = Path(made["path"])
+    (line,) = json.loads(listed("list", "--json").stdout)
+    assert (line["sharer"], line["dtype"], line["error"]) == (str(root / "base"), "float32", None)
+    assert str(root / "tuned") in listed("list").stdout
+    shown = listed("show", folder.name, "--figure", tmp_path / "front.svg")
+    assert "layers anew" in shown.stdout and (tmp_path / "front.svg").exists()
+    assert json.loads(listed("show", folder, "--json").stdout)["points"] == made["points"]
+    assert listed("remove", folder.name, "--yes").exit_code == 0
+    assert not folder.exists() and json.loads(listed("list", "--json").stdout) == []
+
+
+def test_broken_profiles_are_listed_and_can_be_removed(cache: Path) -> None:
+    """What cannot be read is said, and goes away."""
+    folder = cache / "profiles" / "a--b-0123456789ab"
+    folder.mkdir(parents=True)
+    (folder / "profile.json").write_text("{")
+    (line,) = json.loads(listed("list", "--json").stdout)
+    assert line["sharer"] is None and "profile.json" in line["error"]
+    assert "broken" in listed("list").stdout
+    assert listed("show", folder.name).exit_code == 1
+    assert listed("remove", folder, "-y").exit_code == 0 and not folder.exists()
+
+
+def test_only_profiles_are_removed(tmp_path: Path) -> None:
+    """A folder that holds anything else is left alone, and an unknown name is refused with those there are."""
+    (tmp_path / "notes.txt").write_text("mine")
+    kept = listed("remove", tmp_path, "-y")
+    assert kept.exit_code == 1 and (tmp_path / "notes.txt").exists()
+    assert "there is no profile nowhere" in listed("show", "nowhere").stderr

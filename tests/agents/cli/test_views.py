@@ -1,0 +1,193 @@
+"""What a person sees of a run: the drawing, the lines, the bars and the errors."""
+
+from collections.abc import Iterator
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from unspoken.agents.cli.console import is_live, print_error, shown
+from unspoken.agents.cli.progress import reporting
+from unspoken.agents.cli.report_view import print_report
+from unspoken.agents.cli.run_view import LiveView, PlainView
+from unspoken.agents.runtime.events import (
+    AgentSkipped,
+    MessageCarried,
+    PrefillProgress,
+    RunStarted,
+    TokenWritten,
+    TurnFinished,
+    TurnStarted,
+)
+from unspoken.agents.runtime.report import EdgeReport, RunReport, TurnReport
+from unspoken.agents.spec.loader import loads
+from unspoken.channels.errors import InputError, Problem, WorkflowError
+
+
+def test_terminal_steering_is_taken_out() -> None:
+    """Escape sequences in a model's words reach no terminal; line ends do."""
+    assert shown("a\x1b[2Jb\nc\x9bd\te").plain == "a\ufffd[2Jb\nc\ufffdd    e"
+
+
+def test_long_errors_fit_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    """An error of hundreds of lines, or with one endless line, is cut; a long list says how many more."""
+    print_error(InputError("\n".join(map(str, range(300))) + "x" * 5000))
+    assert len(capsys.readouterr().err.splitlines()) <= 40
+    print_error(InputError("x" * 5000))
+    assert len(capsys.readouterr().err) < 1100
+    print_error(WorkflowError([Problem(f"p{n}") for n in range(11)]))
+    assert "and 1 more" in capsys.readouterr().err
+
+
+def turn_report(generated: int) -> TurnReport:
+    return TurnReport(1, 30, 12, 18, 0, 0, generated, 60, 0.1, 0.5)
+
+
+CARRIED = MessageCarried(
+    EdgeReport("a", "b", 1, "auto", "same_model_cache", True, "same tokens", 18, 18, 0, 4096, 0.01)
+)
+
+
+def frames(width: int = 80) -> Iterator[tuple[LiveView, Any]]:
+    text = (
+        "name: w\nmodels: {m: x/y}\nagents:\n  a: {model: m, prompt: p}\n"
+        "  b: {model: m, prompt: p}\n  c: {model: m, prompt: p}\n"
+    )
+    console = Console(file=StringIO(), force_terminal=True, width=width, height=30)
+    view = LiveView(console, loads(text).spec)
+
+    def frame() -> str:
+        with console.capture() as capture:
+            console.print(view.picture)
+        return capture.get()
+
+    yield view, frame
+
+
+def test_live_view_shows_each_agent() -> None:
+    """The drawing says who waits, who prefills how much, who writes what, who is done or skipped."""
+    ((view, frame),) = frames()
+    assert frame().count("waiting") == 3
+    view(RunStarted("r1", "w", ("a", "b", "c")))
+    view(TurnStarted("a", 1))
+    view(PrefillProgress("a", 1, 256, 1300))
+    view(AgentSkipped("c"))
+    assert "w (r1)" in frame()
+    assert "prefilling 256/1,300" in frame()
+    assert "skipped" in frame()
+    for word in ("in", " the", " end", " [bold]\x1b[2J"):
+        view(TokenWritten("a", 1, word))
+    assert "decoding 4" in frame()
+    assert "in the end [bold]" in frame()
+    assert "\x1b[2J" not in frame()
+    view(TurnFinished("a", 1, "in the end", turn_report(5)))
+    view(CARRIED)
+    assert "wrote 5 tokens" in frame()
+    assert "a -> b: same_model_cache, 18 tokens, 4.1 kB, exact" in frame()
+
+
+def test_live_view_keeps_to_its_width() -> None:
+    """However much an agent writes, its row shows the end of it and stays one line."""
+    ((view, frame),) = frames(width=60)
+    view(TurnStarted("a", 2))
+    for number in range(500):
+        view(TokenWritten("a", 2, f" 字{number}\n"))
+    lines = frame().splitlines()
+    assert len(lines) == 4
+    assert "字499" in lines[1]
+    assert "turn 2, decoding 500" in lines[1]
+
+
+def test_plain_view_prints_a_line_per_event_of_note() -> None:
+    """Off a terminal, tokens and progress are not printed, turns and messages are."""
+    console = Console(file=StringIO(), width=40)
+    view = PlainView(console)
+    view(TurnStarted("a", 1))
+    view(PrefillProgress("a", 1, 1, 2))
+    view(TokenWritten("a", 1, "x"))
+    view(CARRIED)
+    view(TurnFinished("a", 1, "x", turn_report(5)))
+    assert isinstance(console.file, StringIO)
+    assert console.file.getvalue().splitlines() == [
+        "a: turn 1 started",
+        "a -> b: same_model_cache, 18 tokens, 4.1 kB, exact: same tokens",
+        "a: turn 1 finished, 12 prefilled, 18 reused, 5 generated, 500 ms",
+    ]
+
+
+@pytest.mark.parametrize("projected", [0, 14])
+def test_edges_show_what_a_bridge_made(projected: int) -> None:
+    """The table of messages has a column of projected tokens where there are any."""
+    edge = EdgeReport(
+        "a", "b", 1, "text", "projected_cache", False, "why", 18, 0, 4, 512, 0.01, projected
+    )
+    report = RunReport("r1", "w", {"a": (turn_report(5),)}, (edge,), 0.5)
+    console = Console(file=StringIO(), width=120)
+    print_report(console, report)
+    lines = written(console).splitlines()
+    at = lines.index(next(line for line in lines if line.startswith("Edges")))
+    assert ("projected" in lines[at + 1].split()) == bool(projected)
+    tokens = ["18", "0", "4", *["14"] * bool(projected)]
+    assert lines[at + 3].split() == [
+        "a",
+        "b",
+        "projected_cache",
+        "no",
+        *tokens,
+        "512",
+        "B",
+        "10",
+        "ms",
+    ]
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Console:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    return Console(file=Terminal(), force_terminal=True, width=80, height=30)
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def test_preparing_draws_a_bar_per_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal each stage of a model has a bar; elsewhere a line, or nothing when quiet."""
+    console = terminal(monkeypatch)
+    with reporting(console, "loading") as report:
+        for stage in ("waiting for another process", "join", "write"):
+            report("small", stage, 0.5)
+    assert "small: write" in written(console)
+    for quiet, lines in ((False, ["small: join", "small: write"]), (True, [])):
+        plain = Console(file=StringIO(), width=80)
+        with reporting(plain, "loading", quiet=quiet) as report:
+            for stage in ("join", "join", "write"):
+                report("small", stage, 0.5)
+        assert written(plain).splitlines() == lines
+
+
+def test_drawing_stays_where_a_run_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is done takes its drawing away, one that failed leaves it for the person to see."""
+    spec = loads("name: w\nmodels: {m: x/y}\nagents: {a: {model: m, prompt: p}}\n").spec
+    erase = "\x1b[2K"
+    done, failed = terminal(monkeypatch), terminal(monkeypatch)
+    with LiveView(done, spec) as view:
+        view(TurnStarted("a", 1))
+    view = LiveView(failed, spec)
+    view.__enter__()
+    view(TurnStarted("a", 1))
+    view.__exit__(ValueError, ValueError("broken"), None)
+    assert written(done).rpartition("starting")[2].count(erase) > 1
+    assert written(failed).rpartition("starting")[2].count(erase) == 0
+
+
+def test_nothing_is_drawn_off_a_terminal() -> None:
+    """A console whose file is no terminal is not drawn on, whatever colours it is told to use."""
+    assert not is_live(Console(file=StringIO(), force_terminal=True))

@@ -1,0 +1,146 @@
+"""Decoding against transformers' `generate`."""
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, make
+
+from unspoken.agents.engines.sampling import Sampler
+from unspoken.agents.engines.turn import TurnOutcome, TurnRequest, Written, run_turn
+from unspoken.agents.models.model import LocalModel
+from unspoken.agents.prompts.context import Composed
+from unspoken.agents.spec.spec import GenerateSpec
+from unspoken.channels.message import Segment
+
+PROMPT = 30
+NEW = 24
+
+
+def decode(
+    model: LocalModel, ids: list[int], settings: GenerateSpec
+) -> tuple[TurnOutcome, list[str]]:
+    """Run a turn over bare ids; its outcome and the pieces of text it gave out."""
+    segment = Segment("user", tuple(ids), (0, len(ids)), "", 0)
+    steps = run_turn(
+        model, TurnRequest(Composed().extended(segment), generate=settings, keep_state=True)
+    )
+    pieces = []
+    with torch.no_grad():
+        while True:
+            try:
+                event = next(steps)
+            except StopIteration as end:
+                return end.value, pieces
+            if isinstance(event, Written):
+                pieces.append(event.text)
+
+
+def _prompts(model: LocalModel, count: int, length: int = PROMPT) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(3, len(model.tokenizer), (count, length), generator=generator).tolist()
+
+
+def _generated(model: LocalModel, ids: list[int], new: int) -> list[int]:
+    tensor = torch.tensor([[*ids, *model.composer.ask(Composed())]])
+    with torch.no_grad():
+        written = model.hf.generate(
+            input_ids=tensor,
+            attention_mask=torch.ones_like(tensor),
+            max_new_tokens=new,
+            do_sample=False,
+            pad_token_id=2,
+        )[0, tensor.shape[1] :].tolist()
+    return written[: next((at for at, one in enumerate(written) if one in model.stop_ids), None)]
+
+
+def _words(outcome: TurnOutcome) -> list[int]:
+    return list(outcome.context.segments[-1].words)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_greedy_tokens_equal_generate(name: str) -> None:
+    """Greedy decoding gives generate's tokens, with windows shorter than the prompt too."""
+    model = make(name)
+    for ids in _prompts(model, 20):
+        outcome, _ = decode(model, ids, GenerateSpec(max_new_tokens=NEW))
+        assert _words(outcome) == _generated(model, ids, NEW)
+
+
+@pytest.mark.model
+def test_greedy_tokens_equal_generate_on_a_real_model(smollm2: LocalModel) -> None:
+    """SmolLM2 writes generate's tokens after real prompts."""
+    for question in (
+        "What is the capital of France?",
+        "Name three primes.",
+        "Why is the sky blue?",
+    ):
+        ids = list(smollm2.codec.encode(f"<|im_start|>user\n{question}<|im_end|>\n"))
+        outcome, _ = decode(smollm2, ids, GenerateSpec(max_new_tokens=NEW))
+        assert _words(outcome) == _generated(smollm2, ids, NEW)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_the_state_of_a_closed_turn_is_that_of_its_tokens(name: str) -> None:
+    """After decoding, the state is what a prefill of the closed context gives."""
+    model = make(name)
+    outcome, _ = decode(model, _prompts(model, 1)[0], GenerateSpec(max_new_tokens=9))
+    fresh = model.prefill(model.tensor(outcome.context.ids)).state
+    assert outcome.state is not None
+    assert outcome.state.stop == len(outcome.context.ids)
+    for ours, theirs in zip(outcome.state.layers, fresh.layers, strict=True):
+        torch.testing.assert_close(ours.keys, theirs.keys, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(ours.values, theirs.values, atol=2e-5, rtol=1e-4)
+
+
+def test_a_stop_string_crops_text_tokens_and_state() -> None:
+    """What stands behind a stop string is in no token and in no state that is kept."""
+    model = make("llama")
+    prompt = _prompts(model, 1)[0]
+    free, _ = decode(model, prompt, GenerateSpec(max_new_tokens=NEW))
+    at = next(i for i in range(4, len(free.text)) if free.text.find(free.text[i : i + 2]) == i)
+    stop = free.text[at : at + 2]
+    outcome, pieces = decode(model, prompt, GenerateSpec(max_new_tokens=NEW, stop=(stop,)))
+    assert outcome.text == free.text[:at] == "".join(pieces)
+    assert model.codec.decode(_words(outcome)) == outcome.text
+    fresh = model.prefill(model.tensor(outcome.context.ids)).state
+    assert outcome.state is not None
+    torch.testing.assert_close(
+        outcome.state.layers[-1].keys, fresh.layers[-1].keys, atol=2e-5, rtol=1e-4
+    )
+
+
+def test_the_streamed_text_is_the_text() -> None:
+    """The pieces given out on the way are the words at the end."""
+    model = make("llama")
+    for prompt in _prompts(model, 5):
+        outcome, pieces = decode(model, prompt, GenerateSpec(max_new_tokens=NEW))
+        assert "".join(pieces) == outcome.text == model.codec.decode(_words(outcome))
+
+
+def test_a_context_that_fills_up_ends_the_turn() -> None:
+    """Decoding stops at the end of the context rather than past it."""
+    model = make("llama")
+    outcome, _ = decode(model, _prompts(model, 1, 240)[0], GenerateSpec(max_new_tokens=200))
+    assert outcome.finish in ("length", "stop")
+    assert outcome.usage.prompt_tokens + outcome.usage.generated_tokens <= model.max_positions
+
+
+def test_a_seed_makes_sampling_repeatable() -> None:
+    """Two turns with one seed write the same; another seed writes something else."""
+    model = make("llama")
+    prompt = _prompts(model, 1)[0]
+
+    def write(seed: int) -> str:
+        settings = GenerateSpec(
+            max_new_tokens=NEW, temperature=1.5, top_p=0.95, top_k=50, seed=seed
+        )
+        return decode(model, prompt, settings)[0].text
+
+    assert write(1) == write(1)
+    assert len({write(seed) for seed in range(5)}) > 1
+
+
+def test_sampling_takes_only_what_top_k_leaves() -> None:
+    """With top_k 2, only the two likeliest tokens are ever drawn."""
+    logits = torch.tensor([0.0, 5.0, 4.9, 4.8])
+    sampler = Sampler(GenerateSpec(temperature=1.0, top_k=2, seed=0), torch.device("cpu"))
+    assert {int(sampler(logits)) for _ in range(60)} == {1, 2}

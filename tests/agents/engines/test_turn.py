@@ -1,0 +1,275 @@
+"""One turn on one model: states in place, tokens counted, the turn closed."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from flows import own_cache, tiny_model
+from turns import context_of, take, writes
+
+from unspoken.agents import LocalModel
+from unspoken.agents.engines.turn import (
+    Delivery,
+    Prefilling,
+    TurnRequest,
+    Written,
+)
+from unspoken.agents.prompts.context import Composed, Quote, Turn
+from unspoken.agents.runtime.outbox import publish
+from unspoken.channels import KVState, Message, SameModelCacheChannel, TextChannel
+from unspoken.channels.base import Arrival
+from unspoken.channels.errors import ContextLengthError, RunError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModel]:
+    folder = tmp_path_factory.mktemp("model")
+    with own_cache(folder / "cache"):
+        yield tiny_model(folder / "model")
+
+
+WORDS = "the reader was in the document with the key " * 3
+
+
+def greedy(model: LocalModel, ids: tuple[int, ...], count: int) -> list[int]:
+    """What transformers itself writes, up to a stop token."""
+    hf: Any = model.hf
+    out = hf.generate(
+        model.tensor(ids)[None],
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        max_new_tokens=count,
+        do_sample=False,
+    )
+    new = out[0, len(ids) :].tolist()
+    stop = next((n for n, token in enumerate(new) if token in model.stop_ids), len(new))
+    return list(new[:stop])
+
+
+def close_to(left: KVState, right: KVState) -> None:
+    assert (left.start, left.stop) == (right.start, right.stop)
+    for one, other in zip(left.layers, right.layers, strict=True):
+        torch.testing.assert_close(one.keys, other.keys, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(one.values, other.values, atol=1e-4, rtol=1e-4)
+
+
+def computed(model: LocalModel, ids: tuple[int, ...]) -> KVState:
+    return model.prefill(model.tensor(ids)).state
+
+
+def message_of(model: LocalModel, words: str, share: Any = "prompt") -> Message:
+    """What a mere reader of these words publishes, with its state."""
+    request = TurnRequest(context_of(model, words), keep_state=True)
+    outcome = take(model, request)[1]
+    at = len(outcome.context.segments) - 1
+    one = publish("reader", share, outcome.context, at, model.identity)
+    assert outcome.state is not None
+    return Message(one.sharer, one.segments, one.whole, one.context, one.identity, outcome.state)
+
+
+def delivered(
+    model: LocalModel, message: Message, channel: Any, before: str = "", fallback: bool = True
+) -> tuple[Composed, tuple[Delivery, ...]]:
+    """A context of some words, a message and a question, and the message's delivery."""
+    turns = [Turn("user", (before,))] if before else []
+    turns += [Turn("user", (Quote(message, message.segments[0]),)), Turn("user", ("who?",))]
+    context = model.composer.compose(turns)
+    arrival = Arrival(message, context.spans(message), context.ids)
+    return context, (Delivery(0, "reader -> solver", channel, arrival, fallback),)
+
+
+def test_a_turn_writes_what_transformers_writes(model: LocalModel) -> None:
+    """Greedy decoding gives the tokens of `generate` over the same ids."""
+    context = context_of(model, WORDS)
+    _, outcome = take(model, TurnRequest(context, generate=writes(12)))
+    ids = context.ids + model.composer.ask(context)
+    words = outcome.context.segments[-1].words
+    assert list(words) == greedy(model, ids, 12)
+    assert outcome.text == model.codec.decode(words)
+
+
+def test_the_closed_turn_has_its_state(model: LocalModel) -> None:
+    """The state kept covers the whole context, closing tokens too, as if computed from its ids."""
+    request = TurnRequest(context_of(model, WORDS), generate=writes(), keep_state=True)
+    outcome = take(model, request)[1]
+    closing = model.composer.close()
+    assert outcome.context.ids[-len(closing) :] == closing
+    assert outcome.state is not None
+    close_to(outcome.state, computed(model, outcome.context.ids))
+
+
+@pytest.mark.parametrize("at", [1, 3, 6])
+def test_a_stop_string_leaves_a_state_of_the_kept_words(model: LocalModel, at: int) -> None:
+    """After a stop string the state is that of the words before it, wherever in a token it fell."""
+    context = context_of(model, WORDS)
+    full = take(model, TurnRequest(context, generate=writes(16)))[1].text
+    stop = full[at : at + 2]
+    request = TurnRequest(context, generate=writes(16, stop=stop), keep_state=True)
+    outcome = take(model, request)[1]
+    assert outcome.text == full.split(stop, 1)[0] and outcome.finish == "stop"
+    assert model.codec.decode(outcome.context.segments[-1].words) == outcome.text
+    assert outcome.state is not None
+    close_to(outcome.state, computed(model, outcome.context.ids))
+
+
+def test_text_is_streamed_as_it_is_written(model: LocalModel) -> None:
+    """The events' pieces put together are the text."""
+    events, outcome = take(model, TurnRequest(context_of(model, WORDS), generate=writes(16)))
+    assert "".join(one.text for one in events if isinstance(one, Written)) == outcome.text
+
+
+def test_a_long_prefill_comes_in_steps_of_256(model: LocalModel) -> None:
+    """Between chunks there is an event, so that a cancel is seen."""
+    context = context_of(model, "漢" * 250)
+    events, _ = take(model, TurnRequest(context, generate=writes(1)))
+    total = len(context.ids + model.composer.ask(context))
+    assert total > 512
+    assert [one for one in events if isinstance(one, Prefilling)] == [
+        Prefilling(done, total) for done in range(0, total, 256)
+    ]
+
+
+def test_a_reader_computes_its_context_and_writes_nothing(model: LocalModel) -> None:
+    """Without generation there is no generation prompt, no token, and one state."""
+    context = context_of(model, WORDS)
+    outcome = take(model, TurnRequest(context, keep_state=True))[1]
+    assert outcome.context.ids == context.ids
+    assert (outcome.text, outcome.finish, outcome.usage.ttft_s) == ("", "none", None)
+    assert outcome.usage.generated_tokens == 0
+    assert outcome.state is not None and outcome.state.stop == len(context.ids)
+
+
+def test_a_length_limit_is_told(model: LocalModel) -> None:
+    """A turn that used all its tokens ended by length and counts them."""
+    outcome = take(model, TurnRequest(context_of(model, WORDS), generate=writes(2)))[1]
+    assert (outcome.finish, outcome.usage.generated_tokens) == ("length", 2)
+
+
+def test_no_state_is_kept_that_nobody_wants(model: LocalModel) -> None:
+    """Without a reader to come there is no state."""
+    outcome = take(model, TurnRequest(context_of(model, WORDS), generate=writes(2)))[1]
+    assert outcome.state is None
+
+
+def test_own_state_is_reused_as_far_as_the_ids_agree(model: LocalModel) -> None:
+    """An agent's earlier context is not computed again, and it writes the same."""
+    first = take(model, TurnRequest(context_of(model, WORDS), generate=writes(), keep_state=True))[
+        1
+    ]
+    context = model.composer.compose([Turn("user", ("and then?",))], earlier=first.context)
+    assert first.state is not None
+    again = TurnRequest(context, own=(first.context.ids, first.state), generate=writes())
+    plain = TurnRequest(context, generate=writes())
+    reused, anew = take(model, again)[1], take(model, plain)[1]
+    assert reused.text == anew.text
+    assert reused.usage.reused_tokens == len(first.context.ids)
+    assert anew.usage.reused_tokens == 0
+
+
+@pytest.mark.parametrize("before", ["", "some words first"])
+@pytest.mark.parametrize("sink", [0, 4, 10**6])
+def test_tokens_are_counted_once(model: LocalModel, before: str, sink: int) -> None:
+    """Prefilled, reused and recomputed add up, whether the message continues or is spliced."""
+    message = message_of(model, WORDS)
+    context, deliveries = delivered(model, message, SameModelCacheChannel(sink=sink), before)
+    usage = take(model, TurnRequest(context, deliveries, generate=writes(2)))[1].usage
+    total = usage.prefilled_tokens + usage.reused_tokens + usage.recomputed_tokens
+    assert usage.prompt_tokens == total == len(context.ids + model.composer.ask(context))
+    size = len(message.segments[0].ids)
+    assert usage.recomputed_tokens == (min(sink, size) if before else 0)
+    assert usage.layer_tokens_computed == 2 * (usage.prefilled_tokens + usage.recomputed_tokens)
+
+
+@pytest.mark.parametrize(("before", "sink"), [("", 4), ("some words first", 10**6)])
+def test_an_exact_carry_leaves_the_state_that_text_leaves(
+    model: LocalModel, before: str, sink: int
+) -> None:
+    """A continuation, and a splice repaired whole, end in the same keys, values and words."""
+    message = message_of(model, WORDS)
+    outcomes = []
+    for channel in (TextChannel(), SameModelCacheChannel(sink=sink)):
+        context, deliveries = delivered(model, message, channel, before)
+        request = TurnRequest(context, deliveries, generate=writes(), keep_state=True)
+        outcomes.append(take(model, request)[1])
+    words, state = outcomes
+    assert words.text == state.text and words.context.ids == state.context.ids
+    assert words.state is not None and state.state is not None
+    close_to(state.state, words.state)
+
+
+def test_a_splice_without_repair_is_another_state(model: LocalModel) -> None:
+    """Left as it is, a spliced message differs: the comparison above can fail."""
+    message = message_of(model, WORDS)
+    context, deliveries = delivered(model, message, SameModelCacheChannel(sink=0), "words first")
+    outcome = take(model, TurnRequest(context, deliveries, keep_state=True))[1]
+    assert outcome.state is not None and not outcome.carries[0][1].exact
+    with pytest.raises(AssertionError):
+        close_to(outcome.state, computed(model, context.ids))
+
+
+def test_a_sharer_s_state_is_not_changed_by_its_reader(model: LocalModel) -> None:
+    """Splicing and repairing leave the message's own tensors as they were."""
+    message = message_of(model, WORDS)
+    assert message.state is not None
+    before = [layer.keys.clone() for layer in message.state.layers]
+    context, deliveries = delivered(model, message, SameModelCacheChannel(), "words first")
+    take(model, TurnRequest(context, deliveries, generate=writes(), keep_state=True))
+    for layer, keys in zip(message.state.layers, before, strict=True):
+        assert torch.equal(layer.keys, keys)
+
+
+def test_keys_that_cannot_be_moved_are_not_spliced(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of another rotation falls back to text rather than use wrong keys, and says so."""
+    monkeypatch.setattr(LocalModel, "shifts_keys", property(lambda self: False))
+    message = message_of(model, WORDS)
+    context, deliveries = delivered(model, message, SameModelCacheChannel(), "words first")
+    ((_, report, _),) = take(model, TurnRequest(context, deliveries, generate=writes(1)))[1].carries
+    assert report.channel == "text" and "cannot be moved" in report.reason
+    context, deliveries = delivered(model, message, SameModelCacheChannel())
+    ((_, report, _),) = take(model, TurnRequest(context, deliveries, generate=writes(1)))[1].carries
+    assert report.channel == "same_model_cache" and report.exact
+
+
+def test_a_message_without_state_is_read_or_refused(model: LocalModel) -> None:
+    """A cache channel whose message brings no state falls back, or names its edge."""
+    full = message_of(model, WORDS)
+    bare = Message(full.sharer, full.segments, full.whole, full.context, full.identity)
+    context, deliveries = delivered(model, bare, SameModelCacheChannel())
+    ((_, report, _),) = take(model, TurnRequest(context, deliveries, generate=writes(1)))[1].carries
+    assert report.channel == "text" and report.reason.startswith("fallback from same_model_cache")
+    context, deliveries = delivered(model, bare, SameModelCacheChannel(), fallback=False)
+    with pytest.raises(RunError, match="brings no state") as caught:
+        take(model, TurnRequest(context, deliveries, generate=writes(1)))
+    assert caught.value.edge == "reader -> solver"
+
+
+def test_a_context_past_the_model_s_is_refused_at_once(model: LocalModel) -> None:
+    """Nothing is computed for a context that the model cannot hold."""
+    with pytest.raises(ContextLengthError, match="tokens"):
+        take(model, TurnRequest(context_of(model, "漢" * 1000), generate=writes()))
+
+
+def test_a_turn_stops_at_the_end_of_the_model_s_context(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding ends by length where positions run out."""
+    monkeypatch.setitem(vars(model), "stop_ids", frozenset())
+    context = context_of(model, "漢" * 677)
+    room = model.max_positions - len(context.ids + model.composer.ask(context))
+    assert 0 < room < 40
+    outcome = take(model, TurnRequest(context, generate=writes(200)))[1]
+    assert (outcome.finish, outcome.usage.generated_tokens) == ("length", room)
+
+
+def test_a_seed_makes_sampling_repeatable(model: LocalModel) -> None:
+    """Equal seeds write equally, other seeds differently."""
+    texts = [
+        take(
+            model,
+            TurnRequest(context_of(model, WORDS), generate=writes(temperature=2.0, seed=seed)),
+        )[1].text
+        for seed in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]

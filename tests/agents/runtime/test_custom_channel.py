@@ -1,0 +1,159 @@
+"""Channels of a class of one's own, in a workflow: the one that the docs show."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sibling, tiny_model
+
+from unspoken.agents import Agent, LocalModel
+from unspoken.channels import Channel
+from unspoken.channels.errors import IdentityMismatch, InputError, WorkflowError
+
+GIVEN = {"document": DOCUMENT, "question": QUESTION}
+PAGE = Path(__file__).parents[3] / "docs/channels.md"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModel]:
+    folder = tmp_path_factory.mktemp("model")
+    with own_cache(folder / "cache"):
+        yield tiny_model(folder / "small")
+
+
+@pytest.fixture(scope="module")
+def make() -> Callable[..., Channel]:
+    """The class that the page on channels shows, as it stands there."""
+    section = PAGE.read_text(encoding="utf-8").split("## How to write a channel")[1]
+    block = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert block is not None
+    found: dict[str, Any] = {"__name__": "shown"}
+    exec(block[1], found)  # the page's own code
+    made: Callable[..., Channel] = found["ContinuationChannel"]
+    return made
+
+
+def test_an_own_channel_carries_in_a_workflow(
+    model: LocalModel, make: Callable[..., Channel]
+) -> None:
+    """The shown class continues the reader's state, and the solver writes what it writes after text."""
+    result = reader_solver(model, model, make(share="prompt")).run(**GIVEN)
+    plain = reader_solver(model, model, "text", share="prompt").run(**GIVEN)
+    (edge,) = result.report.edges
+    assert (edge.planned, edge.channel, edge.exact) == ("continuation", "continuation", True)
+    assert edge.reused == edge.tokens > 0
+    assert result["solver"].text == plain["solver"].text
+    assert not result.report.fallbacks
+
+
+def test_an_own_channel_is_planned_by_its_name(
+    model: LocalModel, make: Callable[..., Channel]
+) -> None:
+    """Plan and drawing name it, and its bytes are those of the state that it brings."""
+    flow = reader_solver(model, model, make(share="prompt"))
+    (edge,) = flow.plan().edges
+    assert (edge.asked, edge.channel, edge.mode, edge.fell_back) == (
+        "continuation",
+        "continuation",
+        "own",
+        False,
+    )
+    assert edge.bytes_per_token == model.geometry.bytes_per_token(model.dtype.itemsize)
+
+
+def test_a_pair_that_an_own_channel_refuses_goes_by_text(
+    model: LocalModel, make: Callable[..., Channel], tmp_path: Path
+) -> None:
+    """Its `check` is asked when the workflow is planned, and its words are the reason."""
+    (edge,) = reader_solver(sibling(model, tmp_path / "other"), model, make()).plan().edges
+    assert (edge.channel, edge.fell_back) == ("text", True)
+    assert "weights" in edge.reason
+
+
+def test_an_own_channel_without_fallback_refuses_at_connect(
+    model: LocalModel, make: Callable[..., Channel], tmp_path: Path
+) -> None:
+    """With ``fallback="error"`` the pair is refused when it is connected."""
+    with pytest.raises(IdentityMismatch):
+        reader_solver(sibling(model, tmp_path / "other"), model, make(), fallback="error")
+
+
+def test_the_shown_channel_never_splices(model: LocalModel, make: Callable[..., Channel]) -> None:
+    """Behind another system prompt the receiver reads the message itself, and the report says so."""
+    flow = reader_solver(model, model, make(share="prompt"), "Be brief.")
+    plain = reader_solver(model, model, "text", "Be brief.", share="prompt").run(**GIVEN)
+    result = flow.run(**GIVEN)
+    (edge,) = result.report.edges
+    assert (edge.channel, edge.exact, edge.reused) == ("continuation", True, 0)
+    assert edge.bytes == len(DOCUMENT.encode())
+    assert "the receiver reads it" in edge.reason
+    assert result["solver"].text == plain["solver"].text
+
+
+def test_own_channels_stay_where_they_are_when_others_are_connected(
+    model: LocalModel, make: Callable[..., Channel]
+) -> None:
+    """An edge that is added later leaves the first with its channel."""
+    flow = reader_solver(model, model, make(share="prompt"))
+    flow.connect("reader", "solver", "text", share="context", when="inputs.question == ''")
+    assert [edge.channel for edge in flow.plan().edges] == ["continuation", "text"]
+
+
+def test_own_channels_keep_their_cache_in_fewer_bytes(
+    model: LocalModel, make: Callable[..., Channel]
+) -> None:
+    """An edge's `codec` is for every channel that carries state."""
+    flow = reader_solver(model, model, make(share="prompt"), codec="int8")
+    (edge,) = flow.run(**GIVEN).report.edges
+    assert edge.channel == "continuation"
+    assert "kept as int8" in edge.reason
+
+
+def test_a_workflow_with_an_own_channel_has_no_file(
+    model: LocalModel, make: Callable[..., Channel]
+) -> None:
+    """A class cannot be named in a file, and that is said."""
+    with pytest.raises(InputError, match="'continuation', is of a class of your own"):
+        reader_solver(model, model, make()).to_yaml()
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"name": "text"}, "is called 'text', as a channel of the package"),
+        ({"share": None, "as_": "system"}, "as"),
+    ],
+)
+def test_an_own_channel_that_cannot_be_one_is_refused(
+    model: LocalModel, make: Callable[..., Channel], change: dict[str, Any], wanted: str
+) -> None:
+    """A name of the package's channels, or a role that there is not."""
+    channel = make()
+    other = type("Other", (type(channel),), {"__slots__": (), **change})
+    made = object.__new__(other)
+    for name, value in {"share": None, "as_": "user", **change}.items():
+        if name in ("share", "as_"):
+            object.__setattr__(made, name, value)
+    with pytest.raises((InputError, WorkflowError), match=wanted):
+        reader_solver(model, model, made)
+
+
+def test_what_is_no_channel_is_refused(model: LocalModel) -> None:
+    """An object that is neither a channel nor a name."""
+    with pytest.raises(InputError, match="the channel of an edge is int"):
+        reader_solver(model, model, 3)
+
+
+def test_a_class_without_its_fields_is_refused(model: LocalModel) -> None:
+    """A subclass that forgot its options."""
+
+    class Bare(Channel):
+        def check(self, sharer: Any, receiver: Any) -> None: ...
+
+        def carry(self, arrival: Any, receiver: Any) -> Any: ...
+
+    reader = Agent("reader", model, prompt="x", generate=None)
+    with pytest.raises(InputError, match="Bare has no name"):
+        reader_solver(model, model, Bare()).connect(reader, "solver")

@@ -1,0 +1,89 @@
+"""A cache kept in fewer bytes until it is read: what is held, what is said, and how near it stays."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from architectures import make
+from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sibling, sound, tiny_model
+
+from unspoken.agents import LocalModel, Workflow
+from unspoken.channels.errors import WorkflowError
+from unspoken.channels.kv.compressed import pack, packed_bytes_per_token
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalModel, LocalModel]]:
+    root = tmp_path_factory.mktemp("codec")
+    with own_cache(root / "cache"):
+        model = tiny_model(root / "model")
+        yield model, sibling(model, root / "tuned")
+
+
+def flow(model: LocalModel, **edge: Any) -> Workflow:
+    return reader_solver(model, model, "same_model_cache", **edge)
+
+
+@pytest.mark.parametrize(("codec", "most"), [("int8", 0.4), ("int4", 0.3)])
+def test_a_kept_cache_takes_fewer_bytes_and_is_not_called_exact(
+    models: tuple[LocalModel, LocalModel], codec: str, most: float
+) -> None:
+    raw = flow(models[0]).run(document=DOCUMENT, question=QUESTION).report
+    small = sound(flow(models[0], codec=codec).run(document=DOCUMENT, question=QUESTION).report)
+    assert small.peak_state_bytes < most * raw.peak_state_bytes
+    assert small.edges[0].bytes < most * raw.edges[0].bytes
+    assert raw.edges[0].exact and not small.edges[0].exact
+    assert small.edges[0].reason.endswith(f"kept as {codec}")
+    assert small.agents["solver"][0].reused_tokens == raw.agents["solver"][0].reused_tokens
+
+
+def test_the_plan_says_so_with_its_bytes(models: tuple[LocalModel, LocalModel]) -> None:
+    (raw,) = flow(models[0]).plan().edges
+    (small,) = flow(models[0], codec="int8").plan().edges
+    assert "kept as int8" in small.reason and "kept" not in raw.reason
+    assert 0 < small.bytes_per_token < raw.bytes_per_token
+    geometry, dtype = models[0].geometry, models[0].dtype
+    assert raw.bytes_per_token == geometry.bytes_per_token(4)
+    assert small.bytes_per_token == packed_bytes_per_token("int8", geometry, dtype)
+
+
+def test_text_edges_have_nothing_to_keep(models: tuple[LocalModel, LocalModel]) -> None:
+    made = reader_solver(models[0], models[0], "text", codec="int8")
+    report = made.run(document=DOCUMENT, question=QUESTION).report
+    assert report.edges[0].exact and "kept" not in report.edges[0].reason
+
+
+def test_layers_computed_anew_begin_from_exact_hidden_states(
+    models: tuple[LocalModel, LocalModel],
+) -> None:
+    """Of a fine-tune's message the codec rounds keys and values alone; all layers anew are text."""
+    made = reader_solver(*models, "same_model_cache", codec="int8", recompute=[[0, 2]])
+    text = reader_solver(*models, "text").run(document=DOCUMENT, question=QUESTION)
+    found = made.run(document=DOCUMENT, question=QUESTION)
+    assert found.outputs == text.outputs
+    assert found.report.edges[0].recomputed_layers == 2
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize(("codec", "near"), [("int8", 0.02), ("int4", 0.2)])
+def test_what_is_unpacked_is_near_what_was_packed(name: str, codec: Any, near: float) -> None:
+    state = make(name).read(tuple(range(3, 75)), capture=(2,))
+    back = pack(state, codec).unpack()
+    assert (back.start, back.stop, back.approximate_from) == (0, 72, 0)
+    assert torch.equal(back.hidden[2], state.hidden[2])
+    for left, right in zip(state.layers, back.layers, strict=True):
+        for one, other in ((left.keys, right.keys), (left.values, right.values)):
+            assert one.dtype == other.dtype
+            assert float((one - other).norm() / one.norm()) < near
+
+
+def test_a_packed_slice_does_not_keep_the_whole(models: tuple[LocalModel, LocalModel]) -> None:
+    state = models[0].read(tuple(range(3, 75)), capture=(1,))
+    packed = pack(state.slice(0, 8), "int8")
+    assert packed.hidden[1].untyped_storage().nbytes() == packed.hidden[1].nbytes
+
+
+def test_a_codec_that_there_is_not_is_refused(models: tuple[LocalModel, LocalModel]) -> None:
+    with pytest.raises(WorkflowError, match="codec"):
+        flow(models[0], codec="int2")

@@ -1,0 +1,83 @@
+"""The bridges a workflow has met: looked up until found, fitted once, kept."""
+
+from collections.abc import Iterator
+from threading import Barrier, Thread
+from typing import Any
+
+import pytest
+from fake_bridge import FakeBridge
+from flows import own_cache, sibling, tiny_model
+
+from unspoken.agents import LocalModel
+from unspoken.agents.bridge_cache import BridgeShelf
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalModel, LocalModel]]:
+    folder = tmp_path_factory.mktemp("models")
+    with own_cache(folder / "cache"):
+        one = tiny_model(folder / "one")
+        yield one, sibling(one, folder / "other")
+
+
+class Store:
+    """What is stored, and how often it was looked for and fitted."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.stored: dict[Any, FakeBridge] = {}
+        self.looked = self.fitted = 0
+        patch.setattr("unspoken.agents.bridge_cache._lookup", self.look)
+        patch.setattr("unspoken.agents.bridge_cache._fit", self.fit)
+
+    def look(self, sharer: LocalModel, receiver: LocalModel) -> FakeBridge | None:
+        self.looked += 1
+        return self.stored.get((sharer.identity, receiver.identity))
+
+    def fit(self, sharer: LocalModel, receiver: LocalModel, progress: Any) -> FakeBridge:
+        self.fitted += 1
+        progress("fit", 0.5)
+        return FakeBridge(sharer, receiver)
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    return Store(monkeypatch)
+
+
+def test_a_bridge_is_looked_for_until_it_is_there(
+    pair: tuple[LocalModel, LocalModel], store: Store
+) -> None:
+    """What is found is kept; what is missing may come, so it is looked for again; ways differ."""
+    shelf = BridgeShelf()
+    assert shelf.find(*pair) is None and shelf.find(*pair) is None
+    bridge = store.stored[pair[0].identity, pair[1].identity] = FakeBridge(*pair)
+    assert shelf.find(*pair) is bridge and shelf.find(*pair) is bridge
+    assert store.looked == 3
+    assert shelf.find(pair[1], pair[0]) is None
+
+
+def test_a_stored_bridge_is_not_fitted(pair: tuple[LocalModel, LocalModel], store: Store) -> None:
+    """A fit is for pairs that have none."""
+    bridge = store.stored[pair[0].identity, pair[1].identity] = FakeBridge(*pair)
+    assert BridgeShelf().fit(*pair) is bridge and store.fitted == 0
+
+
+def test_two_first_runs_fit_a_pair_once(
+    pair: tuple[LocalModel, LocalModel], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second waits for the first and takes its bridge."""
+    shelf, found = BridgeShelf(), list[Any]()
+    find, both = BridgeShelf.find, Barrier(2, timeout=30)
+
+    def together(self: BridgeShelf, *ends: LocalModel) -> Any:
+        seen = find(self, *ends)
+        both.wait()  # both have found nothing before either fits
+        return seen
+
+    monkeypatch.setattr(BridgeShelf, "find", together)
+    threads = [Thread(target=lambda: found.append(shelf.fit(*pair))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.fitted == 1 and found[0] is found[1] is find(shelf, *pair)

@@ -1,0 +1,113 @@
+"""Bridges between tiny models of every geometry: fitted and measured with no change of code, or refused."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from architectures import ARCHITECTURES, make
+from flows import DOCUMENT, QUESTION, own_cache, reader_solver
+from pairs import AUDIT, corpus, few_held_out, load, plan
+from tiny import tiny_llama
+
+from unspoken.agents import LocalModel, Workflow
+from unspoken.channels.bridges.fit.initialization import within_columns
+from unspoken.channels.bridges.fit.settings import FitSettings
+from unspoken.channels.bridges.folder import read
+from unspoken.channels.bridges.make import fit_bridge
+from unspoken.channels.bridges.store import BridgeStore
+from unspoken.channels.errors import BridgeError
+from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def pair(root: Path) -> Iterator[tuple[LocalModel, LocalModel]]:
+    with own_cache(root / "cache"):
+        yield load(root)
+
+
+@pytest.fixture(scope="module")
+def source(root: Path) -> str:
+    return corpus(root)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BridgeStore:
+    """A store of our own, which processes that we start share."""
+    monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("UNSPOKEN_BRIDGES", raising=False)
+    few_held_out(monkeypatch)
+    return BridgeStore()
+
+
+@pytest.mark.parametrize("index", range(len(ARCHITECTURES)))
+def test_every_geometry_is_fitted_and_measured(index: int, store: BridgeStore, source: str) -> None:
+    """Each architecture into the next, with no change of code."""
+    after = (index + 1) % len(ARCHITECTURES)
+    sharer, receiver = make(ARCHITECTURES[index], seed=1), make(ARCHITECTURES[after], seed=2)
+    small = plan(
+        source, replace(AUDIT, settings=replace(AUDIT.settings, sizes=())), steps=1, rank=6
+    )
+    manifest, _ = read(fit_bridge(sharer, receiver, small))
+    assert manifest.audit is not None and manifest.audit.earned is not None
+    kl = [row["kl"] for row in manifest.audit.rows if row["way"] == "bridge"]
+    assert len(kl) == 3 and all(value >= 0 for value in kl)
+
+
+def test_native_layers_are_fitted_and_measured(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str
+) -> None:
+    """With a layer of its own the receiver is nearer to its full text."""
+    kl = []
+    for native in (0, 1):
+        made = replace(plan(source, steps=1, native_layers=native), refit=True)
+        manifest, _ = read(fit_bridge(*pair, made))
+        assert manifest.config["native_layers"] == native and manifest.audit is not None
+        kl.append(manifest.audit.figure("kl"))
+    assert kl[1] < kl[0]  # type: ignore[operator]
+
+
+def test_a_model_that_cannot_be_bridged_is_refused_with_its_reason(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str, root: Path
+) -> None:
+    """Rotary frequencies that change with the length leave nothing to make bare; the fit says so at once."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    dynamic = LocalModel.load(str(tiny_llama(root / "dynamic", rope_parameters=rope)))
+    for ends, name in (((dynamic, pair[1]), "sharer"), ((pair[0], dynamic), "receiver")):
+        with pytest.raises(BridgeError, match=f"the {name}'s rotary frequencies") as caught:
+            fit_bridge(*ends, plan(source))
+        assert "fixed frequencies" in caught.value.expected and "text" in caught.value.fix
+
+
+def test_a_pair_that_cannot_be_bridged_goes_by_text(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, root: Path
+) -> None:
+    """With `bridges: fit` the run does not fail: the plan says why the edge is text, and the report does."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    dynamic = LocalModel.load(str(tiny_llama(root / "moving", rope_parameters=rope)))
+    flow = reader_solver(pair[0], dynamic, "projected_cache")
+    fitting = Workflow.from_spec(flow.spec.model_copy(update={"bridges": "fit"}))
+    fitting._models = flow._models
+    result = fitting.run(document=DOCUMENT, question=QUESTION)
+    (edge,) = result.report.edges
+    assert edge.channel == "text" and "rotary frequencies" in str(result.report.fallbacks)
+
+
+def test_wide_models_read_fewer_layers_and_embeddings() -> None:
+    """Features stay within the columns that the Gram matrices may have; what is asked for by number stays."""
+    layer = LayerGeometry(8, 128)
+    receiver = SimpleNamespace(geometry=CacheGeometry((layer,) * 32, 4096, 8192))
+    sizes = [2048] * 32
+    wanted, embeddings = within_columns(FitSettings(), sizes, receiver)  # type: ignore[arg-type]
+    assert (wanted, embeddings) == (2, 2)
+    receiver.geometry = CacheGeometry((layer,) * 32, 8192, 8192)
+    wanted, embeddings = within_columns(FitSettings(), sizes, receiver)  # type: ignore[arg-type]
+    assert (wanted, embeddings) == (2, 1)
+    asked = within_columns(FitSettings(source_layers=9), sizes, receiver)  # type: ignore[arg-type]
+    assert asked == (9, 2)

@@ -1,0 +1,132 @@
+"""States: slices, concatenation, trims and checks."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unspoken.channels.errors import GeometryMismatch, IdentityMismatch, StateError
+from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry, ModelIdentity
+from unspoken.channels.kv.rope import Rotary
+from unspoken.channels.kv.state import KVState, LayerState
+
+IDENTITY = ModelIdentity("w", "c", "t")
+GEOMETRY = CacheGeometry((LayerGeometry(2, 4), LayerGeometry(1, 8, window=4)), 16, 128)
+ROTARY = Rotary(torch.tensor([1.0, 0.1]))
+
+
+def make_state(start: int, stop: int) -> KVState:
+    """A state whose values are its positions."""
+    layers = []
+    for shape in GEOMETRY.layers:
+        rows = torch.arange(start, stop, dtype=torch.float32)[None, :, None]
+        tensor = rows.expand(shape.kv_heads, -1, shape.head_dim).contiguous()
+        layers.append(LayerState(tensor, tensor.clone(), start))
+    hidden = {1: torch.arange(start, stop, dtype=torch.float32)[:, None].expand(-1, 16)}
+    return KVState(tuple(layers), start, stop, IDENTITY, hidden=hidden)
+
+
+@given(st.data())
+@settings(max_examples=50, deadline=None)
+def test_slices_put_together_are_the_whole(data: st.DataObject) -> None:
+    """Any cut of a state, concatenated, is the state, hidden states too."""
+    stop = data.draw(st.integers(1, 12))
+    cuts = sorted({0, stop, *data.draw(st.lists(st.integers(0, stop)))})
+    state = make_state(0, stop)
+    whole = KVState.concat([state.slice(a, b) for a, b in pairwise(cuts)])
+    assert (whole.start, whole.stop) == (0, stop)
+    for left, right in zip(whole.layers, state.layers, strict=True):
+        assert torch.equal(left.keys, right.keys)
+        assert torch.equal(left.values, right.values)
+    assert torch.equal(whole.hidden[1], state.hidden[1])
+
+
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 20), st.integers(0, 20))
+@settings(max_examples=80, deadline=None)
+def test_a_slice_of_a_trimmed_state_keeps_what_there_is(
+    start: int, stop: int, a: int, b: int
+) -> None:
+    """Whatever is cut from a trimmed state, every row keeps its position."""
+    start, a, b, stop = sorted((start, stop, a, b))
+    piece = make_state(start, stop).trim(GEOMETRY).slice(a, b)
+    for layer in piece.layers:
+        assert layer.first + layer.rows == b
+        assert layer.values[0, :, 0].tolist() == list(range(layer.first, b))
+
+
+def test_a_slice_shares_memory() -> None:
+    """To slice is to look, not to copy."""
+    state = make_state(0, 8)
+    piece = state.slice(2, 5)
+    assert piece.layers[0].keys.data_ptr() == state.layers[0].keys[:, 2].data_ptr()
+
+
+def test_a_shift_changes_no_tensor_of_the_original() -> None:
+    """Keys are turned in new memory; values are shared."""
+    state = make_state(3, 8)
+    before = state.layers[0].keys.clone()
+    moved = state.shift(5, GEOMETRY, lambda name: ROTARY)
+    assert (moved.start, moved.stop) == (8, 13)
+    assert torch.equal(state.layers[0].keys, before)
+    assert moved.layers[0].values.data_ptr() == state.layers[0].values.data_ptr()
+
+
+def test_a_trim_drops_what_no_later_token_sees() -> None:
+    """A sliding layer of window 4 keeps 3 rows; a full one keeps all."""
+    trimmed = make_state(0, 9).trim(GEOMETRY)
+    assert [layer.first for layer in trimmed.layers] == [0, 6]
+    assert trimmed.nbytes < make_state(0, 9).nbytes
+
+
+def test_positions_out_of_reach_are_refused() -> None:
+    """A slice past the end names both ranges."""
+    with pytest.raises(StateError, match="positions 2 to 9"):
+        make_state(0, 8).slice(2, 9)
+
+
+def test_states_with_a_gap_do_not_concatenate() -> None:
+    """States must follow on each other."""
+    with pytest.raises(StateError, match="cannot follow"):
+        KVState.concat([make_state(0, 3), make_state(4, 6)])
+
+
+def test_states_of_two_models_do_not_concatenate() -> None:
+    """Positions that fit do not make weights equal."""
+    other = replace(make_state(3, 6), identity=ModelIdentity("other", "c", "t"))
+    with pytest.raises(IdentityMismatch) as caught:
+        KVState.concat([make_state(0, 3), other])
+    assert caught.value.field == "weights"
+
+
+def test_rows_that_do_not_match_the_positions_are_refused() -> None:
+    """A state cannot be made with fewer rows than it says."""
+    state = make_state(0, 5)
+    with pytest.raises(StateError, match="layer 0 holds"):
+        replace(state, stop=6)
+
+
+def test_another_shape_is_refused() -> None:
+    """A state of other heads than the model's is named by layer."""
+    other = CacheGeometry((LayerGeometry(2, 4), LayerGeometry(2, 8)), 16, 128)
+    with pytest.raises(GeometryMismatch, match="layer 1 of a state has 1 heads of 8"):
+        make_state(0, 3).check(other, torch.float32)
+
+
+def test_a_state_moves_to_a_device_only_when_told() -> None:
+    """A state that is there already is itself, not a copy."""
+    state = make_state(0, 3)
+    assert state.to(torch.device("cpu")) is state
+    assert state.to(torch.device("meta")).device.type == "meta"
+
+
+def test_what_is_approximate_stays_known() -> None:
+    """Slices before a splice are exact, those after it are not, wherever they are moved."""
+    state = replace(make_state(0, 10), approximate_from=4)
+    assert state.slice(0, 4).exact
+    assert state.slice(6, 8).approximate_from == 6
+    assert state.slice(2, 8).shift(5, GEOMETRY, lambda name: ROTARY).approximate_from == 9
+    whole = KVState.concat([make_state(0, 3), state.slice(3, 10)])
+    assert (whole.approximate_from, whole.exact) == (4, False)

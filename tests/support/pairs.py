@@ -1,0 +1,69 @@
+"""Two tiny models of different makes, and plans small enough to fit and measure a bridge between them in seconds."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_gemma3, tiny_llama, tiny_tokenizer
+
+from unspoken.agents.models.model import LocalModel
+from unspoken.channels.bridges.audit.audit import AuditSettings
+from unspoken.channels.bridges.audit.stored import AuditPlan
+from unspoken.channels.bridges.fit.settings import FitSettings
+from unspoken.channels.bridges.fit.validation import HeldOut
+from unspoken.channels.bridges.plan import FitPlan
+
+__all__ = ["AUDIT", "corpus", "few_held_out", "folders", "load", "plan"]
+
+OTHER_WORDS = (" the", " and", " value", " of", "ing", " key", " with", " from", "tion", " is")
+
+AUDIT = AuditPlan(
+    passages=2,
+    questions=2,
+    records=2,
+    choices=4,
+    settings=AuditSettings(tokens=400, sizes=(32,), repeats=1, answered=1, written=3),
+)
+
+
+def folders(root: Path) -> tuple[Path, Path]:
+    """A random Gemma 3 and a random Llama with another tokenizer, on disk."""
+    gemma = tiny_gemma3(root / "gemma")
+    return gemma, tiny_llama(root / "llama", tokenizer=tiny_tokenizer(OTHER_WORDS))
+
+
+def load(root: Path) -> tuple[LocalModel, LocalModel]:
+    """The two, loaded."""
+    sharer, receiver = folders(root)
+    return LocalModel.load(str(sharer)), LocalModel.load(str(receiver))
+
+
+def corpus(root: Path) -> str:
+    """A small text to fit on: some of Python's help topics."""
+    from pydoc_data.topics import topics
+
+    file = root / "topics.txt"
+    if not file.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        file.write_text("\f".join(topics[name] for name in sorted(topics)[:60]), encoding="utf-8")
+    return str(file)
+
+
+def few_held_out(patch: pytest.MonkeyPatch, count: int = 4) -> None:
+    """Let fits judge themselves on a few rows."""
+    make: Any = HeldOut.make
+    patch.setattr(HeldOut, "make", classmethod(lambda _, *args: make(*args, count)))
+
+
+def plan(source: str, audit: AuditPlan | None = AUDIT, **settings: Any) -> FitPlan:
+    """A fit of a few steps on a small text; with ``every=0.0`` it saves itself after each."""
+    small: dict[str, Any] = {
+        "steps": 4,
+        "gram_tokens": 600,
+        "rank": 12,
+        "hidden": 8,
+        "bottleneck": 4,
+        "every": 1e9,
+        "patience": 100,
+    }
+    return FitPlan((source,), settings=FitSettings(**(small | settings)), audit=audit)

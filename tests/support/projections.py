@@ -1,0 +1,76 @@
+"""Messages between models of two tokenizers, carried over a bridge."""
+
+from dataclasses import replace
+
+import torch
+
+from unspoken.agents import GenerateSpec, LocalModel
+from unspoken.agents.engines.turn import Delivery, TurnOutcome, TurnRequest, run_turn
+from unspoken.agents.prompts.context import Composed, Quote, Turn
+from unspoken.agents.runtime.outbox import publish
+from unspoken.channels import (
+    Arrival,
+    CarryReport,
+    Channel,
+    Message,
+)
+
+__all__ = [
+    "WORDS",
+    "arrival_of",
+    "context_of",
+    "message_of",
+    "report",
+    "take",
+]
+
+WORDS = "the reader was in the document with the key 漢 🙂 e\u0301 of it, and who? " * 3
+
+
+def message_of(model: LocalModel, words: str, *, before: str = "", name: str = "reader") -> Message:
+    """What a mere reader of these words publishes, with its state."""
+    said = [Turn("user", (one,)) for one in (before, words) if one]
+    context = model.composer.compose(said)
+    state = model.prefill(model.tensor(context.ids)).state
+    at = len(context.segments) - 1
+    one = publish(name, "prompt", context, at, model.identity, model.codec)
+    return replace(one, state=state.slice(0, len(one.context)))
+
+
+def context_of(model: LocalModel, *pieces: str | Message) -> Composed:
+    """A context of words and messages, each a turn."""
+    return model.composer.compose(
+        [
+            Turn("user", (one if isinstance(one, str) else Quote(one, one.segments[0]),))
+            for one in pieces
+        ]
+    )
+
+
+def arrival_of(context: Composed, message: Message) -> Arrival:
+    return Arrival(message, context.spans(message), context.ids, context.texts(message))
+
+
+def take(
+    model: LocalModel, context: Composed, *carried: tuple[Message, Channel], fallback: bool = False
+) -> TurnOutcome:
+    """A turn of a context over some of its messages, each by its channel."""
+    deliveries = tuple(
+        Delivery(number, f"{one.sharer} -> solver", channel, arrival_of(context, one), fallback)
+        for number, (one, channel) in enumerate(carried)
+    )
+    request = TurnRequest(
+        context, deliveries, None, GenerateSpec(max_new_tokens=8), keep_state=True
+    )
+    steps = run_turn(model, request)
+    with torch.no_grad():
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                outcome: TurnOutcome = end.value
+                return outcome
+
+
+def report(outcome: TurnOutcome, number: int = 0) -> CarryReport:
+    return outcome.carries[number][1]
