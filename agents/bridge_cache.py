@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from unspoken.channels.kv.geometry import ModelIdentity
     from unspoken.channels.projected import Bridge as AnyBridge
 
-__all__ = ["BridgeShelf"]
+__all__ = ["BridgeCache"]
 
 _Key = tuple["ModelIdentity", "ModelIdentity", torch.device]
 
 
-class BridgeShelf:
+class BridgeCache:
     """The bridges one workflow has met, each looked up or fitted once.
 
     Args:

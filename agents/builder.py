@@ -207,8 +207,8 @@ def edge_options(channel: Channel, given: Mapping[str, Any]) -> dict[str, Any]:
         options["repair"]["deviation"] = channel.deviation
     elif options.get("repair") == {"sink": 0}:
         options["repair"] = None
-    if isinstance(channel, SameModelCacheChannel) and channel.groups is not None:
-        options["recompute"] = channel.groups
+    if isinstance(channel, SameModelCacheChannel) and channel.layer_ranges is not None:
+        options["recompute"] = channel.layer_ranges
     if isinstance(channel, ProjectedCacheChannel):
         options["fuse"] = channel.mode == "fuse"
     return options

@@ -10,7 +10,7 @@ import anyio
 import anyio.to_thread
 
 from unspoken.agents.agent import Agent
-from unspoken.agents.bridge_cache import BridgeShelf
+from unspoken.agents.bridge_cache import BridgeCache
 from unspoken.agents.builder import (
     OURS,
     check_ends,
@@ -97,9 +97,9 @@ class Workflow:
         self._plan: Plan | None = None
         self._source = source
         self._loading = Lock()
-        self.bridge_shelf = BridgeShelf([Path(folder) for folder in bridge_folders])
+        self.bridge_shelf = BridgeCache([Path(folder) for folder in bridge_folders])
         self._bridges: dict[int, Bridge] = {}
-        self._own: dict[int, Channel] = {}
+        self._custom: dict[int, Channel] = {}
 
     @classmethod
     def from_spec(
@@ -139,7 +139,7 @@ class Workflow:
             InputError: A model object that was made in memory has no reference to write, nor has a bridge object or a
                 channel of a class of your own.
         """
-        require_nameable(self.spec, self._models, self._bridges, self._own)
+        require_nameable(self.spec, self._models, self._bridges, self._custom)
         return dumps(self.spec)
 
     def connect(
@@ -188,15 +188,15 @@ class Workflow:
             else edge_options(channel, options)
         )
         number = len(self.spec.edges)
-        own = dict(self._own)
+        custom = dict(self._custom)
         if isinstance(channel, Channel) and type(channel) not in OURS:
-            own[number] = channel
-        spec = with_edge(self.spec, data, own)
+            custom[number] = channel
+        spec = with_edge(self.spec, data, custom)
         build_graph(spec)
         check_ends(spec, channel, self._models)
         if isinstance(channel, ProjectedCacheChannel):
             self._bridges[number] = channel.bridge
-        self.spec, self._own, self._plan = spec, own, None
+        self.spec, self._custom, self._plan = spec, custom, None
         return self
 
     @property
@@ -251,7 +251,7 @@ class Workflow:
                 find_bridge=self.bridge_shelf.find,
                 bridges=self._bridges,
                 find_profile=stored_profile,
-                own=self._own,
+                custom=self._custom,
             )
         except WorkflowError as error:
             if self._source is None:

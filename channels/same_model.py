@@ -6,7 +6,12 @@ from typing import ClassVar
 from unspoken.channels.base import Arrival, Carry, CarryReport, Channel, Role, Share, Span
 from unspoken.channels.errors import GeometryMismatch, InputError, StateError
 from unspoken.channels.finetunes.carry import carry_across
-from unspoken.channels.finetunes.recompute import Groups, check_groups, entries, require_one_base
+from unspoken.channels.finetunes.recompute import (
+    LayerRanges,
+    check_layer_ranges,
+    entry_layers,
+    require_one_base,
+)
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
 from unspoken.channels.model import CausalModel
@@ -30,10 +35,10 @@ class SameModelCacheChannel(Channel):
         deviation: Share of the spliced tokens to compute anew besides, 0 to 1: those whose values on the second layer
             deviate most from what the receiver computes there (CacheBlend, arXiv 2405.16444). Finding them runs two
             layers over the context up to the message's end.
-        groups: Layers to compute anew where the message was made by other weights of the receiver's base, as
+        layer_ranges: Layers to compute anew where the message was made by other weights of the receiver's base, as
             (first, last + 1) pairs; of no pair the sharer's state is taken as it is. None refuses other weights.
-        grounds: What speaks for these groups, for the report.
-        first_only: Whether these groups are for messages alone that stand where they stood at their sharer.
+        evidence: What speaks for these groups, for the report.
+        prefix_only: Whether these groups are for messages alone that stand where they stood at their sharer.
     """
 
     name: ClassVar[str] = "same_model_cache"
@@ -43,9 +48,9 @@ class SameModelCacheChannel(Channel):
     as_: Role = "user"
     sink: int = 4
     deviation: float = 0.0
-    groups: Groups | None = None
-    grounds: str = ""
-    first_only: bool = False
+    layer_ranges: LayerRanges | None = None
+    evidence: str = ""
+    prefix_only: bool = False
 
     def __post_init__(self) -> None:
         if self.sink < 0:
@@ -59,7 +64,7 @@ class SameModelCacheChannel(Channel):
     @property
     def captures(self) -> tuple[int, ...]:
         """The entries of the groups."""
-        return entries(self.groups or ())
+        return entry_layers(self.layer_ranges or ())
 
     def check(self, sharer: CausalModel, receiver: CausalModel) -> None:
         """Both ends must have the same weights, config, tokenizer and dtype; with groups, the weights may differ.
@@ -67,11 +72,11 @@ class SameModelCacheChannel(Channel):
         Raises:
             IdentityMismatch, GeometryMismatch: naming what differs.
         """
-        if self.groups is None:
+        if self.layer_ranges is None:
             receiver.identity.require(sharer.identity, "the sharer's cache")
         else:
             require_one_base(receiver.identity, sharer.identity, "the sharer's cache")
-            check_groups(self.groups, len(receiver.geometry.layers))
+            check_layer_ranges(self.layer_ranges, len(receiver.geometry.layers))
         if sharer.dtype != receiver.dtype:
             raise GeometryMismatch(
                 f"the sharer computes in {sharer.dtype}, the receiver in {receiver.dtype}",
@@ -99,16 +104,16 @@ class SameModelCacheChannel(Channel):
                 expected="the message's own token ids in the receiver's context",
                 fix="print the message whole and unfiltered in the prompt, or use a text channel",
             )
-        if self.groups is not None and message.state.identity != receiver.identity:
+        if self.layer_ranges is not None and message.state.identity != receiver.identity:
             return carry_across(
                 arrival,
                 receiver,
                 message.state,
-                check_groups(self.groups, len(receiver.geometry.layers)),
+                check_layer_ranges(self.layer_ranges, len(receiver.geometry.layers)),
                 self.sink,
                 self.deviation,
-                self.grounds,
-                self.first_only,
+                self.evidence,
+                self.prefix_only,
             )
         receiver.identity.require(message.state.identity, f"the cache of {message.sharer!r}")
         message.state.check(receiver.geometry, receiver.dtype)

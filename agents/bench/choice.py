@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from unspoken.agents.models.model import LocalModel
-from unspoken.agents.prompts.context import Turn
+from unspoken.agents.prompts.context import ChatTurn
 from unspoken.channels.kv.state import KVState
 
 __all__ = ["ASKS", "Chosen", "answer_text", "choose", "write_hints"]
@@ -103,9 +103,9 @@ def write_hints(
     """
     prompts = []
     for question in questions:
-        turn = Turn("user", (ASKS[ask].format(question=question),))
-        context = model.composer.compose([turn])
-        prompts.append(context.ids + model.composer.ask(context))
+        turn = ChatTurn("user", (ASKS[ask].format(question=question),))
+        context = model.context_builder.compose([turn])
+        prompts.append(context.ids + model.context_builder.ask(context))
     written: list[tuple[int, ...]] = []
     for first in range(0, len(prompts), BATCH):
         written += _generate(model, prompts[first : first + BATCH], tokens)

@@ -15,7 +15,7 @@ from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.scene import Scene
 from unspoken.agents.engines.turn import TurnOutcome, TurnRequest, run_turn
 from unspoken.agents.models.model import LocalModel
-from unspoken.agents.prompts.context import Composed
+from unspoken.agents.prompts.context import Context
 from unspoken.agents.spec.spec import GenerateSpec
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.message import Segment
@@ -103,8 +103,8 @@ def _drive(model: LocalModel, request: TurnRequest) -> tuple[TurnOutcome, float]
 
 def _ours(model: LocalModel, ids: tuple[int, ...]) -> tuple[list[int], float]:
     segment = Segment("user", ids, (0, len(ids)), "", 0)
-    ask = len(model.composer.ask(Composed()))
-    request = TurnRequest(Composed().extended(segment), generate=GenerateSpec(max_new_tokens=NEW))
+    ask = len(model.context_builder.ask(Context()))
+    request = TurnRequest(Context().extended(segment), generate=GenerateSpec(max_new_tokens=NEW))
     outcome, seconds = _drive(model, request)
     written = outcome.context.segments[-1]
     return list(written.ids[ask : ask + NEW]), seconds
@@ -112,7 +112,7 @@ def _ours(model: LocalModel, ids: tuple[int, ...]) -> tuple[list[int], float]:
 
 @torch.no_grad()
 def _theirs(model: LocalModel, ids: tuple[int, ...]) -> tuple[list[int], float]:
-    prompt = ids + model.composer.ask(Composed())
+    prompt = ids + model.context_builder.ask(Context())
     began = perf_counter()
     tensor = model.tensor(prompt)[None]
     hf: Any = model.hf
@@ -125,7 +125,7 @@ def _theirs(model: LocalModel, ids: tuple[int, ...]) -> tuple[list[int], float]:
     )[0, len(prompt) :].tolist()
     seconds = perf_counter() - began
     kept = next((at for at, token in enumerate(written) if token in model.stop_ids), len(written))
-    closing = list(model.composer.close())
+    closing = list(model.context_builder.close())
     return (written[:kept] + closing)[:NEW], seconds
 
 

@@ -8,7 +8,7 @@ from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.timing import scene, timings
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.closed import ClosedForms, choose
-from unspoken.channels.bridges.manifest import BridgeManifest, FitData, Side
+from unspoken.channels.bridges.manifest import BridgeManifest, FitData, ModelDescription
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.data.text import load_corpus
 
@@ -74,8 +74,8 @@ def settings(layers: int) -> list[int]:
 def _bridge(projector: Projector, sharer: LocalModel, receiver: LocalModel) -> Bridge:
     """A bridge of a closed form, stored nowhere."""
     manifest = BridgeManifest.new(
-        Side.of(sharer, sharer.ref),
-        Side.of(receiver, receiver.ref),
+        ModelDescription.of(sharer, sharer.ref),
+        ModelDescription.of(receiver, receiver.ref),
         config=projector.config.to_dict(),
         dtype="float32",
         data=FitData(sources=(), digest="", tokens=0, seed=0),

@@ -15,7 +15,7 @@ from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.scene import make_message
 from unspoken.agents.engines.turn import Delivery, assemble
 from unspoken.agents.models.model import LocalModel
-from unspoken.agents.prompts.context import Composed, Quote, Turn
+from unspoken.agents.prompts.context import ChatTurn, Context, Quote
 from unspoken.channels.base import Arrival, Channel
 from unspoken.channels.message import Message
 from unspoken.channels.same_model import SameModelCacheChannel
@@ -48,7 +48,7 @@ class _Case:
     """Messages in one context, with what is forced after it, and what a full recompute says of that."""
 
     messages: tuple[Message, ...]
-    context: Composed
+    context: Context
     ids: tuple[int, ...]
     forced: tuple[int, ...]
     full: Tensor
@@ -61,8 +61,8 @@ def measure(
     rows: list[dict[str, Any]] = []
     passages = cut_passages(model, files.text, GROUPS * MOST, TOKENS + FORCED)
     for count in COUNTS:
-        groups = [passages[at * MOST : at * MOST + count] for at in range(GROUPS)]
-        cases = [_case(model, group) for group in groups]
+        layer_ranges = [passages[at * MOST : at * MOST + count] for at in range(GROUPS)]
+        cases = [_case(model, group) for group in layer_ranges]
         for name, channel in WAYS.items():
             rows.append(
                 _row(count, name, [_carried(model, case, channel) for case in cases], cases)
@@ -111,9 +111,9 @@ def _case(model: LocalModel, passages: Sequence[tuple[int, ...]]) -> _Case:
         make_message(model, ids[:TOKENS], SENDERS[number], "user", "")
         for number, ids in enumerate(passages)
     )
-    quotes = [Turn("user", (Quote(one, one.segments[0]),)) for one in messages]
-    context = model.composer.compose([*quotes, Turn("user", (PROMPT,))])
-    ids = context.ids + model.composer.ask(context)
+    quotes = [ChatTurn("user", (Quote(one, one.segments[0]),)) for one in messages]
+    context = model.context_builder.compose([*quotes, ChatTurn("user", (PROMPT,))])
+    ids = context.ids + model.context_builder.ask(context)
     forced = passages[-1][TOKENS:]
     return _Case(messages, context, ids, forced, recomputed(model, ids, forced))
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from unspoken.agents.models.catalog import prepare
 from unspoken.agents.models.model import LocalModel
-from unspoken.agents.prompts.context import Turn
+from unspoken.agents.prompts.context import ChatTurn
 from unspoken.channels.data.passages import fact_passages
 from unspoken.channels.data.text import load_corpus
 from unspoken.channels.errors import InputError, ModelSupportError
@@ -215,13 +215,16 @@ def _sequences(base: LocalModel, recipe: Recipe) -> Iterator[tuple[list[int], li
     pieces = load_corpus(seed=recipe.seed).stream(recipe.seed)
     for passage in fact_passages(recipe.seed):
         asked = rng.choice(passage.questions)
-        turns = [Turn("user", (passage.text,)), Turn("user", (f"Question: {asked.question}",))]
-        context = base.composer.compose(turns)
-        before = [*context.ids, *base.composer.ask(context)]
-        answer = [*base.codec.encode_words(asked.answer), *base.composer.close()[:1]]
+        turns = [
+            ChatTurn("user", (passage.text,)),
+            ChatTurn("user", (f"Question: {asked.question}",)),
+        ]
+        context = base.context_builder.compose(turns)
+        before = [*context.ids, *base.context_builder.ask(context)]
+        answer = [*base.text.encode_words(asked.answer), *base.context_builder.close()[:1]]
         if len(before) + len(answer) <= recipe.tokens:
             yield [*before, *answer], [*[-100] * len(before), *answer]
-        words = base.composer.compose([Turn("user", (next(pieces),))])
+        words = base.context_builder.compose([ChatTurn("user", (next(pieces),))])
         ids = list(words.ids[: recipe.tokens])
         start = words.segments[-1].position + words.segments[-1].content[0]
         yield ids, [*[-100] * start, *ids[start:]]

@@ -9,7 +9,7 @@ from torch import Tensor
 from unspoken.agents.bench.scene import Scene
 from unspoken.agents.engines.turn import assemble
 from unspoken.agents.models.model import LocalModel
-from unspoken.agents.prompts.context import Turn
+from unspoken.agents.prompts.context import ChatTurn
 from unspoken.channels.base import Channel
 from unspoken.channels.message import Message
 from unspoken.channels.metrics import distance as tensors_distance
@@ -19,7 +19,7 @@ __all__ = ["asked", "carried", "distance", "forced_logs", "recomputed", "without
 
 def asked(model: LocalModel, scene: Scene) -> tuple[int, ...]:
     """The receiver's context, and what asks for its words."""
-    return scene.context.ids + model.composer.ask(scene.context)
+    return scene.context.ids + model.context_builder.ask(scene.context)
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def carried(
     delivery = scene.delivery(channel)
     if sent is not None:
         delivery = replace(delivery, arrival=replace(delivery.arrival, message=sent))
-    parts = assemble(model, ids, [delivery], scene.own)
+    parts = assemble(model, ids, [delivery], scene.history)
     new = model.tensor([ids[position] for position in parts.missing])
     state = model.prefill(new, parts.states, model.tensor(parts.missing)).state
     return forced_logs(model, state, ids[-1], forced)
@@ -63,8 +63,8 @@ def recomputed(model: LocalModel, ids: tuple[int, ...], forced: tuple[int, ...])
 
 def without(model: LocalModel, prompt: str, system: str | None, forced: tuple[int, ...]) -> Tensor:
     """The forced distributions where no message came."""
-    empty = model.composer.compose([Turn("user", (prompt,))], system=system)
-    return recomputed(model, empty.ids + model.composer.ask(empty), forced)
+    empty = model.context_builder.compose([ChatTurn("user", (prompt,))], system=system)
+    return recomputed(model, empty.ids + model.context_builder.ask(empty), forced)
 
 
 def distance(full: Tensor, other: Tensor) -> tuple[float, float]:

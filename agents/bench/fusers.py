@@ -17,7 +17,7 @@ from unspoken.channels.bridges.manifest import BridgeManifest, FitData
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.data.text import load_corpus
 from unspoken.channels.errors import BridgeError
-from unspoken.channels.storage.side import Side
+from unspoken.channels.storage.side import ModelDescription
 
 __all__ = ["FUSED", "SELF", "Figures", "FuseBench", "fusers"]
 
@@ -109,8 +109,8 @@ def _fitted(
         made = fit_fuser(sharer, receiver, corpus, settings, watch, work=work)
         if place is not None:
             manifest = BridgeManifest.new(
-                Side.of(sharer, sharer.ref),
-                Side.of(receiver, receiver.ref),
+                ModelDescription.of(sharer, sharer.ref),
+                ModelDescription.of(receiver, receiver.ref),
                 config={"fuse": made.fuser.config.to_dict()},
                 dtype=DTYPE,
                 data=FitData(

@@ -120,7 +120,7 @@ def _first_token(model: LocalModel, scene: Scene, channel: Channel) -> float:
     request = TurnRequest(
         scene.context,
         (scene.delivery(channel),),
-        scene.own,
+        scene.history,
         GenerateSpec(max_new_tokens=1),
         keep_state=False,
     )
@@ -145,8 +145,8 @@ def _floor(model: LocalModel, scene: Scene) -> float:
 
 def _one_pass(model: LocalModel, scene: Scene) -> float:
     """The whole message and the receiver's own tokens by one direct call, over the receiver's own prefix cache."""
-    ids = scene.context.ids + model.composer.ask(scene.context)
-    known, state = scene.own or ((), None)
+    ids = scene.context.ids + model.context_builder.ask(scene.context)
+    known, state = scene.history or ((), None)
     return _direct(model, ids[len(known) :], state)
 
 

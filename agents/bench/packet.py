@@ -164,7 +164,7 @@ def _times(model: LocalModel, files: Files, progress: Progress) -> list[dict[str
             ways[f"write {codec}"] = partial(_bytes, message, codec)
             ways[f"read {codec}"] = partial(_read, model, data)
         medians = _medians(ways)
-        text = len(model.codec.decode(words).encode())
+        text = len(model.text.decode(words).encode())
         for codec, data in packets.items():
             rows.append(
                 {

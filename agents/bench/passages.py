@@ -35,7 +35,7 @@ def cut_passages(
         InputError: The text is too short.
     """
     text = read_text(path)
-    ids = model.codec.encode_words(text)
+    ids = model.text.encode_words(text)
     if len(ids) < count * tokens:
         raise InputError(
             f"{str(path or 'the built-in text')!r} has {len(ids)} tokens",

@@ -18,7 +18,7 @@ from unspoken.channels.finetunes.carry import carry_across
 from unspoken.channels.finetunes.measure import ProfilePlan, clocked, trials_of
 from unspoken.channels.finetunes.passages import Settings, Trial, arrival_of
 from unspoken.channels.finetunes.profile import PREFIX, front_of
-from unspoken.channels.finetunes.recompute import Groups, named
+from unspoken.channels.finetunes.recompute import LayerRanges, named
 from unspoken.channels.finetunes.search import (
     estimate,
     judge,
@@ -62,7 +62,9 @@ def _measured(
     progress(f"{kind}: search")
     found = search(base, tuned, looked)
     layers = len(tuned.geometry.layers)
-    front = thinned(front_of((groups, layers_of(groups), kl) for groups, kl in found.items()))
+    front = thinned(
+        front_of((layer_ranges, layers_of(layer_ranges), kl) for layer_ranges, kl in found.items())
+    )
     front = list(dict.fromkeys([(), *front, ((0, layers),)]))
     progress(f"{kind}: judge {len(front)} choices of layers")
     scores = judge(base, tuned, judged, front, SETTINGS)
@@ -74,35 +76,37 @@ def _measured(
     progress(f"{kind}: ask")
     asked = _asked(base, tuned, front, files)
     rows = []
-    for groups in front:
+    for layer_ranges in front:
         row: Row = {
             "fine_tune": kind,
-            "layers": named(groups),
-            "share": round(layers_of(groups) / layers, 3),
+            "layers": named(layer_ranges),
+            "share": round(layers_of(layer_ranges) / layers, 3),
         }
-        for place, pairs in scores[groups].items():
+        for place, pairs in scores[layer_ranges].items():
             one = estimate(pairs)
             row |= {f"kl {place}": one.kl, f"high {place}": one.high}
             row |= {"top1": one.top1} if place == PREFIX else {}
         row |= {
-            f"random {seed}": mean(kl for kl, _ in others[drawn[groups, seed]][PREFIX])
+            f"random {seed}": mean(kl for kl, _ in others[drawn[layer_ranges, seed]][PREFIX])
             for seed in SEEDS
-            if (groups, seed) in drawn
+            if (layer_ranges, seed) in drawn
         }
-        rows.append(row | {"speedup": round(speeds[groups], 3), **asked[groups]})
+        rows.append(row | {"speedup": round(speeds[layer_ranges], 3), **asked[layer_ranges]})
     figures = _figures(rows)
     controls = [{"fine_tune": kind, **row} for row in _controls(tuned, judged, asked)]
     return rows + controls, figures
 
 
-def _drawn(front: Sequence[Groups], layers: int) -> Mapping[tuple[Groups, int], Groups]:
+def _drawn(
+    front: Sequence[LayerRanges], layers: int
+) -> Mapping[tuple[LayerRanges, int], LayerRanges]:
     """Random groups of the same sizes as those of every point that lies between the ends, by point and seed."""
     drawn = {}
     for seed in SEEDS:
         rng = random.Random(seed)
-        for groups in front:
-            if 0 < layers_of(groups) < layers:
-                drawn[groups, seed] = random_groups(groups, layers, rng)
+        for layer_ranges in front:
+            if 0 < layers_of(layer_ranges) < layers:
+                drawn[layer_ranges, seed] = random_groups(layer_ranges, layers, rng)
     return drawn
 
 
@@ -157,12 +161,12 @@ def _logs(
 
 @torch.no_grad()
 def _asked(
-    base: LocalModel, tuned: LocalModel, front: Sequence[Groups], files: Files
+    base: LocalModel, tuned: LocalModel, front: Sequence[LayerRanges], files: Files
 ) -> dict[Any, Row]:
     """Loss of the right answer, F1 of the receiver's own, and KL to text over both, by choice of layers and control."""
     rows = sample(read_qa(files.qa), QUESTIONS) if files.qa else builtin_qa(QUESTIONS, seed=9_001)
     frame = tuned.frame("chat")
-    starts = sorted({first for groups in front for first, _ in groups if first})
+    starts = sorted({first for layer_ranges in front for first, _ in layer_ranges if first})
     found: dict[Any, list[tuple[float, float, float, float]]] = {}
     contexts = [(*frame.before, *tuned.words(row.context)[0]) for row in rows]
     for number, (row, ids) in enumerate(zip(rows, contexts, strict=True)):
@@ -176,8 +180,10 @@ def _asked(
             "another example's message": [tuned.read(contexts[(number + 1) % len(rows)])],
             "no message": [tuned.read(frame.before)],
         }
-        for groups in front:
-            ways[groups] = list(carry_across(arrival, tuned, state, groups, 0, 0.0, "").spliced)
+        for layer_ranges in front:
+            ways[layer_ranges] = list(
+                carry_across(arrival, tuned, state, layer_ranges, 0, 0.0, "").spliced
+            )
         answer = tuned.words(row.answers[0])[0]
         full: torch.Tensor | None = None  # text comes first
         for way, states in ways.items():

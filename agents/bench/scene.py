@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from unspoken.agents.engines.turn import Delivery
 from unspoken.agents.models.model import LocalModel
-from unspoken.agents.prompts.context import Composed, Quote, Turn
+from unspoken.agents.prompts.context import ChatTurn, Context, Quote
 from unspoken.channels.base import Arrival, Channel
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message, Segment
@@ -19,13 +19,13 @@ class Scene:
     Attributes:
         message: The sharer's message, with its state.
         context: The receiver's context, without what asks for the assistant's words.
-        own: Ids and state of the receiver's leading system turn, as its own prefix cache holds them; None for none.
+        history: Ids and state of the receiver's leading system turn, as its own prefix cache holds them; None for none.
         new_ids: The receiver's tokens after the message, those that ask for the assistant's words included.
     """
 
     message: Message
-    context: Composed
-    own: tuple[tuple[int, ...], KVState] | None
+    context: Context
+    history: tuple[tuple[int, ...], KVState] | None
     new_ids: tuple[int, ...]
 
     @classmethod
@@ -55,21 +55,21 @@ class Scene:
         """
         message = make_message(model, words, sharer_system, role, sharer_prompt)
         segment = message.segments[0]
-        composer = model.composer
+        composer = model.context_builder
         opening = composer.opening(receiver_system)
         context = composer.compose(
-            [Turn("user", (Quote(message, segment),)), Turn("user", (prompt,))],
+            [ChatTurn("user", (Quote(message, segment),)), ChatTurn("user", (prompt,))],
             system=receiver_system,
         )
         after = len(context.segments[-1].ids) + len(composer.ask(context))
         if new_tokens is not None and after != new_tokens:
             context = _with_new_tokens(model, message, new_tokens, prompt, receiver_system)
         first = context.segments[-1].position
-        own = None
+        history = None
         if opening.ids:
-            own = (opening.ids, model.prefill(model.tensor(opening.ids)).state)
+            history = (opening.ids, model.prefill(model.tensor(opening.ids)).state)
         new = context.ids[first:] + composer.ask(context)
-        return cls(message, context, own, new)
+        return cls(message, context, history, new)
 
     def delivery(self, channel: Channel) -> Delivery:
         """The message's delivery by a channel."""
@@ -81,18 +81,18 @@ def make_message(
     model: LocalModel, words: tuple[int, ...], system: str | None, role: str, prompt: str
 ) -> Message:
     """A message of `words`, its state computed in the sharer's own context."""
-    composer = model.composer
+    composer = model.context_builder
     before, after = model.template.wrappers[role]
     context = composer.opening(system)
     if role == "assistant":
-        context = composer.compose([Turn("user", (prompt,))], system=system)
+        context = composer.compose([ChatTurn("user", (prompt,))], system=system)
         before = model.template.prompt
-    head, tail = model.codec.encode(before), model.codec.encode(after)
+    head, tail = model.text.encode(before), model.text.encode(after)
     segment = Segment(
         role,
         (*head, *words, *tail),
         (len(head), len(head) + len(words)),
-        model.codec.decode(words),
+        model.text.decode(words),
         len(context.ids),
     )
     ids = context.ids + segment.ids
@@ -102,20 +102,21 @@ def make_message(
 
 def _with_new_tokens(
     model: LocalModel, message: Message, count: int, prompt: str, system: str | None
-) -> Composed:
+) -> Context:
     """The context whose last turn and generation prompt have `count` tokens: the prompt's words cut or repeated."""
-    composer = model.composer
-    words = list(model.codec.encode_words(prompt))
+    composer = model.context_builder
+    words = list(model.text.encode_words(prompt))
     empty = composer.compose(
-        [Turn("user", (Quote(message, message.segments[0]),)), Turn("user", ("x",))], system=system
+        [ChatTurn("user", (Quote(message, message.segments[0]),)), ChatTurn("user", ("x",))],
+        system=system,
     )
     around = len(empty.segments[-1].ids) - 1 + len(composer.ask(empty))
     wanted = count - around
     words = (words * (wanted // len(words) + 1))[:wanted]
-    segment = Segment("user", tuple(words), (0, len(words)), model.codec.decode(words), 0)
+    segment = Segment("user", tuple(words), (0, len(words)), model.text.decode(words), 0)
     carrier = Message("prompt", (segment,), False, tuple(words), model.identity)
     turns = [
-        Turn("user", (Quote(message, message.segments[0]),)),
-        Turn("user", (Quote(carrier, segment),)),
+        ChatTurn("user", (Quote(message, message.segments[0]),)),
+        ChatTurn("user", (Quote(carrier, segment),)),
     ]
     return composer.compose(turns, system=system)

@@ -18,7 +18,7 @@ from unspoken.agents.bench.forced import asked, carried, distance, forced_logs, 
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.scene import Scene
 from unspoken.agents.models.model import LocalModel
-from unspoken.agents.prompts.context import Turn
+from unspoken.agents.prompts.context import ChatTurn
 from unspoken.channels.base import Channel
 from unspoken.channels.message import Message
 from unspoken.channels.same_model import SameModelCacheChannel
@@ -90,10 +90,10 @@ def _shared_outputs(model: LocalModel, files: Files) -> list[_Case]:
     """Text the sharer's model wrote itself, of which the message is the first part and the rest is forced."""
     starts = cut_passages(model, files.text, PASSAGES, 48)
     tasks = [
-        f"Write a long report that starts like this: {model.codec.decode(ids)}" for ids in starts
+        f"Write a long report that starts like this: {model.text.decode(ids)}" for ids in starts
     ]
-    composer = model.composer
-    contexts = [composer.compose([Turn("user", (prompt,))], system=SHARER) for prompt in tasks]
+    composer = model.context_builder
+    contexts = [composer.compose([ChatTurn("user", (prompt,))], system=SHARER) for prompt in tasks]
     prompts = [context.ids + composer.ask(context) for context in contexts]
     written = [
         ids
@@ -198,7 +198,7 @@ def _unmoved(model: LocalModel, case: _Case) -> Tensor:
     delta = span.at - span.source
     layers = tuple(replace(layer, first=layer.first + delta) for layer in piece.layers)
     moved = replace(piece, layers=layers, start=piece.start + delta, stop=piece.stop + delta)
-    own = [case.scene.own[1]] if case.scene.own else []
+    own = [case.scene.history[1]] if case.scene.history else []
     covered = {p for state in (*own, moved) for p in range(state.start, state.stop)}
     missing = [p for p in range(len(ids)) if p not in covered]
     new = model.tensor([ids[position] for position in missing])

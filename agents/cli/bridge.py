@@ -15,7 +15,7 @@ from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import BridgeError, InputError, ModelReferenceError
 
 if TYPE_CHECKING:
-    from unspoken.channels.bridges.manifest import BridgeManifest, Side
+    from unspoken.channels.bridges.manifest import BridgeManifest, ModelDescription
     from unspoken.channels.bridges.store import BridgeEntry, BridgeStore
     from unspoken.channels.kv.geometry import ModelIdentity
 
@@ -142,7 +142,7 @@ def _print_facts(console: Console, folder: Path, manifest: "BridgeManifest") -> 
 def _told(folder: Path, manifest: "BridgeManifest") -> Iterator[tuple[str, str]]:
     """A manifest in words."""
     for end in ("sharer", "receiver"):
-        side: Side = getattr(manifest, end)
+        side: ModelDescription = getattr(manifest, end)
         yield end, f"{side.ref} ({len(side.geometry.layers)} layers, {side.layer_dtype})"
         yield f"{end}'s weights", side.identity.weights
     yield "folder", str(folder)
@@ -261,7 +261,7 @@ def _by_pair(sharer: str, receiver: str) -> Path:
     )
 
 
-def _is_side(side: "Side", ref: str, identity: "ModelIdentity | None") -> bool:
+def _is_side(side: "ModelDescription", ref: str, identity: "ModelIdentity | None") -> bool:
     """Whether an end of a bridge is the model that was named: by identity, where that is known without loading."""
     return side.ref == ref if identity is None else side.to_identity() == identity
 

@@ -29,7 +29,7 @@ Named = Annotated[
 def list_(as_json: JsonOption = False) -> None:
     """List the profiles in your store, broken ones with their error."""
     store = _store()
-    lines = [_line(store, folder) for folder in store.entries()]
+    lines = [_line(store, folder) for folder in store.entry_layers()]
     if as_json:
         print_json(lines)
         return
@@ -62,7 +62,7 @@ def _line(store: "ProfileStore", folder: Path) -> dict[str, Any]:
         "sharer": profile.sharer.ref,
         "receiver": profile.receiver.ref,
         "dtype": profile.receiver.layer_dtype,
-        "recompute": [list(group) for group in point.groups] if point else None,
+        "recompute": [list(group) for group in point.layer_ranges] if point else None,
         "layers": point.named if point else None,
         "speedup": point.speedup if point else None,
         "date": profile.created.isoformat(),
@@ -124,7 +124,7 @@ def _find(store: "ProfileStore", name: str) -> Path:
     for folder in (Path(name).expanduser(), store.root / name):
         if folder.is_dir():
             return folder
-    names = [folder.name for folder in store.entries()]
+    names = [folder.name for folder in store.entry_layers()]
     raise ProfileError(
         f"there is no profile {name}",
         expected="one of: " + "; ".join(names) if names else "a profile, and there is none yet",

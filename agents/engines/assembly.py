@@ -8,7 +8,7 @@ from unspoken.agents.models.hf_cache import first_approximate
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.base import Arrival, Carry, CarryReport, Channel
 from unspoken.channels.errors import ChannelError, ModelSupportError, RunError, StateError
-from unspoken.channels.kv.compressed import PackedState
+from unspoken.channels.kv.compressed import CompressedState
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
 from unspoken.channels.text import TextChannel
@@ -55,7 +55,7 @@ class Delivery:
         channel: What carries it.
         arrival: The message in its place.
         fallback: Whether a channel that fails gives way to text.
-        packed: The message's state in fewer bytes, where the edge keeps it so.
+        compressed: The message's state in fewer bytes, where the edge keeps it so.
     """
 
     edge: int
@@ -63,7 +63,7 @@ class Delivery:
     channel: Channel
     arrival: Arrival
     fallback: bool = True
-    packed: PackedState | None = None
+    compressed: CompressedState | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,12 +95,12 @@ def assemble(
     model: LocalModel,
     ids: tuple[int, ...],
     deliveries: Sequence[Delivery],
-    own: tuple[tuple[int, ...], KVState] | None = None,
+    history: tuple[tuple[int, ...], KVState] | None = None,
 ) -> Assembly:
     """Find state for a context: the longest exact prefix of all at hand, then splices, then what is missing."""
-    offers = _offers(model, ids, deliveries, own)
+    offers = _offers(model, ids, deliveries, history)
     carries = [carry for carry, _ in offers]
-    best, computed = _longest_prefix(ids, carries, own)
+    best, computed = _longest_prefix(ids, carries, history)
     # The last token is always computed: its logits choose the first new one.
     places = Places(len(ids) - 1)
     reach = len(places.put(best)) if best is not None else 0
@@ -144,18 +144,18 @@ def _offers(
     model: LocalModel,
     ids: tuple[int, ...],
     deliveries: Sequence[Delivery],
-    own: tuple[tuple[int, ...], KVState] | None,
+    history: tuple[tuple[int, ...], KVState] | None,
 ) -> list[tuple[Carry, float]]:
     """Per delivery, its carry and the seconds it took; those that come first in the context are carried first."""
     found: dict[int, tuple[Carry, float]] = {}
     placed = Places(len(ids) - 1)
-    if own is not None:
-        placed.put(own[1].slice(0, _reach(ids, own)))
+    if history is not None:
+        placed.put(history[1].slice(0, _reach(ids, history)))
     for number in _in_order(deliveries):
         began = perf_counter()
         before = tuple(sorted(placed.states, key=lambda state: state.start))
         arrival = replace(deliveries[number].arrival, before=before)
-        carry = _unpacked(replace(deliveries[number], arrival=arrival), model)
+        carry = _decompressed(replace(deliveries[number], arrival=arrival), model)
         found[number] = carry, perf_counter() - began
         for piece in (*carry.computed, *carry.spliced, *((carry.prefix,) if carry.prefix else ())):
             placed.put(piece)
@@ -171,7 +171,7 @@ def _in_order(deliveries: Sequence[Delivery]) -> list[int]:
 def _longest_prefix(
     ids: tuple[int, ...],
     carries: Sequence[Carry],
-    own: tuple[tuple[int, ...], KVState] | None,
+    history: tuple[tuple[int, ...], KVState] | None,
 ) -> tuple[KVState | None, bool]:
     """The longest state from position 0 on, and whether a channel computed it just now.
 
@@ -184,17 +184,17 @@ def _longest_prefix(
     found = [
         (carry.prefix.slice(0, min(len(carry.prefix), stop)), carry.fused)
         for carry in carries
-        if carry.prefix is not None and not (carry.fused and own is not None)
+        if carry.prefix is not None and not (carry.fused and history is not None)
     ]
-    if own is not None:
-        _, state = own
-        found.append((state.slice(0, _reach(ids, own)), False))
+    if history is not None:
+        _, state = history
+        found.append((state.slice(0, _reach(ids, history)), False))
     return max(found, key=lambda one: len(one[0]), default=(None, False))
 
 
-def _reach(ids: tuple[int, ...], own: tuple[tuple[int, ...], KVState]) -> int:
+def _reach(ids: tuple[int, ...], history: tuple[tuple[int, ...], KVState]) -> int:
     """How many of a context's tokens the agent's own state covers."""
-    known, state = own
+    known, state = history
     return min(common_prefix(ids, known), state.stop)
 
 
@@ -231,17 +231,17 @@ def _settled(
     )
 
 
-def _unpacked(delivery: Delivery, model: LocalModel) -> Carry:
+def _decompressed(delivery: Delivery, model: LocalModel) -> Carry:
     """The carry of a delivery, which may have to be unpacked first; what it brings counts as it was kept."""
-    packed = delivery.packed
-    if packed is None:
+    compressed = delivery.compressed
+    if compressed is None:
         return _carry(delivery, model)
-    message = replace(delivery.arrival.message, state=packed.unpack())
+    message = replace(delivery.arrival.message, state=compressed.decompress())
     carry = _carry(replace(delivery, arrival=replace(delivery.arrival, message=message)), model)
     if carry.prefix is None and not carry.spliced:
         return carry
-    smaller = round(carry.report.bytes * packed.nbytes / max(packed.raw_bytes, 1))
-    reason = f"{carry.report.reason}; kept as {packed.codec}"
+    smaller = round(carry.report.bytes * compressed.nbytes / max(compressed.raw_bytes, 1))
+    reason = f"{carry.report.reason}; kept as {compressed.codec}"
     return replace(carry, report=replace(carry.report, bytes=smaller, reason=reason))
 
 

@@ -13,7 +13,7 @@ from unspoken.agents.models.decoder import CHUNK
 from unspoken.agents.models.hf import Capture
 from unspoken.agents.models.hf_cache import ContextCache
 from unspoken.agents.models.model import LocalModel
-from unspoken.agents.prompts.context import Composed
+from unspoken.agents.prompts.context import Context
 from unspoken.agents.prompts.tokenizer import Detokenizer
 from unspoken.agents.spec.spec import GenerateSpec
 from unspoken.channels.base import CarryReport
@@ -43,15 +43,15 @@ class TurnRequest:
     Attributes:
         context: The composed context, without the ids that ask for the assistant's words.
         deliveries: Messages whose state may serve it.
-        own: State of this agent's earlier turns, with the ids it belongs to.
+        history: State of this agent's earlier turns, with the ids it belongs to.
         generate: Generation settings; None writes nothing.
         keep_state: Whether the state is wanted afterwards, by a reader or by a later turn.
         capture: Layers whose inputs the state is to keep, for readers with other weights.
     """
 
-    context: Composed
+    context: Context
     deliveries: tuple[Delivery, ...] = ()
-    own: tuple[tuple[int, ...], KVState] | None = None
+    history: tuple[tuple[int, ...], KVState] | None = None
     generate: GenerateSpec | None = None
     keep_state: bool = False
     capture: tuple[int, ...] = ()
@@ -119,7 +119,7 @@ class TurnOutcome:
         finish: Why it ended: ``stop``, ``length`` or ``none``.
     """
 
-    context: Composed
+    context: Context
     text: str
     state: KVState | None
     carries: tuple[tuple[int, CarryReport, float], ...]
@@ -157,14 +157,14 @@ def run_turn(model: LocalModel, request: TurnRequest) -> Steps:
     """
     clock = _Clock()
     context = request.context
-    ids = context.ids + (model.composer.ask(context) if request.generate else ())
+    ids = context.ids + (model.context_builder.ask(context) if request.generate else ())
     if len(ids) >= model.max_positions:
         raise ContextLengthError(
             f"the context has {len(ids)} tokens",
             expected=f"fewer than the {model.max_positions} of {model.ref or 'the model'}",
             fix="shorten the inputs, share output instead of context, or use a model with a longer context",
         )
-    assembly = assemble(model, ids, request.deliveries, request.own)
+    assembly = assemble(model, ids, request.deliveries, request.history)
     budget = request.generate.max_new_tokens if request.generate else 0
     cache = model.open(assembly.states, assembly.missing, spare=min(budget, 256) + 16)
     logits: Tensor | None = None
@@ -191,7 +191,7 @@ def run_turn(model: LocalModel, request: TurnRequest) -> Steps:
             state = _with_hidden(state, hidden, assembly.missing, assembly.states)
         usage = _usage(model, ids, assembly, 0, None, clock)
         return TurnOutcome(context, "", state, assembly.carries, usage, "none")
-    detokenizer = Detokenizer(model.codec, request.generate.stop)
+    detokenizer = Detokenizer(model.text, request.generate.stop)
     count, ttft, finish = yield from _decode(
         model, cache, logits, request.generate, detokenizer, clock, hidden
     )
@@ -276,14 +276,14 @@ def _decode(
 
 
 def _closed(
-    model: LocalModel, context: Composed, ids: tuple[int, ...], detokenizer: Detokenizer
-) -> Composed:
+    model: LocalModel, context: Context, ids: tuple[int, ...], detokenizer: Detokenizer
+) -> Context:
     """The context with the assistant's turn, closed as the template closes it."""
     words, _ = detokenizer.kept()
     ask = ids[len(context.ids) :]
     segment = Segment(
         "assistant",
-        (*ask, *words, *model.composer.close()),
+        (*ask, *words, *model.context_builder.close()),
         (len(ask), len(ask) + len(words)),
         detokenizer.text,
         len(context.ids),
@@ -296,7 +296,7 @@ def _finish_state(
     model: LocalModel,
     cache: ContextCache,
     ids: tuple[int, ...],
-    context: Composed,
+    context: Context,
     detokenizer: Detokenizer,
     hidden: Capture,
 ) -> KVState:

@@ -17,8 +17,8 @@ from unspoken.agents.models.hf import Backbone
 from unspoken.agents.models.identity import cached_identity, model_identity
 from unspoken.agents.models.pretrained import cast, find_device, find_dtype, read_pretrained
 from unspoken.agents.prompts.chat_template import PLAIN_TEMPLATE, ChatTemplate, read_template
-from unspoken.agents.prompts.context import Composer, Turn
-from unspoken.agents.prompts.tokenizer import TokenCodec
+from unspoken.agents.prompts.context import ChatTurn, ContextBuilder
+from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.message import Message
@@ -53,8 +53,8 @@ class LocalModel(Decoder):
         self.tokenizer = tokenizer
         backbone = Backbone(model)
         super().__init__(backbone, identity or model_identity(model, tokenizer, None))
-        self.codec = TokenCodec(tokenizer, self._identity.tokenizer)
-        self.composer = Composer(self.codec, self.template)
+        self.text = TextTokenizer(tokenizer, self._identity.tokenizer)
+        self.context_builder = ContextBuilder(self.text, self.template)
         self.adapter: str | None = None
         self.asked: Mapping[str, str] = {}
         """``dtype``, ``device`` and ``revision`` as they were asked for, those that were."""
@@ -155,7 +155,7 @@ class LocalModel(Decoder):
         source = self.tokenizer.chat_template
         if isinstance(source, dict):
             source = source.get("default")
-        bos = self.codec.bos
+        bos = self.text.bos
         if source:
             parts = read_template(self._renderer(source), bos=bos)
             if parts is not None:
@@ -190,30 +190,30 @@ class LocalModel(Decoder):
             if isinstance(configured, list)
             else [configured, self.tokenizer.eos_token_id]
         )
-        closing = self.composer.close()[:1]
+        closing = self.context_builder.close()[:1]
         special = set(self.tokenizer.all_special_ids)
         return frozenset(token for token in (*ids, *(set(closing) & special)) if token is not None)
 
     def words(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids of somebody's words, and the character at which each token's text ends."""
-        ids, offsets = self.codec.words_with_offsets(text)
+        ids, offsets = self.text.words_with_offsets(text)
         return ids, tuple(stop for _, stop in offsets)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
-        return self.codec.decode(ids)
+        return self.text.decode(ids)
 
     def frame(self, name: str) -> Frame:
         """What stands around a message: ``bare``, or ``chat`` for a user turn of its template."""
         if name == "bare":
-            return Frame(name, self.codec.encode(self.codec.bos), ())
-        context = self.composer.compose([Turn("user", ("x",))])
+            return Frame(name, self.text.encode(self.text.bos), ())
+        context = self.context_builder.compose([ChatTurn("user", ("x",))])
         turn = context.segments[-1]
         start, stop = turn.content
         return Frame(
             name,
             context.ids[: turn.position + start],
-            turn.ids[stop:] + self.composer.ask(context),
+            turn.ids[stop:] + self.context_builder.ask(context),
         )
 
     def message(
@@ -232,7 +232,7 @@ class LocalModel(Decoder):
             system: A system prompt before them; None leaves that to the chat template.
             capture: Layers whose inputs a receiver with other weights will need (the E-cache).
         """
-        context = self.composer.compose([Turn("user", (text,))], system=system)
+        context = self.context_builder.compose([ChatTurn("user", (text,))], system=system)
         segment = context.segments[-1]
         state = self.read(context.ids, capture)
         return Message(sharer, (segment,), False, context.ids, self.identity, state)

@@ -5,7 +5,7 @@ from math import floor
 from shlex import join
 from typing import TYPE_CHECKING
 
-from unspoken.agents.planning.choice import Verdict, shifts_keys
+from unspoken.agents.planning.choice import ChannelChoice, shifts_keys
 from unspoken.agents.planning.outline import Piece
 from unspoken.agents.planning.same_model import rewritten
 from unspoken.agents.spec.spec import EdgeSpec, WorkflowSpec
@@ -28,7 +28,7 @@ def other_weights(
     models: Mapping[str, "LocalModel"],
     find_bridge: FindBridge,
     given: Bridge | None,
-) -> Verdict:
+) -> ChannelChoice:
     """What a bridge, or the lack of one, makes of an edge between two models."""
     edge = spec.edges[number]
     sharer, receiver = models[edge.from_], models[edge.to]
@@ -42,56 +42,56 @@ def other_weights(
         bridge.check(sharer, receiver)
     except (ChannelError, ModelSupportError) as error:
         reason = f"the bridge cannot be used: {error.found}"
-        return Verdict("text", reason, error.expected, error.fix)
+        return ChannelChoice("text", reason, error.expected, error.fix)
     if not shifts_keys(receiver):
         reason = f"keys of {edge.to}'s model cannot be put at other positions"
-        return Verdict("text", reason, "a receiver with a known rotary embedding")
+        return ChannelChoice("text", reason, "a receiver with a known rotary embedding")
     if edge.fuse:
         return _fused(edge, bridge)
     return _held_to_retention(edge, bridge, given=given is not None)
 
 
-def _fused(edge: EdgeSpec, bridge: Bridge) -> Verdict:
+def _fused(edge: EdgeSpec, bridge: Bridge) -> ChannelChoice:
     """Use a bridge's fuse mode where it has one; retention says nothing of it, since the receiver reads it all."""
     ends = bridge.manifest
     name = f"bridge {ends.sharer.ref} -> {ends.receiver.ref}"
     if not bridge.fuses:
         reason = f"the {name} was fitted without fuse mode"
         fit = f"{_fit_command(ends.sharer.ref, ends.receiver.ref)} --fuse"
-        return Verdict("text", reason, "a bridge that was fitted with --fuse", fit)
+        return ChannelChoice("text", reason, "a bridge that was fitted with --fuse", fit)
     reason = (
         f"other weights; {edge.to} reads the message itself, and the {name} enriches its cache "
         "(audits do not cover fuse mode)"
     )
-    return Verdict("fused", reason, bridge=bridge)
+    return ChannelChoice("fused", reason, bridge=bridge)
 
 
 def _without_bridge(
     spec: WorkflowSpec, edge: EdgeSpec, sharer: "LocalModel", receiver: "LocalModel"
-) -> Verdict:
+) -> ChannelChoice:
     if sharer.identity == receiver.identity:
         reason = (
             f"{edge.from_} and {edge.to} have the same weights, so no bridge leads between them"
         )
-        return Verdict("text", reason, "two models", "use channel: same_model_cache")
+        return ChannelChoice("text", reason, "two models", "use channel: same_model_cache")
     ends = f"{sharer.ref or edge.from_} to {receiver.ref or edge.to}"
     if spec.bridges == "fit" and not edge.fuse:
         reason = (
             f"other weights; no bridge from {ends} yet: one is fitted on the first run, "
             f"and used if it keeps {edge.min_retention:g}"
         )
-        return Verdict("projected", reason, unfitted=True)
+        return ChannelChoice("projected", reason, unfitted=True)
     expected = "a bridge from the sharer's model to the receiver's"
     fit = _fit_command(sharer.ref, receiver.ref) + (" --fuse" if edge.fuse else "")
     fit = fit if sharer.ref and receiver.ref else "load both models by reference and fit a bridge"
-    return Verdict("text", f"other weights, and no bridge from {ends}", expected, fit)
+    return ChannelChoice("text", f"other weights, and no bridge from {ends}", expected, fit)
 
 
 def _fit_command(sharer: str, receiver: str) -> str:
     return f"unspoken bridge fit {join((sharer, receiver))}"
 
 
-def _held_to_retention(edge: EdgeSpec, bridge: Bridge, *, given: bool) -> Verdict:
+def _held_to_retention(edge: EdgeSpec, bridge: Bridge, *, given: bool) -> ChannelChoice:
     """Use a bridge that keeps enough; one given as an object needs no audit where the edge asks for nothing."""
     ends, least, earned = bridge.manifest, edge.min_retention, bridge.earned
     name = f"bridge {ends.sharer.ref} -> {ends.receiver.ref}"
@@ -103,11 +103,11 @@ def _held_to_retention(edge: EdgeSpec, bridge: Bridge, *, given: bool) -> Verdic
         if earned < least:
             reason = f"the {name} keeps {shown:.2f} for certain, below this edge's {least:g}"
             allow = f"min_retention: {shown:.2f} on this edge would allow it" if shown >= 0 else ""
-            return Verdict("text", reason, expected, allow)
+            return ChannelChoice("text", reason, expected, allow)
     elif not given or least > 0:
         audit = f"unspoken bridge audit {join((ends.sharer.ref, ends.receiver.ref))}"
-        return Verdict("text", f"the {name} was never audited", expected, audit)
+        return ChannelChoice("text", f"the {name} was never audited", expected, audit)
     native = bridge.native_layers
     runs = f"; {edge.to} runs its first {native} layers itself" if native else ""
     reason = f"other weights; {name}: {bridge.describe()}, {kept}{runs}"
-    return Verdict("projected", reason, bridge=bridge)
+    return ChannelChoice("projected", reason, bridge=bridge)

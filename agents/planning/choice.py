@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from unspoken.agents.spec.spec import EdgeSpec
 from unspoken.channels.errors import ModelSupportError
-from unspoken.channels.finetunes.recompute import Groups
+from unspoken.channels.finetunes.recompute import LayerRanges
 from unspoken.channels.projected import Bridge, ProjectedCacheChannel
 from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
     from unspoken.agents.models.model import LocalModel
     from unspoken.channels.base import Channel
 
-__all__ = ["Verdict", "make_channel", "shifts_keys"]
+__all__ = ["ChannelChoice", "make_channel", "shifts_keys"]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ChannelChoice:
     """What can cross an edge.
 
     Attributes:
-        mode: ``text``, ``continuation``, ``splice``, ``recompute``, ``projected``, ``fused`` or ``own``.
+        mode: ``text``, ``continuation``, ``splice``, ``recompute``, ``projected``, ``fused`` or ``custom``.
         reason: Why so, in a sentence.
         expected: What a cache would have needed, where it is text.
         advice: What would make it faster, empty for nothing.
         bridge: The bridge of a projected edge.
         unfitted: Whether a bridge has to be fitted before this is known.
-        groups: Layers that the receiver computes anew of a message from other weights of its base.
-        grounds: What speaks for these groups.
+        layer_ranges: Layers that the receiver computes anew of a message from other weights of its base.
+        evidence: What speaks for these groups.
         max_kl: The most that the profile's KL may be, by its interval; None without a profile.
-        first_only: Whether these groups are for messages alone that stand where they stood at their sharer.
-        own: A channel of the workflow's own class, which carries the message.
+        prefix_only: Whether these groups are for messages alone that stand where they stood at their sharer.
+        custom: A channel of the workflow's own class, which carries the message.
     """
 
     mode: str
@@ -41,17 +41,17 @@ class Verdict:
     advice: str = ""
     bridge: Bridge | None = None
     unfitted: bool = False
-    groups: Groups | None = None
-    grounds: str = ""
+    layer_ranges: LayerRanges | None = None
+    evidence: str = ""
     max_kl: float | None = None
-    first_only: bool = False
-    own: "Channel | None" = None
+    prefix_only: bool = False
+    custom: "Channel | None" = None
 
     @property
     def channel(self) -> str:
         """Name of the channel that carries it."""
-        if self.own is not None:
-            return self.own.name
+        if self.custom is not None:
+            return self.custom.name
         names = {"text": "text", "projected": "projected_cache", "fused": "projected_cache"}
         return names.get(self.mode, "same_model_cache")
 
@@ -60,23 +60,23 @@ def make_channel(
     edge: EdgeSpec,
     name: str,
     bridge: Bridge | None = None,
-    verdict: "Verdict | None" = None,
+    choice: "ChannelChoice | None" = None,
 ) -> "Channel":
     """The channel of a name with an edge's options; without its bridge a projected one is text."""
-    if verdict is not None and verdict.own is not None:
-        return verdict.own
+    if choice is not None and choice.custom is not None:
+        return choice.custom
     sink = edge.repair.sink if edge.repair else 0
     if name == "same_model_cache":
         deviation = edge.repair.deviation if edge.repair else 0.0
-        across = verdict or Verdict("splice", "")
+        across = choice or ChannelChoice("splice", "")
         return SameModelCacheChannel(
             edge.share,
             edge.as_,
             sink,
             deviation,
-            across.groups,
-            across.grounds,
-            across.first_only,
+            across.layer_ranges,
+            across.evidence,
+            across.prefix_only,
         )
     if bridge is not None:
         mode: Literal["prefix", "fuse"] = "fuse" if edge.fuse else "prefix"

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from shlex import join
 from typing import TYPE_CHECKING
 
-from unspoken.agents.planning.choice import Verdict, shifts_keys
+from unspoken.agents.planning.choice import ChannelChoice, shifts_keys
 from unspoken.agents.planning.outline import Piece
 from unspoken.agents.planning.same_model import same_weights
 from unspoken.agents.spec.spec import EdgeSpec, WorkflowSpec
 from unspoken.channels.errors import ChannelError
 from unspoken.channels.finetunes.profile import Profile
-from unspoken.channels.finetunes.recompute import Groups, check_groups, named
+from unspoken.channels.finetunes.recompute import LayerRanges, check_layer_ranges, named
 from unspoken.channels.finetunes.store import ProfileStore
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def across(
     contexts: Mapping[str, Sequence[Piece]],
     models: Mapping[str, "LocalModel"],
     find_profile: FindProfile,
-) -> Verdict:
+) -> ChannelChoice:
     """What the edge's policy makes of a cache from other weights of the receiver's base."""
     edge = spec.edges[number]
     sharer, receiver = models[edge.from_], models[edge.to]
@@ -50,21 +50,23 @@ def across(
     moved = place.mode == "splice"
     if moved and not shifts_keys(receiver):
         reason = f"keys of {edge.to}'s model cannot be put at other positions"
-        return Verdict("text", reason, "the same tokens before the message at both ends")
+        return ChannelChoice("text", reason, "the same tokens before the message at both ends")
     if edge.recompute is None:
         reason = "other weights of one base, and the workflow refuses their cache (recompute: none)"
-        return Verdict("text", reason, "recompute: profile, or groups of layers")
+        return ChannelChoice("text", reason, "recompute: profile, or groups of layers")
     if edge.recompute != "profile":
-        return _by_groups(edge, check_groups(edge.recompute, len(receiver.geometry.layers)))
+        return _by_groups(edge, check_layer_ranges(edge.recompute, len(receiver.geometry.layers)))
     try:
         profile = find_profile(sharer, receiver)
     except ChannelError as error:
         reason = f"the profile cannot be used: {error.found}"
-        return Verdict("text", reason, error.expected, error.fix)
+        return ChannelChoice("text", reason, error.expected, error.fix)
     ends = f"{_called(sharer, edge.from_)} to {_called(receiver, edge.to)}"
     if profile is None:
         reason = f"other weights of one base, and no profile from {ends}"
-        return Verdict("text", reason, "a profile of the pair", _profile_command(sharer, receiver))
+        return ChannelChoice(
+            "text", reason, "a profile of the pair", _profile_command(sharer, receiver)
+        )
     return _by_profile(edge, profile, receiver, ends, moved=moved)
 
 
@@ -77,26 +79,28 @@ def _with_one_opening(
     """The outlines, with one opening at both ends where two models' templates give the same tokens."""
     if any(spec.agents[name].system is not None for name in (edge.from_, edge.to)):
         return contexts
-    openings = [models[name].composer.opening(None).ids for name in (edge.from_, edge.to)]
+    openings = [models[name].context_builder.opening(None).ids for name in (edge.from_, edge.to)]
     if openings[0] != openings[1]:
         return contexts
     return {**contexts, edge.to: (contexts[edge.from_][0], *contexts[edge.to][1:])}
 
 
-def _by_groups(edge: EdgeSpec, groups: Groups) -> Verdict:
+def _by_groups(edge: EdgeSpec, layer_ranges: LayerRanges) -> ChannelChoice:
     """Layers that the workflow itself names."""
-    what = f"layers {named(groups)} computed anew" if groups else "taken as it is"
+    what = f"layers {named(layer_ranges)} computed anew" if layer_ranges else "taken as it is"
     reason = f"other weights of one base; {what}, as the workflow says"
-    return Verdict("recompute", reason, groups=groups, grounds="as the workflow says")
+    return ChannelChoice(
+        "recompute", reason, layer_ranges=layer_ranges, evidence="as the workflow says"
+    )
 
 
 def _by_profile(
     edge: EdgeSpec, profile: Profile, receiver: "LocalModel", ends: str, *, moved: bool
-) -> Verdict:
+) -> ChannelChoice:
     """The cheapest point of a profile within the edge's bound."""
     unfit = _unfit(edge, profile, receiver, moved=moved)
     if unfit is not None:
-        return Verdict("text", *unfit)
+        return ChannelChoice("text", *unfit)
     timed = str(profile.machine.get("device", "")).partition(":")[0] == receiver.device.type
     within = profile.within(edge.max_kl, moved=moved)
     point = next((one for one in within if not (timed and one.slow)), None)
@@ -107,17 +111,17 @@ def _by_profile(
         reason += f"; the nearest keeps {highs[0]:.4f}" if highs else ""
         if within:
             reason = f"what keeps {ends} within {edge.max_kl:g} nats was no faster than text"
-        return Verdict("text", reason, "a profile within the edge's max_kl")
+        return ChannelChoice("text", reason, "a profile within the edge's max_kl")
     speed = f", {point.speedup:.1f}x" if point.speedup and timed else ""
-    grounds = f"profile: {found.kl:.4f} nats, interval up to {found.high:.4f}{speed}"
-    what = f"layers {point.named} computed anew" if point.groups else "taken as it is"
-    return Verdict(
+    evidence = f"profile: {found.kl:.4f} nats, interval up to {found.high:.4f}{speed}"
+    what = f"layers {point.named} computed anew" if point.layer_ranges else "taken as it is"
+    return ChannelChoice(
         "recompute",
-        f"other weights of one base; {what} ({grounds}; {edge.max_kl:g} allowed)",
-        groups=point.groups,
-        grounds=grounds,
+        f"other weights of one base; {what} ({evidence}; {edge.max_kl:g} allowed)",
+        layer_ranges=point.layer_ranges,
+        evidence=evidence,
         max_kl=found.high,
-        first_only=not moved,
+        prefix_only=not moved,
     )
 
 

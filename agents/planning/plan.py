@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from unspoken.agents.spec.spec import Share
-from unspoken.channels.finetunes.recompute import Groups
+from unspoken.channels.finetunes.recompute import LayerRanges
 
 if TYPE_CHECKING:
     from unspoken.channels.base import Channel
@@ -27,7 +27,7 @@ class EdgePlan:
         asked: The channel the workflow names.
         channel: The channel it gets.
         share: What is published.
-        mode: ``text``, ``continuation``, ``splice``, ``recompute``, ``projected``, ``fused`` or ``own``.
+        mode: ``text``, ``continuation``, ``splice``, ``recompute``, ``projected``, ``fused`` or ``custom``.
         reason: Why so, in a sentence.
         advice: What would make it faster, empty for nothing.
         tokens: Tokens of the message where they are known.
@@ -54,7 +54,7 @@ class EdgePlan:
     retention: float | None = None
     native_layers: int = 0
     unfitted: bool = False
-    recompute: Groups | None = None
+    recompute: LayerRanges | None = None
     kl: float | None = None
 
     @property

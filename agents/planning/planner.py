@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from unspoken.agents.planning.bridges import FindBridge, other_weights
-from unspoken.agents.planning.choice import Verdict, make_channel, shifts_keys
+from unspoken.agents.planning.choice import ChannelChoice, make_channel, shifts_keys
 from unspoken.agents.planning.finetunes import FindProfile, across, of_one_base
 from unspoken.agents.planning.outline import Piece, outline
 from unspoken.agents.planning.plan import EdgePlan, Plan
 from unspoken.agents.planning.same_model import same_weights
-from unspoken.agents.prompts.context import Turn
+from unspoken.agents.prompts.context import ChatTurn
 from unspoken.agents.prompts.jinja import references, render
 from unspoken.agents.spec.spec import EdgeSpec, WorkflowSpec
 from unspoken.channels.errors import (
@@ -19,8 +19,8 @@ from unspoken.channels.errors import (
     Problem,
     WorkflowError,
 )
-from unspoken.channels.finetunes.recompute import bytes_per_token, check_groups
-from unspoken.channels.kv.compressed import packed_bytes_per_token
+from unspoken.channels.finetunes.recompute import bytes_per_token, check_layer_ranges
+from unspoken.channels.kv.compressed import compressed_bytes_per_token
 from unspoken.channels.projected import Bridge
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from unspoken.channels.base import Channel
 
 __all__ = [
-    "judge",
+    "choose_channel",
     "plan_workflow",
 ]
 
@@ -45,7 +45,7 @@ def plan_workflow(
     find_bridge: FindBridge = lambda sharer, receiver: None,
     bridges: Mapping[int, "Bridge"] | None = None,
     find_profile: FindProfile = lambda sharer, receiver: None,
-    own: Mapping[int, "Channel"] | None = None,
+    custom: Mapping[int, "Channel"] | None = None,
 ) -> Plan:
     """Choose every edge's channel.
 
@@ -56,7 +56,7 @@ def plan_workflow(
         find_bridge: Where bridges between two models are looked for.
         bridges: Bridges that the workflow itself names, by edge.
         find_profile: Where profiles of fine-tunes of one base are looked for.
-        own: Channels of the workflow's own classes, by edge.
+        custom: Channels of the workflow's own classes, by edge.
 
     Raises:
         WorkflowError: An edge with ``fallback: error`` whose channel cannot serve it, or layers that there are not.
@@ -69,15 +69,17 @@ def plan_workflow(
             problems.append(problem)
             continue
         given = (bridges or {}).get(number)
-        mine = (own or {}).get(number)
-        verdict = judge(spec, number, contexts, models, find_bridge, given, find_profile, mine)
-        if verdict.mode == "text" and edge.channel != "text" and edge.fallback == "error":
+        mine = (custom or {}).get(number)
+        choice = choose_channel(
+            spec, number, contexts, models, find_bridge, given, find_profile, mine
+        )
+        if choice.mode == "text" and edge.channel != "text" and edge.fallback == "error":
             where, fix = f"edges[{number}].channel", "use channel: text, or fallback: text"
-            fix = f"{verdict.advice}, or {fix}" if verdict.advice else fix
-            problems.append(Problem(verdict.reason, where, verdict.expected, fix))
+            fix = f"{choice.advice}, or {fix}" if choice.advice else fix
+            problems.append(Problem(choice.reason, where, choice.expected, fix))
             continue
-        channels[number] = make_channel(edge, verdict.channel, verdict.bridge, verdict)
-        edges.append(_plan_edge(spec, number, verdict, models, inputs))
+        channels[number] = make_channel(edge, choice.channel, choice.bridge, choice)
+        edges.append(_plan_edge(spec, number, choice, models, inputs))
     if problems:
         raise WorkflowError(problems)
     notes = {spec.agents[name].model: _notes(model) for name, model in models.items()}
@@ -89,7 +91,7 @@ def _impossible_layers(edge: EdgeSpec, number: int, receiver: "LocalModel") -> P
     if not isinstance(edge.recompute, tuple):
         return None
     try:
-        check_groups(edge.recompute, len(receiver.geometry.layers))
+        check_layer_ranges(edge.recompute, len(receiver.geometry.layers))
     except InputError as error:
         return Problem(error.found, f"edges[{number}].recompute", error.expected, error.fix)
     return None
@@ -103,44 +105,44 @@ def _notes(model: "LocalModel") -> tuple[str, ...]:
 def _plan_edge(
     spec: WorkflowSpec,
     number: int,
-    verdict: Verdict,
+    choice: ChannelChoice,
     models: Mapping[str, "LocalModel"],
     inputs: Mapping[str, object] | None,
 ) -> EdgePlan:
     edge = spec.edges[number]
     model = models[edge.from_]
-    bridge = verdict.bridge
-    packed = edge.codec != "raw" and _brings_state(verdict)
+    bridge = choice.bridge
+    compressed = edge.codec != "raw" and _brings_state(choice)
     return EdgePlan(
         number,
         edge.from_,
         edge.to,
         edge.channel,
-        verdict.channel,
+        choice.channel,
         spec.share_of(edge),
-        verdict.mode,
-        f"{verdict.reason}; kept as {edge.codec}, so not exact" if packed else verdict.reason,
-        verdict.advice,
+        choice.mode,
+        f"{choice.reason}; kept as {edge.codec}, so not exact" if compressed else choice.reason,
+        choice.advice,
         _known_tokens(spec, edge, model, inputs),
-        _bytes_per_token(edge, verdict, model),
-        None if bridge is None or verdict.mode == "fused" else bridge.earned,
-        0 if bridge is None or verdict.mode == "fused" else bridge.native_layers,
-        verdict.unfitted,
-        verdict.groups,
-        verdict.max_kl,
+        _bytes_per_token(edge, choice, model),
+        None if bridge is None or choice.mode == "fused" else bridge.earned,
+        0 if bridge is None or choice.mode == "fused" else bridge.native_layers,
+        choice.unfitted,
+        choice.layer_ranges,
+        choice.max_kl,
     )
 
 
-def _brings_state(verdict: Verdict) -> bool:
-    return verdict.channel != "text" if verdict.own is None else verdict.own.carries_state
+def _brings_state(choice: ChannelChoice) -> bool:
+    return choice.channel != "text" if choice.custom is None else choice.custom.carries_state
 
 
-def _bytes_per_token(edge: EdgeSpec, verdict: Verdict, model: "LocalModel") -> int:
-    if not _brings_state(verdict):
+def _bytes_per_token(edge: EdgeSpec, choice: ChannelChoice, model: "LocalModel") -> int:
+    if not _brings_state(choice):
         return 0
-    if verdict.groups is not None:
-        return bytes_per_token(model.geometry, model.dtype.itemsize, verdict.groups)
-    return packed_bytes_per_token(edge.codec, model.geometry, model.dtype)
+    if choice.layer_ranges is not None:
+        return bytes_per_token(model.geometry, model.dtype.itemsize, choice.layer_ranges)
+    return compressed_bytes_per_token(edge.codec, model.geometry, model.dtype)
 
 
 def _known_tokens(
@@ -155,11 +157,11 @@ def _known_tokens(
     known = inputs is not None and {one.attribute for one in read} <= inputs.keys()
     if spec.share_of(edge) != "prompt" or not known or {one.root for one in read} - {"inputs"}:
         return None
-    turn = Turn(edge.as_, (render(prompt, {"inputs": dict(inputs or {})}),))
-    return len(model.composer.compose([turn]).segments[-1].ids)
+    turn = ChatTurn(edge.as_, (render(prompt, {"inputs": dict(inputs or {})}),))
+    return len(model.context_builder.compose([turn]).segments[-1].ids)
 
 
-def judge(
+def choose_channel(
     spec: WorkflowSpec,
     number: int,
     contexts: Mapping[str, Sequence[Piece]],
@@ -167,8 +169,8 @@ def judge(
     find_bridge: FindBridge = lambda sharer, receiver: None,
     given: Bridge | None = None,
     find_profile: FindProfile = lambda sharer, receiver: None,
-    own: "Channel | None" = None,
-) -> Verdict:
+    custom: "Channel | None" = None,
+) -> ChannelChoice:
     """Decide, before anything ran, how one edge's message can be carried.
 
     Args:
@@ -179,54 +181,54 @@ def judge(
         find_bridge: Where bridges are looked for.
         given: A bridge that the workflow names for this very edge.
         find_profile: Where profiles of fine-tunes are looked for.
-        own: A channel of the workflow's own class that was connected here.
+        custom: A channel of the workflow's own class that was connected here.
     """
     edge = spec.edges[number]
     if edge.channel == "text":
-        return Verdict("text", "the workflow asks for text")
-    carries_state = own is None or own.carries_state
+        return ChannelChoice("text", "the workflow asks for text")
+    carries_state = custom is None or custom.carries_state
     if spec.agents[edge.from_].for_each is not None and carries_state:
         reason = f"{edge.from_} runs once per item, and its items have contexts of their own"
-        return Verdict("text", reason, "a sharer with one context")
+        return ChannelChoice("text", reason, "a sharer with one context")
     sharer, receiver = models[edge.from_], models[edge.to]
-    if own is not None:
-        return _by_own(own, sharer, receiver)
+    if custom is not None:
+        return _by_custom(custom, sharer, receiver)
     if edge.channel == "projected_cache":
         return other_weights(spec, number, contexts, models, find_bridge, given)
     if of_one_base(sharer, receiver):
-        verdict = across(spec, number, contexts, models, find_profile)
-        if verdict.mode != "text" or edge.channel != "auto":
-            return verdict
+        choice = across(spec, number, contexts, models, find_profile)
+        if choice.mode != "text" or edge.channel != "auto":
+            return choice
         other = other_weights(spec, number, contexts, models, find_bridge, None)
-        return other if other.mode != "text" else _neither(verdict, other)
+        return other if other.mode != "text" else _neither(choice, other)
     try:
         make_channel(edge, "same_model_cache").check(sharer, receiver)
     except ChannelError as error:
         if edge.channel != "auto" or sharer.identity == receiver.identity:
-            return Verdict("text", error.found, error.expected)
+            return ChannelChoice("text", error.found, error.expected)
         return other_weights(spec, number, contexts, models, find_bridge, None)
-    verdict = same_weights(spec, number, contexts)
-    if verdict.mode == "splice" and not shifts_keys(receiver):
+    choice = same_weights(spec, number, contexts)
+    if choice.mode == "splice" and not shifts_keys(receiver):
         reason = (
             "this model's keys cannot be moved, and the message stands elsewhere than at its sharer"
         )
-        return Verdict("text", reason, "the same tokens before the message at both ends")
-    return verdict
+        return ChannelChoice("text", reason, "the same tokens before the message at both ends")
+    return choice
 
 
-def _by_own(channel: "Channel", sharer: "LocalModel", receiver: "LocalModel") -> Verdict:
+def _by_custom(channel: "Channel", sharer: "LocalModel", receiver: "LocalModel") -> ChannelChoice:
     """A channel of the workflow's own class, where it takes the pair."""
     try:
         channel.check(sharer, receiver)
     except (ChannelError, ModelSupportError) as error:
-        return Verdict("text", error.found, error.expected)
+        return ChannelChoice("text", error.found, error.expected)
     reason = f"the workflow's own {type(channel).__name__}, which tells at run time how it carried"
-    return Verdict("own", reason, own=channel)
+    return ChannelChoice("custom", reason, custom=channel)
 
 
-def _neither(across: Verdict, bridged: Verdict) -> Verdict:
+def _neither(across: ChannelChoice, bridged: ChannelChoice) -> ChannelChoice:
     """Text for two reasons: each step down from `auto` is told."""
     if across.reason == bridged.reason:
         return bridged
     advice = ", or ".join(one for one in (across.advice, bridged.advice) if one)
-    return Verdict("text", f"{across.reason}; {bridged.reason}", across.expected, advice)
+    return ChannelChoice("text", f"{across.reason}; {bridged.reason}", across.expected, advice)

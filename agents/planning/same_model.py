@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from unspoken.agents.planning.choice import Verdict
+from unspoken.agents.planning.choice import ChannelChoice
 from unspoken.agents.planning.outline import Piece, prints_message
 from unspoken.agents.prompts.jinja import references
 from unspoken.agents.spec.spec import EdgeSpec, WorkflowSpec
@@ -12,12 +12,12 @@ __all__ = ["rewritten", "same_weights"]
 
 def same_weights(
     spec: WorkflowSpec, number: int, contexts: Mapping[str, Sequence[Piece]]
-) -> Verdict:
+) -> ChannelChoice:
     """Whether the same pieces stand before and in the message at both ends."""
     edge = spec.edges[number]
     if edge.loop:
         reason = f"same weights, but it comes after what {edge.to} has written before"
-        return Verdict("splice", reason)
+        return ChannelChoice("splice", reason)
     changed = rewritten(spec, number, contexts)
     if changed is not None:
         return changed
@@ -26,18 +26,18 @@ def same_weights(
     for left, right in zip(theirs, ours[: last + 1], strict=False):
         if left.key != right.key:
             reason = f"same weights, but {left.label} at {edge.from_} stands where {edge.to} has {right.label}"
-            return Verdict("splice", reason, advice=_advice(spec, number, left, right))
+            return ChannelChoice("splice", reason, advice=_advice(spec, number, left, right))
     if len(theirs) <= last:
-        return Verdict("splice", f"{edge.to} has more before the message than {edge.from_}")
+        return ChannelChoice("splice", f"{edge.to} has more before the message than {edge.from_}")
     reason = (
         f"same weights, and the same tokens stand before the message at {edge.from_} and {edge.to}"
     )
-    return Verdict("continuation", reason)
+    return ChannelChoice("continuation", reason)
 
 
 def rewritten(
     spec: WorkflowSpec, number: int, contexts: Mapping[str, Sequence[Piece]]
-) -> Verdict | None:
+) -> ChannelChoice | None:
     """What becomes of a message that the receiver's prompt may change; None where it stands as it is."""
     edge = spec.edges[number]
     placed = any(piece.edge == number for piece in contexts[edge.to])
@@ -47,18 +47,20 @@ def rewritten(
     return None
 
 
-def _changed_by_the_prompt(spec: WorkflowSpec, edge: EdgeSpec) -> Verdict:
+def _changed_by_the_prompt(spec: WorkflowSpec, edge: EdgeSpec) -> ChannelChoice:
     if spec.share_of(edge) == "context":
         reason = (
             f"whole turns cannot stand inside the prompt of {edge.to}, so it quotes their words"
         )
-        return Verdict("text", reason, f"{edge.from_}.text outside the prompt, or share: output")
+        return ChannelChoice(
+            "text", reason, f"{edge.from_}.text outside the prompt, or share: output"
+        )
     if prints_message(spec.agents[edge.to].prompt, edge.from_):
-        return Verdict(
+        return ChannelChoice(
             "splice", f"same weights; the prompt of {edge.to} places the message under a condition"
         )
     reason = f"the prompt of {edge.to} changes the message's words, so they are read anew"
-    return Verdict("text", reason, f"the whole of {edge.from_}.text, unfiltered")
+    return ChannelChoice("text", reason, f"the whole of {edge.from_}.text, unfiltered")
 
 
 def _advice(spec: WorkflowSpec, number: int, left: Piece, right: Piece) -> str:

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from unspoken.agents.prompts.chat_template import ChatTemplate
-from unspoken.agents.prompts.tokenizer import TokenCodec
+from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.channels.base import Span, TextSpan
 from unspoken.channels.message import Message, Segment
 
-__all__ = ["Composed", "Composer", "Quote", "Turn"]
+__all__ = ["ChatTurn", "Context", "ContextBuilder", "Quote"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Quote:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ChatTurn:
     """A turn before it has token ids.
 
     Attributes:
@@ -46,7 +46,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Composed:
+class Context:
     """A context as token ids.
 
     Attributes:
@@ -69,7 +69,7 @@ class Composed:
         """Where one message's words stand in tokens of this context's own tokenizer."""
         return tuple(span for owner, span in self.reworded if owner is message)
 
-    def bare(self) -> "Composed":
+    def bare(self) -> "Context":
         """This context without the messages it holds."""
         return replace(self, placed=(), reworded=())
 
@@ -78,9 +78,9 @@ class Composed:
         segment: Segment,
         spans: Sequence[tuple[Message, Span]] = (),
         texts: Sequence[tuple[Message, TextSpan]] = (),
-    ) -> "Composed":
+    ) -> "Context":
         """This context with one more turn."""
-        return Composed(
+        return Context(
             self.ids + segment.ids,
             (*self.segments, segment),
             (*self.placed, *spans),
@@ -105,30 +105,34 @@ class _Place:
     ends: tuple[int, ...]
 
 
-class Composer:
+class ContextBuilder:
     """Composes contexts in one model's template.
 
     Args:
-        codec: The model's tokenizer.
+        text: The model's tokenizer.
         template: The model's chat template, taken apart.
     """
 
-    def __init__(self, codec: TokenCodec, template: ChatTemplate) -> None:
-        self.codec, self.template = codec, template
+    def __init__(self, text: TextTokenizer, template: ChatTemplate) -> None:
+        self.text, self.template = text, template
 
-    def opening(self, system: str | None) -> Composed:
+    def opening(self, system: str | None) -> Context:
         """The leading turn: a system prompt, or what the template opens with by itself."""
         if system is None or self.template.system is None:
-            ids = self.codec.encode(self.template.opening)
-            return Composed().extended(Segment("system", ids, (0, 0), "", 0)) if ids else Composed()
+            ids = self.text.encode(self.template.opening)
+            return Context().extended(Segment("system", ids, (0, 0), "", 0)) if ids else Context()
         before, after = self.template.system
         ids, (place,) = self._wrap(before, (system,), after)
         words = place.start, place.stop
-        return Composed().extended(Segment("system", ids, words, system, 0, place.ends))
+        return Context().extended(Segment("system", ids, words, system, 0, place.ends))
 
     def compose(
-        self, turns: Sequence[Turn], *, system: str | None = None, earlier: Composed | None = None
-    ) -> Composed:
+        self,
+        turns: Sequence[ChatTurn],
+        *,
+        system: str | None = None,
+        earlier: Context | None = None,
+    ) -> Context:
         """Append turns to an earlier context, or to a new one.
 
         Args:
@@ -140,23 +144,23 @@ class Composer:
         if earlier is None:
             earlier = self.opening(system)
             if system is not None and self.template.system is None and turns:
-                turns.insert(0, Turn("system", (system,)))
+                turns.insert(0, ChatTurn("system", (system,)))
         context = earlier.bare()
         for group in self._groups(turns):
             context = self._append(context, group)
         return context
 
-    def ask(self, context: Composed) -> tuple[int, ...]:
+    def ask(self, context: Context) -> tuple[int, ...]:
         """The ids that ask for the assistant's words."""
-        return self.codec.encode(self.template.prompt)
+        return self.text.encode(self.template.prompt)
 
     def close(self, role: str = "assistant") -> tuple[int, ...]:
         """The ids that close a turn of `role`."""
-        return self.codec.encode(self.template.wrappers[role][1])
+        return self.text.encode(self.template.wrappers[role][1])
 
-    def _groups(self, turns: Sequence[Turn]) -> list[list[Turn]]:
+    def _groups(self, turns: Sequence[ChatTurn]) -> list[list[ChatTurn]]:
         """Turns that share one wrapper: a system prompt that has none of its own, and what the template merges."""
-        groups: list[list[Turn]] = []
+        groups: list[list[ChatTurn]] = []
         for turn in turns:
             last = groups[-1][-1].role if groups else ""
             if last == "system" or (self.template.merges and last == turn.role):
@@ -165,7 +169,7 @@ class Composer:
                 groups.append([turn])
         return groups
 
-    def _append(self, context: Composed, group: Sequence[Turn]) -> Composed:
+    def _append(self, context: Context, group: Sequence[ChatTurn]) -> Context:
         role = group[-1].role
         before, after = self.template.wrappers[role]
         if role == "user" and not any(one.role != "system" or one.text for one in context.segments):
@@ -186,11 +190,11 @@ class Composer:
 
     def _tiled(
         self,
-        context: Composed,
+        context: Context,
         ids: tuple[int, ...],
         places: Sequence[_Place],
-        parts: Sequence[tuple[Turn, int]],
-    ) -> Composed:
+        parts: Sequence[tuple[ChatTurn, int]],
+    ) -> Context:
         """Cut the tokens of one wrapper into a segment per turn, each from the end of the words before it."""
         at = 0
         for turn, first in parts:
@@ -222,7 +226,7 @@ class Composer:
         source = quote.segment.position + quote.segment.content[0]
         return Span(at, source, len(quote.segment.words))
 
-    def _kept_whole(self, group: Sequence[Turn], before: str, after: str) -> Quote | None:
+    def _kept_whole(self, group: Sequence[ChatTurn], before: str, after: str) -> Quote | None:
         """The quote whose own turn, wrapper included, is just what this template would write."""
         if len(group) != 1 or len(group[0].pieces) != 1 or isinstance(group[0].pieces[0], str):
             return None
@@ -230,13 +234,13 @@ class Composer:
         if quote.segment.role != group[0].role or not self._same_tokenizer(quote):
             return None
         ids, (start, stop) = quote.segment.ids, quote.segment.content
-        around = (ids[:start], ids[stop:]) == (self.codec.encode(before), self.codec.encode(after))
+        around = (ids[:start], ids[stop:]) == (self.text.encode(before), self.text.encode(after))
         return (
             quote if around or self._wrap(before, (quote.segment.text,), after)[0] == ids else None
         )
 
     def _same_tokenizer(self, quote: Quote) -> bool:
-        return quote.message.identity.tokenizer == self.codec.digest
+        return quote.message.identity.tokenizer == self.text.digest
 
     def _wrap(
         self, before: str, pieces: Sequence[str | Quote], after: str
@@ -246,9 +250,9 @@ class Composer:
         Words are tokenised together with the wrapper's text up to its nearest marker, since tokens may join the
         two; markers inside words stay words. A quote between equal tokenizers keeps its ids.
         """
-        head, lead = self.codec.split_after_marker(before)
-        tail, rest = self.codec.split_before_marker(after)
-        ids = list(self.codec.encode(head))
+        head, lead = self.text.split_after_marker(before)
+        tail, rest = self.text.split_before_marker(after)
+        ids = list(self.text.encode(head))
         places: list[_Place] = []
         text, inside = lead, list[tuple[int, int]]()
         for piece in pieces:
@@ -264,7 +268,7 @@ class Composer:
                 inside.append((len(text), len(text) + len(words)))
                 text += words
         places += self._run(ids, text + tail, inside, None)
-        ids += self.codec.encode(rest)
+        ids += self.text.encode(rest)
         return tuple(ids), places
 
     def _run(
@@ -279,15 +283,15 @@ class Composer:
         if known is not None:
             ids += known
             return []
-        tokens, offsets = self.codec.words_with_offsets(text)
+        tokens, offsets = self.text.words_with_offsets(text)
         ids += tokens
         return [_place(offsets, first, last, base) for first, last in inside]
 
     def _joined(self, head: str, lead: str, quote: Quote) -> tuple[int, ...] | None:
         """Ids of a turn's lead before a quote that had this very lead at its sharer: its first token may hold some."""
-        segment, opening = quote.segment, self.codec.encode(head)
+        segment, opening = quote.segment, self.text.encode(head)
         before = segment.ids[: segment.content[0]]
-        text = self.codec.decode(before[len(opening) :]) + self.codec.decode(segment.words)
+        text = self.text.decode(before[len(opening) :]) + self.text.decode(segment.words)
         same = before[: len(opening)] == opening and text.startswith(lead + segment.text)
         return before[len(opening) :] if same else None
 
@@ -304,7 +308,7 @@ def _place(offsets: Sequence[tuple[int, int]], first: int, last: int, base: int)
     return _Place(base + start, base + stop, own, tuple(ends))
 
 
-def _joined_ends(places: Sequence[_Place], turn: Turn) -> tuple[int, ...]:
+def _joined_ends(places: Sequence[_Place], turn: ChatTurn) -> tuple[int, ...]:
     """Character ends in a turn's text, of the tokens from its first piece to its last; none where a piece has none."""
     if any(len(place.ends) != place.stop - place.start for place in places):
         return ()

@@ -8,13 +8,13 @@ from transformers import PreTrainedTokenizerBase
 
 from unspoken.channels.errors import ModelSupportError
 
-__all__ = ["Detokenizer", "TokenCodec"]
+__all__ = ["Detokenizer", "TextTokenizer"]
 
 _LONGEST_PART = 8
 """Tokens after which a text that still ends in a broken character is taken as it is."""
 
 
-class TokenCodec:
+class TextTokenizer:
     """A fast tokenizer, without its habit of adding special tokens.
 
     Args:
@@ -160,7 +160,7 @@ class Detokenizer:
         stop: Strings that end the text; neither they nor anything after them is given out.
     """
 
-    def __init__(self, codec: TokenCodec, stop: Sequence[str] = ()) -> None:
+    def __init__(self, codec: TextTokenizer, stop: Sequence[str] = ()) -> None:
         self._codec, self._stop = codec, tuple(stop)
         self._ids: list[int] = []
         self._settled = self._read = 0

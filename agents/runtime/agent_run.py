@@ -3,16 +3,16 @@
 from dataclasses import dataclass, field, replace
 
 from unspoken.agents.models.model import LocalModel
-from unspoken.agents.prompts.context import Composed
+from unspoken.agents.prompts.context import Context
 from unspoken.agents.runtime.dataflow import Firing
 from unspoken.agents.runtime.report import TurnReport
-from unspoken.agents.runtime.states import Handle, Shelf
+from unspoken.agents.runtime.states import StateRef, StateStore
 from unspoken.agents.spec.spec import AgentSpec
-from unspoken.channels.kv.compressed import PackedState
+from unspoken.channels.kv.compressed import CompressedState
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message
 
-__all__ = ["AgentRun", "Parcel", "drop", "hold", "let_go", "packed", "with_state"]
+__all__ = ["AgentRun", "Parcel", "compressed", "drop", "hold", "release", "with_state"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Parcel:
     """A message as the scheduler holds it: its state on the shelf."""
 
     message: Message
-    handle: Handle | None
+    handle: StateRef | None
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class AgentRun:
     name: str
     spec: AgentSpec
     model: LocalModel
-    context: Composed | None = None
+    context: Context | None = None
     state: KVState | None = None
     texts: list[str] = field(default_factory=list)
     items: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class AgentRun:
     held: dict[int, Parcel] = field(default_factory=dict)
 
 
-def hold(shelf: Shelf, agent: AgentRun, firing: Firing[Parcel]) -> None:
+def hold(shelf: StateStore, agent: AgentRun, firing: Firing[Parcel]) -> None:
     """Remember which states this agent has yet to read, and let go of those that newer ones replace."""
     for number, parcel in firing.inbox.items():
         known = agent.held.get(number)
@@ -49,7 +49,7 @@ def hold(shelf: Shelf, agent: AgentRun, firing: Firing[Parcel]) -> None:
             agent.held[number] = parcel
 
 
-def let_go(shelf: Shelf, agent: AgentRun, ends: bool) -> None:
+def release(shelf: StateStore, agent: AgentRun, ends: bool) -> None:
     """Free the states this agent has read for the last time."""
     if not ends and (agent.spec.memory == "turn" or agent.spec.for_each is not None):
         return
@@ -58,19 +58,19 @@ def let_go(shelf: Shelf, agent: AgentRun, ends: bool) -> None:
         agent.held[number] = replace(parcel, handle=None)
 
 
-def drop(shelf: Shelf, parcel: Parcel) -> None:
+def drop(shelf: StateStore, parcel: Parcel) -> None:
     """Free the state of a message that nobody reads."""
     if parcel.handle is not None:
         shelf.release(parcel.handle)
 
 
-def with_state(shelf: Shelf, parcel: Parcel) -> Message:
+def with_state(shelf: StateStore, parcel: Parcel) -> Message:
     """A message with its state, where it has one that is kept as it is."""
     state = None if parcel.handle is None else shelf.get(parcel.handle)
     return replace(parcel.message, state=state) if isinstance(state, KVState) else parcel.message
 
 
-def packed(shelf: Shelf, parcel: Parcel) -> PackedState | None:
+def compressed(shelf: StateStore, parcel: Parcel) -> CompressedState | None:
     """The state of a message, where it is kept in fewer bytes."""
     state = None if parcel.handle is None else shelf.get(parcel.handle)
-    return state if isinstance(state, PackedState) else None
+    return state if isinstance(state, CompressedState) else None

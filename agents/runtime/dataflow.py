@@ -17,7 +17,7 @@ from unspoken.agents.spec.spec import AgentSpec, EdgeSpec
 if TYPE_CHECKING:
     import networkx as nx
 
-__all__ = ["Dataflow", "Exhausted", "Firing", "Happening", "Skipped", "Unread"]
+__all__ = ["Action", "Dataflow", "Exhausted", "Firing", "Skipped", "Unread"]
 
 Item = TypeVar("Item")
 
@@ -63,7 +63,7 @@ class Unread(Generic[Item]):
     item: Item
 
 
-Happening: TypeAlias = Firing[Item] | Skipped | Exhausted[Item] | Unread[Item]
+Action: TypeAlias = Firing[Item] | Skipped | Exhausted[Item] | Unread[Item]
 
 
 @dataclass(slots=True)
@@ -101,11 +101,11 @@ class Dataflow(Generic[Item]):
             edge.to: loop_region(graph, edge) for edge in self._edges.values() if edge.loop
         }
 
-    def start(self) -> list[Happening[Item]]:
+    def start(self) -> list[Action[Item]]:
         """Fire every agent that waits for nothing."""
         return [self._fire(name) for name, node in self._nodes.items() if not node.forward]
 
-    def complete(self, agent: str, sent: Mapping[int, Item | None]) -> list[Happening[Item]]:
+    def complete(self, agent: str, sent: Mapping[int, Item | None]) -> list[Action[Item]]:
         """An agent's turn has ended and sent these messages; None is a skip.
 
         Returns:
@@ -121,8 +121,8 @@ class Dataflow(Generic[Item]):
             for target, region in self._regions.items()
         )
 
-    def _deliver(self, sent: Mapping[int, Item | None]) -> list[Happening[Item]]:
-        happenings: list[Happening[Item]] = []
+    def _deliver(self, sent: Mapping[int, Item | None]) -> list[Action[Item]]:
+        happenings: list[Action[Item]] = []
         reached: dict[str, None] = {}
         for key, item in sent.items():
             edge = self._edges[key]
@@ -155,7 +155,7 @@ class Dataflow(Generic[Item]):
                 yield Unread(key, waiting[key])
             waiting[key] = item
 
-    def _settle(self, name: str) -> list[Happening[Item]]:
+    def _settle(self, name: str) -> list[Action[Item]]:
         """Fire or skip an agent if it has what it waits for."""
         node = self._nodes[name]
         if node.fired:
@@ -179,9 +179,9 @@ class Dataflow(Generic[Item]):
         node.fresh.clear()
         return firing
 
-    def _next_waves(self) -> list[Happening[Item]]:
+    def _next_waves(self) -> list[Action[Item]]:
         """Start the waves whose regions are at rest; those that are ready together share one wave."""
-        happenings: list[Happening[Item]] = []
+        happenings: list[Action[Item]] = []
         while ready := self._ready():
             for target in ready:
                 happenings += self._wave(target)
@@ -206,7 +206,7 @@ class Dataflow(Generic[Item]):
             for name, node in nodes.items()
         )
 
-    def _wave(self, target: str) -> list[Happening[Item]]:
+    def _wave(self, target: str) -> list[Action[Item]]:
         """Start a new wave at a target with the loop edges' messages that wait for it."""
         node, region = self._nodes[target], self._regions[target]
         arrived = dict(node.waiting)

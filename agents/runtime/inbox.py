@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unspoken.agents.prompts.context import Composed, Composer, Quote, Turn
+from unspoken.agents.prompts.context import ChatTurn, Context, ContextBuilder, Quote
 from unspoken.agents.prompts.jinja import TextRef, references, render_parts
 from unspoken.agents.spec.problems import listed, suggest
 from unspoken.agents.spec.spec import EdgeSpec, WorkflowSpec
@@ -82,18 +82,18 @@ class Prepared:
         placed: The messages to carry into it.
     """
 
-    context: Composed
+    context: Context
     placed: tuple[Incoming, ...]
 
 
 def prepare_turn(
-    composer: Composer,
+    composer: ContextBuilder,
     prompt: str,
     incoming: Sequence[Incoming],
     variables: Mapping[str, object],
     *,
     system: str | None,
-    earlier: Composed | None,
+    earlier: Context | None,
 ) -> Prepared:
     """Compose an agent's next turn.
 
@@ -101,7 +101,7 @@ def prepare_turn(
     the prompt, in the order of the edges. Of several messages of one agent, a mention means the first.
 
     Args:
-        composer: Composer of the agent's model.
+        builder: Context builder of the agent's model.
         prompt: The agent's prompt template.
         incoming: Messages at hand, in the order of the edges.
         variables: What templates may read besides the agents.
@@ -118,19 +118,19 @@ def prepare_turn(
     pieces: list[str | Quote] = []
     for part in parts:
         pieces += _quoted(by_agent[part.agent]) if isinstance(part, TextRef) else [part]
-    turns: list[Turn] = []
+    turns: list[ChatTurn] = []
     for one in incoming:
         if one.fresh and not (one.edge.from_ in mentioned and by_agent[one.edge.from_] is one):
             turns += _turns(one)
-    turns.append(Turn("user", tuple(pieces)))
+    turns.append(ChatTurn("user", tuple(pieces)))
     context = composer.compose(turns, system=system, earlier=earlier)
     return Prepared(context, tuple(one for one in incoming if one.fresh))
 
 
-def _turns(one: Incoming) -> list[Turn]:
+def _turns(one: Incoming) -> list[ChatTurn]:
     message = one.message
     return [
-        Turn(segment.role if message.whole else one.edge.as_, (Quote(message, segment),))
+        ChatTurn(segment.role if message.whole else one.edge.as_, (Quote(message, segment),))
         for segment in message.segments
     ]
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from unspoken.agents.engines.local import worker_for
 from unspoken.agents.engines.turn import TurnOutcome
 from unspoken.agents.planning.plan import Plan
-from unspoken.agents.prompts.context import Composed
+from unspoken.agents.prompts.context import Context
 from unspoken.agents.prompts.jinja import evaluate
-from unspoken.agents.prompts.tokenizer import TokenCodec
+from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.agents.runtime.agent_run import AgentRun, Parcel
-from unspoken.agents.runtime.states import Shelf
+from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.spec.spec import Share, WorkflowSpec
 from unspoken.channels.kv.codec import Codec
-from unspoken.channels.kv.compressed import PackedState, pack
+from unspoken.channels.kv.compressed import CompressedState, compress
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message, Segment
@@ -27,10 +27,10 @@ __all__ = [
 def publish(
     sharer: str,
     share: Share,
-    context: Composed,
+    context: Context,
     prompt_at: int,
     identity: ModelIdentity,
-    codec: TokenCodec | None = None,
+    codec: TextTokenizer | None = None,
 ) -> Message:
     """The message of a finished turn, without its state.
 
@@ -56,7 +56,7 @@ def publish(
     return Message(sharer, chosen, share == "context", context.ids[:end], identity)
 
 
-def _with_ends(segment: Segment, codec: TokenCodec) -> Segment:
+def _with_ends(segment: Segment, codec: TextTokenizer) -> Segment:
     if len(segment.ends) == len(segment.words):
         return segment
     return replace(segment, ends=codec.ends(segment.words, segment.text))
@@ -78,7 +78,7 @@ class Sender:
     plan: Plan
     inputs: Mapping[str, object]
     agents: Mapping[str, AgentRun]
-    shelf: Shelf
+    shelf: StateStore
 
     def feeds_cache(self, agent: AgentRun) -> bool:
         """Whether a reader of this agent takes over its state."""
@@ -127,11 +127,11 @@ class Sender:
             sent[number] = Parcel(message, handle)
         return sent
 
-    async def _kept(self, state: KVState, codec: Codec) -> KVState | PackedState:
+    async def _kept(self, state: KVState, codec: Codec) -> KVState | CompressedState:
         """A state as an edge keeps it; packing is work for its device."""
         if codec == "raw":
             return state
-        return await worker_for(state.device).run(_packing(state, codec), lambda step: None)
+        return await worker_for(state.device).run(_compressing(state, codec), lambda step: None)
 
     def _message(
         self, agent: AgentRun, number: int, results: list[tuple[TurnOutcome, int]]
@@ -139,7 +139,7 @@ class Sender:
         edge = self.spec.edges[number]
         share = self.spec.share_of(edge)
         theirs, carries = self.agents[edge.to].model, self.plan.channels[number].carries_state
-        codec = agent.model.codec
+        codec = agent.model.text
         aligned = carries and theirs.identity.tokenizer != agent.model.identity.tokenizer
         parts = [
             publish(
@@ -158,6 +158,6 @@ class Sender:
         return Message(agent.name, segments, share == "context", (), agent.model.identity)
 
 
-def _packing(state: KVState, codec: Codec) -> Generator[None, None, PackedState]:
+def _compressing(state: KVState, codec: Codec) -> Generator[None, None, CompressedState]:
     yield  # the worker turns gradients off around every step
-    return pack(state, codec)
+    return compress(state, codec)

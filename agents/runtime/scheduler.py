@@ -15,24 +15,24 @@ from unspoken.agents.engines.local import worker_for
 from unspoken.agents.engines.turn import Delivery, TurnOutcome, TurnRequest, run_turn
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.planning.plan import Plan
-from unspoken.agents.prompts.context import Composed
+from unspoken.agents.prompts.context import Context
 from unspoken.agents.prompts.jinja import evaluate, render
 from unspoken.agents.runtime.agent_run import (
     AgentRun,
     Parcel,
+    compressed,
     drop,
     hold,
-    let_go,
-    packed,
+    release,
     with_state,
 )
-from unspoken.agents.runtime.dataflow import Dataflow, Exhausted, Firing, Happening, Skipped, Unread
+from unspoken.agents.runtime.dataflow import Action, Dataflow, Exhausted, Firing, Skipped, Unread
 from unspoken.agents.runtime.events import AgentSkipped, Event, LoopEnded, RunStarted, TurnStarted
 from unspoken.agents.runtime.inbox import Incoming, Prepared, prepare_turn
 from unspoken.agents.runtime.outbox import Sender
 from unspoken.agents.runtime.recorder import Recorder
 from unspoken.agents.runtime.report import RunReport
-from unspoken.agents.runtime.states import Shelf
+from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.base import Arrival
@@ -73,7 +73,7 @@ class Scheduler:
         self.run_id = uuid.uuid4().hex[:12]
         self.flow: Dataflow[Parcel] = Dataflow(build_graph(spec))
         self.agents = {name: AgentRun(name, one, models[name]) for name, one in spec.agents.items()}
-        self.shelf = Shelf()
+        self.shelf = StateStore()
         self.log = log.bind(run=self.run_id, workflow=spec.name)
         self.recorder = Recorder(spec, plan, emit, self.log)
         self.sender = Sender(spec, plan, inputs, self.agents, self.shelf)
@@ -142,7 +142,7 @@ class Scheduler:
         read = {edge.from_ for edge in self.spec.edges if not edge.loop}
         return {name: str(texts[name]["text"]) for name in self.agents if name not in read}
 
-    def _act(self, tasks: TaskGroup, happenings: list[Happening[Parcel]]) -> None:
+    def _act(self, tasks: TaskGroup, happenings: list[Action[Parcel]]) -> None:
         for happening in happenings:
             match happening:
                 case Firing():
@@ -203,7 +203,7 @@ class Scheduler:
             agent.state = results[0][0].state
         else:
             agent.context = agent.state = None
-        let_go(self.shelf, agent, ends)
+        release(self.shelf, agent, ends)
         return await self.sender.send(agent, results)
 
     async def _pass_received(
@@ -245,7 +245,7 @@ class Scheduler:
                 one.channel,
                 _arrival(one.message, prepared.context),
                 one.edge.fallback == "text",
-                packed(self.shelf, agent.held[one.number]),
+                compressed(self.shelf, agent.held[one.number]),
             )
             for one in prepared.placed
         )
@@ -286,7 +286,7 @@ class Scheduler:
         system = None if agent.spec.system is None else render(agent.spec.system, variables)
         earlier = None if again else agent.context
         prepared = prepare_turn(
-            agent.model.composer,
+            agent.model.context_builder,
             agent.spec.prompt,
             incoming,
             variables,
@@ -296,7 +296,7 @@ class Scheduler:
         return prepared, len(prepared.context.segments) - 1
 
 
-def _arrival(message: Message, context: Composed) -> Arrival:
+def _arrival(message: Message, context: Context) -> Arrival:
     return Arrival(message, context.spans(message), context.ids, context.texts(message))
 
 

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from itertools import count
 
-from unspoken.channels.kv.compressed import PackedState
+from unspoken.channels.kv.compressed import CompressedState
 from unspoken.channels.kv.state import KVState
 
-__all__ = ["Handle", "Shelf"]
+__all__ = ["StateRef", "StateStore"]
 
 
 @dataclass(frozen=True, slots=True)
-class Handle:
+class StateRef:
     """A ticket for a state on a shelf."""
 
     number: int
@@ -18,11 +18,11 @@ class Handle:
 
 @dataclass(slots=True)
 class _Entry:
-    state: KVState | PackedState
+    state: KVState | CompressedState
     readers: int
 
 
-class Shelf:
+class StateStore:
     """States of one run, shared by reference, freed when nobody waits for them.
 
     Attributes:
@@ -31,24 +31,24 @@ class Shelf:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[Handle, _Entry] = {}
+        self._entries: dict[StateRef, _Entry] = {}
         self._numbers = count()
         self.bytes_held = 0
         self.peak_bytes = 0
 
-    def put(self, state: KVState | PackedState, readers: int) -> Handle:
+    def put(self, state: KVState | CompressedState, readers: int) -> StateRef:
         """Keep a state for `readers` readers."""
-        handle = Handle(next(self._numbers))
+        handle = StateRef(next(self._numbers))
         self._entries[handle] = _Entry(state, readers)
         self.bytes_held += state.nbytes
         self.peak_bytes = max(self.peak_bytes, self.bytes_held)
         return handle
 
-    def get(self, handle: Handle) -> KVState | PackedState:
+    def get(self, handle: StateRef) -> KVState | CompressedState:
         """The state of a handle that has not been released by all its readers."""
         return self._entries[handle].state
 
-    def release(self, handle: Handle) -> None:
+    def release(self, handle: StateRef) -> None:
         """One reader is done; the last one frees the state."""
         entry = self._entries[handle]
         entry.readers -= 1

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from unspoken.channels.bridges.manifest import Audit, BridgeManifest, Side
+from unspoken.channels.bridges.manifest import Audit, BridgeManifest, ModelDescription
 from unspoken.channels.storage.side import short_name
 
 __all__ = [
@@ -69,8 +69,8 @@ def _items(names: Sequence[str]) -> Iterator[str]:
     return (f"- {json.dumps(name)}" for name in names)  # a JSON string is a YAML one too
 
 
-def _sizes(sharer: Side, receiver: Side) -> Iterator[tuple[str, ...]]:
-    def listed(side: Side, field: str) -> str:
+def _sizes(sharer: ModelDescription, receiver: ModelDescription) -> Iterator[tuple[str, ...]]:
+    def listed(side: ModelDescription, field: str) -> str:
         numbers = sorted({getattr(layer, field) for layer in side.geometry.layers})
         return " or ".join(map(str, numbers))
 

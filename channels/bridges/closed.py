@@ -10,7 +10,7 @@ from unspoken.channels.bridges.audit.trial import Trial, Way
 from unspoken.channels.bridges.features import width, widths
 from unspoken.channels.bridges.fit.example import sharer_rows, target_rows
 from unspoken.channels.bridges.fit.ridge import Gram, Solution, choose_layers
-from unspoken.channels.bridges.fit.samples import Case, prepare, teach
+from unspoken.channels.bridges.fit.samples import TokenizedSample, prepare, teach
 from unspoken.channels.bridges.projection import SINK, feature_rows, projected_state
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.data.text import Corpus
@@ -52,7 +52,7 @@ def choose(
 
 
 def _read(
-    case: Case, receiver: TextModel, natives: Sequence[int]
+    case: TokenizedSample, receiver: TextModel, natives: Sequence[int]
 ) -> tuple[KVState, Mapping[int, Tensor]]:
     """The receiver's own state of the whole context, and the message's hidden states at the inputs of some layers."""
     ids = torch.tensor(case.ids, device=receiver.device)
@@ -121,7 +121,7 @@ class ClosedForms:
                 break
         self._gram = gram
 
-    def _features(self, case: Case, hidden: Mapping[int, Tensor]) -> Tensor:
+    def _features(self, case: TokenizedSample, hidden: Mapping[int, Tensor]) -> Tensor:
         theirs = sharer_rows(case, self.sharer, self.wide.source_layers)
         rows = feature_rows(self.wide, theirs, case.ids, case.at, self.receiver, None)
         return torch.cat([rows, *(hidden[layer].float() for layer in self.natives)], dim=1)

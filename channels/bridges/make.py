@@ -27,7 +27,7 @@ from unspoken.channels.bridges.folder import (
     write,
 )
 from unspoken.channels.bridges.fuser import fuse_tensors, load_fuser
-from unspoken.channels.bridges.manifest import BridgeManifest, FitData, Side, TensorFile
+from unspoken.channels.bridges.manifest import BridgeManifest, FitData, ModelDescription, TensorFile
 from unspoken.channels.bridges.plan import DEFAULT, FitPlan
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.data.text import Corpus, load_corpus
@@ -133,20 +133,22 @@ def _made(
     if rows is not None:  # here, so that bad rows fail now and not after the fit
         rows.check(receiver)
 
-    def told(progress: FitProgress) -> None:
+    def on_progress(progress: FitProgress) -> None:
         watch(progress)
         report(progress.stage, progress.fraction)
 
-    light = _light(sharer, receiver, plan)
-    result = fit(sharer, receiver, corpus, plan.settings, work, told, light=light)
+    train_models = _train_models(sharer, receiver, plan)
+    result = fit(
+        sharer, receiver, corpus, plan.settings, work, on_progress, train_models=train_models
+    )
     fuser = None
     if plan.fuse is not None:
-        fuser = _fused(sharer, receiver, corpus, plan.fuse, report, work, light)
+        fuser = _fused(sharer, receiver, corpus, plan.fuse, report, work, train_models)
     elif old is not None and "fuse" in read_manifest(old).config:
         kept, figures = load_fuser(old, sharer, receiver)  # it does not depend on the projector
         mine = {name: value for name, value in figures.items() if name.startswith("fuse_")}
         fuser = FuseResult(kept, mine, 0)
-    del light
+    del train_models
     manifest, bridge = _packed(sharer, receiver, corpus, plan, result, fuser)
     if rows is not None and plan.audit is not None:
         measured = audit(
@@ -168,7 +170,7 @@ def work_folder(store: BridgeStore, sharer: "ModelIdentity", receiver: "ModelIde
     return store.root / ".fits" / pair_digest(sharer, receiver)
 
 
-def _light(
+def _train_models(
     sharer: "LocalModel", receiver: "LocalModel", plan: FitPlan
 ) -> "tuple[LocalModel, LocalModel] | None":
     """Both models in the dtype to train in, where that is another than their own."""
@@ -184,12 +186,14 @@ def _fused(
     settings: FuseSettings,
     report: Progress,
     work: Path,
-    light: "tuple[LocalModel, LocalModel] | None",
+    train_models: "tuple[LocalModel, LocalModel] | None",
 ) -> FuseResult:
-    def told(progress: FuseProgress) -> None:
+    def on_progress(progress: FuseProgress) -> None:
         report(f"fuse: {progress.stage}", progress.fraction)
 
-    return fit_fuser(sharer, receiver, corpus, settings, told, work=work, light=light)
+    return fit_fuser(
+        sharer, receiver, corpus, settings, on_progress, work=work, train_models=train_models
+    )
 
 
 def _with_fuser(
@@ -203,8 +207,8 @@ def _with_fuser(
 ) -> Path:
     """Fit the module of fuse mode for a bridge that lacks it; its other weights stay, its audit is added to."""
     corpus = load_corpus(plan.sources, seed=plan.settings.seed)
-    light = _light(sharer, receiver, plan)
-    made = _fused(sharer, receiver, corpus, settings, report, work, light)
+    train_models = _train_models(sharer, receiver, plan)
+    made = _fused(sharer, receiver, corpus, settings, report, work, train_models)
     manifest, tensors = read(folder)
     config = {**manifest.config, "fuse": made.fuser.config.to_dict()}
     manifest = manifest.model_copy(
@@ -291,8 +295,8 @@ def _packed(
         config["fuse"] = fused.fuser.config.to_dict()
     tensors = tensors_of(result.projector, DTYPE, fused.fuser if fused else None)
     manifest = BridgeManifest.new(
-        Side.of(sharer, sharer.ref),
-        Side.of(receiver, receiver.ref),
+        ModelDescription.of(sharer, sharer.ref),
+        ModelDescription.of(receiver, receiver.ref),
         config=config,
         dtype=DTYPE,
         data=FitData(

@@ -8,7 +8,13 @@ from typing import Any, Final, Literal, NoReturn, Self
 from pydantic import Field, ValidationError
 
 from unspoken.channels.errors import BridgeError
-from unspoken.channels.storage.side import AuditFile, Part, Side, pair_digest, running_version
+from unspoken.channels.storage.side import (
+    AuditFile,
+    ModelDescription,
+    Part,
+    pair_digest,
+    running_version,
+)
 
 __all__ = [
     "AGAIN",
@@ -17,7 +23,7 @@ __all__ = [
     "Audit",
     "BridgeManifest",
     "FitData",
-    "Side",
+    "ModelDescription",
     "TensorFile",
 ]
 
@@ -112,8 +118,8 @@ class BridgeManifest(Part):
     format: Literal[1]
     unspoken: str
     created: dt.date
-    sharer: Side
-    receiver: Side
+    sharer: ModelDescription
+    receiver: ModelDescription
     config: dict[str, Any]
     dtype: str
     data: FitData
@@ -124,8 +130,8 @@ class BridgeManifest(Part):
     @classmethod
     def new(
         cls,
-        sharer: Side,
-        receiver: Side,
+        sharer: ModelDescription,
+        receiver: ModelDescription,
         *,
         config: Mapping[str, Any],
         dtype: str,

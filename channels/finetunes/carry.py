@@ -7,7 +7,7 @@ import torch
 
 from unspoken.channels.base import Arrival, Carry, CarryReport, Span
 from unspoken.channels.errors import StateError
-from unspoken.channels.finetunes.recompute import Groups, entries, named, recompute_layers
+from unspoken.channels.finetunes.recompute import LayerRanges, entry_layers, named, recompute_layers
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
 from unspoken.channels.model import CausalModel
@@ -33,11 +33,11 @@ def carry_across(
     arrival: Arrival,
     receiver: CausalModel,
     state: KVState,
-    groups: Groups,
+    layer_ranges: LayerRanges,
     sink: int,
     deviation: float,
-    grounds: str,
-    first_only: bool = False,
+    evidence: str,
+    prefix_only: bool = False,
 ) -> Carry:
     """Some layers of the message anew in the receiver, the others as the sharer made them.
 
@@ -48,11 +48,11 @@ def carry_across(
         arrival: The message in its place.
         receiver: The receiving model.
         state: The sharer's state, of other weights of the receiver's base.
-        groups: Layers to compute anew.
+        layer_ranges: Layers to compute anew.
         sink: Tokens at the start of what is shifted that the receiver computes itself.
         deviation: Share of the tokens to compute anew in all layers, those whose values deviate most.
-        grounds: What speaks for these layers, for the report.
-        first_only: Whether these layers are for messages alone that stand where they stood at their sharer.
+        evidence: What speaks for these layers, for the report.
+        prefix_only: Whether these layers are for messages alone that stand where they stood at their sharer.
 
     Raises:
         IdentityMismatch, GeometryMismatch, StateError: As `recompute_layers`, or a message moved that must not be.
@@ -61,8 +61,8 @@ def carry_across(
     before = list(arrival.before)
     computed: list[KVState] = []
     made: list[KVState] = []
-    for run in _runs(arrival, state, sink, bool(entries(groups))):
-        if first_only and run.at != run.source:
+    for run in _runs(arrival, state, sink, bool(entry_layers(layer_ranges))):
+        if prefix_only and run.at != run.source:
             raise StateError(
                 "the message stands behind other tokens than at its sharer",
                 expected="the same tokens before it at both ends, where these layers were found to be enough",
@@ -73,19 +73,19 @@ def carry_across(
         source = state.slice(run.source, run.source + run.tokens)
         moved = source.shift(run.at - run.source, receiver.geometry, receiver.rotary)
         behind = [piece for piece in before if piece.start < run.at]
-        made.append(recompute_layers(receiver, moved, ids[run.at : run.stop], groups, behind))
+        made.append(recompute_layers(receiver, moved, ids[run.at : run.stop], layer_ranges, behind))
         before.append(made[-1])
-    report = _report(arrival, receiver, state, groups, grounds, computed, made)
+    report = _report(arrival, receiver, state, layer_ranges, evidence, computed, made)
     repair: tuple[int, ...] = ()
     depth = min(EARLY, len(receiver.geometry.layers))
-    if deviation and made and not _within(depth - 1, groups):
+    if deviation and made and not _within(depth - 1, layer_ranges):
         repair = deviating_positions(receiver, ids, made, deviation, depth)
         report = replace(report, layer_tokens=report.layer_tokens + depth * made[-1].stop)
     elif deviation and made:
         why = f"{report.reason}; layer {depth - 1} is computed anew, so no deviation is seen there"
         report = replace(report, reason=why)
     return Carry(
-        None, tuple(made), repair, report, computed=tuple(computed), recomputed=bool(groups)
+        None, tuple(made), repair, report, computed=tuple(computed), recomputed=bool(layer_ranges)
     )
 
 
@@ -170,8 +170,8 @@ def _report(
     arrival: Arrival,
     receiver: CausalModel,
     state: KVState,
-    groups: Groups,
-    grounds: str,
+    layer_ranges: LayerRanges,
+    evidence: str,
     computed: Sequence[KVState],
     made: Sequence[KVState],
 ) -> CarryReport:
@@ -186,27 +186,29 @@ def _report(
     )
     if not made:
         return report
-    count = sum(last - first for first, last in groups)
-    moved = [layer for number, layer in enumerate(state.layers) if not _within(number, groups)]
+    count = sum(last - first for first, last in layer_ranges)
+    moved = [
+        layer for number, layer in enumerate(state.layers) if not _within(number, layer_ranges)
+    ]
     per_token = sum(layer.nbytes // max(layer.rows, 1) for layer in moved)
     per_token += sum(
-        state.hidden[at].shape[1] * state.hidden[at].itemsize for at in entries(groups)
+        state.hidden[at].shape[1] * state.hidden[at].itemsize for at in entry_layers(layer_ranges)
     )
-    of = f"layers {named(groups)} of {layers}" if groups else "no layer"
+    of = f"layers {named(layer_ranges)} of {layers}" if layer_ranges else "no layer"
     reason = f"recompute: other weights of one base; {of} computed anew over {tokens} tokens"
     rough = state.approximate_from is not None and count < layers
-    why = "of a state that is approximate itself, so no bound is known" if rough else grounds
+    why = "of a state that is approximate itself, so no bound is known" if rough else evidence
     return replace(
         report,
         exact=count == layers and all(piece.exact for piece in (*arrival.before, *made)),
         reason=f"{reason} ({why})" if why else reason,
-        reused=0 if groups else tokens,
-        repaired=tokens if groups else 0,
+        reused=0 if layer_ranges else tokens,
+        repaired=tokens if layer_ranges else 0,
         bytes=per_token * tokens,
         layer_tokens=report.layer_tokens + count * tokens,
         recomputed_layers=count,
     )
 
 
-def _within(layer: int, groups: Groups) -> bool:
-    return any(first <= layer < last for first, last in groups)
+def _within(layer: int, layer_ranges: LayerRanges) -> bool:
+    return any(first <= layer < last for first, last in layer_ranges)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 from blake3 import blake3
 
-from unspoken.channels.bridges.manifest import Side
+from unspoken.channels.bridges.manifest import ModelDescription
 from unspoken.channels.data.rows import read_qa
 from unspoken.channels.data.text import load_corpus
 from unspoken.channels.errors import GeometryMismatch, InputError
 from unspoken.channels.finetunes.carry import carry_across
 from unspoken.channels.finetunes.passages import Settings, Trial, arrival_of, from_rows, from_text
 from unspoken.channels.finetunes.profile import Point, Profile, front_of
-from unspoken.channels.finetunes.recompute import Groups, bytes_per_token, require_one_base
+from unspoken.channels.finetunes.recompute import LayerRanges, bytes_per_token, require_one_base
 from unspoken.channels.finetunes.search import estimate, judge, layers_of, search, thinned
 from unspoken.channels.finetunes.store import ProfileStore
 from unspoken.channels.machine import describe_machine
@@ -179,24 +179,28 @@ def measure_profile(
     front = thinned(front_of((g, layers_of(g), kl) for g, kl in found.items()))
     chosen = list(dict.fromkeys([(), *front, ((0, layers),)]))
     scores = judge(sharer, receiver, judged, chosen, settings, report)
-    times: dict[Groups, float] = {}
+    times: dict[LayerRanges, float] = {}
     if plan.clock:
         times = clocked(sharer, receiver, judged, chosen, plan, report)
     points = [
         Point(
-            groups=groups,
-            share=layers_of(groups) / layers,
-            bytes_per_token=bytes_per_token(receiver.geometry, receiver.dtype.itemsize, groups),
-            places={place: estimate(one, settings.seed) for place, one in scores[groups].items()},
-            speedup=times.get(groups),
+            layer_ranges=layer_ranges,
+            share=layers_of(layer_ranges) / layers,
+            bytes_per_token=bytes_per_token(
+                receiver.geometry, receiver.dtype.itemsize, layer_ranges
+            ),
+            places={
+                place: estimate(one, settings.seed) for place, one in scores[layer_ranges].items()
+            },
+            speedup=times.get(layer_ranges),
         )
-        for groups in chosen
+        for layer_ranges in chosen
     ]
     return Profile(
         unspoken=running_version(),
         created=dt.datetime.now(dt.UTC).date(),
-        sharer=Side.of(sharer, _name(sharer)),
-        receiver=Side.of(receiver, _name(receiver)),
+        sharer=ModelDescription.of(sharer, _name(sharer)),
+        receiver=ModelDescription.of(receiver, _name(receiver)),
         data=data,
         settings={
             "message_tokens": settings.tokens,
@@ -223,10 +227,10 @@ def clocked(
     sharer: "LocalModel",
     receiver: "LocalModel",
     trials: Sequence[Trial],
-    chosen: Sequence[Groups],
+    chosen: Sequence[LayerRanges],
     plan: ProfilePlan,
     report: Report,
-) -> dict[Groups, float]:
+) -> dict[LayerRanges, float]:
     """Time to the first token by text over that by each choice, each way in turn, medians.
 
     Text is the faster of our prefill in chunks and one pass.
@@ -238,7 +242,7 @@ def clocked(
     size = min(plan.clock, _longest(receiver))
     ids = (*before, *(words * (size // len(words) + 1))[:size])
     trial = Trial(ids, len(before), tuple(words[:16]))
-    starts = sorted({first for groups in chosen for first, _ in groups if first})
+    starts = sorted({first for layer_ranges in chosen for first, _ in layer_ranges if first})
     arrival = arrival_of(trial, sharer.read(ids, starts))
     own = receiver.tensor(trial.forced)
 
@@ -248,15 +252,15 @@ def clocked(
         "one pass": lambda: receiver.logits(whole, last=1),
     }
 
-    def across(groups: Groups) -> None:
+    def across(layer_ranges: LayerRanges) -> None:
         state = arrival.message.state
         assert state is not None
-        carry = carry_across(arrival, receiver, state, groups, 0, 0.0, "")
+        carry = carry_across(arrival, receiver, state, layer_ranges, 0, 0.0, "")
         receiver.prefill(own, (*carry.computed, *carry.spliced))
 
-    ways: dict[str | Groups, Callable[[], object]] = dict(texts.items())
-    ways |= {groups: partial(across, groups) for groups in chosen}
-    times: dict[str | Groups, list[float]] = {way: [] for way in ways}
+    ways: dict[str | LayerRanges, Callable[[], object]] = dict(texts.items())
+    ways |= {layer_ranges: partial(across, layer_ranges) for layer_ranges in chosen}
+    times: dict[str | LayerRanges, list[float]] = {way: [] for way in ways}
     for turn in range(plan.repeats + 1):
         for way, run in ways.items():
             _wait(receiver)
@@ -267,7 +271,7 @@ def clocked(
                 times[way].append(perf_counter() - began)
         report("time", (turn + 1) / (plan.repeats + 1))
     base = min(median(times[way]) for way in texts)
-    return {groups: base / median(times[groups]) for groups in chosen}
+    return {layer_ranges: base / median(times[layer_ranges]) for layer_ranges in chosen}
 
 
 def _longest(model: "LocalModel") -> int:

@@ -8,8 +8,8 @@ from typing import Any, Final, Literal, NoReturn, Self
 from pydantic import Field, ValidationError, model_validator
 
 from unspoken.channels.errors import InputError, ProfileError
-from unspoken.channels.finetunes.recompute import Groups, check_groups, named
-from unspoken.channels.storage.side import AuditFile, Part, Side, pair_digest
+from unspoken.channels.finetunes.recompute import LayerRanges, check_layer_ranges, named
+from unspoken.channels.storage.side import AuditFile, ModelDescription, Part, pair_digest
 
 __all__ = ["AGAIN", "FILE", "PREFIX", "Estimate", "Point", "Profile", "front_of"]
 
@@ -51,14 +51,14 @@ class Point(Part):
     """One choice of layers to compute anew.
 
     Attributes:
-        groups: First and last + 1 of each group.
+        layer_ranges: First and last + 1 of each group.
         share: Layers in groups, as a share of all.
         bytes_per_token: Bytes of state that travel per token: the other layers, and hidden states at the entries.
         places: By place: ``prefix``, or ``after N`` tokens of the receiver's own.
         speedup: Time to the first token by text over that by this, at the size that the profile names.
     """
 
-    groups: tuple[tuple[int, int], ...]
+    layer_ranges: tuple[tuple[int, int], ...]
     share: float = Field(ge=0, le=1)
     bytes_per_token: int = Field(ge=0)
     places: dict[str, Estimate]
@@ -67,7 +67,7 @@ class Point(Part):
     @property
     def named(self) -> str:
         """The groups as layer numbers, for people."""
-        return named(self.groups)
+        return named(self.layer_ranges)
 
     def worst(self, *, moved: bool) -> Estimate | None:
         """The estimate that counts: at the prefix, or, `moved`, the worst of all; None where no other was measured."""
@@ -103,8 +103,8 @@ class Profile(Part):
     format: Literal[1] = 1
     unspoken: str
     created: dt.date
-    sharer: Side
-    receiver: Side
+    sharer: ModelDescription
+    receiver: ModelDescription
     data: AuditFile
     settings: dict[str, int]
     machine: dict[str, Any]
@@ -120,10 +120,10 @@ class Profile(Part):
             raise ValueError(f"settings without {lacking[0]}")
         for point in self.points:
             try:
-                groups = check_groups(point.groups, layers)
+                layer_ranges = check_layer_ranges(point.layer_ranges, layers)
             except InputError as error:
                 raise ValueError(error.found) from None
-            if round(point.share * layers) != sum(last - first for first, last in groups):
+            if round(point.share * layers) != sum(last - first for first, last in layer_ranges):
                 raise ValueError(f"a share of {point.share:g} for the layers {point.named}")
             if PREFIX not in point.places or set(point.places) != set(self.points[0].places):
                 raise ValueError(f"the layers {point.named} were measured at other places")
@@ -137,7 +137,7 @@ class Profile(Part):
     @property
     def reuse_all(self) -> Point | None:
         """The point that computes nothing anew."""
-        return next((point for point in self.points if not point.groups), None)
+        return next((point for point in self.points if not point.layer_ranges), None)
 
     def at(self, *, moved: bool) -> list[Estimate]:
         """What counts of every point that spares the receiver anything, at the prefix or elsewhere."""
@@ -187,9 +187,11 @@ def _broken(name: str, error: ValidationError) -> NoReturn:
     ) from None
 
 
-def front_of(found: Iterable[tuple[Groups, int, float]]) -> list[tuple[Groups, int, float]]:
+def front_of(
+    found: Iterable[tuple[LayerRanges, int, float]],
+) -> list[tuple[LayerRanges, int, float]]:
     """The Pareto front of (groups, layers, KL): ascending layers, each with less KL than all before it."""
-    front: list[tuple[Groups, int, float]] = []
+    front: list[tuple[LayerRanges, int, float]] = []
     for one in sorted(found, key=lambda each: (each[1], each[2])):
         if not front or one[2] < front[-1][2]:
             front.append(one)

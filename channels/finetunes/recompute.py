@@ -16,27 +16,27 @@ from unspoken.channels.kv.state import KVState, LayerState
 from unspoken.channels.model import CausalModel
 
 __all__ = [
-    "Groups",
+    "LayerRanges",
     "bytes_per_token",
-    "check_groups",
-    "entries",
+    "check_layer_ranges",
+    "entry_layers",
     "named",
     "recompute_layers",
     "require_one_base",
 ]
 
-Groups = tuple[tuple[int, int], ...]
+LayerRanges = tuple[tuple[int, int], ...]
 """Layers first … last - 1 of each group, ascending, with at least one layer between two groups."""
 
 
-def check_groups(groups: Sequence[Sequence[int]], layers: int) -> Groups:
+def check_layer_ranges(layer_ranges: Sequence[Sequence[int]], layers: int) -> LayerRanges:
     """Groups of a model of so many layers, neighbours joined.
 
     Raises:
         InputError: A group that is empty, out of range, or overlaps the one before.
     """
     made: list[tuple[int, int]] = []
-    for group in groups:
+    for group in layer_ranges:
         if len(group) != 2 or not 0 <= group[0] < group[1] <= layers:
             raise InputError(
                 f"the group of layers {list(group)} cannot be recomputed",
@@ -55,22 +55,22 @@ def check_groups(groups: Sequence[Sequence[int]], layers: int) -> Groups:
     return tuple(made)
 
 
-def named(groups: Groups) -> str:
+def named(layer_ranges: LayerRanges) -> str:
     """The groups as layer numbers, for people."""
-    return ", ".join(f"{first}-{last - 1}" for first, last in groups) or "none"
+    return ", ".join(f"{first}-{last - 1}" for first, last in layer_ranges) or "none"
 
 
-def entries(groups: Groups) -> tuple[int, ...]:
+def entry_layers(layer_ranges: LayerRanges) -> tuple[int, ...]:
     """Layers whose inputs the sharer must keep."""
-    return tuple(first for first, _ in groups if first > 0)
+    return tuple(first for first, _ in layer_ranges if first > 0)
 
 
-def bytes_per_token(geometry: CacheGeometry, itemsize: int, groups: Groups) -> int:
+def bytes_per_token(geometry: CacheGeometry, itemsize: int, layer_ranges: LayerRanges) -> int:
     """Bytes of state that travel per token: layers outside the groups, and hidden states at their entries."""
-    inside = {layer for first, last in groups for layer in range(first, last)}
+    inside = {layer for first, last in layer_ranges for layer in range(first, last)}
     kept = [shape for number, shape in enumerate(geometry.layers) if number not in inside]
     rows = sum(2 * shape.kv_heads * shape.head_dim for shape in kept)
-    return itemsize * (rows + geometry.hidden_size * len(entries(groups)))
+    return itemsize * (rows + geometry.hidden_size * len(entry_layers(layer_ranges)))
 
 
 def require_one_base(receiver: ModelIdentity, sharer: ModelIdentity, what: str) -> None:
@@ -94,7 +94,7 @@ def recompute_layers(
     receiver: CausalModel,
     state: KVState,
     ids: Sequence[int],
-    groups: Groups,
+    layer_ranges: LayerRanges,
     before: Sequence[KVState] = (),
 ) -> KVState:
     """The receiver's state of some tokens: its own keys and values in the groups, the sharer's elsewhere.
@@ -104,7 +104,7 @@ def recompute_layers(
         state: The sharer's state of these tokens, at the receiver's positions, with its hidden states at the groups'
             entries. What is taken of it is copied to the receiver's device, and nothing else.
         ids: The tokens, as many as the state has.
-        groups: See `check_groups`; of no group the sharer's state remains, of all layers the receiver's own prefill.
+        layer_ranges: See `check_layer_ranges`; of no group the sharer's state remains, of all layers the receiver's own prefill.
         before: The receiver's states of all that stands before these tokens.
 
     Raises:
@@ -119,12 +119,12 @@ def recompute_layers(
             f"{len(ids)} tokens and the state of {len(state)}", expected="one state per token"
         )
     count = len(receiver.geometry.layers)
-    groups = check_groups(groups, count)
-    _require_entries(state, entries(groups))
+    layer_ranges = check_layer_ranges(layer_ranges, count)
+    _require_entries(state, entry_layers(layer_ranges))
     device = receiver.device
     positions = torch.arange(state.start, state.stop, device=device)
     layers: list[LayerState] = []
-    for first, last in (*groups, (count, count)):
+    for first, last in (*layer_ranges, (count, count)):
         layers += [_moved(layer, device) for layer in state.layers[len(layers) : first]]
         if first == last:
             break
@@ -134,7 +134,7 @@ def recompute_layers(
             else state.hidden[first].to(device)
         )
         layers += receiver.run_layers(hidden, first, last, positions, before)[1]
-    whole = groups == ((0, count),)
+    whole = layer_ranges == ((0, count),)
     rough = None if whole and all(piece.exact for piece in before) else state.start
     return KVState(tuple(layers), state.start, state.stop, receiver.identity, rough)
 

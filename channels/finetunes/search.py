@@ -17,7 +17,7 @@ from unspoken.channels.base import Arrival
 from unspoken.channels.errors import ProfileError
 from unspoken.channels.finetunes.passages import Settings, Trial, arrival_of, prompt_of
 from unspoken.channels.finetunes.profile import PREFIX, Estimate, front_of
-from unspoken.channels.finetunes.recompute import Groups, check_groups
+from unspoken.channels.finetunes.recompute import LayerRanges, check_layer_ranges
 from unspoken.channels.kv.state import KVState, LayerState
 from unspoken.channels.metrics import distance
 from unspoken.channels.model import TextModel
@@ -36,16 +36,16 @@ __all__ = [
 COARSE = 6
 MOST_A_ROUND = 40
 
-Measured = dict[Groups, float]
+Measured = dict[LayerRanges, float]
 """KL in nats by groups, mean over the messages searched on."""
 
 Scores = dict[str, list[tuple[float, float]]]
 """By place, KL and share of equal likeliest tokens per message."""
 
 
-def layers_of(groups: Groups) -> int:
+def layers_of(layer_ranges: LayerRanges) -> int:
     """How many layers are in groups."""
-    return sum(last - first for first, last in groups)
+    return sum(last - first for first, last in layer_ranges)
 
 
 @torch.no_grad()
@@ -73,31 +73,31 @@ def search(
         if step == 1:
             break
         step = max(step // 2, 1)
-        front = [groups for groups, _, _ in front_of(_costed(found))]
+        front = [layer_ranges for layer_ranges, _, _ in front_of(_costed(found))]
         wanted = [one for one in _near(front, layers, step) if one not in found][:MOST_A_ROUND]
     return found
 
 
-def _costed(found: Measured) -> Iterator[tuple[Groups, int, float]]:
-    return ((groups, layers_of(groups), kl) for groups, kl in found.items())
+def _costed(found: Measured) -> Iterator[tuple[LayerRanges, int, float]]:
+    return ((layer_ranges, layers_of(layer_ranges), kl) for layer_ranges, kl in found.items())
 
 
 def _told(report: Callable[[str, float], None], stage: str) -> Callable[[float], None]:
     return lambda part: report(stage, part)
 
 
-def _grid(layers: int, step: int) -> list[Groups]:
+def _grid(layers: int, step: int) -> list[LayerRanges]:
     ends = sorted({*range(0, layers, step), layers})
     pairs = [((first, last),) for first in ends for last in ends if first < last]
     return [(), *pairs]
 
 
-def _near(front: Sequence[Groups], layers: int, step: int) -> list[Groups]:
+def _near(front: Sequence[LayerRanges], layers: int, step: int) -> list[LayerRanges]:
     """Groups one step away from those on the front: an end moved, or a small group more, each point's in turn."""
     by_point = []
-    for groups in front:
-        made: dict[Groups, None] = {}
-        moved, more = _moved(groups, step), _with_one_more(groups, layers, step)
+    for layer_ranges in front:
+        made: dict[LayerRanges, None] = {}
+        moved, more = _moved(layer_ranges, step), _with_one_more(layer_ranges, layers, step)
         for one in chain.from_iterable(zip_longest(moved, more)):
             if one is not None:
                 _add(made, one, layers)
@@ -106,25 +106,25 @@ def _near(front: Sequence[Groups], layers: int, step: int) -> list[Groups]:
     return list(dict.fromkeys(one for one in turns if one is not None))
 
 
-def _moved(groups: Groups, step: int) -> list[Groups]:
+def _moved(layer_ranges: LayerRanges, step: int) -> list[LayerRanges]:
     return [
-        (*groups[:at], (first + a, last + b), *groups[at + 1 :])
-        for at, (first, last) in enumerate(groups)
+        (*layer_ranges[:at], (first + a, last + b), *layer_ranges[at + 1 :])
+        for at, (first, last) in enumerate(layer_ranges)
         for a, b in ((-step, 0), (step, 0), (0, -step), (0, step))
     ]
 
 
-def _with_one_more(groups: Groups, layers: int, step: int) -> list[Groups]:
+def _with_one_more(layer_ranges: LayerRanges, layers: int, step: int) -> list[LayerRanges]:
     return [
-        tuple(sorted((*groups, (first, min(first + 2 * step, layers)))))
+        tuple(sorted((*layer_ranges, (first, min(first + 2 * step, layers)))))
         for first in range(0, layers, 2 * step)
     ]
 
 
-def _add(made: dict[Groups, None], groups: Groups, layers: int) -> None:
-    inside = all(0 <= first < last <= layers for first, last in groups)
-    if inside and all(a[1] <= b[0] for a, b in pairwise(groups)):
-        made.setdefault(check_groups(groups, layers))
+def _add(made: dict[LayerRanges, None], layer_ranges: LayerRanges, layers: int) -> None:
+    inside = all(0 <= first < last <= layers for first, last in layer_ranges)
+    if inside and all(a[1] <= b[0] for a, b in pairwise(layer_ranges)):
+        made.setdefault(check_layer_ranges(layer_ranges, layers))
 
 
 @torch.no_grad()
@@ -132,21 +132,23 @@ def _measured(
     sharer: TextModel,
     receiver: TextModel,
     trials: Sequence[Trial],
-    wanted: Sequence[Groups],
+    wanted: Sequence[LayerRanges],
     told: Callable[[float], None],
 ) -> Measured:
     """Mean KL of each choice of groups over the trials."""
-    scores: dict[Groups, list[float]] = {groups: [] for groups in wanted}
+    scores: dict[LayerRanges, list[float]] = {layer_ranges: [] for layer_ranges in wanted}
     for number, trial in enumerate(trials):
         sent = sharer.read(trial.ids, _entries(wanted))
-        for groups, (kl, _) in _distances(receiver, arrival_of(trial, sent), trial, wanted, 0):
-            scores[groups].append(kl)
+        for layer_ranges, (kl, _) in _distances(
+            receiver, arrival_of(trial, sent), trial, wanted, 0
+        ):
+            scores[layer_ranges].append(kl)
         told((number + 1) / len(trials))
-    return {groups: mean(found) for groups, found in scores.items()}
+    return {layer_ranges: mean(found) for layer_ranges, found in scores.items()}
 
 
-def _entries(wanted: Sequence[Groups]) -> list[int]:
-    return sorted({first for groups in wanted for first, _ in groups if first})
+def _entries(wanted: Sequence[LayerRanges]) -> list[int]:
+    return sorted({first for layer_ranges in wanted for first, _ in layer_ranges if first})
 
 
 @torch.no_grad()
@@ -154,23 +156,23 @@ def judge(
     sharer: TextModel,
     receiver: TextModel,
     trials: Sequence[Trial],
-    chosen: Sequence[Groups],
+    chosen: Sequence[LayerRanges],
     settings: Settings,
     report: Callable[[str, float], None] = lambda stage, part: None,
-) -> dict[Groups, Scores]:
+) -> dict[LayerRanges, Scores]:
     """How far each choice is from the receiver's own prefill.
 
     At the prefix, and after each of `settings.prompts` tokens of the receiver's own.
     """
-    found: dict[Groups, Scores] = {groups: {} for groups in chosen}
+    found: dict[LayerRanges, Scores] = {layer_ranges: {} for layer_ranges in chosen}
     prompts = {PREFIX: ()} | {f"after {n}": prompt_of(receiver, n) for n in settings.prompts}
     for number, trial in enumerate(trials):
         sent = sharer.read(trial.ids, _entries(chosen))
         for place, prompt in prompts.items():
             arrival = arrival_of(trial, sent, prompt)
             skip = settings.sink if prompt else 0
-            for groups, pair in _distances(receiver, arrival, trial, chosen, skip):
-                found[groups].setdefault(place, []).append(pair)
+            for layer_ranges, pair in _distances(receiver, arrival, trial, chosen, skip):
+                found[layer_ranges].setdefault(place, []).append(pair)
         report("judge", (number + 1) / len(trials))
     return found
 
@@ -179,9 +181,9 @@ def _distances(
     receiver: TextModel,
     arrival: Arrival,
     trial: Trial,
-    wanted: Sequence[Groups],
+    wanted: Sequence[LayerRanges],
     skip: int,
-) -> list[tuple[Groups, tuple[float, float]]]:
+) -> list[tuple[LayerRanges, tuple[float, float]]]:
     """KL and share of equal likeliest tokens of each choice: what `carry_across` brings, composed from fewer runs.
 
     Args:
@@ -208,18 +210,23 @@ def _distances(
         runs[start] = receiver.run_layers(hidden, start, layers, positions, before)[1]
     full = _after(receiver, [own], ids[-1], trial.forced)
     pairs = []
-    for groups in wanted:
-        made = _composed(receiver, sent, runs, groups)
+    for layer_ranges in wanted:
+        made = _composed(receiver, sent, runs, layer_ranges)
         pairs.append(distance(full, _after(receiver, [*before, made], ids[-1], trial.forced)))
     values = torch.stack([torch.stack(pair) for pair in pairs]).tolist()
-    return [(groups, (kl, top)) for groups, (kl, top) in zip(wanted, values, strict=True)]
+    return [
+        (layer_ranges, (kl, top)) for layer_ranges, (kl, top) in zip(wanted, values, strict=True)
+    ]
 
 
 def _composed(
-    receiver: TextModel, sent: KVState, runs: dict[int, tuple[LayerState, ...]], groups: Groups
+    receiver: TextModel,
+    sent: KVState,
+    runs: dict[int, tuple[LayerState, ...]],
+    layer_ranges: LayerRanges,
 ) -> KVState:
     layers = list(sent.to(receiver.device).layers)
-    for first, last in groups:
+    for first, last in layer_ranges:
         layers[first:last] = runs[first][: last - first]
     return KVState(tuple(layers), sent.start, sent.stop, receiver.identity, sent.start)
 
@@ -259,20 +266,22 @@ def estimate(scores: Sequence[tuple[float, float]], seed: int = 0, draws: int = 
     return Estimate(kl=kl, low=min(low, kl), high=high, top1=mean(top for _, top in scores))
 
 
-def thinned(front: Sequence[tuple[Groups, int, float]], least: float = 0.85) -> list[Groups]:
+def thinned(
+    front: Sequence[tuple[LayerRanges, int, float]], least: float = 0.85
+) -> list[LayerRanges]:
     """Points of a front, those left out that lower the KL by less than a factor of `least` from the one kept before."""
-    kept: list[Groups] = []
+    kept: list[LayerRanges] = []
     last = float("inf")
-    for groups, _, kl in front:
+    for layer_ranges, _, kl in front:
         if kl <= least * last:
-            kept.append(groups)
+            kept.append(layer_ranges)
             last = kl
     return kept
 
 
-def random_groups(groups: Groups, layers: int, rng: random.Random) -> Groups:
+def random_groups(layer_ranges: LayerRanges, layers: int, rng: random.Random) -> LayerRanges:
     """Groups of the same sizes at places drawn anew."""
-    sizes = [last - first for first, last in groups]
+    sizes = [last - first for first, last in layer_ranges]
     rng.shuffle(sizes)
     spare = layers - sum(sizes)
     cuts = sorted(rng.randint(0, spare) for _ in sizes)
@@ -280,4 +289,4 @@ def random_groups(groups: Groups, layers: int, rng: random.Random) -> Groups:
     for cut, size in zip(cuts, sizes, strict=True):
         made.append((cut + used, cut + used + size))
         used += size
-    return check_groups(made, layers)
+    return check_layer_ranges(made, layers)

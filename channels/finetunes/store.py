@@ -49,7 +49,7 @@ class ProfileStore:
         except BridgeError as error:
             raise _as_ours(error) from error
 
-    def entries(self) -> list[Path]:
+    def entry_layers(self) -> list[Path]:
         """The folders of all profiles."""
         return [path for path in present(self.root) if (path / FILE).exists()]
 

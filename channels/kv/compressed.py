@@ -10,11 +10,11 @@ from unspoken.channels.kv.codec import GROUP, Codec, decode, encode, layout
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
 from unspoken.channels.kv.state import KVState, LayerState
 
-__all__ = ["PackedState", "pack", "packed_bytes_per_token"]
+__all__ = ["CompressedState", "compress", "compressed_bytes_per_token"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PackedState:
+class CompressedState:
     """Keys and values through a lossy codec; hidden states as they are.
 
     Attributes:
@@ -48,7 +48,7 @@ class PackedState:
             yield from parts.values()
         yield from self.hidden.values()
 
-    def unpack(self) -> KVState:
+    def decompress(self) -> KVState:
         """The state, every row of it rounded, so none of it exact."""
         layers = []
         for parts, (head_dim, first) in zip(self.layers, self.shapes, strict=True):
@@ -57,13 +57,13 @@ class PackedState:
         return KVState(tuple(layers), self.start, self.stop, self.identity, self.start, self.hidden)
 
 
-def pack(state: KVState, codec: Codec) -> PackedState:
+def compress(state: KVState, codec: Codec) -> CompressedState:
     """A state through a codec, on the device where it is.
 
     Raises:
         ChannelError: Values that are not finite, or too large for the codec's scales.
     """
-    return PackedState(
+    return CompressedState(
         codec,
         tuple(encode(codec, layer) for layer in state.layers),
         tuple((layer.keys.shape[2], layer.first) for layer in state.layers),
@@ -77,7 +77,7 @@ def pack(state: KVState, codec: Codec) -> PackedState:
     )
 
 
-def packed_bytes_per_token(codec: Codec, geometry: CacheGeometry, dtype: torch.dtype) -> int:
+def compressed_bytes_per_token(codec: Codec, geometry: CacheGeometry, dtype: torch.dtype) -> int:
     """Bytes of keys and values that one token takes over all layers, scales included."""
     rows = 32 * GROUP
     parts = [

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unspoken.channels.errors import ModelSupportError
 
-__all__ = ["Rotary", "Turn", "rotate", "shift", "turn_back", "turn_to", "unrotate"]
+__all__ = ["Rotary", "Rotation", "rotate", "shift", "turn_back", "turn_to", "unrotate"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +36,7 @@ class Rotary:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Turn:
+class Rotation:
     """A rotation of many tokens, worked out once and applied to every layer that shares it.
 
     Attributes:
@@ -58,8 +58,8 @@ class Turn:
         return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
 
 
-def _turn(angles: Tensor, factor: float) -> Turn:
-    return Turn((angles.cos() * factor).float(), (angles.sin() * factor).float())
+def _turn(angles: Tensor, factor: float) -> Rotation:
+    return Rotation((angles.cos() * factor).float(), (angles.sin() * factor).float())
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -67,13 +67,13 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.device.type == "mps" else tensor.double()
 
 
-def turn_to(positions: Tensor, rotary: Rotary) -> Turn:
+def turn_to(positions: Tensor, rotary: Rotary) -> Rotation:
     """The rotation of bare keys to `positions`, (tokens,), scaled as the model does, where the positions live."""
     frequencies = rotary.inverse_frequencies.to(positions.device)
     return _turn(_wide(positions)[:, None] * _wide(frequencies), rotary.scale)
 
 
-def turn_back(positions: Tensor, rotary: Rotary) -> Turn:
+def turn_back(positions: Tensor, rotary: Rotary) -> Rotation:
     """The rotation that makes keys at `positions` bare again, the scale divided back."""
     frequencies = rotary.inverse_frequencies.to(positions.device)
     return _turn(-_wide(positions)[:, None] * _wide(frequencies), 1.0 / rotary.scale)

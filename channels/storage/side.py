@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AuditFile",
+    "ModelDescription",
     "Part",
-    "Side",
     "pair_digest",
     "running_version",
     "short_name",
@@ -92,7 +92,7 @@ class _Rotary(Part):
     dynamic: bool
 
 
-class Side(Part):
+class ModelDescription(Part):
     """One end of a bridge: a model, as far as its cache goes.
 
     Attributes:

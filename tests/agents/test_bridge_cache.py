@@ -9,7 +9,7 @@ from fake_bridge import FakeBridge
 from flows import own_cache, sibling, tiny_model
 
 from unspoken.agents import LocalModel
-from unspoken.agents.bridge_cache import BridgeShelf
+from unspoken.agents.bridge_cache import BridgeCache
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_a_bridge_is_looked_for_until_it_is_there(
     pair: tuple[LocalModel, LocalModel], store: Store
 ) -> None:
     """What is found is kept; what is missing may come, so it is looked for again; ways differ."""
-    shelf = BridgeShelf()
+    shelf = BridgeCache()
     assert shelf.find(*pair) is None and shelf.find(*pair) is None
     bridge = store.stored[pair[0].identity, pair[1].identity] = FakeBridge(*pair)
     assert shelf.find(*pair) is bridge and shelf.find(*pair) is bridge
@@ -59,22 +59,22 @@ def test_a_bridge_is_looked_for_until_it_is_there(
 def test_a_stored_bridge_is_not_fitted(pair: tuple[LocalModel, LocalModel], store: Store) -> None:
     """A fit is for pairs that have none."""
     bridge = store.stored[pair[0].identity, pair[1].identity] = FakeBridge(*pair)
-    assert BridgeShelf().fit(*pair) is bridge and store.fitted == 0
+    assert BridgeCache().fit(*pair) is bridge and store.fitted == 0
 
 
 def test_two_first_runs_fit_a_pair_once(
     pair: tuple[LocalModel, LocalModel], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second waits for the first and takes its bridge."""
-    shelf, found = BridgeShelf(), list[Any]()
-    find, both = BridgeShelf.find, Barrier(2, timeout=30)
+    shelf, found = BridgeCache(), list[Any]()
+    find, both = BridgeCache.find, Barrier(2, timeout=30)
 
-    def together(self: BridgeShelf, *ends: LocalModel) -> Any:
+    def together(self: BridgeCache, *ends: LocalModel) -> Any:
         seen = find(self, *ends)
         both.wait()  # both have found nothing before either fits
         return seen
 
-    monkeypatch.setattr(BridgeShelf, "find", together)
+    monkeypatch.setattr(BridgeCache, "find", together)
     threads = [Thread(target=lambda: found.append(shelf.fit(*pair))) for _ in range(2)]
     for thread in threads:
         thread.start()

@@ -136,13 +136,13 @@ def test_every_token_takes_the_sharer_s_token_of_its_text(models: Models) -> Non
     first = message.segments[0].position + message.segments[0].content[0]
     text = message.segments[0].text
     for count, row in enumerate(rows, 1):
-        read = sharer.codec.decode(message.context[first : row + 1])
-        known = receiver.codec.decode(ours[:count])
+        read = sharer.text.decode(message.context[first : row + 1])
+        known = receiver.text.decode(ours[:count])
         if "\ufffd" not in known:
             assert read.startswith(known)
-            shorter = sharer.codec.decode(message.context[first:row])
+            shorter = sharer.text.decode(message.context[first:row])
             assert "\ufffd" in shorter or len(shorter) < len(known)
-    assert receiver.codec.decode(ours) == text
+    assert receiver.text.decode(ours) == text
 
 
 def test_equal_tokenizers_need_no_alignment(models: Models) -> None:
@@ -327,7 +327,7 @@ def test_what_an_agent_wrote_is_projected_too(models: Models) -> None:
     (edge,) = sound(results[0].report).edges
     assert edge.channel == "projected_cache" and edge.projected == edge.tokens > 0
     ((_, ours),) = bridge.asked
-    assert models["two"].codec.decode(ours) in results[0]["writer"].text
+    assert models["two"].text.decode(ours) in results[0]["writer"].text
 
 
 def test_a_whole_context_is_projected_turn_by_turn(models: Models) -> None:

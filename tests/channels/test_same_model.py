@@ -78,7 +78,7 @@ def test_a_splice_computes_the_sink_and_its_own_tokens_only() -> None:
     message = message_of(model, WORDS, "one of the keys")
     ids, parts = receive(model, message)
     start = common_prefix(ids, message.context)
-    stop = len(model.composer.opening(None).ids) + len(message.segments[0].ids)
+    stop = len(model.context_builder.opening(None).ids) + len(message.segments[0].ids)
     assert parts.missing == (*range(start, start + 4), *range(stop, len(ids)))
     assert parts.repaired == frozenset(range(start, start + 4))
     assert (report(parts).exact, report(parts).repaired) == (False, 4)

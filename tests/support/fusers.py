@@ -12,7 +12,7 @@ from unspoken.channels.bridges.fuser import Fuser, FuserConfig
 from unspoken.channels.bridges.manifest import BridgeManifest, FitData
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.data.text import Corpus
-from unspoken.channels.storage.side import Side
+from unspoken.channels.storage.side import ModelDescription
 
 __all__ = [
     "CORPUS",
@@ -55,8 +55,8 @@ def bridge_between(
     projector = Projector(config, sharer.geometry, receiver.geometry)
     more = {} if fuser is None else {"fuse": fuser.config.to_dict()}
     manifest = BridgeManifest.new(
-        Side.of(sharer, "their/model"),
-        Side.of(receiver, "our/model"),
+        ModelDescription.of(sharer, "their/model"),
+        ModelDescription.of(receiver, "our/model"),
         config={**config.to_dict(), **more},
         dtype=dtype,
         data=FitData(sources=("tiny",), digest="00", tokens=1, seed=0),

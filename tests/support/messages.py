@@ -2,7 +2,7 @@
 
 from unspoken.agents.engines.turn import Assembly, Delivery, assemble
 from unspoken.agents.models.model import LocalModel
-from unspoken.agents.prompts.context import Composed, Quote, Turn
+from unspoken.agents.prompts.context import ChatTurn, Context, Quote
 from unspoken.channels.base import Arrival, Channel
 from unspoken.channels.message import Message
 from unspoken.channels.same_model import SameModelCacheChannel
@@ -15,7 +15,7 @@ __all__ = [
 
 def message_of(model: LocalModel, text: str, system: str | None = None) -> Message:
     """A read document as a message, with its state."""
-    context = model.composer.compose([Turn("user", (text,))], system=system)
+    context = model.context_builder.compose([ChatTurn("user", (text,))], system=system)
     state = model.prefill(model.tensor(context.ids)).state
     return Message("reader", (context.segments[-1],), False, context.ids, model.identity, state)
 
@@ -24,9 +24,9 @@ def receive(
     model: LocalModel, *messages: Message, system: str | None = None, channel: Channel | None = None
 ) -> tuple[tuple[int, ...], Assembly]:
     """A receiver's context ids over messages, and the states found for it."""
-    turns = [Turn("user", (Quote(one, one.segments[0]),)) for one in messages]
-    context: Composed = model.composer.compose(
-        [*turns, Turn("user", (" what is it?",))], system=system
+    turns = [ChatTurn("user", (Quote(one, one.segments[0]),)) for one in messages]
+    context: Context = model.context_builder.compose(
+        [*turns, ChatTurn("user", (" what is it?",))], system=system
     )
     deliveries = [
         Delivery(

@@ -10,7 +10,7 @@ from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.audit import AuditSettings
 from unspoken.channels.bridges.audit.stored import AuditPlan
 from unspoken.channels.bridges.fit.settings import FitSettings
-from unspoken.channels.bridges.fit.validation import HeldOut
+from unspoken.channels.bridges.fit.validation import ValidationSet
 from unspoken.channels.bridges.plan import FitPlan
 
 __all__ = ["AUDIT", "corpus", "few_held_out", "folders", "load", "plan"]
@@ -51,8 +51,8 @@ def corpus(root: Path) -> str:
 
 def few_held_out(patch: pytest.MonkeyPatch, count: int = 4) -> None:
     """Let fits judge themselves on a few rows."""
-    make: Any = HeldOut.make
-    patch.setattr(HeldOut, "make", classmethod(lambda _, *args: make(*args, count)))
+    make: Any = ValidationSet.make
+    patch.setattr(ValidationSet, "make", classmethod(lambda _, *args: make(*args, count)))
 
 
 def plan(source: str, audit: AuditPlan | None = AUDIT, **settings: Any) -> FitPlan:

@@ -6,7 +6,7 @@ import torch
 
 from unspoken.agents import GenerateSpec, LocalModel
 from unspoken.agents.engines.turn import Delivery, TurnOutcome, TurnRequest, run_turn
-from unspoken.agents.prompts.context import Composed, Quote, Turn
+from unspoken.agents.prompts.context import ChatTurn, Context, Quote
 from unspoken.agents.runtime.outbox import publish
 from unspoken.channels import (
     Arrival,
@@ -29,30 +29,30 @@ WORDS = "the reader was in the document with the key 漢 🙂 e\u0301 of it, and
 
 def message_of(model: LocalModel, words: str, *, before: str = "", name: str = "reader") -> Message:
     """What a mere reader of these words publishes, with its state."""
-    said = [Turn("user", (one,)) for one in (before, words) if one]
-    context = model.composer.compose(said)
+    said = [ChatTurn("user", (one,)) for one in (before, words) if one]
+    context = model.context_builder.compose(said)
     state = model.prefill(model.tensor(context.ids)).state
     at = len(context.segments) - 1
-    one = publish(name, "prompt", context, at, model.identity, model.codec)
+    one = publish(name, "prompt", context, at, model.identity, model.text)
     return replace(one, state=state.slice(0, len(one.context)))
 
 
-def context_of(model: LocalModel, *pieces: str | Message) -> Composed:
+def context_of(model: LocalModel, *pieces: str | Message) -> Context:
     """A context of words and messages, each a turn."""
-    return model.composer.compose(
+    return model.context_builder.compose(
         [
-            Turn("user", (one if isinstance(one, str) else Quote(one, one.segments[0]),))
+            ChatTurn("user", (one if isinstance(one, str) else Quote(one, one.segments[0]),))
             for one in pieces
         ]
     )
 
 
-def arrival_of(context: Composed, message: Message) -> Arrival:
+def arrival_of(context: Context, message: Message) -> Arrival:
     return Arrival(message, context.spans(message), context.ids, context.texts(message))
 
 
 def take(
-    model: LocalModel, context: Composed, *carried: tuple[Message, Channel], fallback: bool = False
+    model: LocalModel, context: Context, *carried: tuple[Message, Channel], fallback: bool = False
 ) -> TurnOutcome:
     """A turn of a context over some of its messages, each by its channel."""
     deliveries = tuple(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unspoken.channels.bridges.manifest import Audit, BridgeManifest, FitData
 from unspoken.channels.kv.geometry import ModelIdentity
-from unspoken.channels.storage.side import AuditFile, Side
+from unspoken.channels.storage.side import AuditFile, ModelDescription
 
 __all__ = ["AUDIT", "flip", "identity", "manifest", "same", "side", "tensors"]
 
@@ -31,11 +31,11 @@ def identity(name: str) -> ModelIdentity:
     return ModelIdentity(f"{name}-weights", f"{name}-config", f"{name}-tokenizer")
 
 
-def side(ref: str) -> Side:
+def side(ref: str) -> ModelDescription:
     """An end of a bridge with two rotary embeddings, whose frequencies have no short decimals."""
     frequencies = (1.0 / 10000 ** (torch.arange(4, dtype=torch.float32) / 4)).tolist()
     layer = {"kv_heads": 1, "head_dim": 8, "rope": "full", "window": None}
-    return Side.model_validate(
+    return ModelDescription.model_validate(
         {
             "ref": ref,
             "identity": {

@@ -2,9 +2,9 @@
 
 import datetime as dt
 
-from unspoken.channels.bridges.manifest import Side
+from unspoken.channels.bridges.manifest import ModelDescription
 from unspoken.channels.finetunes.profile import Estimate, Point, Profile
-from unspoken.channels.finetunes.recompute import Groups
+from unspoken.channels.finetunes.recompute import LayerRanges
 from unspoken.channels.model import CausalModel
 from unspoken.channels.storage.side import AuditFile
 
@@ -12,13 +12,18 @@ __all__ = ["point", "profile_of"]
 
 
 def point(
-    groups: Groups, kl: float, layers: int, *, moved: float | None = None, speedup: float = 2.0
+    layer_ranges: LayerRanges,
+    kl: float,
+    layers: int,
+    *,
+    moved: float | None = None,
+    speedup: float = 2.0,
 ) -> Point:
     """A point whose intervals end a tenth above its KL; `moved` is the KL behind other tokens."""
     places = {"prefix": kl, "after 24": kl if moved is None else moved}
     return Point(
-        groups=groups,
-        share=sum(last - first for first, last in groups) / layers,
+        layer_ranges=layer_ranges,
+        share=sum(last - first for first, last in layer_ranges) / layers,
         bytes_per_token=64,
         places={
             name: Estimate(kl=one, low=0.9 * one, high=1.1 * one, top1=0.9)
@@ -33,8 +38,8 @@ def profile_of(sharer: CausalModel, receiver: CausalModel, *points: Point) -> Pr
     return Profile(
         unspoken="0",
         created=dt.date(2026, 1, 1),
-        sharer=Side.of(sharer, "sharer"),
-        receiver=Side.of(receiver, "receiver"),
+        sharer=ModelDescription.of(sharer, "sharer"),
+        receiver=ModelDescription.of(receiver, "receiver"),
         data=AuditFile(name="builtin", digest="0", rows=2),
         settings={
             "message_tokens": 8,

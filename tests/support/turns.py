@@ -12,7 +12,7 @@ from unspoken.agents.engines.turn import (
     Written,
     run_turn,
 )
-from unspoken.agents.prompts.context import Composed, Turn
+from unspoken.agents.prompts.context import ChatTurn, Context
 
 __all__ = [
     "context_of",
@@ -21,8 +21,8 @@ __all__ = [
 ]
 
 
-def context_of(model: LocalModel, *words: str) -> Composed:
-    return model.composer.compose([Turn("user", (one,)) for one in words])
+def context_of(model: LocalModel, *words: str) -> Context:
+    return model.context_builder.compose([ChatTurn("user", (one,)) for one in words])
 
 
 def writes(tokens: int = 8, **settings: Any) -> GenerateSpec:

@@ -9,7 +9,7 @@ from unspoken.channels.bridges.audit.trial import Trial, Way
 from unspoken.channels.bridges.features import width
 from unspoken.channels.bridges.fit.example import Example, example, target_rows
 from unspoken.channels.bridges.fit.ridge import Gram, Solution
-from unspoken.channels.bridges.fit.samples import Case, Lesson, teach
+from unspoken.channels.bridges.fit.samples import Sample, TokenizedSample, teach
 from unspoken.channels.bridges.fit.validation import swapped
 from unspoken.channels.bridges.projection import SINK, projected_state
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
@@ -23,19 +23,19 @@ BRIDGE, MISMATCHED = "bridge", "another example's message"
 COLUMNS = 12_288
 
 
-def own_case(case: Case, full: KVState) -> Case:
+def own_case(case: TokenizedSample, full: KVState) -> TokenizedSample:
     """A case whose sharer is the receiver itself, by its own state of the whole context."""
     rows = torch.arange(case.at, len(case.ids), device=full.device)
     return replace(case, state=full, rows=rows)
 
 
-def read_alone(lesson: Lesson, receiver: TextModel) -> Case:
+def read_alone(lesson: Sample, receiver: TextModel) -> TokenizedSample:
     """A lesson's message as the receiver alone reads it, without tails."""
     frame = receiver.frame(lesson.frame)
     ids = (*frame.before, *receiver.words(lesson.text)[0])
     full = receiver.read(ids)
     at = len(frame.before)
-    return Case(ids, at, full, torch.arange(at, len(ids), device=full.device), ())
+    return TokenizedSample(ids, at, full, torch.arange(at, len(ids), device=full.device), ())
 
 
 def projector_of(

@@ -14,7 +14,7 @@ from unspoken.channels.bridges.audit.rows import AuditRows, require_two
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.fit.fuse_example import FuseInput, fuse_input, fused_context
 from unspoken.channels.bridges.fit.fuse_samples import choice_prompt
-from unspoken.channels.bridges.fit.samples import Lesson, prepare
+from unspoken.channels.bridges.fit.samples import Sample, prepare
 from unspoken.channels.bridges.fuser import Fuser
 from unspoken.channels.bridges.manifest import Audit
 from unspoken.channels.data.rows import ChoiceRow
@@ -43,7 +43,7 @@ def with_fuse(
     """
     if bridge.fuser is None:
         return audit
-    require_two([Lesson(choice_prompt(row.question), ()) for row in rows.choice])
+    require_two([Sample(choice_prompt(row.question), ()) for row in rows.choice])
     marks = _marks(bridge.fuser, sharer, receiver, rows.choice, report)
     end = "" if "choice" in rows.brought else "_builtin"
     summary = {"fuse_n": len(rows.choice), "fuse_accuracy": _share(marks[FUSED])}
@@ -87,7 +87,7 @@ def _marks(
 
 def read_both(row: ChoiceRow, fuser: Fuser, sharer: TextModel, receiver: TextModel) -> FuseInput:
     """A question, without its options, as both models have read it."""
-    case = prepare(Lesson(choice_prompt(row.question), ()), sharer, receiver)
+    case = prepare(Sample(choice_prompt(row.question), ()), sharer, receiver)
     return fuse_input(fuser.config, case, sharer, receiver)
 
 

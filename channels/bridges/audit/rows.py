@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unspoken.channels.bridges.fit.samples import Lesson, Tail
+from unspoken.channels.bridges.fit.samples import Sample, Target
 from unspoken.channels.data.builtin import builtin_text
 from unspoken.channels.data.recall import recall_question, render_recall
 from unspoken.channels.data.rows import (
@@ -129,13 +129,13 @@ class AuditRows:
         for kind in ("continuation", "question", "recall"):
             require_two(self.lessons(kind, receiver))
 
-    def lessons(self, kind: str, receiver: TextModel) -> list[Lesson]:
+    def lessons(self, kind: str, receiver: TextModel) -> list[Sample]:
         """Messages with one answer each, of ``continuation``, ``question`` or ``recall``.
 
         Raises:
             InputError: The text is too short.
         """
-        made: Mapping[str, Callable[[], list[Lesson]]] = {
+        made: Mapping[str, Callable[[], list[Sample]]] = {
             "continuation": lambda: passages(
                 self.text, receiver, self.passages, self.message, self.continuation
             ),
@@ -145,7 +145,7 @@ class AuditRows:
         return made[kind]()
 
 
-def require_two(lessons: Sequence[Lesson]) -> None:
+def require_two(lessons: Sequence[Sample]) -> None:
     """Refuse rows among which no message can be held against another's.
 
     Raises:
@@ -161,7 +161,7 @@ def require_two(lessons: Sequence[Lesson]) -> None:
 
 def passages(
     text: str, receiver: TextModel, count: int, message: int = 256, continuation: int = 64
-) -> list[Lesson]:
+) -> list[Sample]:
     """Passages spread evenly over a text, each with what follows it there.
 
     Args:
@@ -189,20 +189,20 @@ def passages(
         start, cut, stop = (
             ends[at - 1] if at else 0 for at in (first, first + message, first + needed)
         )
-        tail = Tail("", text[cut:stop])
-        lessons.append(Lesson(text[start:cut], (tail,)))
+        tail = Target("", text[cut:stop])
+        lessons.append(Sample(text[start:cut], (tail,)))
     return lessons
 
 
-def _question(row: QaRow) -> Lesson:
-    tail = Tail(question_prompt(row.question), f" {row.answers[0]}", "question")
-    return Lesson(row.context, (tail,), "chat")
+def _question(row: QaRow) -> Sample:
+    tail = Target(question_prompt(row.question), f" {row.answers[0]}", "question")
+    return Sample(row.context, (tail,), "chat")
 
 
-def _records(row: RecallRow) -> Lesson:
+def _records(row: RecallRow) -> Sample:
     message = render_recall([list(pair) for pair in row.records])
-    return Lesson(
-        message, (Tail(f"\n\n{recall_question(row.key)}", f" {row.value}", "recall"),), "chat"
+    return Sample(
+        message, (Target(f"\n\n{recall_question(row.key)}", f" {row.value}", "recall"),), "chat"
     )
 
 

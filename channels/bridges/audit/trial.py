@@ -17,7 +17,7 @@ from unspoken.channels.bridges.fit.example import (
     none_losses,
     student,
 )
-from unspoken.channels.bridges.fit.samples import Case, Lesson, prepare
+from unspoken.channels.bridges.fit.samples import Sample, TokenizedSample, prepare
 from unspoken.channels.bridges.projector import ProjectorConfig
 from unspoken.channels.errors import InputError
 from unspoken.channels.kv.state import KVState
@@ -43,7 +43,7 @@ class Trial:
     """
 
     index: int
-    case: Case
+    case: TokenizedSample
     full: KVState
     made: Example
     head: KVState
@@ -89,7 +89,7 @@ class Trials:
 
     def __init__(
         self,
-        lessons: Sequence[Lesson],
+        lessons: Sequence[Sample],
         config: ProjectorConfig,
         sharer: TextModel,
         receiver: TextModel,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unspoken.channels.bridges.features import bare_rows
-from unspoken.channels.bridges.fit.samples import Case
+from unspoken.channels.bridges.fit.samples import TokenizedSample
 from unspoken.channels.bridges.projection import SINK, feature_rows, native_part
 from unspoken.channels.bridges.projector import ProjectorConfig
 from unspoken.channels.kv.state import KVState, LayerState
@@ -15,7 +15,7 @@ from unspoken.channels.model import CausalModel, TextModel, rotaries
 
 __all__ = [
     "Example",
-    "Taught",
+    "TeacherTargets",
     "answer_loss",
     "divergence",
     "example",
@@ -31,7 +31,7 @@ LIKELIEST = 128
 
 
 @dataclass(frozen=True, eq=False)
-class Taught:
+class TeacherTargets:
     """The receiver's distributions over a tail's answer after the full text: the likeliest tokens, and the rest as one.
 
     Attributes:
@@ -65,22 +65,24 @@ class Example:
     native: tuple[LayerState, ...]
     tails: tuple[tuple[tuple[int, ...], int], ...]
     kinds: tuple[str, ...]
-    taught: tuple[Taught, ...]
+    taught: tuple[TeacherTargets, ...]
 
 
-def target_rows(state: KVState, case: Case, receiver: CausalModel, layers: Sequence[int]) -> Tensor:
+def target_rows(
+    state: KVState, case: TokenizedSample, receiver: CausalModel, layers: Sequence[int]
+) -> Tensor:
     """The receiver's own bare rows of the message, (tokens, columns)."""
     positions = torch.arange(case.at, len(case.ids), device=state.device)
     return bare_rows(state, layers, positions, receiver.geometry, rotaries(receiver))
 
 
-def sharer_rows(case: Case, sharer: CausalModel, layers: Sequence[int]) -> Tensor:
+def sharer_rows(case: TokenizedSample, sharer: CausalModel, layers: Sequence[int]) -> Tensor:
     """The sharer's bare rows for each of the message's tokens, (tokens, columns)."""
     return bare_rows(case.state, layers, case.rows, sharer.geometry, rotaries(sharer))
 
 
 @torch.no_grad()
-def taught(receiver: TextModel, case: Case, full: KVState) -> tuple[Taught, ...]:
+def taught(receiver: TextModel, case: TokenizedSample, full: KVState) -> tuple[TeacherTargets, ...]:
     """What the receiver says of each tail after the full text.
 
     Args:
@@ -95,7 +97,9 @@ def taught(receiver: TextModel, case: Case, full: KVState) -> tuple[Taught, ...]
         top, tokens = logs.topk(min(LIKELIEST, logs.shape[1]), dim=-1)
         rest = torch.log1p(-top.exp().sum(dim=-1).clamp(max=1 - 1e-6))
         found.append(
-            Taught(tokens, torch.cat([top, rest[:, None]], dim=1), answer_loss(logs, tail, count))
+            TeacherTargets(
+                tokens, torch.cat([top, rest[:, None]], dim=1), answer_loss(logs, tail, count)
+            )
         )
     return tuple(found)
 
@@ -123,7 +127,7 @@ def answer_loss(logs: Tensor, tail: Sequence[int], count: int) -> Tensor:
 @torch.no_grad()
 def example(
     config: ProjectorConfig,
-    case: Case,
+    case: TokenizedSample,
     sharer: TextModel,
     receiver: TextModel,
     full: KVState,
@@ -170,7 +174,7 @@ def head_of(receiver: TextModel, ids: Sequence[int], at: int) -> KVState:
 
 
 @torch.no_grad()
-def none_losses(receiver: TextModel, case: Case) -> list[Tensor]:
+def none_losses(receiver: TextModel, case: TokenizedSample) -> list[Tensor]:
     """Loss of every tail's answer where the message is left out: its frame stays, and its first and last tokens."""
     head = head_of(receiver, case.ids, case.at)
     return [
@@ -179,7 +183,7 @@ def none_losses(receiver: TextModel, case: Case) -> list[Tensor]:
     ]
 
 
-def divergence(logs: Tensor, known: Taught) -> Tensor:
+def divergence(logs: Tensor, known: TeacherTargets) -> Tensor:
     """KL(full text || student) in nats, mean over the answer, all but the likeliest tokens taken as one."""
     at = logs.gather(1, known.tokens)
     rest = torch.log((1 - at.exp().sum(dim=-1)).clamp_min(1e-6))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unspoken.channels.bridges.fit.example import answer_loss, sharer_rows
-from unspoken.channels.bridges.fit.samples import Case
+from unspoken.channels.bridges.fit.samples import TokenizedSample
 from unspoken.channels.bridges.fuser import Fuser, FuserConfig, fused_state, own_rows
 from unspoken.channels.bridges.projection import SINK
 from unspoken.channels.kv.state import KVState
@@ -27,7 +27,7 @@ class FuseInput:
         head: The receiver's own state of what stands before it, of `SINK` tokens at least.
     """
 
-    case: Case
+    case: TokenizedSample
     theirs: Tensor
     own: Tensor
     head: KVState
@@ -35,7 +35,7 @@ class FuseInput:
 
 @torch.no_grad()
 def fuse_input(
-    config: FuserConfig, case: Case, sharer: CausalModel, receiver: TextModel
+    config: FuserConfig, case: TokenizedSample, sharer: CausalModel, receiver: TextModel
 ) -> FuseInput:
     """Let the receiver read a case too, and take both models' rows of it."""
     own = receiver.read(case.ids)

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 
-from unspoken.channels.bridges.fit.samples import Lesson, Tail
+from unspoken.channels.bridges.fit.samples import Sample, Target
 from unspoken.channels.data.passages import fact_passages
 from unspoken.channels.data.rows import question_prompt
 from unspoken.channels.data.trivia import common_question, kept_back
@@ -19,7 +19,7 @@ def choice_prompt(question: str, hint: str = "") -> str:
 
 def teach_fusing(
     pieces: Iterator[str], seed: int, *, held_out: bool = False, words: int = 60
-) -> Iterator[Lesson]:
+) -> Iterator[Sample]:
     """Lessons without end: questions of common knowledge, plain text to go on with, private facts to be found.
 
     Args:
@@ -33,7 +33,7 @@ def teach_fusing(
     while True:
         frame = "chat" if rng.random() < 0.25 else "bare"
         draw = rng.random()
-        lesson: Lesson | None
+        lesson: Sample | None
         if draw < 0.5:
             lesson = _choice(rng, frame, held_out=held_out)
         elif draw < 0.85:
@@ -41,13 +41,15 @@ def teach_fusing(
         else:
             passage = next(facts)
             asked = rng.sample(passage.questions, min(2, len(passage.questions)))
-            tails = tuple(Tail(question_prompt(q.question), f" {q.answer}", "fact") for q in asked)
-            lesson = Lesson(passage.text, tails, frame)
+            tails = tuple(
+                Target(question_prompt(q.question), f" {q.answer}", "fact") for q in asked
+            )
+            lesson = Sample(passage.text, tails, frame)
         if lesson is not None:
             yield lesson
 
 
-def _choice(rng: random.Random, frame: str, *, held_out: bool) -> Lesson:
+def _choice(rng: random.Random, frame: str, *, held_out: bool) -> Sample:
     """A question of common knowledge, its right answer and a wrong one, in that order."""
     question, options, answer = common_question(rng)
     while kept_back(question, options[answer]) != held_out:
@@ -56,16 +58,18 @@ def _choice(rng: random.Random, frame: str, *, held_out: bool) -> Lesson:
     asked = _listing(question, options) if rng.random() < 0.3 else question
     shown = ((options[answer], "choice"), (wrong, "wrong"))
     if frame == "bare":
-        return Lesson(choice_prompt(asked), tuple(Tail("", f" {one}", kind) for one, kind in shown))
-    tails = tuple(Tail("\nAnswer in a few words.", f" {one}", kind) for one, kind in shown)
-    return Lesson(f"Question: {asked}", tails, frame)
+        return Sample(
+            choice_prompt(asked), tuple(Target("", f" {one}", kind) for one, kind in shown)
+        )
+    tails = tuple(Target("\nAnswer in a few words.", f" {one}", kind) for one, kind in shown)
+    return Sample(f"Question: {asked}", tails, frame)
 
 
 def _listing(question: str, options: Sequence[str]) -> str:
     return f"{question}\nOptions: {', '.join(options)}"
 
 
-def _plain(piece: str, rng: random.Random, words: int, frame: str) -> Lesson | None:
+def _plain(piece: str, rng: random.Random, words: int, frame: str) -> Sample | None:
     """About `words` words, and the next 24."""
     spaces = [at for at, letter in enumerate(piece) if letter.isspace()]
     length = int(words * rng.uniform(0.4, 1.4))
@@ -73,4 +77,4 @@ def _plain(piece: str, rng: random.Random, words: int, frame: str) -> Lesson | N
         return None
     start = rng.randrange(len(spaces) - length - 25)
     first, cut, end = (spaces[start + n] for n in (0, length, length + 24))
-    return Lesson(piece[first:cut].lstrip(), (Tail("", piece[cut:end]),), frame)
+    return Sample(piece[first:cut].lstrip(), (Target("", piece[cut:end]),), frame)

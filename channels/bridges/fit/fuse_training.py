@@ -22,7 +22,7 @@ from unspoken.channels.bridges.fit.fuse_example import FuseInput, contrast, fuse
 from unspoken.channels.bridges.fit.fuse_initialization import closed_form_fuser, new_fuser
 from unspoken.channels.bridges.fit.fuse_samples import teach_fusing
 from unspoken.channels.bridges.fit.progress import FuseProgress, FuseReport
-from unspoken.channels.bridges.fit.samples import Lesson, prepare
+from unspoken.channels.bridges.fit.samples import Sample, prepare
 from unspoken.channels.bridges.fit.settings import FuseSettings
 from unspoken.channels.bridges.fit.training import check_pair
 from unspoken.channels.bridges.fuser import Fuser, FuserConfig
@@ -60,7 +60,7 @@ def fit_fuser(
     report: FuseReport = lambda progress: None,
     *,
     work: Path | None = None,
-    light: tuple[TextModel, TextModel] | None = None,
+    train_models: tuple[TextModel, TextModel] | None = None,
 ) -> FuseResult:
     """Fit a fuser for a pair of models; the receiver as its own sharer is a control, not a special case.
 
@@ -71,7 +71,7 @@ def fit_fuser(
         settings: How.
         report: Called now and then.
         work: A folder for what a killed fit goes on from; None keeps nothing.
-        light: The same two models in a cheaper dtype, to take the training steps on; the closed form and the
+        train_models: The same two models in a cheaper dtype, to take the training steps on; the closed form and the
             held-out rounds use the models themselves.
 
     Raises:
@@ -79,7 +79,7 @@ def fit_fuser(
     """
     check_pair(sharer, receiver)
     with seeded(settings.seed, receiver.device):
-        return _FuseFit(sharer, receiver, corpus, settings, report, work, light).run()
+        return _FuseFit(sharer, receiver, corpus, settings, report, work, train_models).run()
 
 
 @dataclass(eq=False)
@@ -108,9 +108,9 @@ class _FuseFit:
         settings: FuseSettings,
         report: FuseReport,
         work: Path | None,
-        light: tuple[TextModel, TextModel] | None,
+        train_models: tuple[TextModel, TextModel] | None,
     ) -> None:
-        self.models, self.light = (sharer, receiver), light or (sharer, receiver)
+        self.models, self.train_models = (sharer, receiver), train_models or (sharer, receiver)
         self.receiver, self.corpus = receiver, corpus
         self.settings, self.report = settings, report
         self.config = FuserConfig(
@@ -122,7 +122,7 @@ class _FuseFit:
             settings.bottleneck,
             settings.last,
         )
-        dtypes = [model.dtype for model in (*self.models, *self.light)]
+        dtypes = [model.dtype for model in (*self.models, *self.train_models)]
         made_of = fingerprint(settings, corpus.digest, dtypes)
         self.checkpoint = Checkpoint.of(work, "fuse", made_of)
 
@@ -170,7 +170,7 @@ class _FuseFit:
         return self._read(teach_fusing(self.corpus.stream(seed), seed), models, drawn)
 
     def _read(
-        self, lessons: Iterator[Lesson], models: tuple[TextModel, TextModel], drawn: int = 0
+        self, lessons: Iterator[Sample], models: tuple[TextModel, TextModel], drawn: int = 0
     ) -> Iterator[tuple[int, FuseInput]]:
         """Inputs of the lessons after the first `drawn`, each with how many lessons were drawn by then."""
         for number, lesson in enumerate(islice(lessons, drawn, None), drawn + 1):
@@ -183,7 +183,7 @@ class _FuseFit:
     def _train(self, fuser: Fuser, saved: _Progressed) -> None:
         """Train until the time, the steps or the patience is spent; the best weights stand in `saved`."""
         settings = self.settings
-        inputs = self._inputs(settings.seed + 1, self.light, saved.drawn)
+        inputs = self._inputs(settings.seed + 1, self.train_models, saved.drawn)
         held = self._held_out()
         alone = self._losses(None, held)
         optimizer = self._optimizer(fuser)
@@ -194,7 +194,7 @@ class _FuseFit:
         began = last = monotonic()
         while (part := self._part(saved)) < 1 and saved.rounds_without < settings.patience:
             saved.drawn, made = next(inputs)
-            loss = self._loss(fuser, made, self.light[1])
+            loss = self._loss(fuser, made, self.train_models[1])
             torch.autograd.backward(loss / settings.batch)
             total += loss.detach()
             saved.tokens += made.case.tokens

@@ -9,7 +9,7 @@ from unspoken.channels.bridges.features import width, widths
 from unspoken.channels.bridges.fit.example import example, sharer_rows, target_rows
 from unspoken.channels.bridges.fit.progress import FitProgress, FitReport
 from unspoken.channels.bridges.fit.ridge import Gram, choose_layers, gram_bytes
-from unspoken.channels.bridges.fit.samples import Case, prepare, teach
+from unspoken.channels.bridges.fit.samples import TokenizedSample, prepare, teach
 from unspoken.channels.bridges.fit.settings import FitSettings
 from unspoken.channels.bridges.projection import SINK, feature_rows
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
@@ -81,7 +81,7 @@ def closed_form_projector(
 
 
 def _choose(
-    cases: list[Case], sharer: TextModel, receiver: TextModel, settings: FitSettings
+    cases: list[TokenizedSample], sharer: TextModel, receiver: TextModel, settings: FitSettings
 ) -> tuple[int, ...]:
     """Source layers, by what they add on the first few messages."""
     count = len(sharer.geometry.layers)
@@ -103,7 +103,9 @@ def _choose(
     return tuple(sorted(chosen))
 
 
-def _lessons(sharer: TextModel, receiver: TextModel, corpus: Corpus, seed: int) -> Iterator[Case]:
+def _lessons(
+    sharer: TextModel, receiver: TextModel, corpus: Corpus, seed: int
+) -> Iterator[TokenizedSample]:
     for lesson in teach(corpus.stream(seed), seed):
         yield prepare(lesson, sharer, receiver)
 

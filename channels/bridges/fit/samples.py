@@ -21,9 +21,9 @@ from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import TextModel
 
 __all__ = [
-    "Case",
-    "Lesson",
-    "Tail",
+    "Sample",
+    "Target",
+    "TokenizedSample",
     "prepare",
     "teach",
 ]
@@ -33,7 +33,7 @@ SHORTEST = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Tail:
+class Target:
     """What comes after a message.
 
     Attributes:
@@ -48,7 +48,7 @@ class Tail:
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class Sample:
     """A message with its tails.
 
     Attributes:
@@ -58,11 +58,11 @@ class Lesson:
     """
 
     text: str
-    tails: tuple[Tail, ...]
+    tails: tuple[Target, ...]
     frame: str = "bare"
 
 
-def teach(pieces: Iterator[str], seed: int, *, words: int = 190) -> Iterator[Lesson]:
+def teach(pieces: Iterator[str], seed: int, *, words: int = 190) -> Iterator[Sample]:
     """Lessons without end: half plain text, half private facts.
 
     Of plain text the receiver is asked to go on with the message, to repeat a stretch of it and to fill a blank; of
@@ -83,15 +83,17 @@ def teach(pieces: Iterator[str], seed: int, *, words: int = 190) -> Iterator[Les
         elif draw < 0.84:
             passage = next(facts)
             asked = rng.sample(passage.questions, min(3, len(passage.questions)))
-            tails = tuple(Tail(question_prompt(q.question), f" {q.answer}", "fact") for q in asked)
-            lesson = Lesson(passage.text, tails, frame)
+            tails = tuple(
+                Target(question_prompt(q.question), f" {q.answer}", "fact") for q in asked
+            )
+            lesson = Sample(passage.text, tails, frame)
         else:
             lesson = _records(rng, frame)
         if lesson is not None:
             yield lesson
 
 
-def _plain(piece: str, rng: random.Random, words: int, frame: str) -> Lesson | None:
+def _plain(piece: str, rng: random.Random, words: int, frame: str) -> Sample | None:
     """A message of about `words` words, and what follows it in the piece."""
     spaces = [at for at, letter in enumerate(piece) if letter.isspace()]
     length = min(int(words * rng.uniform(0.5, 1.2)), len(spaces) - 60)
@@ -100,36 +102,36 @@ def _plain(piece: str, rng: random.Random, words: int, frame: str) -> Lesson | N
     start = rng.randrange(len(spaces) - length - 55)
     first, cut, end = (spaces[start + n] for n in (0, length, length + 55))
     text = piece[first:cut].lstrip()
-    tails = [Tail("", piece[cut:end])]
+    tails = [Target("", piece[cut:end])]
     for _ in range(rng.choice((1, 2))):
         question = cloze(text, rng)
         if question is not None:
-            tails.append(Tail(question_prompt(question.question), f" {question.answer}", "cloze"))
+            tails.append(Target(question_prompt(question.question), f" {question.answer}", "cloze"))
     if rng.random() < 0.5:
         tails.append(_copy(text, rng))
-    return Lesson(text, tuple(tails), frame)
+    return Sample(text, tuple(tails), frame)
 
 
-def _copy(text: str, rng: random.Random) -> Tail:
+def _copy(text: str, rng: random.Random) -> Target:
     """A stretch of the message once more: its first words as the cue, the next ones to be repeated."""
     spaces = [at for at, letter in enumerate(text) if letter.isspace()]
     start = rng.randrange(max(len(spaces) - 34, 1))
     a, b, c = (spaces[min(start + n, len(spaces) - 1)] for n in (0, 8, 32))
-    return Tail(f"\n\nAgain:{text[a:b]}", text[b:c] or text[a:c], "copy")
+    return Target(f"\n\nAgain:{text[a:b]}", text[b:c] or text[a:c], "copy")
 
 
-def _records(rng: random.Random, frame: str) -> Lesson:
+def _records(rng: random.Random, frame: str) -> Sample:
     uuid = rng.random() < 0.5
     style = {"keys": "uuid", "values": "uuid"} if uuid else {}
     records, key, value = recall_records(
         rng, rng.randint(2, 6) if uuid else rng.randint(3, 8), **style
     )
-    tails = [Tail(f"\n\n{recall_question(key)}", f" {value}", "recall")]
-    return Lesson(render_recall(records), tuple(tails), frame)
+    tails = [Target(f"\n\n{recall_question(key)}", f" {value}", "recall")]
+    return Sample(render_recall(records), tuple(tails), frame)
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class TokenizedSample:
     """A lesson in the receiver's tokens, with the sharer's state for it.
 
     Attributes:
@@ -155,7 +157,9 @@ class Case:
 
 
 @torch.no_grad()
-def prepare(lesson: Lesson, sharer: TextModel, receiver: TextModel, *, longest: int = 64) -> Case:
+def prepare(
+    lesson: Sample, sharer: TextModel, receiver: TextModel, *, longest: int = 64
+) -> TokenizedSample:
     """Tokenise a lesson for both models and let the sharer read its message.
 
     Args:
@@ -177,4 +181,6 @@ def prepare(lesson: Lesson, sharer: TextModel, receiver: TextModel, *, longest: 
         if answer:
             tails.append(((*asked, *answer), len(answer)))
             kinds.append(tail.kind)
-    return Case((*ours.before, *words), len(ours.before), state, rows, tuple(tails), tuple(kinds))
+    return TokenizedSample(
+        (*ours.before, *words), len(ours.before), state, rows, tuple(tails), tuple(kinds)
+    )

@@ -31,7 +31,7 @@ from unspoken.channels.bridges.fit.initialization import closed_form_projector, 
 from unspoken.channels.bridges.fit.progress import FitProgress, FitReport
 from unspoken.channels.bridges.fit.samples import prepare, teach
 from unspoken.channels.bridges.fit.settings import FitSettings
-from unspoken.channels.bridges.fit.validation import HeldOut
+from unspoken.channels.bridges.fit.validation import ValidationSet
 from unspoken.channels.bridges.projection import SINK, projected_state
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.data.text import Corpus
@@ -87,7 +87,7 @@ def fit(
     work: Path | None = None,
     report: FitReport = lambda progress: None,
     *,
-    light: tuple[TextModel, TextModel] | None = None,
+    train_models: tuple[TextModel, TextModel] | None = None,
 ) -> FitResult:
     """Fit a projector for a pair of models.
 
@@ -98,7 +98,7 @@ def fit(
         settings: How.
         work: A folder for what a killed fit goes on from; None keeps nothing.
         report: Called now and then.
-        light: The same two models in a cheaper dtype, to train and to judge on; the closed form uses the models
+        train_models: The same two models in a cheaper dtype, to train and to judge on; the closed form uses the models
             themselves.
 
     Raises:
@@ -106,7 +106,7 @@ def fit(
     """
     check_pair(sharer, receiver)
     with seeded(settings.seed, receiver.device):
-        return _Fit(sharer, receiver, corpus, settings, work, report, light).run()
+        return _Fit(sharer, receiver, corpus, settings, work, report, train_models).run()
 
 
 @dataclass(eq=False)
@@ -136,12 +136,12 @@ class _Fit:
         settings: FitSettings,
         work: Path | None,
         report: FitReport,
-        light: tuple[TextModel, TextModel] | None,
+        train_models: tuple[TextModel, TextModel] | None,
     ) -> None:
-        self.light = light or (sharer, receiver)
+        self.train_models = train_models or (sharer, receiver)
         self.sharer, self.receiver, self.corpus = sharer, receiver, corpus
         self.settings, self.report = settings, report
-        dtypes = [model.dtype for model in (sharer, receiver, *self.light)]
+        dtypes = [model.dtype for model in (sharer, receiver, *self.train_models)]
         made_of = fingerprint(settings, corpus.digest, dtypes)
         self.checkpoint = Checkpoint.of(work, "fit", made_of)
         self.rng = random.Random(settings.seed)
@@ -159,7 +159,7 @@ class _Fit:
             scores = held.score(projector)
             if not math.isfinite(scores.score):
                 raise BridgeError(
-                    f"the held-out score is {scores.score}: the models' logits are not finite in {self.light[1].dtype}",
+                    f"the held-out score is {scores.score}: the models' logits are not finite in {self.train_models[1].dtype}",
                     expected="finite logits",
                     fix="fit with --train-dtype bfloat16, or without it",
                 )
@@ -198,19 +198,19 @@ class _Fit:
 
     # -- training
 
-    def _held_out(self, config: ProjectorConfig) -> HeldOut:
+    def _held_out(self, config: ProjectorConfig) -> ValidationSet:
         # A corpus of one document holds nothing out: its scores then say less, and the audit's own rows judge.
         stream = replace(self.corpus, train=self.corpus.held_out or self.corpus.train).stream(0)
         lessons = teach(stream, seed=10_007)
-        return HeldOut.make(config, lessons, *self.light)
+        return ValidationSet.make(config, lessons, *self.train_models)
 
     def _examples(self, config: ProjectorConfig, seed: int) -> Iterator[Example]:
-        sharer, receiver = self.light
+        sharer, receiver = self.train_models
         for lesson in teach(self.corpus.stream(seed), seed):
             case = prepare(lesson, sharer, receiver)
             yield example(config, case, sharer, receiver, receiver.read(case.ids))
 
-    def _train(self, projector: Projector, saved: _Progressed, held: HeldOut) -> None:
+    def _train(self, projector: Projector, saved: _Progressed, held: ValidationSet) -> None:
         settings = self.settings
         optimizer = torch.optim.AdamW(
             [
@@ -268,7 +268,7 @@ class _Fit:
         return max(by_time, by_steps)
 
     def _loss(self, projector: Projector, made: Example) -> Tensor:
-        receiver = self.light[1]
+        receiver = self.train_models[1]
         head = self._head(made)
         with torch.enable_grad():
             state = projected_state(projector, made.features, made.native, made.at, receiver)
@@ -282,10 +282,10 @@ class _Fit:
     def _head(self, made: Example) -> KVState:
         """The receiver's own state before the message; that of a template is computed once."""
         if made.at < SINK:
-            return head_of(self.light[1], made.ids, made.at)
+            return head_of(self.train_models[1], made.ids, made.at)
         before = made.ids[: made.at]
         if before not in self._heads:
-            self._heads[before] = head_of(self.light[1], made.ids, made.at)
+            self._heads[before] = head_of(self.train_models[1], made.ids, made.at)
         return self._heads[before]
 
     # -- going on after a kill

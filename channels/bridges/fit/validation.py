@@ -17,13 +17,13 @@ from unspoken.channels.bridges.fit.example import (
     none_losses,
     student,
 )
-from unspoken.channels.bridges.fit.samples import Lesson, prepare
+from unspoken.channels.bridges.fit.samples import Sample, prepare
 from unspoken.channels.bridges.projection import projected_state
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import TextModel
 
-__all__ = ["HeldOut", "Scores"]
+__all__ = ["Scores", "ValidationSet"]
 
 KINDS = {
     "text": "text",
@@ -68,7 +68,7 @@ class Scores:
 
 
 @dataclass(frozen=True, eq=False)
-class HeldOut:
+class ValidationSet:
     """Held-out examples with their losses without a message.
 
     Attributes:
@@ -87,11 +87,11 @@ class HeldOut:
     def make(
         cls,
         config: ProjectorConfig,
-        lessons: Iterator[Lesson],
+        lessons: Iterator[Sample],
         sharer: TextModel,
         receiver: TextModel,
         count: int = MESSAGES,
-    ) -> "HeldOut":
+    ) -> "ValidationSet":
         """Prepare the first `count` lessons."""
         made: list[Example] = []
         none = []

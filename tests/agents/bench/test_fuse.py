@@ -22,7 +22,7 @@ from unspoken.channels.bridges.manifest import Audit, BridgeManifest, FitData
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.errors import BridgeError, InputError
 from unspoken.channels.metrics import paired, wilson
-from unspoken.channels.storage.side import Side
+from unspoken.channels.storage.side import ModelDescription
 
 WAYS = {
     "receiver": "receiver alone",
@@ -64,8 +64,8 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def kept(folder: Path, sharer: LocalModel, receiver: LocalModel, fuser: Fuser) -> Path:
     """A folder with a fuser alone."""
     manifest = BridgeManifest.new(
-        Side.of(sharer, "their/model"),
-        Side.of(receiver, "our/model"),
+        ModelDescription.of(sharer, "their/model"),
+        ModelDescription.of(receiver, "our/model"),
         config={"fuse": fuser.config.to_dict()},
         dtype="float32",
         data=FitData(sources=("tiny",), digest="00", tokens=1, seed=0),

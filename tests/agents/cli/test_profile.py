@@ -144,7 +144,7 @@ def test_nothing_is_kept_of_a_measurement_that_failed(
 
     monkeypatch.setattr(profiling, "clocked", fail)
     assert "no clock" in refused(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
-    assert ProfileStore().entries() == []
+    assert ProfileStore().entry_layers() == []
 
 
 def test_a_figure_that_cannot_be_drawn_costs_nothing_else(

@@ -7,7 +7,7 @@ from architectures import ARCHITECTURES, make
 from unspoken.agents.engines.sampling import Sampler
 from unspoken.agents.engines.turn import TurnOutcome, TurnRequest, Written, run_turn
 from unspoken.agents.models.model import LocalModel
-from unspoken.agents.prompts.context import Composed
+from unspoken.agents.prompts.context import Context
 from unspoken.agents.spec.spec import GenerateSpec
 from unspoken.channels.message import Segment
 
@@ -21,7 +21,7 @@ def decode(
     """Run a turn over bare ids; its outcome and the pieces of text it gave out."""
     segment = Segment("user", tuple(ids), (0, len(ids)), "", 0)
     steps = run_turn(
-        model, TurnRequest(Composed().extended(segment), generate=settings, keep_state=True)
+        model, TurnRequest(Context().extended(segment), generate=settings, keep_state=True)
     )
     pieces = []
     with torch.no_grad():
@@ -40,7 +40,7 @@ def _prompts(model: LocalModel, count: int, length: int = PROMPT) -> list[list[i
 
 
 def _generated(model: LocalModel, ids: list[int], new: int) -> list[int]:
-    tensor = torch.tensor([[*ids, *model.composer.ask(Composed())]])
+    tensor = torch.tensor([[*ids, *model.context_builder.ask(Context())]])
     with torch.no_grad():
         written = model.hf.generate(
             input_ids=tensor,
@@ -73,7 +73,7 @@ def test_greedy_tokens_equal_generate_on_a_real_model(smollm2: LocalModel) -> No
         "Name three primes.",
         "Why is the sky blue?",
     ):
-        ids = list(smollm2.codec.encode(f"<|im_start|>user\n{question}<|im_end|>\n"))
+        ids = list(smollm2.text.encode(f"<|im_start|>user\n{question}<|im_end|>\n"))
         outcome, _ = decode(smollm2, ids, GenerateSpec(max_new_tokens=NEW))
         assert _words(outcome) == _generated(smollm2, ids, NEW)
 
@@ -100,7 +100,7 @@ def test_a_stop_string_crops_text_tokens_and_state() -> None:
     stop = free.text[at : at + 2]
     outcome, pieces = decode(model, prompt, GenerateSpec(max_new_tokens=NEW, stop=(stop,)))
     assert outcome.text == free.text[:at] == "".join(pieces)
-    assert model.codec.decode(_words(outcome)) == outcome.text
+    assert model.text.decode(_words(outcome)) == outcome.text
     fresh = model.prefill(model.tensor(outcome.context.ids)).state
     assert outcome.state is not None
     torch.testing.assert_close(
@@ -113,7 +113,7 @@ def test_the_streamed_text_is_the_text() -> None:
     model = make("llama")
     for prompt in _prompts(model, 5):
         outcome, pieces = decode(model, prompt, GenerateSpec(max_new_tokens=NEW))
-        assert "".join(pieces) == outcome.text == model.codec.decode(_words(outcome))
+        assert "".join(pieces) == outcome.text == model.text.decode(_words(outcome))
 
 
 def test_a_context_that_fills_up_ends_the_turn() -> None:

@@ -15,7 +15,7 @@ from unspoken.agents.engines.turn import (
     TurnRequest,
     Written,
 )
-from unspoken.agents.prompts.context import Composed, Quote, Turn
+from unspoken.agents.prompts.context import ChatTurn, Context, Quote
 from unspoken.agents.runtime.outbox import publish
 from unspoken.channels import KVState, Message, SameModelCacheChannel, TextChannel
 from unspoken.channels.base import Arrival
@@ -69,11 +69,11 @@ def message_of(model: LocalModel, words: str, share: Any = "prompt") -> Message:
 
 def delivered(
     model: LocalModel, message: Message, channel: Any, before: str = "", fallback: bool = True
-) -> tuple[Composed, tuple[Delivery, ...]]:
+) -> tuple[Context, tuple[Delivery, ...]]:
     """A context of some words, a message and a question, and the message's delivery."""
-    turns = [Turn("user", (before,))] if before else []
-    turns += [Turn("user", (Quote(message, message.segments[0]),)), Turn("user", ("who?",))]
-    context = model.composer.compose(turns)
+    turns = [ChatTurn("user", (before,))] if before else []
+    turns += [ChatTurn("user", (Quote(message, message.segments[0]),)), ChatTurn("user", ("who?",))]
+    context = model.context_builder.compose(turns)
     arrival = Arrival(message, context.spans(message), context.ids)
     return context, (Delivery(0, "reader -> solver", channel, arrival, fallback),)
 
@@ -82,17 +82,17 @@ def test_a_turn_writes_what_transformers_writes(model: LocalModel) -> None:
     """Greedy decoding gives the tokens of `generate` over the same ids."""
     context = context_of(model, WORDS)
     _, outcome = take(model, TurnRequest(context, generate=writes(12)))
-    ids = context.ids + model.composer.ask(context)
+    ids = context.ids + model.context_builder.ask(context)
     words = outcome.context.segments[-1].words
     assert list(words) == greedy(model, ids, 12)
-    assert outcome.text == model.codec.decode(words)
+    assert outcome.text == model.text.decode(words)
 
 
 def test_the_closed_turn_has_its_state(model: LocalModel) -> None:
     """The state kept covers the whole context, closing tokens too, as if computed from its ids."""
     request = TurnRequest(context_of(model, WORDS), generate=writes(), keep_state=True)
     outcome = take(model, request)[1]
-    closing = model.composer.close()
+    closing = model.context_builder.close()
     assert outcome.context.ids[-len(closing) :] == closing
     assert outcome.state is not None
     close_to(outcome.state, computed(model, outcome.context.ids))
@@ -107,7 +107,7 @@ def test_a_stop_string_leaves_a_state_of_the_kept_words(model: LocalModel, at: i
     request = TurnRequest(context, generate=writes(16, stop=stop), keep_state=True)
     outcome = take(model, request)[1]
     assert outcome.text == full.split(stop, 1)[0] and outcome.finish == "stop"
-    assert model.codec.decode(outcome.context.segments[-1].words) == outcome.text
+    assert model.text.decode(outcome.context.segments[-1].words) == outcome.text
     assert outcome.state is not None
     close_to(outcome.state, computed(model, outcome.context.ids))
 
@@ -122,7 +122,7 @@ def test_a_long_prefill_comes_in_steps_of_256(model: LocalModel) -> None:
     """Between chunks there is an event, so that a cancel is seen."""
     context = context_of(model, "漢" * 250)
     events, _ = take(model, TurnRequest(context, generate=writes(1)))
-    total = len(context.ids + model.composer.ask(context))
+    total = len(context.ids + model.context_builder.ask(context))
     assert total > 512
     assert [one for one in events if isinstance(one, Prefilling)] == [
         Prefilling(done, total) for done in range(0, total, 256)
@@ -156,7 +156,9 @@ def test_own_state_is_reused_as_far_as_the_ids_agree(model: LocalModel) -> None:
     first = take(model, TurnRequest(context_of(model, WORDS), generate=writes(), keep_state=True))[
         1
     ]
-    context = model.composer.compose([Turn("user", ("and then?",))], earlier=first.context)
+    context = model.context_builder.compose(
+        [ChatTurn("user", ("and then?",))], earlier=first.context
+    )
     assert first.state is not None
     again = TurnRequest(context, own=(first.context.ids, first.state), generate=writes())
     plain = TurnRequest(context, generate=writes())
@@ -174,7 +176,7 @@ def test_tokens_are_counted_once(model: LocalModel, before: str, sink: int) -> N
     context, deliveries = delivered(model, message, SameModelCacheChannel(sink=sink), before)
     usage = take(model, TurnRequest(context, deliveries, generate=writes(2)))[1].usage
     total = usage.prefilled_tokens + usage.reused_tokens + usage.recomputed_tokens
-    assert usage.prompt_tokens == total == len(context.ids + model.composer.ask(context))
+    assert usage.prompt_tokens == total == len(context.ids + model.context_builder.ask(context))
     size = len(message.segments[0].ids)
     assert usage.recomputed_tokens == (min(sink, size) if before else 0)
     assert usage.layer_tokens_computed == 2 * (usage.prefilled_tokens + usage.recomputed_tokens)
@@ -257,7 +259,7 @@ def test_a_turn_stops_at_the_end_of_the_model_s_context(
     """Decoding ends by length where positions run out."""
     monkeypatch.setitem(vars(model), "stop_ids", frozenset())
     context = context_of(model, "漢" * 677)
-    room = model.max_positions - len(context.ids + model.composer.ask(context))
+    room = model.max_positions - len(context.ids + model.context_builder.ask(context))
     assert 0 < room < 40
     outcome = take(model, TurnRequest(context, generate=writes(200)))[1]
     assert (outcome.finish, outcome.usage.generated_tokens) == ("length", room)

@@ -224,7 +224,7 @@ def test_a_reader_is_continued_in_every_template(
     model = models[template]
     report = reader_solver(model, model).run(document=DOCUMENT, question=QUESTION).report
     (edge,) = report.edges
-    words = len(model.codec.encode_words(DOCUMENT))
+    words = len(model.text.encode_words(DOCUMENT))
     assert edge.reused + edge.repaired >= words - 4
     assert report.agents["solver"][0].reused_tokens >= words - 8
 

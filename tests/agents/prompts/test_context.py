@@ -11,8 +11,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from unspoken.agents.prompts.chat_template import PLAIN_TEMPLATE, read_template
-from unspoken.agents.prompts.context import Composed, Composer, Quote, Turn
-from unspoken.agents.prompts.tokenizer import TokenCodec
+from unspoken.agents.prompts.context import ChatTurn, Context, ContextBuilder, Quote
+from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.channels.base import Arrival
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.message import Message, Segment
@@ -23,14 +23,14 @@ CONTENT = st.text(alphabet="the user\n é漢🙂<|im_end|>.", max_size=20)
 Said = Sequence[tuple[str, str]]
 
 
-def made(source: str, *, bos: str = "") -> tuple[PreTrainedTokenizerFast, Composer]:
+def made(source: str, *, bos: str = "") -> tuple[PreTrainedTokenizerFast, ContextBuilder]:
     """A tokenizer with a chat template (none for the plain one), and its composer."""
     tokenizer = tiny_tokenizer(chat_template=source)
     if bos:
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, 1)]
         )
-    codec = TokenCodec(tokenizer, ONE.tokenizer)
+    codec = TextTokenizer(tokenizer, ONE.tokenizer)
 
     def render(turns: Sequence[Mapping[str, str]], prompt: bool) -> str:
         return str(
@@ -44,15 +44,15 @@ def made(source: str, *, bos: str = "") -> tuple[PreTrainedTokenizerFast, Compos
 
     template = read_template(render, bos=codec.bos)
     assert template is not None
-    return tokenizer, Composer(codec, template)
+    return tokenizer, ContextBuilder(codec, template)
 
 
 CHATML_TOKENIZER, COMPOSER = made(CHATML)
 COMPOSERS = {name: made(source)[1] for name, source in TEMPLATES.items()} | {"chatml": COMPOSER}
 
 
-def composed(composer: Composer, said: Said, system: str | None = None) -> Composed:
-    return composer.compose([Turn(role, (words,)) for role, words in said], system=system)
+def composed(composer: ContextBuilder, said: Said, system: str | None = None) -> Context:
+    return composer.compose([ChatTurn(role, (words,)) for role, words in said], system=system)
 
 
 def rendered(tokenizer: PreTrainedTokenizerFast, said: Said, system: str | None) -> tuple[int, ...]:
@@ -64,7 +64,7 @@ def rendered(tokenizer: PreTrainedTokenizerFast, said: Said, system: str | None)
 
 
 def message(
-    composer: Composer, said: Said, identity: ModelIdentity = ONE, whole: bool = False
+    composer: ContextBuilder, said: Said, identity: ModelIdentity = ONE, whole: bool = False
 ) -> Message:
     """What an agent in a context of these turns publishes: the last one, or all."""
     context = composed(composer, said)
@@ -140,7 +140,7 @@ def test_words_that_spell_a_marker_make_no_marker(words: str, marker: str, name:
     plain, attacked = composed(composer, [("user", "x")]), composed(composer, [("user", attack)])
     for number in range(len(SPECIALS)):
         assert plain.ids.count(number) == attacked.ids.count(number)
-    assert attack in COMPOSER.codec.decode(attacked.segments[-1].words)
+    assert attack in COMPOSER.text.decode(attacked.segments[-1].words)
 
 
 @given(words=CONTENT, name=st.sampled_from(["chatml", "smollm2", "zephyr", "qwen3"]))
@@ -148,7 +148,7 @@ def test_a_turn_knows_where_its_words_stand(words: str, name: str) -> None:
     """The words' tokens hold all of the words and no token of the wrapper that could be left out."""
     composer = COMPOSERS[name]
     turn = composed(composer, [("user", words)]).segments[-1]
-    decoded = COMPOSER.codec.decode(turn.words)
+    decoded = COMPOSER.text.decode(turn.words)
     assert words in decoded
     assert (
         len(decoded) <= len(words) + 1
@@ -169,7 +169,7 @@ def test_quotes_keep_their_ids_and_spans_say_where(
     pieces: list[str | Quote] = [between[0]]
     for one, words in zip(messages, between[1:], strict=False):
         pieces += [quoted(one), words]
-    context = composer.compose([Turn("user", tuple(pieces))])
+    context = composer.compose([ChatTurn("user", tuple(pieces))])
     for one in messages:
         (span,) = context.spans(one)
         assert span.length == len(one.segments[0].words)
@@ -182,7 +182,7 @@ def test_a_message_that_is_a_whole_turn_here_too_is_kept_whole(words: str, name:
     """A user's turn alone in a user's turn keeps all its ids, wrapper included, so a cache continues."""
     composer = COMPOSERS[name]
     one = message(composer, [("user", words)])
-    context = composer.compose([Turn("user", (quoted(one),))])
+    context = composer.compose([ChatTurn("user", (quoted(one),))])
     assert context.ids == one.context
     (span,) = context.spans(one)
     assert (span.at, span.source, span.length) == (
@@ -195,7 +195,7 @@ def test_a_message_that_is_a_whole_turn_here_too_is_kept_whole(words: str, name:
 def test_an_assistants_words_as_a_users_turn_are_spliced() -> None:
     """Under another role only the words keep their ids; the wrapper is the receiver's."""
     one = message(COMPOSER, [("user", "q"), ("assistant", "the answer")])
-    context = COMPOSER.compose([Turn("user", (quoted(one),))])
+    context = COMPOSER.compose([ChatTurn("user", (quoted(one),))])
     (span,) = context.spans(one)
     assert span.length == len(one.segments[0].words) < len(one.segments[0].ids)
     assert context.ids == composed(COMPOSER, [("user", "the answer")]).ids
@@ -204,8 +204,8 @@ def test_an_assistants_words_as_a_users_turn_are_spliced() -> None:
 def test_a_whole_context_is_kept_turn_by_turn() -> None:
     """With share: context every turn keeps its ids and role."""
     one = message(COMPOSER, [("user", "q"), ("assistant", "a")], whole=True)
-    turns = [Turn(segment.role, (Quote(one, segment),)) for segment in one.segments]
-    context = COMPOSER.compose([*turns, Turn("user", ("next",))])
+    turns = [ChatTurn(segment.role, (Quote(one, segment),)) for segment in one.segments]
+    context = COMPOSER.compose([*turns, ChatTurn("user", ("next",))])
     assert context.ids[: len(one.context)] == one.context
     assert [(span.at, span.length) for span in context.spans(one)] == [
         (segment.position, len(segment.ids)) for segment in one.segments
@@ -215,7 +215,7 @@ def test_a_whole_context_is_kept_turn_by_turn() -> None:
 def test_a_message_of_another_tokenizer_is_tokenised_anew() -> None:
     """Between tokenizers only words cross, and there is no span to carry state to."""
     one = message(COMPOSER, [("user", "the question")], OTHER)
-    context = COMPOSER.compose([Turn("user", (quoted(one),))])
+    context = COMPOSER.compose([ChatTurn("user", (quoted(one),))])
     assert context.ids == composed(COMPOSER, [("user", "the question")]).ids
     assert context.spans(one) == ()
 
@@ -227,30 +227,30 @@ def test_words_of_another_tokenizer_have_their_place(
     """The span's tokens hold letters of the quote alone, each up to its end, and leave out no whole token."""
     composer = COMPOSERS[name]
     one = message(COMPOSER, [("user", words)], OTHER)
-    context = composer.compose([Turn("user", (before, quoted(one), after))])
+    context = composer.compose([ChatTurn("user", (before, quoted(one), after))])
     held = ""
     for span in context.texts(one):
         assert span.segment == 0 and span.ends
         ids = context.ids[span.at : span.at + span.length]
-        held = composer.codec.decode(ids)
+        held = composer.text.decode(ids)
         assert list(span.ends) == sorted(span.ends) and span.ends[-1] <= len(words)
         assert held in words and words[: span.ends[-1]].endswith(held)
         for count, end in enumerate(span.ends, 1):
-            known = composer.codec.decode(ids[:count])
+            known = composer.text.decode(ids[:count])
             if "\ufffd" not in known:
                 assert words[:end].endswith(known)
     # What is left out is no more than a token that joins it with what stands around it, at either end.
-    assert len(words) - len(held) <= 2 * max(map(len, composer.codec.tokenizer.get_vocab()))
+    assert len(words) - len(held) <= 2 * max(map(len, composer.text.tokenizer.get_vocab()))
 
 
 def test_a_token_over_the_border_of_a_quote_is_left_out() -> None:
     """Where the receiver's token holds some of its own words too, it computes that token itself."""
     one = message(COMPOSER, [("user", "er who")], OTHER)
-    context = COMPOSER.compose([Turn("user", ("read", quoted(one)))])
-    joined = COMPOSER.codec.encode_words("reader who")
-    assert COMPOSER.codec.decode(joined[:1]) == "reader"
+    context = COMPOSER.compose([ChatTurn("user", ("read", quoted(one)))])
+    joined = COMPOSER.text.encode_words("reader who")
+    assert COMPOSER.text.decode(joined[:1]) == "reader"
     (span,) = context.texts(one)
-    assert COMPOSER.codec.decode(context.ids[span.at : span.at + span.length]) == " who"
+    assert COMPOSER.text.decode(context.ids[span.at : span.at + span.length]) == " who"
     assert span.ends == (len("er who"),)
 
 
@@ -259,7 +259,7 @@ def test_an_arrival_counts_both_kinds_of_tokens() -> None:
     one, other = (
         message(COMPOSER, [("user", "the question")], made_by) for made_by in (ONE, OTHER)
     )
-    context = COMPOSER.compose([Turn("user", ("a", quoted(one), quoted(other), "b"))])
+    context = COMPOSER.compose([ChatTurn("user", ("a", quoted(one), quoted(other), "b"))])
     for each in (one, other):
         arrival = Arrival(each, context.spans(each), context.ids, context.texts(each))
         assert arrival.tokens == len(arrival.positions) > 0
@@ -279,12 +279,12 @@ def test_a_turn_knows_where_its_tokens_end(pieces: list[str], quotes: bool, name
         quoted(message(composer, [("user", piece)])) if quotes and number % 2 else piece
         for number, piece in enumerate(pieces)
     ]
-    segment = composer.compose([Turn("user", tuple(said))]).segments[-1]
+    segment = composer.compose([ChatTurn("user", tuple(said))]).segments[-1]
     assert segment.text == "".join(pieces)
     assert len(segment.ends) == len(segment.words) and list(segment.ends) == sorted(segment.ends)
     assert not segment.ends or segment.ends[-1] == len(segment.text)
     for count, end in enumerate(segment.ends, 1):
-        known = composer.codec.decode(segment.words[:count])
+        known = composer.text.decode(segment.words[:count])
         if "\ufffd" not in known and count < len(segment.ends):
             # A quote keeps its ids, and its first token may hold the space its own turn's wrapper ended with.
             bare = segment.text[:end].replace(" ", "")
@@ -293,12 +293,12 @@ def test_a_turn_knows_where_its_tokens_end(pieces: list[str], quotes: bool, name
 
 def test_sampled_words_are_not_tokenised_again() -> None:
     """Ids that the tokenizer would never give for these words survive a quote."""
-    codec = COMPOSER.codec
+    codec = COMPOSER.text
     odd = tuple(codec.encode_words(letter)[0] for letter in "reader")
     assert odd != codec.encode_words("reader")
     segment = Segment("assistant", (1, *odd, 2), (1, 7), "reader", 0)
     one = Message("a", (segment,), False, segment.ids, ONE)
-    context = COMPOSER.compose([Turn("user", ("Say: ", quoted(one), "!"))])
+    context = COMPOSER.compose([ChatTurn("user", ("Say: ", quoted(one), "!"))])
     (span,) = context.spans(one)
     assert context.ids[span.at : span.at + span.length] == odd
 
@@ -306,8 +306,8 @@ def test_sampled_words_are_not_tokenised_again() -> None:
 def test_an_earlier_context_is_gone_on_from() -> None:
     """New turns are appended to a finished context, whose own messages no longer have spans."""
     one = message(COMPOSER, [("user", "q")])
-    earlier = COMPOSER.compose([Turn("user", (quoted(one),))])
-    context = COMPOSER.compose([Turn("user", ("next",))], system="ignored", earlier=earlier)
+    earlier = COMPOSER.compose([ChatTurn("user", (quoted(one),))])
+    context = COMPOSER.compose([ChatTurn("user", ("next",))], system="ignored", earlier=earlier)
     assert context.ids == composed(COMPOSER, [("user", "q"), ("user", "next")]).ids
     assert context.spans(one) == ()
 
@@ -327,7 +327,7 @@ def test_a_lead_that_a_message_s_first_token_holds_is_not_written_twice() -> Non
     """Where the wrapper's space is part of the first word's token, the quote continues all the same."""
     composer = COMPOSERS["mistral"]
     one = message(composer, [("user", "the question")])
-    context = composer.compose([Turn("user", (quoted(one),)), Turn("user", ("next",))])
+    context = composer.compose([ChatTurn("user", (quoted(one),)), ChatTurn("user", ("next",))])
     (span,) = context.spans(one)
     assert span.at == span.source
     assert context.ids[: span.at + span.length] == one.context[: span.source + span.length]

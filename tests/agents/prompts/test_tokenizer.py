@@ -10,10 +10,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from unspoken.agents.prompts.tokenizer import Detokenizer, TokenCodec
+from unspoken.agents.prompts.tokenizer import Detokenizer, TextTokenizer
 from unspoken.channels.errors import ModelSupportError
 
-CODEC = TokenCodec(tiny_tokenizer(), "digest")
+CODEC = TextTokenizer(tiny_tokenizer(), "digest")
 TOKENS = st.lists(st.integers(0, len(CODEC.tokenizer) - 1), max_size=40)
 WORDS = st.text(alphabet="the of aé漢🙂\n ", max_size=12)
 
@@ -104,7 +104,7 @@ def test_a_stop_string_before_half_a_character_is_found_at_the_end() -> None:
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[("x", "Ã")]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    codec = TokenCodec(PreTrainedTokenizerFast(tokenizer_object=backend), "other")  # type: ignore[no-untyped-call]
+    codec = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend), "other")  # type: ignore[no-untyped-call]
     detokenizer = Detokenizer(codec, ["x"])
     assert "".join(stream(detokenizer, [vocab["a"], vocab["xÃ"]])) == "a"
     assert detokenizer.stopped and codec.decode(detokenizer.kept()[0]) == "a"
@@ -157,7 +157,7 @@ def test_bos_is_what_the_tokenizer_adds_by_itself() -> None:
     leading.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
     )
-    assert TokenCodec(leading, "digest").bos == "<|im_start|>"
+    assert TextTokenizer(leading, "digest").bos == "<|im_start|>"
 
 
 def test_a_tokenizer_without_offsets_is_refused() -> None:
@@ -167,4 +167,4 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
         is_fast = False
 
     with pytest.raises(ModelSupportError, match="Slow gives no offsets"):
-        TokenCodec(Slow(), "digest")  # type: ignore[arg-type]
+        TextTokenizer(Slow(), "digest")  # type: ignore[arg-type]

@@ -57,7 +57,7 @@ def test_an_own_channel_is_planned_by_its_name(
     assert (edge.asked, edge.channel, edge.mode, edge.fell_back) == (
         "continuation",
         "continuation",
-        "own",
+        "custom",
         False,
     )
     assert edge.bytes_per_token == model.geometry.bytes_per_token(model.dtype.itemsize)

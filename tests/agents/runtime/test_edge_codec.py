@@ -10,7 +10,7 @@ from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sibling, sound, 
 
 from unspoken.agents import LocalModel, Workflow
 from unspoken.channels.errors import WorkflowError
-from unspoken.channels.kv.compressed import pack, packed_bytes_per_token
+from unspoken.channels.kv.compressed import compress, compressed_bytes_per_token
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_the_plan_says_so_with_its_bytes(models: tuple[LocalModel, LocalModel]) 
     assert 0 < small.bytes_per_token < raw.bytes_per_token
     geometry, dtype = models[0].geometry, models[0].dtype
     assert raw.bytes_per_token == geometry.bytes_per_token(4)
-    assert small.bytes_per_token == packed_bytes_per_token("int8", geometry, dtype)
+    assert small.bytes_per_token == compressed_bytes_per_token("int8", geometry, dtype)
 
 
 def test_text_edges_have_nothing_to_keep(models: tuple[LocalModel, LocalModel]) -> None:
@@ -69,7 +69,7 @@ def test_layers_computed_anew_begin_from_exact_hidden_states(
 @pytest.mark.parametrize(("codec", "near"), [("int8", 0.02), ("int4", 0.2)])
 def test_what_is_unpacked_is_near_what_was_packed(name: str, codec: Any, near: float) -> None:
     state = make(name).read(tuple(range(3, 75)), capture=(2,))
-    back = pack(state, codec).unpack()
+    back = compress(state, codec).decompress()
     assert (back.start, back.stop, back.approximate_from) == (0, 72, 0)
     assert torch.equal(back.hidden[2], state.hidden[2])
     for left, right in zip(state.layers, back.layers, strict=True):
@@ -80,8 +80,8 @@ def test_what_is_unpacked_is_near_what_was_packed(name: str, codec: Any, near: f
 
 def test_a_packed_slice_does_not_keep_the_whole(models: tuple[LocalModel, LocalModel]) -> None:
     state = models[0].read(tuple(range(3, 75)), capture=(1,))
-    packed = pack(state.slice(0, 8), "int8")
-    assert packed.hidden[1].untyped_storage().nbytes() == packed.hidden[1].nbytes
+    compressed = compress(state.slice(0, 8), "int8")
+    assert compressed.hidden[1].untyped_storage().nbytes() == compressed.hidden[1].nbytes
 
 
 def test_a_codec_that_there_is_not_is_refused(models: tuple[LocalModel, LocalModel]) -> None:

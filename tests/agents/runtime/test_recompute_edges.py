@@ -12,7 +12,7 @@ from turns import context_of, take, writes
 
 from unspoken.agents import Agent, LocalModel, Workflow
 from unspoken.agents.engines.turn import Delivery, TurnRequest
-from unspoken.agents.prompts.context import Quote, Turn
+from unspoken.agents.prompts.context import ChatTurn, Quote
 from unspoken.agents.spec.loader import loads
 from unspoken.channels import SameModelCacheChannel
 from unspoken.channels.base import Arrival
@@ -116,9 +116,9 @@ def test_a_policy_may_refuse_whatever_the_profile_says(
 
 @pytest.mark.parametrize(("groups", "anew"), [([], 0), ([[0, 1]], 1), ([[0, 2]], 2)])
 def test_a_policy_may_name_the_layers(
-    models: tuple[LocalModel, LocalModel], groups: list[list[int]], anew: int
+    models: tuple[LocalModel, LocalModel], layer_ranges: list[list[int]], anew: int
 ) -> None:
-    chosen = flow(models, recompute=groups)
+    chosen = flow(models, recompute=layer_ranges)
     assert chosen.plan().edges[0].mode == "recompute"
     (carried,) = sound(chosen.run(document=DOCUMENT, question=QUESTION).report).edges
     assert carried.recomputed_layers == anew and carried.exact == (anew == 2)
@@ -197,7 +197,7 @@ def test_an_edge_that_must_not_fall_back_is_an_error(models: tuple[LocalModel, L
 
 def test_a_broken_profile_is_said_to_be_one(models: tuple[LocalModel, LocalModel]) -> None:
     keep(models, point((), 0.0, 2))
-    (folder,) = ProfileStore().entries()
+    (folder,) = ProfileStore().entry_layers()
     (folder / "profile.json").write_text("{")
     (edge,) = flow(models).plan().edges
     assert edge.mode == "text" and "profile.json" in edge.reason
@@ -205,7 +205,7 @@ def test_a_broken_profile_is_said_to_be_one(models: tuple[LocalModel, LocalModel
 
 def test_a_channel_object_names_its_layers(models: tuple[LocalModel, LocalModel]) -> None:
     """In Python as in YAML, and back."""
-    made = flow(models, SameModelCacheChannel(share="prompt", groups=((0, 1),)))
+    made = flow(models, SameModelCacheChannel(share="prompt", layer_ranges=((0, 1),)))
     assert made.spec.edges[0].recompute == ((0, 1),)
     assert made.plan().edges[0].recompute == ((0, 1),)
 
@@ -238,7 +238,7 @@ def test_hidden_states_reach_back_into_an_agents_own_past(
     model = models[0]
     first = take(model, TurnRequest(context_of(model, "one"), (), None, writes(), True, (1,)))[1]
     assert first.state is not None
-    longer = model.composer.compose([Turn("user", ("two",))], earlier=first.context)
+    longer = model.context_builder.compose([ChatTurn("user", ("two",))], earlier=first.context)
     own = (first.context.ids, first.state)
     second = take(model, TurnRequest(longer, (), own, None, True, (1,)))[1]
     assert second.state is not None and second.state.hidden_first == 0
@@ -300,8 +300,8 @@ def test_hidden_states_of_repaired_tokens_are_not_those_they_came_with(
     """Of a spliced message the rows after the repaired ones keep what they brought; those before have none."""
     model = models[0]
     message = model.message(DOCUMENT, capture=(1,))
-    context = model.composer.compose(
-        [Turn("user", ("first",)), Turn("user", (Quote(message, message.segments[0]),))]
+    context = model.context_builder.compose(
+        [ChatTurn("user", ("first",)), ChatTurn("user", (Quote(message, message.segments[0]),))]
     )
     (span,) = context.spans(message)
     arrival = Arrival(message, (span,), context.ids)

@@ -27,7 +27,7 @@ from unspoken.agents.runtime.events import (
     TurnStarted,
 )
 from unspoken.agents.runtime.scheduler import Scheduler
-from unspoken.agents.runtime.states import Handle, Shelf
+from unspoken.agents.runtime.states import StateRef, StateStore
 from unspoken.channels import KVState, SameModelCacheChannel, TextChannel
 from unspoken.channels.errors import (
     AgentError,
@@ -207,13 +207,13 @@ async def test_receivers_of_one_reader_share_its_state(
 ) -> None:
     """Three receivers get one and the same memory, and each writes what it writes over text."""
     put: list[KVState] = []
-    shelve = Shelf.put
+    shelve = StateStore.put
 
-    def spy(shelf: Shelf, state: KVState, readers: int) -> Handle:
+    def spy(shelf: StateStore, state: KVState, readers: int) -> StateRef:
         put.append(state)
         return shelve(shelf, state, readers)
 
-    monkeypatch.setattr(Shelf, "put", spy)
+    monkeypatch.setattr(StateStore, "put", spy)
     state = await fan_out(model, CACHE).arun(document=DOCUMENT)
     words = await fan_out(model, TEXT).arun(document=DOCUMENT)
     assert state.outputs == words.outputs
@@ -410,7 +410,7 @@ async def test_breaking_out_of_a_stream_stops_after_the_operation_under_way(
     monkeypatch.setattr(model.backbone, "forward", slow)
     flow = Workflow("w", [Agent("a", model, prompt="x", generate={"max_new_tokens": 1000})])
 
-    async def let_go() -> None:
+    async def release_soon() -> None:
         await anyio.wait_all_tasks_blocked()
         release.set()
 
@@ -419,7 +419,7 @@ async def test_breaking_out_of_a_stream_stops_after_the_operation_under_way(
             async for event in events:
                 if isinstance(event, TokenWritten):
                     await under_way.wait()
-                    tasks.start_soon(let_go)
+                    tasks.start_soon(release_soon)
                     break
     assert calls == 3
 
@@ -463,13 +463,13 @@ async def test_an_agent_that_remembers_lets_go_of_what_it_read(
 ) -> None:
     """In a second turn the first one's message is in the agent's own state, and its tensors are gone."""
     put: list[weakref.ref[Any]] = []
-    shelve = Shelf.put
+    shelve = StateStore.put
 
-    def spy(shelf: Shelf, state: KVState, readers: int) -> Handle:
+    def spy(shelf: StateStore, state: KVState, readers: int) -> StateRef:
         put.append(weakref.ref(state.layers[0].keys))
         return shelve(shelf, state, readers)
 
-    monkeypatch.setattr(Shelf, "put", spy)
+    monkeypatch.setattr(StateStore, "put", spy)
     reader = Agent("reader", model, prompt="{{ inputs.document }}", generate=None)
     writer = Agent("writer", model, prompt="turn {{ turn }}", generate=FEW, max_turns=2)
     flow = Workflow("w", [reader, writer]).connect(reader, writer, CACHE)
@@ -489,13 +489,13 @@ async def test_no_state_outlives_its_run(
 ) -> None:
     """After a loop with caches, every state that was shelved is gone."""
     put: list[weakref.ref[Any]] = []
-    shelve = Shelf.put
+    shelve = StateStore.put
 
-    def spy(shelf: Shelf, state: KVState, readers: int) -> Handle:
+    def spy(shelf: StateStore, state: KVState, readers: int) -> StateRef:
         put.append(weakref.ref(state.layers[0].keys))
         return shelve(shelf, state, readers)
 
-    monkeypatch.setattr(Shelf, "put", spy)
+    monkeypatch.setattr(StateStore, "put", spy)
     result = await draft_and_critic(model, memory, CACHE).arun(document=DOCUMENT)
     # The worker's thread has left the last job once it is done with another one.
     await worker_for(model.device).run(_nothing(), lambda event: None)
@@ -533,4 +533,4 @@ async def test_two_messages_of_one_agent_are_both_delivered(model: LocalModel) -
     both = await flow.arun(document=DOCUMENT)
     alone = await Workflow("w", [a, b]).connect(a, b, TEXT).arun(document=DOCUMENT)
     longer = both.report.agents["b"][0].prompt_tokens - alone.report.agents["b"][0].prompt_tokens
-    assert longer > len(model.codec.encode_words(DOCUMENT))
+    assert longer > len(model.text.encode_words(DOCUMENT))

@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from unspoken.agents.runtime.states import Shelf
+from unspoken.agents.runtime.states import StateStore
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.kv.state import KVState, LayerState
 
@@ -18,7 +18,7 @@ def state(tokens: int) -> KVState:
 
 def test_all_readers_get_the_same_state() -> None:
     """A state is handed out by reference, never copied."""
-    shelf, kept = Shelf(), state(3)
+    shelf, kept = StateStore(), state(3)
     handle = shelf.put(kept, readers=2)
     assert shelf.get(handle) is kept
     shelf.release(handle)
@@ -27,7 +27,7 @@ def test_all_readers_get_the_same_state() -> None:
 
 def test_the_last_reader_frees_the_state() -> None:
     """Once all have released it, the tensors are gone and the handle leads nowhere."""
-    shelf, kept = Shelf(), state(3)
+    shelf, kept = StateStore(), state(3)
     tensor = weakref.ref(kept.layers[0].keys)
     handle = shelf.put(kept, readers=2)
     del kept
@@ -42,7 +42,7 @@ def test_the_last_reader_frees_the_state() -> None:
 
 def test_bytes_are_counted_and_their_peak_kept() -> None:
     """The peak is the most held at a time, not the sum of all that was."""
-    shelf = Shelf()
+    shelf = StateStore()
     first = shelf.put(state(3), readers=1)
     shelf.release(first)
     second = shelf.put(state(2), readers=1)
@@ -55,7 +55,7 @@ def test_bytes_are_counted_and_their_peak_kept() -> None:
 
 def test_clearing_frees_states_that_readers_still_wait_for() -> None:
     """A run that ends early leaves nothing behind."""
-    shelf = Shelf()
+    shelf = StateStore()
     shelf.put(state(3), readers=5)
     shelf.clear()
     assert (len(shelf), shelf.bytes_held) == (0, 0)

@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from unspoken.agents import LocalModel
-from unspoken.agents.prompts.tokenizer import Detokenizer, TokenCodec
+from unspoken.agents.prompts.tokenizer import Detokenizer, TextTokenizer
 from unspoken.channels.bridges.align import align
 from unspoken.channels.errors import StateError
 
@@ -44,14 +44,14 @@ def unigram(prepend: str = "never") -> PreTrainedTokenizerFast:
 
 
 @cache
-def codec(name: str) -> TokenCodec:
+def codec(name: str) -> TextTokenizer:
     made = {
         "bytes": tiny_tokenizer,
         "other bytes": lambda: tiny_tokenizer((" question", " document", "tion", "th")),
         "unigram": unigram,
         "unigram, space first": lambda: unigram("first"),
     }
-    return TokenCodec(made[name](), name)  # type: ignore[no-untyped-call]
+    return TextTokenizer(made[name](), name)  # type: ignore[no-untyped-call]
 
 
 CODECS = ("bytes", "other bytes", "unigram", "unigram, space first")
@@ -154,13 +154,13 @@ def test_ends_by_decoding_take_linear_time(monkeypatch: pytest.MonkeyPatch) -> N
     """No more than a few tokens are decoded at a time, even of text that is all broken."""
     one = codec("bytes")
     broken = one.encode_words("漢")[:1] * 500
-    sizes, decode = [], TokenCodec.decode
+    sizes, decode = [], TextTokenizer.decode
 
-    def counted(self: TokenCodec, ids: Sequence[int]) -> str:
+    def counted(self: TextTokenizer, ids: Sequence[int]) -> str:
         sizes.append(len(ids))
         return decode(self, ids)
 
-    monkeypatch.setattr(TokenCodec, "decode", counted)
+    monkeypatch.setattr(TextTokenizer, "decode", counted)
     one._ends_as_decoded(broken)
     assert max(sizes) <= 20
 
@@ -230,7 +230,7 @@ def test_the_embedded_models_tokenizers_are_aligned(
     smollm2: LocalModel, gemma3: LocalModel, text: str
 ) -> None:
     """SmolLM2's bytes and Gemma's pieces, both ways."""
-    ends = [model.codec.ends(model.codec.encode_words(text), text) for model in (smollm2, gemma3)]
+    ends = [model.text.ends(model.text.encode_words(text), text) for model in (smollm2, gemma3)]
     assert ends[0][-1] == ends[1][-1] == len(text)
     check_pair(text, ends[0], ends[1])
     check_pair(text, ends[1], ends[0])

@@ -20,8 +20,8 @@ from unspoken.channels.bridges.audit.rows import AuditRows, passages
 from unspoken.channels.bridges.audit.tables import figures, table
 from unspoken.channels.bridges.audit.trial import Trial, Trials, judge
 from unspoken.channels.bridges.bridge import Bridge
-from unspoken.channels.bridges.fit.samples import Lesson, Tail
-from unspoken.channels.bridges.manifest import BridgeManifest, FitData, Side
+from unspoken.channels.bridges.fit.samples import Sample, Target
+from unspoken.channels.bridges.manifest import BridgeManifest, FitData, ModelDescription
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.data.rows import QaRow, RecallRow
 from unspoken.channels.data.text import Corpus, load_corpus
@@ -52,8 +52,8 @@ def bridge(pair: tuple[LocalModel, LocalModel]) -> Bridge:
     torch.manual_seed(0)
     projector.offset.normal_()
     manifest = BridgeManifest.new(
-        Side.of(sharer, "their/model"),
-        Side.of(receiver, "our/model"),
+        ModelDescription.of(sharer, "their/model"),
+        ModelDescription.of(receiver, "our/model"),
         config=CONFIG.to_dict(),
         dtype="float32",
         data=FitData(sources=("builtin",), digest="", tokens=1, seed=0),
@@ -81,10 +81,10 @@ def perfect(trial: Trial, other: Trial) -> KVState:
     return trial.full.slice(trial.case.at, len(trial.case.ids))
 
 
-def lessons(count: int = 6) -> list[Lesson]:
+def lessons(count: int = 6) -> list[Sample]:
     words = "the key of the value in the document is what the reader and the solver were for"
     return [
-        Lesson(f"{number} {words} {number * 7}", (Tail("", f" and {number} it"),))
+        Sample(f"{number} {words} {number * 7}", (Target("", f" and {number} it"),))
         for number in range(count)
     ]
 

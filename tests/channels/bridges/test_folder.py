@@ -25,7 +25,7 @@ from unspoken.channels.errors import BridgeError
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry
 from unspoken.channels.kv.rope import Rotary
 from unspoken.channels.model import CausalModel
-from unspoken.channels.storage.side import Side, pair_digest, short_name
+from unspoken.channels.storage.side import ModelDescription, pair_digest, short_name
 
 HERE = str(Path(__file__).parents[2] / "support")
 ALPHA, BETA = identity("owner/Alpha"), identity("owner/Beta")
@@ -54,7 +54,7 @@ def store(tmp_path: Path) -> BridgeStore:
 
 
 class Model:
-    """As much of a model as `Side.of` asks for."""
+    """As much of a model as `ModelDescription.of` asks for."""
 
     def __init__(self) -> None:
         self.identity, self.dtype = ALPHA, torch.bfloat16
@@ -73,8 +73,8 @@ class Model:
 def test_a_side_round_trips_through_json() -> None:
     """Identity, geometry and rotary embeddings come back as the model has them, frequencies bit for bit."""
     model: Any = Model()
-    made = Side.of(model, "owner/Alpha")
-    back = Side.model_validate(json.loads(made.model_dump_json()))
+    made = ModelDescription.of(model, "owner/Alpha")
+    back = ModelDescription.model_validate(json.loads(made.model_dump_json()))
     assert back == made
     assert back.to_identity() == model.identity and back.to_geometry() == model.geometry
     assert (back.ref, back.layer_dtype) == ("owner/Alpha", "bfloat16")
@@ -91,7 +91,7 @@ def test_a_side_needs_the_rotary_embeddings_of_its_layers() -> None:
     plain = side("a").model_dump()
     del plain["rotary"]["sliding"]
     with pytest.raises(ValueError, match="no rotary embedding sliding"):
-        Side.model_validate(plain)
+        ModelDescription.model_validate(plain)
 
 
 def test_a_manifest_round_trips() -> None:

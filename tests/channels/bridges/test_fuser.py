@@ -24,12 +24,12 @@ from unspoken.channels.bridges.fit.fuse_example import fuse_input, fused_context
 from unspoken.channels.bridges.fit.fuse_samples import choice_prompt, teach_fusing
 from unspoken.channels.bridges.fit.fuse_training import fit_fuser
 from unspoken.channels.bridges.fit.progress import FuseProgress
-from unspoken.channels.bridges.fit.samples import Lesson, Tail, prepare
+from unspoken.channels.bridges.fit.samples import Sample, Target, prepare
 from unspoken.channels.bridges.fit.settings import FuseSettings
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.errors import BridgeError, WorkflowError
 
-LESSON = Lesson("the question of the reader", (Tail("", " was in the document"),))
+LESSON = Sample("the question of the reader", (Target("", " was in the document"),))
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +135,9 @@ def test_a_stopped_fit_ends_where_it_would_have_ended(
 
 def test_steps_can_be_taken_in_a_cheaper_dtype(pair: tuple[LocalModel, LocalModel]) -> None:
     """The closed form is that of the models themselves, and the steps run on their casts."""
-    light = pair[0].cast(torch.bfloat16), pair[1].cast(torch.bfloat16)
+    train_models = pair[0].cast(torch.bfloat16), pair[1].cast(torch.bfloat16)
     settings = FuseSettings(**SMALL, steps=4, residual_rate=1e-2)
-    cast = fit_fuser(*pair, CORPUS, settings, light=light)
+    cast = fit_fuser(*pair, CORPUS, settings, train_models=train_models)
     plain = fit_fuser(*pair, CORPUS, settings)
     assert torch.equal(cast.fuser.mean, plain.fuser.mean)
     assert cast.figures["fuse_steps"] == 4

@@ -19,7 +19,7 @@ from sample_bridges import manifest, tensors
 
 from unspoken.agents import LocalModel, Workflow
 from unspoken.agents import bridge_cache as bridge_shelf
-from unspoken.agents.bridge_cache import BridgeShelf
+from unspoken.agents.bridge_cache import BridgeCache
 from unspoken.agents.engines.local import worker_for
 from unspoken.channels.bridges import make as bridging
 from unspoken.channels.bridges.audit.stored import audit_bridge, keep_audit
@@ -27,7 +27,7 @@ from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.features import width
 from unspoken.channels.bridges.fit.progress import FitProgress
 from unspoken.channels.bridges.fit.settings import FuseSettings
-from unspoken.channels.bridges.fit.validation import HeldOut, Scores
+from unspoken.channels.bridges.fit.validation import Scores, ValidationSet
 from unspoken.channels.bridges.folder import check, read, write
 from unspoken.channels.bridges.make import fit_bridge, work_folder
 from unspoken.channels.bridges.manifest import Audit
@@ -208,7 +208,7 @@ def test_scores_that_are_not_finite_stop_the_fit(
 ) -> None:
     """A dtype in which the receiver overflows is named, and nothing of it is kept to go on from."""
     nothing = Scores({}, {}, float("nan"), 0.0)
-    monkeypatch.setattr(HeldOut, "score", lambda self, projector: nothing)
+    monkeypatch.setattr(ValidationSet, "score", lambda self, projector: nothing)
     with pytest.raises(BridgeError, match=r"not finite in torch\.float32"):
         fit_bridge(*pair, plan(source, None))
     work = work_folder(store, pair[0].identity, pair[1].identity)
@@ -360,7 +360,7 @@ def test_a_broken_bridge_is_said_in_the_plan(
     (edge,) = reader_solver(*pair).plan().edges
     assert edge.channel == "text" and "has 10 bytes" in edge.reason
     with pytest.raises(BridgeError, match="has 10 bytes"):
-        BridgeShelf().find(*pair)
+        BridgeCache().find(*pair)
 
 
 def test_a_fit_with_fuse_makes_a_bridge_that_fuses(

@@ -22,7 +22,7 @@ from unspoken.channels.bridges.fit.example import (
 )
 from unspoken.channels.bridges.fit.initialization import LEAST, projector_bytes, widest_rank
 from unspoken.channels.bridges.fit.ridge import Gram, choose_layers
-from unspoken.channels.bridges.fit.samples import Case, Lesson, Tail, prepare, teach
+from unspoken.channels.bridges.fit.samples import Sample, Target, TokenizedSample, prepare, teach
 from unspoken.channels.bridges.fit.validation import swapped
 from unspoken.channels.bridges.manifest import BridgeManifest, FitData
 from unspoken.channels.bridges.projection import feature_rows, projected_state
@@ -33,10 +33,10 @@ from unspoken.channels.errors import BridgeError, IdentityMismatch
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import rotaries
-from unspoken.channels.storage.side import Side
+from unspoken.channels.storage.side import ModelDescription
 
 TEXT = "the reader of the document was that which is for the key and the value of a cache"
-LESSON = Lesson(TEXT, (Tail("", " and this is what comes after"), Tail(" question", " answer")))
+LESSON = Sample(TEXT, (Target("", " and this is what comes after"), Target(" question", " answer")))
 
 
 def draws(rows: int, columns: int, seed: int) -> torch.Tensor:
@@ -167,11 +167,11 @@ def pair() -> tuple[LocalModel, LocalModel]:
 
 
 @pytest.fixture(scope="module")
-def case(pair: tuple[LocalModel, LocalModel]) -> Case:
+def case(pair: tuple[LocalModel, LocalModel]) -> TokenizedSample:
     return prepare(LESSON, *pair)
 
 
-def full(model: LocalModel, case: Case) -> KVState:
+def full(model: LocalModel, case: TokenizedSample) -> KVState:
     return model.prefill(model.tensor(case.ids)).state
 
 
@@ -199,7 +199,7 @@ def test_before_the_first_token_there_is_nothing(pair: tuple[LocalModel, LocalMo
 
 
 def test_what_the_full_text_says_is_what_transformers_says(
-    pair: tuple[LocalModel, LocalModel], case: Case
+    pair: tuple[LocalModel, LocalModel], case: TokenizedSample
 ) -> None:
     sharer, receiver = pair
     made = example(config(), case, sharer, receiver, full(receiver, case))
@@ -212,7 +212,7 @@ def test_what_the_full_text_says_is_what_transformers_says(
 
 
 def test_the_receivers_own_rows_give_the_full_texts_answers(
-    pair: tuple[LocalModel, LocalModel], case: Case
+    pair: tuple[LocalModel, LocalModel], case: TokenizedSample
 ) -> None:
     sharer, receiver = pair
     own = full(receiver, case)
@@ -224,7 +224,7 @@ def test_the_receivers_own_rows_give_the_full_texts_answers(
 
 
 def test_a_projector_that_knows_the_targets_restores_the_state(
-    pair: tuple[LocalModel, LocalModel], case: Case
+    pair: tuple[LocalModel, LocalModel], case: TokenizedSample
 ) -> None:
     """The offset alone, set to one token's true rows, must come out as that token's keys and values."""
     _, receiver = pair
@@ -278,7 +278,9 @@ def test_the_residual_begins_at_nothing() -> None:
     assert torch.allclose(code.std(0), torch.ones(8), atol=0.2)
 
 
-def test_gradients_reach_every_weight(pair: tuple[LocalModel, LocalModel], case: Case) -> None:
+def test_gradients_reach_every_weight(
+    pair: tuple[LocalModel, LocalModel], case: TokenizedSample
+) -> None:
     sharer, receiver = pair
     made = example(config(), case, sharer, receiver, full(receiver, case))
     projector = Projector(config(), sharer.geometry, receiver.geometry)
@@ -293,7 +295,7 @@ def test_gradients_reach_every_weight(pair: tuple[LocalModel, LocalModel], case:
 
 
 def test_without_the_message_only_its_ends_are_read(
-    pair: tuple[LocalModel, LocalModel], case: Case
+    pair: tuple[LocalModel, LocalModel], case: TokenizedSample
 ) -> None:
     _, receiver = pair
     (tail, count) = case.tails[1]
@@ -305,11 +307,11 @@ def test_without_the_message_only_its_ends_are_read(
 
 
 def test_another_examples_state_keeps_the_receivers_own_features(
-    pair: tuple[LocalModel, LocalModel], case: Case
+    pair: tuple[LocalModel, LocalModel], case: TokenizedSample
 ) -> None:
     sharer, receiver = pair
     made = example(config(), case, sharer, receiver, full(receiver, case))
-    short = prepare(Lesson("of the key", (Tail("", " is"),)), sharer, receiver)
+    short = prepare(Sample("of the key", (Target("", " is"),)), sharer, receiver)
     other = example(config(), short, sharer, receiver, full(receiver, short))
     columns = width(sharer.geometry, (1, 2))
     mixed = swapped(made, other, columns)
@@ -318,7 +320,7 @@ def test_another_examples_state_keeps_the_receivers_own_features(
 
 
 def test_native_layers_keep_their_own_keys_and_values(
-    pair: tuple[LocalModel, LocalModel], case: Case
+    pair: tuple[LocalModel, LocalModel], case: TokenizedSample
 ) -> None:
     sharer, receiver = pair
     own = full(receiver, case)
@@ -366,8 +368,8 @@ def bridge_of(sharer: LocalModel, receiver: LocalModel, **changes: int) -> Bridg
     for parameter in projector.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     manifest = BridgeManifest.new(
-        Side.of(sharer, "their/model"),
-        Side.of(receiver, "our/model"),
+        ModelDescription.of(sharer, "their/model"),
+        ModelDescription.of(receiver, "our/model"),
         config=settings.to_dict(),
         dtype="float32",
         data=FitData(sources=("x",), digest="0", tokens=1, seed=0),
@@ -378,7 +380,7 @@ def bridge_of(sharer: LocalModel, receiver: LocalModel, **changes: int) -> Bridg
 
 @pytest.mark.parametrize("native", [0, 2])
 def test_a_bridge_projects_as_its_training_did(
-    pair: tuple[LocalModel, LocalModel], case: Case, native: int
+    pair: tuple[LocalModel, LocalModel], case: TokenizedSample, native: int
 ) -> None:
     """What `project` makes in a turn is what the fit saw for the same message."""
     sharer, receiver = pair

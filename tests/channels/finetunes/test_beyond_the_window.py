@@ -24,7 +24,7 @@ KEY = b"a key of more than sixteen bytes"
 
 @pytest.fixture(scope="module")
 def words(gemma3: LocalModel) -> tuple[int, ...]:
-    found = gemma3.codec.encode_words("\n\n".join(topics[name] for name in sorted(topics)[:4]))
+    found = gemma3.text.encode_words("\n\n".join(topics[name] for name in sorted(topics)[:4]))
     return tuple(found[: LENGTH + FORCED])
 
 
@@ -59,7 +59,7 @@ def delivered(
     segment = message.segments[0]
     start = segment.position + segment.content[0]
     behind = before or message.context[:start]
-    ids = (*behind, *segment.words, *model.codec.encode("\nSo"))
+    ids = (*behind, *segment.words, *model.text.encode("\nSo"))
     spans = (Span(len(behind), start, len(segment.words)),)
     delivery = Delivery(0, "a -> b", channel, Arrival(message, spans, ids), fallback=False)
     return ids, assemble(model, ids, [delivery])
@@ -107,7 +107,7 @@ def test_a_splice_comes_nearer_with_repair(gemma3: LocalModel, message: Message)
 def test_all_layers_anew_are_a_fine_tunes_own_prefill(
     tuned: LocalModel, message: Message, before: tuple[int, ...]
 ) -> None:
-    whole = SameModelCacheChannel(groups=((0, len(tuned.geometry.layers)),))
+    whole = SameModelCacheChannel(layer_ranges=((0, len(tuned.geometry.layers)),))
     ids, parts = delivered(tuned, message, before, whole)
     assert len(parts.missing) < 8
     torch.testing.assert_close(
@@ -121,7 +121,7 @@ def test_all_layers_anew_are_exact_on_smollm2_too(
 ) -> None:
     receiver = moved_a_little(smollm2)
     sent = smollm2.message("The key of the harbour hangs behind the door of the office. " * 12)
-    whole = SameModelCacheChannel(groups=((0, len(receiver.geometry.layers)),))
+    whole = SameModelCacheChannel(layer_ranges=((0, len(receiver.geometry.layers)),))
     ids, parts = delivered(receiver, sent, before, whole)
     assert len(parts.missing) < 8
     torch.testing.assert_close(
@@ -130,8 +130,8 @@ def test_all_layers_anew_are_exact_on_smollm2_too(
 
 
 def test_some_layers_anew_come_nearer(tuned: LocalModel, message: Message) -> None:
-    ids, none = delivered(tuned, message, (), SameModelCacheChannel(groups=()))
-    _, some = delivered(tuned, message, (), SameModelCacheChannel(groups=((0, 5), (6, 18))))
+    ids, none = delivered(tuned, message, (), SameModelCacheChannel(layer_ranges=()))
+    _, some = delivered(tuned, message, (), SameModelCacheChannel(layer_ranges=((0, 5), (6, 18))))
     own = after(tuned, ids, None)
     assert apart(own, after(tuned, ids, some)) < apart(own, after(tuned, ids, none))
 

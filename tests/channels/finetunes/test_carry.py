@@ -13,7 +13,7 @@ from unspoken.agents.models.model import LocalModel
 from unspoken.channels import KVState, Message, SameModelCacheChannel
 from unspoken.channels.base import Arrival, Span
 from unspoken.channels.errors import IdentityMismatch, InputError, RunError
-from unspoken.channels.finetunes.recompute import Groups
+from unspoken.channels.finetunes.recompute import LayerRanges
 from unspoken.channels.message import Segment
 
 OPENING = (5, 6, 7)
@@ -48,9 +48,9 @@ def logits(model: LocalModel, ids: tuple[int, ...], parts: Assembly) -> torch.Te
 
 
 def channel(
-    *groups: tuple[int, int], sink: int = 2, deviation: float = 0.0
+    *layer_ranges: tuple[int, int], sink: int = 2, deviation: float = 0.0
 ) -> SameModelCacheChannel:
-    return SameModelCacheChannel(sink=sink, deviation=deviation, groups=groups)
+    return SameModelCacheChannel(sink=sink, deviation=deviation, layer_ranges=layer_ranges)
 
 
 def everything(model: LocalModel) -> tuple[int, int]:
@@ -76,8 +76,10 @@ def test_some_layers_anew_are_near_and_never_called_exact() -> None:
     ids = (*OPENING, *WORDS, *NEXT)
     own = receiver.prefill(receiver.tensor(ids)).logits.log_softmax(dim=-1)
 
-    def far(*groups: tuple[int, int]) -> float:
-        parts = assemble(receiver, ids, [delivered(message_of(sharer), ids, 3, channel(*groups))])
+    def far(*layer_ranges: tuple[int, int]) -> float:
+        parts = assemble(
+            receiver, ids, [delivered(message_of(sharer), ids, 3, channel(*layer_ranges))]
+        )
         assert not parts.carries[0][1].exact
         other = logits(receiver, ids, parts).log_softmax(dim=-1)
         return float((own.exp() * (own - other)).sum())
@@ -183,9 +185,9 @@ def test_without_groups_other_weights_are_refused() -> None:
 
 
 def test_groups_beyond_the_models_layers_are_refused_at_once() -> None:
-    groups: Groups = ((2, 9),)
+    layer_ranges: LayerRanges = ((2, 9),)
     with pytest.raises(InputError, match="group of layers"):
-        SameModelCacheChannel(groups=groups).check(make("llama"), tuned("llama"))
+        SameModelCacheChannel(layer_ranges=layer_ranges).check(make("llama"), tuned("llama"))
 
 
 def test_groups_leave_equal_weights_as_they_are() -> None:
@@ -266,7 +268,7 @@ def test_a_sink_past_the_message_takes_nothing() -> None:
 
 def test_layers_for_the_prefix_are_refused_behind_other_tokens() -> None:
     sharer, receiver = make("llama"), tuned("llama")
-    first = SameModelCacheChannel(groups=((1, 3),), first_only=True)
+    first = SameModelCacheChannel(layer_ranges=((1, 3),), prefix_only=True)
     ids = (*OPENING, *WORDS, *NEXT)
     assert assemble(receiver, ids, [delivered(message_of(sharer), ids, 3, first)]).recomputed
     ids = (*OTHER, *WORDS, *NEXT)

@@ -25,7 +25,7 @@ from unspoken.channels.finetunes.passages import (
     prompt_of,
 )
 from unspoken.channels.finetunes.profile import Profile, front_of
-from unspoken.channels.finetunes.recompute import Groups
+from unspoken.channels.finetunes.recompute import LayerRanges
 from unspoken.channels.finetunes.search import (
     _near,
     estimate,
@@ -40,7 +40,7 @@ from unspoken.channels.metrics import distance
 
 SETTINGS = Settings(tokens=16, forced=6, search=2, judge=2, prompts=(7,), sink=2)
 TEXT = "the key of the cache is in the document that the reader was for. " * 40
-CHOICES: tuple[Groups, ...] = ((), ((0, 2),), ((1, 3),), ((1, 2), (3, 4)), ((0, 4),))
+CHOICES: tuple[LayerRanges, ...] = ((), ((0, 2),), ((1, 3),), ((1, 2), (3, 4)), ((0, 4),))
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +60,11 @@ def test_what_is_judged_is_what_a_channel_carries(name: str) -> None:
     trial = from_text(TEXT, receiver, SETTINGS)[0]
     found = judge(sharer, receiver, [trial], CHOICES, SETTINGS)
     for place, prompt in {"prefix": (), "after 7": prompt_of(receiver, 7)}.items():
-        for groups in CHOICES:
+        for layer_ranges in CHOICES:
             arrival = arrival_of(trial, sharer.read(trial.ids, range(4)), prompt)
             state = arrival.message.state
             assert state is not None
-            carry = carry_across(arrival, receiver, state, groups, 2, 0.0, "")
+            carry = carry_across(arrival, receiver, state, layer_ranges, 2, 0.0, "")
             stop = len(arrival.context) - 1
             carried = [*carry.computed, *carry.spliced]
             cut = [one.slice(one.start, min(one.stop, stop)) for one in carried]
@@ -74,7 +74,7 @@ def test_what_is_judged_is_what_a_channel_carries(name: str) -> None:
                 receiver.logits(ids, states).float().log_softmax(dim=-1) for states in ([full], cut)
             )
             kl = float(distance(own, other)[0])
-            assert found[groups][place][0][0] == pytest.approx(kl, rel=1e-3, abs=1e-6)
+            assert found[layer_ranges][place][0][0] == pytest.approx(kl, rel=1e-3, abs=1e-6)
 
 
 def test_a_search_finds_that_all_layers_are_exact(
@@ -83,13 +83,15 @@ def test_a_search_finds_that_all_layers_are_exact(
     found = search(*pair, trials[:2])
     assert found[((0, 4),)] == pytest.approx(0, abs=1e-6)
     assert found[()] > 0.001
-    front = front_of((groups, layers_of(groups), kl) for groups, kl in found.items())
+    front = front_of(
+        (layer_ranges, layers_of(layer_ranges), kl) for layer_ranges, kl in found.items()
+    )
     assert front[0][0] == () and front[-1][0] == ((0, 4),)
     assert all(a[2] > b[2] for a, b in pairwise(front))
 
 
 def test_points_of_a_front_that_gain_little_are_left_out() -> None:
-    front: list[tuple[Groups, int, float]] = [
+    front: list[tuple[LayerRanges, int, float]] = [
         ((), 0, 1.0),
         (((0, 1),), 1, 0.95),
         (((0, 2),), 2, 0.5),
@@ -101,11 +103,11 @@ def test_points_of_a_front_that_gain_little_are_left_out() -> None:
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(0, 9), st.integers(0, 99))
 def test_random_groups_have_the_same_size(sizes: list[int], spare: int, seed: int) -> None:
     layers = sum(sizes) + spare + len(sizes)
-    at, groups = 0, []
+    at, layer_ranges = 0, []
     for size in sizes:
-        groups.append((at, at + size))
+        layer_ranges.append((at, at + size))
         at += size + 1
-    made = random_groups(tuple(groups), layers, random.Random(seed))
+    made = random_groups(tuple(layer_ranges), layers, random.Random(seed))
     assert layers_of(made) == sum(sizes)
     assert all(0 <= first < last <= layers for first, last in made)
     assert all(a[1] < b[0] for a, b in pairwise(made))
@@ -207,9 +209,9 @@ def test_the_cheapest_point_within_the_bound_is_chosen(pair: tuple[LocalModel, L
         point(((0, 4),), 0.0, 4),
     )
 
-    def chosen(bound: float, *, moved: bool = False) -> Groups | None:
+    def chosen(bound: float, *, moved: bool = False) -> LayerRanges | None:
         found = profile.within(bound, moved=moved)
-        return found[0].groups if found else None
+        return found[0].layer_ranges if found else None
 
     assert chosen(1.0) == ()
     assert chosen(0.01) == ((0, 2),)
@@ -242,9 +244,9 @@ def test_distances_that_are_not_finite_are_said_to_be() -> None:
 
 def test_every_point_of_a_front_gets_its_turn() -> None:
     """Late rounds try second groups too, and points with many layers as much as those with few."""
-    front: list[Groups] = [((0, 5),), ((3, 12),), ((2, 24),), ((0, 25),)]
+    front: list[LayerRanges] = [((0, 5),), ((3, 12),), ((2, 24),), ((0, 25),)]
     near = _near(front, 30, 1)[:40]
-    assert sum(len(groups) > 1 for groups in near) >= 10
+    assert sum(len(layer_ranges) > 1 for layer_ranges in near) >= 10
     for ends in ((1, 24), (2, 23), (0, 24)):
         assert (ends,) in near
 

@@ -9,7 +9,7 @@ from architectures import ARCHITECTURES, make, tuned
 
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.errors import IdentityMismatch, InputError, StateError
-from unspoken.channels.finetunes.recompute import check_groups, entries, recompute_layers
+from unspoken.channels.finetunes.recompute import check_layer_ranges, entry_layers, recompute_layers
 from unspoken.channels.kv.state import KVState
 
 IDS = tuple(range(3, 33))
@@ -73,8 +73,8 @@ def test_more_layers_recomputed_come_nearer_to_the_receivers_own() -> None:
     state = sent(sharer)
     count = len(receiver.geometry.layers)
     found = [
-        kl(full, after(receiver, recompute_layers(receiver, state, IDS, groups)))
-        for groups in ((), ((0, 2),), ((0, count - 1),), ((0, count),))
+        kl(full, after(receiver, recompute_layers(receiver, state, IDS, layer_ranges)))
+        for layer_ranges in ((), ((0, 2),), ((0, count - 1),), ((0, count),))
     ]
     assert found[0] > found[1] > found[2] > found[3]
     assert found[0] > 0.01 and math.isclose(found[3], 0, abs_tol=1e-6)
@@ -93,14 +93,14 @@ def test_behind_other_tokens_all_recomputed_is_exact() -> None:
 
 
 def test_neighbouring_groups_are_one() -> None:
-    assert check_groups([[0, 2], [2, 3], [5, 6]], 8) == ((0, 3), (5, 6))
-    assert entries(((0, 3), (5, 6))) == (5,)
+    assert check_layer_ranges([[0, 2], [2, 3], [5, 6]], 8) == ((0, 3), (5, 6))
+    assert entry_layers(((0, 3), (5, 6))) == (5,)
 
 
 @pytest.mark.parametrize("groups", [[[2, 2]], [[-1, 1]], [[0, 9]], [[2, 4], [3, 5]], [[1]]])
-def test_groups_that_make_no_sense_are_refused(groups: list[list[int]]) -> None:
+def test_groups_that_make_no_sense_are_refused(layer_ranges: list[list[int]]) -> None:
     with pytest.raises(InputError, match="group of layers"):
-        check_groups(groups, 8)
+        check_layer_ranges(layer_ranges, 8)
 
 
 def test_a_missing_hidden_state_names_its_layer() -> None:
