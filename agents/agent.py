@@ -25,7 +25,8 @@ class Agent:
     Args:
         name: Its name, as templates call it.
         model: A loaded model, or a model reference to load when the workflow runs.
-        prompt: Template of its turn; it reads ``inputs`` and the ``text`` of agents with an edge here.
+        prompt: Template of its turn; it reads ``inputs`` and the ``text`` of agents with an edge
+            here.
         system: Template of its system turn; None leaves that to the model's chat template.
         generate: Generation settings, as a `GenerateSpec` or a mapping; None only reads.
         memory: Keep the context over the turns of a run, or start afresh each ``turn``.

@@ -1,4 +1,6 @@
-"""A workflow declared in Python code: what its agents say by themselves, and whether a file can say it too."""
+"""A workflow declared in Python code: what its agents say by themselves, and whether a file can say
+it too.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -33,7 +35,8 @@ __all__ = [
 def declare(
     agents: Sequence[Agent], models: Mapping[str, LocalModel | str]
 ) -> tuple[dict[str, Any], dict[str, LocalModel]]:
-    """Agents and their models as a workflow file has them, and the model objects among these by name.
+    """Agents and their models as a workflow file has them, and the model objects among these by
+    name.
 
     Args:
         agents: The agents.
@@ -137,14 +140,16 @@ def require_nameable(
     if bridges:
         edge = spec.edges[min(bridges)]
         raise InputError(
-            f"the bridge of {edge.from_} -> {edge.to} was given as an object, which a file cannot name",
+            f"the bridge of {edge.from_} -> {edge.to} was given as an object, which a file cannot "
+            "name",
             expected="a bridge that is found by its two models",
             fix='keep it in the store, and connect with "projected_cache"',
         )
     if own:
         edge = spec.edges[min(own)]
         raise InputError(
-            f"the channel of {edge.from_} -> {edge.to}, {edge.channel!r}, is of a class of your own",
+            f"the channel of {edge.from_} -> {edge.to}, {edge.channel!r}, is of a class of your "
+            "own",
             expected="channels that a file can name",
             fix="connect it in Python, after Workflow.from_yaml",
         )

@@ -53,13 +53,16 @@ class Workflow:
     Args:
         name: What it is called.
         agents: Its agents.
-        inputs: Its inputs, as a type name or an `InputSpec` each; without it every ``inputs.X`` of a template is one.
+        inputs: Its inputs, as a type name or an `InputSpec` each; without it every ``inputs.X`` of
+            a template is one.
         outputs: Templates of its results; without any, the words of the agents that nobody reads.
-        models: Names for model objects and references; one that has none is named after its reference.
+        models: Names for model objects and references; one that has none is named after its
+            reference.
         timeout: Most seconds a run may take.
         description: What it does, for people.
         bridges: ``stored`` uses the bridges at hand, ``fit`` fits one where an edge has none.
-        bridge_folders: Where bridges are looked for after the user's store; for a file, ``bridges`` beside it.
+        bridge_folders: Where bridges are looked for after the user's store; for a file, ``bridges``
+            beside it.
 
     Raises:
         WorkflowError: Agents of equal names, or a setting that is not as it should be.
@@ -114,7 +117,8 @@ class Workflow:
         Args:
             spec: The spec.
             bridge_folders: Where bridges are looked for after the user's store.
-            source: The file that the spec was read from; errors of its models and edges then name their lines.
+            source: The file that the spec was read from; errors of its models and edges then name
+                their lines.
         """
         flow = cls.__new__(cls)
         flow.spec, flow._models = spec, {}
@@ -136,8 +140,8 @@ class Workflow:
         """The workflow as a file's text; read again, it is the same.
 
         Raises:
-            InputError: A model object that was made in memory has no reference to write, nor has a bridge object or a
-                channel of a class of your own.
+            InputError: A model object that was made in memory has no reference to write, nor has a
+                bridge object or a channel of a class of your own.
         """
         require_nameable(self.spec, self._models, self._bridges, self._custom)
         return dumps(self.spec)
@@ -161,15 +165,17 @@ class Workflow:
         Args:
             sharer: Who publishes.
             receiver: Who reads.
-            channel: A channel with its options, of the package's or of a class of your own, or the name of one.
+            channel: A channel with its options, of the package's or of a class of your own, or the
+                name of one.
             when: Expression; where it is false the edge sends a skip.
             loop: Whether its message starts the receiver again.
             fallback: ``text``, or ``error`` to refuse rather than fall back.
             min_retention: What a bridge's audit must show for it to be used, 0 to 1.
-            max_kl: How far, by a profile of two fine-tunes, the receiver may be from its own reading, nats a token.
+            max_kl: How far, by a profile of two fine-tunes, the receiver may be from its own
+                reading, nats a token.
             codec: How the cache is kept until it is read: ``raw``, ``int8`` or ``int4``.
-            options: Beside a channel's name, its options as the file calls them: ``share``, ``as_``, ``repair``,
-                ``fuse``, ``recompute``.
+            options: Beside a channel's name, its options as the file calls them: ``share``,
+                ``as_``, ``repair``, ``fuse``, ``recompute``.
 
         Returns:
             The workflow itself.
@@ -177,7 +183,8 @@ class Workflow:
         Raises:
             WorkflowError: Unknown agents, an unknown channel or option.
             InputError: No channel, or a class of your own that lacks what a channel has.
-            IdentityMismatch, GeometryMismatch: Both models are loaded, differ, and the edge does not fall back.
+            IdentityMismatch, GeometryMismatch: Both models are loaded, differ, and the edge does
+                not fall back.
         """
         data: dict[str, Any] = {"from": name_of(sharer), "to": name_of(receiver)}
         data |= {"when": when, "loop": loop, "fallback": fallback, "min_retention": min_retention}
@@ -234,7 +241,8 @@ class Workflow:
 
         Raises:
             InputError: An input that there is not, or one of another type.
-            WorkflowError: The workflow is not valid, or an edge that must not fall back cannot be served.
+            WorkflowError: The workflow is not valid, or an edge that must not fall back cannot be
+                served.
         """
         known = check_inputs(self.spec, inputs, partial=True)
         self.load()
@@ -264,10 +272,12 @@ class Workflow:
         Args:
             progress: Called with an edge, a stage and a fraction.
 
-        Two models that cannot be bridged leave their edge to text, or to an error where it must not fall back.
+        Two models that cannot be bridged leave their edge to text, or to an error where it must not
+        fall back.
 
         Raises:
-            WorkflowError: The workflow is not valid, or an edge that must not fall back cannot be served.
+            WorkflowError: The workflow is not valid, or an edge that must not fall back cannot be
+                served.
         """
         self.load()
         with self._loading:
@@ -292,12 +302,13 @@ class Workflow:
         """Run to the end; call `arun` where an event loop runs already.
 
         Args:
-            received: Messages that agents of these names have published elsewhere, as `read_packet` gives them; such
-                an agent takes no turn, its message goes out on its edges.
+            received: Messages that agents of these names have published elsewhere, as `read_packet`
+                gives them; such an agent takes no turn, its message goes out on its edges.
             inputs: The workflow's inputs.
 
         Raises:
-            InputError: An input is missing, unknown or of another type, or a message that its agent cannot have sent.
+            InputError: An input is missing, unknown or of another type, or a message that its agent
+                cannot have sent.
             IdentityMismatch: A message of another model than its agent's.
             AgentError, RunTimeout: The run failed.
         """
@@ -336,8 +347,8 @@ class Workflow:
     ) -> AsyncGenerator[Event, None]:
         """Run, event by event; the last is `RunFinished`.
 
-        A loop that may break off early belongs in ``async with contextlib.aclosing(flow.stream(...)) as events``:
-        leaving it cancels the run.
+        A loop that may break off early belongs in ``async with
+        contextlib.aclosing(flow.stream(...)) as events``: leaving it cancels the run.
         """
 
         async def ready(emit: Callable[[Event], None]) -> Scheduler:

@@ -66,11 +66,14 @@ class Arrival:
 
     Attributes:
         message: The message.
-        spans: Where its tokens stand, ascending; empty where tokenizers differ or a template rewrote it.
+        spans: Where its tokens stand, ascending; empty where tokenizers differ or a template
+            rewrote it.
         context: All ids of the receiver's context.
-        texts: Where its words stand as tokens of the receiver's own, ascending; empty between equal tokenizers.
-        before: States in place already, ascending and without overlap: the receiver's own past, and what messages that
-            stand earlier have brought. A channel that computes in the receiver may build on them.
+        texts: Where its words stand as tokens of the receiver's own, ascending; empty between equal
+            tokenizers.
+        before: States in place already, ascending and without overlap: the receiver's own past, and
+            what messages that stand earlier have brought. A channel that computes in the receiver
+            may build on them.
     """
 
     message: Message
@@ -110,7 +113,8 @@ class CarryReport:
         bytes: Bytes of state handed over, or of UTF-8 text.
         projected: Message tokens whose state a bridge made and that are not computed anew.
         layer_tokens: Layers times tokens that the receiver runs of its own to make that state.
-        recomputed_layers: Of a message from other weights of one base, the layers that the receiver computed anew.
+        recomputed_layers: Of a message from other weights of one base, the layers that the receiver
+            computed anew.
     """
 
     channel: str
@@ -135,9 +139,11 @@ class Carry:
         repair: Positions inside `spliced` to compute anew.
         report: What was done.
         projected: Whether a bridge made `spliced`.
-        fused: Whether the receiver computed all positions up to the last of `spliced` itself, and a bridge then
-            enriched `spliced`; these positions count as prefilled, and `repair` is empty.
-        computed: States that the receiver had to compute before and between `spliced`; they count as prefilled.
+        fused: Whether the receiver computed all positions up to the last of `spliced` itself, and a
+            bridge then enriched `spliced`; these positions count as prefilled, and `repair` is
+            empty.
+        computed: States that the receiver had to compute before and between `spliced`; they count
+            as prefilled.
         recomputed: Whether the receiver computed some layers of `spliced` anew.
     """
 
@@ -178,4 +184,6 @@ class Channel(ABC):
 
     @abstractmethod
     def carry(self, arrival: Arrival, receiver: CausalModel) -> Carry:
-        """Supply state for the message's tokens in the receiver's context; what has none is computed."""
+        """Supply state for the message's tokens in the receiver's context; what has none is
+        computed.
+        """

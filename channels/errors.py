@@ -2,21 +2,18 @@
 
 ::
 
-    UnspokenError
-    ├── InputError                what a person wrote is wrong (exit code 2)
-    │   ├── WorkflowError         a workflow, in YAML or Python; lists all its problems
-    │   ├── ModelReferenceError   a model reference that leads nowhere
-    │   ├── TemplateError         a prompt, condition or output template
-    │   ├── ModelSupportError     a model that cannot do what is asked of it
-    │   └── ContextLengthError    more tokens than the model's context holds
-    ├── ChannelError              an edge cannot carry what it was given
-    │   ├── BridgeError           a bridge that is broken, missing or unfit
-    │   ├── IdentityMismatch      a state made by other weights
-    │   ├── GeometryMismatch      a state of another shape, dtype or device
-    │   ├── PacketError           bytes that are not a whole, genuine packet; its kind says what is wrong
-    │   ├── ProfileError          a profile of a pair of fine-tunes that is broken or missing
-    │   └── StateError            positions that are missing, overlap or were trimmed
-    └── RunError                  a run failed (exit code 1); names agent and edge
+    UnspokenError ├── InputError                what a person wrote is wrong (exit code 2) │   ├──
+    WorkflowError         a workflow, in YAML or Python; lists all its problems │   ├──
+    ModelReferenceError   a model reference that leads nowhere │   ├── TemplateError         a
+    prompt, condition or output template │   ├── ModelSupportError     a model that cannot do what
+    is asked of it │   └── ContextLengthError    more tokens than the model's context holds ├──
+    ChannelError              an edge cannot carry what it was given │   ├── BridgeError           a
+    bridge that is broken, missing or unfit │   ├── IdentityMismatch      a state made by other
+    weights │   ├── GeometryMismatch      a state of another shape, dtype or device │   ├──
+    PacketError           bytes that are not a whole, genuine packet; its kind says what is wrong │
+    ├── ProfileError          a profile of a pair of fine-tunes that is broken or missing │   └──
+    StateError            positions that are missing, overlap or were trimmed └── RunError
+    a run failed (exit code 1); names agent and edge
         ├── AgentError            an agent's turn raised
         └── RunTimeout            an agent or the whole run took too long
 """
@@ -165,7 +162,8 @@ class PacketError(ChannelError):
     """Bytes that are not a whole and genuine packet.
 
     Attributes:
-        kind: ``format``, ``version``, ``truncated``, ``size``, ``key``, ``unsigned``, ``tampered`` or ``shape``.
+        kind: ``format``, ``version``, ``truncated``, ``size``, ``key``, ``unsigned``, ``tampered``
+            or ``shape``.
     """
 
     def __init__(self, found: str, *, kind: str, expected: str = "", fix: str = "") -> None:

@@ -18,8 +18,8 @@ class Segment:
         content: Where the words stand in `ids`, as (start, stop).
         text: The words.
         position: Position of the turn's first token in its maker's context.
-        ends: Character end of every word token in `text`, a token that joins words and wrapper clipped to the
-            words; empty where it is not known.
+        ends: Character end of every word token in `text`, a token that joins words and wrapper
+            clipped to the words; empty where it is not known.
     """
 
     role: str

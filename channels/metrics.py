@@ -1,4 +1,6 @@
-"""How far one way of reaching a context is from another, by what a model says of the tokens after it."""
+"""How far one way of reaching a context is from another, by what a model says of the tokens after
+it.
+"""
 
 import re
 import string
@@ -77,7 +79,8 @@ def kept(
 ) -> Kept:
     """Retention of a way, pooled over rows: Σ(none - way) / Σ(none - text).
 
-    The interval is a paired bootstrap (Efron and Tibshirani 1993, chapter 13): all losses of a row are drawn
+    The interval is a paired bootstrap (Efron and Tibshirani 1993, chapter 13): all losses of a row
+    are drawn
     together. Where the text gains nothing there is nothing to keep, and the figures are None.
 
     Args:
@@ -120,7 +123,9 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalized(answer: str) -> str:
-    """Lower case, without punctuation, articles and extra spaces (Rajpurkar et al. 2016, section 6.1)."""
+    """Lower case, without punctuation, articles and extra spaces (Rajpurkar et al. 2016, section
+    6.1).
+    """
     bare = re.sub(r"\b(a|an|the)\b", " ", answer.lower().translate(PUNCTUATION))
     return " ".join(bare.split())
 
@@ -131,7 +136,9 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
-    """The best F1 of the prediction's words against those of an answer, 0 to 1; 0 where there is no answer."""
+    """The best F1 of the prediction's words against those of an answer, 0 to 1; 0 where there is no
+    answer.
+    """
     return max((_f1(prediction, answer) for answer in answers), default=0.0)
 
 

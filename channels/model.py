@@ -27,7 +27,8 @@ class Prefill:
     Attributes:
         state: State of the whole context, positions 0 to the last token.
         logits: Logits after the last new token, shape (vocabulary,).
-        hidden: Hidden states of the new tokens at the inputs of the layers asked for, each (tokens, hidden_size).
+        hidden: Hidden states of the new tokens at the inputs of the layers asked for, each (tokens,
+            hidden_size).
     """
 
     state: KVState
@@ -37,7 +38,9 @@ class Prefill:
 
 @runtime_checkable
 class CausalModel(Protocol):
-    """What a channel needs of a model. Token ids are (tokens,) int64 tensors on the model's device, batch size 1."""
+    """What a channel needs of a model. Token ids are (tokens,) int64 tensors on the model's device,
+    batch size 1.
+    """
 
     @property
     def identity(self) -> ModelIdentity:
@@ -72,8 +75,8 @@ class CausalModel(Protocol):
 
         Args:
             ids: New tokens.
-            state: States at their final positions; together with `positions` they cover 0 … last without a gap.
-                A position that both name is computed anew.
+            state: States at their final positions; together with `positions` they cover 0 … last
+                without a gap. A position that both name is computed anew.
             positions: Ascending, (tokens,); by default those right after the last state.
             capture: Layers whose input is wanted.
 
@@ -97,7 +100,8 @@ class CausalModel(Protocol):
             first: First layer to run.
             last: Layer to stop before.
             positions: Ascending and contiguous, (tokens,).
-            state: What these tokens see besides themselves; only layers first … last - 1 of it are read.
+            state: What these tokens see besides themselves; only layers first … last - 1 of it are
+                read.
 
         Returns:
             The input of layer `last`, and the new keys and values of the layers run.
@@ -113,7 +117,8 @@ class CausalModel(Protocol):
     ) -> Tensor:
         """Logits after the last `last` of `ids`, all by default, shape (tokens, vocabulary).
 
-        The tokens follow the last state. With `grad`, gradients flow back into the keys and values of `state`.
+        The tokens follow the last state. With `grad`, gradients flow back into the keys and values
+        of `state`.
         """
 
 
@@ -153,7 +158,9 @@ class TextModel(CausalModel, Protocol):
         """Ids that end its turn."""
 
     def frame(self, name: str) -> Frame:
-        """``bare`` (nothing but what every context starts with) or ``chat`` (a user turn of its template)."""
+        """``bare`` (nothing but what every context starts with) or ``chat`` (a user turn of its
+        template).
+        """
 
 
 def rotaries(model: CausalModel) -> Mapping[str, Rotary]:

@@ -118,18 +118,21 @@ class Bridge(Protocol):
 class ProjectedCacheChannel(Channel):
     """Hand over keys and values between different models, through a bridge trained for the two.
 
-    Every word token of the message in the receiver's context takes the sharer's token that has read the same text,
-    and the bridge makes the receiver's keys and values of it. The first `sink` of them the receiver computes itself.
+    Every word token of the message in the receiver's context takes the sharer's token that has read
+    the same text, and the bridge makes the receiver's keys and values of it. The first `sink` of
+    them the receiver computes itself.
 
-    In fuse mode (Cache-to-Cache, arXiv 2510.03215) the receiver reads the message itself and the bridge enriches the
-    rows it made: nothing is saved, what the sharer made of the same words is added.
+    In fuse mode (Cache-to-Cache, arXiv 2510.03215) the receiver reads the message itself and the
+    bridge enriches the rows it made: nothing is saved, what the sharer made of the same words is
+    added.
 
     Attributes:
         bridge: The bridge.
-        share: What the sharer publishes; None stands for its output, or its prompt where it generates nothing.
+        share: What the sharer publishes; None stands for its output, or its prompt where it
+            generates nothing.
         as_: Role of the message's turn in the receiver's template.
-        sink: Tokens of the message to compute natively; 0 for none, a number past its length for all. Fuse mode, which
-            computes all, does not look at it.
+        sink: Tokens of the message to compute natively; 0 for none, a number past its length for
+            all. Fuse mode, which computes all, does not look at it.
         mode: ``prefix`` or ``fuse``.
     """
 
@@ -163,13 +166,15 @@ class ProjectedCacheChannel(Channel):
             )
 
     def carry(self, arrival: Arrival, receiver: CausalModel) -> Carry:
-        """Project the message's tokens, all but the first; in fuse mode, prefill them and enrich what that gives.
+        """Project the message's tokens, all but the first; in fuse mode, prefill them and enrich
+        what that gives.
 
         Raises:
             BridgeError: Fuse mode, and the bridge was fitted without it.
             IdentityMismatch: The state or the receiver is not the bridge's.
             GeometryMismatch: The bridge made a state of another shape than the receiver's.
-            StateError: The message has no state or lacks rows of it, or its words are not in the receiver's context.
+            StateError: The message has no state or lacks rows of it, or its words are not in the
+                receiver's context.
         """
         message = arrival.message
         if message.state is None:
@@ -226,7 +231,8 @@ class ProjectedCacheChannel(Channel):
         report = CarryReport(
             self.name,
             exact=False,
-            reason=f"fused: bridge {ends.sharer.ref} -> {ends.receiver.ref} enriched what the receiver computed",
+            reason=f"fused: bridge {ends.sharer.ref} -> {ends.receiver.ref} enriched what the "
+            "receiver computed",
             tokens=arrival.tokens,
             bytes=_bytes(state, pieces),
             layer_tokens=len(receiver.geometry.layers) * stop,
@@ -256,7 +262,8 @@ class ProjectedCacheChannel(Channel):
         return CarryReport(
             self.name,
             exact=False,
-            reason=f"projected: bridge {ends.sharer.ref} -> {ends.receiver.ref}, {self.bridge.describe()}",
+            reason=f"projected: bridge {ends.sharer.ref} -> {ends.receiver.ref}, "
+            f"{self.bridge.describe()}",
             tokens=arrival.tokens,
             repaired=repaired,
             bytes=_bytes(state, pieces),
@@ -278,13 +285,16 @@ def _require(end: BridgeEnd, found: ModelIdentity, what: str, way: str) -> None:
     raise IdentityMismatch(
         f"{what} is of a model with other {field}: {getattr(found, field)[:16]}",
         field=field,
-        expected=f"{field} {getattr(wanted, field)[:16]}, that of {end.ref}, which the bridge leads {way}",
+        expected=f"{field} {getattr(wanted, field)[:16]}, that of {end.ref}, which the bridge "
+        f"leads {way}",
         fix="fit a bridge for these two models, or use a text channel",
     )
 
 
 def _aligned(arrival: Arrival) -> list[tuple[int, tuple[int, ...]]]:
-    """Per run of the message's tokens, its first position and the sharer's position of each token, ascending."""
+    """Per run of the message's tokens, its first position and the sharer's position of each token,
+    ascending.
+    """
     pieces = [piece for span in arrival.spans for piece in _same_tokens(arrival.message, span)]
     pieces += [(span.at, _same_text(arrival.message, span)) for span in arrival.texts]
     return sorted(piece for piece in pieces if piece[1])
@@ -305,7 +315,8 @@ def _same_text(message: Message, span: TextSpan) -> tuple[int, ...]:
     segment = message.segments[span.segment]
     if len(segment.ends) != len(segment.words):
         raise StateError(
-            f"the message of {message.sharer!r} has {len(segment.words)} tokens and {len(segment.ends)} character ends",
+            f"the message of {message.sharer!r} has {len(segment.words)} tokens and "
+            f"{len(segment.ends)} character ends",
             expected="a character end for every token",
             fix="publish it with its codec, or use a text channel",
         )

@@ -11,10 +11,12 @@ __all__ = ["TextChannel"]
 
 @dataclass(frozen=True, slots=True)
 class TextChannel(Channel):
-    """Hand over words (between equal tokenizers, their ids); the receiver computes everything itself.
+    """Hand over words (between equal tokenizers, their ids); the receiver computes everything
+    itself.
 
     Attributes:
-        share: What the sharer publishes; None stands for its output, or its prompt where it generates nothing.
+        share: What the sharer publishes; None stands for its output, or its prompt where it
+            generates nothing.
         as_: Role of the message's turn in the receiver's template.
     """
 

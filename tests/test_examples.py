@@ -15,7 +15,8 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NAMES = ("draft_critique_revise", "fan_out_panel", "reader_solver", "two_families", "two_processes")
 
 TRAINED = ("fine_tunes",)
-"""Examples that train a model for minutes before they run; here only their workflows are looked at."""
+"""Examples that train a model for minutes before they run; here only their workflows are looked at.
+"""
 
 every_example = pytest.mark.parametrize("name", NAMES)
 

@@ -14,15 +14,22 @@ __all__ = ["BENCHES", "PAIRED", "Files", "Options", "Progress", "run_bench"]
 Progress = Callable[[str], None]
 
 BENCHES: Mapping[str, str] = {
-    "ablation": "what each part of a bridge is worth: features, ranks, source layers, trained parts",
-    "bridge": "what a bridge between two models carries, with its controls, and its time to the first token",
+    "ablation": "what each part of a bridge is worth: features, ranks, source layers, trained "
+    "parts",
+    "bridge": "what a bridge between two models carries, with its controls, and its time to the "
+    "first token",
     "decode": "token-for-token equality with transformers' generate, and the ratio of speeds",
-    "dial": "a bridge over the number of layers that its receiver runs itself: what is kept, and the speed",
-    "fan_in": "messages of 1, 2 and 4 senders in one context: no repair, sinks, deviation, all recomputed",
-    "fuse": "multiple-choice questions: the receiver alone, text, self-fused, fused, fused with another row's",
+    "dial": "a bridge over the number of layers that its receiver runs itself: what is kept, and "
+    "the speed",
+    "fan_in": "messages of 1, 2 and 4 senders in one context: no repair, sinks, deviation, all "
+    "recomputed",
+    "fuse": "multiple-choice questions: the receiver alone, text, self-fused, fused, fused with "
+    "another row's",
     "hop": "time to the first token after a hand-over: text, continuation, splice, floor",
-    "packet": "what a packet keeps of a cache, what it weighs, and from which length on it beats the text",
-    "profile": "a base's cache in two fine-tunes: all reused, some layers recomputed, random ones; quality and speed",
+    "packet": "what a packet keeps of a cache, what it weighs, and from which length on it beats "
+    "the text",
+    "profile": "a base's cache in two fine-tunes: all reused, some layers recomputed, random ones; "
+    "quality and speed",
     "splice": "how far a spliced cache is from a full recompute, with its controls",
 }
 
@@ -60,7 +67,8 @@ class Options:
     Attributes:
         bridge: The bridge's folder; None for the store's.
         refit: Whether to fit the bridge anew.
-        self_bridge: Folder of a bridge with fuse mode from the receiver to itself; None to fit that control.
+        self_bridge: Folder of a bridge with fuse mode from the receiver to itself; None to fit that
+            control.
         keep: Folder that keeps the fusers which the benchmark fits; None to keep none.
     """
 
@@ -94,10 +102,12 @@ def run_bench(
         progress: Called with a line now and then.
 
     Returns:
-        ``machine``, ``rows`` and ``summary``; the keys of the summary end in ``_builtin`` where no file was given.
+        ``machine``, ``rows`` and ``summary``; the keys of the summary end in ``_builtin`` where no
+        file was given.
 
     Raises:
-        InputError: No such benchmark, a file or an option that it does not read, or a file too short for it.
+        InputError: No such benchmark, a file or an option that it does not read, or a file too
+            short for it.
     """
     if name not in BENCHES:
         raise InputError(

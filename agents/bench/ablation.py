@@ -1,4 +1,6 @@
-"""What each part of a bridge is worth: features, ranks and source layers of the closed form, and the trained parts."""
+"""What each part of a bridge is worth: features, ranks and source layers of the closed form, and
+the trained parts.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy

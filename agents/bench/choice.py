@@ -60,7 +60,9 @@ def choose(
 def _log_likelihoods(
     model: LocalModel, last: int, states: Sequence[KVState], options: Sequence[tuple[int, ...]]
 ) -> list[float]:
-    """Summed log-probability of each option after the same input, all options in one pass of transformers."""
+    """Summed log-probability of each option after the same input, all options in one pass of
+    transformers.
+    """
     state = KVState.concat(states)
     cache = DynamicCache()
     for number, layer in enumerate(state.layers):
@@ -92,7 +94,8 @@ def write_hints(
     tokens: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[tuple[int, ...]]:
-    """What a model writes, greedily, when it is asked about each question: up to `tokens` ids, batched.
+    """What a model writes, greedily, when it is asked about each question: up to `tokens` ids,
+    batched.
 
     Args:
         model: The writer.

@@ -1,4 +1,5 @@
-"""Greedy decoding against transformers' generate: the same tokens, and the ratio of speeds, in turn.
+"""Greedy decoding against transformers' generate: the same tokens, and the ratio of speeds, in
+turn.
 
 And a continuation against text: the same greedy tokens after a hand-over.
 """
@@ -30,7 +31,9 @@ PROMPTS, TOKENS, NEW, WINDOW = 20, 96, 48, 32
 def measure(
     model: LocalModel, files: Files, progress: Progress
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows per model, and over both: whether all tokens are equal, and the speed on the model that was asked for."""
+    """Rows per model, and over both: whether all tokens are equal, and the speed on the model that
+    was asked for.
+    """
     passages = cut_passages(model, files.text, PROMPTS, TOKENS)
     rows = [
         _compare(model, passages, "the model"),
@@ -38,7 +41,8 @@ def measure(
     ]
     for row in rows:
         progress(
-            f"{row['of']}: {row['equal']} of {row['prompts']} equal, {row['speed_vs_generate']:.3f}x generate"
+            f"{row['of']}: {row['equal']} of {row['prompts']} equal, "
+            f"{row['speed_vs_generate']:.3f}x generate"
         )
     continued = sum(_continued(model, ids) for ids in passages)
     progress(f"continuation equals text on {continued} of {len(passages)}")

@@ -21,7 +21,9 @@ PASSAGES, SIZE, REPEATS = 24, 1024, 5
 def measure(
     sharer: LocalModel, receiver: LocalModel, files: Files, progress: Progress, options: Options
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row per number of native layers, closed forms only: what is kept with and without the sharer, and the speed."""
+    """A row per number of native layers, closed forms only: what is kept with and without the
+    sharer, and the speed.
+    """
     corpus = load_corpus()
     natives = settings(len(receiver.geometry.layers))
     count = min(LAYERS, len(sharer.geometry.layers))

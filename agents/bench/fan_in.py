@@ -1,4 +1,6 @@
-"""Messages of several senders in one context: what not repairing, sinks and deviation leave of a full recompute."""
+"""Messages of several senders in one context: what not repairing, sinks and deviation leave of a
+full recompute.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +30,8 @@ COUNTS = (1, 2, 4)
 SENDERS = (
     "You read the harbour's reports.",
     "You are the night clerk of a small hotel by the station, and you write down what happens.",
-    "You collect letters of old sailors and copy them out without leaving anything away, in full sentences.",
+    "You collect letters of old sailors and copy them out without leaving anything away, in full "
+    "sentences.",
     "You teach history.",
 )
 PROMPT = "Go on with the last text."
@@ -45,7 +48,9 @@ WAYS: dict[str, Channel] = {
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """Messages in one context, with what is forced after it, and what a full recompute says of that."""
+    """Messages in one context, with what is forced after it, and what a full recompute says of
+    that.
+    """
 
     messages: tuple[Message, ...]
     context: Context
@@ -122,7 +127,9 @@ def _case(model: LocalModel, passages: Sequence[tuple[int, ...]]) -> _Case:
 def _carried(
     model: LocalModel, case: _Case, channel: Channel, state_of: _Case | None = None
 ) -> tuple[Tensor, float, int]:
-    """The forced distributions, the seconds until the context was there, and how many tokens were computed."""
+    """The forced distributions, the seconds until the context was there, and how many tokens were
+    computed.
+    """
     began = perf_counter()
     deliveries = []
     for number, message in enumerate(case.messages):

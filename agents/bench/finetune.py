@@ -1,8 +1,9 @@
-"""Fine-tunes of a base model by a fixed recipe, for what is measured between a base and its fine-tunes.
+"""Fine-tunes of a base model by a fixed recipe, for what is measured between a base and its
+fine-tunes.
 
-They learn to answer questions about documents of invented facts and to go on with plain English, in the chat turns
-that a workflow composes. Not meant to be good at anything: meant to be different from their base, and the same each
-time.
+They learn to answer questions about documents of invented facts and to go on with plain English, in
+the chat turns that a workflow composes. Not meant to be good at anything: meant to be different
+from their base, and the same each time.
 """
 
 import json
@@ -44,7 +45,8 @@ class Recipe:
         kind: All weights, or a LoRA on every linear layer of the decoder.
         steps: Steps of AdamW.
         batch: Sequences a step.
-        learning_rate: At its height, after a tenth of the steps; it falls to nothing as a cosine does.
+        learning_rate: At its height, after a tenth of the steps; it falls to nothing as a cosine
+            does.
         rank: Rank of the LoRA.
         seed: Of the data and of the LoRA's first weights.
         tokens: Most tokens of a sequence.
@@ -93,7 +95,8 @@ def finetune(
         folder: Where it is kept; in the user's cache, by base and recipe, if not given.
 
     Raises:
-        InputError: A base that was not loaded by reference, or a folder with a fine-tune by another recipe.
+        InputError: A base that was not loaded by reference, or a folder with a fine-tune by another
+            recipe.
         ModelSupportError: A LoRA without peft.
         BridgeError: The folder cannot be written.
     """
@@ -210,7 +213,9 @@ def _pace(step: int, steps: int) -> float:
 
 
 def _sequences(base: LocalModel, recipe: Recipe) -> Iterator[tuple[list[int], list[int]]]:
-    """Ids and labels without end: by turns a document with a question and its answer, and plain text in a turn."""
+    """Ids and labels without end: by turns a document with a question and its answer, and plain
+    text in a turn.
+    """
     rng = random.Random(recipe.seed)
     pieces = load_corpus(seed=recipe.seed).stream(recipe.seed)
     for passage in fact_passages(recipe.seed):

@@ -1,4 +1,6 @@
-"""How far one way of handing a message over is from another, by what the receiver says of forced tokens."""
+"""How far one way of handing a message over is from another, by what the receiver says of forced
+tokens.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -24,7 +26,9 @@ def asked(model: LocalModel, scene: Scene) -> tuple[int, ...]:
 
 @torch.no_grad()
 def forced_logs(model: LocalModel, state: Any, last: int, forced: tuple[int, ...]) -> Tensor:
-    """Log-probabilities after the context's last token and all but the last forced one, (forced, vocabulary)."""
+    """Log-probabilities after the context's last token and all but the last forced one, (forced,
+    vocabulary).
+    """
     before = state.slice(0, state.stop - 1)
     ids = model.tensor((last, *forced[:-1]))
     return model.logits(ids, [before]).float().log_softmax(dim=-1)
@@ -37,7 +41,8 @@ def carried(
     forced: tuple[int, ...],
     sent: Message | None = None,
 ) -> Tensor:
-    """The forced distributions over a context whose message came by `channel`, as a turn assembles it.
+    """The forced distributions over a context whose message came by `channel`, as a turn assembles
+    it.
 
     Args:
         model: The model of both ends.

@@ -1,8 +1,10 @@
-"""Fuse mode on questions with options, against all its rivals: the receiver alone, the sharer's words, its own cache.
+"""Fuse mode on questions with options, against all its rivals: the receiver alone, the sharer's
+words, its own cache.
 
-Every way reads ``Question: …\\nAnswer:`` without the options; an option is scored by its log-likelihood over its
-characters (lm-eval's ``acc_norm``), and beside that by its log-likelihood alone. Text-to-text is given its best prompt
-and message length, chosen on rows that it is then measured on, in its favour.
+Every way reads ``Question: …\\nAnswer:`` without the options; an option is scored by its
+log-likelihood over its
+characters (lm-eval's ``acc_norm``), and beside that by its log-likelihood alone. Text-to-text is
+given its best prompt and message length, chosen on rows that it is then measured on, in its favour.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,7 +54,8 @@ def compare(
 
     Raises:
         InputError: A file that is not as it should be.
-        BridgeError: A folder without a fuser, one that fusers cannot be kept in, or models that cannot be bridged.
+        BridgeError: A folder without a fuser, one that fusers cannot be kept in, or models that
+            cannot be bridged.
     """
     plan = plan or FuseBench()
     rows = read_choice(files.qa) if files.qa else builtin_choice(plan.rows, plan.seed)

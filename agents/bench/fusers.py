@@ -36,10 +36,12 @@ class FuseBench:
     """What the benchmark runs on.
 
     Attributes:
-        bridge: Folder of the pair's bridge; by default the stored one, and where there is none with fuse mode, a
-            fuser is fitted.
-        self_bridge: Folder of a bridge with fuse mode from the receiver to itself; fitted where it is not given.
-        keep: Folder that keeps what is fitted, in ``fused`` and ``self-fused``; what lies there already is taken.
+        bridge: Folder of the pair's bridge; by default the stored one, and where there is none with
+            fuse mode, a fuser is fitted.
+        self_bridge: Folder of a bridge with fuse mode from the receiver to itself; fitted where it
+            is not given.
+        keep: Folder that keeps what is fitted, in ``fused`` and ``self-fused``; what lies there
+            already is taken.
         settings: How fusers are fitted; a control gets the fuser's steps and widths.
         rows: Most rows.
         seed: Of the rows drawn.
@@ -58,12 +60,14 @@ class FuseBench:
 def fusers(
     sharer: LocalModel, receiver: LocalModel, plan: FuseBench, progress: Progress
 ) -> tuple[tuple[Fuser, Figures], tuple[Fuser, Figures]]:
-    """The pair's fuser and its control, the receiver fused with itself, each with the figures of its fit.
+    """The pair's fuser and its control, the receiver fused with itself, each with the figures of
+    its fit.
 
     A fit that was killed goes on from what it left in the user's store.
 
     Raises:
-        BridgeError: A folder without a fuser, one that fusers cannot be kept in, or models that cannot be bridged.
+        BridgeError: A folder without a fuser, one that fusers cannot be kept in, or models that
+            cannot be bridged.
     """
     if plan.keep is not None:
         for name, model in ((FUSED, sharer), (SELF, receiver)):
@@ -98,7 +102,9 @@ def _fitted(
     name: str,
     progress: Progress,
 ) -> tuple[Fuser, Figures]:
-    """The fuser that was kept under a name, or one that is fitted now, and kept there where anything is."""
+    """The fuser that was kept under a name, or one that is fitted now, and kept there where
+    anything is.
+    """
     place = None if plan.keep is None else plan.keep / name
     if place is not None and (place / MANIFEST).exists():
         return load_fuser(place, sharer, receiver)
@@ -128,7 +134,9 @@ def _fitted(
 
 
 def _control(settings: FuseSettings, fuser: Fuser, fit: Figures) -> FuseSettings:
-    """The fuser's widths and steps: neither a busy machine nor patience leaves the control with fewer."""
+    """The fuser's widths and steps: neither a busy machine nor patience leaves the control with
+    fewer.
+    """
     config, steps = fuser.config, fit.get("fuse_steps")
     if isinstance(steps, int):
         settings = replace(settings, steps=steps, minutes=DAY, patience=max(steps, 1))

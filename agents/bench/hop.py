@@ -116,7 +116,9 @@ def _best_text(ways: list[_Way], medians: dict[str, float], way: _Way) -> float:
 
 
 def _first_token(model: LocalModel, scene: Scene, channel: Channel) -> float:
-    """Time to the first token of the product's own turn; its prefix cache holds the receiver's system turn."""
+    """Time to the first token of the product's own turn; its prefix cache holds the receiver's
+    system turn.
+    """
     request = TurnRequest(
         scene.context,
         (scene.delivery(channel),),
@@ -128,7 +130,9 @@ def _first_token(model: LocalModel, scene: Scene, channel: Channel) -> float:
 
 
 def _indexed(model: LocalModel, scene: Scene) -> float:
-    """Text inside one engine whose prefix cache finds any earlier request's blocks of 16 tokens by their ids."""
+    """Text inside one engine whose prefix cache finds any earlier request's blocks of 16 tokens by
+    their ids.
+    """
     ids, state = scene.message.context, scene.message.state
     if state is None:
         raise RuntimeError("the scene's message has no state")
@@ -139,12 +143,16 @@ def _indexed(model: LocalModel, scene: Scene) -> float:
 
 
 def _floor(model: LocalModel, scene: Scene) -> float:
-    """The receiver's new tokens by a direct call of transformers over a cache that is in place already."""
+    """The receiver's new tokens by a direct call of transformers over a cache that is in place
+    already.
+    """
     return _direct(model, scene.new_ids, scene.message.state)
 
 
 def _one_pass(model: LocalModel, scene: Scene) -> float:
-    """The whole message and the receiver's own tokens by one direct call, over the receiver's own prefix cache."""
+    """The whole message and the receiver's own tokens by one direct call, over the receiver's own
+    prefix cache.
+    """
     ids = scene.context.ids + model.context_builder.ask(scene.context)
     known, state = scene.history or ((), None)
     return _direct(model, ids[len(known) :], state)

@@ -150,7 +150,9 @@ def _means(scores: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _times(model: LocalModel, files: Files, progress: Progress) -> list[dict[str, Any]]:
-    """Seconds to prefill a text, and to write and read its packet, per length; each in turn, medians."""
+    """Seconds to prefill a text, and to write and read its packet, per length; each in turn,
+    medians.
+    """
     rows = []
     for size in SIZES:
         if size > model.max_positions:
@@ -217,7 +219,9 @@ def _speeds(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _break_even(rows: Sequence[dict[str, Any]]) -> dict[str, int | None]:
-    """From how many tokens on a packet over a link is there sooner than the receiver has read the text itself."""
+    """From how many tokens on a packet over a link is there sooner than the receiver has read the
+    text itself.
+    """
     found = {}
     for link in LINKS:
         for codec in CODECS:
@@ -242,7 +246,9 @@ def _cost(row: dict[str, Any], link: int) -> float:
 
 
 def crossing(gains: Sequence[tuple[int, float]]) -> int | None:
-    """The least length from which all measured gains are positive, between two of them by a straight line."""
+    """The least length from which all measured gains are positive, between two of them by a
+    straight line.
+    """
     last = max((i for i, (_, gain) in enumerate(gains) if gain <= 0), default=-1)
     if last == len(gains) - 1:
         return None

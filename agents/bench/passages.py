@@ -1,4 +1,6 @@
-"""Passages of a given number of tokens, from a person's file or from English that CPython itself carries."""
+"""Passages of a given number of tokens, from a person's file or from English that CPython itself
+carries.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""Two fine-tunes of a base, by a fixed recipe: how far its cache is from theirs, and what recomputing buys."""
+"""Two fine-tunes of a base, by a fixed recipe: how far its cache is from theirs, and what
+recomputing buys.
+"""
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +36,9 @@ __all__ = ["measure"]
 SETTINGS = Settings(search=4, judge=12)
 QUESTIONS, SEEDS = 16, (1, 2, 3)
 MARK, BOUND, STRONG = 2.78, 0.01, 0.03
-"""DroidSpeak's shorter prefill (arXiv 2411.02820), the nats at which ours is told, and what reusing all must cost."""
+"""DroidSpeak's shorter prefill (arXiv 2411.02820), the nats at which ours is told, and what reusing
+all must cost.
+"""
 
 Row = dict[str, Any]
 
@@ -42,7 +46,9 @@ Row = dict[str, Any]
 def measure(
     model: LocalModel, files: Files, progress: Progress
 ) -> tuple[list[Row], dict[str, Any]]:
-    """A row per fine-tune and choice of layers; figures are the full fine-tune's, the LoRA's end in ``_lora``."""
+    """A row per fine-tune and choice of layers; figures are the full fine-tune's, the LoRA's end in
+    ``_lora``.
+    """
     rows: list[Row] = []
     summary: dict[str, Any] = {}
     for kind in KINDS:
@@ -100,7 +106,9 @@ def _measured(
 def _drawn(
     front: Sequence[LayerRanges], layers: int
 ) -> Mapping[tuple[LayerRanges, int], LayerRanges]:
-    """Random groups of the same sizes as those of every point that lies between the ends, by point and seed."""
+    """Random groups of the same sizes as those of every point that lies between the ends, by point
+    and seed.
+    """
     drawn = {}
     for seed in SEEDS:
         rng = random.Random(seed)
@@ -163,7 +171,9 @@ def _logs(
 def _asked(
     base: LocalModel, tuned: LocalModel, front: Sequence[LayerRanges], files: Files
 ) -> dict[Any, Row]:
-    """Loss of the right answer, F1 of the receiver's own, and KL to text over both, by choice of layers and control."""
+    """Loss of the right answer, F1 of the receiver's own, and KL to text over both, by choice of
+    layers and control.
+    """
     rows = sample(read_qa(files.qa), QUESTIONS) if files.qa else builtin_qa(QUESTIONS, seed=9_001)
     frame = tuned.frame("chat")
     starts = sorted({first for layer_ranges in front for first, _ in layer_ranges if first})

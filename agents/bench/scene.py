@@ -1,4 +1,6 @@
-"""A sharer's message and a receiver that answers to it: the same scene for every way of handing it over."""
+"""A sharer's message and a receiver that answers to it: the same scene for every way of handing it
+over.
+"""
 
 from dataclasses import dataclass
 
@@ -19,8 +21,10 @@ class Scene:
     Attributes:
         message: The sharer's message, with its state.
         context: The receiver's context, without what asks for the assistant's words.
-        history: Ids and state of the receiver's leading system turn, as its own prefix cache holds them; None for none.
-        new_ids: The receiver's tokens after the message, those that ask for the assistant's words included.
+        history: Ids and state of the receiver's leading system turn, as its own prefix cache holds
+            them; None for none.
+        new_ids: The receiver's tokens after the message, those that ask for the assistant's words
+            included.
     """
 
     message: Message
@@ -41,12 +45,14 @@ class Scene:
         role: str = "user",
         sharer_prompt: str = "",
     ) -> "Scene":
-        """Compute a message of `words` under the sharer's own prompt, and compose its receiver's context.
+        """Compute a message of `words` under the sharer's own prompt, and compose its receiver's
+        context.
 
         Args:
             model: The model of both.
             words: Token ids of the message's words.
-            new_tokens: Receiver's tokens after the message, padded or cut to it; None leaves the prompt as it is.
+            new_tokens: Receiver's tokens after the message, padded or cut to it; None leaves the
+                prompt as it is.
             prompt: The receiver's prompt.
             sharer_system: The sharer's system prompt.
             receiver_system: The receiver's system prompt.
@@ -103,7 +109,9 @@ def make_message(
 def _with_new_tokens(
     model: LocalModel, message: Message, count: int, prompt: str, system: str | None
 ) -> Context:
-    """The context whose last turn and generation prompt have `count` tokens: the prompt's words cut or repeated."""
+    """The context whose last turn and generation prompt have `count` tokens: the prompt's words cut
+    or repeated.
+    """
     composer = model.context_builder
     words = list(model.text.encode_words(prompt))
     empty = composer.compose(

@@ -1,8 +1,9 @@
 """How far a spliced cache is from a full recompute of the same tokens, with its controls.
 
-A message of 256 tokens is computed under the sharer's own system prompt and handed to a receiver with another one. The
-next 40 tokens are forced, and the receiver's distribution after each is compared with that of a full recompute:
-KL(full || spliced) in nats, and whether both put the same token first.
+A message of 256 tokens is computed under the sharer's own system prompt and handed to a receiver
+with another one. The next 40 tokens are forced, and the receiver's distribution after each is
+compared with that of a full recompute: KL(full || spliced) in nats, and whether both put the same
+token first.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +36,9 @@ PROMPT = "Go on with the text."
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One message in its receiver's context, with the tokens forced after it and what a full recompute says."""
+    """One message in its receiver's context, with the tokens forced after it and what a full
+    recompute says.
+    """
 
     scene: Scene
     forced: tuple[int, ...]
@@ -87,7 +90,9 @@ def _shared_prompts(model: LocalModel, files: Files) -> list[_Case]:
 
 
 def _shared_outputs(model: LocalModel, files: Files) -> list[_Case]:
-    """Text the sharer's model wrote itself, of which the message is the first part and the rest is forced."""
+    """Text the sharer's model wrote itself, of which the message is the first part and the rest is
+    forced.
+    """
     starts = cut_passages(model, files.text, PASSAGES, 48)
     tasks = [
         f"Write a long report that starts like this: {model.text.decode(ids)}" for ids in starts
@@ -110,7 +115,9 @@ def _shared_outputs(model: LocalModel, files: Files) -> list[_Case]:
 def _write(
     model: LocalModel, prompts: Sequence[tuple[int, ...]], count: int
 ) -> list[tuple[int, ...]]:
-    """Exactly `count` sampled tokens after each prompt, in one batch of transformers' generate (seeded)."""
+    """Exactly `count` sampled tokens after each prompt, in one batch of transformers' generate
+    (seeded).
+    """
     torch.manual_seed(0)
     longest = max(map(len, prompts))
     pad = model.tokenizer.pad_token_id or 0
@@ -177,7 +184,9 @@ def _ways(model: LocalModel, cases: Sequence[_Case]) -> dict[str, Way]:
 
 
 def _with_state_of(case: _Case, theirs: Message) -> _Case:
-    """The same tokens in the receiver's context, but what is carried for them is another message's state."""
+    """The same tokens in the receiver's context, but what is carried for them is another message's
+    state.
+    """
     own = case.scene.message.segments[0]
     delta = theirs.segments[0].position - own.position
     placed = tuple(

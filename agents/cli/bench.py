@@ -36,7 +36,8 @@ def bench(
         str | None,
         typer.Argument(
             metavar="SHARER",
-            help=f"Where two models are measured, the one whose cache is read; {DEFAULT_SHARER} if left out.",
+            help=f"Where two models are measured, the one whose cache is read; {DEFAULT_SHARER} if "
+            "left out.",
         ),
     ] = None,
     receiver: Annotated[
@@ -63,14 +64,16 @@ def bench(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="For fuse: a bridge with fuse mode from the receiver to itself; fitted if left out.",
+            help="For fuse: a bridge with fuse mode from the receiver to itself; fitted if left "
+            "out.",
         ),
     ] = None,
     keep: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="For fuse: keep what is fitted in DIR/fused and DIR/self-fused, and take what is there.",
+            help="For fuse: keep what is fitted in DIR/fused and DIR/self-fused, and take what is "
+            "there.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -127,7 +130,8 @@ def _ends(
         raise InputError(
             f"the benchmark {name} measures two models, and one was named",
             expected=f"unspoken bench {name} SHARER RECEIVER, or neither",
-            fix=f"unspoken bench {name} {sharer or DEFAULT_SHARER} {receiver or model or DEFAULT_MODEL}",
+            fix=f"unspoken bench {name} {sharer or DEFAULT_SHARER} "
+            f"{receiver or model or DEFAULT_MODEL}",
         )
     return sharer or DEFAULT_SHARER, receiver or DEFAULT_MODEL
 

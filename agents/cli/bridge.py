@@ -35,7 +35,9 @@ Second = Annotated[
 
 
 def list_(as_json: JsonOption = False) -> None:
-    """List the bridges at hand: your store's, those in $UNSPOKEN_BRIDGES, and broken ones with their error."""
+    """List the bridges at hand: your store's, those in $UNSPOKEN_BRIDGES, and broken ones with
+    their error.
+    """
     store = _store()
     entries = store.entries()
     if as_json:
@@ -176,7 +178,8 @@ def push(
         list[str],
         typer.Argument(
             metavar="BRIDGE PLACE",
-            help="SHARER and RECEIVER, or a bridge's folder; then a Hub id (owner/name) or a folder (./name).",
+            help="SHARER and RECEIVER, or a bridge's folder; then a Hub id (owner/name) or a "
+            "folder (./name).",
         ),
     ],
     private: Annotated[
@@ -262,7 +265,9 @@ def _by_pair(sharer: str, receiver: str) -> Path:
 
 
 def _is_side(side: "ModelDescription", ref: str, identity: "ModelIdentity | None") -> bool:
-    """Whether an end of a bridge is the model that was named: by identity, where that is known without loading."""
+    """Whether an end of a bridge is the model that was named: by identity, where that is known
+    without loading.
+    """
     return side.ref == ref if identity is None else side.to_identity() == identity
 
 

@@ -224,14 +224,17 @@ def audit(
         bool,
         typer.Option(
             "--save",
-            help="Keep the audit with the bridge; a bridge of your store without one keeps it anyway.",
+            help="Keep the audit with the bridge; a bridge of your store without one keeps it "
+            "anyway.",
         ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what a bridge carries of a message, against text, no message and messages that say nothing.
+    """Measure what a bridge carries of a message, against text, no message and messages that say
+    nothing.
 
-    One with fuse mode is also measured on questions with options: the receiver alone, fused, and fused with another
+    One with fuse mode is also measured on questions with options: the receiver alone, fused, and
+    fused with another
     question's state.
     """
     _require_files(text, qa, recall, choice)

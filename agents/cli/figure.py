@@ -63,7 +63,8 @@ def require_drawable(file: Path) -> None:
 
 
 def draw_profile(profile: "Profile", file: Path) -> None:
-    """Draw a profile's front, KL over the share of layers computed anew, a line per place, with 95 % intervals.
+    """Draw a profile's front, KL over the share of layers computed anew, a line per place, with 95
+    % intervals.
 
     Args:
         profile: The profile.

@@ -121,7 +121,9 @@ def _loaded(
 
 
 def print_profile(console: Console, profile: "Profile") -> None:
-    """Print a profile: a row per point of the front, with a bar for its KL on a scale of powers of ten."""
+    """Print a profile: a row per point of the front, with a bar for its KL on a scale of powers of
+    ten.
+    """
     places = list(profile.points[0].places)
     columns = [
         "layers anew",
@@ -151,9 +153,12 @@ def print_profile(console: Console, profile: "Profile") -> None:
     told = profile.settings
     console.print(
         shown(
-            f"KL in nats a token to the receiver's own prefill, upper end of its 95 % interval in brackets; "
-            f"{told['judged_on']} messages of {profile.data.name}, {profile.searched} choices searched on "
-            f"{told['searched_on']} others; speed: first token by text over this, {told['timed_tokens']} tokens"
+            "KL in nats a token to the receiver's own prefill, upper end of its 95 % interval in "
+            "brackets; "
+            f"{told['judged_on']} messages of {profile.data.name}, {profile.searched} choices "
+            "searched on "
+            f"{told['searched_on']} others; speed: first token by text over this, "
+            f"{told['timed_tokens']} tokens"
         )
     )
 

@@ -75,7 +75,9 @@ def quiet_libraries() -> None:
 def load_flow(
     source: "LoadedWorkflow", console: Console, *, quiet: bool, fit: bool = False
 ) -> "Workflow":
-    """The workflow of a valid file, its models loaded; with `fit`, the bridges that it asks for fitted."""
+    """The workflow of a valid file, its models loaded; with `fit`, the bridges that it asks for
+    fitted.
+    """
     with reporting(console, "loading models", quiet=quiet) as report:
         from unspoken.agents.workflow import Workflow
 

@@ -51,7 +51,8 @@ def run(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Write every event as a line of JSON, as it happens; - is stdout instead of outputs.",
+            help="Write every event as a line of JSON, as it happens; - is stdout instead of "
+            "outputs.",
         ),
     ] = None,
     log_level: Annotated[LogLevel | None, typer.Option(help="Log to stderr.")] = None,

@@ -1,4 +1,6 @@
-"""States in place for a turn's context: what messages and an agent's own past bring, and what is left to compute."""
+"""States in place for a turn's context: what messages and an agent's own past bring, and what is
+left to compute.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -75,7 +77,8 @@ class Assembly:
         missing: Positions to compute, ascending.
         repaired: Those of them that have a state all the same.
         projected: Positions whose state a bridge made, not computed anew.
-        fused: Positions in place that a channel computed in this model, a bridge's enriched rows among them.
+        fused: Positions in place that a channel computed in this model, a bridge's enriched rows
+            among them.
         recomputed: Positions in place of which a channel computed some layers anew.
         layer_tokens: Layers times tokens that bridges ran in this model.
         carries: Per delivery, its edge, its report and the seconds its carry took.
@@ -97,7 +100,9 @@ def assemble(
     deliveries: Sequence[Delivery],
     history: tuple[tuple[int, ...], KVState] | None = None,
 ) -> Assembly:
-    """Find state for a context: the longest exact prefix of all at hand, then splices, then what is missing."""
+    """Find state for a context: the longest exact prefix of all at hand, then splices, then what is
+    missing.
+    """
     offers = _offers(model, ids, deliveries, history)
     carries = [carry for carry, _ in offers]
     best, computed = _longest_prefix(ids, carries, history)
@@ -146,7 +151,9 @@ def _offers(
     deliveries: Sequence[Delivery],
     history: tuple[tuple[int, ...], KVState] | None,
 ) -> list[tuple[Carry, float]]:
-    """Per delivery, its carry and the seconds it took; those that come first in the context are carried first."""
+    """Per delivery, its carry and the seconds it took; those that come first in the context are
+    carried first.
+    """
     found: dict[int, tuple[Carry, float]] = {}
     placed = Places(len(ids) - 1)
     if history is not None:
@@ -175,8 +182,8 @@ def _longest_prefix(
 ) -> tuple[KVState | None, bool]:
     """The longest state from position 0 on, and whether a channel computed it just now.
 
-    No message's prefix reaches into rows that a bridge has enriched. Beside the agent's own past, in which an earlier
-    message may be enriched, what a channel computed anew is not wanted.
+    No message's prefix reaches into rows that a bridge has enriched. Beside the agent's own past,
+    in which an earlier message may be enriched, what a channel computed anew is not wanted.
     """
     stop = min(
         (one.start for carry in carries if carry.fused for one in carry.spliced), default=len(ids)
@@ -201,7 +208,8 @@ def _reach(ids: tuple[int, ...], history: tuple[tuple[int, ...], KVState]) -> in
 def _settled(
     carry: Carry, arrival: Arrival, reach: int, assembly: Assembly, rough: int | None
 ) -> CarryReport:
-    """A carry's report once all states are in place: what it claimed alone, another's prefix or splice may change.
+    """A carry's report once all states are in place: what it claimed alone, another's prefix or
+    splice may change.
 
     Args:
         carry: The carry.
@@ -232,7 +240,9 @@ def _settled(
 
 
 def _decompressed(delivery: Delivery, model: LocalModel) -> Carry:
-    """The carry of a delivery, which may have to be unpacked first; what it brings counts as it was kept."""
+    """The carry of a delivery, which may have to be unpacked first; what it brings counts as it was
+    kept.
+    """
     compressed = delivery.compressed
     if compressed is None:
         return _carry(delivery, model)

@@ -31,9 +31,11 @@ class _Job(Generic[Event, Outcome]):
 
 
 class Worker:
-    """Runs jobs on one device. A job is a generator: each step is one operation, each yielded value an event.
+    """Runs jobs on one device. A job is a generator: each step is one operation, each yielded value
+    an event.
 
-    Jobs that are ready together take turns step by step. This is where ready steps of one model will be batched.
+    Jobs that are ready together take turns step by step. This is where ready steps of one model
+    will be batched.
 
     Args:
         name: Name of its thread.
@@ -67,7 +69,9 @@ class Worker:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep the device from all jobs: this waits for the operation at hand, and they wait for the block's end."""
+        """Keep the device from all jobs: this waits for the operation at hand, and they wait for
+        the block's end.
+        """
         held, over = threading.Event(), threading.Event()
 
         def wait() -> None:
@@ -116,8 +120,9 @@ def worker_for(device: torch.device) -> Worker:
 def holding(devices: Iterable[torch.device]) -> Iterator[None]:
     """Keep some devices for work that is no job, such as a fit.
 
-    They are taken in one order, so that two who want the same ones never wait for each other. On the thread of an event
-    loop nothing is held: a job may be waiting for that very loop, to emit an event.
+    They are taken in one order, so that two who want the same ones never wait for each other. On
+    the thread of an event loop nothing is held: a job may be waiting for that very loop, to emit an
+    event.
     """
     with ExitStack() as stack:
         for device in () if _on_a_loop() else sorted(set(devices), key=str):

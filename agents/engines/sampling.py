@@ -17,7 +17,8 @@ __all__ = ["Sampler"]
 
 
 class Sampler:
-    """Greedy at temperature 0, else temperature, top-k and top-p in transformers' order, with a seed of its own.
+    """Greedy at temperature 0, else temperature, top-k and top-p in transformers' order, with a
+    seed of its own.
 
     Args:
         settings: The agent's generation settings.

@@ -59,7 +59,9 @@ class TurnRequest:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """The messages are in the context: per delivery, its edge, its report and the seconds its carry took."""
+    """The messages are in the context: per delivery, its edge, its report and the seconds its carry
+    took.
+    """
 
     carries: tuple[tuple[int, CarryReport, float], ...]
 
@@ -81,7 +83,8 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of a turn, each prompt token once, by its dearest treatment, and times in seconds of work.
+    """Token counts of a turn, each prompt token once, by its dearest treatment, and times in
+    seconds of work.
 
     Attributes:
         prompt_tokens: Tokens of the context, those that ask for the assistant's words included.
@@ -162,7 +165,8 @@ def run_turn(model: LocalModel, request: TurnRequest) -> Steps:
         raise ContextLengthError(
             f"the context has {len(ids)} tokens",
             expected=f"fewer than the {model.max_positions} of {model.ref or 'the model'}",
-            fix="shorten the inputs, share output instead of context, or use a model with a longer context",
+            fix="shorten the inputs, share output instead of context, or use a model with a longer "
+            "context",
         )
     assembly = assemble(model, ids, request.deliveries, request.history)
     budget = request.generate.max_new_tokens if request.generate else 0
@@ -315,13 +319,15 @@ def _finish_state(
 def _with_hidden(
     state: KVState, hidden: Capture, computed: Sequence[int], states: Sequence[KVState]
 ) -> KVState:
-    """The state with the captured inputs of its last rows, as far back as there are any without a gap.
+    """The state with the captured inputs of its last rows, as far back as there are any without a
+    gap.
 
     Args:
         state: The state of the whole context.
         hidden: What was captured, in the order of computing.
         computed: The positions it belongs to, ascending.
-        states: What was in place before; the one right before the captured rows may have such inputs too.
+        states: What was in place before; the one right before the captured rows may have such
+            inputs too.
     """
     if not hidden:
         return state
@@ -332,7 +338,8 @@ def _with_hidden(
     for one in states:
         if not rows or one.stop != state.stop - rows or not set(hidden) <= set(one.hidden):
             continue
-        # Rows of it that were computed anew (repair) have other hidden states than those it brought.
+        # Rows of it that were computed anew (repair) have other hidden states than those it
+        # brought.
         anew = max((at for at in computed if at < one.stop), default=-1) + 1
         back = one.stop - max(one.hidden_first, anew)
         if back > 0:

@@ -1,4 +1,6 @@
-"""Adapters (LoRA and its like, by peft): part of a model's identity, several on one base that is loaded once."""
+"""Adapters (LoRA and its like, by peft): part of a model's identity, several on one base that is
+loaded once.
+"""
 
 import json
 import os
@@ -147,7 +149,8 @@ def adapter_folder(ref: str, revision: str | None = None) -> Path:
     kind = str(_settings(folder).get("peft_type", ""))
     if kind in PROMPTED:
         raise ModelSupportError(
-            f"the adapter {ref!r} is of the kind {kind}, which puts rows into a context that are no tokens",
+            f"the adapter {ref!r} is of the kind {kind}, which puts rows into a context that are "
+            "no tokens",
             expected="an adapter of weights, such as LoRA",
             fix="use another adapter",
         )
@@ -158,7 +161,8 @@ def _no_folder(ref: str, folder: Path) -> ModelReferenceError:
     is_file = os.path.exists(folder)
     return ModelReferenceError(
         f"the adapter {ref!r} is a file" if is_file else f"there is no adapter folder {ref!r}",
-        expected=f"{SAVED}; a path starts at the current folder, and this one leads to {folder.absolute()}",
+        expected=f"{SAVED}; a path starts at the current folder, and this one leads to "
+        f"{folder.absolute()}",
         fix="name the folder that holds it" if is_file else "mend the path",
     )
 
@@ -189,7 +193,8 @@ def _downloaded(ref: str, revision: str | None) -> Path:
         return Path(snapshot_download(ref, revision=revision, allow_patterns=["adapter_*"]))
     except (HFValidationError, OSError, ValueError) as error:  # the Hub's own errors are OSErrors
         raise ModelReferenceError(
-            f"there is no adapter {ref!r}: {next(iter(str(error).splitlines()), type(error).__name__)}",
+            f"there is no adapter {ref!r}: "
+            f"{next(iter(str(error).splitlines()), type(error).__name__)}",
             expected=f"{SAVED}; there is no folder {Path(ref).absolute()} either",
             fix="check the name, or download it to a folder first",
         ) from error

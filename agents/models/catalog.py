@@ -112,7 +112,9 @@ def _looks_like_path(ref: str) -> bool:
 
 
 def is_hub_id(ref: str) -> bool:
-    """Whether a Hub id has this form, as `huggingface_hub.utils.validate_repo_id` has it, without its import."""
+    """Whether a Hub id has this form, as `huggingface_hub.utils.validate_repo_id` has it, without
+    its import.
+    """
     parts = ref.split("/")
     return (
         len(parts) <= 2
@@ -171,7 +173,8 @@ def _no_such_form(ref: str) -> ModelReferenceError:
         return ModelReferenceError(
             f"there is no folder {ref}, and it is no Hub id",
             expected="a folder with a model, or a Hub id (owner/name)",
-            fix="check the path, which begins at the working folder; make the model first if it is to be made",
+            fix="check the path, which begins at the working folder; make the model first if it is "
+            "to be made",
         )
     return ModelReferenceError(
         f"{ref!r} is not a model reference",

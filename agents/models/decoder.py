@@ -56,7 +56,9 @@ class Decoder:
 
     @cached_property
     def max_positions(self) -> int:
-        """Number of positions its context holds; where frequencies change with the length, those before they do."""
+        """Number of positions its context holds; where frequencies change with the length, those
+        before they do.
+        """
         config = self.backbone.config
         if not any(self.rotary(name).dynamic for name in {x.rope for x in self.geometry.layers}):
             return self.geometry.max_positions
@@ -107,7 +109,8 @@ class Decoder:
         spare: int,
         layers: slice = slice(None),
     ) -> ContextCache:
-        """A cache with `state` in place, of some layers alone if asked, and room for `positions` and `spare` more.
+        """A cache with `state` in place, of some layers alone if asked, and room for `positions`
+        and `spare` more.
 
         Raises:
             StateError: A gap, or rows missing that a new token must see.
@@ -144,7 +147,8 @@ class Decoder:
         """Compute `ids` at ascending `positions` in passes of at most `CHUNK` tokens, one a step.
 
         Yields:
-            None after every pass but the last, then the logits after the last token, shape (vocabulary,).
+            None after every pass but the last, then the logits after the last token, shape
+            (vocabulary,).
         """
         done, total = 0, len(positions)
         while done < total:
@@ -218,8 +222,9 @@ class Decoder:
     def shifts_keys(self) -> bool:
         """Whether shifted keys equal those computed further on; measured once, on this very model.
 
-        Layer 0's keys depend on the token and its position alone, so both ways are compared there. This catches an
-        architecture that rotates otherwise than `unspoken.channels.kv.rope` does, before any wrong cache is used.
+        Layer 0's keys depend on the token and its position alone, so both ways are compared there.
+        This catches an architecture that rotates otherwise than `unspoken.channels.kv.rope` does,
+        before any wrong cache is used.
         """
         with torch.no_grad():
             ids = self.tensor(range(3, 9))

@@ -83,7 +83,9 @@ class Backbone:
         )
 
     def masks(self, positions: Tensor, length: int) -> dict[str, Tensor]:
-        """Masks per layer type for queries at `positions` over rows 0 … length - 1, shape (1, 1, tokens, length)."""
+        """Masks per layer type for queries at `positions` over rows 0 … length - 1, shape (1, 1,
+        tokens, length).
+        """
         rows = torch.arange(length, device=positions.device)
         seen = rows[None, :] <= positions[:, None]
         masks = {}
@@ -98,7 +100,8 @@ class Backbone:
         return masks
 
     def _masks_of_run(self, positions: Tensor, start: int, stop: int) -> dict[str, Tensor | None]:
-        """Masks per layer type for tokens that begin at `start`; None where plain causal attention says the same.
+        """Masks per layer type for tokens that begin at `start`; None where plain causal attention
+        says the same.
 
         Without a mask attention takes the quicker of its paths, which repeats no keys and values.
         """
@@ -142,7 +145,9 @@ class Backbone:
         keep: int = 1,
         capture: Capture | None = None,
     ) -> Tensor | None:
-        """Append `ids` (tokens,) to a cache without holes; logits after the last `keep` of them (0: none at all)."""
+        """Append `ids` (tokens,) to a cache without holes; logits after the last `keep` of them (0:
+        none at all).
+        """
         start = cache.length
         positions = torch.arange(start, start + ids.shape[0], device=ids.device)
         with self._captured(capture):
@@ -158,7 +163,9 @@ class Backbone:
         keep: int = 1,
         capture: Capture | None = None,
     ) -> Tensor | None:
-        """Compute `ids` at ascending `positions`, the last of which is `last`, between and after rows at hand."""
+        """Compute `ids` at ascending `positions`, the last of which is `last`, between and after
+        rows at hand.
+        """
         masks = self.masks(positions, max(last + 1, cache.length))
         mixed = len(masks) > 1 or self.per_type
         mask: Any = (
@@ -272,8 +279,8 @@ def _keep_input(kept: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
 def _unsliced(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Give the vocabulary's product a tensor of its own.
 
-    A slice of the hidden states has the strides of the whole; `torch.matmul` then expands and copies the head's
-    weights, seconds where the vocabulary is large.
+    A slice of the hidden states has the strides of the whole; `torch.matmul` then expands and
+    copies the head's weights, seconds where the vocabulary is large.
     """
     return tuple(
         part.clone(memory_format=torch.contiguous_format) if isinstance(part, Tensor) else part

@@ -37,7 +37,8 @@ def read_geometry(config: PreTrainedConfig) -> CacheGeometry:
             odd.append(attribute)
     if odd:
         raise ModelSupportError(
-            f"a {config.model_type} model has {', '.join(odd)}, which leaves no plain keys and values to hand over",
+            f"a {config.model_type} model has {', '.join(odd)}, which leaves no plain keys and "
+            "values to hand over",
             expected="a decoder with full or sliding attention in every layer",
             fix="use another model",
         )

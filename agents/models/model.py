@@ -33,11 +33,13 @@ class LocalModel(Decoder):
     Args:
         model: A causal language model of transformers.
         tokenizer: Its tokenizer.
-        ref: What to call it; the reference it can be loaded by, or empty for an object made in memory.
+        ref: What to call it; the reference it can be loaded by, or empty for an object made in
+            memory.
         identity: Its identity; computed from all weights where it is not given.
 
     Raises:
-        ModelSupportError: An architecture whose cache cannot be handed over, or a tokenizer without offsets.
+        ModelSupportError: An architecture whose cache cannot be handed over, or a tokenizer without
+            offsets.
     """
 
     def __init__(
@@ -78,7 +80,8 @@ class LocalModel(Decoder):
             dtype: ``auto`` is float32 on a CPU and the checkpoint's own on an accelerator.
             device: ``auto`` is the accelerator where there is one, else the CPU.
             revision: Branch, tag or commit of a Hub id.
-            adapter: Folder or Hub id of an adapter on it; see `with_adapter` for several on one base.
+            adapter: Folder or Hub id of an adapter on it; see `with_adapter` for several on one
+                base.
             progress: Called with a stage and a fraction while the model is being prepared.
 
         Raises:
@@ -99,15 +102,17 @@ class LocalModel(Decoder):
         named = {name: str(value).removeprefix("torch.") for name, value in asked.items()}
         loaded.asked = {name: value for name, value in named.items() if value != "auto"}
         with suppress(ModelSupportError):
-            # Here, so that planning computes nothing; it warms up too, so that no agent's first token pays for it.
+            # Here, so that planning computes nothing; it warms up too, so that no agent's first
+            # token pays for it.
             _ = loaded.shifts_keys
         return loaded if adapter is None else loaded.with_adapter(adapter)
 
     def with_adapter(self, adapter: str, *, revision: str | None = None) -> "LocalModel":
         """The same base with an adapter: another model, whose weights are shared with this one.
 
-        The adapter is switched on before anything this model computes, and off before anything the base does. Both run
-        on one device, so one worker owns them, and neither computes while the other does.
+        The adapter is switched on before anything this model computes, and off before anything the
+        base does. Both run on one device, so one worker owns them, and neither computes while the
+        other does.
 
         Args:
             adapter: A folder that peft's ``save_pretrained`` wrote, or a Hub id.
@@ -115,7 +120,8 @@ class LocalModel(Decoder):
 
         Raises:
             ModelReferenceError: There is no such adapter, or it does not fit the base.
-            ModelSupportError: This model has an adapter already, peft is missing, or the adapter is no set of weights.
+            ModelSupportError: This model has an adapter already, peft is missing, or the adapter is
+                no set of weights.
         """
         if self.adapter is not None:
             raise ModelSupportError(
@@ -140,7 +146,9 @@ class LocalModel(Decoder):
         self.backbone.activate = partial(switch.use, name)
 
     def cast(self, dtype: torch.dtype) -> "LocalModel":
-        """A copy with weights of another float type, of the same identity: both come of one checkpoint."""
+        """A copy with weights of another float type, of the same identity: both come of one
+        checkpoint.
+        """
         self.backbone.activate()  # the copy keeps the adapter that is on
         copied = copy.deepcopy(self.hf)
         cast(copied, dtype)
@@ -224,7 +232,8 @@ class LocalModel(Decoder):
         system: str | None = None,
         capture: Collection[int] = (),
     ) -> Message:
-        """Read a text as a user's turn in a context of its own: a message with its state, ready for a packet.
+        """Read a text as a user's turn in a context of its own: a message with its state, ready for
+        a packet.
 
         Args:
             text: The words.

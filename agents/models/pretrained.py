@@ -1,4 +1,6 @@
-"""A checkpoint read by transformers: its weights and tokenizer, the device and float type to compute in."""
+"""A checkpoint read by transformers: its weights and tokenizer, the device and float type to
+compute in.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +27,8 @@ def read_pretrained(
     dtype: torch.dtype | None,
     progress: Callable[[str, float], None] | None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A checkpoint's weights and tokenizer, on the CPU; None stands for the widest float type that it stores.
+    """A checkpoint's weights and tokenizer, on the CPU; None stands for the widest float type that
+    it stores.
 
     Raises:
         ModelReferenceError: The folder holds no model that transformers can load.
@@ -55,7 +58,9 @@ def _attention(folder: Path) -> str:
 
 
 def _checkpoint_dtype(folder: Path) -> torch.dtype | str:
-    """The widest float type a checkpoint stores, which its config may understate; ``auto`` where that is not known."""
+    """The widest float type a checkpoint stores, which its config may understate; ``auto`` where
+    that is not known.
+    """
     found = set()
     for shard in folder.glob("*.safetensors"):
         with safe_open(shard, framework="pt") as tensors:
@@ -85,7 +90,8 @@ def find_device(device: str | torch.device) -> torch.device:
 def cast(model: torch.nn.Module, dtype: torch.dtype | None) -> None:
     """Change the float type of what a checkpoint stores, in place.
 
-    What a module computes for itself stays as it is: rotary frequencies in fewer bits would turn the keys of later
+    What a module computes for itself stays as it is: rotary frequencies in fewer bits would turn
+    the keys of later
     positions by whole radians.
     """
     if dtype is None:

@@ -52,7 +52,9 @@ def other_weights(
 
 
 def _fused(edge: EdgeSpec, bridge: Bridge) -> ChannelChoice:
-    """Use a bridge's fuse mode where it has one; retention says nothing of it, since the receiver reads it all."""
+    """Use a bridge's fuse mode where it has one; retention says nothing of it, since the receiver
+    reads it all.
+    """
     ends = bridge.manifest
     name = f"bridge {ends.sharer.ref} -> {ends.receiver.ref}"
     if not bridge.fuses:
@@ -92,7 +94,9 @@ def _fit_command(sharer: str, receiver: str) -> str:
 
 
 def _held_to_retention(edge: EdgeSpec, bridge: Bridge, *, given: bool) -> ChannelChoice:
-    """Use a bridge that keeps enough; one given as an object needs no audit where the edge asks for nothing."""
+    """Use a bridge that keeps enough; one given as an object needs no audit where the edge asks for
+    nothing.
+    """
     ends, least, earned = bridge.manifest, edge.min_retention, bridge.earned
     name = f"bridge {ends.sharer.ref} -> {ends.receiver.ref}"
     expected = f"an audited retention of {least:g} or more"

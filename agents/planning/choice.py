@@ -22,16 +22,19 @@ class ChannelChoice:
     """What can cross an edge.
 
     Attributes:
-        mode: ``text``, ``continuation``, ``splice``, ``recompute``, ``projected``, ``fused`` or ``custom``.
+        mode: ``text``, ``continuation``, ``splice``, ``recompute``, ``projected``, ``fused`` or
+            ``custom``.
         reason: Why so, in a sentence.
         expected: What a cache would have needed, where it is text.
         advice: What would make it faster, empty for nothing.
         bridge: The bridge of a projected edge.
         unfitted: Whether a bridge has to be fitted before this is known.
-        layer_ranges: Layers that the receiver computes anew of a message from other weights of its base.
+        layer_ranges: Layers that the receiver computes anew of a message from other weights of its
+            base.
         evidence: What speaks for these groups.
         max_kl: The most that the profile's KL may be, by its interval; None without a profile.
-        prefix_only: Whether these groups are for messages alone that stand where they stood at their sharer.
+        prefix_only: Whether these groups are for messages alone that stand where they stood at
+            their sharer.
         custom: A channel of the workflow's own class, which carries the message.
     """
 

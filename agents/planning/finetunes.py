@@ -128,7 +128,9 @@ def _by_profile(
 def _unfit(
     edge: EdgeSpec, profile: Profile, receiver: "LocalModel", *, moved: bool
 ) -> tuple[str, str, str] | None:
-    """What makes a profile's bound say nothing of an edge: what was found, what was expected, the fix."""
+    """What makes a profile's bound say nothing of an edge: what was found, what was expected, the
+    fix.
+    """
     dtype = str(receiver.dtype).removeprefix("torch.")
     if profile.receiver.layer_dtype != dtype:
         found = f"the profile was measured in {profile.receiver.layer_dtype}, and {edge.to} computes in {dtype}"
@@ -141,7 +143,8 @@ def _unfit(
     sink = edge.repair.sink if edge.repair else 0
     if moved and sink < profile.settings.get("sink", 0):
         found = (
-            f"behind other tokens the profile was measured with the first {profile.settings['sink']} computed anew, "
+            "behind other tokens the profile was measured with the first "
+            f"{profile.settings['sink']} computed anew, "
             f"and the edge repairs {sink}"
         )
         return found, f"repair: {{sink: {profile.settings['sink']}}} or more", "leave repair out"

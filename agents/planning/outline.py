@@ -1,4 +1,6 @@
-"""An agent's context before anything ran: pieces that are equal at two agents exactly where their tokens will be."""
+"""An agent's context before anything ran: pieces that are equal at two agents exactly where their
+tokens will be.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,7 +33,9 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part of a prompt template: literal words, a whole message (`text` names the agent), or any other expression."""
+    """A part of a prompt template: literal words, a whole message (`text` names the agent), or any
+    other expression.
+    """
 
     text: str
     message: bool = False

@@ -27,7 +27,8 @@ class EdgePlan:
         asked: The channel the workflow names.
         channel: The channel it gets.
         share: What is published.
-        mode: ``text``, ``continuation``, ``splice``, ``recompute``, ``projected``, ``fused`` or ``custom``.
+        mode: ``text``, ``continuation``, ``splice``, ``recompute``, ``projected``, ``fused`` or
+            ``custom``.
         reason: Why so, in a sentence.
         advice: What would make it faster, empty for nothing.
         tokens: Tokens of the message where they are known.
@@ -35,9 +36,10 @@ class EdgePlan:
         retention: What a bridge's audit lets an edge count on; None without a bridge.
         native_layers: Layers the receiver runs itself over a projected message.
         unfitted: Whether the bridge is still to be fitted; only then is it known whether it serves.
-        recompute: Groups of layers, as [first, last + 1], that the receiver computes anew of a message from other
-            weights of its base; None where it is not that.
-        kl: The most nats a token, by a profile's interval, that this leaves between it and its own reading.
+        recompute: Groups of layers, as [first, last + 1], that the receiver computes anew of a
+            message from other weights of its base; None where it is not that.
+        kl: The most nats a token, by a profile's interval, that this leaves between it and its own
+            reading.
     """
 
     number: int

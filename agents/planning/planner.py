@@ -59,7 +59,8 @@ def plan_workflow(
         custom: Channels of the workflow's own classes, by edge.
 
     Raises:
-        WorkflowError: An edge with ``fallback: error`` whose channel cannot serve it, or layers that there are not.
+        WorkflowError: An edge with ``fallback: error`` whose channel cannot serve it, or layers
+            that there are not.
     """
     contexts = {name: outline(spec, name) for name in spec.agents}
     edges, channels, problems = [], {}, []

@@ -38,7 +38,9 @@ def same_weights(
 def rewritten(
     spec: WorkflowSpec, number: int, contexts: Mapping[str, Sequence[Piece]]
 ) -> ChannelChoice | None:
-    """What becomes of a message that the receiver's prompt may change; None where it stands as it is."""
+    """What becomes of a message that the receiver's prompt may change; None where it stands as it
+    is.
+    """
     edge = spec.edges[number]
     placed = any(piece.edge == number for piece in contexts[edge.to])
     mentioned = any(r.root == edge.from_ for r in references(spec.agents[edge.to].prompt))

@@ -13,7 +13,8 @@ PLAIN_TEMPLATE = (
     "{{ message['content'] }}"
     "{% endfor %}"
 )
-"""For models without a chat template: paragraphs, the assistant's words right after the prompt's."""
+"""For models without a chat template: paragraphs, the assistant's words right after the prompt's.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +22,15 @@ class ChatTemplate:
     """The text around the words of a turn.
 
     Attributes:
-        opening: What stands before the first turn where no system prompt is given (BOS, a default system turn).
-        system: What stands before and after a system prompt's words; None where the template has no system turn
-            and the prompt goes before the first turn's words instead.
+        opening: What stands before the first turn where no system prompt is given (BOS, a default
+            system turn).
+        system: What stands before and after a system prompt's words; None where the template has no
+            system turn and the prompt goes before the first turn's words instead.
         wrappers: Per role (``user``, ``assistant``), what stands before and after its words.
         first: What stands before the words of the first user turn, after the opening.
         prompt: What asks for the assistant's words.
-        merges: Whether the template refuses two user turns in a row, so that they are merged into one.
+        merges: Whether the template refuses two user turns in a row, so that they are merged into
+            one.
         plain: Whether this is the plain template of a model that brings none.
         notes: What is unusual about it, in sentences for the plan.
     """
@@ -93,7 +96,8 @@ def read_template(render: Render, *, bos: str = "", plain: bool = False) -> Chat
         notes.append("it has no system turn: a system prompt goes before the first turn's words")
     elif not system[0].startswith(bos):
         system = (bos + system[0], system[1])
-    # A template that only separates turns puts nothing before the first: what stands there is then all opening.
+    # A template that only separates turns puts nothing before the first: what stands there is then
+    # all opening.
     first = user_before if before_first.endswith(user_before) else ""
     opening = before_first.removesuffix(first)
     return ChatTemplate(

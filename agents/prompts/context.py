@@ -1,4 +1,6 @@
-"""Composing an agent's context: token ids first, the same way for every channel; state is found for them later."""
+"""Composing an agent's context: token ids first, the same way for every channel; state is found for
+them later.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +55,8 @@ class Context:
         ids: All token ids.
         segments: Its turns; a leading system turn is the first.
         placed: Where message tokens stand, with the message's identity in memory as key.
-        reworded: Where the words of messages stand that another tokenizer's ids came with, keyed the same way.
+        reworded: Where the words of messages stand that another tokenizer's ids came with, keyed
+            the same way.
     """
 
     ids: tuple[int, ...] = ()
@@ -96,7 +99,8 @@ class _Place:
         start: Its first token, which may hold some of what stands before it.
         stop: After its last token, which may hold some of what follows.
         own: First and last (exclusive) of those tokens that hold nothing but the piece.
-        ends: Per token start … stop - 1, the character of the piece where it ends; empty where that is not known.
+        ends: Per token start … stop - 1, the character of the piece where it ends; empty where that
+            is not known.
     """
 
     start: int
@@ -159,7 +163,9 @@ class ContextBuilder:
         return self.text.encode(self.template.wrappers[role][1])
 
     def _groups(self, turns: Sequence[ChatTurn]) -> list[list[ChatTurn]]:
-        """Turns that share one wrapper: a system prompt that has none of its own, and what the template merges."""
+        """Turns that share one wrapper: a system prompt that has none of its own, and what the
+        template merges.
+        """
         groups: list[list[ChatTurn]] = []
         for turn in turns:
             last = groups[-1][-1].role if groups else ""
@@ -195,7 +201,9 @@ class ContextBuilder:
         places: Sequence[_Place],
         parts: Sequence[tuple[ChatTurn, int]],
     ) -> Context:
-        """Cut the tokens of one wrapper into a segment per turn, each from the end of the words before it."""
+        """Cut the tokens of one wrapper into a segment per turn, each from the end of the words
+        before it.
+        """
         at = 0
         for turn, first in parts:
             inside = places[first : first + max(len(turn.pieces), 1)]
@@ -247,8 +255,9 @@ class ContextBuilder:
     ) -> tuple[tuple[int, ...], list[_Place]]:
         """Ids of pieces in a wrapper, and where each piece stands in them.
 
-        Words are tokenised together with the wrapper's text up to its nearest marker, since tokens may join the
-        two; markers inside words stay words. A quote between equal tokenizers keeps its ids.
+        Words are tokenised together with the wrapper's text up to its nearest marker, since tokens
+        may join the two; markers inside words stay words. A quote between equal tokenizers keeps
+        its ids.
         """
         head, lead = self.text.split_after_marker(before)
         tail, rest = self.text.split_before_marker(after)
@@ -288,7 +297,9 @@ class ContextBuilder:
         return [_place(offsets, first, last, base) for first, last in inside]
 
     def _joined(self, head: str, lead: str, quote: Quote) -> tuple[int, ...] | None:
-        """Ids of a turn's lead before a quote that had this very lead at its sharer: its first token may hold some."""
+        """Ids of a turn's lead before a quote that had this very lead at its sharer: its first
+        token may hold some.
+        """
         segment, opening = quote.segment, self.text.encode(head)
         before = segment.ids[: segment.content[0]]
         text = self.text.decode(before[len(opening) :]) + self.text.decode(segment.words)
@@ -309,7 +320,9 @@ def _place(offsets: Sequence[tuple[int, int]], first: int, last: int, base: int)
 
 
 def _joined_ends(places: Sequence[_Place], turn: ChatTurn) -> tuple[int, ...]:
-    """Character ends in a turn's text, of the tokens from its first piece to its last; none where a piece has none."""
+    """Character ends in a turn's text, of the tokens from its first piece to its last; none where a
+    piece has none.
+    """
     if any(len(place.ends) != place.stop - place.start for place in places):
         return ()
     ends = [0] * (places[-1].stop - places[0].start)
@@ -322,7 +335,9 @@ def _joined_ends(places: Sequence[_Place], turn: ChatTurn) -> tuple[int, ...]:
 
 
 def _text_span(quote: Quote, place: _Place, shift: int) -> TextSpan | None:
-    """The tokens that hold a quote's words alone, `shift` being the position of the first of all ids."""
+    """The tokens that hold a quote's words alone, `shift` being the position of the first of all
+    ids.
+    """
     start, stop = place.own
     if start == stop:
         return None

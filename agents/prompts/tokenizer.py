@@ -33,7 +33,8 @@ class TextTokenizer:
                 fix="convert it with transformers' AutoTokenizer, or use another model",
             )
         self.tokenizer, self.digest = tokenizer, digest
-        # Whether markers are read is a flag on the shared backend, and both the event loop and the workers tokenise.
+        # Whether markers are read is a flag on the shared backend, and both the event loop and the
+        # workers tokenise.
         self._lock = RLock()
         self._markers = sorted(
             (token.content for token in tokenizer.added_tokens_decoder.values()),
@@ -86,8 +87,8 @@ class TextTokenizer:
 
         Args:
             ids: Token ids of somebody's words.
-            text: The words, where they are not just what the ids decode to (a decoder may strip a space, and outer
-                tokens may hold some of a wrapper); the ends are then in this text.
+            text: The words, where they are not just what the ids decode to (a decoder may strip a
+                space, and outer tokens may hold some of a wrapper); the ends are then in this text.
         """
         decoded = self.decode(ids)
         text = decoded if text is None else text
@@ -128,7 +129,9 @@ class TextTokenizer:
 
 
 def _moved(ends: Sequence[int], decoded: str, text: str) -> list[int]:
-    """Ends in `decoded` as ends in `text`, which differ by what stands around them or by a normaliser's work."""
+    """Ends in `decoded` as ends in `text`, which differ by what stands around them or by a
+    normaliser's work.
+    """
     if decoded == text:
         return list(ends)
     if text and (around := decoded.find(text)) >= 0:
@@ -140,7 +143,8 @@ def _moved(ends: Sequence[int], decoded: str, text: str) -> list[int]:
     tail = 0
     while tail < shortest - same and decoded[-1 - tail] == text[-1 - tail]:
         tail += 1
-    # Between the equal start and the equal rest, in proportion: a normaliser changes few characters.
+    # Between the equal start and the equal rest, in proportion: a normaliser changes few
+    # characters.
     theirs, ours = len(decoded) - same - tail, len(text) - same - tail
     return [
         end
@@ -196,7 +200,9 @@ class Detokenizer:
         return self._text
 
     def kept(self) -> tuple[tuple[int, ...], int]:
-        """Ids whose text is `text`, and how many of them are the tokens taken; the others are cut anew."""
+        """Ids whose text is `text`, and how many of them are the tokens taken; the others are cut
+        anew.
+        """
         if not self.stopped:
             return tuple(self._ids), len(self._ids)
         whole = sum(end <= len(self._text) for end in self._ends)

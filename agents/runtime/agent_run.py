@@ -1,4 +1,6 @@
-"""An agent in one run: what it has written, and the messages that it holds with their states on the shelf."""
+"""An agent in one run: what it has written, and the messages that it holds with their states on the
+shelf.
+"""
 
 from dataclasses import dataclass, field, replace
 
@@ -40,7 +42,9 @@ class AgentRun:
 
 
 def hold(shelf: StateStore, agent: AgentRun, firing: Firing[Parcel]) -> None:
-    """Remember which states this agent has yet to read, and let go of those that newer ones replace."""
+    """Remember which states this agent has yet to read, and let go of those that newer ones
+    replace.
+    """
     for number, parcel in firing.inbox.items():
         known = agent.held.get(number)
         if number in firing.fresh:

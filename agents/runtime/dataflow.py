@@ -1,10 +1,11 @@
 """When an agent fires: joins, skips, conditions and bounded loops, as pure logic over edge numbers.
 
-An edge delivers a message or a skip. An agent waits for the edges it expects in the present wave. A loop edge's
-message starts a new wave at its target: every agent that follows from the target expects anew those edges whose
-sharers are part of the wave, while what other edges brought stands. It waits until the agents of its region are done
-with the present wave, so that no agent mixes messages of two waves or runs twice at a time; what several loop edges
-bring to one target until then starts one wave.
+An edge delivers a message or a skip. An agent waits for the edges it expects in the present wave. A
+loop edge's message starts a new wave at its target: every agent that follows from the target
+expects anew those edges whose sharers are part of the wave, while what other edges brought stands.
+It waits until the agents of its region are done with the present wave, so that no agent mixes
+messages of two waves or runs twice at a time; what several loop edges bring to one target until
+then starts one wave.
 """
 
 from collections.abc import Iterator, Mapping
@@ -57,7 +58,9 @@ class Exhausted(Generic[Item]):
 
 @dataclass(frozen=True, slots=True)
 class Unread(Generic[Item]):
-    """A message that its receiver will never read: a newer one took its place, or it came after the last turn."""
+    """A message that its receiver will never read: a newer one took its place, or it came after the
+    last turn.
+    """
 
     edge: int
     item: Item
@@ -188,7 +191,9 @@ class Dataflow(Generic[Item]):
         return happenings
 
     def _ready(self) -> list[str]:
-        """Targets that a message waits for, whose region is at rest, and in whose region no other one is waited for."""
+        """Targets that a message waits for, whose region is at rest, and in whose region no other
+        one is waited for.
+        """
         waiting = {name for name, node in self._nodes.items() if node.waiting}
         return [
             name

@@ -112,7 +112,9 @@ class RunFinished(Event):
 
 
 def to_dict(event: Event) -> dict[str, Any]:
-    """An event as plain data, its kind under ``event`` and an edge's ends under ``from`` and ``to``."""
+    """An event as plain data, its kind under ``event`` and an edge's ends under ``from`` and
+    ``to``.
+    """
     data = event.edge.to_dict() if isinstance(event, MessageCarried) else asdict(event)
     ends = {"sharer": "from", "receiver": "to"}
     return {

@@ -1,4 +1,6 @@
-"""From messages and a prompt to the turns of an agent's context, and from its turns to the message it publishes."""
+"""From messages and a prompt to the turns of an agent's context, and from its turns to the message
+it publishes.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +50,8 @@ def check_received(
             if edge.from_ == name and (share == "context") != message.whole:
                 travels = "whole turns" if message.whole else "words"
                 raise InputError(
-                    f"the message received for {name!r} holds {travels}, and its edge to {edge.to} shares {share}",
+                    f"the message received for {name!r} holds {travels}, and its edge to {edge.to} "
+                    f"shares {share}",
                     expected="a message published as the edge shares it",
                     fix=f"give the edge share: {'context' if message.whole else 'prompt'}",
                 )
@@ -63,7 +66,8 @@ class Incoming:
         edge: The edge.
         channel: What carries it.
         message: The message.
-        fresh: Whether it is new to the receiver's context; one that is not has its words there already.
+        fresh: Whether it is new to the receiver's context; one that is not has its words there
+            already.
     """
 
     number: int
@@ -97,8 +101,9 @@ def prepare_turn(
 ) -> Prepared:
     """Compose an agent's next turn.
 
-    A message whose agent the prompt mentions stands where it is mentioned; the others become turns of their own, before
-    the prompt, in the order of the edges. Of several messages of one agent, a mention means the first.
+    A message whose agent the prompt mentions stands where it is mentioned; the others become turns
+    of their own, before the prompt, in the order of the edges. Of several messages of one agent, a
+    mention means the first.
 
     Args:
         builder: Context builder of the agent's model.

@@ -40,7 +40,8 @@ def publish(
         context: The agent's context, its last turn closed.
         prompt_at: Index of the prompt's segment in the context.
         identity: Identity of the agent's model.
-        codec: Its tokenizer, where the message needs its tokens' character ends; composed turns mostly have them.
+        codec: Its tokenizer, where the message needs its tokens' character ends; composed turns
+            mostly have them.
     """
     segments = context.segments
     match share:

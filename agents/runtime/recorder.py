@@ -1,4 +1,6 @@
-"""What a run tells as it goes: events, lines of the log, and a record of every turn and every message carried."""
+"""What a run tells as it goes: events, lines of the log, and a record of every turn and every
+message carried.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict

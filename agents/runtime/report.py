@@ -47,8 +47,10 @@ class EdgeReport:
         bytes: Bytes of state, or of text.
         seconds: Work of the carry.
         projected: Message tokens whose state a bridge made.
-        layer_tokens: Layers times tokens that the receiver ran of its own to make or to choose the state.
-        recomputed_layers: Of a message from other weights of one base, the layers that the receiver computed anew.
+        layer_tokens: Layers times tokens that the receiver ran of its own to make or to choose the
+            state.
+        recomputed_layers: Of a message from other weights of one base, the layers that the receiver
+            computed anew.
     """
 
     sharer: str

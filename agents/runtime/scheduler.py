@@ -41,7 +41,8 @@ from unspoken.channels.message import Message
 
 __all__ = ["Scheduler"]
 
-# Over the standard library's logger, so that a program that configures no logging sees warnings only.
+# Over the standard library's logger, so that a program that configures no logging sees warnings
+# only.
 log = structlog.wrap_logger(logging.getLogger("unspoken.scheduler"))
 
 _NOTHING: Mapping[str, Message] = MappingProxyType({})
@@ -198,7 +199,8 @@ class Scheduler:
             )
             agent.texts.append("\n\n".join(agent.items))
         if agent.spec.memory == "run" and agent.spec.for_each is None and not ends:
-            # Without the messages it holds: their states live on the shelf, no longer than that keeps them.
+            # Without the messages it holds: their states live on the shelf, no longer than that
+            # keeps them.
             agent.context = results[0][0].context.bare()
             agent.state = results[0][0].state
         else:

@@ -1,4 +1,6 @@
-"""What the scheduler holds instead of tensors: handles to states that live until their last reader has read them."""
+"""What the scheduler holds instead of tensors: handles to states that live until their last reader
+has read them.
+"""
 
 from dataclasses import dataclass
 from itertools import count
@@ -26,7 +28,8 @@ class StateStore:
     """States of one run, shared by reference, freed when nobody waits for them.
 
     Attributes:
-        bytes_held: Bytes of the states held now; a state that views another's memory counts in full.
+        bytes_held: Bytes of the states held now; a state that views another's memory counts in
+            full.
         peak_bytes: The most that was held at a time.
     """
 

@@ -46,7 +46,9 @@ class LoadedWorkflow:
         return _locate(_path(where), self.positions)
 
     def placed(self, problem: Problem) -> Problem:
-        """Return a problem that was found later with its place in the file; as it is where its part stands in none."""
+        """Return a problem that was found later with its place in the file; as it is where its part
+        stands in none.
+        """
         if _path(problem.where)[:2] not in self.positions:
             return problem
         at = self.locate(problem.where)
@@ -54,7 +56,9 @@ class LoadedWorkflow:
 
     @contextmanager
     def placing(self, where: str) -> Iterator[None]:
-        """Let an error of what stands at a path such as ``models.small`` name file, line and column."""
+        """Let an error of what stands at a path such as ``models.small`` name file, line and
+        column.
+        """
         try:
             yield
         except InputError as error:

@@ -74,7 +74,8 @@ class ModelSpec(_Spec):
     )
     adapter: Annotated[NonEmpty | None, NONE_WORD] = Field(
         None,
-        description="Folder or Hub id of an adapter (LoRA) on the model; models of one ref share their weights.",
+        description="Folder or Hub id of an adapter (LoRA) on the model; models of one ref share "
+        "their weights.",
     )
 
 
@@ -182,7 +183,8 @@ class Repair(_Spec):
     sink: Whole = Field(4, description="How many of the message's first tokens are recomputed.")
     deviation: Fraction = Field(
         0.0,
-        description="Share of the message's tokens recomputed besides: those whose values, on an early layer, "
+        description="Share of the message's tokens recomputed besides: those whose values, on an "
+        "early layer, "
         "deviate most from what the receiver computes.",
     )
 
@@ -217,13 +219,16 @@ class EdgeSpec(_Spec):
     )
     recompute: Annotated[Recompute | None, NONE_WORD] = Field(
         "profile",
-        description="Between fine-tunes of one base, the layers that the receiver computes anew: by the pair's "
-        "stored profile, or groups of layers as [first, last + 1] (an empty list takes the cache as it is); none "
+        description="Between fine-tunes of one base, the layers that the receiver computes anew: "
+        "by the pair's "
+        "stored profile, or groups of layers as [first, last + 1] (an empty list takes the cache "
+        "as it is); none "
         "refuses the cache.",
     )
     max_kl: Annotated[float, Strict(), Field(ge=0)] = Field(
         0.01,
-        description="How far, by a profile, the receiver may be from its own reading: KL in nats a token.",
+        description="How far, by a profile, the receiver may be from its own reading: KL in nats a "
+        "token.",
     )
     min_retention: Fraction = Field(
         0.8,
@@ -235,7 +240,8 @@ class EdgeSpec(_Spec):
     )
     codec: Literal["raw", "int8", "int4"] = Field(
         "raw",
-        description="How a cache is kept until it is read: as it is, or in fewer bytes and no longer exact.",
+        description="How a cache is kept until it is read: as it is, or in fewer bytes and no "
+        "longer exact.",
     )
     fallback: Literal["text", "error"] = Field(
         "text", description="What to do where the channel cannot carry a message."
@@ -289,7 +295,8 @@ class WorkflowSpec(_Spec):
     )
     bridges: Literal["stored", "fit"] = Field(
         "stored",
-        description="Bridges between different models: those stored, or one fitted on the first run "
+        description="Bridges between different models: those stored, or one fitted on the first "
+        "run "
         "where an edge has none.",
     )
     timeout: Annotated[Seconds | None, NONE_WORD] = Field(

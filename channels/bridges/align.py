@@ -11,16 +11,16 @@ __all__ = ["align"]
 def align(sharer_ends: Sequence[int], receiver_ends: Sequence[int]) -> tuple[int, ...]:
     """For every receiver token the first sharer token that has read all of its text.
 
-    Byte fragments of one character share an end; of sharer tokens with equal ends the last one counts, since it
-    alone has seen the whole character.
+    Byte fragments of one character share an end; of sharer tokens with equal ends the last one
+    counts, since it alone has seen the whole character.
 
     Args:
         sharer_ends: Character end of every sharer token, non-decreasing.
         receiver_ends: Character end of every receiver token in the same text, non-decreasing.
 
     Returns:
-        Per receiver token, the index of the first sharer token that ends at or after it; where none does, of the
-        last sharer token.
+        Per receiver token, the index of the first sharer token that ends at or after it; where none
+        does, of the last sharer token.
 
     Raises:
         StateError: There are receiver tokens, but no sharer token.

@@ -133,7 +133,9 @@ class Bridge:
         at: int,
         receiver: CausalModel,
     ) -> KVState:
-        """The receiver's state of positions at … at + len(rows) - 1; see `unspoken.channels.projected.Bridge`."""
+        """The receiver's state of positions at … at + len(rows) - 1; see
+        `unspoken.channels.projected.Bridge`.
+        """
         config = self.projector.config
         if self.projector.mean.device != receiver.device:
             self.projector.to(receiver.device)
@@ -152,7 +154,8 @@ class Bridge:
         at: int,
         receiver: CausalModel,
     ) -> KVState:
-        """The receiver's own rows of at … at + len(rows) - 1, enriched; see `unspoken.channels.projected.Bridge`.
+        """The receiver's own rows of at … at + len(rows) - 1, enriched; see
+        `unspoken.channels.projected.Bridge`.
 
         Raises:
             BridgeError: It was fitted without fuse mode.

@@ -39,8 +39,10 @@ def card(manifest: BridgeManifest) -> str:
     parts = [
         _front_matter(manifest),
         f"# {short_name(sharer.ref)} → {short_name(receiver.ref)}",
-        f"A bridge: it maps a KV cache of {_code(sharer.ref)} into one of {_code(receiver.ref)}, so that an agent\n"
-        "on the second model can take over what an agent on the first has read, without reading it again. It belongs\n"
+        f"A bridge: it maps a KV cache of {_code(sharer.ref)} into one of {_code(receiver.ref)}, "
+        "so that an agent\n"
+        "on the second model can take over what an agent on the first has read, without reading it "
+        "again. It belongs\n"
         "to these very weights and to no others.",
         _table(("", "sharer", "receiver"), _sizes(sharer, receiver)),
         _table(("bridge", ""), _facts(manifest)),

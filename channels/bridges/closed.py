@@ -33,7 +33,9 @@ def choose(
     messages: int = 10,
     seed: int = 0,
 ) -> dict[int, tuple[int, ...]]:
-    """For each count, the sharer's layers that together explain most of the receiver's rows, on a few messages."""
+    """For each count, the sharer's layers that together explain most of the receiver's rows, on a
+    few messages.
+    """
     lessons = teach(corpus.stream(seed), seed)
     cases = [prepare(next(lessons), sharer, receiver) for _ in range(messages)]
     every = range(len(sharer.geometry.layers))
@@ -54,7 +56,9 @@ def choose(
 def _read(
     case: TokenizedSample, receiver: TextModel, natives: Sequence[int]
 ) -> tuple[KVState, Mapping[int, Tensor]]:
-    """The receiver's own state of the whole context, and the message's hidden states at the inputs of some layers."""
+    """The receiver's own state of the whole context, and the message's hidden states at the inputs
+    of some layers.
+    """
     ids = torch.tensor(case.ids, device=receiver.device)
     found = receiver.prefill(ids, capture=natives)
     return found.state, {layer: found.hidden[layer][case.at :] for layer in natives}

@@ -29,17 +29,20 @@ def bare_rows(
     geometry: CacheGeometry,
     rotary: Mapping[str, Rotary],
 ) -> Tensor:
-    """Un-rotated keys and values of some tokens; of a state on another device, no more than they is copied.
+    """Un-rotated keys and values of some tokens; of a state on another device, no more than they is
+    copied.
 
     Args:
         state: A state that holds all rows of these layers at `positions`.
         layers: Which layers, in the order of the columns.
-        positions: Positions of the tokens, (tokens,), repeats allowed, on the device where the rows are wanted.
+        positions: Positions of the tokens, (tokens,), repeats allowed, on the device where the rows
+            are wanted.
         geometry: Geometry of the state's model.
         rotary: Its rotary embeddings by name.
 
     Returns:
-        Float32 rows, (tokens, columns); per layer the keys of all heads, then the values of all heads.
+        Float32 rows, (tokens, columns); per layer the keys of all heads, then the values of all
+        heads.
     """
     turns = {
         name: turn_back(positions, rotary[name])
@@ -66,7 +69,9 @@ def layer_states(
     rotary: Mapping[str, Rotary],
     dtype: torch.dtype,
 ) -> tuple[LayerState, ...]:
-    """The inverse of `bare_rows`: keys rotated to contiguous `positions`, the first of which is `first`."""
+    """The inverse of `bare_rows`: keys rotated to contiguous `positions`, the first of which is
+    `first`.
+    """
     turns = {
         name: turn_to(positions, rotary[name])
         for name in {geometry.layers[number].rope for number in layers}

@@ -34,7 +34,8 @@ FILES = (CARD, MANIFEST, TENSORS)
 
 MANIFEST_LIMIT = 64 * 1024 * 1024
 OURS = frozenset((*FILES, ".cache", ".DS_Store", ".gitattributes"))
-"""What may lie in a folder that is replaced or removed: a bridge, and what the Hub and macOS add."""
+"""What may lie in a folder that is replaced or removed: a bridge, and what the Hub and macOS add.
+"""
 
 
 def write(
@@ -51,7 +52,8 @@ def write(
         The manifest as written.
 
     Raises:
-        BridgeError: No tensors, values that are not finite, or a folder that cannot be written or holds other things.
+        BridgeError: No tensors, values that are not finite, or a folder that cannot be written or
+            holds other things.
     """
     _require_sound(tensors)
     with staged(folder, require_ours) as made:
@@ -84,7 +86,8 @@ def verify(folder: Path) -> BridgeManifest:
 
 
 def check(folder: Path) -> BridgeManifest:
-    """Check a bridge's files, manifest and size. The tensors' digest is left to `read` and `verify`.
+    """Check a bridge's files, manifest and size. The tensors' digest is left to `read` and
+    `verify`.
 
     Raises:
         BridgeError: As `read`.
@@ -162,7 +165,9 @@ def _require_sound(tensors: "Mapping[str, Tensor]") -> None:
 
 
 def _save(tensors: "Mapping[str, Tensor]", file: Path) -> None:
-    """Write tensors in the order of their names; those that share memory are written each on its own."""
+    """Write tensors in the order of their names; those that share memory are written each on its
+    own.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

@@ -1,14 +1,14 @@
-"""Fuse mode's module: a receiver's own cache rows, enriched by what another model made of the same input.
+"""Fuse mode's module: a receiver's own cache rows, enriched by what another model made of the same
+input.
 
-After Cache-to-Cache (Fu et al., arXiv 2510.03215, section 3), but on un-rotated keys, with keys and values through one
-joint bottleneck (Latent Cache Flow, arXiv 2605.22863) and plain sigmoid gates::
+After Cache-to-Cache (Fu et al., arXiv 2510.03215, section 3), but on un-rotated keys, with keys and
+values through one joint bottleneck (Latent Cache Flow, arXiv 2605.22863) and plain sigmoid gates::
 
-    theirs   = standardised sharer rows · encode              rank numbers per token
-    mine     = standardised own rows · own_encode             own_rank numbers per token
-    last     = theirs of the input's last token               it has read all of the input
-    hidden   = silu(up([theirs ; mine ; last]))
-    residual = down(hidden) · spread
-    rows     = own + gate[layer] · weight[token, head] · residual      weight = sigmoid(weigh(hidden))
+    theirs   = standardised sharer rows · encode              rank numbers per token mine     =
+    standardised own rows · own_encode             own_rank numbers per token last     = theirs of
+    the input's last token               it has read all of the input hidden   = silu(up([theirs ;
+    mine ; last])) residual = down(hidden) · spread rows     = own + gate[layer] · weight[token,
+    head] · residual      weight = sigmoid(weigh(hidden))
 """
 
 from collections.abc import Mapping
@@ -174,7 +174,9 @@ def _columns(geometry: CacheGeometry, layers: tuple[int, ...]) -> Tensor:
 
 
 def own_rows(own: KVState, at: int, receiver: CausalModel) -> Tensor:
-    """The receiver's bare rows of all layers from position `at` to the state's end, (tokens, columns)."""
+    """The receiver's bare rows of all layers from position `at` to the state's end, (tokens,
+    columns).
+    """
     geometry = receiver.geometry
     positions = torch.arange(at, own.stop, device=own.device)
     return bare_rows(own, range(len(geometry.layers)), positions, geometry, rotaries(receiver))
@@ -185,7 +187,8 @@ def fused_state(
 ) -> KVState:
     """The receiver's enriched state of positions at … at + tokens - 1.
 
-    The first `SINK` positions of a context stay as the receiver made them: all attention leans on them.
+    The first `SINK` positions of a context stay as the receiver made them: all attention leans on
+    them.
 
     Args:
         fuser: The module; None leaves all rows as they are.
@@ -210,7 +213,9 @@ def fused_state(
 
 
 def fuse_tensors(fuser: Fuser, dtype: str = "int8") -> dict[str, Tensor]:
-    """A fuser's weights as `folder.write` stores them; its `FuserConfig.to_dict` goes to ``config["fuse"]``."""
+    """A fuser's weights as `folder.write` stores them; its `FuserConfig.to_dict` goes to
+    ``config["fuse"]``.
+    """
     return {PREFIX + name: tensor for name, tensor in pack(fuser.state_dict(), dtype).items()}
 
 
@@ -254,7 +259,8 @@ def fuser_of(
 def load_fuser(
     folder: Path, sharer: CausalModel, receiver: CausalModel
 ) -> tuple[Fuser, dict[str, float | int | str | None]]:
-    """The fuser in a bridge's folder, with a projector beside it or without, and the figures of its fit.
+    """The fuser in a bridge's folder, with a projector beside it or without, and the figures of its
+    fit.
 
     Raises:
         BridgeError: The folder is broken, or holds no fuser.

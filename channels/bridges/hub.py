@@ -19,7 +19,8 @@ def as_folder(place: str) -> Path | None:
 
 
 def download(repo: str, revision: str | None) -> Path:
-    """A bridge's files in the Hub's own cache (``HF_HOME`` and ``HF_HUB_OFFLINE`` apply), not yet checked.
+    """A bridge's files in the Hub's own cache (``HF_HOME`` and ``HF_HUB_OFFLINE`` apply), not yet
+    checked.
 
     Raises:
         BridgeError: Not found, gated or out of reach.

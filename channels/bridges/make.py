@@ -1,4 +1,6 @@
-"""Fitting a bridge for a pair of models: fitted, packed, audited, and kept in the store or a folder."""
+"""Fitting a bridge for a pair of models: fitted, packed, audited, and kept in the store or a
+folder.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -65,10 +67,11 @@ def fit_bridge(
 ) -> Path:
     """Fit, pack, audit and keep a bridge; one process at a time per pair. Gives its folder.
 
-    Meanwhile no turn of a run takes place on the devices of the two; see `holding`.
-    A fit that was killed goes on from what it left in the store. Where the pair has a bridge already (or another
-    process made one while this one waited), that one is taken unless `plan.refit`; with `plan.fuse`, the module of fuse
-    mode is added to it where it lacks one. A refit without `plan.fuse` keeps the module of fuse mode that there is.
+    Meanwhile no turn of a run takes place on the devices of the two; see `holding`. A fit that was
+    killed goes on from what it left in the store. Where the pair has a bridge already (or another
+    process made one while this one waited), that one is taken unless `plan.refit`; with
+    `plan.fuse`, the module of fuse mode is added to it where it lacks one. A refit without
+    `plan.fuse` keeps the module of fuse mode that there is.
 
     Args:
         sharer: Whose cache is read.
@@ -126,7 +129,9 @@ def _made(
     report: Progress,
     watch: Callable[[FitProgress], None],
 ) -> tuple[BridgeManifest, dict[str, "Tensor"]]:
-    """A fitted bridge, audited where the plan says so; `old`, where there is one, may lend it its fuse mode."""
+    """A fitted bridge, audited where the plan says so; `old`, where there is one, may lend it its
+    fuse mode.
+    """
     report(f"at most {_peak(sharer, receiver, plan.settings):.1f} GB for the closed form", 0.0)
     corpus = load_corpus(plan.sources, seed=plan.settings.seed)
     rows = plan.audit.rows(corpus) if plan.audit else None
@@ -205,7 +210,9 @@ def _with_fuser(
     report: Progress,
     work: Path,
 ) -> Path:
-    """Fit the module of fuse mode for a bridge that lacks it; its other weights stay, its audit is added to."""
+    """Fit the module of fuse mode for a bridge that lacks it; its other weights stay, its audit is
+    added to.
+    """
     corpus = load_corpus(plan.sources, seed=plan.settings.seed)
     train_models = _train_models(sharer, receiver, plan)
     made = _fused(sharer, receiver, corpus, settings, report, work, train_models)
@@ -235,7 +242,9 @@ def _with_fuser(
 def _standing(
     store: BridgeStore, plan: FitPlan, sharer: "ModelIdentity", receiver: "ModelIdentity"
 ) -> Path | None:
-    """The pair's bridge where the new one would go; with ``refit``, one that is broken counts for none."""
+    """The pair's bridge where the new one would go; with ``refit``, one that is broken counts for
+    none.
+    """
     try:
         if plan.out is None:
             return store.find(sharer, receiver)

@@ -172,7 +172,8 @@ class BridgeManifest(Part):
         except (TypeError, ValueError) as error:
             raise BridgeError(
                 f"the bridge's manifest cannot be written: {error}",
-                expected="text, finite numbers, true, false, lists and mappings in config and audit",
+                expected="text, finite numbers, true, false, lists and mappings in config and "
+                "audit",
                 fix="give None for a figure that could not be measured",
             ) from error
         return text + "\n"

@@ -29,7 +29,8 @@ def feature_rows(
     receiver: CausalModel,
     hidden: Tensor | None,
 ) -> Tensor:
-    """All features of the message tokens, (tokens, columns): the sharer's rows, embeddings, native layers' output.
+    """All features of the message tokens, (tokens, columns): the sharer's rows, embeddings, native
+    layers' output.
 
     Args:
         config: Which features there are.
@@ -55,7 +56,9 @@ def feature_rows(
 def native_part(
     receiver: CausalModel, layers: int, ids: Sequence[int], at: int
 ) -> tuple[Tensor | None, tuple[LayerState, ...]]:
-    """What the receiver's first `layers` layers make of the message: their output, and their keys and values."""
+    """What the receiver's first `layers` layers make of the message: their output, and their keys
+    and values.
+    """
     if not layers:
         return None, ()
     tensor = torch.tensor(ids, device=receiver.device)

@@ -1,14 +1,15 @@
-"""The module of a bridge: from a sharer's bare rows and a receiver's embeddings to the receiver's bare rows.
+"""The module of a bridge: from a sharer's bare rows and a receiver's embeddings to the receiver's
+bare rows.
 
-Three parts, after reduced-rank regression (Izenman 1975), Cache-to-Cache (arXiv 2510.03215: a projection and a
-weighting module, a gate per layer) and Latent Cache Flow (arXiv 2605.22863: keys and values jointly through one
-bottleneck)::
+Three parts, after reduced-rank regression (Izenman 1975), Cache-to-Cache (arXiv 2510.03215: a
+projection and a weighting module, a gate per layer) and Latent Cache Flow (arXiv 2605.22863: keys
+and values jointly through one bottleneck)::
 
-    code     = standardised features · encode                 rank numbers per token, all layers, keys and values
-    rows     = code · decode                                  the closed form
-    hidden   = silu(up(code))
-    residual = down(hidden) · spread                          through a bottleneck, keys and values together
-    rows    += gate[layer] · weight[token, head] · residual   weight = sigmoid(weigh(hidden))
+    code     = standardised features · encode                 rank numbers per token, all layers,
+    keys and values rows     = code · decode                                  the closed form hidden
+    = silu(up(code)) residual = down(hidden) · spread                          through a bottleneck,
+    keys and values together rows    += gate[layer] · weight[token, head] · residual   weight =
+    sigmoid(weigh(hidden))
 """
 
 from collections.abc import Iterator
@@ -31,8 +32,10 @@ class ProjectorConfig:
 
     Attributes:
         source_layers: The sharer's layers that are read.
-        native_layers: The receiver's layers that it runs itself; their output is a feature, the rest is projected.
-        embeddings: How many of the receiver's token embeddings are features: that of the token, and of those before.
+        native_layers: The receiver's layers that it runs itself; their output is a feature, the
+            rest is projected.
+        embeddings: How many of the receiver's token embeddings are features: that of the token, and
+            of those before.
         rank: Width of the code.
         hidden: Width of the residual's hidden layer; 0 for no residual.
         bottleneck: Width of the residual's bottleneck.
@@ -152,7 +155,8 @@ class Projector(nn.Module):
         self.encode.copy_(encode)
         self.decode.copy_(decode)
         if self.config.hidden:
-            # The code's variance: of standardised features, whose Gram matrix is L Lᵀ less its penalty.
+            # The code's variance: of standardised features, whose Gram matrix is L Lᵀ less its
+            # penalty.
             spread = (solution.factor.mT @ encode).square().sum(dim=0).sqrt()
             self.code_scale.copy_(1 / spread.clamp_min(1e-4))
             nn.init.normal_(self.down.weight, std=self.config.hidden**-0.5)

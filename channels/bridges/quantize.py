@@ -65,7 +65,8 @@ def unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         groups = -(-tensor.numel() // GROUP)
         if scale is None or scale.shape != (groups,):
             raise BridgeError(
-                f"the int8 weights {name!r} have {'no scales' if scale is None else f'{len(scale)} scales'}",
+                f"the int8 weights {name!r} have "
+                f"{'no scales' if scale is None else f'{len(scale)} scales'}",
                 expected=f"{groups} scales, one per {GROUP} weights",
                 fix="fit the bridge again, or pull it again",
             )

@@ -1,7 +1,7 @@
 """The bridges at hand: the user's store, and places that bring bridges along.
 
-A store is a folder with one folder per pair of models. Its name ends with the digest of the pair, by which it is
-looked up; the rest of it is for people.
+A store is a folder with one folder per pair of models. Its name ends with the digest of the pair,
+by which it is looked up; the rest of it is for people.
 """
 
 import os
@@ -105,8 +105,8 @@ class BridgeStore:
         """The folder of the pair's bridge in the first place that has one, or None.
 
         Raises:
-            BridgeError: The first found is broken or is another pair's. (A place that is itself a broken bridge says
-                nothing of its pair and is passed over; `entries` lists it.)
+            BridgeError: The first found is broken or is another pair's. (A place that is itself a
+                broken bridge says nothing of its pair and is passed over; `entries` lists it.)
         """
         pair = pair_digest(sharer, receiver)
         for root in self.roots:
@@ -120,7 +120,9 @@ class BridgeStore:
         return None
 
     def entries(self) -> list[BridgeEntry]:
-        """Every bridge at hand, broken ones with their error; what dead writers left in `root` is cleared away."""
+        """Every bridge at hand, broken ones with their error; what dead writers left in `root` is
+        cleared away.
+        """
         for folder in unfinished(self.root):
             settle(folder)
         found = (folder for root in self.roots for folder in _bridges(root))
@@ -163,9 +165,11 @@ class BridgeStore:
         waiting: Callable[[str], None] | None = None,
         limit_s: float | None = None,
     ) -> Iterator[None]:
-        """Be the only one, on this machine, that makes the pair's bridge. Look for it again once you are.
+        """Be the only one, on this machine, that makes the pair's bridge. Look for it again once
+        you are.
 
-        Reading and saving need no lock. It goes with its process, however that ends, and does not nest.
+        Reading and saving need no lock. It goes with its process, however that ends, and does not
+        nest.
 
         Args:
             sharer: Whose cache the bridge reads.
@@ -186,7 +190,8 @@ class BridgeStore:
 
         Args:
             folder: The bridge.
-            place: A Hub id (``owner/name``), or the folder to make (one that is there, or starts with ``./``).
+            place: A Hub id (``owner/name``), or the folder to make (one that is there, or starts
+                with ``./``).
             private: Whether a new repository is; None takes the owner's default.
             message: Of the commit.
 
@@ -215,7 +220,8 @@ class BridgeStore:
     ) -> Path:
         """Fetch a bridge from the Hub or a folder into `root`. Gives its folder there.
 
-        All of it is checked before anything enters the store. Files beside a bridge's own stay behind.
+        All of it is checked before anything enters the store. Files beside a bridge's own stay
+        behind.
 
         Args:
             place: A Hub id, or a folder.
@@ -224,7 +230,8 @@ class BridgeStore:
             receiver: Refuse a bridge into another model.
 
         Raises:
-            BridgeError: It cannot be had, is broken, or is another pair's than expected or than its name says.
+            BridgeError: It cannot be had, is broken, or is another pair's than expected or than its
+                name says.
             IdentityMismatch: It belongs to other models than those given.
         """
         source = hub.as_folder(place)
@@ -256,7 +263,9 @@ class BridgeStore:
 
 
 def _bridges(root: Path) -> list[Path]:
-    """The folders under `root` that hold a bridge, or something like it; `root` itself where it is one."""
+    """The folders under `root` that hold a bridge, or something like it; `root` itself where it is
+    one.
+    """
     if (root / MANIFEST).exists():
         return [root]
     return [
@@ -297,7 +306,8 @@ def _require_pair(folder: Path, manifest: BridgeManifest) -> None:
     if named is None or named[1] == manifest.pair:
         return
     raise BridgeError(
-        f"{folder} is named for the pair {named[1]}, and its {MANIFEST} is for the pair {manifest.pair}"
+        f"{folder} is named for the pair {named[1]}, and its {MANIFEST} is for the pair "
+        f"{manifest.pair}"
         f" ({manifest.sharer.ref} to {manifest.receiver.ref})",
         expected=f"a name that ends with -{manifest.pair}, or with no digest",
         fix=f"rename it, or {AGAIN}",

@@ -37,7 +37,8 @@ def builtin_text(stdlib: Path | None = None) -> str:
     have at least 200 characters, read but never imported. Documents are parted by form feeds.
 
     Args:
-        stdlib: Folder of the library's sources; this interpreter's by default. Where it has none, the topics are all.
+        stdlib: Folder of the library's sources; this interpreter's by default. Where it has none,
+            the topics are all.
     """
     from pydoc_data.topics import topics
 
@@ -84,7 +85,9 @@ def _fresh(notes: Iterator[str], seen: set[str]) -> Iterator[str]:
 
 
 def _prose(text: str) -> str:
-    """`text` dedented and unwrapped, without lines that look like code, doctests or tables; blank runs closed."""
+    """`text` dedented and unwrapped, without lines that look like code, doctests or tables; blank
+    runs closed.
+    """
     first, newline, rest = text.expandtabs().partition("\n")
     lines = (first.lstrip() + newline + textwrap.dedent(rest)).splitlines()
     kept = [line.rstrip() for line in lines if not CODE.match(line) and not _indented(line)]
@@ -93,7 +96,9 @@ def _prose(text: str) -> str:
 
 
 def _unwrapped(lines: Sequence[str]) -> list[str]:
-    """Each full line joined with the one after it, where that stands as far in and opens no item of a list."""
+    """Each full line joined with the one after it, where that stands as far in and opens no item of
+    a list.
+    """
     joined: list[str] = []
     last = ""
     for line in lines:

@@ -37,7 +37,8 @@ class Question:
 def cloze(piece: str, rng: random.Random) -> Question | None:
     """A question that `piece` answers word for word, or None where nothing in it can be asked for.
 
-    Either a sentence with a name, date, number or rare word left out, or the words that come after a quoted few.
+    Either a sentence with a name, date, number or rare word left out, or the words that come after
+    a quoted few.
     """
     sentences = [one for one in _sentences(piece) if 8 <= len(one.split()) <= 45]
     rng.shuffle(sentences)

@@ -1,4 +1,6 @@
-"""Synthetic passages of private facts, with questions that only they answer. Seeded, and without end."""
+"""Synthetic passages of private facts, with questions that only they answer. Seeded, and without
+end.
+"""
 
 import random
 import re

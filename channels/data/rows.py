@@ -127,7 +127,8 @@ def builtin_recall(n: int, seed: int = 0) -> list[RecallRow]:
 
 
 def builtin_choice(n: int, seed: int = 0) -> list[ChoiceRow]:
-    """`n` different questions of common knowledge with four options, none of which a fuser is trained on.
+    """`n` different questions of common knowledge with four options, none of which a fuser is
+    trained on.
 
     Raises:
         InputError: more than there are.

@@ -19,15 +19,16 @@ FIELDS = (
     ("facts",),
     ("question", "answer"),
 )
-"""Fields of a row that hold its text, the first set with a filled first field; joined by newlines."""
+"""Fields of a row that hold its text, the first set with a filled first field; joined by newlines.
+"""
 
 
 def read_source(source: str) -> str:
     """The text of one source; its documents, where it tells, are parted by form feeds.
 
     Args:
-        source: ``builtin``; a ``.txt``, ``.jsonl`` or ``.parquet`` file (any other file is read as text); a folder of
-            such files; or ``hub:NAME[/config][:split]``, a data set of the Hub.
+        source: ``builtin``; a ``.txt``, ``.jsonl`` or ``.parquet`` file (any other file is read as
+            text); a folder of such files; or ``hub:NAME[/config][:split]``, a data set of the Hub.
 
     Raises:
         InputError: nothing there, or nothing that can be read.
@@ -49,9 +50,11 @@ def read_source(source: str) -> str:
 
 
 def row_text(row: Mapping[str, Any]) -> str:
-    """The text of a row of a data set, from the fields it has; empty where it has none that are known.
+    """The text of a row of a data set, from the fields it has; empty where it has none that are
+    known.
 
-    ``text``; ``context``; ``instruction``, ``input`` and ``output``; ``facts``; or ``question`` and ``answer``.
+    ``text``; ``context``; ``instruction``, ``input`` and ``output``; ``facts``; or ``question`` and
+    ``answer``.
     """
     for names in FIELDS:
         if row.get(names[0]):

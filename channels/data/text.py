@@ -49,7 +49,9 @@ class Corpus:
         return sum(map(len, self.train))
 
     def stream(self, seed: int = 0) -> Iterator[str]:
-        """The training pieces without end, in a new order at each pass; equal seeds give equal streams."""
+        """The training pieces without end, in a new order at each pass; equal seeds give equal
+        streams.
+        """
         rng = random.Random(seed)
         while self.train:
             yield from rng.sample(self.train, len(self.train))
@@ -68,8 +70,8 @@ def load_corpus(
         sources: ``builtin``, files, folders, or ``hub:NAME[/config][:split]``; see `read_source`.
         seed: Decides which documents are held out.
         size: Most characters of a piece.
-        detokenized: Undo WikiText's spacing where a source has it. Models are evaluated on the raw text, so text
-            stays as it is by default.
+        detokenized: Undo WikiText's spacing where a source has it. Models are evaluated on the raw
+            text, so text stays as it is by default.
 
     Raises:
         InputError: no source, or one that cannot be read or holds no text.
@@ -128,7 +130,8 @@ def _chosen(found: Sequence[str], seed: int, share: float) -> set[str]:
 
 
 def documents(text: str, size: int = PIECE) -> list[str]:
-    """The distinct documents of a text: its form feeds part them, or WikiText's titles, else runs of paragraphs.
+    """The distinct documents of a text: its form feeds part them, or WikiText's titles, else runs
+    of paragraphs.
 
     Texts too short to learn from (under 80 characters) are left out.
     """
@@ -176,7 +179,9 @@ def _cut(paragraph: str, size: int) -> Iterator[str]:
 
 
 def detokenize(text: str) -> str:
-    """WikiText's spacing undone; any other text, one without `` @-@ `` and its like, is returned as it is."""
+    """WikiText's spacing undone; any other text, one without `` @-@ `` and its like, is returned as
+    it is.
+    """
     if not re.search(r" @[-,.]@ ", text):
         return text
     text = re.sub(r" @([-,.])@ ", r"\1", text)

@@ -15,18 +15,24 @@ HELD_OUT = 6
 CAPITALS = dict(
     pair.split(":")
     for pair in words(
-        "France:Paris Germany:Berlin Italy:Rome Spain:Madrid Portugal:Lisbon Austria:Vienna Greece:Athens "
-        "Poland:Warsaw Hungary:Budapest Ireland:Dublin Norway:Oslo Sweden:Stockholm Finland:Helsinki "
-        "Denmark:Copenhagen Iceland:Reykjavik Russia:Moscow Turkey:Ankara Egypt:Cairo Kenya:Nairobi Ghana:Accra "
-        "Nigeria:Abuja Ethiopia:Addis_Ababa Morocco:Rabat Japan:Tokyo China:Beijing India:New_Delhi Thailand:Bangkok "
+        "France:Paris Germany:Berlin Italy:Rome Spain:Madrid Portugal:Lisbon Austria:Vienna "
+        "Greece:Athens "
+        "Poland:Warsaw Hungary:Budapest Ireland:Dublin Norway:Oslo Sweden:Stockholm "
+        "Finland:Helsinki "
+        "Denmark:Copenhagen Iceland:Reykjavik Russia:Moscow Turkey:Ankara Egypt:Cairo "
+        "Kenya:Nairobi Ghana:Accra "
+        "Nigeria:Abuja Ethiopia:Addis_Ababa Morocco:Rabat Japan:Tokyo China:Beijing "
+        "India:New_Delhi Thailand:Bangkok "
         "Vietnam:Hanoi Iran:Tehran Iraq:Baghdad Canada:Ottawa Cuba:Havana Peru:Lima Chile:Santiago "
-        "Argentina:Buenos_Aires Brazil:Brasília Australia:Canberra Belgium:Brussels Ukraine:Kyiv Romania:Bucharest"
+        "Argentina:Buenos_Aires Brazil:Brasília Australia:Canberra Belgium:Brussels Ukraine:Kyiv "
+        "Romania:Bucharest"
     )
 )
 OPPOSITES = dict(
     pair.split(":")
     for pair in words(
-        "hot:cold big:small fast:slow high:low wet:dry light:dark open:closed early:late full:empty rich:poor "
+        "hot:cold big:small fast:slow high:low wet:dry light:dark open:closed early:late "
+        "full:empty rich:poor "
         "happy:sad hard:soft old:young strong:weak thick:thin noisy:quiet"
     )
 )
@@ -60,7 +66,9 @@ Made = tuple[str, str, list[str]]
 
 
 def kept_back(question: str, answer: str) -> bool:
-    """Whether nothing is trained on a question, so that held-out lessons and built-in rows may ask it."""
+    """Whether nothing is trained on a question, so that held-out lessons and built-in rows may ask
+    it.
+    """
     return blake3(f"{question}\n{answer}".encode()).digest()[0] % HELD_OUT == 0
 
 

@@ -16,27 +16,33 @@ ONSETS = words("b br c ch d dr f fl g gl h j k kr l m n p pr r s sh sk st t th t
 VOWELS = words("a a e e i o o u ae ei ia ou")
 CODAS = ["", "", "", *words("l n r s m nd rk th lt sk x")]
 FIRSTS = words(
-    "Ada Amir Anneke Aoife Bashir Beatriz Bram Carys Chidi Dagny Davit Delia Edda Emeka Farid Fenna Goran Greta Hana "
-    "Henrik Ilse Imani Ivo Jaro Jun Kaya Kenji Lara Leif Lucía Mads Marit Mei Milo Nadia Nils Noor Olu Orla Pavel "
+    "Ada Amir Anneke Aoife Bashir Beatriz Bram Carys Chidi Dagny Davit Delia Edda Emeka Farid "
+    "Fenna Goran Greta Hana "
+    "Henrik Ilse Imani Ivo Jaro Jun Kaya Kenji Lara Leif Lucía Mads Marit Mei Milo Nadia Nils Noor "
+    "Olu Orla Pavel "
     "Petra Quinn Rafa Rana Rosa Samir Sefa Signe Tariq Tove Uma Viktor Wanda Xia Yusuf Zora"
 )
 PLACE_ENDS = words(
     "holm ford wick by stead haven mere dorf ov ia ara bury moor gate ness port vale"
 )
 HUES = words(
-    "red blue green grey white black amber teal violet crimson ochre indigo ivory maroon olive copper silver coral "
+    "red blue green grey white black amber teal violet crimson ochre indigo ivory maroon olive "
+    "copper silver coral "
     "lilac mustard"
 )
 SHADES = words("pale dark bright dull smoky dusty deep faded glossy mottled")
 TRADES = words(
-    "baker surveyor clerk pilot welder archivist nurse mason tailor botanist bookbinder locksmith printer forester "
-    "cartographer beekeeper glazier ferryman translator stonecutter cook dentist accountant puppeteer goldsmith"
+    "baker surveyor clerk pilot welder archivist nurse mason tailor botanist bookbinder locksmith "
+    "printer forester "
+    "cartographer beekeeper glazier ferryman translator stonecutter cook dentist accountant "
+    "puppeteer goldsmith"
 )
 RANKS = words(
     "night harbor chief junior travelling court village deputy retired railway palace ship's"
 )
 THINGS = words(
-    "lantern kettle violin ledger compass blanket barometer chisel teapot saddle globe telescope mirror hammock "
+    "lantern kettle violin ledger compass blanket barometer chisel teapot saddle globe telescope "
+    "mirror hammock "
     "typewriter anvil accordion cabinet trunk clock rug bell sextant loom vase"
 )
 STUFFS = words("brass oak pewter linen walnut iron leather bamboo marble felt enamel copper wicker")
@@ -45,12 +51,14 @@ MONTHS = words(
 )
 COINS = words("crowns florins dollars euros marks rupees pesos thalers francs shillings dinars")
 FOODS = words(
-    "barley lentils quince fennel walnuts buttermilk plums millet leeks honey saffron chestnuts turnips trout "
+    "barley lentils quince fennel walnuts buttermilk plums millet leeks honey saffron chestnuts "
+    "turnips trout "
     "cheese flour cherries juniper pears sorrel figs mushrooms cabbage"
 )
 BEASTS = words("Herons Badgers Otters Falcons Lynxes Ravens Stoats Pikes Bison Martens Owls Wolves")
 WORDS = words(
-    "anchor basil candle dragon ember falcon garnet hollow island jasmine kettle lemon marble nickel orchid pepper "
+    "anchor basil candle dragon ember falcon garnet hollow island jasmine kettle lemon marble "
+    "nickel orchid pepper "
     "quartz ribbon saddle timber umbrella velvet walnut yonder zephyr"
 )
 SCENES = words("winter harvest ferry orchard window silence river mountain letter garden")

@@ -1,4 +1,6 @@
-"""A message whose state other weights of the receiver's base have made, brought into the receiver's context."""
+"""A message whose state other weights of the receiver's base have made, brought into the receiver's
+context.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +20,9 @@ __all__ = ["carry_across"]
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Tokens of the sharer's state in their place: the receiver computes what lies before `at` itself."""
+    """Tokens of the sharer's state in their place: the receiver computes what lies before `at`
+    itself.
+    """
 
     at: int
     source: int
@@ -41,8 +45,9 @@ def carry_across(
 ) -> Carry:
     """Some layers of the message anew in the receiver, the others as the sharer made them.
 
-    Tokens that stand before the message at both ends travel with it. Where other tokens do, the receiver computes those
-    itself, and the message's first `sink` tokens with them; keys of the rest are shifted.
+    Tokens that stand before the message at both ends travel with it. Where other tokens do, the
+    receiver computes those itself, and the message's first `sink` tokens with them; keys of the
+    rest are shifted.
 
     Args:
         arrival: The message in its place.
@@ -50,12 +55,15 @@ def carry_across(
         state: The sharer's state, of other weights of the receiver's base.
         layer_ranges: Layers to compute anew.
         sink: Tokens at the start of what is shifted that the receiver computes itself.
-        deviation: Share of the tokens to compute anew in all layers, those whose values deviate most.
+        deviation: Share of the tokens to compute anew in all layers, those whose values deviate
+            most.
         evidence: What speaks for these layers, for the report.
-        prefix_only: Whether these layers are for messages alone that stand where they stood at their sharer.
+        prefix_only: Whether these layers are for messages alone that stand where they stood at
+            their sharer.
 
     Raises:
-        IdentityMismatch, GeometryMismatch, StateError: As `recompute_layers`, or a message moved that must not be.
+        IdentityMismatch, GeometryMismatch, StateError: As `recompute_layers`, or a message moved
+            that must not be.
     """
     ids = arrival.context
     before = list(arrival.before)
@@ -65,7 +73,8 @@ def carry_across(
         if prefix_only and run.at != run.source:
             raise StateError(
                 "the message stands behind other tokens than at its sharer",
-                expected="the same tokens before it at both ends, where these layers were found to be enough",
+                expected="the same tokens before it at both ends, where these layers were found to "
+                "be enough",
                 fix="plan with a profile that covers other places, or raise max_kl",
             )
         computed += _computed(receiver, ids, run.at, before)
@@ -90,10 +99,11 @@ def carry_across(
 
 
 def _runs(arrival: Arrival, state: KVState, sink: int, enters: bool) -> list[_Run]:
-    """What to take of the sharer's state, ascending: the tokens that stand first at both ends, then the spans.
+    """What to take of the sharer's state, ascending: the tokens that stand first at both ends, then
+    the spans.
 
-    What is in place already, a span's first `sink` tokens, and tokens whose hidden states are wanted and missing stay
-    out; the receiver computes the latter two.
+    What is in place already, a span's first `sink` tokens, and tokens whose hidden states are
+    wanted and missing stay out; the receiver computes the latter two.
 
     Args:
         arrival: The message in its place.
@@ -123,7 +133,8 @@ def _runs(arrival: Arrival, state: KVState, sink: int, enters: bool) -> list[_Ru
         raise StateError(
             f"the sharer's hidden states begin at position {bare}, after the message",
             expected="hidden states of the message's own tokens",
-            fix="share what the sharer computed itself in this turn, such as its prompt or its output",
+            fix="share what the sharer computed itself in this turn, such as its prompt or its "
+            "output",
         )
     return sorted(runs, key=lambda run: run.at)
 

@@ -1,4 +1,6 @@
-"""Measuring a pair of fine-tunes: which layers their receiver must compute anew, and what that costs and keeps."""
+"""Measuring a pair of fine-tunes: which layers their receiver must compute anew, and what that
+costs and keeps.
+"""
 
 import datetime as dt
 from collections.abc import Callable, Sequence
@@ -40,7 +42,8 @@ class ProfilePlan:
     """How a pair is measured.
 
     Attributes:
-        data: Plain text, or question-answering rows in a ``.jsonl`` file; None for held-out built-in text.
+        data: Plain text, or question-answering rows in a ``.jsonl`` file; None for held-out
+            built-in text.
         settings: How much of it.
         again: Whether to measure a pair that has a profile.
         clock: Tokens of the message that is timed; 0 for no timing.
@@ -67,8 +70,8 @@ def profile_pair(
 ) -> tuple[Profile, Path]:
     """Measure and keep a pair's profile; one process at a time per pair. Gives it, and its folder.
 
-    Where the pair has a profile already (or another process made one while this one waited), that one is taken unless
-    `plan.again`.
+    Where the pair has a profile already (or another process made one while this one waited), that
+    one is taken unless `plan.again`.
 
     Args:
         sharer: Whose state is read.
@@ -121,7 +124,8 @@ def check_pair(sharer: "LocalModel", receiver: "LocalModel") -> None:
     """
     if sharer.identity == receiver.identity:
         raise InputError(
-            f"{sharer.ref} and {receiver.ref} have the same weights, and a profile is of two fine-tunes of one base",
+            f"{sharer.ref} and {receiver.ref} have the same weights, and a profile is of two "
+            "fine-tunes of one base",
             expected="two models with different weights",
             fix="use channel: same_model_cache between their agents; it needs no profile",
         )
@@ -144,7 +148,8 @@ def trials_of(
     longest = max(settings.prompts, default=0) + 2 * settings.tokens + settings.forced + 64
     if longest > model.max_positions:
         raise InputError(
-            f"messages of {settings.tokens} tokens behind prompts of {max(settings.prompts, default=0)} "
+            f"messages of {settings.tokens} tokens behind prompts of "
+            f"{max(settings.prompts, default=0)} "
             f"may take {longest} positions",
             expected=f"at most the {model.max_positions} of {model.ref or 'the model'}",
             fix="measure shorter messages (--tokens)",
@@ -235,7 +240,8 @@ def clocked(
 
     Text is the faster of our prefill in chunks and one pass.
 
-    The message, of `plan.clock` tokens, is in the sharer's cache already; 16 tokens of the receiver's own follow it.
+    The message, of `plan.clock` tokens, is in the sharer's cache already; 16 tokens of the
+    receiver's own follow it.
     """
     words = [token for trial in trials for token in (*trial.words, *trial.forced)]
     before = trials[0].ids[: trials[0].at]

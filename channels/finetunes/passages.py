@@ -93,7 +93,8 @@ def from_rows(rows: Sequence[QaRow], model: TextModel, settings: Settings) -> li
     found = [one for _, one in zip(range(count), _asked(drawn, model, settings), strict=False)]
     if len(found) < count:
         raise InputError(
-            f"{len(found)} of {len(rows)} rows have a context of at most {2 * settings.tokens} tokens and an answer",
+            f"{len(found)} of {len(rows)} rows have a context of at most {2 * settings.tokens} "
+            "tokens and an answer",
             expected=f"at least {count}",
             fix="give more rows, or ask for fewer --passages",
         )
@@ -116,8 +117,10 @@ def prompt_of(model: TextModel, tokens: int) -> tuple[int, ...]:
     """A prompt of the receiver's own, of so many tokens."""
     opening = model.frame("bare").before
     rules = model.words(
-        "You are a careful reader. Read what follows, keep to what it says, and answer in few words. "
-        "Where the text does not say something, say that it does not. Never guess a name or a number. "
+        "You are a careful reader. Read what follows, keep to what it says, and answer in few "
+        "words. "
+        "Where the text does not say something, say that it does not. Never guess a name or a "
+        "number. "
     )[0]
     need = max(tokens - len(opening), 0)
     return (*opening, *(rules * (need // len(rules) + 1))[:need])
@@ -131,7 +134,8 @@ def arrival_of(
     Args:
         trial: The trial.
         state: The sharer's state of `trial.ids`.
-        prompt: What stands before the message at the receiver; nothing of its own leaves the sharer's frame there.
+        prompt: What stands before the message at the receiver; nothing of its own leaves the
+            sharer's frame there.
         own: The receiver's state of `prompt`.
     """
     words = trial.words

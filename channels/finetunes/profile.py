@@ -1,4 +1,6 @@
-"""What a profile says: groups of layers, what each costs, and how far it is from the receiver's own prefill."""
+"""What a profile says: groups of layers, what each costs, and how far it is from the receiver's own
+prefill.
+"""
 
 import datetime as dt
 import json
@@ -53,9 +55,11 @@ class Point(Part):
     Attributes:
         layer_ranges: First and last + 1 of each group.
         share: Layers in groups, as a share of all.
-        bytes_per_token: Bytes of state that travel per token: the other layers, and hidden states at the entries.
+        bytes_per_token: Bytes of state that travel per token: the other layers, and hidden states
+            at the entries.
         places: By place: ``prefix``, or ``after N`` tokens of the receiver's own.
-        speedup: Time to the first token by text over that by this, at the size that the profile names.
+        speedup: Time to the first token by text over that by this, at the size that the profile
+            names.
     """
 
     layer_ranges: tuple[tuple[int, int], ...]
@@ -70,7 +74,9 @@ class Point(Part):
         return named(self.layer_ranges)
 
     def worst(self, *, moved: bool) -> Estimate | None:
-        """The estimate that counts: at the prefix, or, `moved`, the worst of all; None where no other was measured."""
+        """The estimate that counts: at the prefix, or, `moved`, the worst of all; None where no
+        other was measured.
+        """
         if not moved:
             return self.places[PREFIX]
         if len(self.places) < 2:
@@ -145,7 +151,8 @@ class Profile(Part):
         return [one for one in found if one is not None]
 
     def within(self, max_kl: float, *, moved: bool) -> list[Point]:
-        """The points whose KL is, with its interval, at most `max_kl`, those that compute fewest layers anew first.
+        """The points whose KL is, with its interval, at most `max_kl`, those that compute fewest
+        layers anew first.
 
         One that computes all layers is not among them: text is exact.
 
@@ -190,7 +197,9 @@ def _broken(name: str, error: ValidationError) -> NoReturn:
 def front_of(
     found: Iterable[tuple[LayerRanges, int, float]],
 ) -> list[tuple[LayerRanges, int, float]]:
-    """The Pareto front of (groups, layers, KL): ascending layers, each with less KL than all before it."""
+    """The Pareto front of (groups, layers, KL): ascending layers, each with less KL than all before
+    it.
+    """
     front: list[tuple[LayerRanges, int, float]] = []
     for one in sorted(found, key=lambda each: (each[1], each[2])):
         if not front or one[2] < front[-1][2]:

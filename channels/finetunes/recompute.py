@@ -1,9 +1,11 @@
-"""A cache across fine-tunes of one base: some layers' states are computed anew, the others are the sharer's.
+"""A cache across fine-tunes of one base: some layers' states are computed anew, the others are the
+sharer's.
 
-After DroidSpeak (arXiv 2411.02820). Between two fine-tunes of one base most layers' keys and values are much the same,
-a few are not. The receiver takes the sharer's for most layers, and computes those of some **groups** of neighbouring
-layers itself. What enters a group is the sharer's hidden state there, which the sharer keeps for that purpose (the
-E-cache); a group that begins at layer 0 needs none, since the receiver embeds the tokens itself.
+After DroidSpeak (arXiv 2411.02820). Between two fine-tunes of one base most layers' keys and values
+are much the same, a few are not. The receiver takes the sharer's for most layers, and computes
+those of some **groups** of neighbouring layers itself. What enters a group is the sharer's hidden
+state there, which the sharer keeps for that purpose (the E-cache); a group that begins at layer 0
+needs none, since the receiver embeds the tokens itself.
 """
 
 from collections.abc import Sequence
@@ -45,7 +47,8 @@ def check_layer_ranges(layer_ranges: Sequence[Sequence[int]], layers: int) -> La
         first, last = group
         if made and first < made[-1][1]:
             raise InputError(
-                f"the group of layers {list(group)} begins inside the one before it, {list(made[-1])}",
+                f"the group of layers {list(group)} begins inside the one before it, "
+                f"{list(made[-1])}",
                 expected="groups in ascending order that do not overlap",
             )
         if made and first == made[-1][1]:
@@ -66,7 +69,9 @@ def entry_layers(layer_ranges: LayerRanges) -> tuple[int, ...]:
 
 
 def bytes_per_token(geometry: CacheGeometry, itemsize: int, layer_ranges: LayerRanges) -> int:
-    """Bytes of state that travel per token: layers outside the groups, and hidden states at their entries."""
+    """Bytes of state that travel per token: layers outside the groups, and hidden states at their
+    entries.
+    """
     inside = {layer for first, last in layer_ranges for layer in range(first, last)}
     kept = [shape for number, shape in enumerate(geometry.layers) if number not in inside]
     rows = sum(2 * shape.kv_heads * shape.head_dim for shape in kept)
@@ -97,14 +102,17 @@ def recompute_layers(
     layer_ranges: LayerRanges,
     before: Sequence[KVState] = (),
 ) -> KVState:
-    """The receiver's state of some tokens: its own keys and values in the groups, the sharer's elsewhere.
+    """The receiver's state of some tokens: its own keys and values in the groups, the sharer's
+    elsewhere.
 
     Args:
         receiver: Computes the groups.
-        state: The sharer's state of these tokens, at the receiver's positions, with its hidden states at the groups'
-            entries. What is taken of it is copied to the receiver's device, and nothing else.
+        state: The sharer's state of these tokens, at the receiver's positions, with its hidden
+            states at the groups' entries. What is taken of it is copied to the receiver's device,
+            and nothing else.
         ids: The tokens, as many as the state has.
-        layer_ranges: See `check_layer_ranges`; of no group the sharer's state remains, of all layers the receiver's own prefill.
+        layer_ranges: See `check_layer_ranges`; of no group the sharer's state remains, of all
+            layers the receiver's own prefill.
         before: The receiver's states of all that stands before these tokens.
 
     Raises:
@@ -151,8 +159,10 @@ def _require_entries(state: KVState, wanted: Sequence[int]) -> None:
     if wanted and state.hidden_first > state.start:
         raise StateError(
             f"the sharer's hidden states begin at position {state.hidden_first}",
-            expected=f"hidden states from position {state.start} on at the inputs of layers {listed}",
-            fix="share what the sharer computed itself in this turn, such as its prompt or its output",
+            expected=f"hidden states from position {state.start} on at the inputs of layers "
+            f"{listed}",
+            fix="share what the sharer computed itself in this turn, such as its prompt or its "
+            "output",
         )
 
 

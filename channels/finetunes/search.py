@@ -1,7 +1,8 @@
 """Which groups of layers to compute anew: a coarse grid first, then refinement around the front.
 
-After the offline profile of DroidSpeak (arXiv 2411.02820), which looks at all groups. What a group computes depends on
-its entry alone, not on where it ends: one run from each entry to the last layer serves every group that begins there.
+After the offline profile of DroidSpeak (arXiv 2411.02820), which looks at all groups. What a group
+computes depends on its entry alone, not on where it ends: one run from each entry to the last layer
+serves every group that begins there.
 """
 
 import math
@@ -93,7 +94,9 @@ def _grid(layers: int, step: int) -> list[LayerRanges]:
 
 
 def _near(front: Sequence[LayerRanges], layers: int, step: int) -> list[LayerRanges]:
-    """Groups one step away from those on the front: an end moved, or a small group more, each point's in turn."""
+    """Groups one step away from those on the front: an end moved, or a small group more, each
+    point's in turn.
+    """
     by_point = []
     for layer_ranges in front:
         made: dict[LayerRanges, None] = {}
@@ -184,7 +187,8 @@ def _distances(
     wanted: Sequence[LayerRanges],
     skip: int,
 ) -> list[tuple[LayerRanges, tuple[float, float]]]:
-    """KL and share of equal likeliest tokens of each choice: what `carry_across` brings, composed from fewer runs.
+    """KL and share of equal likeliest tokens of each choice: what `carry_across` brings, composed
+    from fewer runs.
 
     Args:
         receiver: Computes groups anew.
@@ -234,14 +238,17 @@ def _composed(
 def _after(
     receiver: TextModel, states: Sequence[KVState], last: int, forced: Sequence[int]
 ) -> Tensor:
-    """Log-probabilities after the context's last token and all forced ones but the last, (forced, vocabulary)."""
+    """Log-probabilities after the context's last token and all forced ones but the last, (forced,
+    vocabulary).
+    """
     ids = torch.tensor((last, *forced[:-1]), device=receiver.device)
     cut = [*states[:-1], states[-1].slice(states[-1].start, states[-1].stop - 1)]
     return receiver.logits(ids, cut).float().log_softmax(dim=-1)
 
 
 def estimate(scores: Sequence[tuple[float, float]], seed: int = 0, draws: int = 2000) -> Estimate:
-    """Mean and 95 % interval over messages: the wider of a bootstrap's and Student's, since messages are few.
+    """Mean and 95 % interval over messages: the wider of a bootstrap's and Student's, since
+    messages are few.
 
     Raises:
         ProfileError: A distance that is not finite.
@@ -269,7 +276,9 @@ def estimate(scores: Sequence[tuple[float, float]], seed: int = 0, draws: int = 
 def thinned(
     front: Sequence[tuple[LayerRanges, int, float]], least: float = 0.85
 ) -> list[LayerRanges]:
-    """Points of a front, those left out that lower the KL by less than a factor of `least` from the one kept before."""
+    """Points of a front, those left out that lower the KL by less than a factor of `least` from the
+    one kept before.
+    """
     kept: list[LayerRanges] = []
     last = float("inf")
     for layer_ranges, _, kl in front:

@@ -1,4 +1,6 @@
-"""The profiles at hand: one folder per pair of identities, beside the user's bridges and written as they are."""
+"""The profiles at hand: one folder per pair of identities, beside the user's bridges and written as
+they are.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,7 +44,8 @@ class ProfileStore:
         """The profile in a folder.
 
         Raises:
-            ProfileError: There is none, or it is broken, or another pair's than the folder's name says.
+            ProfileError: There is none, or it is broken, or another pair's than the folder's name
+                says.
         """
         try:
             return steady(folder, _read)
@@ -97,7 +100,8 @@ class ProfileStore:
         receiver: ModelIdentity,
         waiting: Callable[[str], None] = lambda line: None,
     ) -> Iterator[None]:
-        """Be the only one, on this machine, that measures the pair. Look for its profile again once you are.
+        """Be the only one, on this machine, that measures the pair. Look for its profile again once
+        you are.
 
         Args:
             sharer: Whose state is read.
@@ -138,7 +142,8 @@ def _read(folder: Path) -> Profile:
         ) from error
     if not folder.name.endswith(profile.pair):
         raise ProfileError(
-            f"{file} is for the pair {profile.pair} ({profile.sharer.ref} to {profile.receiver.ref})",
+            f"{file} is for the pair {profile.pair} ({profile.sharer.ref} to "
+            f"{profile.receiver.ref})",
             expected=f"a folder whose name ends with {profile.pair}",
             fix=AGAIN,
         )

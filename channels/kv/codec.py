@@ -1,7 +1,7 @@
 """Keys and values in fewer bytes: bit for bit, or as 8- and 4-bit levels with scales.
 
-Keys have a few channels that are large at every token, values have not; so keys share a scale per channel over `GROUP`
-tokens, and values per token and head (KIVI, arXiv 2402.02750).
+Keys have a few channels that are large at every token, values have not; so keys share a scale per
+channel over `GROUP` tokens, and values per token and head (KIVI, arXiv 2402.02750).
 """
 
 from collections.abc import Mapping
@@ -83,7 +83,8 @@ def layout(
 
 
 def encode(codec: Codec, layer: LayerState) -> dict[str, Tensor]:
-    """One layer's tensors as they are stored, in the order of `layout`, on the device where the layer is.
+    """One layer's tensors as they are stored, in the order of `layout`, on the device where the
+    layer is.
 
     Raises:
         ChannelError: Values that are not finite, or too large for the scales of a lossy codec.
@@ -109,7 +110,9 @@ def encode(codec: Codec, layer: LayerState) -> dict[str, Tensor]:
 def decode(
     codec: Codec, parts: Mapping[str, Tensor], head_dim: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values, each (kv_heads, rows, head_dim), in `dtype`; with raw the stored tensors themselves."""
+    """Keys and values, each (kv_heads, rows, head_dim), in `dtype`; with raw the stored tensors
+    themselves.
+    """
     if codec == "raw":
         return parts["keys"], parts["values"]
     levels = {
@@ -154,7 +157,9 @@ def _named(name: str, scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _grouped(tensor: Tensor) -> Tensor:
-    """(heads, rows, dim) as (heads, groups, GROUP, dim), the last row repeated to fill the last group."""
+    """(heads, rows, dim) as (heads, groups, GROUP, dim), the last row repeated to fill the last
+    group.
+    """
     heads, rows, dim = tensor.shape
     missing = -rows % GROUP
     if missing:

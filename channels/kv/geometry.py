@@ -48,7 +48,8 @@ class ModelIdentity:
     """Who made a state: digests (hex) that are equal only for equal models.
 
     Attributes:
-        weights: All weights under canonical names, ties merged, values in float32, adapters included.
+        weights: All weights under canonical names, ties merged, values in float32, adapters
+            included.
         config: The parts of the configuration that shape a cache.
         tokenizer: The tokenizer's vocabulary, merges, normaliser and special tokens.
     """

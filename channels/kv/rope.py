@@ -1,8 +1,8 @@
 """Rotary position embeddings: turning keys to other positions.
 
-A rotated key is ``scale * R(p θ) k``. Rotations add up, so a key moves from position p to p + δ by ``R(δ θ)`` alone,
-whatever the scale (Su et al., RoFormer, arXiv 2104.09864, section 3.2.2). Angles are taken in float64 where the device
-has it, products in float32 whatever the dtype of the cache.
+A rotated key is ``scale * R(p θ) k``. Rotations add up, so a key moves from position p to p + δ by
+``R(δ θ)`` alone, whatever the scale (Su et al., RoFormer, arXiv 2104.09864, section 3.2.2). Angles
+are taken in float64 where the device has it, products in float32 whatever the dtype of the cache.
 """
 
 from dataclasses import dataclass
@@ -68,7 +68,9 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def turn_to(positions: Tensor, rotary: Rotary) -> Rotation:
-    """The rotation of bare keys to `positions`, (tokens,), scaled as the model does, where the positions live."""
+    """The rotation of bare keys to `positions`, (tokens,), scaled as the model does, where the
+    positions live.
+    """
     frequencies = rotary.inverse_frequencies.to(positions.device)
     return _turn(_wide(positions)[:, None] * _wide(frequencies), rotary.scale)
 
@@ -106,7 +108,9 @@ def shift(keys: Tensor, delta: int, rotary: Rotary) -> Tensor:
 
 
 def rotate(keys: Tensor, positions: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate bare keys (kv_heads, tokens, head_dim) to `positions` (tokens,), scaled as the model does."""
+    """Rotate bare keys (kv_heads, tokens, head_dim) to `positions` (tokens,), scaled as the model
+    does.
+    """
     return turn_to(positions.to(keys.device), rotary)(keys)
 
 

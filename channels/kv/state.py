@@ -23,7 +23,8 @@ class LayerState:
     Attributes:
         keys: Rotated keys, shape (kv_heads, rows, head_dim).
         values: Values, same shape.
-        first: Position of the first row; later than the state's start where a sliding layer was trimmed.
+        first: Position of the first row; later than the state's start where a sliding layer was
+            trimmed.
     """
 
     keys: Tensor
@@ -45,18 +46,19 @@ class LayerState:
 class KVState:
     """Keys and values of the tokens at positions start … stop - 1, never changed once made.
 
-    All transforms return a new state; slices share memory with the state they come from. To fork is to keep a
-    reference.
+    All transforms return a new state; slices share memory with the state they come from. To fork is
+    to keep a reference.
 
     Attributes:
         layers: One entry per decoder layer.
         start: Position of the first token.
         stop: Position after the last token.
         identity: The model that computed it.
-        approximate_from: First position whose rows are not just what the model computes over all tokens before it,
-            as after a splice; None where there is no such position.
-        hidden: Hidden states at the inputs of some layers (the E-cache), each (rows, hidden_size); they belong to the
-            last rows of the state, to all of them where it was computed in one piece.
+        approximate_from: First position whose rows are not just what the model computes over all
+            tokens before it, as after a splice; None where there is no such position.
+        hidden: Hidden states at the inputs of some layers (the E-cache), each (rows, hidden_size);
+            they belong to the last rows of the state, to all of them where it was computed in one
+            piece.
     """
 
     layers: tuple[LayerState, ...]
@@ -73,18 +75,22 @@ class KVState:
             if layer.first < self.start or layer.first + layer.rows != self.stop:
                 raise StateError(
                     f"layer {number} holds positions {layer.first} to {layer.first + layer.rows}",
-                    expected=f"rows that end at position {self.stop} and start at {self.start} or later",
+                    expected=f"rows that end at position {self.stop} and start at {self.start} or "
+                    "later",
                 )
             if layer.keys.shape != layer.values.shape:
                 raise GeometryMismatch(
-                    f"layer {number} has keys {tuple(layer.keys.shape)} and values {tuple(layer.values.shape)}",
+                    f"layer {number} has keys {tuple(layer.keys.shape)} and values "
+                    f"{tuple(layer.values.shape)}",
                     expected="equal shapes (kv_heads, rows, head_dim)",
                 )
         kept = {tensor.shape[0] for tensor in self.hidden.values()}
         if len(kept) > 1 or any(rows > len(self) for rows in kept):
             raise GeometryMismatch(
-                f"hidden states of {', '.join(map(str, sorted(kept)))} tokens in a state of {len(self)}",
-                expected="hidden states of the same tokens at every layer, all of them in the state",
+                f"hidden states of {', '.join(map(str, sorted(kept)))} tokens in a state of "
+                f"{len(self)}",
+                expected="hidden states of the same tokens at every layer, all of them in the "
+                "state",
             )
 
     def __len__(self) -> int:
@@ -186,9 +192,11 @@ class KVState:
         )
 
     def trim(self, geometry: CacheGeometry) -> "KVState":
-        """Drop what no token from `stop` on can see: all but the last window - 1 rows of sliding layers.
+        """Drop what no token from `stop` on can see: all but the last window - 1 rows of sliding
+        layers.
 
-        The dropped rows are copied away from, so that their memory is given back once the original goes.
+        The dropped rows are copied away from, so that their memory is given back once the original
+        goes.
         """
         layers = []
         for layer, shape in zip(self.layers, geometry.layers, strict=True):
@@ -233,7 +241,8 @@ class KVState:
             head.identity.require(state.identity, "a state to be concatenated")
             if state.start != at or any(layer.first != state.start for layer in state.layers):
                 raise StateError(
-                    f"a state of positions {state.start} to {state.stop} cannot follow one that ends at {at}",
+                    f"a state of positions {state.start} to {state.stop} cannot follow one that "
+                    f"ends at {at}",
                     expected=f"an untrimmed state that starts at position {at}",
                 )
             at = state.stop
@@ -281,7 +290,9 @@ class KVState:
 
 
 def _joined(states: Sequence[KVState]) -> dict[int, Tensor]:
-    """Hidden states of as many of the last rows as have them without a gap, at the layers that all of those have."""
+    """Hidden states of as many of the last rows as have them without a gap, at the layers that all
+    of those have.
+    """
     tail: list[KVState] = []
     for state in reversed(states):
         if not state.hidden or (tail and not set(state.hidden) & set(tail[0].hidden)):

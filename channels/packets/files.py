@@ -1,4 +1,6 @@
-"""Where packets are written to and read from: paths, bytes at hand, binary streams, and nothing else."""
+"""Where packets are written to and read from: paths, bytes at hand, binary streams, and nothing
+else.
+"""
 
 import os
 import stat
@@ -15,7 +17,9 @@ __all__ = ["OpenPacket", "Readable", "open_packet", "packet_target", "save_whole
 
 
 class Readable(Protocol):
-    """A binary stream that reads into place, as files, ``BytesIO`` and ``socket.makefile("rb")`` do."""
+    """A binary stream that reads into place, as files, ``BytesIO`` and ``socket.makefile("rb")``
+    do.
+    """
 
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes; none at the end."""

@@ -1,4 +1,6 @@
-"""Where a packet's tensors lie: the header that goes with a manifest, and what is stored of each layer."""
+"""Where a packet's tensors lie: the header that goes with a manifest, and what is stored of each
+layer.
+"""
 
 import json
 from collections.abc import Iterator

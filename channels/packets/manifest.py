@@ -43,7 +43,9 @@ class LayerShape(_Strict):
 
 
 class TurnShape(_Strict):
-    """One turn of the message: where it stands in the context, where its words stand in it, and its words."""
+    """One turn of the message: where it stands in the context, where its words stand in it, and its
+    words.
+    """
 
     role: Literal["system", "user", "assistant"]
     position: Count

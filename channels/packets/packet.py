@@ -1,14 +1,16 @@
-"""Packets: a message and its state as bytes, signed, laid out so that a reader can begin with the first layer.
+"""Packets: a message and its state as bytes, signed, laid out so that a reader can begin with the
+first layer.
 
-A packet is one safetensors file. Its metadata hold a manifest (who made the state, the message's tokens and turns, the
-shape of every layer, a digest of each layer's bytes) and an HMAC-SHA256 of that manifest; its tensors follow layer by
-layer. So the manifest vouches for every byte, and each layer is checked when it arrives, before anything is made of it.
+A packet is one safetensors file. Its metadata hold a manifest (who made the state, the message's
+tokens and turns, the shape of every layer, a digest of each layer's bytes) and an HMAC-SHA256 of
+that manifest; its tensors follow layer by layer. So the manifest vouches for every byte, and each
+layer is checked when it arrives, before anything is made of it.
 
 ::
 
-    8 bytes   length of the header, little-endian
-    header    JSON: __metadata__ {format, manifest, signature}, then name, dtype, shape and place of each tensor
-    data      layer 0's tensors, layer 1's, …
+    8 bytes   length of the header, little-endian header    JSON: __metadata__ {format, manifest,
+    signature}, then name, dtype, shape and place of each tensor data      layer 0's tensors, layer
+    1's, …
 """
 
 import struct
@@ -91,7 +93,8 @@ def packet_chunks(
 def write_packet(
     message: Message, target: str | Path | BinaryIO, *, key: bytes | None, codec: Codec = "raw"
 ) -> int:
-    """Write a packet to a file or a stream; its length in bytes. A file appears whole or not at all.
+    """Write a packet to a file or a stream; its length in bytes. A file appears whole or not at
+    all.
 
     Args:
         message: A message with its state.
@@ -123,12 +126,14 @@ def read_packet(
     A state that was stored with int8 or int4 counts as approximate.
 
     Args:
-        source: A path, the packet's bytes, or a binary stream, from which exactly the packet's bytes are taken.
+        source: A path, the packet's bytes, or a binary stream, from which exactly the packet's
+            bytes are taken.
         receiver: The model that will continue it.
         key: The key that signed the packet; None accepts an unsigned packet and no other.
 
     Raises:
-        PacketError: Truncated, tampered with, signed with another key, of another version, or malformed.
+        PacketError: Truncated, tampered with, signed with another key, of another version, or
+            malformed.
         IdentityMismatch, GeometryMismatch: Another model's.
         InputError: A file that cannot be opened, or something that no packet can be read from.
     """

@@ -1,4 +1,6 @@
-"""Reading a packet from a stream: the manifest first, then layer after layer, each checked as it arrives."""
+"""Reading a packet from a stream: the manifest first, then layer after layer, each checked as it
+arrives.
+"""
 
 import hmac
 import struct
@@ -31,12 +33,14 @@ PIECE = 2**20
 class PacketReader:
     """Reads one packet from a stream: the manifest at once, then layer after layer as they arrive.
 
-    Nothing is allocated for the state until the signature, the manifest and the receiver's own shape agree.
+    Nothing is allocated for the state until the signature, the manifest and the receiver's own
+    shape agree.
 
     Used in a ``with``, it closes the file that it opened; a stream is left to whoever opened it.
 
     Args:
-        source: A path, the packet's bytes, or a stream open for reading in binary, such as ``socket.makefile("rb")``.
+        source: A path, the packet's bytes, or a stream open for reading in binary, such as
+            ``socket.makefile("rb")``.
         key: The key that signed the packet; None accepts an unsigned packet and no other.
         size: Bytes of the packet where they are known; of a file and of bytes they are.
 
@@ -45,8 +49,8 @@ class PacketReader:
 
     Raises:
         InputError: A file that cannot be opened, or something that no packet can be read from.
-        PacketError: naming what is wrong; its `kind` is one of ``format``, ``version``, ``truncated``, ``size``,
-            ``key``, ``unsigned``, ``tampered`` and ``shape``.
+        PacketError: naming what is wrong; its `kind` is one of ``format``, ``version``,
+            ``truncated``, ``size``, ``key``, ``unsigned``, ``tampered`` and ``shape``.
     """
 
     manifest: PacketManifest
@@ -160,9 +164,11 @@ class PacketReader:
             )
 
     def layers(self, receiver: CausalModel) -> Iterator[tuple[LayerState, Tensor | None]]:
-        """Layer after layer as it arrives, on the receiver's device, each with its input where that is sent.
+        """Layer after layer as it arrives, on the receiver's device, each with its input where that
+        is sent.
 
-        Every layer's bytes are checked before it is given out. Raw tensors are read into place; nothing is held twice.
+        Every layer's bytes are checked before it is given out. Raw tensors are read into place;
+        nothing is held twice.
 
         Raises:
             IdentityMismatch, GeometryMismatch: See `check`.

@@ -28,7 +28,8 @@ KEY_BYTES = 16
 def packet_key(file: str | Path | None = None) -> bytes:
     """The key that signs packets, without white space at its ends.
 
-    It is in `file`, else in ``$UNSPOKEN_PACKET_KEY``, else in the file that ``$UNSPOKEN_PACKET_KEY_FILE`` names.
+    It is in `file`, else in ``$UNSPOKEN_PACKET_KEY``, else in the file that
+    ``$UNSPOKEN_PACKET_KEY_FILE`` names.
 
     Raises:
         InputError: No key, one of fewer than 16 bytes, or a file that is no path.
@@ -142,7 +143,8 @@ def _check_key(signed_by: object, key: bytes | None) -> None:
             "the packet is unsigned",
             kind="unsigned",
             expected="a packet signed with your key",
-            fix="have it signed; key=None accepts unsigned packets, where nobody else can write to the channel",
+            fix="have it signed; key=None accepts unsigned packets, where nobody else can write to "
+            "the channel",
         )
     if key is not None and signed_by != key_id(key):
         raise PacketError(

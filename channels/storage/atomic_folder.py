@@ -1,7 +1,8 @@
 """Folders that are there whole or not at all.
 
-A folder is written beside its place and put there by rename. Where another was there before, that takes two renames;
-a writer that dies between them leaves both folders aside, and whoever comes next finishes what it began.
+A folder is written beside its place and put there by rename. Where another was there before, that
+takes two renames; a writer that dies between them leaves both folders aside, and whoever comes next
+finishes what it began.
 """
 
 import glob
@@ -105,7 +106,9 @@ def settle(folder: Path) -> bool:
 
 
 def present(root: Path, pattern: str = "*") -> list[Path]:
-    """What `root` holds by a pattern that starts with ``*``: also what is being replaced, but nothing hidden."""
+    """What `root` holds by a pattern that starts with ``*``: also what is being replaced, but
+    nothing hidden.
+    """
     found: set[Path] = set()
     for _ in range(3):  # a folder may be away at each look, and nowhere between two of them
         found.update(root.glob(f"[!.]{pattern}"))
@@ -114,7 +117,9 @@ def present(root: Path, pattern: str = "*") -> list[Path]:
 
 
 def unfinished(root: Path, pattern: str = "*", *, between: bool = False) -> list[Path]:
-    """The folders of `root` that writers are at work on, or died writing; with `between`, those moved away just now."""
+    """The folders of `root` that writers are at work on, or died writing; with `between`, those
+    moved away just now.
+    """
     left = root.glob(f".{pattern}.tmp-*")
     names = {path.name for path in left if not between or _is_between(path)}
     return sorted(root / name[1:].rpartition(".tmp-")[0] for name in names)

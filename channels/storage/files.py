@@ -57,7 +57,9 @@ def flush_folder(folder: Path) -> None:
 
 
 def replace_file(file: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `file`, then put it in its place at once: a reader finds the old or the new."""
+    """Let `write` make a file beside `file`, then put it in its place at once: a reader finds the
+    old or the new.
+    """
     made = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         write(made)

@@ -1,4 +1,6 @@
-"""A drafter writes, a critic judges, and a "no" sends the drafter back once; a reviser has the last word."""
+"""A drafter writes, a critic judges, and a "no" sends the drafter back once; a reviser has the last
+word.
+"""
 
 import sys
 

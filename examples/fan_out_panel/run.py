@@ -1,4 +1,6 @@
-"""One reader takes in a document once; three solvers go on from its cache; a judge reads what they wrote."""
+"""One reader takes in a document once; three solvers go on from its cache; a judge reads what they
+wrote.
+"""
 
 from pathlib import Path
 

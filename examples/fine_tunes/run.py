@@ -1,4 +1,6 @@
-"""A base reads, its fine-tune answers: made by a fixed recipe, profiled once, and fed the cache of its base."""
+"""A base reads, its fine-tune answers: made by a fixed recipe, profiled once, and fed the cache of
+its base.
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Two model families on one document: each reads it once, and the other one answers from that reader's cache."""
+"""Two model families on one document: each reads it once, and the other one answers from that
+reader's cache.
+"""
 
 import sys
 from pathlib import Path
@@ -44,7 +46,8 @@ def main() -> None:
         print(f"{name}: {answer.strip()}")
     for edge in result.report.edges:
         print(
-            f"{edge.sharer} -> {edge.receiver}: {edge.channel}, {edge.projected} of {edge.tokens} tokens"
+            f"{edge.sharer} -> {edge.receiver}: {edge.channel}, {edge.projected} of {edge.tokens} "
+            "tokens"
         )
 
 

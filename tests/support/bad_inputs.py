@@ -31,7 +31,9 @@ __all__ = ["BAD_INPUTS", "BadInput", "furnish"]
 
 @dataclass(frozen=True)
 class BadInput:
-    """Something done in a folder that `furnish` has filled, and what it raises (``message`` is a part of that)."""
+    """Something done in a folder that `furnish` has filled, and what it raises (``message`` is a
+    part of that).
+    """
 
     name: str
     do: Callable[[], object]

@@ -1,4 +1,6 @@
-"""Two tiny models of different makes, and plans small enough to fit and measure a bridge between them in seconds."""
+"""Two tiny models of different makes, and plans small enough to fit and measure a bridge between
+them in seconds.
+"""
 
 from pathlib import Path
 from typing import Any

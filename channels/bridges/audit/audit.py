@@ -1,4 +1,6 @@
-"""What a bridge carries of a message, measured against the text, no message, and messages that say nothing."""
+"""What a bridge carries of a message, measured against the text, no message, and messages that say
+nothing.
+"""
 
 import datetime as dt
 from collections.abc import Callable, Mapping
@@ -61,11 +63,13 @@ def audit(
 ) -> Audit:
     """Measure a bridge.
 
-    Every row is answered under: the full text; no message; the bridge; the bridge with another example's message, with
-    zeros, and with noise of the message's own mean and deviation per column; and two maps of the bridge's rank refitted
-    on `corpus`, one without the sharer, one with the receiver as its own sharer. All ways keep the receiver's own
-    state of the context's first tokens and of the message's last. A bridge with fuse mode is measured on questions with
-    options besides; see `with_fuse`.
+    Every row is answered under: the full text; no message; the bridge; the bridge with another
+    example's message, with
+    zeros, and with noise of the message's own mean and deviation per column; and two maps of the
+    bridge's rank refitted on `corpus`, one without the sharer, one with the receiver as its own
+    sharer. All ways keep the receiver's own state of the context's first tokens and of the
+    message's last. A bridge with fuse mode is measured on questions with options besides; see
+    `with_fuse`.
 
     Args:
         bridge: The bridge, as it is stored.
@@ -279,7 +283,9 @@ def _summary(rows: list[Row]) -> Summary:
 
 
 def _earned(rows: list[Row]) -> float:
-    """The lower bound of the weakest specific retention; a kind whose text gains nothing has none to keep."""
+    """The lower bound of the weakest specific retention; a kind whose text gains nothing has none
+    to keep.
+    """
     measured = [row for row in rows if row["specific"] is not None]
     lows = [row["specific_low"] for row in measured]
     if not lows or any(low is None for low in lows):

@@ -46,7 +46,9 @@ def projector_of(
     *,
     seed: int = 0,
 ) -> Projector:
-    """The closed form of a solution, as a projector without a residual; None gives the one that maps all to zero."""
+    """The closed form of a solution, as a projector without a residual; None gives the one that
+    maps all to zero.
+    """
     plain = replace(config, hidden=0)
     made = Projector(plain, sharer.geometry, receiver.geometry).to(receiver.device)
     if solution is not None:
@@ -138,7 +140,9 @@ class Controls:
 
 
 def _spaced(config: ProjectorConfig, receiver: TextModel, columns: int) -> tuple[int, ...]:
-    """As many of the receiver's layers as the bridge reads of its sharer's, evenly spread, within the columns."""
+    """As many of the receiver's layers as the bridge reads of its sharer's, evenly spread, within
+    the columns.
+    """
     count = len(receiver.geometry.layers)
     wanted = min(max(len(config.source_layers), 1), count)
     while True:

@@ -1,6 +1,8 @@
-"""What fuse mode adds: questions with options, answered by the receiver alone, fused, and fused with another's state.
+"""What fuse mode adds: questions with options, answered by the receiver alone, fused, and fused
+with another's state.
 
-The options are not shown; each is scored by its log-likelihood over its characters (lm-eval's ``acc_norm``).
+The options are not shown; each is scored by its log-likelihood over its characters (lm-eval's
+``acc_norm``).
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +38,8 @@ def with_fuse(
     rows: AuditRows,
     report: Callable[[str, float], None] = lambda stage, fraction: None,
 ) -> Audit:
-    """An audit with what fuse mode does added to its rows and its summary; itself where the bridge has no fuse mode.
+    """An audit with what fuse mode does added to its rows and its summary; itself where the bridge
+    has no fuse mode.
 
     Raises:
         InputError: All questions are one.

@@ -87,11 +87,13 @@ class AuditRows:
             questions: How many questions, drawn from the file.
             records: How many rows of records, drawn from the file.
             choices: How many questions with options, drawn from the file.
-            corpus: What the bridge was fitted on: without a file of text, passages come of what it holds out.
+            corpus: What the bridge was fitted on: without a file of text, passages come of what it
+                holds out.
             seed: Of the draws.
 
         Raises:
-            InputError: A file that cannot be read, or holds other rows; naming file, line and field.
+            InputError: A file that cannot be read, or holds other rows; naming file, line and
+                field.
         """
         unseen = seed + UNSEEN
         asked = (

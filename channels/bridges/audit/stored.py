@@ -111,7 +111,8 @@ def keep_audit(folder: Path, measured: Audit, audited: BridgeManifest) -> None:
         audited: Manifest of the bridge that was measured.
 
     Raises:
-        BridgeError: Another bridge lies there by now, it is broken, or its folder cannot be written.
+        BridgeError: Another bridge lies there by now, it is broken, or its folder cannot be
+            written.
     """
     manifest, tensors = read(folder)
     if manifest.tensors != audited.tensors:
@@ -126,7 +127,8 @@ def keep_audit(folder: Path, measured: Audit, audited: BridgeManifest) -> None:
 def corpus_of(manifest: BridgeManifest) -> Corpus:
     """What a bridge was fitted on, or the built-in text where that very text is not at hand.
 
-    Nothing is downloaded because a manifest names it, and a file that only has the same name does not count.
+    Nothing is downloaded because a manifest names it, and a file that only has the same name does
+    not count.
     """
     sources, seed = manifest.data.sources, manifest.data.seed
     if not any(source.startswith("hub:") for source in sources):

@@ -17,7 +17,8 @@ Row = dict[str, Any]
 def table(
     data: str, judged: Judged, *, seed: int = 0, more: Mapping[str, Row] | None = None
 ) -> list[Row]:
-    """A row per way: losses, what it keeps with its intervals, distance to the full text, and what `more` adds.
+    """A row per way: losses, what it keeps with its intervals, distance to the full text, and what
+    `more` adds.
 
     Args:
         data: Name of the data set.

@@ -27,7 +27,8 @@ class Scene:
     """A message in the sharer's cache, and the receiver's context for it.
 
     Attributes:
-        context: The receiver's ids: what stands before the message, the message, `OWN` tokens of its own.
+        context: The receiver's ids: what stands before the message, the message, `OWN` tokens of
+            its own.
         at: Position of the message's first token.
         stop: Position after its last.
         state: The sharer's state of the message.
@@ -47,7 +48,9 @@ class Scene:
 
 @torch.no_grad()
 def scene(text: str, tokens: int, sharer: TextModel, receiver: TextModel) -> Scene | None:
-    """A message of `tokens` receiver tokens from the beginning of a text; None where text or models are too short."""
+    """A message of `tokens` receiver tokens from the beginning of a text; None where text or models
+    are too short.
+    """
     theirs, ours = sharer.frame("bare").before, receiver.frame("bare").before
     ids, ends = receiver.words(text[: 40 * (tokens + OWN)])
     if len(ids) < tokens + OWN:
@@ -70,9 +73,10 @@ def scene(text: str, tokens: int, sharer: TextModel, receiver: TextModel) -> Sce
 def timings(bridge: Bridge, made: Scene, receiver: TextModel, repeats: int = 7) -> dict[str, float]:
     """Seconds to the first token, each way in turn, medians of `repeats` after a warm-up.
 
-    ``text`` computes everything, ``bridge`` projects and computes the sink and the receiver's own tokens, ``floor``
-    computes the own tokens over the receiver's cache in place, ``products`` is the bridge's matrix products alone.
-    The sharer's reading counts on neither side: the message is in its cache already.
+    ``text`` computes everything, ``bridge`` projects and computes the sink and the receiver's own
+    tokens, ``floor`` computes the own tokens over the receiver's cache in place, ``products`` is
+    the bridge's matrix products alone. The sharer's reading counts on neither side: the message is
+    in its cache already.
     """
     ways: dict[str, Callable[[], object]] = {
         "text": lambda: _first(receiver, made.context, 0),
@@ -100,7 +104,9 @@ def _first(
 
 
 def _bridged(bridge: Bridge, made: Scene, receiver: TextModel) -> int:
-    """As a receiver takes a projected message over: its sink and what follows the message computed in one pass."""
+    """As a receiver takes a projected message over: its sink and what follows the message computed
+    in one pass.
+    """
     projected = bridge.project(made.state, made.rows, made.context, made.at, receiver)
     sink = range(min(made.at + SINK, made.stop))
     own = range(made.stop, len(made.context))

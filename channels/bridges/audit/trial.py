@@ -1,4 +1,6 @@
-"""Rows of an audit, made ready: the receiver's own view of a message, and the message as a bridge sees it."""
+"""Rows of an audit, made ready: the receiver's own view of a message, and the message as a bridge
+sees it.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +58,9 @@ class Trial:
 
     @property
     def asked(self) -> tuple[int, ...]:
-        """The message's last token, which every way computes itself, and the ids between message and answer."""
+        """The message's last token, which every way computes itself, and the ids between message
+        and answer.
+        """
         ids, count = self.case.tails[0]
         return (self.case.ids[-1], *ids[: len(ids) - count])
 
@@ -106,7 +110,9 @@ class Trials:
         return self._at(index)
 
     def partner(self, index: int) -> Trial:
-        """Another example: the nearest row before this one (after it, for the first) with another message."""
+        """Another example: the nearest row before this one (after it, for the first) with another
+        message.
+        """
         mine = self.lessons[index].text
         before = (n for n in range(index - 1, -1, -1) if self.lessons[n].text != mine)
         after = (n for n in range(index + 1, len(self)) if self.lessons[n].text != mine)
@@ -118,7 +124,8 @@ class Trials:
         case = prepare(self.lessons[index], self.sharer, self.receiver)
         if not case.tails or case.tokens < 2:
             raise InputError(
-                f"row {index + 1} has {'no answer' if case.tokens >= 2 else 'no message'} in the receiver's tokens",
+                f"row {index + 1} has {'no answer' if case.tokens >= 2 else 'no message'} in the "
+                "receiver's tokens",
                 expected="a message of some words, and an answer",
             )
         full = self.receiver.read(case.ids)

@@ -37,7 +37,9 @@ class Checkpoint:
 
     @classmethod
     def of(cls, work: Path | None, kind: str, print_of_fit: str) -> "Checkpoint":
-        """The file of a fit in a folder; one of another kind or with other settings keeps its own beside it."""
+        """The file of a fit in a folder; one of another kind or with other settings keeps its own
+        beside it.
+        """
         return cls(None if work is None else work / f"{kind}-{print_of_fit}.pt")
 
     def load(self, device: torch.device) -> dict[str, Any] | None:

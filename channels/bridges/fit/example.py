@@ -32,11 +32,13 @@ LIKELIEST = 128
 
 @dataclass(frozen=True, eq=False)
 class TeacherTargets:
-    """The receiver's distributions over a tail's answer after the full text: the likeliest tokens, and the rest as one.
+    """The receiver's distributions over a tail's answer after the full text: the likeliest tokens,
+    and the rest as one.
 
     Attributes:
         tokens: (answer tokens, k) ids.
-        logs: (answer tokens, k + 1) log-probabilities, the last column that of all other tokens together.
+        logs: (answer tokens, k + 1) log-probabilities, the last column that of all other tokens
+            together.
         loss: Mean negative log-likelihood of the answer.
     """
 
@@ -134,7 +136,9 @@ def example(
     *,
     teach: bool = True,
 ) -> Example:
-    """A case as an example for a projector of this configuration; without what the full text says where not `teach`."""
+    """A case as an example for a projector of this configuration; without what the full text says
+    where not `teach`.
+    """
     hidden, native = native_part(receiver, config.native_layers, case.ids, case.at)
     rows = sharer_rows(case, sharer, config.source_layers)
     features = feature_rows(config, rows, case.ids, case.at, receiver, hidden)
@@ -152,7 +156,8 @@ def example(
 def student(
     receiver: TextModel, ex: Example, made: KVState, head: KVState, *, grad: bool = False
 ) -> list[Tensor]:
-    """Log-probabilities of every tail's answer over a projected message, each (answer tokens, vocabulary).
+    """Log-probabilities of every tail's answer over a projected message, each (answer tokens,
+    vocabulary).
 
     Args:
         receiver: The receiver.
@@ -175,7 +180,9 @@ def head_of(receiver: TextModel, ids: Sequence[int], at: int) -> KVState:
 
 @torch.no_grad()
 def none_losses(receiver: TextModel, case: TokenizedSample) -> list[Tensor]:
-    """Loss of every tail's answer where the message is left out: its frame stays, and its first and last tokens."""
+    """Loss of every tail's answer where the message is left out: its frame stays, and its first and
+    last tokens.
+    """
     head = head_of(receiver, case.ids, case.at)
     return [
         answer_loss(_after(receiver, case.ids[-1], tail, count, [head]), tail, count)
@@ -184,7 +191,9 @@ def none_losses(receiver: TextModel, case: TokenizedSample) -> list[Tensor]:
 
 
 def divergence(logs: Tensor, known: TeacherTargets) -> Tensor:
-    """KL(full text || student) in nats, mean over the answer, all but the likeliest tokens taken as one."""
+    """KL(full text || student) in nats, mean over the answer, all but the likeliest tokens taken as
+    one.
+    """
     at = logs.gather(1, known.tokens)
     rest = torch.log((1 - at.exp().sum(dim=-1)).clamp_min(1e-6))
     mine = torch.cat([at, rest[:, None]], dim=1)

@@ -1,4 +1,6 @@
-"""An input that two models have read, and what the receiver then says of its tails over an enriched cache."""
+"""An input that two models have read, and what the receiver then says of its tails over an enriched
+cache.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -77,7 +79,9 @@ def tail_logs(
 def tail_losses(
     fuser: Fuser | None, made: FuseInput, receiver: CausalModel, *, grad: bool = False
 ) -> list[Tensor]:
-    """Mean loss per token of every tail, over the enriched cache or, with None, over the receiver's own."""
+    """Mean loss per token of every tail, over the enriched cache or, with None, over the receiver's
+    own.
+    """
     states, last = fused_context(fuser, made, receiver), made.case.ids[-1]
     return [
         answer_loss(tail_logs(receiver, last, tail, count, states, grad=grad), tail, count)

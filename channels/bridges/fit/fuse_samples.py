@@ -12,7 +12,9 @@ __all__ = ["choice_prompt", "teach_fusing"]
 
 
 def choice_prompt(question: str, hint: str = "") -> str:
-    """A question without a context, as every model reads it; a hint stands between it and the answer."""
+    """A question without a context, as every model reads it; a hint stands between it and the
+    answer.
+    """
     said = f"\nHint: {hint}" if hint else ""
     return f"Question: {question}{said}\nAnswer:"
 
@@ -20,7 +22,8 @@ def choice_prompt(question: str, hint: str = "") -> str:
 def teach_fusing(
     pieces: Iterator[str], seed: int, *, held_out: bool = False, words: int = 60
 ) -> Iterator[Sample]:
-    """Lessons without end: questions of common knowledge, plain text to go on with, private facts to be found.
+    """Lessons without end: questions of common knowledge, plain text to go on with, private facts
+    to be found.
 
     Args:
         pieces: Pieces of plain text, without end.

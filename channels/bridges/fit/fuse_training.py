@@ -1,4 +1,6 @@
-"""Fitting a fuser: encoders from a closed form, then trained on what follows an input that both models have read."""
+"""Fitting a fuser: encoders from a closed form, then trained on what follows an input that both
+models have read.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,7 +44,8 @@ class FuseResult:
     """A fitted fuser.
 
     Attributes:
-        fuser: The best weights met; those of the start, which change nothing, where training never helped.
+        fuser: The best weights met; those of the start, which change nothing, where training never
+            helped.
         figures: Minutes, steps and held-out gains, as a manifest's ``fit`` holds them.
         tokens: Receiver tokens seen.
     """
@@ -62,7 +65,8 @@ def fit_fuser(
     work: Path | None = None,
     train_models: tuple[TextModel, TextModel] | None = None,
 ) -> FuseResult:
-    """Fit a fuser for a pair of models; the receiver as its own sharer is a control, not a special case.
+    """Fit a fuser for a pair of models; the receiver as its own sharer is a control, not a special
+    case.
 
     Args:
         sharer: Whose cache is read.
@@ -71,8 +75,8 @@ def fit_fuser(
         settings: How.
         report: Called now and then.
         work: A folder for what a killed fit goes on from; None keeps nothing.
-        train_models: The same two models in a cheaper dtype, to take the training steps on; the closed form and the
-            held-out rounds use the models themselves.
+        train_models: The same two models in a cheaper dtype, to take the training steps on; the
+            closed form and the held-out rounds use the models themselves.
 
     Raises:
         BridgeError: Keys of one of the models cannot be made bare.
@@ -172,7 +176,9 @@ class _FuseFit:
     def _read(
         self, lessons: Iterator[Sample], models: tuple[TextModel, TextModel], drawn: int = 0
     ) -> Iterator[tuple[int, FuseInput]]:
-        """Inputs of the lessons after the first `drawn`, each with how many lessons were drawn by then."""
+        """Inputs of the lessons after the first `drawn`, each with how many lessons were drawn by
+        then.
+        """
         for number, lesson in enumerate(islice(lessons, drawn, None), drawn + 1):
             case = prepare(lesson, *models, longest=32)
             if len(case.ids) > max(case.at, SINK) + 1 and case.tails:
@@ -181,7 +187,9 @@ class _FuseFit:
     # -- training
 
     def _train(self, fuser: Fuser, saved: _Progressed) -> None:
-        """Train until the time, the steps or the patience is spent; the best weights stand in `saved`."""
+        """Train until the time, the steps or the patience is spent; the best weights stand in
+        `saved`.
+        """
         settings = self.settings
         inputs = self._inputs(settings.seed + 1, self.train_models, saved.drawn)
         held = self._held_out()

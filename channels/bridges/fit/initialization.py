@@ -1,4 +1,6 @@
-"""What a bridge's training starts from: chosen source layers, and the closed form of a projector that reads them."""
+"""What a bridge's training starts from: chosen source layers, and the closed form of a projector
+that reads them.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -57,7 +59,8 @@ def closed_form_projector(
     outputs = width(receiver.geometry, config.target_layers(receiver.geometry))
     if inputs > settings.columns:
         raise BridgeError(
-            f"{len(config.source_layers)} source layers give {inputs} columns of features, and their Gram "
+            f"{len(config.source_layers)} source layers give {inputs} columns of features, and "
+            "their Gram "
             f"matrices {gram_bytes(inputs, outputs) / 2**30:.1f} GiB",
             expected=f"at most {settings.columns} columns",
             fix="read fewer source layers (--source-layers)",
@@ -113,7 +116,9 @@ def _lessons(
 def within_columns(
     settings: FitSettings, sizes: Sequence[int], receiver: TextModel
 ) -> tuple[int, int]:
-    """How many source layers and embeddings are read, so that the features of wide models stay within the columns."""
+    """How many source layers and embeddings are read, so that the features of wide models stay
+    within the columns.
+    """
     if settings.source_layers is not None:
         return min(settings.source_layers, len(sizes)), settings.embeddings
     size, width_of_one = max(sizes), receiver.geometry.hidden_size
@@ -126,7 +131,9 @@ def within_columns(
 
 
 def _layers_to_read(columns: int) -> int:
-    """Source layers worth their products: where that was measured, a wider code kept more than more layers."""
+    """Source layers worth their products: where that was measured, a wider code kept more than more
+    layers.
+    """
     return max(4, min(12, 1536 // columns))
 
 

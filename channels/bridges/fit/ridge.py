@@ -1,7 +1,9 @@
-"""Reduced-rank ridge regression from a stream: memory is that of the Gram matrices, not of the corpus.
+"""Reduced-rank ridge regression from a stream: memory is that of the Gram matrices, not of the
+corpus.
 
-With standardised features X and targets Y, ``W = (XᵀX/n + λ)⁻¹ XᵀY/n`` is cut to rank r along the directions that carry
-most of what it predicts (Izenman, Reduced-rank regression for the multivariate linear model, 1975).
+With standardised features X and targets Y, ``W = (XᵀX/n + λ)⁻¹ XᵀY/n`` is cut to rank r along the
+directions that carry most of what it predicts (Izenman, Reduced-rank regression for the
+multivariate linear model, 1975).
 """
 
 from dataclasses import dataclass
@@ -16,7 +18,9 @@ OVERSAMPLING, ROUNDS = 64, 3
 
 
 def gram_bytes(features: int, targets: int) -> int:
-    """Peak bytes of a fit: both Gram matrices, a standardised copy of each, the factor and the solution."""
+    """Peak bytes of a fit: both Gram matrices, a standardised copy of each, the factor and the
+    solution.
+    """
     return 4 * (3 * features * features + 3 * features * targets)
 
 
@@ -56,7 +60,9 @@ class Gram:
         self.square, self.cross = self.square.new_empty(0), self.cross.new_empty(0)
 
     def solve(self, columns: Tensor | None = None, penalty: float = PENALTY) -> "Solution":
-        """The ridge solution from some columns of the features (by default all), before it is cut to a rank."""
+        """The ridge solution from some columns of the features (by default all), before it is cut
+        to a rank.
+        """
         if self._origin is None or self.count < 2:
             raise ValueError("no rows to solve from")
         mean, target_mean = self.sum_features / self.count, self.sum_targets / self.count
@@ -114,10 +120,11 @@ class Solution:
         return weights
 
     def cut(self, rank: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Its best approximation of rank `rank`: encode (features, rank) and decode (rank, targets).
+        """Its best approximation of rank `rank`: encode (features, rank) and decode (rank,
+        targets).
 
-        By randomised subspace iteration (Halko, Martinsson, Tropp 2011); where the rank exceeds what there is, the
-        columns beyond are zero.
+        By randomised subspace iteration (Halko, Martinsson, Tropp 2011); where the rank exceeds
+        what there is, the columns beyond are zero.
         """
         half = self.half
         most = min(half.shape)
@@ -151,7 +158,8 @@ def choose_layers(
 ) -> tuple[int, ...]:
     """Choose, one after the other, the source layers that add most to what is explained.
 
-    On a small sample, with every layer and the targets thinned to `width` random directions: a cheap score that looks
+    On a small sample, with every layer and the targets thinned to `width` random directions: a
+    cheap score that looks
     at layers jointly, since neighbours say almost the same.
 
     Args:

@@ -1,4 +1,6 @@
-"""Texts turned into what a bridge learns from and is measured on: a message, and what the receiver writes after it."""
+"""Texts turned into what a bridge learns from and is measured on: a message, and what the receiver
+writes after it.
+"""
 
 import random
 from collections.abc import Iterator
@@ -37,7 +39,8 @@ class Target:
     """What comes after a message.
 
     Attributes:
-        prompt: Text between the message and the answer; empty where the answer goes on with the message.
+        prompt: Text between the message and the answer; empty where the answer goes on with the
+            message.
         answer: Text that is scored.
         kind: ``text``, ``copy``, ``fact``, ``cloze`` or ``recall``.
     """
@@ -65,8 +68,8 @@ class Sample:
 def teach(pieces: Iterator[str], seed: int, *, words: int = 190) -> Iterator[Sample]:
     """Lessons without end: half plain text, half private facts.
 
-    Of plain text the receiver is asked to go on with the message, to repeat a stretch of it and to fill a blank; of
-    synthetic passages, for their facts; of records, for a value.
+    Of plain text the receiver is asked to go on with the message, to repeat a stretch of it and to
+    fill a blank; of synthetic passages, for their facts; of records, for a value.
 
     Args:
         pieces: Pieces of plain text, without end.

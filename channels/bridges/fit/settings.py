@@ -12,10 +12,12 @@ class FitSettings:
     Attributes:
         minutes: Most minutes of training after the closed form; 0 leaves the closed form as it is.
         steps: Most training steps, one message each; None for as many as the minutes allow.
-        source_layers: How many of the sharer's layers are read; None for some 1,500 columns of them, 4 to 12.
+        source_layers: How many of the sharer's layers are read; None for some 1,500 columns of
+            them, 4 to 12.
         native_layers: How many layers the receiver runs itself over the message.
         embeddings: How many of the receiver's token embeddings are features.
-        rank: Width of the code; None for the widest whose weights stay within 16 MB, and 512 at least.
+        rank: Width of the code; None for the widest whose weights stay within 16 MB, and 512 at
+            least.
         hidden, bottleneck: Widths of the projector's residual; see `ProjectorConfig`.
         gram_tokens: Tokens that the closed form is solved from.
         columns: Most columns of features, which bounds the memory.
@@ -56,16 +58,19 @@ class FuseSettings:
     """How a fuser is fitted.
 
     Attributes:
-        minutes: Most minutes of training, its held-out rounds included; 0 leaves the receiver's cache as it is.
+        minutes: Most minutes of training, its held-out rounds included; 0 leaves the receiver's
+            cache as it is.
         steps: Most training steps, one input each; None for as many as the minutes allow.
-        source_layers, own_layers: How many layers of either model are read, spread evenly up to the last.
+        source_layers, own_layers: How many layers of either model are read, spread evenly up to the
+            last.
         rank, own_rank, hidden, bottleneck: Widths; see `FuserConfig`.
         last: Whether every token gets the sharer's code of the last token too.
         gram_tokens: Tokens that the encoders are solved from.
         batch: Inputs per update.
         rate: Learning rate of the encoders.
         residual_rate: Learning rate of all else.
-        contrast: Weight of the cross-entropy over a question's options beside that over the tail's tokens.
+        contrast: Weight of the cross-entropy over a question's options beside that over the tail's
+            tokens.
         held_out: Held-out inputs.
         patience: Held-out rounds without a gain until training stops.
         every: Seconds between held-out rounds.

@@ -1,4 +1,6 @@
-"""Fitting a bridge: choose source layers, solve the closed form, then train on what the full text makes likely."""
+"""Fitting a bridge: choose source layers, solve the closed form, then train on what the full text
+makes likely.
+"""
 
 import math
 import random
@@ -68,7 +70,8 @@ def check_pair(sharer: TextModel, receiver: TextModel) -> None:
             if model.rotary(rope).dynamic:
                 raise BridgeError(
                     f"the {name}'s rotary frequencies change with the length of the context",
-                    expected="rotary embeddings with fixed frequencies (default, linear, yarn, llama3)",
+                    expected="rotary embeddings with fixed frequencies (default, linear, yarn, "
+                    "llama3)",
                     fix="use a text channel for this pair",
                 )
         if not model.shifts_keys:
@@ -98,8 +101,8 @@ def fit(
         settings: How.
         work: A folder for what a killed fit goes on from; None keeps nothing.
         report: Called now and then.
-        train_models: The same two models in a cheaper dtype, to train and to judge on; the closed form uses the models
-            themselves.
+        train_models: The same two models in a cheaper dtype, to train and to judge on; the closed
+            form uses the models themselves.
 
     Raises:
         BridgeError: The models cannot be bridged, or the features are more than `settings.columns`.
@@ -159,7 +162,8 @@ class _Fit:
             scores = held.score(projector)
             if not math.isfinite(scores.score):
                 raise BridgeError(
-                    f"the held-out score is {scores.score}: the models' logits are not finite in {self.train_models[1].dtype}",
+                    f"the held-out score is {scores.score}: the models' logits are not finite in "
+                    f"{self.train_models[1].dtype}",
                     expected="finite logits",
                     fix="fit with --train-dtype bfloat16, or without it",
                 )
@@ -199,7 +203,8 @@ class _Fit:
     # -- training
 
     def _held_out(self, config: ProjectorConfig) -> ValidationSet:
-        # A corpus of one document holds nothing out: its scores then say less, and the audit's own rows judge.
+        # A corpus of one document holds nothing out: its scores then say less, and the audit's own
+        # rows judge.
         stream = replace(self.corpus, train=self.corpus.held_out or self.corpus.train).stream(0)
         lessons = teach(stream, seed=10_007)
         return ValidationSet.make(config, lessons, *self.train_models)

@@ -37,7 +37,8 @@ MESSAGES = 16
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Retention per group of tails, of the bridge and with another message's state, and the mean KL.
+    """Retention per group of tails, of the bridge and with another message's state, and the mean
+    KL.
 
     Attributes:
         retention: Share of the full text's gain over no message.

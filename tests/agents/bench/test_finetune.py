@@ -1,4 +1,6 @@
-"""Fine-tunes by a fixed recipe: the same each time, whole or not there, and another model than their base."""
+"""Fine-tunes by a fixed recipe: the same each time, whole or not there, and another model than
+their base.
+"""
 
 from dataclasses import replace
 from pathlib import Path

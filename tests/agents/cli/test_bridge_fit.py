@@ -1,4 +1,6 @@
-"""``unspoken bridge fit``, ``bridge audit``, ``bench bridge`` and the figures, as a person calls them."""
+"""``unspoken bridge fit``, ``bridge audit``, ``bench bridge`` and the figures, as a person calls
+them.
+"""
 
 import json
 import sys
@@ -102,7 +104,9 @@ def refused(*args: object) -> str:
 def test_fit_then_audit_then_show(
     pair: tuple[Path, Path], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fit prints its folder; an audit of a bridge that has none is kept; another only with --save."""
+    """A fit prints its folder; an audit of a bridge that has none is kept; another only with
+    --save.
+    """
     monkeypatch.setattr(sys, "argv", ["unspoken", "bridge", "fit", "a b"])
     result = call("bridge", "fit", *pair, "--corpus", corpus(root), *SMALL, "--no-audit")
     assert result.exit_code == 0, result.stderr
@@ -140,7 +144,8 @@ def test_bench_bridge_gives_the_audit(pair: tuple[Path, Path], root: Path) -> No
     assert found["machine"]["sharer"] == str(pair[0]) and found["machine"]["model"] == str(pair[1])
     assert {row["data"] for row in found["rows"]} >= {"continuation", "question", "recall"}
     wanted = (
-        "fit_minutes_closed_form fit_minutes_total size_mb retention specific_retention qa_retention "
+        "fit_minutes_closed_form fit_minutes_total size_mb retention specific_retention "
+        "qa_retention "
         "recall_accuracy recall_accuracy_mismatched earned"
     )
     assert {f"{name}_builtin" for name in wanted.split()} <= set(found["summary"])
@@ -190,7 +195,9 @@ def test_what_cannot_be_measured_is_refused(pair: tuple[Path, Path], tmp_path: P
 def test_an_interrupted_fit_says_what_is_kept(
     pair: tuple[Path, Path], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C ends with 130; before the closed form there is nothing, after it there is a folder to go on from."""
+    """Ctrl-C ends with 130; before the closed form there is nothing, after it there is a folder to
+    go on from.
+    """
 
     def stop(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
@@ -235,7 +242,9 @@ def test_an_audit_is_drawn(kind: str, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_drawn_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another ending, no audit, a folder that is not there, and no matplotlib, which names the extra."""
+    """Another ending, no audit, a folder that is not there, and no matplotlib, which names the
+    extra.
+    """
     bridge = drawn()
     assert ".png or .svg" in refused("bridge", "show", bridge, "--figure", tmp_path / "a.txt")
     none = BridgeStore().save(manifest("c/d"), tensors())

@@ -84,7 +84,8 @@ def draft_and_critic(model: LocalModel, memory: str, channel: str, turns: int = 
     draft = Agent(
         "draft",
         model,
-        prompt="{% if turn == 1 %}{{ inputs.document }}{% else %}again: {{ critic.text }}{% endif %}",
+        prompt="{% if turn == 1 %}{{ inputs.document }}{% else %}again: "
+        "{{ critic.text }}{% endif %}",
         generate=FEW,
         max_turns=turns,
         memory=memory,  # type: ignore[arg-type]
@@ -461,7 +462,9 @@ async def test_a_state_is_freed_once_its_reader_has_read_it(model: LocalModel) -
 async def test_an_agent_that_remembers_lets_go_of_what_it_read(
     model: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a second turn the first one's message is in the agent's own state, and its tensors are gone."""
+    """In a second turn the first one's message is in the agent's own state, and its tensors are
+    gone.
+    """
     put: list[weakref.ref[Any]] = []
     shelve = StateStore.put
 

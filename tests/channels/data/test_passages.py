@@ -21,8 +21,10 @@ from unspoken.channels.data.values import MAKERS
 
 PASSAGES = list(islice(fact_passages(7), 300))
 PARAGRAPH = (
-    "The lighthouse at Skarholm was built in 1887 by the engineer Henrik Lund. Its lamp burned oil until the "
-    "harbor board put in an electric one, which is still in use. On 12 March 1921 a storm took the roof, and the "
+    "The lighthouse at Skarholm was built in 1887 by the engineer Henrik Lund. Its lamp burned oil "
+    "until the "
+    "harbor board put in an electric one, which is still in use. On 12 March 1921 a storm took the "
+    "roof, and the "
     "keeper lived in the cellar for nine weeks before help arrived from the mainland."
 )
 
@@ -55,7 +57,9 @@ def test_there_are_many_kinds() -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_passages_are_as_promised(kind: Kind) -> None:
-    """Length, number of facts, answers verbatim in the text and not in the question, no loose braces."""
+    """Length, number of facts, answers verbatim in the text and not in the question, no loose
+    braces.
+    """
     rng = random.Random(kind.name)
     for _ in range(40):
         passage = fact_passage(rng, kind)

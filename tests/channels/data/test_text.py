@@ -23,9 +23,12 @@ from unspoken.channels.data.text import (
 from unspoken.channels.errors import InputError
 
 WIKI = (
-    "\n = Lobster = \n \n The lobster weighs 0 @.@ 7 – 2 kg ( 1 @,@ 500 oz ) , a well @-@ known fact . "
-    "It isn 't red ; it 's blue . \n \n = = Habitat = = \n \n Lobsters live on the sea floor of the north , "
-    "where they hide in holes . \n = Heron = \n \n The heron stands in shallow water and waits for a fish . It "
+    "\n = Lobster = \n \n The lobster weighs 0 @.@ 7 – 2 kg ( 1 @,@ 500 oz ) , a well @-@ known "
+    "fact . "
+    "It isn 't red ; it 's blue . \n \n = = Habitat = = \n \n Lobsters live on the sea floor of "
+    "the north , "
+    "where they hide in holes . \n = Heron = \n \n The heron stands in shallow water and waits for "
+    "a fish . It "
     "is grey , and said to be ' patient ' . \n"
 )
 

@@ -1,4 +1,6 @@
-"""Messages longer than the window of 512 tokens, on the embedded Gemma: each way against plain prefills of its own."""
+"""Messages longer than the window of 512 tokens, on the embedded Gemma: each way against plain
+prefills of its own.
+"""
 
 import copy
 import io
