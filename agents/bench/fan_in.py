@@ -15,7 +15,7 @@ from unspoken.agents.bench import Files, Progress
 from unspoken.agents.bench.forced import distance, forced_logs, recomputed, without
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.scene import make_message
-from unspoken.agents.engines.turn import Delivery, assemble
+from unspoken.agents.engines.turn import Inbound, assemble
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import ChatTurn, Context, Quote
 from unspoken.channels.base import Arrival, Channel
@@ -137,7 +137,7 @@ def _carried(
         if state_of is not None:
             sent = replace(message, state=state_of.messages[number].state)
         arrival = Arrival(sent, case.context.spans(message), case.context.ids)
-        deliveries.append(Delivery(number, f"sender {number}", channel, arrival, fallback=False))
+        deliveries.append(Inbound(number, f"sender {number}", channel, arrival, fallback=False))
     parts = assemble(model, case.ids, deliveries)
     new = model.tensor([case.ids[position] for position in parts.missing])
     state = model.prefill(new, parts.states, model.tensor(parts.missing)).state

@@ -4,7 +4,7 @@ over.
 
 from dataclasses import dataclass
 
-from unspoken.agents.engines.turn import Delivery
+from unspoken.agents.engines.turn import Inbound
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import ChatTurn, Context, Quote
 from unspoken.channels.base import Arrival, Channel
@@ -77,10 +77,10 @@ class Scene:
         new = context.ids[first:] + composer.ask(context)
         return cls(message, context, history, new)
 
-    def delivery(self, channel: Channel) -> Delivery:
+    def delivery(self, channel: Channel) -> Inbound:
         """The message's delivery by a channel."""
         arrival = Arrival(self.message, self.context.spans(self.message), self.context.ids)
-        return Delivery(0, "sharer -> receiver", channel, arrival, fallback=False)
+        return Inbound(0, "sharer -> receiver", channel, arrival, fallback=False)
 
 
 def make_message(

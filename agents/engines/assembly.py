@@ -15,7 +15,7 @@ from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
 from unspoken.channels.text import TextChannel
 
-__all__ = ["Assembly", "Delivery", "assemble"]
+__all__ = ["Assembly", "Inbound", "assemble"]
 
 
 class Places:
@@ -48,7 +48,7 @@ class Places:
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class Inbound:
     """A message on its way into a turn.
 
     Attributes:
@@ -97,7 +97,7 @@ class Assembly:
 def assemble(
     model: LocalModel,
     ids: tuple[int, ...],
-    deliveries: Sequence[Delivery],
+    deliveries: Sequence[Inbound],
     history: tuple[tuple[int, ...], KVState] | None = None,
 ) -> Assembly:
     """Find state for a context: the longest exact prefix of all at hand, then splices, then what is
@@ -148,7 +148,7 @@ def assemble(
 def _offers(
     model: LocalModel,
     ids: tuple[int, ...],
-    deliveries: Sequence[Delivery],
+    deliveries: Sequence[Inbound],
     history: tuple[tuple[int, ...], KVState] | None,
 ) -> list[tuple[Carry, float]]:
     """Per delivery, its carry and the seconds it took; those that come first in the context are
@@ -169,7 +169,7 @@ def _offers(
     return [found[number] for number in range(len(deliveries))]
 
 
-def _in_order(deliveries: Sequence[Delivery]) -> list[int]:
+def _in_order(deliveries: Sequence[Inbound]) -> list[int]:
     """Numbers of the deliveries by where they stand in the context."""
     starts = [min(one.arrival.positions, default=0) for one in deliveries]
     return sorted(range(len(deliveries)), key=lambda number: starts[number])
@@ -239,7 +239,7 @@ def _settled(
     )
 
 
-def _decompressed(delivery: Delivery, model: LocalModel) -> Carry:
+def _decompressed(delivery: Inbound, model: LocalModel) -> Carry:
     """The carry of a delivery, which may have to be unpacked first; what it brings counts as it was
     kept.
     """
@@ -255,7 +255,7 @@ def _decompressed(delivery: Delivery, model: LocalModel) -> Carry:
     return replace(carry, report=replace(carry.report, bytes=smaller, reason=reason))
 
 
-def _carry(delivery: Delivery, model: LocalModel) -> Carry:
+def _carry(delivery: Inbound, model: LocalModel) -> Carry:
     try:
         carry = delivery.channel.carry(delivery.arrival, model)
         if _moves_keys(carry, delivery.arrival) and not model.shifts_keys:

@@ -7,7 +7,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from unspoken.agents.engines.assembly import Assembly, Delivery, assemble
+from unspoken.agents.engines.assembly import Assembly, Inbound, assemble
 from unspoken.agents.engines.sampling import Sampler
 from unspoken.agents.models.decoder import CHUNK
 from unspoken.agents.models.hf import Capture
@@ -24,7 +24,7 @@ from unspoken.channels.message import Segment
 __all__ = [
     "Assembly",
     "Carried",
-    "Delivery",
+    "Inbound",
     "Prefilling",
     "Step",
     "TurnOutcome",
@@ -50,7 +50,7 @@ class TurnRequest:
     """
 
     context: Context
-    deliveries: tuple[Delivery, ...] = ()
+    deliveries: tuple[Inbound, ...] = ()
     history: tuple[tuple[int, ...], KVState] | None = None
     generate: GenerateSpec | None = None
     keep_state: bool = False

@@ -14,11 +14,11 @@ from unspoken.channels.kv.compressed import CompressedState
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message
 
-__all__ = ["AgentRun", "Parcel", "compressed", "drop", "hold", "release", "with_state"]
+__all__ = ["AgentRun", "InFlight", "compressed", "drop", "hold", "release", "with_state"]
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class InFlight:
     """A message as the scheduler holds it: its state on the shelf."""
 
     message: Message
@@ -38,10 +38,10 @@ class AgentRun:
     items: tuple[str, ...] = ()
     skipped: bool = False
     turns: list[TurnReport] = field(default_factory=list)
-    held: dict[int, Parcel] = field(default_factory=dict)
+    held: dict[int, InFlight] = field(default_factory=dict)
 
 
-def hold(shelf: StateStore, agent: AgentRun, firing: Firing[Parcel]) -> None:
+def hold(shelf: StateStore, agent: AgentRun, firing: Firing[InFlight]) -> None:
     """Remember which states this agent has yet to read, and let go of those that newer ones
     replace.
     """
@@ -62,19 +62,19 @@ def release(shelf: StateStore, agent: AgentRun, ends: bool) -> None:
         agent.held[number] = replace(parcel, handle=None)
 
 
-def drop(shelf: StateStore, parcel: Parcel) -> None:
+def drop(shelf: StateStore, parcel: InFlight) -> None:
     """Free the state of a message that nobody reads."""
     if parcel.handle is not None:
         shelf.release(parcel.handle)
 
 
-def with_state(shelf: StateStore, parcel: Parcel) -> Message:
+def with_state(shelf: StateStore, parcel: InFlight) -> Message:
     """A message with its state, where it has one that is kept as it is."""
     state = None if parcel.handle is None else shelf.get(parcel.handle)
     return replace(parcel.message, state=state) if isinstance(state, KVState) else parcel.message
 
 
-def compressed(shelf: StateStore, parcel: Parcel) -> CompressedState | None:
+def compressed(shelf: StateStore, parcel: InFlight) -> CompressedState | None:
     """The state of a message, where it is kept in fewer bytes."""
     state = None if parcel.handle is None else shelf.get(parcel.handle)
     return state if isinstance(state, CompressedState) else None

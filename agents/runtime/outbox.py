@@ -9,7 +9,7 @@ from unspoken.agents.planning.plan import Plan
 from unspoken.agents.prompts.context import Context
 from unspoken.agents.prompts.jinja import evaluate
 from unspoken.agents.prompts.tokenizer import TextTokenizer
-from unspoken.agents.runtime.agent_run import AgentRun, Parcel
+from unspoken.agents.runtime.agent_run import AgentRun, InFlight
 from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.spec.spec import Share, WorkflowSpec
 from unspoken.channels.kv.codec import Codec
@@ -101,7 +101,7 @@ class Sender:
 
     async def send(
         self, agent: AgentRun, results: list[tuple[TurnOutcome, int]]
-    ) -> dict[int, Parcel | None]:
+    ) -> dict[int, InFlight | None]:
         """Publish a turn on every out-edge whose condition holds."""
         state = results[0][0].state if results else None
         return await self.publish(
@@ -110,9 +110,9 @@ class Sender:
 
     async def publish(
         self, agent: AgentRun, make: Callable[[int], Message], state: KVState | None
-    ) -> dict[int, Parcel | None]:
+    ) -> dict[int, InFlight | None]:
         """Send a message made for each out-edge whose condition holds, with its part of the state."""
-        sent: dict[int, Parcel | None] = {}
+        sent: dict[int, InFlight | None] = {}
         context = {"inputs": dict(self.inputs), agent.name: {"text": agent.texts[-1]}}
         for number, edge in enumerate(self.spec.edges):
             if edge.from_ != agent.name:
@@ -125,7 +125,7 @@ class Sender:
             if state is not None and self.plan.channels[number].carries_state:
                 kept = await self._kept(state.slice(0, len(message.context)), edge.codec)
                 handle = self.shelf.put(kept, readers=1)
-            sent[number] = Parcel(message, handle)
+            sent[number] = InFlight(message, handle)
         return sent
 
     async def _kept(self, state: KVState, codec: Codec) -> KVState | CompressedState:

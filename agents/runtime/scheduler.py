@@ -12,14 +12,14 @@ import structlog
 from anyio.abc import TaskGroup
 
 from unspoken.agents.engines.local import worker_for
-from unspoken.agents.engines.turn import Delivery, TurnOutcome, TurnRequest, run_turn
+from unspoken.agents.engines.turn import Inbound, TurnOutcome, TurnRequest, run_turn
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.prompts.context import Context
 from unspoken.agents.prompts.jinja import evaluate, render
 from unspoken.agents.runtime.agent_run import (
     AgentRun,
-    Parcel,
+    InFlight,
     compressed,
     drop,
     hold,
@@ -72,7 +72,7 @@ class Scheduler:
         self.spec, self.plan, self.inputs, self.emit = spec, plan, inputs, emit
         self.received = received
         self.run_id = uuid.uuid4().hex[:12]
-        self.flow: Dataflow[Parcel] = Dataflow(build_graph(spec))
+        self.flow: Dataflow[InFlight] = Dataflow(build_graph(spec))
         self.agents = {name: AgentRun(name, one, models[name]) for name, one in spec.agents.items()}
         self.shelf = StateStore()
         self.log = log.bind(run=self.run_id, workflow=spec.name)
@@ -143,7 +143,7 @@ class Scheduler:
         read = {edge.from_ for edge in self.spec.edges if not edge.loop}
         return {name: str(texts[name]["text"]) for name in self.agents if name not in read}
 
-    def _act(self, tasks: TaskGroup, happenings: list[Action[Parcel]]) -> None:
+    def _act(self, tasks: TaskGroup, happenings: list[Action[InFlight]]) -> None:
         for happening in happenings:
             match happening:
                 case Firing():
@@ -163,7 +163,7 @@ class Scheduler:
                     self.log.info("loop ended", edge=f"{ends.from_} -> {ends.to}")
                     self.emit(LoopEnded(ends.from_, ends.to))
 
-    async def _guarded(self, tasks: TaskGroup, firing: Firing[Parcel]) -> None:
+    async def _guarded(self, tasks: TaskGroup, firing: Firing[InFlight]) -> None:
         """Take a turn; whatever goes wrong names the agent, and the edge where one is to blame."""
         agent = self.agents[firing.agent]
         try:
@@ -179,7 +179,9 @@ class Scheduler:
             raise _blame(agent.name, error) from error
         self._act(tasks, self.flow.complete(agent.name, sent))
 
-    async def _take_turn(self, agent: AgentRun, firing: Firing[Parcel]) -> dict[int, Parcel | None]:
+    async def _take_turn(
+        self, agent: AgentRun, firing: Firing[InFlight]
+    ) -> dict[int, InFlight | None]:
         if agent.name in self.received:
             return await self._pass_received(agent, firing)
         self.emit(TurnStarted(agent.name, firing.turn))
@@ -209,8 +211,8 @@ class Scheduler:
         return await self.sender.send(agent, results)
 
     async def _pass_received(
-        self, agent: AgentRun, firing: Firing[Parcel]
-    ) -> dict[int, Parcel | None]:
+        self, agent: AgentRun, firing: Firing[InFlight]
+    ) -> dict[int, InFlight | None]:
         """Send on what an agent has published elsewhere."""
         message = self.received[agent.name]
         self.log.info("message received", agent=agent.name, tokens=message.tokens)
@@ -224,7 +226,9 @@ class Scheduler:
         """The text of an agent that only reads is its prompt."""
         return outcome.context.segments[prompt_at].text
 
-    async def _each(self, agent: AgentRun, firing: Firing[Parcel]) -> list[tuple[TurnOutcome, int]]:
+    async def _each(
+        self, agent: AgentRun, firing: Firing[InFlight]
+    ) -> list[tuple[TurnOutcome, int]]:
         """Run an agent once per item, in order."""
         rows = evaluate(str(agent.spec.for_each), {"inputs": dict(self.inputs)})
         if not isinstance(rows, list | tuple):
@@ -235,13 +239,13 @@ class Scheduler:
         return [await self._one(agent, firing, {"item": row}, keep=False) for row in rows]
 
     async def _one(
-        self, agent: AgentRun, firing: Firing[Parcel], extra: Mapping[str, object], *, keep: bool
+        self, agent: AgentRun, firing: Firing[InFlight], extra: Mapping[str, object], *, keep: bool
     ) -> tuple[TurnOutcome, int]:
         began = perf_counter()
         prepared, prompt_at = self._prepare(agent, firing, extra)
         composing = perf_counter() - began
         deliveries = tuple(
-            Delivery(
+            Inbound(
                 one.number,
                 f"{one.edge.from_} -> {one.edge.to}",
                 one.channel,
@@ -269,7 +273,7 @@ class Scheduler:
         return outcome, prompt_at
 
     def _prepare(
-        self, agent: AgentRun, firing: Firing[Parcel], extra: Mapping[str, object]
+        self, agent: AgentRun, firing: Firing[InFlight], extra: Mapping[str, object]
     ) -> tuple[Prepared, int]:
         again = (
             agent.spec.memory == "turn" or agent.context is None or agent.spec.for_each is not None

@@ -15,7 +15,7 @@ from projections import WORDS, arrival_of, context_of, message_of, report, take
 from tiny import tiny_gemma3, tiny_tokenizer
 
 from unspoken.agents import Agent, GenerateSpec, LocalModel, Workflow
-from unspoken.agents.engines.turn import Delivery, TurnOutcome, TurnRequest, run_turn
+from unspoken.agents.engines.turn import Inbound, TurnOutcome, TurnRequest, run_turn
 from unspoken.channels import (
     Arrival,
     Message,
@@ -199,7 +199,7 @@ def test_what_a_longer_prefix_holds_counts_as_reused(models: Models) -> None:
     context = context_of(receiver, first, "who?")
     state = receiver.prefill(receiver.tensor(context.ids)).state
     channel = ProjectedCacheChannel(FakeBridge(sharer, receiver))
-    delivery = Delivery(0, "a -> b", channel, arrival_of(context, first), False)
+    delivery = Inbound(0, "a -> b", channel, arrival_of(context, first), False)
     request = TurnRequest(
         context, (delivery,), (context.ids, state), GenerateSpec(max_new_tokens=1)
     )

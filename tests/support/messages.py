@@ -1,6 +1,6 @@
 """Messages with their state, and what a receiver finds of them."""
 
-from unspoken.agents.engines.turn import Assembly, Delivery, assemble
+from unspoken.agents.engines.turn import Assembly, Inbound, assemble
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import ChatTurn, Context, Quote
 from unspoken.channels.base import Arrival, Channel
@@ -29,7 +29,7 @@ def receive(
         [*turns, ChatTurn("user", (" what is it?",))], system=system
     )
     deliveries = [
-        Delivery(
+        Inbound(
             number,
             "reader -> solver",
             channel or SameModelCacheChannel(),

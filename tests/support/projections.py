@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from unspoken.agents import GenerateSpec, LocalModel
-from unspoken.agents.engines.turn import Delivery, TurnOutcome, TurnRequest, run_turn
+from unspoken.agents.engines.turn import Inbound, TurnOutcome, TurnRequest, run_turn
 from unspoken.agents.prompts.context import ChatTurn, Context, Quote
 from unspoken.agents.runtime.outbox import publish
 from unspoken.channels import (
@@ -56,7 +56,7 @@ def take(
 ) -> TurnOutcome:
     """A turn of a context over some of its messages, each by its channel."""
     deliveries = tuple(
-        Delivery(number, f"{one.sharer} -> solver", channel, arrival_of(context, one), fallback)
+        Inbound(number, f"{one.sharer} -> solver", channel, arrival_of(context, one), fallback)
         for number, (one, channel) in enumerate(carried)
     )
     request = TurnRequest(

@@ -10,7 +10,7 @@ from turns import context_of, take, writes
 
 from unspoken.agents import LocalModel
 from unspoken.agents.engines.turn import (
-    Delivery,
+    Inbound,
     Prefilling,
     TurnRequest,
     Written,
@@ -69,13 +69,13 @@ def message_of(model: LocalModel, words: str, share: Any = "prompt") -> Message:
 
 def delivered(
     model: LocalModel, message: Message, channel: Any, before: str = "", fallback: bool = True
-) -> tuple[Context, tuple[Delivery, ...]]:
+) -> tuple[Context, tuple[Inbound, ...]]:
     """A context of some words, a message and a question, and the message's delivery."""
     turns = [ChatTurn("user", (before,))] if before else []
     turns += [ChatTurn("user", (Quote(message, message.segments[0]),)), ChatTurn("user", ("who?",))]
     context = model.context_builder.compose(turns)
     arrival = Arrival(message, context.spans(message), context.ids)
-    return context, (Delivery(0, "reader -> solver", channel, arrival, fallback),)
+    return context, (Inbound(0, "reader -> solver", channel, arrival, fallback),)
 
 
 def test_a_turn_writes_what_transformers_writes(model: LocalModel) -> None:

@@ -13,7 +13,7 @@ from sample_profiles import point, profile_of
 from turns import context_of, take, writes
 
 from unspoken.agents import Agent, LocalModel, Workflow
-from unspoken.agents.engines.turn import Delivery, TurnRequest
+from unspoken.agents.engines.turn import Inbound, TurnRequest
 from unspoken.agents.prompts.context import ChatTurn, Quote
 from unspoken.agents.spec.loader import loads
 from unspoken.channels import SameModelCacheChannel
@@ -311,7 +311,7 @@ def test_hidden_states_of_repaired_tokens_are_not_those_they_came_with(
     )
     (span,) = context.spans(message)
     arrival = Arrival(message, (span,), context.ids)
-    delivery = Delivery(0, "a -> b", SameModelCacheChannel(sink=3), arrival)
+    delivery = Inbound(0, "a -> b", SameModelCacheChannel(sink=3), arrival)
     _, outcome = take(model, TurnRequest(context, (delivery,), None, None, True, (1,)))
     assert outcome.state is not None and message.state is not None
     assert outcome.state.hidden_first == span.at + 3

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from unspoken.agents.engines.assembly import Assembly, assemble
-from unspoken.agents.engines.turn import Delivery
+from unspoken.agents.engines.turn import Inbound
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels import Message, SameModelCacheChannel, TextChannel, read_packet, write_packet
 from unspoken.channels.base import Arrival, Span
@@ -63,7 +63,7 @@ def delivered(
     behind = before or message.context[:start]
     ids = (*behind, *segment.words, *model.text.encode("\nSo"))
     spans = (Span(len(behind), start, len(segment.words)),)
-    delivery = Delivery(0, "a -> b", channel, Arrival(message, spans, ids), fallback=False)
+    delivery = Inbound(0, "a -> b", channel, Arrival(message, spans, ids), fallback=False)
     return ids, assemble(model, ids, [delivery])
 
 
@@ -159,6 +159,6 @@ def test_text_reads_it_all(gemma3: LocalModel, message: Message) -> None:
     """The reference of this page: nothing in place."""
     segment = message.segments[0]
     arrival = Arrival(message, (), message.context)
-    delivery = Delivery(0, "a -> b", TextChannel(), arrival)
+    delivery = Inbound(0, "a -> b", TextChannel(), arrival)
     parts = assemble(gemma3, message.context, [delivery])
     assert len(parts.missing) == len(message.context) > len(segment.words)

@@ -10,7 +10,7 @@ import torch
 from architectures import ARCHITECTURES, make, tuned
 
 from unspoken.agents.engines.assembly import Assembly, assemble
-from unspoken.agents.engines.turn import Delivery
+from unspoken.agents.engines.turn import Inbound
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels import KVState, Message, SameModelCacheChannel
 from unspoken.channels.base import Arrival, Span
@@ -39,10 +39,10 @@ def message_of(
 
 def delivered(
     message: Message, ids: tuple[int, ...], at: int, channel: SameModelCacheChannel
-) -> Delivery:
+) -> Inbound:
     source = message.segments[0].position
     arrival = Arrival(message, (Span(at, source, len(WORDS)),), ids)
-    return Delivery(0, "sharer -> receiver", channel, arrival, fallback=False)
+    return Inbound(0, "sharer -> receiver", channel, arrival, fallback=False)
 
 
 def logits(model: LocalModel, ids: tuple[int, ...], parts: Assembly) -> torch.Tensor:
@@ -218,7 +218,7 @@ def test_a_state_is_never_changed_by_a_carry() -> None:
     assert isinstance(state, KVState)
 
 
-def mixed(receiver: LocalModel, *given: Delivery, ids: tuple[int, ...]) -> Assembly:
+def mixed(receiver: LocalModel, *given: Inbound, ids: tuple[int, ...]) -> Assembly:
     """Assembled deliveries whose counts hold and whose states do not overlap."""
     parts = assemble(receiver, ids, list(given))
     kinds = (parts.repaired, parts.projected, parts.fused, parts.recomputed)
