@@ -148,7 +148,7 @@ def test_full_disk_in_the_middle_of_the_weights(cache: Path, made: Path) -> None
     """Weights that do not fit give one error with the fix, and no folder."""
     code = f"""
 import resource
-from unspoken.agents import catalog
+from unspoken.agents.models import catalog
 from unspoken.channels.errors import ModelReferenceError
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 try:
@@ -187,7 +187,7 @@ def test_gguf_without_some_weights(cache: Path, made: Path, tmp_path: Path) -> N
 WORKER = """
 import sys, time
 from pathlib import Path
-from unspoken.agents import catalog, gguf
+from unspoken.agents.models import catalog, gguf
 desk, name, source = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 
 def convert(source, folder, report):
