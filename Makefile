@@ -14,6 +14,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 QUESTION ?= In which year was the station built?
 
+# One worker per core, at most four: each holds the embedded models. A file stays on one worker, which
+# makes the file's models once. tests/conftest.py orders them: long files first.
+PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 # No goal here fetches a model: the embedded ones are package files.
 export HF_HUB_OFFLINE := 1
 
@@ -35,7 +39,8 @@ demo: $(VENV)/.demo
 
 .PHONY: test
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --cov --doctest-modules --pyargs tests unspoken.channels unspoken.agents
+	$(BIN)/python -m pytest $(PARALLEL) --cov --doctest-modules --pyargs \
+		tests unspoken.channels unspoken.agents
 
 .PHONY: lint
 lint: $(VENV)/.dev

@@ -11,6 +11,8 @@ import pytest
 
 from unspoken.agents import RunResult, Workflow, WorkflowSpec
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NAMES = ("draft_critique_revise", "fan_out_panel", "reader_solver", "two_families", "two_processes")
 

@@ -29,6 +29,8 @@ from unspoken.channels.bridges.fit.validation import Scores
 from unspoken.channels.bridges.folder import read
 from unspoken.channels.bridges.store import BridgeStore
 
+pytestmark = pytest.mark.long
+
 SMALL = ("--steps", 2, "--rank", 8, "--source-layers", 2, "--hidden", 16, "--bottleneck", 4)
 ROWS = tuple(
     {

@@ -22,6 +22,8 @@ from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -37,6 +37,8 @@ from unspoken.channels.bridges.projector import ProjectorConfig
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.errors import BridgeError, InputError
 
+pytestmark = pytest.mark.long
+
 TESTS = Path(__file__).parents[2] / "support"
 
 FIT = """

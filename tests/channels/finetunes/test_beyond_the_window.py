@@ -17,7 +17,7 @@ from unspoken.channels import Message, SameModelCacheChannel, TextChannel, read_
 from unspoken.channels.base import Arrival, Span
 from unspoken.channels.metrics import distance
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.long, pytest.mark.model]
 
 LENGTH = 640
 FORCED = 16
