@@ -1,13 +1,12 @@
-"""An agent's context before anything ran: pieces that are equal at two agents exactly where their
-tokens will be.
-"""
+"""An agent's context before anything ran, in pieces that are equal where their tokens will be."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from jinja2 import nodes
 
 from unspoken.agents.prompts.jinja import references
+from unspoken.agents.prompts.order import InEdge, PartOrder, order_of_parts
 from unspoken.agents.prompts.sandbox import environment
 from unspoken.agents.spec.spec import WorkflowSpec
 
@@ -33,9 +32,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part of a prompt template: literal words, a whole message (`text` names the agent), or any
-    other expression.
-    """
+    """A part of a prompt: literal words, a whole message of agent `text`, or an expression."""
 
     text: str
     message: bool = False
@@ -44,22 +41,30 @@ class _Part:
 
 def outline(spec: WorkflowSpec, agent: str) -> tuple[Piece, ...]:
     """The pieces of an agent's first turn, its own words at the end."""
-    return tuple(_context(spec, agent, ()))
+    return tuple(_context(spec, agent))
 
 
-def _context(spec: WorkflowSpec, agent: str, above: tuple[str, ...]) -> Iterator[Piece]:
-    """Pieces of an agent's context; loop edges bring nothing in a first turn."""
-    one = spec.agents[agent]
+def _context(spec: WorkflowSpec, agent: str) -> Iterator[Piece]:
     yield _system(spec, agent)
-    mentioned = {reference.root for reference in references(one.prompt)}
-    first = _first_edges(spec, agent)
-    for number, edge in enumerate(spec.edges):
-        quoted = edge.from_ in mentioned and first.get(edge.from_) == number
-        if edge.to == agent and not edge.loop and not quoted and edge.from_ not in above:
-            yield from _message(spec, number, (*above, agent))
-    yield from _turn("user", _prompt(spec, agent, (*above, agent)))
-    if one.generate is not None:
-        yield from _turn("assistant", iter([_output(agent)]))
+    for number in _order(spec, agent).turns:
+        yield from _message(spec, number)
+    yield from _turn("user", _prompt(spec, agent))
+    if spec.agents[agent].generate is not None:
+        yield from _turn("assistant", [_output(agent)])
+
+
+def _order(spec: WorkflowSpec, agent: str) -> PartOrder:
+    """Where messages stand in an agent's first turn, to which loop edges bring nothing."""
+    messages = [
+        InEdge(
+            number=number,
+            sharer=edge.from_,
+            one_turn=spec.share_of(edge) != "context" and spec.agents[edge.from_].for_each is None,
+        )
+        for number, edge in enumerate(spec.edges)
+        if edge.to == agent and not edge.loop
+    ]
+    return order_of_parts(spec.agents[agent].prompt, messages)
 
 
 def _system(spec: WorkflowSpec, agent: str) -> Piece:
@@ -75,50 +80,45 @@ def _output(agent: str) -> Piece:
     return Piece(("output", agent), f"what {agent} wrote", "output")
 
 
-def _turn(role: str, pieces: Iterator[Piece], edge: int | None = None) -> Iterator[Piece]:
-    yield Piece(("open", role), f"the start of a turn of the {role}", "turn", edge)
+def _turn(role: str, pieces: Iterable[Piece]) -> Iterator[Piece]:
+    yield Piece(("open", role), f"the start of a turn of the {role}", "turn")
     yield from pieces
-    yield Piece(("close", role), f"the end of a turn of the {role}", "turn", edge)
+    yield Piece(("close", role), f"the end of a turn of the {role}", "turn")
 
 
-def _prompt(spec: WorkflowSpec, agent: str, above: tuple[str, ...]) -> Iterator[Piece]:
+def _prompt(spec: WorkflowSpec, agent: str) -> Iterator[Piece]:
     """A prompt's words, and the messages it quotes."""
-    edges = _first_edges(spec, agent)
+    order = _order(spec, agent)
     prompt = spec.agents[agent].prompt
     private = any(reference.root != "inputs" for reference in references(prompt))
     for index, part in enumerate(_parts(prompt)):
-        if part.message and part.text in edges and part.text not in above:
-            number = edges[part.text]
-            for piece in _words(spec, number, above):
-                yield Piece(piece.key, piece.label, piece.kind, number)
-        else:
+        number = order.quoted.get(part.text) if part.message else None
+        if number is None:
             own = (agent, index) if private and not part.literal else ()
             yield Piece(("words", part.text, own), f"the prompt of {agent}", "prompt")
+        elif number in order.tokens_kept:
+            yield from _brought(number, _words(spec, number))
+        else:
+            share = spec.share_of(spec.edges[number])
+            yield Piece(("reworded", part.text, share), f"the words of {part.text}", "prompt")
 
 
-def _first_edges(spec: WorkflowSpec, agent: str) -> dict[str, int]:
-    """Per sharer, the edge whose message a mention of it means in a first turn."""
-    edges = reversed(list(enumerate(spec.edges)))
-    return {edge.from_: number for number, edge in edges if edge.to == agent and not edge.loop}
-
-
-def _words(spec: WorkflowSpec, number: int, above: tuple[str, ...]) -> Iterator[Piece]:
+def _words(spec: WorkflowSpec, number: int) -> Iterable[Piece]:
     edge = spec.edges[number]
-    if spec.share_of(edge) == "prompt":
-        yield from _prompt(spec, edge.from_, (*above, edge.from_))
-    else:
-        yield _output(edge.from_)
+    shares_prompt = spec.share_of(edge) == "prompt"
+    return _prompt(spec, edge.from_) if shares_prompt else [_output(edge.from_)]
 
 
-def _message(spec: WorkflowSpec, number: int, above: tuple[str, ...]) -> Iterator[Piece]:
+def _message(spec: WorkflowSpec, number: int) -> Iterator[Piece]:
     """A message as turns of its own in its receiver's context."""
     edge = spec.edges[number]
     if spec.share_of(edge) == "context":
-        inner = list(_context(spec, edge.from_, above))[1:]
-        yield from (Piece(piece.key, piece.label, piece.kind, number) for piece in inner)
-        return
-    for piece in _turn(edge.as_, _words(spec, number, above)):
-        yield Piece(piece.key, piece.label, piece.kind, number)
+        return _brought(number, list(_context(spec, edge.from_))[1:])
+    return _brought(number, _turn(edge.as_, _words(spec, number)))
+
+
+def _brought(number: int, pieces: Iterable[Piece]) -> Iterator[Piece]:
+    return (replace(piece, edge=number) for piece in pieces)
 
 
 def prints_message(prompt: str, agent: str) -> bool:

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from unspoken.agents.planning.choice import ChannelChoice
 from unspoken.agents.planning.outline import Piece, prints_message
-from unspoken.agents.prompts.jinja import references
-from unspoken.agents.spec.spec import EdgeSpec, WorkflowSpec
+from unspoken.agents.spec.spec import WorkflowSpec
 
 __all__ = ["rewritten", "same_weights"]
 
@@ -38,18 +37,10 @@ def same_weights(
 def rewritten(
     spec: WorkflowSpec, number: int, contexts: Mapping[str, Sequence[Piece]]
 ) -> ChannelChoice | None:
-    """What becomes of a message that the receiver's prompt may change; None where it stands as it
-    is.
-    """
+    """What becomes of a message whose tokens have no place in the receiver's prompt, or None."""
     edge = spec.edges[number]
-    placed = any(piece.edge == number for piece in contexts[edge.to])
-    mentioned = any(r.root == edge.from_ for r in references(spec.agents[edge.to].prompt))
-    if not placed or (mentioned and spec.share_of(edge) == "context"):
-        return _changed_by_the_prompt(spec, edge)
-    return None
-
-
-def _changed_by_the_prompt(spec: WorkflowSpec, edge: EdgeSpec) -> ChannelChoice:
+    if any(piece.edge == number for piece in contexts[edge.to]):
+        return None
     if spec.share_of(edge) == "context":
         reason = (
             f"whole turns cannot stand inside the prompt of {edge.to}, so it quotes their words"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from unspoken.agents.prompts.context import ChatTurn, Context, ContextBuilder, Quote
 from unspoken.agents.prompts.jinja import TextRef, references, render_parts
+from unspoken.agents.prompts.order import InEdge, order_of_parts
 from unspoken.agents.spec.problems import listed, suggest
 from unspoken.agents.spec.spec import EdgeSpec, WorkflowSpec
 from unspoken.channels.base import Channel
@@ -99,37 +100,45 @@ def prepare_turn(
     system: str | None,
     earlier: Context | None,
 ) -> Prepared:
-    """Compose an agent's next turn.
-
-    A message whose agent the prompt mentions stands where it is mentioned; the others become turns
-    of their own, before the prompt, in the order of the edges. Of several messages of one agent, a
-    mention means the first.
+    """Compose an agent's next turn; `order_of_parts` says where each message stands.
 
     Args:
-        builder: Context builder of the agent's model.
+        composer: Context builder of the agent's model.
         prompt: The agent's prompt template.
         incoming: Messages at hand, in the order of the edges.
         variables: What templates may read besides the agents.
         system: The rendered system prompt.
         earlier: The agent's context so far.
     """
+    by_edge = {one.number: one for one in incoming}
+    order = order_of_parts(prompt, [_in_edge(one) for one in incoming])
+    names = {
+        name: {"text": TextRef(by_edge[number].message.text, name)}
+        for name, number in order.quoted.items()
+    }
     mentioned = {reference.root for reference in references(prompt)}
-    by_agent: dict[str, Incoming] = {}
-    for one in incoming:
-        by_agent.setdefault(one.edge.from_, one)
-    names = {name: {"text": TextRef(one.message.text, name)} for name, one in by_agent.items()}
     absent: dict[str, object] = {name: {} for name in mentioned - set(names) - set(variables)}
-    parts = render_parts(prompt, {**absent, **variables, **names})
     pieces: list[str | Quote] = []
-    for part in parts:
-        pieces += _quoted(by_agent[part.agent]) if isinstance(part, TextRef) else [part]
-    turns: list[ChatTurn] = []
-    for one in incoming:
-        if one.fresh and not (one.edge.from_ in mentioned and by_agent[one.edge.from_] is one):
-            turns += _turns(one)
+    for part in render_parts(prompt, {**absent, **variables, **names}):
+        number = order.quoted[part.agent] if isinstance(part, TextRef) else None
+        if number is not None and number in order.tokens_kept:
+            message = by_edge[number].message
+            pieces.append(Quote(message, message.segments[0]))
+        else:
+            pieces.append(str(part))
+    turns = [turn for number in order.turns for turn in _turns(by_edge[number])]
     turns.append(ChatTurn("user", tuple(pieces)))
     context = composer.compose(turns, system=system, earlier=earlier)
     return Prepared(context, tuple(one for one in incoming if one.fresh))
+
+
+def _in_edge(one: Incoming) -> InEdge:
+    return InEdge(
+        number=one.number,
+        sharer=one.edge.from_,
+        one_turn=not one.message.whole and len(one.message.segments) == 1,
+        fresh=one.fresh,
+    )
 
 
 def _turns(one: Incoming) -> list[ChatTurn]:
@@ -138,10 +147,3 @@ def _turns(one: Incoming) -> list[ChatTurn]:
         ChatTurn(segment.role if message.whole else one.edge.as_, (Quote(message, segment),))
         for segment in message.segments
     ]
-
-
-def _quoted(one: Incoming) -> list[str | Quote]:
-    """A message inside a prompt: its tokens where it is one turn's words and new, else its words."""
-    if not one.fresh or one.message.whole or len(one.message.segments) != 1:
-        return [one.message.text]
-    return [Quote(one.message, one.message.segments[0])]

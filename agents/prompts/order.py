@@ -1,0 +1,66 @@
+"""Which message stands where in an agent's context: one rule for planning and for composing.
+
+The planner compares contexts before any words exist, and the composer builds them from words. Both
+ask here, so that a plan speaks of the context that a turn will have.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from unspoken.agents.prompts.jinja import references
+
+__all__ = ["InEdge", "PartOrder", "order_of_parts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InEdge:
+    """What the place of a message depends on.
+
+    Attributes:
+        number: Number of its edge.
+        sharer: The agent that it comes from.
+        one_turn: Whether it is the words of one turn: no other keeps its tokens inside a prompt.
+        fresh: Whether it is new to the context; the words of another stand there already.
+    """
+
+    number: int
+    sharer: str
+    one_turn: bool
+    fresh: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PartOrder:
+    """The places of messages in a context. A message named nowhere here brings nothing.
+
+    Attributes:
+        turns: Edges whose messages become turns of their own, in this order, before the prompt.
+        quoted: Per agent, the edge whose message the agent's name means in the prompt.
+        tokens_kept: Edges whose messages keep their tokens where the prompt prints their text.
+    """
+
+    turns: tuple[int, ...]
+    quoted: Mapping[str, int]
+    tokens_kept: frozenset[int]
+
+
+def order_of_parts(prompt: str, messages: Sequence[InEdge]) -> PartOrder:
+    """The places of messages around and inside a prompt.
+
+    A message whose agent the prompt mentions stands where it is mentioned. The others become turns
+    before the prompt. Of several messages of one agent, a mention means the first.
+
+    Args:
+        prompt: The receiver's prompt template.
+        messages: The messages at hand, in the order of the edges.
+    """
+    first: dict[str, InEdge] = {}
+    for message in messages:
+        first.setdefault(message.sharer, message)
+    mentioned = {reference.root for reference in references(prompt)}
+    inside = {message.number for name, message in first.items() if name in mentioned}
+    return PartOrder(
+        tuple(one.number for one in messages if one.fresh and one.number not in inside),
+        {name: message.number for name, message in first.items()},
+        frozenset(one.number for one in first.values() if one.fresh and one.one_turn),
+    )
