@@ -75,9 +75,7 @@ def generator() -> types.ModuleType:
 
 
 def test_generated_parts_are_up_to_date() -> None:
-    """Tables of keys, commands and errors are what the code says; `python docs/_generate.py` writes
-    them.
-    """
+    """Generated tables are what the code says; `python docs/_generate.py` writes them."""
     made = generator().pages()
     assert {page.name for page in made} == {"cli.md", "errors.md", "packets.md", "workflow-file.md"}
     for page, text in made.items():

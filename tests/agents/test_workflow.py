@@ -247,9 +247,7 @@ def test_an_edge_that_cannot_be_served_is_found_by_line(file: Path, tmp_path: Pa
 
 
 def test_a_plan_takes_some_of_the_inputs(model: LocalModel) -> None:
-    """Tokens are known where a prompt reads given inputs alone; what is wrong is refused all the
-    same.
-    """
+    """Tokens are known where a prompt reads given inputs alone; wrong inputs are refused."""
     flow = in_python(model)
     (full,) = flow.plan(**GIVEN).edges
     assert full.tokens

@@ -1,6 +1,4 @@
-"""The projected channel: tokens aligned by their text, counted truly, refused where they are of
-other models.
-"""
+"""The projected channel: tokens aligned by their text, counted, refused for other models."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,9 +38,7 @@ Models = dict[str, LocalModel]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
-    """Three tokenizers, one of them on a model with sliding layers; and a fine-tune of the first
-    model.
-    """
+    """Three tokenizers, one on a model with sliding layers; and a fine-tune of the first."""
     folder = tmp_path_factory.mktemp("models")
     with own_cache(folder / "cache"):
         one = tiny_model(folder / "one")

@@ -46,9 +46,7 @@ def report(parts: Assembly, number: int = 0) -> CarryReport:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_continuation_is_exact(name: str) -> None:
-    """Where the same tokens stand before the message, the receiver computes its own tokens only,
-    and exactly.
-    """
+    """Behind the same tokens the receiver computes its own tokens only, and exactly."""
     model = make(name)
     message = message_of(model, WORDS)
     ids, parts = receive(model, message)
@@ -87,9 +85,7 @@ def test_a_splice_computes_the_sink_and_its_own_tokens_only() -> None:
 
 
 def test_a_continuation_of_a_splice_is_not_called_exact() -> None:
-    """A context that was built over a spliced message stays approximate for whoever goes on from
-    it.
-    """
+    """A context built over a spliced message stays approximate for its readers."""
     model = make("llama")
     ids, parts = receive(model, message_of(model, WORDS, "one of the keys"))
     new = model.tensor([ids[position] for position in parts.missing])
@@ -102,9 +98,7 @@ def test_a_continuation_of_a_splice_is_not_called_exact() -> None:
 
 
 def test_spliced_keys_stand_at_the_receivers_positions() -> None:
-    """Layer 0's keys of a spliced message are those of a full recompute, since they see no other
-    token.
-    """
+    """Layer 0's keys of a spliced message are exact, since they see no other token."""
     model = make("llama")
     ids, parts = receive(
         model, message_of(model, WORDS, "one of the keys"), channel=SameModelCacheChannel(sink=0)
@@ -173,9 +167,7 @@ def test_text_carries_no_state_and_is_exact() -> None:
 
 @pytest.mark.model
 def test_a_splice_of_a_real_model_is_close(smollm2: LocalModel) -> None:
-    """On SmolLM2 a spliced paragraph stays within 0.05 nats of a full recompute, and nearer than
-    without repair.
-    """
+    """On SmolLM2 a splice stays within 0.05 nats of a recompute, nearer than without repair."""
     text = (
         "The tide gauge stands at the end of the north pier. It was set up by the harbour board, "
         "and its float "

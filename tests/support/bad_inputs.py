@@ -31,9 +31,7 @@ __all__ = ["BAD_INPUTS", "BadInput", "furnish"]
 
 @dataclass(frozen=True)
 class BadInput:
-    """Something done in a folder that `furnish` has filled, and what it raises (``message`` is a
-    part of that).
-    """
+    """A mistake made in a folder that `furnish` has filled, and what it raises."""
 
     name: str
     do: Callable[[], object]
@@ -273,7 +271,7 @@ BAD_INPUTS: tuple[BadInput, ...] = (
     ),
     BadInput(
         "layers to compute anew that the model does not have",
-        lambda: SameModelCacheChannel(groups=((1, 99),)).check(
+        lambda: SameModelCacheChannel(layer_ranges=((1, 99),)).check(
             LocalModel.load("other"), LocalModel.load("model")
         ),
         InputError,

@@ -1,6 +1,4 @@
-"""Two tiny models of different makes, and plans small enough to fit and measure a bridge between
-them in seconds.
-"""
+"""Two tiny models of different makes, and plans of fits that take seconds."""
 
 from pathlib import Path
 from typing import Any

@@ -44,9 +44,7 @@ def test_hop_measures_every_way_against_the_best_text(
 def test_splice_controls_bracket_the_splice(
     model: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Text and a full repair are at no distance; another example's message is farther than the
-    splice.
-    """
+    """Text and a full repair are at no distance; another message is farther than the splice."""
     for name, value in (("PASSAGES", 3), ("TOKENS", 24), ("FORCED", 4)):
         monkeypatch.setattr(splice, name, value)
     monkeypatch.setattr(splice, "SHARER", "one of the keys")
@@ -99,9 +97,7 @@ def test_break_even_is_where_all_longer_ones_gain(
 def test_fan_in_controls_bracket_the_repairs(
     model: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Text and a full repair are at no distance; other examples' messages are farther than any
-    repair.
-    """
+    """Text and a full repair are at no distance; other messages are farther than any repair."""
     for name, value in (("GROUPS", 2), ("TOKENS", 24), ("FORCED", 4)):
         monkeypatch.setattr(fan_in, name, value)
     monkeypatch.setattr(fan_in, "SENDERS", ("one of the keys", "who", "a reader of it", "it"))
@@ -119,9 +115,7 @@ def test_fan_in_controls_bracket_the_repairs(
 def test_profile_holds_the_front_against_random_groups_and_controls(
     model: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All layers anew are text; reusing all is nearer than another's message; questions are asked
-    every way.
-    """
+    """All layers anew are text; reuse of all is nearer to it than another's message."""
     small = Settings(tokens=24, forced=4, search=2, judge=2, prompts=(7,), sink=2)
     for name, value in (("SETTINGS", small), ("QUESTIONS", 2), ("KINDS", ("full",))):
         monkeypatch.setattr(profile, name, value)

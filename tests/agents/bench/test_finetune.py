@@ -1,6 +1,4 @@
-"""Fine-tunes by a fixed recipe: the same each time, whole or not there, and another model than
-their base.
-"""
+"""Fine-tunes by a fixed recipe: reproducible, whole or absent, and not their base."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -78,9 +78,7 @@ def kept(folder: Path, sharer: LocalModel, receiver: LocalModel, fuser: Fuser) -
 def test_all_ways_are_measured_on_the_same_rows(
     pair: tuple[LocalModel, LocalModel], questions: Path, tmp_path: Path
 ) -> None:
-    """A fuser that changes nothing is the receiver alone; one that changes much is not; text states
-    its setting.
-    """
+    """A fuser that changes nothing is the receiver alone; one that changes much is not."""
     sharer, receiver = pair
     fused = kept(tmp_path / "a", sharer, receiver, fuser_between(sharer, receiver, trained=False))
     own = kept(tmp_path / "b", receiver, receiver, fuser_between(receiver, receiver, trained=False))
@@ -126,9 +124,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, FuseSettings
 def test_fusers_are_fitted_where_none_is_given(
     pair: tuple[LocalModel, LocalModel], fitted: list[tuple[str, str, FuseSettings]]
 ) -> None:
-    """The pair's and the control's; without rows of one's own, common knowledge is asked; nothing
-    is kept.
-    """
+    """The pair's fuser and its control; the built-in questions are asked; nothing is kept."""
     settings = FuseSettings(**SMALL, steps=2)
     plan = fuse.FuseBench(settings=settings, rows=3)
     rows, summary = fuse.compare(*pair, Files(), lambda line: None, plan)
@@ -141,9 +137,7 @@ def test_fusers_are_fitted_where_none_is_given(
 def test_the_control_takes_as_many_steps(
     pair: tuple[LocalModel, LocalModel], questions: Path, fitted: list[Any]
 ) -> None:
-    """However few the minutes and the patience let the fuser have, its control has those; the rows
-    say how many.
-    """
+    """The control gets as many steps as the fuser had; the rows say how many."""
     impatient = {**SMALL, "every": 0.0, "patience": 1, "residual_rate": 0.0, "rate": 0.0}
     plan = fuse.FuseBench(settings=FuseSettings(**impatient, steps=12))
     rows, summary = fuse.compare(*pair, Files(qa=questions), lambda line: None, plan)
@@ -156,9 +150,7 @@ def test_the_control_takes_as_many_steps(
 def test_an_audit_finds_what_the_benchmark_finds(
     pair: tuple[LocalModel, LocalModel], questions: Path, tmp_path: Path, trained: bool
 ) -> None:
-    """The same shares of right answers, intervals and differences, of the same rows; a plain bridge
-    has none.
-    """
+    """Audit and bench agree on the same rows; a bridge without fuse mode has no such figures."""
     sharer, receiver = pair
     fuser = fuser_between(sharer, receiver, trained=trained)
     fused = kept(tmp_path / "a", sharer, receiver, fuser)
@@ -204,9 +196,7 @@ def test_an_audit_needs_two_questions(
 def test_what_is_fitted_can_be_kept(
     pair: tuple[LocalModel, LocalModel], questions: Path, tmp_path: Path, fitted: list[Any]
 ) -> None:
-    """Both fusers serve a second run, which fits nothing and finds the same; each serves as its
-    bridge as well.
-    """
+    """A second run fits nothing and finds the same; each fuser's folder is a bridge as well."""
     keep = tmp_path / "kept"
     plan = fuse.FuseBench(keep=keep, settings=FuseSettings(**SMALL, steps=2), command="unspoken")
     first = fuse.compare(*pair, Files(qa=questions), lambda line: None, plan)
@@ -250,9 +240,7 @@ def test_a_named_bridge_without_fuse_mode_is_refused(
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gemma2", "gpt-neox, partial rotary"])
 def test_options_are_scored_as_plain_transformers_scores_them(name: str) -> None:
-    """By the sum of the log-probabilities, and by that over the characters; windows shorter than
-    the input too.
-    """
+    """By the sum of log-probabilities, and by that per character; in short windows too."""
     model = make(name, 1)
     text, options = "Question: who?\nAnswer:", ["the key", "question of the cache", "er"]
     sums, ids = [], [model.words(f" {option}")[0] for option in options]

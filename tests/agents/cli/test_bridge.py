@@ -61,9 +61,7 @@ def test_an_empty_list_says_where_it_looked(cache: Path) -> None:
 
 
 def test_list_shows_the_figures(saved: Path) -> None:
-    """One line per bridge with its models, size, figures, date and folder; unknown figures are
-    dashes.
-    """
+    """One line per bridge; unknown figures are dashes."""
     BridgeStore().save(manifest("c/d"), tensors())
     said = done("list")
     heads = "sharer receiver size retention specific earned date path"
@@ -161,9 +159,7 @@ def _model(folder: Path, name: str) -> Path:
 
 
 def test_models_are_known_by_identity(saved: Path, tmp_path: Path) -> None:
-    """Where a model's identity is known it decides, whatever the model is called; nothing is
-    loaded.
-    """
+    """A known identity decides, whatever the model is called; nothing is loaded."""
     alpha, beta = _model(tmp_path / "one", PAIR[0]), _model(tmp_path / "two", PAIR[1])
     assert str(saved) in done("show", alpha, beta)
     assert str(saved) in done("show", alpha, PAIR[1])

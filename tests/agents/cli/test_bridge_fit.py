@@ -1,6 +1,4 @@
-"""``unspoken bridge fit``, ``bridge audit``, ``bench bridge`` and the figures, as a person calls
-them.
-"""
+"""``unspoken bridge fit``, ``bridge audit``, ``bench bridge`` and the figures."""
 
 import json
 import sys
@@ -106,9 +104,7 @@ def refused(*args: object) -> str:
 def test_fit_then_audit_then_show(
     pair: tuple[Path, Path], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fit prints its folder; an audit of a bridge that has none is kept; another only with
-    --save.
-    """
+    """A fit prints its folder; a first audit is kept; another one only with --save."""
     monkeypatch.setattr(sys, "argv", ["unspoken", "bridge", "fit", "a b"])
     result = call("bridge", "fit", *pair, "--corpus", corpus(root), *SMALL, "--no-audit")
     assert result.exit_code == 0, result.stderr
@@ -197,9 +193,7 @@ def test_what_cannot_be_measured_is_refused(pair: tuple[Path, Path], tmp_path: P
 def test_an_interrupted_fit_says_what_is_kept(
     pair: tuple[Path, Path], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C ends with 130; before the closed form there is nothing, after it there is a folder to
-    go on from.
-    """
+    """Ctrl-C ends with 130; after the closed form there is a folder to go on from."""
 
     def stop(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
@@ -244,9 +238,7 @@ def test_an_audit_is_drawn(kind: str, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_drawn_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another ending, no audit, a folder that is not there, and no matplotlib, which names the
-    extra.
-    """
+    """A wrong ending, no audit, no such folder, and no matplotlib."""
     bridge = drawn()
     assert ".png or .svg" in refused("bridge", "show", bridge, "--figure", tmp_path / "a.txt")
     none = BridgeStore().save(manifest("c/d"), tensors())

@@ -194,9 +194,7 @@ def test_broken_profiles_are_listed_and_can_be_removed(cache: Path) -> None:
 
 
 def test_only_profiles_are_removed(tmp_path: Path) -> None:
-    """A folder that holds anything else is left alone, and an unknown name is refused with those
-    there are.
-    """
+    """A folder with other files is left alone; an unknown name is refused."""
     (tmp_path / "notes.txt").write_text("mine")
     kept = listed("remove", tmp_path, "-y")
     assert kept.exit_code == 1 and (tmp_path / "notes.txt").exists()

@@ -31,9 +31,7 @@ def test_terminal_steering_is_taken_out() -> None:
 
 
 def test_long_errors_fit_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
-    """An error of hundreds of lines, or with one endless line, is cut; a long list says how many
-    more.
-    """
+    """A long error, or an endless line, is cut; a long list says how many more."""
     print_error(InputError("\n".join(map(str, range(300))) + "x" * 5000))
     assert len(capsys.readouterr().err.splitlines()) <= 40
     print_error(InputError("x" * 5000))

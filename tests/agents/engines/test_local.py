@@ -94,9 +94,7 @@ async def test_the_event_loop_goes_on_during_an_operation(worker: Worker) -> Non
 
 
 async def test_a_cancel_waits_for_the_operation_under_way_and_no_other(worker: Worker) -> None:
-    """When `run` returns from a cancel, that operation is over, none followed, and the generator is
-    closed.
-    """
+    """After a cancel the operation is over, none followed, and the generator is closed."""
     started, release = anyio.Event(), threading.Event()
     token = anyio.lowlevel.current_token()
     done: list[int] = []

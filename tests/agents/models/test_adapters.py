@@ -51,9 +51,7 @@ def logits(model: LocalModel) -> torch.Tensor:
 
 
 def test_each_agent_gets_its_own_adapter_whatever_ran_before(root: Path, base: LocalModel) -> None:
-    """Base and both adapters in turn, in any order, compute what peft computes with that adapter
-    alone.
-    """
+    """Base and adapters, in any order, compute what peft computes with that adapter alone."""
     models = {
         None: base,
         "poems": base.with_adapter(str(root / "poems")),
@@ -88,9 +86,7 @@ def test_every_way_to_compute_uses_the_adapter(root: Path, base: LocalModel) -> 
 
 
 def test_an_adapter_makes_another_model(root: Path, base: LocalModel) -> None:
-    """Identity differs in the weights alone; the same adapter, loaded twice or from a copy, is one
-    model.
-    """
+    """Identity differs in the weights alone; a copy of an adapter is the same model."""
     poems, again = (base.with_adapter(str(root / "poems")) for _ in range(2))
     laws = base.with_adapter(str(root / "laws"))
     assert poems.identity == again.identity
@@ -111,9 +107,7 @@ def test_other_settings_make_another_adapter(root: Path, base: LocalModel) -> No
 
 
 def test_a_cache_never_crosses_between_adapters_in_silence(root: Path, base: LocalModel) -> None:
-    """Base to adapter goes by text with the reason; adapter to the same adapter by its cache,
-    exactly.
-    """
+    """Base to adapter goes by text; an adapter to itself goes by its cache, exactly."""
     poems = base.with_adapter(str(root / "poems"))
     flow = reader_solver(base, poems)
     assert "other weights" in flow.plan().edges[0].reason
@@ -199,9 +193,7 @@ def test_what_is_no_adapter_is_refused(
 def test_a_folder_that_is_not_there_is_said_to_be_missing(
     ref: str, base: LocalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What cannot be a Hub id is a path: the Hub is not asked, and the message says where the path
-    leads.
-    """
+    """What cannot be a Hub id is a path: the Hub is not asked."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.snapshot_download", None)
     with pytest.raises(ModelReferenceError, match=f"there is no adapter folder '{ref}'") as caught:

@@ -149,9 +149,7 @@ def test_a_layer_range_equals_transformers(model: LocalModel) -> None:
 
 
 def test_gradients_flow_into_a_state(model: LocalModel) -> None:
-    """With `grad`, a loss on the logits has transformers' own gradient at the state's keys and
-    values.
-    """
+    """With `grad`, a loss has transformers' own gradient at the state's keys and values."""
     ids = _ids(model, 12)
     state = model.prefill(ids[:5]).state
     layers = [(layer.keys.clone(), layer.values.clone()) for layer in state.layers]
@@ -283,9 +281,7 @@ def test_a_cast_keeps_rotary_frequencies(name: str) -> None:
 def test_loading_in_another_dtype_keeps_rotary_frequencies(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Asked for by name, a dtype is that of the weights and not of what is computed from the
-    configuration.
-    """
+    """A dtype asked for is that of the weights, not of what the configuration computes."""
     folder = str(tiny_llama(tmp_path_factory.mktemp("half") / "model"))
     whole, half = LocalModel.load(folder), LocalModel.load(folder, dtype="bfloat16")
     again = LocalModel.load(folder, dtype="bfloat16")
@@ -296,9 +292,7 @@ def test_loading_in_another_dtype_keeps_rotary_frequencies(
 
 
 def test_reading_is_a_prefill_without_logits(model: LocalModel) -> None:
-    """The state is that of a prefill, bit for bit; logits of the last tokens are those of all of
-    them.
-    """
+    """The state is that of a prefill, bit for bit; the last logits are those of a whole pass."""
     ids = model.tensor(range(5, 25))
     state = model.read(tuple(range(5, 25)))
     for mine, theirs in zip(state.layers, model.prefill(ids).state.layers, strict=True):

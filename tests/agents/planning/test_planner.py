@@ -21,9 +21,7 @@ CACHE, TEXT = "same_model_cache", "text"
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LocalModel]]:
-    """A model by template, `other`, whose weights differ from chatml's in one value, and `third`, a
-    stranger.
-    """
+    """A model by template; `other` differs from chatml in one weight, `third` in all."""
     folder = tmp_path_factory.mktemp("models")
     with own_cache(folder / "cache"):
         chatml = tiny_model(folder / "chatml")
@@ -423,9 +421,7 @@ def test_a_bridge_is_held_to_what_the_edge_asks(
     reason: str,
     advice: str,
 ) -> None:
-    """Above the edge's retention it is used; below, unaudited or missing it is text and says how to
-    mend that.
-    """
+    """Above the edge's retention it is used; below, unaudited or missing the edge is text."""
     plan = bridged(models, channel, bridge=bridge, **edge)
     assert plan.mode == mode and plan.channel == (PROJECTED if mode == "projected" else TEXT)
     assert reason in plan.reason
@@ -455,9 +451,7 @@ def test_a_missing_bridge_is_to_be_fitted_where_the_file_says_so(
 
 
 def test_equal_weights_need_no_bridge(models: dict[str, LocalModel]) -> None:
-    """Auto continues the state itself; a bridge by name is text, but for one that leads a model to
-    itself.
-    """
+    """Auto continues the state; a bridge by name is text, unless it leads a model to itself."""
     ends = ("chatml", "chatml")
     assert bridged(models, ends=ends, bridge={}).mode == "continuation"
     named = bridged(models, PROJECTED, ends=ends, bridges="fit")

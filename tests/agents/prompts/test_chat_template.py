@@ -83,9 +83,7 @@ def test_a_template_with_eos_at_each_turn_is_taken_apart() -> None:
 
 
 def test_a_template_that_rewrites_earlier_turns_still_has_plain_wrappers() -> None:
-    """Qwen3 puts an empty thought before the last answer only; earlier ones are as in ChatML, and
-    the plan is told.
-    """
+    """Qwen3 puts an empty thought before the last answer only, and the plan notes it."""
     template = parts(TEMPLATES["qwen3"])
     assert template.wrappers["user"] == ("<|im_start|>user\n", "<|im_end|>\n")
     assert template.wrappers["assistant"] == ("<|im_start|>assistant\n", "<|im_end|>\n")

@@ -179,9 +179,7 @@ def test_quotes_keep_their_ids_and_spans_say_where(
 
 @given(words=CONTENT, name=st.sampled_from(sorted(COMPOSERS)))
 def test_a_message_that_is_a_whole_turn_here_too_is_kept_whole(words: str, name: str) -> None:
-    """A user's turn alone in a user's turn keeps all its ids, wrapper included, so a cache
-    continues.
-    """
+    """A user's turn alone in a user's turn keeps all its ids, so a cache continues."""
     composer = COMPOSERS[name]
     one = message(composer, [("user", words)])
     context = composer.compose([ChatTurn("user", (quoted(one),))])
@@ -226,9 +224,7 @@ def test_a_message_of_another_tokenizer_is_tokenised_anew() -> None:
 def test_words_of_another_tokenizer_have_their_place(
     words: str, before: str, after: str, name: str
 ) -> None:
-    """The span's tokens hold letters of the quote alone, each up to its end, and leave out no whole
-    token.
-    """
+    """The span's tokens hold letters of the quote alone, and leave out no whole token."""
     composer = COMPOSERS[name]
     one = message(COMPOSER, [("user", words)], OTHER)
     context = composer.compose([ChatTurn("user", (before, quoted(one), after))])
@@ -330,9 +326,7 @@ def test_segments_tile_the_context(said: list[str], name: str) -> None:
 
 
 def test_a_lead_that_a_message_s_first_token_holds_is_not_written_twice() -> None:
-    """Where the wrapper's space is part of the first word's token, the quote continues all the
-    same.
-    """
+    """A quote continues where the wrapper's space is part of its first word's token."""
     composer = COMPOSERS["mistral"]
     one = message(composer, [("user", "the question")])
     context = composer.compose([ChatTurn("user", (quoted(one),)), ChatTurn("user", ("next",))])

@@ -66,9 +66,7 @@ def test_text_ends_right_before_the_first_stop_string(
 
 @given(text=WORDS, stops=st.lists(WORDS.filter(bool), min_size=1, max_size=2))
 def test_kept_ids_are_the_text_and_begin_with_the_tokens_taken(text: str, stops: list[str]) -> None:
-    """Ids kept after a stop decode to the kept text, and the first ones are those that were
-    sampled.
-    """
+    """Ids kept after a stop decode to the kept text; the first are those that were sampled."""
     ids = CODEC.encode_words(text)
     detokenizer = Detokenizer(CODEC, stops)
     stream(detokenizer, ids)

@@ -38,9 +38,7 @@ def make() -> Callable[..., Channel]:
 def test_an_own_channel_carries_in_a_workflow(
     model: LocalModel, make: Callable[..., Channel]
 ) -> None:
-    """The shown class continues the reader's state, and the solver writes what it writes after
-    text.
-    """
+    """The shown class continues the reader's state; the solver writes what it does after text."""
     result = reader_solver(model, model, make(share="prompt")).run(**GIVEN)
     plain = reader_solver(model, model, "text", share="prompt").run(**GIVEN)
     (edge,) = result.report.edges

@@ -52,9 +52,7 @@ def test_agents_without_in_edges_fire_at_the_start() -> None:
 
 
 def test_a_join_waits_for_every_in_edge() -> None:
-    """With join all, the first message fires nobody, the last one does, with both in the edges'
-    order.
-    """
+    """With join: all, the last message fires the agent, with both in the edges' order."""
     flow = dataflow("a b c", "b->c", "a->c")
     flow.start()
     assert flow.complete("a", {1: "from a"}) == []
@@ -295,9 +293,7 @@ def test_every_agent_of_a_dag_fires_or_is_skipped_exactly_once(
 def test_random_loops_end_and_never_mix_waves(
     graph: tuple[list[tuple[int, int]], list[str]], data: st.DataObject
 ) -> None:
-    """With loops over a random DAG, runs end within max_turns waves, and joins read one wave's
-    messages only.
-    """
+    """With loops over a random DAG, runs end, and a join reads one wave's messages only."""
     edges, _ = graph
     target = data.draw(st.integers(0, len(graph[1]) - 1))
     agents: dict[str, dict[str, Any]] = {f"n{index}": {} for index in range(len(graph[1]))}

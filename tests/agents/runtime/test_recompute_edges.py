@@ -1,6 +1,4 @@
-"""Edges between fine-tunes of one base: what the planner makes of policy and profile, and what a
-run does.
-"""
+"""Edges between fine-tunes of one base: plans by policy and profile, and runs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,9 +223,7 @@ def test_layers_that_make_no_sense_are_refused(value: Any) -> None:
 def test_an_output_brings_the_hidden_states_of_its_tokens(
     models: tuple[LocalModel, LocalModel],
 ) -> None:
-    """A turn that writes keeps the inputs of the layers asked for, as a reading of the same ids
-    gives them.
-    """
+    """A turn that writes keeps the layer inputs that a reading of the same ids gives."""
     model = models[0]
     request = TurnRequest(context_of(model, DOCUMENT), (), None, writes(), True, (1,))
     _, outcome = take(model, request)
@@ -301,9 +297,7 @@ def test_hidden_states_are_whole_over_several_passes(
 def test_hidden_states_of_repaired_tokens_are_not_those_they_came_with(
     models: tuple[LocalModel, LocalModel],
 ) -> None:
-    """Of a spliced message the rows after the repaired ones keep what they brought; those before
-    have none.
-    """
+    """Rows after a splice's repaired ones keep their hidden states; those before have none."""
     model = models[0]
     message = model.message(DOCUMENT, capture=(1,))
     context = model.context_builder.compose(

@@ -462,9 +462,7 @@ async def test_a_state_is_freed_once_its_reader_has_read_it(model: LocalModel) -
 async def test_an_agent_that_remembers_lets_go_of_what_it_read(
     model: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a second turn the first one's message is in the agent's own state, and its tensors are
-    gone.
-    """
+    """Once a message is in the agent's own state, its tensors are gone."""
     put: list[weakref.ref[Any]] = []
     shelve = StateStore.put
 

@@ -1,6 +1,4 @@
-"""What an audit finds: perfect projections keep all, empty ones nothing, and intervals bracket what
-they are of.
-"""
+"""Audits: perfect projections keep all, empty ones nothing; intervals bracket figures."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -111,9 +109,7 @@ def test_intervals_bracket_the_figure_or_are_not_given(rows: list[Any], seed: in
 
 
 def test_intervals_narrow_with_rows_and_agree_with_the_plain_formula() -> None:
-    """Percentiles of the pooled share over rows drawn with replacement, all losses of a row
-    together.
-    """
+    """Percentiles of the pooled share over rows drawn with replacement."""
     generator = torch.Generator().manual_seed(3)
     none = 4 + torch.rand(200, generator=generator)
     text = 2 + torch.rand(200, generator=generator)
@@ -147,9 +143,7 @@ def test_a_mismatched_message_that_harms_is_not_counted_as_a_gain() -> None:
 def test_perfect_rows_keep_all_and_another_ones_do_not(
     pair: tuple[LocalModel, LocalModel],
 ) -> None:
-    """The receiver's own rows are the full text: loss, KL and first choices; nothing at all is the
-    loss without.
-    """
+    """The receiver's own rows give the full text's loss, KL and first choices."""
     trials = Trials(lessons(), CONFIG, *pair)
 
     def constant(trial: Trial, other: Trial) -> KVState:
@@ -184,9 +178,7 @@ def test_none_keeps_the_frame_and_the_last_token(pair: tuple[LocalModel, LocalMo
 def test_controls_say_nothing_of_the_message(
     pair: tuple[LocalModel, LocalModel], bridge: Bridge
 ) -> None:
-    """Zeros, noise and another's message touch the sharer's columns alone; noise is seeded, with
-    the message's mean.
-    """
+    """Controls replace the sharer's columns alone; noise is seeded, with the message's mean."""
     sharer, receiver = pair
     seen: list[torch.Tensor] = []
     projector = Projector(CONFIG, sharer.geometry, receiver.geometry)
@@ -208,9 +200,7 @@ def test_controls_say_nothing_of_the_message(
 
 
 def test_refitted_controls(pair: tuple[LocalModel, LocalModel], corpus: Corpus) -> None:
-    """Without its sharer a map has the receiver's features alone; as its own sharer the receiver is
-    nearly perfect.
-    """
+    """A map without its sharer has the receiver's features; its own sharer is near perfect."""
     sharer, receiver = pair
     config = replace(CONFIG, source_layers=(0, 1, 2, 3), rank=48)
     controls = Controls.fit(config, sharer, receiver, corpus, tokens=1500)
@@ -277,9 +267,7 @@ def test_greedy_answers_are_the_likeliest_tokens(pair: tuple[LocalModel, LocalMo
 
 
 def test_passages_are_spread_over_the_text(pair: tuple[LocalModel, LocalModel]) -> None:
-    """Messages and their continuations follow on each other in the text, from its beginning to its
-    end.
-    """
+    """Messages and their continuations are consecutive, spread over the whole text."""
     text = " ".join(f"{number} the key of" for number in range(400))
     made = passages(text, pair[1], 5, 64, 16)
     places = [text.index(one.text + one.tails[0].answer) for one in made]
@@ -291,9 +279,7 @@ def test_passages_are_spread_over_the_text(pair: tuple[LocalModel, LocalModel]) 
 
 
 def test_rows_come_of_files_or_are_built_in(tmp_path: Path, corpus: Corpus) -> None:
-    """Files are named with their digest and the rows taken; unseen text is what the corpus held
-    out.
-    """
+    """Files are named with the rows taken; unseen text is what the corpus held out."""
     file = tmp_path / "qa.jsonl"
     file.write_text(
         "\n".join(f'{{"context": "c{n}", "question": "q", "answers": ["a"]}}' for n in range(9))
@@ -311,9 +297,7 @@ def test_rows_come_of_files_or_are_built_in(tmp_path: Path, corpus: Corpus) -> N
 def test_an_audit_is_whole_and_deterministic(
     pair: tuple[LocalModel, LocalModel], bridge: Bridge, rows: AuditRows, corpus: Corpus
 ) -> None:
-    """Every data set has every way; a bridge that says one thing to all has nothing specific;
-    figures do not change.
-    """
+    """Every data set has every condition; a constant bridge keeps nothing; figures repeat."""
     stages: list[str] = []
 
     def run() -> Any:

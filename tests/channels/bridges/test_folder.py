@@ -1,6 +1,4 @@
-"""A bridge's folder: what is written is read, what is broken is refused, and the card tells what it
-is.
-"""
+"""A bridge's folder: what is written is read, and what is broken is refused."""
 
 import dataclasses
 import json
@@ -73,9 +71,7 @@ class Model:
 
 
 def test_a_side_round_trips_through_json() -> None:
-    """Identity, geometry and rotary embeddings come back as the model has them, frequencies bit for
-    bit.
-    """
+    """Identity, geometry and rotary frequencies come back bit for bit."""
     model: Any = Model()
     made = ModelDescription.of(model, "owner/Alpha")
     back = ModelDescription.model_validate(json.loads(made.model_dump_json()))
@@ -117,9 +113,7 @@ def test_a_manifest_round_trips() -> None:
     ],
 )
 def test_another_format_is_refused(version: object, says: tuple[str, ...]) -> None:
-    """The error says which format was found, which can be read, and what to do, whatever else the
-    file holds.
-    """
+    """The error says which format was found, whatever else the file holds."""
     text = json.dumps({"format": version, "keys": "of tomorrow"}).encode()
     with pytest.raises(BridgeError) as caught:
         BridgeManifest.parse(text, "x/bridge.json")
@@ -287,9 +281,7 @@ class Unread:
 def test_a_broken_bridge_is_refused(
     bridge: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The message names the file, says what was expected, and how to mend it; no tensor is read
-    before.
-    """
+    """The error names the file, what was expected and the fix; no tensor is read before."""
     breakage, says, fix = BREAKAGES[name]
     breakage(bridge)
     monkeypatch.setattr(safetensors, "safe_open", Unread)

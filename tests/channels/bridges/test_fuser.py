@@ -1,6 +1,4 @@
-"""Fuse mode: a fuser that begins at the receiver's own cache, is fitted, stored, planned, and
-counted truly.
-"""
+"""Fuse mode: a fuser is fitted, stored, planned and run."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -43,9 +41,7 @@ def pair() -> tuple[LocalModel, LocalModel]:
     "name", ["llama, yarn", "gemma2", "mistral, window", "gpt-neox, partial rotary"]
 )
 def test_an_untrained_fuser_leaves_the_receivers_own_cache(name: str) -> None:
-    """Whatever the geometry, training starts at the receiver alone, and a trained one says
-    something else.
-    """
+    """In every geometry an untrained fuser changes nothing, and a trained one does."""
     sharer, receiver = make("qwen3"), make(name, 1)
     case = prepare(LESSON, sharer, receiver)
     for trained in (False, True):
@@ -84,9 +80,7 @@ def test_the_state_s_first_positions_stay_the_receiver_s(
 def test_a_fit_is_seeded_and_never_worse_than_the_receiver(
     pair: tuple[LocalModel, LocalModel], alone: bool
 ) -> None:
-    """Another model or the receiver itself as the sharer: the same seed gives the same weights, all
-    of it trained.
-    """
+    """The same seed gives the same weights, also with the receiver as its own sharer."""
     sharer, receiver = (pair[1], pair[1]) if alone else pair
     settings = FuseSettings(**SMALL, steps=8, residual_rate=1e-2)
     stages = []
@@ -108,9 +102,7 @@ def test_a_fit_is_seeded_and_never_worse_than_the_receiver(
 def test_a_stopped_fit_ends_where_it_would_have_ended(
     pair: tuple[LocalModel, LocalModel], tmp_path: Path, rounds: int
 ) -> None:
-    """After the closed form, or after some held-out rounds, it goes on from there to the same
-    weights and figures.
-    """
+    """A stopped fit goes on to the same weights and figures."""
     settings = FuseSettings(**{**SMALL, "every": 0.0}, steps=8, residual_rate=1e-2)
     whole = fit_fuser(*pair, CORPUS, settings)
     stages: list[str] = []
@@ -152,9 +144,7 @@ def test_steps_can_be_taken_in_a_cheaper_dtype(pair: tuple[LocalModel, LocalMode
 
 
 def test_training_lowers_the_loss_it_trains_on(pair: tuple[LocalModel, LocalModel]) -> None:
-    """Gradients reach all parameters through the frozen receiver, and a few steps on one input help
-    on it.
-    """
+    """Gradients reach all parameters, and a few steps on one input help on it."""
     sharer, receiver = pair
     fuser = fuser_between(sharer, receiver, trained=True).requires_grad_(True)
     made = fuse_input(fuser.config, prepare(LESSON, sharer, receiver), sharer, receiver)
@@ -195,9 +185,7 @@ def test_held_out_questions_are_never_trained_on() -> None:
 def test_a_fuser_lives_in_its_bridge_s_folder(
     pair: tuple[LocalModel, LocalModel], tmp_path: Path, dtype: str
 ) -> None:
-    """Written with the projector and read again it fuses as before; a folder without one has no
-    fuse mode.
-    """
+    """Written and read again it fuses as before; a folder without one has no fuse mode."""
     fuser = fuser_between(*pair, trained=True)
     bridge = bridge_between(*pair, tmp_path / "with", fuser, dtype)
     assert bridge.fuses and bridge.fuser is not None and bridge.fuser.config == fuser.config
@@ -217,9 +205,7 @@ def test_a_fuser_lives_in_its_bridge_s_folder(
 def test_a_fuser_that_does_not_fit_its_configuration_is_refused(
     pair: tuple[LocalModel, LocalModel], tmp_path: Path
 ) -> None:
-    """Weights without a configuration, or the reverse, are an error and not a bridge without fuse
-    mode.
-    """
+    """Weights without a configuration, or the reverse, are an error."""
     fuser = fuser_between(*pair, trained=True)
     manifest = bridge_between(*pair, tmp_path / "a", fuser).manifest
     config = {name: value for name, value in manifest.config.items() if name != "fuse"}
@@ -249,9 +235,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Local
 def test_the_channel_enriches_the_receiver_s_own_rows(
     models: dict[str, LocalModel], tmp_path: Path, before: str
 ) -> None:
-    """An untrained fuser writes what text writes, a trained one something else; all tokens count as
-    prefilled.
-    """
+    """An untrained fuser writes what text writes; all its tokens count as prefilled."""
     sharer, receiver = models["one"], models["two"]
     message = message_of(sharer, WORDS, before="something else")
     context = context_of(receiver, *([before] if before else []), message, "who?")
@@ -319,9 +303,7 @@ def test_only_the_rows_that_a_bridge_reads_go_to_the_receiver_s_device(
 
 
 def test_two_fused_messages_are_both_enriched(models: dict[str, LocalModel]) -> None:
-    """The second's own prefill takes the place of neither the first's rows nor another message's
-    exact prefix.
-    """
+    """A fused message's prefill replaces neither another's rows nor an exact prefix."""
     sharer, receiver = models["one"], models["two"]
     first, second = (message_of(sharer, f"{n} {WORDS}", name=n) for n in ("a", "b"))
     own = message_of(receiver, WORDS, name="own")
@@ -350,9 +332,7 @@ def flow_of(models: dict[str, LocalModel], **edge: Any) -> Workflow:
 
 
 def test_an_edge_asks_for_fuse_mode(models: dict[str, LocalModel], tmp_path: Path) -> None:
-    """The plan says so, whatever the audit; without the fuser it is text with the command that fits
-    one.
-    """
+    """Planned whatever the audit; without a fuser the edge is text, with advice."""
     bridges = {
         fuses: FakeBridge(models["one"], models["two"], None, fuses=fuses)
         for fuses in (True, False)
@@ -382,9 +362,7 @@ def test_fuse_needs_a_projected_edge(models: dict[str, LocalModel]) -> None:
 
 
 def test_a_channel_object_brings_its_mode(models: dict[str, LocalModel]) -> None:
-    """Given as an object, the channel says itself that it fuses; one whose bridge cannot is refused
-    where asked.
-    """
+    """A channel given as an object fuses if it says so; one whose bridge cannot is refused."""
     bridge = FakeBridge(models["one"], models["two"])
     flow = reader_solver(models["one"], models["two"], ProjectedCacheChannel(bridge, mode="fuse"))
     assert flow.spec.edges[0].fuse and flow.plan().edges[0].mode == "fused"

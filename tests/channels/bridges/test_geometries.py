@@ -1,6 +1,4 @@
-"""Bridges between tiny models of every geometry: fitted and measured with no change of code, or
-refused.
-"""
+"""Bridges between tiny models of every geometry: fitted and measured, or refused."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -80,9 +78,7 @@ def test_native_layers_are_fitted_and_measured(
 def test_a_model_that_cannot_be_bridged_is_refused_with_its_reason(
     pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str, root: Path
 ) -> None:
-    """Rotary frequencies that change with the length leave nothing to make bare; the fit says so at
-    once.
-    """
+    """Rotary frequencies that change with the length are refused before the fit."""
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     dynamic = LocalModel.load(str(tiny_llama(root / "dynamic", rope_parameters=rope)))
     for ends, name in (((dynamic, pair[1]), "sharer"), ((pair[0], dynamic), "receiver")):
@@ -94,9 +90,7 @@ def test_a_model_that_cannot_be_bridged_is_refused_with_its_reason(
 def test_a_pair_that_cannot_be_bridged_goes_by_text(
     pair: tuple[LocalModel, LocalModel], store: BridgeStore, root: Path
 ) -> None:
-    """With `bridges: fit` the run does not fail: the plan says why the edge is text, and the report
-    does.
-    """
+    """With `bridges: fit` the run does not fail; the report has the fallback."""
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     dynamic = LocalModel.load(str(tiny_llama(root / "moving", rope_parameters=rope)))
     flow = reader_solver(pair[0], dynamic, "projected_cache")
@@ -108,9 +102,7 @@ def test_a_pair_that_cannot_be_bridged_goes_by_text(
 
 
 def test_wide_models_read_fewer_layers_and_embeddings() -> None:
-    """Features stay within the columns that the Gram matrices may have; what is asked for by number
-    stays.
-    """
+    """Features keep to the columns of the Gram matrices; a number asked for stays."""
     layer = LayerGeometry(8, 128)
     receiver = SimpleNamespace(geometry=CacheGeometry((layer,) * 32, 4096, 8192))
     sizes = [2048] * 32

@@ -1,6 +1,4 @@
-"""Bridges fitted end to end on tiny models: kept, found again, resumed after a kill, made once by
-two processes.
-"""
+"""Bridges fitted end to end on tiny models: stored, found again, measured."""
 
 import os
 import signal
@@ -91,9 +89,7 @@ def scores_of(reports: list[FitProgress]) -> list[float]:
 def test_a_fit_is_kept_with_its_figures_and_its_audit(
     pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str
 ) -> None:
-    """The folder holds what was audited, in int8; the manifest says how it was made; nothing is
-    left beside it.
-    """
+    """The folder holds what was audited, in int8; the manifest says how it was made."""
     stages: list[str] = []
     made = replace(plan(source), command="unspoken bridge fit a b")
     folder = fit_bridge(*pair, made, report=lambda stage, part: stages.append(stage))
@@ -142,9 +138,7 @@ def test_training_in_another_dtype(
 def test_a_bridge_in_a_folder_of_its_own(
     pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str, tmp_path: Path
 ) -> None:
-    """`out` keeps it out of the store; there it is found again; `refit` replaces it; an audit can
-    be added.
-    """
+    """`out` is another place than the store; `refit` replaces; an audit can be added."""
     out = tmp_path / "mine"
     made = replace(plan(source, None), out=out)
     assert fit_bridge(*pair, made) == out and store.find(pair[0].identity, pair[1].identity) is None
@@ -256,9 +250,7 @@ def saved_step(work: Path) -> int:
 def test_a_killed_fit_goes_on_from_its_last_step(
     pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str, root: Path
 ) -> None:
-    """Kill -9 in the middle leaves a state on disk; the next fit begins there and finishes; the
-    folder then goes.
-    """
+    """After kill -9 the next fit goes on from the saved state, then removes it."""
     work = work_folder(store, pair[0].identity, pair[1].identity)
     process = start(root, 100_000)
     try:
@@ -302,9 +294,7 @@ def test_a_workflow_fits_what_it_lacks(
     source: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`bridges: fit` fits on the first run, and uses the bridge or says what it keeps; the second
-    run finds it.
-    """
+    """`bridges: fit` fits on the first run; a bridge that is good enough is used."""
     monkeypatch.setattr(bridge_shelf, "DEFAULT", plan(source))
     flow = reader_solver(*pair)
     fitting = Workflow.from_spec(flow.spec.model_copy(update={"bridges": "fit"}))
@@ -333,9 +323,7 @@ def test_no_turn_takes_place_during_a_fit(
     source: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A run's own fit has the device to itself, and the run, with both models on that device, comes
-    to its end.
-    """
+    """A run's own fit has the device to itself, and the run ends."""
     probes: list[Future[None]] = []
 
     def fit(*args: Any, **more: Any) -> Any:
@@ -432,9 +420,7 @@ def test_an_audit_is_added_to_with_fuse_mode(
 def test_a_stopped_fit_of_fuse_mode_goes_on(
     pair: tuple[LocalModel, LocalModel], source: str, store: BridgeStore, standing: bool
 ) -> None:
-    """Neither the projector nor the fuser begins anew; then nothing is left of the work, but
-    another fit's.
-    """
+    """Neither part begins anew; only another fit's work is left."""
     made = replace(
         plan(source, None, steps=0),
         fuse=FuseSettings(minutes=5, steps=2, gram_tokens=300, held_out=2),

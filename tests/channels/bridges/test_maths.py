@@ -115,9 +115,7 @@ def test_a_layer_that_repeats_another_is_chosen_last() -> None:
 
 @pytest.mark.parametrize("always", [0, 5])
 def test_layers_are_chosen_as_ridges_solved_one_by_one_choose_them(always: int) -> None:
-    """Each next layer is the one whose ridge, from it and all before it, leaves the least of the
-    other half's rows.
-    """
+    """Each next layer is the one whose ridge, with all before it, has the least loss."""
     blocks = [draws(300, 6, seed) for seed in range(6)]
     known = draws(300, always, 11)
     target = sum(
@@ -228,9 +226,7 @@ def test_the_receivers_own_rows_give_the_full_texts_answers(
 def test_a_projector_that_knows_the_targets_restores_the_state(
     pair: tuple[LocalModel, LocalModel], case: TokenizedSample
 ) -> None:
-    """The offset alone, set to one token's true rows, must come out as that token's keys and
-    values.
-    """
+    """An offset that is one token's true rows comes out as that token's keys and values."""
     _, receiver = pair
     own = full(receiver, case)
     layers = range(len(receiver.geometry.layers))

@@ -1,6 +1,4 @@
-"""The store of bridges: what is written is read, what is broken is refused, and crashes leave no
-halves.
-"""
+"""The store of bridges: one folder per pair, found in order, listed whole or broken."""
 
 import dataclasses
 import os
@@ -82,9 +80,7 @@ def test_a_pair_has_one_folder(store: BridgeStore) -> None:
 def test_bridges_are_looked_for_in_order(
     store: BridgeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The user's store, then $UNSPOKEN_BRIDGES, then what came with an example: a store or one
-    bridge.
-    """
+    """The user's store, then $UNSPOKEN_BRIDGES, then an example's: a store or one bridge."""
     example, single = BridgeStore(tmp_path / "example"), tmp_path / "single"
     last = example.save(manifest(), tensors())
     write(single, manifest(), tensors())
@@ -208,9 +204,7 @@ for line in sys.stdin:
 
 @pytest.mark.skipif(os.name != "posix", reason="needs fork and kill -9")
 def test_a_store_survives_kills(store: BridgeStore) -> None:
-    """After kill -9 at any moment a bridge is there, whole, and the next list clears away what was
-    left.
-    """
+    """After kill -9 at any moment a whole bridge is there; the next list clears up."""
     folder, left = store.save(manifest(), tensors(0, 200)), 0
     killer = started(KILLER, store.root)
     draw = random.Random(4)
@@ -256,9 +250,7 @@ BridgeStore(Path(sys.argv[1])).save(manifest(), tensors(1))
     ("moment", "seed"), [("written", 0), ("moved away", 1), ("moved in", 1), ("removed", None)]
 )
 def test_a_kill_at_each_step(tmp_path: Path, moment: str, seed: int | None) -> None:
-    """Old before the swap, new from its first rename on, gone once removal began, whoever comes
-    first.
-    """
+    """Old before the swap, new from its first rename on, gone once removal began."""
     root = tmp_path / "killed"
     name = BridgeStore(root).save(manifest(), tensors(0)).name
     killed = subprocess.run(
@@ -388,9 +380,7 @@ def test_a_wait_has_a_limit(store: BridgeStore) -> None:
 
 
 def test_push_and_pull_by_a_folder(store: BridgeStore, bridge: Path, tmp_path: Path) -> None:
-    """A folder takes the Hub's place: the bridge goes there whole, and from there into another
-    store.
-    """
+    """A folder serves as the Hub does: a bridge goes there whole, and into another store."""
     out = tmp_path / "out" / "alpha-beta"
     out.mkdir(parents=True)
     assert store.push(bridge, str(out)) == str(out)
@@ -471,9 +461,7 @@ def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 
 
 def test_push_and_pull_by_the_hub(store: BridgeStore, bridge: Path, fake_hub: FakeHub) -> None:
-    """A bridge is a model repository with three files; pulling takes these and copies what the
-    cache links to.
-    """
+    """A bridge is a model repository of three files; pulling copies what the cache links to."""
     assert (
         store.push(bridge, "owner/some-bridge", private=True)
         == "https://huggingface.co/owner/some-bridge"

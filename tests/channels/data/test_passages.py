@@ -57,9 +57,7 @@ def test_there_are_many_kinds() -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_passages_are_as_promised(kind: Kind) -> None:
-    """Length, number of facts, answers verbatim in the text and not in the question, no loose
-    braces.
-    """
+    """Length, number of facts, answers verbatim in the text, no loose braces."""
     rng = random.Random(kind.name)
     for _ in range(40):
         passage = fact_passage(rng, kind)

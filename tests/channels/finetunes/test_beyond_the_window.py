@@ -1,6 +1,4 @@
-"""Messages longer than the window of 512 tokens, on the embedded Gemma: each way against plain
-prefills of its own.
-"""
+"""Messages longer than the embedded Gemma's window, against its own plain prefills."""
 
 import copy
 import io

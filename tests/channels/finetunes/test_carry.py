@@ -1,6 +1,4 @@
-"""Messages from other weights of the receiver's base: what is carried, against the receiver's own
-prefill.
-"""
+"""Messages from a fine-tune of the receiver's base, against the receiver's own prefill."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,9 +25,7 @@ NEXT = (40, 41, 42, 43)
 def message_of(
     sharer: LocalModel, before: Sequence[int] = OPENING, capture: Sequence[int] | None = None
 ) -> Message:
-    """`WORDS` after `before` in the sharer's context, with hidden states at all layers' inputs by
-    default.
-    """
+    """`WORDS` after `before` in the sharer's context, with all layers' inputs by default."""
     ids = (*before, *WORDS)
     layers = range(len(sharer.geometry.layers)) if capture is None else capture
     state = sharer.read(ids, layers)
@@ -100,9 +96,7 @@ def test_what_stands_first_at_both_ends_travels_with_the_message() -> None:
 
 
 def test_tokens_count_by_their_dearest_treatment() -> None:
-    """Behind other tokens: what stands before, and the sink, are computed; the rest of the message
-    in part.
-    """
+    """Behind other tokens the sink is computed whole, the rest of the message in part."""
     sharer, receiver = make("llama"), tuned("llama")
     ids = (*OTHER, *WORDS, *NEXT)
     parts = assemble(receiver, ids, [delivered(message_of(sharer), ids, 5, channel((1, 3)))])
@@ -197,9 +191,7 @@ def test_groups_beyond_the_models_layers_are_refused_at_once() -> None:
 
 
 def test_groups_leave_equal_weights_as_they_are() -> None:
-    """Between agents on one model nothing is computed anew, whatever the channel would do for
-    others.
-    """
+    """Between agents on one model nothing is computed anew, whatever the channel's layers."""
     model = make("llama")
     ids = (*OPENING, *WORDS, *NEXT)
     parts = assemble(model, ids, [delivered(message_of(model), ids, 3, channel((0, 2)))])

@@ -199,9 +199,7 @@ def test_a_folder_with_other_things_is_not_replaced(
 
 
 def test_the_cheapest_point_within_the_bound_is_chosen(pair: tuple[LocalModel, LocalModel]) -> None:
-    """By the interval's upper end; text takes over where all layers would be computed or nothing is
-    won.
-    """
+    """By the interval's upper end; text where all layers would be computed or nothing is won."""
     profile = profile_of(
         *pair,
         point((), 0.5, 4),

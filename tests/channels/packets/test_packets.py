@@ -244,9 +244,7 @@ def test_a_file_that_cannot_be_opened_is_named(
 def test_a_place_that_takes_no_file_is_named(
     tmp_path: Path, message: Message, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A missing folder, a folder, and a full disk: the file asked for is in the message, and
-    nothing is left.
-    """
+    """No such folder, a folder, a full disk: the error names the file, nothing is left."""
     with pytest.raises(InputError, match="there is no folder") as caught:
         write_packet(message, tmp_path / "nowhere" / "message.packet", key=KEY)
     assert str(tmp_path / "nowhere") in caught.value.found and "make the folder" in caught.value.fix
@@ -319,9 +317,7 @@ def test_a_stripped_signature_is_no_way_in(model: LocalModel, packet: bytes) -> 
 def test_a_bad_packet_is_refused_before_any_tensor_is_made(
     bad: BadPacket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each gets its error; only where a layer's bytes have to be looked at is room made for that
-    layer.
-    """
+    """Memory for a layer is taken only where its bytes have to be looked at."""
     made = []
     empty = torch.empty
     monkeypatch.setattr(
