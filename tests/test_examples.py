@@ -90,7 +90,7 @@ def test_script_prints_what_the_file_gives(
 
 @pytest.mark.model
 def test_solver_reuses_all_that_the_reader_computed() -> None:
-    """A continuation takes over the whole of the reader's context and computes the question alone."""
+    """A continuation takes over the reader's whole context and computes the question alone."""
     ((_, computed),) = reused("reader_solver", "reader")
     ((taken, total),) = reused("reader_solver", "solver")
     assert taken == computed
@@ -101,7 +101,7 @@ def test_solver_reuses_all_that_the_reader_computed() -> None:
 
 @pytest.mark.model
 def test_text_gives_the_same_answer() -> None:
-    """With the edge set to text nothing is reused, and the answer is the same, letter for letter."""
+    """With the edge set to text nothing is reused, and the answer is the same."""
     flow = from_file("reader_solver")
     data = flow.spec.model_dump(by_alias=True)
     data["edges"][0]["channel"] = "text"

@@ -68,7 +68,7 @@ PAIRS = [("one", "two"), ("two", "one"), ("one", "tune"), ("slides", "one"), ("o
 def test_true_rows_write_what_text_writes(
     models: Models, theirs: str, ours: str, before: str
 ) -> None:
-    """A bridge that makes the receiver's own rows leaves the words and the state that text leaves."""
+    """A bridge that makes the receiver's own rows gives the words and state of text."""
     sharer, receiver = models[theirs], models[ours]
     message = message_of(sharer, WORDS)
     context = context_of(receiver, *([before] if before else []), message, "who?")
@@ -316,8 +316,11 @@ def test_what_an_agent_wrote_is_projected_too(models: Models) -> None:
         "writer", models["one"], prompt="{{ inputs.document }}", generate={"max_new_tokens": 24}
     )
     solver = Agent(
-        "solver", models["two"], prompt="He said: {{ writer.text }}\nSo?", generate={"max_new_tokens": 6}
-    )  # fmt: skip
+        "solver",
+        models["two"],
+        prompt="He said: {{ writer.text }}\nSo?",
+        generate={"max_new_tokens": 6},
+    )
     bridge = FakeBridge(models["one"], models["two"])
     results = []
     for channel in (ProjectedCacheChannel(bridge, sink=0), TextChannel()):

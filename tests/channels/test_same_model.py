@@ -196,7 +196,7 @@ def plain_values(model: LocalModel, ids: tuple[int, ...], layer: int) -> torch.T
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt-neox, partial rotary"])
 def test_deviation_repairs_the_tokens_whose_values_changed_most(name: str) -> None:
-    """The chosen tokens are those whose second layer's values lie farthest from a plain prefill's."""
+    """The chosen tokens are those whose second layer's values deviate most from a prefill's."""
     model = make(name)
     message = message_of(model, WORDS, "one of the keys")
     ids, parts = receive(model, message, channel=SameModelCacheChannel(sink=0, deviation=0.2))

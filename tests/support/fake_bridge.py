@@ -28,7 +28,7 @@ class Ends:
 
 @dataclass(eq=False)
 class FakeBridge:
-    """Between two models; `asked` lists the sharer's and the receiver's tokens of every projection."""
+    """Between two models; `asked` lists both sides' tokens of every projection."""
 
     theirs: LocalModel
     ours: LocalModel

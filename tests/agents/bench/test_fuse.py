@@ -45,7 +45,8 @@ def questions(tmp_path: Path) -> Path:
     lines = []
     for number in range(7):
         options = " ".join(f"Answer{n + 1}: the {n} key of {number}{'s' * n}" for n in range(3))
-        text = f"Please choose the correct answer to the question: who is {number}?\n\n{options}\n\nAnswer format: x"
+        question = f"Please choose the correct answer to the question: who is {number}?"
+        text = f"{question}\n\n{options}\n\nAnswer format: x"
         lines.append(json.dumps({"instruction": text, "answer": f"answer{number % 3 + 1}"}))
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(lines))
@@ -211,7 +212,7 @@ def test_what_is_fitted_can_be_kept(
 def test_no_fit_begins_for_a_folder_that_cannot_keep_it(
     pair: tuple[LocalModel, LocalModel], questions: Path, tmp_path: Path, fitted: list[Any]
 ) -> None:
-    """Another pair's fuser, or other files, in the place of either are found before the first fit."""
+    """Another pair's fuser, or other files, in either place are found before the first fit."""
     sharer, receiver = pair
     theirs, notes = tmp_path / "a", tmp_path / "b"
     kept(theirs / "self-fused", sharer, receiver, fuser_between(sharer, receiver, trained=True))

@@ -152,7 +152,7 @@ def test_bench_bridge_gives_the_audit(pair: tuple[Path, Path], root: Path) -> No
 def test_bench_dial_and_ablation(
     pair: tuple[Path, Path], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row per number of native layers; a row per variant, the trained bridge's parts among them."""
+    """A row per number of native layers, and a row per variant."""
     for module in (dial, ablation):
         monkeypatch.setattr(module, "TOKENS", 600)
         monkeypatch.setattr(module, "PASSAGES", 2)
@@ -251,7 +251,7 @@ def test_what_cannot_be_drawn_says_why(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_bars_show_what_is_kept() -> None:
-    """A bar per way, its length the share kept, the interval beside it; text and none are left out."""
+    """A bar per condition, its length the share kept, with its interval."""
     said = done("bridge", "show", drawn())
     (line,) = {line.strip() for line in said.splitlines() if "█" in line and "0.80" in line}
     assert "0.70 … 0.90" in line and line.startswith("bridge")

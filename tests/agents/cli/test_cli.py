@@ -154,7 +154,7 @@ def test_an_input_may_have_any_name(workflow: Path) -> None:
 
 
 def test_skipped_agents_and_fallbacks_are_told(tmp_path: Path, model: Path) -> None:
-    """The tables name an agent that was skipped and an edge that gave way to text, with the reason."""
+    """The tables name a skipped agent and an edge that fell back to text."""
     other = tiny_llama(tmp_path / "other", seed=1)
     file = tmp_path / "flow.yaml"
     file.write_text(
@@ -278,7 +278,7 @@ def test_validate_accepts_the_example() -> None:
 
 
 def test_validate_lists_all_problems_with_their_places(tmp_path: Path) -> None:
-    """Every problem is on stderr with file, line and column, however many, and the exit code is 2."""
+    """Every problem is on stderr with file, line and column; the exit code is 2."""
     file = tmp_path / "bad.yaml"
     agents = "\n".join(f"  a{n}: {{model: m, prompt: hi, genrate: none}}" for n in range(30))
     file.write_text(f"name: bad\nmodels: {{m: x/y}}\nagents:\n{agents}\n", encoding="utf-8")
@@ -499,7 +499,7 @@ sys.stderr.write(f"{code} {sorted(heavy)}")
     ],
 )
 def test_light_commands_import_no_torch(args: list[str], heavy: list[str]) -> None:
-    """Commands that need no model import neither torch nor transformers, the lightest no networkx."""
+    """Commands that need no model import neither torch nor transformers."""
     assert python(LIGHT, *args).stderr == f"0 {heavy}"
 
 

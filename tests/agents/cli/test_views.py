@@ -66,7 +66,7 @@ def frames(width: int = 80) -> Iterator[tuple[LiveView, Any]]:
 
 
 def test_live_view_shows_each_agent() -> None:
-    """The drawing says who waits, who prefills how much, who writes what, who is done or skipped."""
+    """The drawing says who waits, prefills, writes, is done or skipped."""
     ((view, frame),) = frames()
     assert frame().count("waiting") == 3
     view(RunStarted("r1", "w", ("a", "b", "c")))
@@ -174,7 +174,7 @@ def test_preparing_draws_a_bar_per_stage(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_drawing_stays_where_a_run_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is done takes its drawing away, one that failed leaves it for the person to see."""
+    """A finished run takes its drawing away; a failed one leaves it."""
     spec = loads("name: w\nmodels: {m: x/y}\nagents: {a: {model: m, prompt: p}}\n").spec
     erase = "\x1b[2K"
     done, failed = terminal(monkeypatch), terminal(monkeypatch)

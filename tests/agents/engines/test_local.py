@@ -226,7 +226,7 @@ def test_a_worker_serves_one_event_loop_after_another() -> None:
 
 
 async def test_a_held_device_runs_no_operation(worker: Worker) -> None:
-    """A job under way stops between two of its operations, and goes on when the device is let go."""
+    """A job stops between two operations, and goes on when the device is free."""
     events: list[str] = []
     seen: list[list[str]] = []
 

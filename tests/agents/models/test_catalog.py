@@ -121,8 +121,9 @@ def test_hub_ids_are_the_hubs_own(ref: str) -> None:
 def test_parsing_and_listing_stay_light(cache: Path) -> None:
     """`models list` and `validate` do not pay for torch or transformers."""
     code = (
-        "import sys; from unspoken.agents.models import catalog; catalog.parse('embedded:gemma3-270m');"
-        "catalog.list_models(); print({'torch', 'transformers'} & set(sys.modules))"
+        "import sys; from unspoken.agents.models import catalog;"
+        "catalog.parse('embedded:gemma3-270m'); catalog.list_models();"
+        "print({'torch', 'transformers'} & set(sys.modules))"
     )
     assert python(code).stdout.strip() == "set()"
 

@@ -269,7 +269,7 @@ def test_loading_twice_gives_one_identity(tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize("name", ["llama", "llama, yarn", "gemma3"])
 def test_a_cast_keeps_rotary_frequencies(name: str) -> None:
-    """In fewer bits a frequency would turn late keys by radians; weights alone change their type."""
+    """A cast changes the weights alone: frequencies keep float32."""
     model = make(name)
     half = model.cast(torch.bfloat16)
     assert half.dtype == torch.bfloat16 and model.dtype == torch.float32

@@ -352,7 +352,7 @@ def test_planning_does_not_need_the_inputs(models: dict[str, LocalModel]) -> Non
 
 
 def test_an_outline_ends_with_the_agent_s_own_words(models: dict[str, LocalModel]) -> None:
-    """A context is the opening, the messages in the edges' order, the prompt, and what is written."""
+    """A context is the opening, the messages in order, the prompt, and what is written."""
     agents, edges, _ = CASES["two readers"]
     flow = flow_of(models["chatml"], agents, *edges)
     pieces = outline(flow.spec, "s")

@@ -41,7 +41,7 @@ def test_chatml_is_taken_apart() -> None:
 
 
 def test_a_default_system_turn_is_the_opening() -> None:
-    """SmolLM2's own system turn stands there where no system prompt is given, and gives way to one."""
+    """SmolLM2's own system turn stands where no system prompt is given."""
     template = parts(TEMPLATES["smollm2"])
     assert template.opening == "<|im_start|>system\nYou are a helpful AI assistant<|im_end|>\n"
     assert template.system == ("<|im_start|>system\n", "<|im_end|>\n")

@@ -1,4 +1,4 @@
-"""Composed contexts: the ids a chat template gives, with every message's tokens in a known place."""
+"""Contexts: the ids a chat template gives, each message's tokens in a known place."""
 
 from collections.abc import Mapping, Sequence
 
@@ -145,7 +145,7 @@ def test_words_that_spell_a_marker_make_no_marker(words: str, marker: str, name:
 
 @given(words=CONTENT, name=st.sampled_from(["chatml", "smollm2", "zephyr", "qwen3"]))
 def test_a_turn_knows_where_its_words_stand(words: str, name: str) -> None:
-    """The words' tokens hold all of the words and no token of the wrapper that could be left out."""
+    """The words' tokens hold all of the words, and no token of the wrapper alone."""
     composer = COMPOSERS[name]
     turn = composed(composer, [("user", words)]).segments[-1]
     decoded = COMPOSER.text.decode(turn.words)
@@ -163,7 +163,7 @@ def test_a_turn_knows_where_its_words_stand(words: str, name: str) -> None:
 def test_quotes_keep_their_ids_and_spans_say_where(
     sources: list[str], between: list[str], name: str
 ) -> None:
-    """Quoted words are the sharer's very tokens, and each span leads from one context to the other."""
+    """Quoted words are the sharer's very tokens; spans lead from context to context."""
     composer = COMPOSERS[name]
     messages = [message(composer, [("user", source)]) for source in sources]
     pieces: list[str | Quote] = [between[0]]
@@ -274,7 +274,7 @@ def test_an_arrival_counts_both_kinds_of_tokens() -> None:
     name=st.sampled_from(sorted(COMPOSERS)),
 )
 def test_a_turn_knows_where_its_tokens_end(pieces: list[str], quotes: bool, name: str) -> None:
-    """Every word token has its end in the turn's words, and ends agree with what the ids decode to."""
+    """Every word token has its end in the turn's words, as its ids decode."""
     composer = COMPOSERS[name]
     said = [
         quoted(message(composer, [("user", piece)])) if quotes and number % 2 else piece

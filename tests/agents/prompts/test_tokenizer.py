@@ -98,7 +98,7 @@ def test_what_may_begin_a_stop_string_is_held_back_and_given_at_the_end() -> Non
 
 
 def test_a_stop_string_before_half_a_character_is_found_at_the_end() -> None:
-    """A token of a stop string and a broken character stops the text although no more tokens come."""
+    """A token of a stop string and a broken character stops the text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: index for index, token in enumerate([*alphabet, "xÃ"])}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[("x", "Ã")]))

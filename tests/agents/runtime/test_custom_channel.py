@@ -81,7 +81,7 @@ def test_an_own_channel_without_fallback_refuses_at_connect(
 
 
 def test_the_shown_channel_never_splices(model: LocalModel, make: Callable[..., Channel]) -> None:
-    """Behind another system prompt the receiver reads the message itself, and the report says so."""
+    """Behind another system prompt the receiver reads the message itself."""
     flow = reader_solver(model, model, make(share="prompt"), "Be brief.")
     plain = reader_solver(model, model, "text", "Be brief.", share="prompt").run(**GIVEN)
     result = flow.run(**GIVEN)

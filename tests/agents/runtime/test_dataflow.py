@@ -14,7 +14,7 @@ from unspoken.agents.spec.spec import WorkflowSpec
 
 
 def dataflow(agents: dict[str, dict[str, Any]] | str, *edges: str) -> "Dataflow[str]":
-    """A dataflow of agents (names, or names with settings) and edges ``a->b``; a loop is ``a=>b``."""
+    """A dataflow of agents (names, or with settings) and edges ``a->b``; a loop is ``a=>b``."""
     settings = {name: {} for name in agents.split()} if isinstance(agents, str) else agents
     rows = []
     for edge in edges:
@@ -156,7 +156,7 @@ def test_a_diamond_in_a_loop_waits_for_the_messages_of_its_own_wave() -> None:
 
 
 def test_a_wave_of_skips_does_not_fire_on_what_stands() -> None:
-    """An agent skipped in a second wave is skipped although the first wave's message still stands."""
+    """An agent is skipped in a second wave although the first wave's message still stands."""
     flow = dataflow({"a": {"max_turns": 2}, "b": {}}, "a->b", "a=>a")
     flow.start()
     flow.complete("a", {0: "x", 1: "again"})
@@ -216,7 +216,7 @@ def test_a_loop_waits_for_a_target_that_has_not_fired_yet() -> None:
 
 
 def test_a_newer_message_gives_back_the_one_that_nobody_read() -> None:
-    """A late message of a join any stands until the next wave's takes its place, then it is unread."""
+    """A late message of a join any stands until the next wave's replaces it, unread."""
     flow = dataflow(
         {"a": {"max_turns": 2}, "b": {}, "c": {}, "d": {"join": "any"}},
         *("a->b", "a->c", "b->d", "c->d", "a=>a"),
@@ -257,7 +257,7 @@ def play(
     sends: Callable[[Firing[str]], Mapping[int, str | None]],
     pick: Callable[[int], int],
 ) -> list[Any]:
-    """Run to the end, agents finishing in an order that `pick` chooses; everything that happened."""
+    """Run to the end, in an order that `pick` chooses. Returns everything that happened."""
     log = list(flow.start())
     running = deque(one for one in log if isinstance(one, Firing))
     while running:

@@ -1,4 +1,4 @@
-"""A cache kept in fewer bytes until it is read: what is held, what is said, and how near it stays."""
+"""A cache in fewer bytes: what is held and reported, and how near it stays."""
 
 from collections.abc import Iterator
 from typing import Any

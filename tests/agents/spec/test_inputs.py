@@ -41,7 +41,7 @@ def test_everything_wrong_is_named_at_once() -> None:
 
 
 def test_some_inputs_are_enough_where_asked() -> None:
-    """What is missing is left out, defaults are not; unknown and mistyped ones are refused still."""
+    """Missing inputs are left out, defaults are not; wrong ones are refused."""
     declared = spec(document="text", rows="list", count={"type": "integer", "default": 3})
     given = {"document": "x"}
     assert check_inputs(declared, given, partial=True) == {"document": "x", "count": 3}

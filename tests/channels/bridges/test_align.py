@@ -21,7 +21,7 @@ TEXT = st.text(alphabet=st.one_of(st.sampled_from(LETTERS), st.characters(codec=
 
 
 def unigram(prepend: str = "never") -> PreTrainedTokenizerFast:
-    """A SentencePiece-like tokenizer: words with their space, NFKC, bytes for all it does not know."""
+    """A SentencePiece-like tokenizer: words with their space, NFKC, bytes for the rest."""
     words = ["▁the", "▁of", "▁and", "▁a", "▁question", "▁document", "▁reader", "▁key"]
     pieces = [("<unk>", 0.0), *((f"<0x{byte:02X}>", -9.0) for byte in range(256))]
     pieces += [(word, -2.0) for word in words]
@@ -201,7 +201,7 @@ def test_a_normaliser_s_changes_are_followed() -> None:
 
 @given(text=TEXT, stop=st.sampled_from(["", "e", "th", "é", "🙂"]))
 def test_a_stream_knows_its_ends(text: str, stop: str) -> None:
-    """What was streamed, cut at a stop string or not, has one end per kept id, the last at its end."""
+    """Streamed text, cut at a stop string or not, has one end per kept id."""
     one = codec("bytes")
     detokenizer = Detokenizer(one, [stop] if stop else [])
     for token in one.encode_words(text):

@@ -165,7 +165,7 @@ def test_perfect_rows_keep_all_and_another_ones_do_not(
 
 
 def test_none_keeps_the_frame_and_the_last_token(pair: tuple[LocalModel, LocalModel]) -> None:
-    """Without the message the receiver still has the context's first tokens and the message's last."""
+    """Without the message the receiver has the context's first tokens and the message's last."""
     receiver = pair[1]
     trial = Trials(lessons(), CONFIG, *pair)[1]
     ids = [*trial.case.ids[:4], trial.case.ids[-1], *trial.case.tails[0][0]]

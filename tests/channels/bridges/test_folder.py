@@ -404,7 +404,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_copy_is_checked(bridge: Path, tmp_path: Path) -> None:
-    """A copy is the same bridge; what lies beside it stays behind, and a broken one is not copied."""
+    """A copy is the same bridge without other files; a broken one is not copied."""
     (bridge / "LICENSE").write_text("as you like")
     assert copy(bridge, tmp_path / "copy") == read(tmp_path / "copy")[0]
     flip(bridge)

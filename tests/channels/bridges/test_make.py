@@ -159,7 +159,7 @@ def test_a_bridge_in_a_folder_of_its_own(
 def test_no_fit_begins_for_a_folder_that_it_cannot_go_to(
     pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str, tmp_path: Path
 ) -> None:
-    """Another pair's bridge, or other files, are found before the fit and not after it; both stay."""
+    """Another pair's bridge, or other files, are found before the fit; both stay."""
     stages: list[str] = []
     theirs, notes = tmp_path / "theirs", tmp_path / "notes"
     write(theirs, manifest(), tensors())

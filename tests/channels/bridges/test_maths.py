@@ -1,4 +1,4 @@
-"""The closed form, the projector and its features, against plain formulas and plain transformers."""
+"""The projector and its features, against plain formulas and plain transformers."""
 
 import random
 

@@ -241,7 +241,8 @@ os.replace = replace
 if moment == "removed":
     import shutil
     shutil.rmtree = lambda *args, **more: os.kill(os.getpid(), signal.SIGKILL)
-    BridgeStore(Path(sys.argv[1])).remove(manifest().sharer.to_identity(), manifest().receiver.to_identity())
+    pair = (manifest().sharer.to_identity(), manifest().receiver.to_identity())
+    BridgeStore(Path(sys.argv[1])).remove(*pair)
 BridgeStore(Path(sys.argv[1])).save(manifest(), tensors(1))
 """
 
@@ -348,7 +349,7 @@ def test_two_that_need_one_bridge_make_it_once(store: BridgeStore, killed: bool)
 
 
 def test_a_wait_has_a_limit(store: BridgeStore) -> None:
-    """Whoever will not wait for ever is told which lock it is; another pair has a lock of its own."""
+    """A wait that ends says which lock it is; another pair has a lock of its own."""
     told: list[str] = []
     held, go = threading.Event(), threading.Event()
 

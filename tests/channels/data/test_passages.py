@@ -115,7 +115,7 @@ def test_recall_records_render_as_json() -> None:
 
 
 def test_recall_records_of_a_kind() -> None:
-    """UUIDs where they are asked for; the paper's question by default; equal seeds, equal records."""
+    """UUIDs on request; the paper's question by default; equal seeds, equal records."""
     records, key, _ = recall_records(random.Random(1), 5, keys="uuid", values="uuid")
     assert len(records) == 5
     assert all(

@@ -64,11 +64,12 @@ def test_without_sources_the_topics_are_left(tmp_path: Path) -> None:
 
 
 def test_docstrings_are_read_and_never_run(tmp_path: Path) -> None:
-    """Doctests are dropped, doubles too, tests left out; a file that cannot be parsed is skipped."""
+    """Doctests, doubles and tests are left out; a file that cannot be parsed is skipped."""
     prose = "\n".join(
         f"    Line {i} of a docstring that is long enough to be read." for i in range(6)
     )
-    code = f'"""Short."""\nraise SystemExit\n\nclass A:\n    """Begin.\n\n{prose}\n    >>> 1 + 1\n    """\n'
+    body = f'    """Begin.\n\n{prose}\n    >>> 1 + 1\n    """\n'
+    code = f'"""Short."""\nraise SystemExit\n\nclass A:\n{body}'
     _file(tmp_path, "a.py", code)
     _file(tmp_path, "b.py", code)
     _file(tmp_path, "c.py", 'def broken(:\n    """' + prose)

@@ -66,7 +66,7 @@ def delivered(
 
 
 def after(model: LocalModel, ids: tuple[int, ...], parts: Assembly | None) -> torch.Tensor:
-    """What the model says after the context, (vocabulary,), over what is in place or all by itself."""
+    """Logits after the context, (vocabulary,), over what is in place or all by itself."""
     if parts is None:
         return model.prefill(model.tensor(ids)).logits.float()
     new = model.tensor([ids[position] for position in parts.missing])

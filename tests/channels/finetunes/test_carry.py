@@ -223,7 +223,7 @@ def mixed(receiver: LocalModel, *given: Inbound, ids: tuple[int, ...]) -> Assemb
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_splice_before_it_stays_a_splice(turned: bool) -> None:
-    """Other tokens before a splice are computed, not the splice; whatever the order of the edges."""
+    """Tokens before a splice are computed, not the splice, whatever the edges' order."""
     sharer, receiver = make("llama"), tuned("llama")
     ids = (*OTHER, *WORDS, *OTHER, *WORDS, *NEXT)
     splice = replace(delivered(message_of(receiver), ids, 5, SameModelCacheChannel(sink=2)), edge=1)
