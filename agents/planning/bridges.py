@@ -42,10 +42,10 @@ def other_weights(
         bridge.check(sharer, receiver)
     except (ChannelError, ModelSupportError) as error:
         reason = f"the bridge cannot be used: {error.found}"
-        return ChannelChoice("text", reason, error.expected, error.fix)
+        return ChannelChoice("text", reason, expected=error.expected, advice=error.fix)
     if not shifts_keys(receiver):
         reason = f"keys of {edge.to}'s model cannot be put at other positions"
-        return ChannelChoice("text", reason, "a receiver with a known rotary embedding")
+        return ChannelChoice("text", reason, expected="a receiver with a known rotary embedding")
     if edge.fuse:
         return _fused(edge, bridge)
     return _held_to_retention(edge, bridge, given=given is not None)
@@ -60,7 +60,9 @@ def _fused(edge: EdgeSpec, bridge: Bridge) -> ChannelChoice:
     if not bridge.fuses:
         reason = f"the {name} was fitted without fuse mode"
         fit = f"{_fit_command(ends.sharer.ref, ends.receiver.ref)} --fuse"
-        return ChannelChoice("text", reason, "a bridge that was fitted with --fuse", fit)
+        return ChannelChoice(
+            "text", reason, expected="a bridge that was fitted with --fuse", advice=fit
+        )
     reason = (
         f"other weights; {edge.to} reads the message itself, and the {name} enriches its cache "
         "(audits do not cover fuse mode)"
@@ -75,7 +77,9 @@ def _without_bridge(
         reason = (
             f"{edge.from_} and {edge.to} have the same weights, so no bridge leads between them"
         )
-        return ChannelChoice("text", reason, "two models", "use channel: same_model_cache")
+        return ChannelChoice(
+            "text", reason, expected="two models", advice="use channel: same_model_cache"
+        )
     ends = f"{sharer.ref or edge.from_} to {receiver.ref or edge.to}"
     if spec.bridges == "fit" and not edge.fuse:
         reason = (
@@ -86,7 +90,9 @@ def _without_bridge(
     expected = "a bridge from the sharer's model to the receiver's"
     fit = _fit_command(sharer.ref, receiver.ref) + (" --fuse" if edge.fuse else "")
     fit = fit if sharer.ref and receiver.ref else "load both models by reference and fit a bridge"
-    return ChannelChoice("text", f"other weights, and no bridge from {ends}", expected, fit)
+    return ChannelChoice(
+        "text", f"other weights, and no bridge from {ends}", expected=expected, advice=fit
+    )
 
 
 def _fit_command(sharer: str, receiver: str) -> str:
@@ -107,10 +113,12 @@ def _held_to_retention(edge: EdgeSpec, bridge: Bridge, *, given: bool) -> Channe
         if earned < least:
             reason = f"the {name} keeps {shown:.2f} for certain, below this edge's {least:g}"
             allow = f"min_retention: {shown:.2f} on this edge would allow it" if shown >= 0 else ""
-            return ChannelChoice("text", reason, expected, allow)
+            return ChannelChoice("text", reason, expected=expected, advice=allow)
     elif not given or least > 0:
         audit = f"unspoken bridge audit {join((ends.sharer.ref, ends.receiver.ref))}"
-        return ChannelChoice("text", f"the {name} was never audited", expected, audit)
+        return ChannelChoice(
+            "text", f"the {name} was never audited", expected=expected, advice=audit
+        )
     native = bridge.native_layers
     runs = f"; {edge.to} runs its first {native} layers itself" if native else ""
     reason = f"other weights; {name}: {bridge.describe()}, {kept}{runs}"

@@ -1,6 +1,6 @@
 """What can cross an edge, as the planner decides it, and the channel that follows from it."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Literal
 
 from unspoken.agents.spec.spec import EdgeSpec
@@ -40,6 +40,7 @@ class ChannelChoice:
 
     mode: str
     reason: str
+    _: KW_ONLY
     expected: str = ""
     advice: str = ""
     bridge: Bridge | None = None

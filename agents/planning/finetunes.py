@@ -1,4 +1,4 @@
-"""Edges between fine-tunes of one base: what their policy, or a profile of the pair, lets across."""
+"""Edges between fine-tunes of one base: what their policy or a profile of the pair allows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from shlex import join
@@ -50,22 +50,27 @@ def across(
     moved = place.mode == "splice"
     if moved and not shifts_keys(receiver):
         reason = f"keys of {edge.to}'s model cannot be put at other positions"
-        return ChannelChoice("text", reason, "the same tokens before the message at both ends")
+        return ChannelChoice(
+            "text", reason, expected="the same tokens before the message at both ends"
+        )
     if edge.recompute is None:
         reason = "other weights of one base, and the workflow refuses their cache (recompute: none)"
-        return ChannelChoice("text", reason, "recompute: profile, or groups of layers")
+        return ChannelChoice("text", reason, expected="recompute: profile, or groups of layers")
     if edge.recompute != "profile":
         return _by_groups(edge, check_layer_ranges(edge.recompute, len(receiver.geometry.layers)))
     try:
         profile = find_profile(sharer, receiver)
     except ChannelError as error:
         reason = f"the profile cannot be used: {error.found}"
-        return ChannelChoice("text", reason, error.expected, error.fix)
+        return ChannelChoice("text", reason, expected=error.expected, advice=error.fix)
     ends = f"{_called(sharer, edge.from_)} to {_called(receiver, edge.to)}"
     if profile is None:
         reason = f"other weights of one base, and no profile from {ends}"
         return ChannelChoice(
-            "text", reason, "a profile of the pair", _profile_command(sharer, receiver)
+            "text",
+            reason,
+            expected="a profile of the pair",
+            advice=_profile_command(sharer, receiver),
         )
     return _by_profile(edge, profile, receiver, ends, moved=moved)
 
@@ -76,7 +81,7 @@ def _with_one_opening(
     contexts: Mapping[str, Sequence[Piece]],
     models: Mapping[str, "LocalModel"],
 ) -> Mapping[str, Sequence[Piece]]:
-    """The outlines, with one opening at both ends where two models' templates give the same tokens."""
+    """The outlines, with one opening at both ends where both templates give the same tokens."""
     if any(spec.agents[name].system is not None for name in (edge.from_, edge.to)):
         return contexts
     openings = [models[name].context_builder.opening(None).ids for name in (edge.from_, edge.to)]
@@ -100,7 +105,7 @@ def _by_profile(
     """The cheapest point of a profile within the edge's bound."""
     unfit = _unfit(edge, profile, receiver, moved=moved)
     if unfit is not None:
-        return ChannelChoice("text", *unfit)
+        return unfit
     timed = str(profile.machine.get("device", "")).partition(":")[0] == receiver.device.type
     within = profile.within(edge.max_kl, moved=moved)
     point = next((one for one in within if not (timed and one.slow)), None)
@@ -111,7 +116,7 @@ def _by_profile(
         reason += f"; the nearest keeps {highs[0]:.4f}" if highs else ""
         if within:
             reason = f"what keeps {ends} within {edge.max_kl:g} nats was no faster than text"
-        return ChannelChoice("text", reason, "a profile within the edge's max_kl")
+        return ChannelChoice("text", reason, expected="a profile within the edge's max_kl")
     speed = f", {point.speedup:.1f}x" if point.speedup and timed else ""
     evidence = f"profile: {found.kl:.4f} nats, interval up to {found.high:.4f}{speed}"
     what = f"layers {point.named} computed anew" if point.layer_ranges else "taken as it is"
@@ -127,28 +132,28 @@ def _by_profile(
 
 def _unfit(
     edge: EdgeSpec, profile: Profile, receiver: "LocalModel", *, moved: bool
-) -> tuple[str, str, str] | None:
-    """What makes a profile's bound say nothing of an edge: what was found, what was expected, the
-    fix.
-    """
-    dtype = str(receiver.dtype).removeprefix("torch.")
-    if profile.receiver.layer_dtype != dtype:
-        found = f"the profile was measured in {profile.receiver.layer_dtype}, and {edge.to} computes in {dtype}"
-        return found, f"a profile in {dtype}", "measure it again in that dtype"
-    if edge.codec != "raw":
-        found = (
+) -> ChannelChoice | None:
+    """Text, where a profile's bound says nothing of an edge."""
+    measured, dtype = profile.receiver.layer_dtype, str(receiver.dtype).removeprefix("torch.")
+    sink = edge.repair.sink if edge.repair else 0
+    least = profile.settings.get("sink", 0) if moved else 0
+    if measured != dtype:
+        reason = f"the profile was measured in {measured}, and {edge.to} computes in {dtype}"
+        expected, advice = f"a profile in {dtype}", "measure it again in that dtype"
+    elif edge.codec != "raw":
+        reason = (
             f"the profile's bound is for a cache as it is, and the edge keeps it as {edge.codec}"
         )
-        return found, "codec: raw, or groups of layers", "leave codec out"
-    sink = edge.repair.sink if edge.repair else 0
-    if moved and sink < profile.settings.get("sink", 0):
-        found = (
-            "behind other tokens the profile was measured with the first "
-            f"{profile.settings['sink']} computed anew, "
+        expected, advice = "codec: raw, or groups of layers", "leave codec out"
+    elif sink < least:
+        reason = (
+            f"behind other tokens the profile was measured with the first {least} computed anew, "
             f"and the edge repairs {sink}"
         )
-        return found, f"repair: {{sink: {profile.settings['sink']}}} or more", "leave repair out"
-    return None
+        expected, advice = f"repair: {{sink: {least}}} or more", "leave repair out"
+    else:
+        return None
+    return ChannelChoice("text", reason, expected=expected, advice=advice)
 
 
 def _called(model: "LocalModel", agent: str) -> str:

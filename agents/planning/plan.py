@@ -16,7 +16,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EdgePlan:
     """What is planned for one edge.
 
@@ -65,7 +65,7 @@ class EdgePlan:
         return self.asked not in ("auto", self.channel)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Plan:
     """The plan of a workflow.
 

@@ -26,10 +26,6 @@ from unspoken.channels.projected import Bridge
 if TYPE_CHECKING:
     from unspoken.agents.models.model import LocalModel
     from unspoken.channels.base import Channel
-    from unspoken.channels.projected import Bridge
-if TYPE_CHECKING:
-    from unspoken.agents.models.model import LocalModel
-    from unspoken.channels.base import Channel
 
 __all__ = [
     "choose_channel",
@@ -84,7 +80,7 @@ def plan_workflow(
     if problems:
         raise WorkflowError(problems)
     notes = {spec.agents[name].model: _notes(model) for name, model in models.items()}
-    return Plan(spec.name, tuple(edges), channels, notes)
+    return Plan(workflow=spec.name, edges=tuple(edges), channels=channels, notes=notes)
 
 
 def _impossible_layers(edge: EdgeSpec, number: int, receiver: "LocalModel") -> Problem | None:
@@ -112,25 +108,25 @@ def _plan_edge(
 ) -> EdgePlan:
     edge = spec.edges[number]
     model = models[edge.from_]
-    bridge = choice.bridge
     compressed = edge.codec != "raw" and _brings_state(choice)
+    audited = None if choice.mode == "fused" else choice.bridge
     return EdgePlan(
-        number,
-        edge.from_,
-        edge.to,
-        edge.channel,
-        choice.channel,
-        spec.share_of(edge),
-        choice.mode,
-        f"{choice.reason}; kept as {edge.codec}, so not exact" if compressed else choice.reason,
-        choice.advice,
-        _known_tokens(spec, edge, model, inputs),
-        _bytes_per_token(edge, choice, model),
-        None if bridge is None or choice.mode == "fused" else bridge.earned,
-        0 if bridge is None or choice.mode == "fused" else bridge.native_layers,
-        choice.unfitted,
-        choice.layer_ranges,
-        choice.max_kl,
+        number=number,
+        sharer=edge.from_,
+        receiver=edge.to,
+        asked=edge.channel,
+        channel=choice.channel,
+        share=spec.share_of(edge),
+        mode=choice.mode,
+        reason=choice.reason + (f"; kept as {edge.codec}, so not exact" if compressed else ""),
+        advice=choice.advice,
+        tokens=_known_tokens(spec, edge, model, inputs),
+        bytes_per_token=_bytes_per_token(edge, choice, model),
+        retention=None if audited is None else audited.earned,
+        native_layers=0 if audited is None else audited.native_layers,
+        unfitted=choice.unfitted,
+        recompute=choice.layer_ranges,
+        kl=choice.max_kl,
     )
 
 
@@ -190,7 +186,7 @@ def choose_channel(
     carries_state = custom is None or custom.carries_state
     if spec.agents[edge.from_].for_each is not None and carries_state:
         reason = f"{edge.from_} runs once per item, and its items have contexts of their own"
-        return ChannelChoice("text", reason, "a sharer with one context")
+        return ChannelChoice("text", reason, expected="a sharer with one context")
     sharer, receiver = models[edge.from_], models[edge.to]
     if custom is not None:
         return _by_custom(custom, sharer, receiver)
@@ -206,14 +202,16 @@ def choose_channel(
         make_channel(edge, "same_model_cache").check(sharer, receiver)
     except ChannelError as error:
         if edge.channel != "auto" or sharer.identity == receiver.identity:
-            return ChannelChoice("text", error.found, error.expected)
+            return ChannelChoice("text", error.found, expected=error.expected)
         return other_weights(spec, number, contexts, models, find_bridge, None)
     choice = same_weights(spec, number, contexts)
     if choice.mode == "splice" and not shifts_keys(receiver):
         reason = (
             "this model's keys cannot be moved, and the message stands elsewhere than at its sharer"
         )
-        return ChannelChoice("text", reason, "the same tokens before the message at both ends")
+        return ChannelChoice(
+            "text", reason, expected="the same tokens before the message at both ends"
+        )
     return choice
 
 
@@ -222,7 +220,7 @@ def _by_custom(channel: "Channel", sharer: "LocalModel", receiver: "LocalModel")
     try:
         channel.check(sharer, receiver)
     except (ChannelError, ModelSupportError) as error:
-        return ChannelChoice("text", error.found, error.expected)
+        return ChannelChoice("text", error.found, expected=error.expected)
     reason = f"the workflow's own {type(channel).__name__}, which tells at run time how it carried"
     return ChannelChoice("custom", reason, custom=channel)
 
@@ -232,4 +230,6 @@ def _neither(across: ChannelChoice, bridged: ChannelChoice) -> ChannelChoice:
     if across.reason == bridged.reason:
         return bridged
     advice = ", or ".join(one for one in (across.advice, bridged.advice) if one)
-    return ChannelChoice("text", f"{across.reason}; {bridged.reason}", across.expected, advice)
+    return ChannelChoice(
+        "text", f"{across.reason}; {bridged.reason}", expected=across.expected, advice=advice
+    )

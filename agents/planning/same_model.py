@@ -24,7 +24,10 @@ def same_weights(
     last = max(index for index, piece in enumerate(ours) if piece.edge == number)
     for left, right in zip(theirs, ours[: last + 1], strict=False):
         if left.key != right.key:
-            reason = f"same weights, but {left.label} at {edge.from_} stands where {edge.to} has {right.label}"
+            reason = (
+                f"same weights, but {left.label} at {edge.from_} "
+                f"stands where {edge.to} has {right.label}"
+            )
             return ChannelChoice("splice", reason, advice=_advice(spec, number, left, right))
     if len(theirs) <= last:
         return ChannelChoice("splice", f"{edge.to} has more before the message than {edge.from_}")
@@ -46,14 +49,14 @@ def rewritten(
             f"whole turns cannot stand inside the prompt of {edge.to}, so it quotes their words"
         )
         return ChannelChoice(
-            "text", reason, f"{edge.from_}.text outside the prompt, or share: output"
+            "text", reason, expected=f"{edge.from_}.text outside the prompt, or share: output"
         )
     if prints_message(spec.agents[edge.to].prompt, edge.from_):
         return ChannelChoice(
             "splice", f"same weights; the prompt of {edge.to} places the message under a condition"
         )
     reason = f"the prompt of {edge.to} changes the message's words, so they are read anew"
-    return ChannelChoice("text", reason, f"the whole of {edge.from_}.text, unfiltered")
+    return ChannelChoice("text", reason, expected=f"the whole of {edge.from_}.text, unfiltered")
 
 
 def _advice(spec: WorkflowSpec, number: int, left: Piece, right: Piece) -> str:
