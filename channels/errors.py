@@ -2,18 +2,21 @@
 
 ::
 
-    UnspokenError ├── InputError                what a person wrote is wrong (exit code 2) │   ├──
-    WorkflowError         a workflow, in YAML or Python; lists all its problems │   ├──
-    ModelReferenceError   a model reference that leads nowhere │   ├── TemplateError         a
-    prompt, condition or output template │   ├── ModelSupportError     a model that cannot do what
-    is asked of it │   └── ContextLengthError    more tokens than the model's context holds ├──
-    ChannelError              an edge cannot carry what it was given │   ├── BridgeError           a
-    bridge that is broken, missing or unfit │   ├── IdentityMismatch      a state made by other
-    weights │   ├── GeometryMismatch      a state of another shape, dtype or device │   ├──
-    PacketError           bytes that are not a whole, genuine packet; its kind says what is wrong │
-    ├── ProfileError          a profile of a pair of fine-tunes that is broken or missing │   └──
-    StateError            positions that are missing, overlap or were trimmed └── RunError
-    a run failed (exit code 1); names agent and edge
+    UnspokenError
+    ├── InputError                what a person wrote is wrong (exit code 2)
+    │   ├── WorkflowError         a workflow, in YAML or Python; lists all its problems
+    │   ├── ModelReferenceError   a model reference that leads nowhere
+    │   ├── TemplateError         a prompt, condition or output template
+    │   ├── ModelSupportError     a model that cannot do what is asked of it
+    │   └── ContextLengthError    more tokens than the model's context holds
+    ├── ChannelError              an edge cannot carry what it was given
+    │   ├── BridgeError           a bridge that is broken, missing or unfit
+    │   ├── IdentityMismatch      a state made by other weights
+    │   ├── GeometryMismatch      a state of another shape, dtype or device
+    │   ├── PacketError           bytes that are no whole, genuine packet; its kind says why
+    │   ├── ProfileError          a profile of a pair of fine-tunes that is broken or missing
+    │   └── StateError            positions that are missing, overlap or were trimmed
+    └── RunError                  a run failed (exit code 1); names agent and edge
         ├── AgentError            an agent's turn raised
         └── RunTimeout            an agent or the whole run took too long
 """
@@ -44,7 +47,7 @@ __all__ = [
 
 
 class UnspokenError(Exception):
-    """What was found, what was expected, and how to mend it.
+    """What was found, what was expected, and how to fix it.
 
     Args:
         found: What is wrong, as one sentence that names the thing.

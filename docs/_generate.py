@@ -289,6 +289,6 @@ SECTIONS = {
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT / ".src"), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT / ".src"), str(ROOT / "tests" / "support")]
     for page, text in pages().items():
         page.write_text(text, encoding="utf-8")

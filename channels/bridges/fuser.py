@@ -4,11 +4,13 @@ input.
 After Cache-to-Cache (Fu et al., arXiv 2510.03215, section 3), but on un-rotated keys, with keys and
 values through one joint bottleneck (Latent Cache Flow, arXiv 2605.22863) and plain sigmoid gates::
 
-    theirs   = standardised sharer rows · encode              rank numbers per token mine     =
-    standardised own rows · own_encode             own_rank numbers per token last     = theirs of
-    the input's last token               it has read all of the input hidden   = silu(up([theirs ;
-    mine ; last])) residual = down(hidden) · spread rows     = own + gate[layer] · weight[token,
-    head] · residual      weight = sigmoid(weigh(hidden))
+    theirs   = standardised sharer rows · encode       rank numbers per token
+    mine     = standardised own rows · own_encode      own_rank numbers per token
+    last     = theirs of the input's last token        it has read all of the input
+    hidden   = silu(up([theirs ; mine ; last]))
+    residual = down(hidden) · spread
+    weight   = sigmoid(weigh(hidden))
+    rows     = own + gate[layer] · weight[token, head] · residual
 """
 
 from collections.abc import Mapping

@@ -5,11 +5,12 @@ Three parts, after reduced-rank regression (Izenman 1975), Cache-to-Cache (arXiv
 projection and a weighting module, a gate per layer) and Latent Cache Flow (arXiv 2605.22863: keys
 and values jointly through one bottleneck)::
 
-    code     = standardised features · encode                 rank numbers per token, all layers,
-    keys and values rows     = code · decode                                  the closed form hidden
-    = silu(up(code)) residual = down(hidden) · spread                          through a bottleneck,
-    keys and values together rows    += gate[layer] · weight[token, head] · residual   weight =
-    sigmoid(weigh(hidden))
+    code     = standardised features · encode          rank numbers per token, for all layers
+    rows     = code · decode                           the closed form
+    hidden   = silu(up(code))
+    residual = down(hidden) · spread                   keys and values through one bottleneck
+    weight   = sigmoid(weigh(hidden))
+    rows    += gate[layer] · weight[token, head] · residual
 """
 
 from collections.abc import Iterator

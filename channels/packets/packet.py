@@ -8,9 +8,9 @@ layer is checked when it arrives, before anything is made of it.
 
 ::
 
-    8 bytes   length of the header, little-endian header    JSON: __metadata__ {format, manifest,
-    signature}, then name, dtype, shape and place of each tensor data      layer 0's tensors, layer
-    1's, …
+    8 bytes   length of the header, little-endian
+    header    JSON: __metadata__ {format, manifest, signature}, then name, dtype, shape and place
+    data      layer 0's tensors, layer 1's, …
 """
 
 import struct
