@@ -114,7 +114,7 @@ def test_a_policy_may_refuse_whatever_the_profile_says(
     assert edge.mode == "text" and "recompute: none" in edge.reason
 
 
-@pytest.mark.parametrize(("groups", "anew"), [([], 0), ([[0, 1]], 1), ([[0, 2]], 2)])
+@pytest.mark.parametrize(("layer_ranges", "anew"), [([], 0), ([[0, 1]], 1), ([[0, 2]], 2)])
 def test_a_policy_may_name_the_layers(
     models: tuple[LocalModel, LocalModel], layer_ranges: list[list[int]], anew: int
 ) -> None:

@@ -97,7 +97,7 @@ def test_neighbouring_groups_are_one() -> None:
     assert entry_layers(((0, 3), (5, 6))) == (5,)
 
 
-@pytest.mark.parametrize("groups", [[[2, 2]], [[-1, 1]], [[0, 9]], [[2, 4], [3, 5]], [[1]]])
+@pytest.mark.parametrize("layer_ranges", [[[2, 2]], [[-1, 1]], [[0, 9]], [[2, 4], [3, 5]], [[1]]])
 def test_groups_that_make_no_sense_are_refused(layer_ranges: list[list[int]]) -> None:
     with pytest.raises(InputError, match="group of layers"):
         check_layer_ranges(layer_ranges, 8)
