@@ -7,27 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import call, done, refused
 from processes import python
 from sample_bridges import AUDIT, identity, manifest, tensors
-from typer.testing import CliRunner, Result
 
-from unspoken.agents.cli.main import app
 from unspoken.agents.models.identity import remember
 from unspoken.channels.bridges.folder import read, write
 from unspoken.channels.bridges.store import BridgeStore
 
 PAIR = ("owner/Alpha", "owner/Beta")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of our own, and output that does not depend on who runs this."""
-    monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for name in ("UNSPOKEN_BRIDGES", "FORCE_COLOR", "TTY_COMPATIBLE", "UNSPOKEN_DEBUG"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("COLUMNS", "400")
-    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -36,34 +24,25 @@ def saved() -> Path:
     return BridgeStore().save(manifest(audit=AUDIT), tensors())
 
 
-def call(*args: object, answer: str | None = None) -> Result:
-    return CliRunner().invoke(app, ["bridge", *map(str, args)], input=answer)
+def bridge(*args: object) -> str:
+    return done("bridge", *args)
 
 
-def done(*args: object) -> str:
-    result = call(*args)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
-
-
-def refused(*args: object) -> str:
-    result = call(*args)
-    assert result.exit_code in (1, 2) and result.stdout == ""
-    assert result.stderr.startswith("error: ") and "unexpected" not in result.stderr
-    return result.stderr
+def bridge_refused(*args: object) -> str:
+    return refused("bridge", *args)
 
 
 def test_an_empty_list_says_where_it_looked(cache: Path) -> None:
     """Nothing there is not an error; the way to a bridge is shown."""
-    said = done("list")
+    said = bridge("list")
     assert str(cache / "bridges") in said and "unspoken bridge fit A B" in said
-    assert json.loads(done("list", "--json")) == []
+    assert json.loads(bridge("list", "--json")) == []
 
 
 def test_list_shows_the_figures(saved: Path) -> None:
     """One line per bridge; unknown figures are dashes."""
     BridgeStore().save(manifest("c/d"), tensors())
-    said = done("list")
+    said = bridge("list")
     heads = "sharer receiver size retention specific earned date path"
     assert all(name in said for name in heads.split())
     (line,) = [line for line in said.splitlines() if str(saved) in line]
@@ -75,7 +54,7 @@ def test_list_shows_the_figures(saved: Path) -> None:
 
 def test_list_json(saved: Path) -> None:
     """The same as data."""
-    (line,) = json.loads(done("list", "--json"))
+    (line,) = json.loads(bridge("list", "--json"))
     assert line["path"] == str(saved) and line["error"] is None
     assert (line["sharer"], line["receiver"]) == PAIR
     assert (line["retention"], line["specific"], line["earned"]) == (0.8125, 0.75, 0.7)
@@ -85,12 +64,12 @@ def test_list_json(saved: Path) -> None:
 def test_list_shows_broken_bridges(saved: Path) -> None:
     """A broken one is listed, with what is wrong and what to do."""
     os.truncate(saved / "bridge.safetensors", 10)
-    said = done("list")
+    said = bridge("list")
     assert "broken" in said and "has 10 bytes" in said and "unspoken bridge pull" in said
     (saved / "bridge.json").write_text("{")
-    (line,) = json.loads(done("list", "--json"))
+    (line,) = json.loads(bridge("list", "--json"))
     assert line["sharer"] is None and "is not JSON" in line["error"]
-    assert "?" in done("list")
+    assert "?" in bridge("list")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +82,7 @@ def test_list_shows_broken_bridges(saved: Path) -> None:
 )
 def test_show_by_models_or_folder(saved: Path, words: Callable[[Path], tuple[object, ...]]) -> None:
     """Both models, the folder, or its name in the store lead to the bridge."""
-    said = done("show", *words(saved))
+    said = bridge("show", *words(saved))
     for part in (
         *PAIR,
         "2 layers, float32",
@@ -123,7 +102,7 @@ def test_show_by_models_or_folder(saved: Path, words: Callable[[Path], tuple[obj
 
 def test_show_json_is_the_manifest(saved: Path) -> None:
     """All of the manifest, and where it is."""
-    found = json.loads(done("show", *PAIR, "--json"))
+    found = json.loads(bridge("show", *PAIR, "--json"))
     assert found.pop("path") == str(saved)
     assert found == json.loads((saved / "bridge.json").read_text())
 
@@ -131,23 +110,23 @@ def test_show_json_is_the_manifest(saved: Path) -> None:
 def test_show_says_what_is_missing_or_broken(saved: Path) -> None:
     """A bridge without an audit says how to get one; a broken one is an error."""
     BridgeStore().save(manifest("c/d"), tensors())
-    assert "unspoken bridge audit" in done("show", "c/d", PAIR[1])
+    assert "unspoken bridge audit" in bridge("show", "c/d", PAIR[1])
     os.truncate(saved / "bridge.safetensors", 10)
-    assert "has 10 bytes" in refused("show", *PAIR)
+    assert "has 10 bytes" in bridge_refused("show", *PAIR)
 
 
 def test_a_bridge_that_is_not_there(saved: Path) -> None:
     """The error lists what is there, and the command that makes the missing one."""
     for command in ("show", "remove"):
-        said = refused(command, "owner/Beta", "owner/Alpha")
+        said = bridge_refused(command, "owner/Beta", "owner/Alpha")
         assert "there is no bridge from owner/Beta to owner/Alpha" in said
         assert "one of: owner/Alpha owner/Beta" in said
         assert "unspoken bridge fit owner/Beta owner/Alpha" in said
-    assert "there is no bridge at nowhere" in refused("show", "nowhere")
+    assert "there is no bridge at nowhere" in bridge_refused("show", "nowhere")
     (saved / "bridge.json").write_text("{")
-    assert f"{saved} (broken)" in refused("show", *PAIR)
-    done("remove", saved, "--yes")
-    assert "which holds none yet" in refused("show", *PAIR)
+    assert f"{saved} (broken)" in bridge_refused("show", *PAIR)
+    bridge("remove", saved, "--yes")
+    assert "which holds none yet" in bridge_refused("show", *PAIR)
 
 
 def _model(folder: Path, name: str) -> Path:
@@ -161,14 +140,14 @@ def _model(folder: Path, name: str) -> Path:
 def test_models_are_known_by_identity(saved: Path, tmp_path: Path) -> None:
     """A known identity decides, whatever the model is called; nothing is loaded."""
     alpha, beta = _model(tmp_path / "one", PAIR[0]), _model(tmp_path / "two", PAIR[1])
-    assert str(saved) in done("show", alpha, beta)
-    assert str(saved) in done("show", alpha, PAIR[1])
+    assert str(saved) in bridge("show", alpha, beta)
+    assert str(saved) in bridge("show", alpha, PAIR[1])
     named = manifest()
     side = named.sharer.model_copy(update={"ref": str(alpha)})
     BridgeStore().save(named.model_copy(update={"sharer": side}), tensors())
-    assert str(saved) in done("show", alpha, beta)
+    assert str(saved) in bridge("show", alpha, beta)
     _model(alpha, "trained since")
-    assert "there is no bridge" in refused("show", alpha, beta)
+    assert "there is no bridge" in bridge_refused("show", alpha, beta)
 
 
 def test_two_bridges_of_one_name_must_be_told_apart(saved: Path) -> None:
@@ -177,26 +156,26 @@ def test_two_bridges_of_one_name_must_be_told_apart(saved: Path) -> None:
     weights = other.sharer.identity.model_copy(update={"weights": "other"})
     side = other.sharer.model_copy(update={"identity": weights})
     second = BridgeStore().save(other.model_copy(update={"sharer": side}), tensors())
-    said = refused("show", *PAIR)
+    said = bridge_refused("show", *PAIR)
     assert "more than one bridge" in said and str(saved) in said and str(second) in said
-    assert str(second) in done("show", second)
+    assert str(second) in bridge("show", second)
 
 
 def test_remove_asks_first(saved: Path) -> None:
     """No is no; --yes does not ask."""
-    result = call("remove", *PAIR, answer="n\n")
+    result = call("bridge", "remove", *PAIR, answer="n\n")
     assert result.exit_code == 1 and saved.exists()
     assert str(saved) in result.stderr
-    assert call("remove", *PAIR, answer="y\n").exit_code == 0 and not saved.exists()
+    assert call("bridge", "remove", *PAIR, answer="y\n").exit_code == 0 and not saved.exists()
     again = BridgeStore().save(manifest(), tensors())
-    assert done("remove", again, "--yes").strip() == str(again) and not again.exists()
+    assert bridge("remove", again, "--yes").strip() == str(again) and not again.exists()
 
 
 def test_remove_leaves_other_folders_alone(tmp_path: Path) -> None:
     """A folder that is no bridge is not removed by mistake."""
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "notes.txt").write_text("mine")
-    assert "is no bridge's folder" in refused("remove", tmp_path / "precious", "--yes")
+    assert "is no bridge's folder" in bridge_refused("remove", tmp_path / "precious", "--yes")
     assert (tmp_path / "precious" / "notes.txt").exists()
 
 
@@ -208,24 +187,24 @@ def test_push_and_pull_by_a_folder(
     out = tmp_path / "out"
     words: tuple[Any, ...] = PAIR if by_pair else (saved,)
     monkeypatch.chdir(tmp_path)
-    done("push", *words, "./out")
+    bridge("push", *words, "./out")
     monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "other"))
-    pulled = Path(done("pull", out).strip())
+    pulled = Path(bridge("pull", out).strip())
     assert pulled == tmp_path / "other" / "bridges" / saved.name
     assert read(pulled)[0] == read(out)[0] == read(saved)[0]
 
 
 def test_push_and_pull_refuse(saved: Path, tmp_path: Path) -> None:
     """Wrong counts of words, things that are not bridges, and bridges that are broken."""
-    assert "two or three arguments, not 1" in refused("push", saved)
-    assert "two or three arguments, not 4" in refused("push", *PAIR, "a", "b")
-    assert "there is no bridge at" in refused("pull", tmp_path / "none")
+    assert "two or three arguments, not 1" in bridge_refused("push", saved)
+    assert "two or three arguments, not 4" in bridge_refused("push", *PAIR, "a", "b")
+    assert "there is no bridge at" in bridge_refused("pull", tmp_path / "none")
     write(tmp_path / "cut", manifest(), tensors())
     os.truncate(tmp_path / "cut" / "bridge.safetensors", 10)
-    assert "has 10 bytes" in refused("pull", tmp_path / "cut")
-    assert "has 10 bytes" in refused("push", tmp_path / "cut", tmp_path / "out")
-    assert "owner/nowhere cannot be pulled" in refused("pull", "owner/nowhere")
-    assert "owner/name" in refused("pull", "not an id")
+    assert "has 10 bytes" in bridge_refused("pull", tmp_path / "cut")
+    assert "has 10 bytes" in bridge_refused("push", tmp_path / "cut", tmp_path / "out")
+    assert "owner/nowhere cannot be pulled" in bridge_refused("pull", "owner/nowhere")
+    assert "owner/name" in bridge_refused("pull", "not an id")
 
 
 def test_listing_imports_no_torch(saved: Path) -> None:

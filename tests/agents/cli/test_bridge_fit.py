@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import call, done, refused
 from flows import own_cache
 from pairs import AUDIT, corpus, few_held_out, folders
 from sample_bridges import AUDIT as SAMPLE
 from sample_bridges import manifest, tensors
-from typer.testing import CliRunner, Result
 
 from unspoken.agents.bench import ablation, dial
 from unspoken.agents.cli import audit_view as view
 from unspoken.agents.cli.audit_view import kept_by_way
 from unspoken.agents.cli.bridge_fit import progress_line
-from unspoken.agents.cli.main import app
 from unspoken.channels.bridges import make as bridging
 from unspoken.channels.bridges.audit import stored as auditing
 from unspoken.channels.bridges.fit.progress import FitProgress
@@ -57,12 +56,8 @@ def pair(root: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture(autouse=True)
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache of our own, and fits and audits of seconds."""
-    monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "300")
-    for name in ("UNSPOKEN_BRIDGES", "FORCE_COLOR", "TTY_COMPATIBLE", "UNSPOKEN_DEBUG"):
-        monkeypatch.delenv(name, raising=False)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits and audits of seconds."""
     few_held_out(monkeypatch)
 
     def rows(self: auditing.AuditPlan, text: Any) -> Any:
@@ -82,23 +77,6 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("gram_tokens", 300), ("hidden", 8), ("bottleneck", 4)):
         defaults[list(FitSettings.__dataclass_fields__).index(name)] = value
     monkeypatch.setattr(fit, "__defaults__", tuple(defaults))
-
-
-def call(*args: object) -> Result:
-    return CliRunner().invoke(app, list(map(str, args)))
-
-
-def done(*args: object) -> str:
-    result = call(*args)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
-
-
-def refused(*args: object) -> str:
-    result = call(*args)
-    assert result.exit_code in (1, 2) and result.stdout == ""
-    assert result.stderr.startswith("error: ") and "unexpected" not in result.stderr
-    return result.stderr
 
 
 def test_fit_then_audit_then_show(

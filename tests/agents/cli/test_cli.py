@@ -2,178 +2,21 @@
 
 import errno
 import json
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-from processes import environment, python, until
+from command_line import INPUTS, call, done, write_workflow
+from processes import python
 from ruamel.yaml import YAML
 from tiny import tiny_llama
-from typer.testing import CliRunner, Result
 
 from unspoken.agents.bench import BENCHES
 from unspoken.agents.cli import plan as plan_commands
-from unspoken.agents.cli.main import app
 from unspoken.agents.models.catalog import EMBEDDED
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "reader_solver" / "workflow.yaml"
-
-WORKFLOW = """\
-name: pair
-models: {{tiny: {model}}}
-inputs: {{document: text, question: text}}
-agents:
-  reader: {{model: tiny, prompt: "{{{{ inputs.document }}}}", generate: none}}
-  solver:
-    model: tiny
-    prompt: "the question is {{{{ inputs.question }}}}"
-    generate: {{max_new_tokens: {tokens}}}
-    timeout: {timeout}
-edges:
-  - {{from: reader, to: solver, share: prompt, repair: {{sink: 2}}}}
-outputs:
-  answer: "{{{{ solver.text }}}}"
-"""
-
-TURN_KEYS = {
-    "turn",
-    "prompt_tokens",
-    "prefilled_tokens",
-    "reused_tokens",
-    "recomputed_tokens",
-    "projected_tokens",
-    "generated_tokens",
-    "layer_tokens_computed",
-    "ttft_s",
-    "seconds",
-    "finish",
-}
-EDGE_KEYS = {"from", "to", "channel", "reason", "tokens", "bytes", "seconds"}
-EDGE_KEYS |= {"turn", "planned", "exact", "reused", "repaired", "projected", "layer_tokens"}
-EDGE_KEYS |= {"recomputed_layers"}
-RUN_KEYS = {"run_id", "outputs", "agents", "edges", "seconds"}
-RUN_KEYS |= {"workflow", "fallbacks", "peak_state_bytes"}
-
-INPUTS = ("-i", "document=who is it that was on the document", "-i", "question=what is a key")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache folder of our own, and colours that do not depend on who runs this."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNSPOKEN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "UNSPOKEN_DEBUG", "COLUMNS"):
-            patch.delenv(name, raising=False)
-        yield
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture
-def workflow(tmp_path: Path, model: Path) -> Path:
-    return write(tmp_path, model)
-
-
-def write(folder: Path, model: Path, tokens: int = 6, timeout: str = "none") -> Path:
-    file = folder / "pair.yaml"
-    file.write_text(WORKFLOW.format(model=model, tokens=tokens, timeout=timeout), encoding="utf-8")
-    return file
-
-
-def call(*args: object) -> Result:
-    return CliRunner().invoke(app, [str(arg) for arg in args])
-
-
-def run_json(*args: object) -> dict[str, Any]:
-    result = call("run", *args, "--json")
-    assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert isinstance(found, dict)
-    return found
-
-
-def test_run_json_has_the_documented_keys(workflow: Path) -> None:
-    """One JSON object, with the keys that docs and design promise, is all there is on stdout."""
-    found = run_json(workflow, *INPUTS)
-    assert set(found) == RUN_KEYS
-    assert set(found["outputs"]) == {"answer"}
-    assert set(found["agents"]) == {"reader", "solver"}
-    for turns in found["agents"].values():
-        assert [set(turn) for turn in turns] == [TURN_KEYS]
-    assert [set(edge) for edge in found["edges"]] == [EDGE_KEYS]
-    assert (found["edges"][0]["from"], found["edges"][0]["to"]) == ("reader", "solver")
-
-
-def test_run_json_counts_each_prompt_token_once(workflow: Path) -> None:
-    """The prompt is the sum of what was prefilled, recomputed, projected and reused."""
-    found = run_json(workflow, *INPUTS)
-    for (turn,) in found["agents"].values():
-        kinds = ("prefilled", "recomputed", "projected", "reused")
-        assert turn["prompt_tokens"] == sum(turn[f"{kind}_tokens"] for kind in kinds) > 0
-    assert found["agents"]["solver"][0]["reused_tokens"] > 0
-    assert found["agents"]["solver"][0]["generated_tokens"] == 6
-
-
-def test_run_prints_outputs_alone_on_stdout(workflow: Path) -> None:
-    """Without --json stdout is the bare output, and stderr says what went on and what it cost."""
-    expected = run_json(workflow, *INPUTS)["outputs"]["answer"]
-    result = call("run", workflow, *INPUTS)
-    assert result.exit_code == 0
-    assert result.stdout == expected + "\n"
-    for words in (
-        "reader: turn 1 started",
-        "reader -> solver: same_model_cache",
-        "prefilled",
-        "ran in",
-    ):
-        assert words in result.stderr
-
-
-def test_run_reads_an_input_from_a_file(workflow: Path, tmp_path: Path) -> None:
-    """NAME=@FILE gives the same run as the file's text."""
-    file = tmp_path / "document.txt"
-    file.write_text(INPUTS[1].partition("=")[2] + "\n", encoding="utf-8")
-    from_file = run_json(workflow, "-i", f"document=@{file}", *INPUTS[2:])
-    assert from_file["outputs"] == run_json(workflow, *INPUTS)["outputs"]
-
-
-def test_an_input_may_have_any_name(workflow: Path) -> None:
-    """An input called self is an input like others."""
-    text = workflow.read_text(encoding="utf-8").replace("question: text", "self: text")
-    workflow.write_text(text.replace("inputs.question", "inputs.self"), encoding="utf-8")
-    assert run_json(workflow, *INPUTS[:3], "self=what is a key")["outputs"]["answer"]
-    assert call("plan", workflow, *INPUTS[:3], "self=what is a key").exit_code == 0
-
-
-def test_skipped_agents_and_fallbacks_are_told(tmp_path: Path, model: Path) -> None:
-    """The tables name a skipped agent and an edge that fell back to text."""
-    other = tiny_llama(tmp_path / "other", seed=1)
-    file = tmp_path / "flow.yaml"
-    file.write_text(
-        f"name: w\nmodels: {{m: {model}, o: {other}}}\nagents:\n"
-        "  a: {model: m, prompt: the key, generate: {max_new_tokens: 4}}\n"
-        "  b: {model: o, prompt: the value, generate: {max_new_tokens: 4}}\n"
-        "  c: {model: m, prompt: never}\n"
-        "edges:\n  - {from: a, to: b, channel: same_model_cache}\n"
-        '  - {from: a, to: c, when: "false"}\n',
-        encoding="utf-8",
-    )
-    result = call("run", file)
-    assert result.exit_code == 0, result.stderr
-    assert "c: skipped" in result.stderr
-    assert "! a → b fell back to text: " in result.stderr
-    assert [line.split()[:2] for line in result.stderr.splitlines() if " skipped" in line][-1] == [
-        "c",
-        "skipped",
-    ]
 
 
 def bench_result() -> dict[str, Any]:
@@ -206,34 +49,6 @@ def test_bench_help_lists_the_benchmarks() -> None:
         assert f"{name}: " in result.stdout
 
 
-def test_events_are_lines_of_json(workflow: Path, tmp_path: Path) -> None:
-    """--events writes every event from the start to the outputs, in order."""
-    file = tmp_path / "events.jsonl"
-    outputs = run_json(workflow, *INPUTS, "--events", file)["outputs"]
-    events = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    kinds = [event["event"] for event in events]
-    assert (kinds[0], kinds[-1]) == ("RunStarted", "RunFinished")
-    assert kinds.count("TurnFinished") == 2
-    assert "TokenWritten" in kinds
-    assert "MessageCarried" in kinds
-    assert events[-1]["outputs"] == outputs
-
-
-def test_events_to_stdout_take_the_place_of_the_outputs(workflow: Path) -> None:
-    """With --events - every line of stdout is an event."""
-    result = call("run", workflow, *INPUTS, "--events", "-")
-    lines = [json.loads(line) for line in result.stdout.splitlines()]
-    assert lines[-1]["event"] == "RunFinished"
-
-
-def test_log_level_logs_to_stderr_alone(workflow: Path) -> None:
-    """--log-level shows the library's log on stderr and leaves stdout to the outputs."""
-    result = call("run", workflow, *INPUTS, "--log-level", "info", "--json")
-    assert json.loads(result.stdout)["outputs"]
-    assert "run started" in result.stderr
-    assert "workflow=pair" in result.stderr
-
-
 def test_plan_json_says_channel_and_reason(workflow: Path) -> None:
     """plan --json names each edge's channel, and the tokens where inputs are given."""
     (edge,) = json.loads(call("plan", workflow, "--json").stdout)["edges"]
@@ -263,18 +78,16 @@ def test_plan_prints_table_reason_and_advice(workflow: Path) -> None:
     text = workflow.read_text(encoding="utf-8")
     text = text.replace("  solver:\n", '  solver:\n    system: "answer [bold]this"\n')
     workflow.write_text(text, encoding="utf-8")
-    result = call("plan", workflow)
-    assert result.exit_code == 0
-    assert "same_model_cache" in result.stdout
-    assert "splice" in result.stdout
-    assert "advice: put the instructions into the prompt" in result.stdout
+    stdout = done("plan", workflow)
+    assert "same_model_cache" in stdout
+    assert "splice" in stdout
+    assert "advice: put the instructions into the prompt" in stdout
 
 
 def test_validate_accepts_the_example() -> None:
     """A valid file is said to be valid, with its size, and exits with 0."""
-    result = call("validate", EXAMPLE)
-    assert result.exit_code == 0
-    assert result.stdout == f"{EXAMPLE}: valid: 2 agents, 1 edge\n"
+    stdout = done("validate", EXAMPLE)
+    assert stdout == f"{EXAMPLE}: valid: 2 agents, 1 edge\n"
 
 
 def test_validate_lists_all_problems_with_their_places(tmp_path: Path) -> None:
@@ -303,10 +116,9 @@ def test_other_commands_keep_problems_to_one_screen(tmp_path: Path) -> None:
 
 def test_graph_prints_mermaid() -> None:
     """graph prints a Mermaid flowchart and nothing else."""
-    result = call("graph", EXAMPLE)
-    assert result.exit_code == 0
-    assert result.stdout.startswith("flowchart LR\n")
-    assert "reader" in result.stdout
+    stdout = done("graph", EXAMPLE)
+    assert stdout.startswith("flowchart LR\n")
+    assert "reader" in stdout
 
 
 def test_schema_is_valid_and_accepts_the_example() -> None:
@@ -321,9 +133,8 @@ def test_schema_is_valid_and_accepts_the_example() -> None:
 
 def test_models_list_json_has_the_embedded_models() -> None:
     """models list --json has a line for every model that comes in a package."""
-    result = call("models", "list", "--json")
-    assert result.exit_code == 0
-    lines = {line["ref"]: line for line in json.loads(result.stdout)}
+    stdout = done("models", "list", "--json")
+    lines = {line["ref"]: line for line in json.loads(stdout)}
     for embedded in EMBEDDED.values():
         assert lines[embedded.ref]["kind"] == "embedded"
         assert lines[embedded.ref]["prepared"] is False
@@ -340,7 +151,7 @@ def test_models_show_reads_a_folder(tmp_path: Path) -> None:
     text = call("models", "show", model).stdout
     assert "256 B in float32" in text
     assert "computed when the model is first loaded" in text
-    assert call("plan", write(tmp_path, model)).exit_code == 0
+    assert call("plan", write_workflow(tmp_path, model)).exit_code == 0
     identity = json.loads(call("models", "show", model, "--json").stdout)["identity"]
     assert set(identity) == {"weights", "config", "tokenizer"}
     assert identity["weights"] in call("models", "show", model).stdout
@@ -349,9 +160,8 @@ def test_models_show_reads_a_folder(tmp_path: Path) -> None:
 def test_models_show_tells_how_to_get_what_is_not_prepared() -> None:
     """An embedded model that is not prepared is described, with the command that prepares it."""
     ref = "embedded:smollm2-135m-instruct"
-    result = call("models", "show", ref)
-    assert result.exit_code == 0
-    assert f"unspoken models prepare {ref}" in result.stdout
+    stdout = done("models", "show", ref)
+    assert f"unspoken models prepare {ref}" in stdout
 
 
 def test_models_prepare_prints_the_folder(model: Path) -> None:
@@ -388,15 +198,6 @@ def test_wrong_input_exits_with_2(args: list[object], words: list[str]) -> None:
     assert len(result.stderr.splitlines()) <= 24
     for word in words:
         assert word in result.stderr
-
-
-def test_failed_run_exits_with_1(tmp_path: Path, model: Path) -> None:
-    """A run that fails names the agent and how to mend it on stderr, and exits with 1."""
-    result = call("run", write(tmp_path, model, 1500, timeout="0.001"), *INPUTS, "--json")
-    assert result.exit_code == 1
-    assert result.stdout == ""
-    assert "agent 'solver' took longer than its timeout" in result.stderr
-    assert "fix: raise the agent's timeout" in result.stderr
 
 
 @pytest.fixture
@@ -442,39 +243,6 @@ def test_interrupt_and_closed_pipe_are_quiet(
     assert result.stderr in ("", "interrupted\n")
 
 
-def test_ctrl_c_cancels_a_run(tmp_path: Path, model: Path) -> None:
-    """Ctrl-C while an agent writes ends the run with 130 and without a traceback."""
-    events = tmp_path / "events.jsonl"
-    file = write(tmp_path, model, 1900)
-    command = [
-        sys.executable,
-        "-m",
-        "unspoken.agents.cli",
-        "run",
-        file,
-        *INPUTS,
-        "--events",
-        events,
-    ]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        # A test run in the background ignores SIGINT, and its children would too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        until(lambda: events.exists() and "TokenWritten" in events.read_text(encoding="utf-8"))
-        process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert stdout == ""
-    assert stderr.endswith("interrupted\n")
-    assert "Traceback" not in stderr
-    assert "RunFinished" not in events.read_text(encoding="utf-8")
-
-
 LIGHT = """
 import sys
 from unspoken.agents.cli.main import app
@@ -505,10 +273,9 @@ def test_light_commands_import_no_torch(args: list[str], heavy: list[str]) -> No
 
 def test_models_list_is_a_table() -> None:
     """models list names every embedded model and how to install those that are not here."""
-    result = call("models", "list")
-    assert result.exit_code == 0
+    stdout = done("models", "list")
     for embedded in EMBEDDED.values():
-        assert embedded.ref in result.stdout
+        assert embedded.ref in stdout
 
 
 def test_version_is_one_line() -> None:

@@ -1,0 +1,164 @@
+"""``unspoken run``: its outputs, its report, its events, and how it ends."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from command_line import INPUTS, call, run_json, write_workflow
+from processes import environment, until
+from tiny import tiny_llama
+
+_TURN = """turn prompt_tokens prefilled_tokens reused_tokens recomputed_tokens projected_tokens
+    generated_tokens layer_tokens_computed ttft_s seconds finish"""
+_EDGE = """from to turn channel planned reason exact tokens reused repaired projected
+    recomputed_layers layer_tokens bytes seconds"""
+_RUN = "run_id workflow outputs agents edges fallbacks peak_state_bytes seconds"
+TURN_KEYS, EDGE_KEYS, RUN_KEYS = (set(keys.split()) for keys in (_TURN, _EDGE, _RUN))
+
+
+def test_run_json_has_the_documented_keys(workflow: Path) -> None:
+    """One JSON object, with the keys that docs and design promise, is all there is on stdout."""
+    found = run_json(workflow, *INPUTS)
+    assert set(found) == RUN_KEYS
+    assert set(found["outputs"]) == {"answer"}
+    assert set(found["agents"]) == {"reader", "solver"}
+    for turns in found["agents"].values():
+        assert [set(turn) for turn in turns] == [TURN_KEYS]
+    assert [set(edge) for edge in found["edges"]] == [EDGE_KEYS]
+    assert (found["edges"][0]["from"], found["edges"][0]["to"]) == ("reader", "solver")
+
+
+def test_run_json_counts_each_prompt_token_once(workflow: Path) -> None:
+    """The prompt is the sum of what was prefilled, recomputed, projected and reused."""
+    found = run_json(workflow, *INPUTS)
+    for (turn,) in found["agents"].values():
+        kinds = ("prefilled", "recomputed", "projected", "reused")
+        assert turn["prompt_tokens"] == sum(turn[f"{kind}_tokens"] for kind in kinds) > 0
+    assert found["agents"]["solver"][0]["reused_tokens"] > 0
+    assert found["agents"]["solver"][0]["generated_tokens"] == 6
+
+
+def test_run_prints_outputs_alone_on_stdout(workflow: Path) -> None:
+    """Without --json stdout is the bare output, and stderr says what went on and what it cost."""
+    expected = run_json(workflow, *INPUTS)["outputs"]["answer"]
+    result = call("run", workflow, *INPUTS)
+    assert result.exit_code == 0
+    assert result.stdout == expected + "\n"
+    for words in (
+        "reader: turn 1 started",
+        "reader -> solver: same_model_cache",
+        "prefilled",
+        "ran in",
+    ):
+        assert words in result.stderr
+
+
+def test_run_reads_an_input_from_a_file(workflow: Path, tmp_path: Path) -> None:
+    """NAME=@FILE gives the same run as the file's text."""
+    file = tmp_path / "document.txt"
+    file.write_text(INPUTS[1].partition("=")[2] + "\n", encoding="utf-8")
+    from_file = run_json(workflow, "-i", f"document=@{file}", *INPUTS[2:])
+    assert from_file["outputs"] == run_json(workflow, *INPUTS)["outputs"]
+
+
+def test_an_input_may_have_any_name(workflow: Path) -> None:
+    """An input called self is an input like others."""
+    text = workflow.read_text(encoding="utf-8").replace("question: text", "self: text")
+    workflow.write_text(text.replace("inputs.question", "inputs.self"), encoding="utf-8")
+    assert run_json(workflow, *INPUTS[:3], "self=what is a key")["outputs"]["answer"]
+    assert call("plan", workflow, *INPUTS[:3], "self=what is a key").exit_code == 0
+
+
+def test_skipped_agents_and_fallbacks_are_told(tmp_path: Path, model: Path) -> None:
+    """The tables name a skipped agent and an edge that fell back to text."""
+    other = tiny_llama(tmp_path / "other", seed=1)
+    file = tmp_path / "flow.yaml"
+    file.write_text(
+        f"name: w\nmodels: {{m: {model}, o: {other}}}\nagents:\n"
+        "  a: {model: m, prompt: the key, generate: {max_new_tokens: 4}}\n"
+        "  b: {model: o, prompt: the value, generate: {max_new_tokens: 4}}\n"
+        "  c: {model: m, prompt: never}\n"
+        "edges:\n  - {from: a, to: b, channel: same_model_cache}\n"
+        '  - {from: a, to: c, when: "false"}\n',
+        encoding="utf-8",
+    )
+    result = call("run", file)
+    assert result.exit_code == 0, result.stderr
+    assert "c: skipped" in result.stderr
+    assert "! a → b fell back to text: " in result.stderr
+    assert [line.split()[:2] for line in result.stderr.splitlines() if " skipped" in line][-1] == [
+        "c",
+        "skipped",
+    ]
+
+
+def test_events_are_lines_of_json(workflow: Path, tmp_path: Path) -> None:
+    """--events writes every event from the start to the outputs, in order."""
+    file = tmp_path / "events.jsonl"
+    outputs = run_json(workflow, *INPUTS, "--events", file)["outputs"]
+    events = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    kinds = [event["event"] for event in events]
+    assert (kinds[0], kinds[-1]) == ("RunStarted", "RunFinished")
+    assert kinds.count("TurnFinished") == 2
+    assert "TokenWritten" in kinds
+    assert "MessageCarried" in kinds
+    assert events[-1]["outputs"] == outputs
+
+
+def test_events_to_stdout_take_the_place_of_the_outputs(workflow: Path) -> None:
+    """With --events - every line of stdout is an event."""
+    result = call("run", workflow, *INPUTS, "--events", "-")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert lines[-1]["event"] == "RunFinished"
+
+
+def test_log_level_logs_to_stderr_alone(workflow: Path) -> None:
+    """--log-level shows the library's log on stderr and leaves stdout to the outputs."""
+    result = call("run", workflow, *INPUTS, "--log-level", "info", "--json")
+    assert json.loads(result.stdout)["outputs"]
+    assert "run started" in result.stderr
+    assert "workflow=pair" in result.stderr
+
+
+def test_failed_run_exits_with_1(tmp_path: Path, model: Path) -> None:
+    """A run that fails names the agent and how to mend it on stderr, and exits with 1."""
+    result = call("run", write_workflow(tmp_path, model, 1500, timeout="0.001"), *INPUTS, "--json")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "agent 'solver' took longer than its timeout" in result.stderr
+    assert "fix: raise the agent's timeout" in result.stderr
+
+
+def test_ctrl_c_cancels_a_run(tmp_path: Path, model: Path) -> None:
+    """Ctrl-C while an agent writes ends the run with 130 and without a traceback."""
+    events = tmp_path / "events.jsonl"
+    file = write_workflow(tmp_path, model, 1900)
+    command = [
+        sys.executable,
+        "-m",
+        "unspoken.agents.cli",
+        "run",
+        file,
+        *INPUTS,
+        "--events",
+        events,
+    ]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        # A test run in the background ignores SIGINT, and its children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        until(lambda: events.exists() and "TokenWritten" in events.read_text(encoding="utf-8"))
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stdout == ""
+    assert stderr.endswith("interrupted\n")
+    assert "Traceback" not in stderr
+    assert "RunFinished" not in events.read_text(encoding="utf-8")
