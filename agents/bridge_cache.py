@@ -1,12 +1,14 @@
 """Where a workflow's bridges come from: the store, or a fit for a pair that has none."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
 
+from unspoken.agents.engines.local import holding
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.make import Progress, fit_bridge
 from unspoken.channels.bridges.plan import DEFAULT
@@ -101,6 +103,7 @@ def _beside(
 
 
 def _fit(sharer: "LocalModel", receiver: "LocalModel", progress: Progress) -> "AnyBridge":
-    """Fit, audit and store a bridge."""
-    folder = fit_bridge(sharer, receiver, DEFAULT, report=progress)
+    """Fit, audit and store a bridge; no turn of a run computes on its models' devices meanwhile."""
+    hold = partial(holding, (sharer.device, receiver.device))
+    folder = fit_bridge(sharer, receiver, DEFAULT, hold=hold, report=progress)
     return Bridge.load(folder, receiver.device)

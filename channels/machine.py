@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import transformers
 
-from unspoken.agents.models.model import LocalModel
+from unspoken.channels.model import TextModel
 
 __all__ = ["describe_machine"]
 
 
-def describe_machine(model: LocalModel) -> dict[str, Any]:
+def describe_machine(model: TextModel) -> dict[str, Any]:
     """Processor, threads, versions, model and date."""
     device = model.device
     return {

@@ -1,6 +1,7 @@
-"""What fits and audits need of a model besides its cache: that it reads text."""
+"""What channels need of a model, and what fits and audits need besides: that it reads text."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +15,7 @@ from unspoken.channels.kv.state import KVState, LayerState
 __all__ = [
     "CausalModel",
     "Frame",
+    "Hold",
     "Prefill",
     "TextModel",
     "rotaries",
@@ -140,6 +142,24 @@ class Frame:
 class TextModel(CausalModel, Protocol):
     """A model that also reads text, as fits and audits need it."""
 
+    @property
+    def ref(self) -> str:
+        """What to call it; the reference it can be loaded by."""
+
+    @property
+    def adapter(self) -> str | None:
+        """Its adapter, where it has one."""
+
+    @property
+    def max_positions(self) -> int:
+        """Positions that it was made for, less where it cannot serve so many."""
+
+    def cast(self, dtype: torch.dtype) -> "TextModel":
+        """A copy with weights of another float type, of the same identity."""
+
+    def tensor(self, ids: Sequence[int]) -> Tensor:
+        """Ids as an int64 tensor on its device, (tokens,)."""
+
     def words(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids of somebody's words, and the character at which each token's text ends."""
 
@@ -161,6 +181,10 @@ class TextModel(CausalModel, Protocol):
         """``bare`` (nothing but what every context starts with) or ``chat`` (a user turn of its
         template).
         """
+
+
+Hold = Callable[[], AbstractContextManager[object]]
+"""Keeps the devices of two models from other work while a fit or an audit computes on them."""
 
 
 def rotaries(model: CausalModel) -> Mapping[str, Rotary]:

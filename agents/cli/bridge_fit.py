@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from shlex import join
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from unspoken.agents.models.model import LocalModel
     from unspoken.channels.bridges.fit.progress import FitProgress
     from unspoken.channels.bridges.fit.settings import FitSettings, FuseSettings
+    from unspoken.channels.model import Hold
 
 __all__ = ["audit", "fit", "progress_line"]
 
@@ -121,6 +123,7 @@ def fit(
             folder = fit_bridge(
                 *models,
                 plan,
+                hold=_hold(models),
                 report=lambda stage, part: report(title, stage, part),
                 watch=_watcher(console, quiet=as_json),
             )
@@ -134,6 +137,13 @@ def fit(
     if manifest.audit is not None:
         print_audit(console, manifest.audit)
     typer.echo(folder)
+
+
+def _hold(models: "tuple[LocalModel, LocalModel]") -> "Hold":
+    """Keeps both models' devices for the fit or the audit alone."""
+    from unspoken.agents.engines.local import holding
+
+    return partial(holding, [model.device for model in models])
 
 
 def _require_files(*files: Path | None) -> None:
@@ -255,6 +265,7 @@ def audit(
             folder,
             *models,
             AuditPlan(text, qa, recall, choice),
+            hold=_hold(models),
             report=lambda stage, part: report(title, stage, part),
         )
     ours = BridgeStore().root.resolve() in folder.resolve().parents

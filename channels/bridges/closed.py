@@ -9,6 +9,7 @@ from torch import Tensor
 from unspoken.channels.bridges.audit.trial import Trial, Way
 from unspoken.channels.bridges.features import width, widths
 from unspoken.channels.bridges.fit.example import sharer_rows, target_rows
+from unspoken.channels.bridges.fit.initialization import start_from
 from unspoken.channels.bridges.fit.ridge import Gram, Solution, choose_layers
 from unspoken.channels.bridges.fit.samples import TokenizedSample, prepare, teach
 from unspoken.channels.bridges.projection import SINK, feature_rows, projected_state
@@ -159,10 +160,10 @@ class ClosedForms:
         made = Projector(plain, self.sharer.geometry, self.receiver.geometry)
         made = made.to(self.receiver.device)
         if config.rank:
-            made.start_from(solution, *solution.cut(config.rank, seed=seed))
+            start_from(made, solution, *solution.cut(config.rank, seed=seed))
         else:
             eye = torch.eye(len(columns), device=self.receiver.device)
-            made.start_from(solution, eye, solution.full())
+            start_from(made, solution, eye, solution.full())
         return made.eval().requires_grad_(False)
 
     def _for_targets(self, solution: Solution, config: ProjectorConfig) -> Solution:

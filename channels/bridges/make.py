@@ -1,24 +1,22 @@
-"""Fitting a bridge for a pair of models: fitted, packed, audited, and kept in the store or a
-folder.
-"""
+"""Making a bridge for a pair of models: fit it, quantize its weights, audit it, keep it."""
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from unspoken.agents.engines.local import holding
 from unspoken.channels.bridges.audit.audit import audit
 from unspoken.channels.bridges.audit.fuse_audit import with_fuse
+from unspoken.channels.bridges.audit.rows import AuditRows
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
-from unspoken.channels.bridges.features import width, widths
 from unspoken.channels.bridges.fit.checkpoint import forget, peak_memory_gb
 from unspoken.channels.bridges.fit.fuse_training import FuseResult, fit_fuser
-from unspoken.channels.bridges.fit.initialization import within_columns
+from unspoken.channels.bridges.fit.initialization import peak_gigabytes
 from unspoken.channels.bridges.fit.progress import FitProgress, FuseProgress
-from unspoken.channels.bridges.fit.ridge import gram_bytes
-from unspoken.channels.bridges.fit.settings import FitSettings, FuseSettings
+from unspoken.channels.bridges.fit.settings import FuseSettings
 from unspoken.channels.bridges.fit.training import FitResult, check_pair, fit
 from unspoken.channels.bridges.folder import (
     MANIFEST,
@@ -28,27 +26,21 @@ from unspoken.channels.bridges.folder import (
     require_ours,
     write,
 )
-from unspoken.channels.bridges.fuser import fuse_tensors, load_fuser
-from unspoken.channels.bridges.manifest import BridgeManifest, FitData, ModelDescription, TensorFile
+from unspoken.channels.bridges.fuser import fuse_tensors, fuser_of, load_fuser
+from unspoken.channels.bridges.manifest import Audit, BridgeManifest, FitData
 from unspoken.channels.bridges.plan import DEFAULT, FitPlan
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.data.text import Corpus, load_corpus
 from unspoken.channels.errors import BridgeError, InputError
+from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.machine import describe_machine
-from unspoken.channels.storage.side import pair_digest
+from unspoken.channels.model import Hold, TextModel
+from unspoken.channels.storage.side import ModelDescription, pair_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unspoken.agents.models.model import LocalModel
-    from unspoken.channels.kv.geometry import ModelIdentity
-
-__all__ = [
-    "Progress",
-    "check_place",
-    "fit_bridge",
-    "work_folder",
-]
+__all__ = ["Progress", "check_place", "fit_bridge", "work_folder"]
 
 Progress = Callable[[str, float], None]
 """Called with a stage and a fraction."""
@@ -57,27 +49,28 @@ DTYPE = "int8"
 
 
 def fit_bridge(
-    sharer: "LocalModel",
-    receiver: "LocalModel",
+    sharer: TextModel,
+    receiver: TextModel,
     plan: FitPlan = DEFAULT,
     *,
     store: BridgeStore | None = None,
+    hold: Hold = nullcontext,
     report: Progress = lambda stage, fraction: None,
     watch: Callable[[FitProgress], None] = lambda progress: None,
 ) -> Path:
-    """Fit, pack, audit and keep a bridge; one process at a time per pair. Gives its folder.
+    """Fit, quantize, audit and keep a bridge; one process at a time per pair. Gives its folder.
 
-    Meanwhile no turn of a run takes place on the devices of the two; see `holding`. A fit that was
-    killed goes on from what it left in the store. Where the pair has a bridge already (or another
-    process made one while this one waited), that one is taken unless `plan.refit`; with
-    `plan.fuse`, the module of fuse mode is added to it where it lacks one. A refit without
-    `plan.fuse` keeps the module of fuse mode that there is.
+    A fit that was killed goes on from what it left in the store. Where the pair has a bridge
+    already (or another process made one while this one waited), that one is taken unless
+    `plan.refit`; with `plan.fuse`, the module of fuse mode is added to it where it lacks one. A
+    refit without `plan.fuse` keeps the module of fuse mode that there is.
 
     Args:
         sharer: Whose cache is read.
         receiver: Whose cache is made.
         plan: How.
         store: Where bridges are; the user's if not given.
+        hold: Keeps the models' devices from other work meanwhile.
         report: Told of stages.
         watch: Told of the fit's progress.
 
@@ -96,169 +89,36 @@ def fit_bridge(
     ends = sharer.identity, receiver.identity
     if plan.out is not None:
         check_place(plan.out, *ends)
-    began = monotonic()
-    devices = (sharer.device, receiver.device)
-    with store.lock(*ends, waiting=lambda line: report(line, 0.0)), holding(devices):
-        old = _standing(store, plan, *ends)
+    with store.lock(*ends, waiting=lambda line: report(line, 0.0)), hold():
+        standing = _standing(store, plan, *ends)
         work = work_folder(store, *ends)
-        if old is not None and not plan.refit:
-            if plan.fuse is None or "fuse" in read_manifest(old).config:
-                report(f"there already: {old}", 1.0)
-                return old
-            return _with_fuser(old, sharer, receiver, plan, plan.fuse, report, work)
-        manifest, tensors = _made(sharer, receiver, plan, old, work, report, watch)
-        minutes = round((monotonic() - began) / 60, 2)
-        figures = {**manifest.fit, "minutes_with_audit": minutes}
-        manifest = manifest.model_copy(update={"fit": figures})
+        job = _Job(sharer=sharer, receiver=receiver, plan=plan, work=work, report=report)
+        if standing is None or plan.refit:
+            manifest, tensors = job.make(standing, watch)
+            report("saving", 0.0)
+            if plan.out is None:
+                folder = store.save(manifest, tensors)
+            else:
+                folder = plan.out
+                write(folder, manifest, tensors)
+            shutil.rmtree(work, ignore_errors=True)
+            return folder
+        if plan.fuse is None or "fuse" in read_manifest(standing).config:
+            report(f"there already: {standing}", 1.0)
+            return standing
+        manifest, tensors = job.add_fuser(standing, plan.fuse)
         report("saving", 0.0)
-        if plan.out is None:
-            folder = store.save(manifest, tensors)
-        else:
-            folder = plan.out
-            write(folder, manifest, tensors)
-        shutil.rmtree(work, ignore_errors=True)
-    return folder
+        write(standing, manifest, tensors)
+        forget(work, "fuse")  # what a killed refit of the projector left stays
+        return standing
 
 
-def _made(
-    sharer: "LocalModel",
-    receiver: "LocalModel",
-    plan: FitPlan,
-    old: Path | None,
-    work: Path,
-    report: Progress,
-    watch: Callable[[FitProgress], None],
-) -> tuple[BridgeManifest, dict[str, "Tensor"]]:
-    """A fitted bridge, audited where the plan says so; `old`, where there is one, may lend it its
-    fuse mode.
-    """
-    report(f"at most {_peak(sharer, receiver, plan.settings):.1f} GB for the closed form", 0.0)
-    corpus = load_corpus(plan.sources, seed=plan.settings.seed)
-    rows = plan.audit.rows(corpus) if plan.audit else None
-    if rows is not None:  # here, so that bad rows fail now and not after the fit
-        rows.check(receiver)
-
-    def on_progress(progress: FitProgress) -> None:
-        watch(progress)
-        report(progress.stage, progress.fraction)
-
-    train_models = _train_models(sharer, receiver, plan)
-    result = fit(
-        sharer, receiver, corpus, plan.settings, work, on_progress, train_models=train_models
-    )
-    fuser = None
-    if plan.fuse is not None:
-        fuser = _fused(sharer, receiver, corpus, plan.fuse, report, work, train_models)
-    elif old is not None and "fuse" in read_manifest(old).config:
-        kept, figures = load_fuser(old, sharer, receiver)  # it does not depend on the projector
-        mine = {name: value for name, value in figures.items() if name.startswith("fuse_")}
-        fuser = FuseResult(kept, mine, 0)
-    del train_models
-    manifest, bridge = _packed(sharer, receiver, corpus, plan, result, fuser)
-    if rows is not None and plan.audit is not None:
-        measured = audit(
-            bridge,
-            sharer,
-            receiver,
-            rows,
-            corpus=corpus,
-            report=lambda stage, part: report(f"audit: {stage}", part),
-            machine=describe_machine(receiver),
-            settings=plan.audit.settings,
-        )
-        manifest = manifest.model_copy(update={"audit": measured})
-    return manifest, tensors_of(result.projector, DTYPE, fuser.fuser if fuser else None)
-
-
-def work_folder(store: BridgeStore, sharer: "ModelIdentity", receiver: "ModelIdentity") -> Path:
+def work_folder(store: BridgeStore, sharer: ModelIdentity, receiver: ModelIdentity) -> Path:
     """Where a pair's fit keeps what it goes on from after a kill."""
     return store.root / ".fits" / pair_digest(sharer, receiver)
 
 
-def _train_models(
-    sharer: "LocalModel", receiver: "LocalModel", plan: FitPlan
-) -> "tuple[LocalModel, LocalModel] | None":
-    """Both models in the dtype to train in, where that is another than their own."""
-    if plan.train_dtype is None:
-        return None
-    return sharer.cast(plan.train_dtype), receiver.cast(plan.train_dtype)
-
-
-def _fused(
-    sharer: "LocalModel",
-    receiver: "LocalModel",
-    corpus: Corpus,
-    settings: FuseSettings,
-    report: Progress,
-    work: Path,
-    train_models: "tuple[LocalModel, LocalModel] | None",
-) -> FuseResult:
-    def on_progress(progress: FuseProgress) -> None:
-        report(f"fuse: {progress.stage}", progress.fraction)
-
-    return fit_fuser(
-        sharer, receiver, corpus, settings, on_progress, work=work, train_models=train_models
-    )
-
-
-def _with_fuser(
-    folder: Path,
-    sharer: "LocalModel",
-    receiver: "LocalModel",
-    plan: FitPlan,
-    settings: FuseSettings,
-    report: Progress,
-    work: Path,
-) -> Path:
-    """Fit the module of fuse mode for a bridge that lacks it; its other weights stay, its audit is
-    added to.
-    """
-    corpus = load_corpus(plan.sources, seed=plan.settings.seed)
-    train_models = _train_models(sharer, receiver, plan)
-    made = _fused(sharer, receiver, corpus, settings, report, work, train_models)
-    manifest, tensors = read(folder)
-    config = {**manifest.config, "fuse": made.fuser.config.to_dict()}
-    manifest = manifest.model_copy(
-        update={"config": config, "fit": {**manifest.fit, **made.figures}}
-    )
-    tensors = {**tensors, **fuse_tensors(made.fuser, DTYPE)}
-    if plan.audit is not None and manifest.audit is not None:
-        bridge = Bridge.from_tensors(manifest, tensors, receiver.device)
-        more = with_fuse(
-            manifest.audit,
-            bridge,
-            sharer,
-            receiver,
-            plan.audit.rows(corpus),
-            lambda stage, part: report(f"audit: {stage}", part),
-        )
-        manifest = manifest.model_copy(update={"audit": more})
-    report("saving", 0.0)
-    write(folder, manifest, tensors)
-    forget(work, "fuse")  # what a killed refit of the projector left stays
-    return folder
-
-
-def _standing(
-    store: BridgeStore, plan: FitPlan, sharer: "ModelIdentity", receiver: "ModelIdentity"
-) -> Path | None:
-    """The pair's bridge where the new one would go; with ``refit``, one that is broken counts for
-    none.
-    """
-    try:
-        if plan.out is None:
-            return store.find(sharer, receiver)
-        if not (plan.out / MANIFEST).exists():
-            return None
-        check(plan.out)
-        return plan.out
-    except BridgeError:
-        if plan.refit:
-            return None
-        raise
-
-
-def check_place(folder: Path, sharer: "ModelIdentity", receiver: "ModelIdentity") -> None:
+def check_place(folder: Path, sharer: ModelIdentity, receiver: ModelIdentity) -> None:
     """Refuse, before anything is fitted, a folder that the pair's bridge cannot go to.
 
     Raises:
@@ -276,46 +136,161 @@ def check_place(folder: Path, sharer: "ModelIdentity", receiver: "ModelIdentity"
         )
 
 
-def _peak(sharer: "LocalModel", receiver: "LocalModel", settings: FitSettings) -> float:
-    """GB that the closed form takes at most."""
-    sizes = widths(sharer.geometry, range(len(sharer.geometry.layers)))
-    layers, embeddings = within_columns(settings, sizes, receiver)
-    extra = embeddings + (settings.native_layers > 0)
-    inputs = sum(sorted(sizes)[-layers:]) + extra * receiver.geometry.hidden_size
-    targets = range(settings.native_layers, len(receiver.geometry.layers))
-    return gram_bytes(inputs, width(receiver.geometry, targets)) / 1e9
+def _standing(
+    store: BridgeStore, plan: FitPlan, sharer: ModelIdentity, receiver: ModelIdentity
+) -> Path | None:
+    """The pair's bridge where the new one would go; a broken one is none where it is refitted."""
+    try:
+        if plan.out is None:
+            return store.find(sharer, receiver)
+        if not (plan.out / MANIFEST).exists():
+            return None
+        check(plan.out)
+        return plan.out
+    except BridgeError:
+        if plan.refit:
+            return None
+        raise
 
 
-def _packed(
-    sharer: "LocalModel",
-    receiver: "LocalModel",
-    corpus: Corpus,
-    plan: FitPlan,
-    result: FitResult,
-    fused: FuseResult | None = None,
-) -> tuple[BridgeManifest, Bridge]:
-    """The manifest, and the bridge as it will be read back from the disk."""
-    figures = {**result.figures, **(fused.figures if fused else {})}
-    figures["peak_memory_gb"] = peak_memory_gb()
-    if plan.command:
-        figures["command"] = plan.command
-    config = result.projector.config.to_dict()
-    if fused is not None:
-        config["fuse"] = fused.fuser.config.to_dict()
-    tensors = tensors_of(result.projector, DTYPE, fused.fuser if fused else None)
-    manifest = BridgeManifest.new(
-        ModelDescription.of(sharer, sharer.ref),
-        ModelDescription.of(receiver, receiver.ref),
-        config=config,
-        dtype=DTYPE,
-        data=FitData(
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Job:
+    """The making of one bridge: its two models, how it is made, and who is told."""
+
+    sharer: TextModel
+    receiver: TextModel
+    plan: FitPlan
+    work: Path
+    report: Progress
+
+    def make(
+        self, standing: Path | None, watch: Callable[[FitProgress], None]
+    ) -> "tuple[BridgeManifest, dict[str, Tensor]]":
+        """A new bridge, audited where the plan says so; one that stands may lend its fuser."""
+        began, plan = monotonic(), self.plan
+        peak = peak_gigabytes(plan.settings, self.sharer, self.receiver)
+        self.report(f"at most {peak:.1f} GB for the closed form", 0.0)
+        corpus = self._corpus()
+        rows = plan.audit.rows(corpus) if plan.audit else None
+        if rows is not None:  # here, so that bad rows fail now and not after the fit
+            rows.check(self.receiver)
+        fitted, fused = self._fit(corpus, standing, watch)
+        tensors = tensors_of(fitted.projector, DTYPE, fused.fuser if fused else None)
+        manifest = self._describe(corpus, fitted, fused, tensors)
+        measured = self._audit(manifest, tensors, rows, corpus)
+        minutes = {"minutes_with_audit": round((monotonic() - began) / 60, 2)}
+        last = {"audit": measured, "fit": {**manifest.fit, **minutes}}  # known only now
+        return manifest.model_copy(update=last), tensors
+
+    def add_fuser(
+        self, folder: Path, settings: FuseSettings
+    ) -> "tuple[BridgeManifest, dict[str, Tensor]]":
+        """A stored bridge with a new fuser; its other weights stay, its audit is added to."""
+        corpus = self._corpus()
+        fused = self._fit_fuser(corpus, settings, self._train_models())
+        manifest, tensors = read(folder)
+        added = fuse_tensors(fused.fuser, DTYPE)
+        config = {**manifest.config, "fuse": fused.fuser.config.to_dict()}
+        measured = manifest.audit
+        if self.plan.audit is not None and measured is not None:
+            ends = self.sharer.geometry, self.receiver.geometry
+            fuser, rows = fuser_of(config, added, *ends), self.plan.audit.rows(corpus)
+            measured = with_fuse(
+                measured, fuser, self.sharer, self.receiver, rows, self._report_audit
+            )
+        update = {"config": config, "fit": {**manifest.fit, **fused.figures}, "audit": measured}
+        return manifest.model_copy(update=update), tensors | added
+
+    def _corpus(self) -> Corpus:
+        return load_corpus(self.plan.sources, seed=self.plan.settings.seed)
+
+    def _train_models(self) -> tuple[TextModel, TextModel] | None:
+        """Both models in the dtype to train in, where that is another than their own."""
+        dtype = self.plan.train_dtype
+        return None if dtype is None else (self.sharer.cast(dtype), self.receiver.cast(dtype))
+
+    def _fit(
+        self, corpus: Corpus, standing: Path | None, watch: Callable[[FitProgress], None]
+    ) -> tuple[FitResult, FuseResult | None]:
+        """A projector, and a fuser where there is to be one."""
+
+        def on_progress(progress: FitProgress) -> None:
+            watch(progress)
+            self.report(progress.stage, progress.fraction)
+
+        sharer, receiver, plan = self.sharer, self.receiver, self.plan
+        models = self._train_models()
+        fitted = fit(
+            sharer, receiver, corpus, plan.settings, self.work, on_progress, train_models=models
+        )
+        if plan.fuse is not None:
+            return fitted, self._fit_fuser(corpus, plan.fuse, models)
+        if standing is None or "fuse" not in read_manifest(standing).config:
+            return fitted, None
+        fuser, figures = load_fuser(standing, sharer, receiver)  # it depends on no projector
+        own = {name: value for name, value in figures.items() if name.startswith("fuse_")}
+        return fitted, FuseResult(fuser, own, 0)
+
+    def _fit_fuser(
+        self, corpus: Corpus, settings: FuseSettings, models: tuple[TextModel, TextModel] | None
+    ) -> FuseResult:
+        def on_progress(progress: FuseProgress) -> None:
+            self.report(f"fuse: {progress.stage}", progress.fraction)
+
+        ends = self.sharer, self.receiver
+        return fit_fuser(*ends, corpus, settings, on_progress, work=self.work, train_models=models)
+
+    def _describe(
+        self,
+        corpus: Corpus,
+        fitted: FitResult,
+        fused: FuseResult | None,
+        tensors: "dict[str, Tensor]",
+    ) -> BridgeManifest:
+        """The manifest, but for what an audit finds."""
+        figures = {**fitted.figures, **(fused.figures if fused else {})}
+        figures["peak_memory_gb"] = peak_memory_gb()
+        if self.plan.command:
+            figures["command"] = self.plan.command
+        config = fitted.projector.config.to_dict()
+        if fused is not None:
+            config["fuse"] = fused.fuser.config.to_dict()
+        data = FitData(
             sources=corpus.sources,
             digest=corpus.digest,
-            tokens=result.tokens,
-            seed=plan.settings.seed,
-        ),
-        fit=figures,
-    )
-    size = TensorFile(bytes=sum(tensor.nbytes for tensor in tensors.values()))
-    sized = manifest.model_copy(update={"tensors": size})
-    return manifest, Bridge.from_tensors(sized, tensors, receiver.device)
+            tokens=fitted.tokens,
+            seed=self.plan.settings.seed,
+        )
+        return BridgeManifest.new(
+            ModelDescription.of(self.sharer, self.sharer.ref),
+            ModelDescription.of(self.receiver, self.receiver.ref),
+            config=config,
+            dtype=DTYPE,
+            data=data,
+            fit=figures,
+            bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        )
+
+    def _audit(
+        self,
+        manifest: BridgeManifest,
+        tensors: "dict[str, Tensor]",
+        rows: AuditRows | None,
+        corpus: Corpus,
+    ) -> Audit | None:
+        """What the bridge does as it will be read back from the disk."""
+        if rows is None or self.plan.audit is None:
+            return None
+        return audit(
+            Bridge.from_tensors(manifest, tensors, self.receiver.device),
+            self.sharer,
+            self.receiver,
+            rows,
+            corpus=corpus,
+            report=self._report_audit,
+            machine=describe_machine(self.receiver),
+            settings=self.plan.audit.settings,
+        )
+
+    def _report_audit(self, stage: str, fraction: float) -> None:
+        self.report(f"audit: {stage}", fraction)

@@ -138,8 +138,9 @@ class BridgeManifest(Part):
         data: FitData,
         fit: Mapping[str, float | int | str | None],
         audit: Audit | None = None,
+        bytes: int = 0,
     ) -> Self:
-        """A manifest of today, by this version, for tensors that `store.write` will fill in."""
+        """A manifest of today, by this version; `folder.write` fills in the tensors' digest."""
         return cls(
             format=FORMAT,
             unspoken=running_version(),
@@ -151,7 +152,7 @@ class BridgeManifest(Part):
             data=data,
             fit=dict(fit),
             audit=audit,
-            tensors=TensorFile(),
+            tensors=TensorFile(bytes=bytes),
         )
 
     @property

@@ -13,7 +13,6 @@ and values jointly through one bottleneck)::
     rows    += gate[layer] · weight[token, head] · residual
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from unspoken.channels.bridges.features import width
-from unspoken.channels.bridges.fit.ridge import Solution
 from unspoken.channels.kv.geometry import CacheGeometry
 
 __all__ = ["Projector", "ProjectorConfig"]
@@ -141,37 +139,3 @@ class Projector(nn.Module):
             weighted = delta * each
         scaled: Tensor = weighted.reshape(len(delta), self._outputs)
         return scaled
-
-    @torch.no_grad()
-    def start_from(self, solution: Solution, encode: Tensor, decode: Tensor) -> None:
-        """Take the closed form's weights; the residual begins at nothing.
-
-        Args:
-            solution: The solved ridge, for means and standard deviations.
-            encode: (features, rank).
-            decode: (rank, targets).
-        """
-        for name in ("mean", "scale", "offset", "deviation"):
-            getattr(self, name).copy_(getattr(solution, name))
-        self.encode.copy_(encode)
-        self.decode.copy_(decode)
-        if self.config.hidden:
-            # The code's variance: of standardised features, whose Gram matrix is L Lᵀ less its
-            # penalty.
-            spread = (solution.factor.mT @ encode).square().sum(dim=0).sqrt()
-            self.code_scale.copy_(1 / spread.clamp_min(1e-4))
-            nn.init.normal_(self.down.weight, std=self.config.hidden**-0.5)
-            nn.init.zeros_(self.weigh.weight)
-            nn.init.zeros_(self.spread)
-
-    def residual_parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters but encode and decode."""
-        for name, parameter in self.named_parameters():
-            if name not in ("encode", "decode"):
-                yield parameter
-
-    def products(self) -> int:
-        """Multiply-adds per token."""
-        names = ("encode", "decode", "spread", "up.weight", "down.weight", "weigh.weight")
-        known = dict(self.named_parameters())
-        return sum(known[name].numel() for name in names if name in known)

@@ -4,17 +4,16 @@ costs and keeps.
 
 import datetime as dt
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import torch
 from blake3 import blake3
 
-from unspoken.channels.bridges.manifest import ModelDescription
 from unspoken.channels.data.rows import read_qa
 from unspoken.channels.data.text import load_corpus
 from unspoken.channels.errors import GeometryMismatch, InputError
@@ -25,10 +24,8 @@ from unspoken.channels.finetunes.recompute import LayerRanges, bytes_per_token, 
 from unspoken.channels.finetunes.search import estimate, judge, layers_of, search, thinned
 from unspoken.channels.finetunes.store import ProfileStore
 from unspoken.channels.machine import describe_machine
-from unspoken.channels.storage.side import AuditFile, running_version
-
-if TYPE_CHECKING:
-    from unspoken.agents.models.model import LocalModel
+from unspoken.channels.model import Hold, TextModel
+from unspoken.channels.storage.side import AuditFile, ModelDescription, running_version
 
 __all__ = ["ProfilePlan", "clocked", "measure_profile", "profile_pair", "trials_of"]
 
@@ -60,11 +57,12 @@ class ProfilePlan:
 
 
 def profile_pair(
-    sharer: "LocalModel",
-    receiver: "LocalModel",
+    sharer: TextModel,
+    receiver: TextModel,
     plan: ProfilePlan | None = None,
     *,
     store: ProfileStore | None = None,
+    hold: Hold = nullcontext,
     report: Report = lambda stage, fraction: None,
     draw: Callable[[Profile, Path], object] | None = None,
 ) -> tuple[Profile, Path]:
@@ -78,6 +76,7 @@ def profile_pair(
         receiver: Who computes some layers anew.
         plan: How.
         store: Where profiles are; the user's if not given.
+        hold: Keeps the models' devices from other work meanwhile.
         report: Told of stages.
         draw: Draws the profile into a file of the store's.
 
@@ -91,7 +90,7 @@ def profile_pair(
     check_pair(sharer, receiver)
     store = store or ProfileStore()
     ends = sharer.identity, receiver.identity
-    with store.lock(*ends, waiting=lambda line: report(line, 0.0)):
+    with store.lock(*ends, waiting=lambda line: report(line, 0.0)), hold():
         old = None if plan.again else store.find(*ends)
         if old is not None:
             return old, store.folder(old)
@@ -116,7 +115,7 @@ def _drawing(
     return drawn
 
 
-def check_pair(sharer: "LocalModel", receiver: "LocalModel") -> None:
+def check_pair(sharer: TextModel, receiver: TextModel) -> None:
     """Refuse two models that no profile can be of.
 
     Raises:
@@ -138,7 +137,7 @@ def check_pair(sharer: "LocalModel", receiver: "LocalModel") -> None:
 
 
 def trials_of(
-    data: Path | None, model: "LocalModel", settings: Settings
+    data: Path | None, model: TextModel, settings: Settings
 ) -> tuple[list[Trial], AuditFile]:
     """What to measure on, and where it is from.
 
@@ -173,7 +172,7 @@ def trials_of(
 
 
 def measure_profile(
-    sharer: "LocalModel", receiver: "LocalModel", plan: ProfilePlan, report: Report
+    sharer: TextModel, receiver: TextModel, plan: ProfilePlan, report: Report
 ) -> Profile:
     """Search on some messages, measure what was found on others, and time it."""
     settings = plan.settings
@@ -223,14 +222,14 @@ def measure_profile(
     )
 
 
-def _name(model: "LocalModel") -> str:
+def _name(model: TextModel) -> str:
     return f"{model.ref}+{model.adapter}" if model.adapter else model.ref
 
 
 @torch.no_grad()
 def clocked(
-    sharer: "LocalModel",
-    receiver: "LocalModel",
+    sharer: TextModel,
+    receiver: TextModel,
     trials: Sequence[Trial],
     chosen: Sequence[LayerRanges],
     plan: ProfilePlan,
@@ -280,11 +279,11 @@ def clocked(
     return {layer_ranges: base / median(times[layer_ranges]) for layer_ranges in chosen}
 
 
-def _longest(model: "LocalModel") -> int:
+def _longest(model: TextModel) -> int:
     """Tokens of a message that can be timed, its frame and what follows it left room."""
     return model.max_positions - len(model.frame("chat").before) - 32
 
 
-def _wait(model: "LocalModel") -> None:
+def _wait(model: TextModel) -> None:
     if model.device.type != "cpu":
         torch.accelerator.synchronize(model.device)

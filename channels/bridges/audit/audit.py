@@ -108,7 +108,7 @@ def audit(
         summary=summary,
         earned=float(earned) if isinstance(earned, int | float) else None,
     )
-    return with_fuse(measured, bridge, sharer, receiver, rows, report)
+    return with_fuse(measured, bridge.fuser, sharer, receiver, rows, report)
 
 
 def _kinds(figure: str) -> frozenset[str]:

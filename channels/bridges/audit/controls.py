@@ -8,6 +8,7 @@ import torch
 from unspoken.channels.bridges.audit.trial import Trial, Way
 from unspoken.channels.bridges.features import width
 from unspoken.channels.bridges.fit.example import Example, example, target_rows
+from unspoken.channels.bridges.fit.initialization import start_from
 from unspoken.channels.bridges.fit.ridge import Gram, Solution
 from unspoken.channels.bridges.fit.samples import Sample, TokenizedSample, teach
 from unspoken.channels.bridges.fit.validation import swapped
@@ -53,7 +54,7 @@ def projector_of(
     made = Projector(plain, sharer.geometry, receiver.geometry).to(receiver.device)
     if solution is not None:
         encode, decode = solution.cut(plain.rank, seed=seed)
-        made.start_from(solution, encode, decode)
+        start_from(made, solution, encode, decode)
     return made.eval().requires_grad_(False)
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from unspoken.channels.bridges.audit.answers import losses_of
 from unspoken.channels.bridges.audit.rows import AuditRows, require_two
-from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.fit.fuse_example import FuseInput, fuse_input, fused_context
 from unspoken.channels.bridges.fit.fuse_samples import choice_prompt
 from unspoken.channels.bridges.fit.samples import Sample, prepare
@@ -32,22 +31,21 @@ ALONE, FUSED, OTHER = "receiver alone", "fused", "fused, another row's sharer"
 
 def with_fuse(
     audit: Audit,
-    bridge: Bridge,
+    fuser: Fuser | None,
     sharer: TextModel,
     receiver: TextModel,
     rows: AuditRows,
     report: Callable[[str, float], None] = lambda stage, fraction: None,
 ) -> Audit:
-    """An audit with what fuse mode does added to its rows and its summary; itself where the bridge
-    has no fuse mode.
+    """An audit with what a fuser does added to its rows and summary; itself without a fuser.
 
     Raises:
         InputError: All questions are one.
     """
-    if bridge.fuser is None:
+    if fuser is None:
         return audit
     require_two([Sample(choice_prompt(row.question), ()) for row in rows.choice])
-    marks = _marks(bridge.fuser, sharer, receiver, rows.choice, report)
+    marks = _marks(fuser, sharer, receiver, rows.choice, report)
     end = "" if "choice" in rows.brought else "_builtin"
     summary = {"fuse_n": len(rows.choice), "fuse_accuracy": _share(marks[FUSED])}
     for name, way in (("alone", ALONE), ("mismatched", OTHER)):

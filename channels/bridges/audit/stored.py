@@ -1,10 +1,9 @@
 """Measuring a stored bridge on anybody's files."""
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from unspoken.channels.bridges.audit.audit import AuditSettings, audit
 from unspoken.channels.bridges.audit.rows import AuditRows
@@ -14,9 +13,7 @@ from unspoken.channels.bridges.manifest import Audit, BridgeManifest
 from unspoken.channels.data.text import Corpus, load_corpus
 from unspoken.channels.errors import BridgeError, InputError
 from unspoken.channels.machine import describe_machine
-
-if TYPE_CHECKING:
-    from unspoken.agents.models.model import LocalModel
+from unspoken.channels.model import Hold, TextModel
 
 __all__ = ["AuditPlan", "audit_bridge", "corpus_of", "keep_audit"]
 
@@ -66,10 +63,11 @@ class AuditPlan:
 
 def audit_bridge(
     folder: Path,
-    sharer: "LocalModel",
-    receiver: "LocalModel",
+    sharer: TextModel,
+    receiver: TextModel,
     plan: AuditPlan | None = None,
     *,
+    hold: Hold = nullcontext,
     report: Callable[[str, float], None] = lambda stage, fraction: None,
 ) -> Audit:
     """Measure a stored bridge.
@@ -79,6 +77,7 @@ def audit_bridge(
         sharer: Whose cache it reads.
         receiver: Whose cache it makes.
         plan: What to measure on.
+        hold: Keeps the models' devices from other work meanwhile.
         report: Told of stages.
 
     Raises:
@@ -90,16 +89,17 @@ def audit_bridge(
     bridge = Bridge.load(folder, receiver.device)
     bridge.check(sharer, receiver)
     corpus = corpus_of(bridge.manifest)
-    return audit(
-        bridge,
-        sharer,
-        receiver,
-        plan.rows(corpus),
-        corpus=corpus,
-        report=report,
-        machine=describe_machine(receiver),
-        settings=plan.settings,
-    )
+    with hold():
+        return audit(
+            bridge,
+            sharer,
+            receiver,
+            plan.rows(corpus),
+            corpus=corpus,
+            report=report,
+            machine=describe_machine(receiver),
+            settings=plan.settings,
+        )
 
 
 def keep_audit(folder: Path, measured: Audit, audited: BridgeManifest) -> None:

@@ -79,5 +79,4 @@ def _bulk(inputs: Iterator[tuple[int, FuseInput]], tokens: int) -> tuple[Tensor,
 def _encoder(solution: Solution, rank: int, seed: int) -> Tensor:
     """Directions of the closed form, (features, rank), each of unit variance."""
     encode, _ = solution.cut(rank, seed=seed)
-    spread = (solution.factor.mT @ encode).square().sum(dim=0).sqrt()
-    return encode / spread.clamp_min(1e-4)
+    return encode / solution.spread(encode)

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor, nn
 
 from unspoken.channels.bridges.features import width, widths
 from unspoken.channels.bridges.fit.example import example, sharer_rows, target_rows
 from unspoken.channels.bridges.fit.progress import FitProgress, FitReport
-from unspoken.channels.bridges.fit.ridge import Gram, choose_layers, gram_bytes
+from unspoken.channels.bridges.fit.ridge import Gram, Solution, choose_layers, gram_bytes
 from unspoken.channels.bridges.fit.samples import TokenizedSample, prepare, teach
 from unspoken.channels.bridges.fit.settings import FitSettings
 from unspoken.channels.bridges.projection import SINK, feature_rows
@@ -26,7 +27,9 @@ __all__ = [
     "LEAST",
     "closed_form_projector",
     "new_projector",
+    "peak_gigabytes",
     "projector_bytes",
+    "start_from",
     "widest_rank",
     "within_columns",
 ]
@@ -79,8 +82,39 @@ def closed_form_projector(
     gram.release()
     projector = new_projector(config, sharer, receiver)
     encode, decode = solution.cut(config.rank, seed=settings.seed)
-    projector.start_from(solution, encode, decode)
+    start_from(projector, solution, encode, decode)
     return projector, tokens
+
+
+@torch.no_grad()
+def start_from(projector: Projector, solution: Solution, encode: Tensor, decode: Tensor) -> None:
+    """Give a projector the closed form's weights; its residual begins at nothing.
+
+    Args:
+        projector: The projector.
+        solution: The solved ridge, for means and standard deviations.
+        encode: (features, rank).
+        decode: (rank, targets).
+    """
+    for name in ("mean", "scale", "offset", "deviation"):
+        getattr(projector, name).copy_(getattr(solution, name))
+    projector.encode.copy_(encode)
+    projector.decode.copy_(decode)
+    if projector.config.hidden:
+        projector.code_scale.copy_(1 / solution.spread(encode))
+        nn.init.normal_(projector.down.weight, std=projector.config.hidden**-0.5)
+        nn.init.zeros_(projector.weigh.weight)
+        nn.init.zeros_(projector.spread)
+
+
+def peak_gigabytes(settings: FitSettings, sharer: TextModel, receiver: TextModel) -> float:
+    """Memory that the closed form takes at most, in GB."""
+    sizes = widths(sharer.geometry, range(len(sharer.geometry.layers)))
+    layers, embeddings = within_columns(settings, sizes, receiver)
+    extra = embeddings + (settings.native_layers > 0)
+    inputs = sum(sorted(sizes)[-layers:]) + extra * receiver.geometry.hidden_size
+    targets = range(settings.native_layers, len(receiver.geometry.layers))
+    return gram_bytes(inputs, width(receiver.geometry, targets)) / 1e9
 
 
 def _choose(

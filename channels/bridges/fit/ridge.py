@@ -119,6 +119,11 @@ class Solution:
         weights: Tensor = torch.linalg.solve_triangular(self.factor.mT, self.half, upper=True)
         return weights
 
+    def spread(self, encode: Tensor) -> Tensor:
+        """Standard deviation of each number of a code, (rank,), by the Gram matrix L Lᵀ."""
+        deviations: Tensor = (self.factor.mT @ encode).square().sum(dim=0).sqrt().clamp_min(1e-4)
+        return deviations
+
     def cut(self, rank: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Its best approximation of rank `rank`: encode (features, rank) and decode (rank,
         targets).

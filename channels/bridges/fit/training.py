@@ -217,10 +217,12 @@ class _Fit:
 
     def _train(self, projector: Projector, saved: _Progressed, held: ValidationSet) -> None:
         settings = self.settings
+        solved = [projector.encode, projector.decode]
+        others = [one for one in projector.parameters() if all(one is not two for two in solved)]
         optimizer = torch.optim.AdamW(
             [
-                {"params": [projector.encode, projector.decode], "lr": settings.rate},
-                {"params": list(projector.residual_parameters()), "lr": settings.residual_rate},
+                {"params": solved, "lr": settings.rate},
+                {"params": others, "lr": settings.residual_rate},
             ],
             betas=(0.9, 0.98),
             weight_decay=0.0,

@@ -162,7 +162,7 @@ def test_an_audit_finds_what_the_benchmark_finds(
     empty = Audit(date=date.today(), machine={}, files=(), rows=(), summary={}, earned=0.5)
     bridge = bridge_between(sharer, receiver, tmp_path / "c", fuser, "float32")
     brought = AuditRows.load(choice=questions)
-    found = with_fuse(empty, bridge, sharer, receiver, brought)
+    found = with_fuse(empty, bridge.fuser, sharer, receiver, brought)
     assert [row["way"] for row in found.rows] == [
         WAYS[key] for key in ("receiver", "fused", "mismatched")
     ]
@@ -177,8 +177,8 @@ def test_an_audit_finds_what_the_benchmark_finds(
             assert found.summary[f"fuse_over_{name}{end}"] == theirs
     assert found.summary["fuse_n"] == 7 and found.earned == 0.5
     plain = bridge_between(sharer, receiver, tmp_path / "d", None)
-    assert with_fuse(empty, plain, sharer, receiver, brought) is empty
-    builtin = with_fuse(empty, bridge, sharer, receiver, AuditRows.load(choices=3))
+    assert with_fuse(empty, plain.fuser, sharer, receiver, brought) is empty
+    builtin = with_fuse(empty, bridge.fuser, sharer, receiver, AuditRows.load(choices=3))
     assert builtin.figure("fuse_n") == builtin.summary["fuse_n_builtin"] == 3
 
 
@@ -191,7 +191,7 @@ def test_an_audit_needs_two_questions(
     fuser = fuser_between(*pair, trained=False)
     bridge = bridge_between(*pair, tmp_path / "c", fuser)
     with pytest.raises(InputError, match="1 rows with one message"):
-        with_fuse(empty, bridge, *pair, AuditRows.load(choice=questions))
+        with_fuse(empty, bridge.fuser, *pair, AuditRows.load(choice=questions))
 
 
 def test_what_is_fitted_can_be_kept(

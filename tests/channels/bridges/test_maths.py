@@ -20,7 +20,12 @@ from unspoken.channels.bridges.fit.example import (
     student,
     target_rows,
 )
-from unspoken.channels.bridges.fit.initialization import LEAST, projector_bytes, widest_rank
+from unspoken.channels.bridges.fit.initialization import (
+    LEAST,
+    projector_bytes,
+    start_from,
+    widest_rank,
+)
 from unspoken.channels.bridges.fit.ridge import Gram, choose_layers
 from unspoken.channels.bridges.fit.samples import Sample, Target, TokenizedSample, prepare, teach
 from unspoken.channels.bridges.fit.validation import swapped
@@ -271,7 +276,7 @@ def test_the_residual_begins_at_nothing() -> None:
     y = draws(300, projector.offset.numel(), 1) + x[:, :1]
     gram.add(x, y)
     solution = gram.solve()
-    projector.start_from(solution, *solution.cut(8))
+    start_from(projector, solution, *solution.cut(8))
     plain = (x - solution.mean) * solution.scale @ projector.encode @ projector.decode
     assert torch.allclose(projector(x), plain * solution.deviation + solution.offset, atol=1e-4)
     code = (x - solution.mean) * solution.scale @ projector.encode * projector.code_scale
