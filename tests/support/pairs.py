@@ -7,13 +7,15 @@ import pytest
 from tiny import tiny_gemma3, tiny_llama, tiny_tokenizer
 
 from unspoken.agents.models.model import LocalModel
+from unspoken.channels.bridges.audit import rows as audit_rows
 from unspoken.channels.bridges.audit.audit import AuditSettings
 from unspoken.channels.bridges.audit.stored import AuditPlan
 from unspoken.channels.bridges.fit.settings import FitSettings
 from unspoken.channels.bridges.fit.validation import ValidationSet
 from unspoken.channels.bridges.plan import FitPlan
+from unspoken.channels.data import sources
 
-__all__ = ["AUDIT", "corpus", "few_held_out", "folders", "load", "plan"]
+__all__ = ["AUDIT", "corpus", "folders", "load", "plan", "quick_fits", "text"]
 
 OTHER_WORDS = (" the", " and", " value", " of", "ing", " key", " with", " from", "tion", " is")
 
@@ -38,21 +40,28 @@ def load(root: Path) -> tuple[LocalModel, LocalModel]:
     return LocalModel.load(str(sharer)), LocalModel.load(str(receiver))
 
 
-def corpus(root: Path) -> str:
-    """A small text to fit on: some of Python's help topics."""
+def text() -> str:
+    """A small text to fit on: some of Python's help topics, parted by form feeds."""
     from pydoc_data.topics import topics
 
+    return "\f".join(topics[name] for name in sorted(topics)[:60])
+
+
+def corpus(root: Path) -> str:
+    """A file of `text`."""
     file = root / "topics.txt"
     if not file.exists():
         root.mkdir(parents=True, exist_ok=True)
-        file.write_text("\f".join(topics[name] for name in sorted(topics)[:60]), encoding="utf-8")
+        file.write_text(text(), encoding="utf-8")
     return str(file)
 
 
-def few_held_out(patch: pytest.MonkeyPatch, count: int = 4) -> None:
-    """Let fits judge themselves on a few rows."""
+def quick_fits(patch: pytest.MonkeyPatch, count: int = 4) -> None:
+    """Let fits judge themselves on a few rows, and read a small text for the built-in one."""
     make: Any = ValidationSet.make
     patch.setattr(ValidationSet, "make", classmethod(lambda _, *args: make(*args, count)))
+    for module in (audit_rows, sources):
+        patch.setattr(module, "builtin_text", text)
 
 
 def plan(source: str, audit: AuditPlan | None = AUDIT, **settings: Any) -> FitPlan:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from command_line import call, done, refused
 from flows import own_cache
-from pairs import AUDIT, corpus, few_held_out, folders
+from pairs import AUDIT, corpus, folders, quick_fits
 from sample_bridges import AUDIT as SAMPLE
 from sample_bridges import manifest, tensors
 
@@ -58,7 +58,7 @@ def pair(root: Path) -> tuple[Path, Path]:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fits and audits of seconds."""
-    few_held_out(monkeypatch)
+    quick_fits(monkeypatch)
 
     def rows(self: auditing.AuditPlan, text: Any) -> Any:
         few = replace(AUDIT, text=self.text, qa=self.qa, recall=self.recall)

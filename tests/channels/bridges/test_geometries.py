@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from architectures import ARCHITECTURES, make
 from flows import DOCUMENT, QUESTION, own_cache, reader_solver
-from pairs import AUDIT, corpus, few_held_out, load, plan
+from pairs import AUDIT, corpus, load, plan, quick_fits
 from tiny import tiny_llama
 
 from unspoken.agents import LocalModel, Workflow
@@ -44,7 +44,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BridgeStore:
     """A store of our own, which processes that we start share."""
     monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("UNSPOKEN_BRIDGES", raising=False)
-    few_held_out(monkeypatch)
+    quick_fits(monkeypatch)
     return BridgeStore()
 
 

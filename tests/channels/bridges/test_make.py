@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from flows import DOCUMENT, QUESTION, own_cache, reader_solver
-from pairs import AUDIT, corpus, few_held_out, load, plan
+from pairs import AUDIT, corpus, load, plan, quick_fits
 from processes import environment, until
 from sample_bridges import manifest, tensors
 
@@ -44,12 +44,12 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
-from pairs import few_held_out, plan
+from pairs import quick_fits, plan
 from pytest import MonkeyPatch
 from unspoken.channels.bridges.make import fit_bridge
 from unspoken.agents.models.model import LocalModel
 models = [LocalModel.load(name) for name in sys.argv[2:4]]
-few_held_out(MonkeyPatch())
+quick_fits(MonkeyPatch())
 settings = {"steps": int(sys.argv[4]), "every": 0.0}
 def told(stage, part):
     print(stage, flush=True)
@@ -78,7 +78,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BridgeStore:
     """A store of our own, which processes that we start share."""
     monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("UNSPOKEN_BRIDGES", raising=False)
-    few_held_out(monkeypatch)
+    quick_fits(monkeypatch)
     return BridgeStore()
 
 
