@@ -1,30 +1,43 @@
 """Benchmarks anyone can run: each gives ``machine``, ``rows`` and ``summary``."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unspoken.agents.spec.problems import listed, suggest
 from unspoken.channels.errors import InputError
 
-__all__ = ["BENCHES", "PAIRED", "Files", "Options", "Progress", "run_bench"]
+if TYPE_CHECKING:
+    from unspoken.agents.models.model import LocalModel
+
+__all__ = [
+    "BENCHES",
+    "DEFAULT_MODEL",
+    "DEFAULT_SHARER",
+    "PAIRED",
+    "STUDIES",
+    "Files",
+    "Measured",
+    "Progress",
+    "check_name",
+    "report",
+    "run_bench",
+]
+
+DEFAULT_MODEL = "embedded:smollm2-135m-instruct"
+DEFAULT_SHARER = "embedded:gemma3-270m"
 
 Progress = Callable[[str], None]
 
+Measured = tuple[list[dict[str, Any]], dict[str, Any]]
+"""Rows of figures, and their summary."""
+
 BENCHES: Mapping[str, str] = {
-    "ablation": "what each part of a bridge is worth: features, ranks, source layers, trained "
-    "parts",
     "bridge": "what a bridge between two models carries, with its controls, and its time to the "
     "first token",
     "decode": "token-for-token equality with transformers' generate, and the ratio of speeds",
-    "dial": "a bridge over the number of layers that its receiver runs itself: what is kept, and "
-    "the speed",
-    "fan_in": "messages of 1, 2 and 4 senders in one context: no repair, sinks, deviation, all "
-    "recomputed",
-    "fuse": "multiple-choice questions: the receiver alone, text, self-fused, fused, fused with "
-    "another row's",
     "hop": "time to the first token after a hand-over: text, continuation, splice, floor",
     "packet": "what a packet keeps of a cache, what it weighs, and from which length on it beats "
     "the text",
@@ -33,16 +46,17 @@ BENCHES: Mapping[str, str] = {
     "splice": "how far a spliced cache is from a full recompute, with its controls",
 }
 
-ALONE: Mapping[str, tuple[str, ...]] = {"profile": ("text", "qa")}
-"""Files that a benchmark of one model reads, where it is more than a text."""
+STUDIES = ("ablation", "dial", "fan_in", "fuse")
+"""Measurements in ``examples/studies`` of the repository, each with a script of its own."""
 
-PAIRED: Mapping[str, tuple[str, ...]] = {
-    "ablation": ("text", "qa"),
+PAIRED = ("bridge",)
+"""Benchmarks of two models."""
+
+READS: Mapping[str, tuple[str, ...]] = {
     "bridge": ("text", "qa", "recall"),
-    "dial": ("text",),
-    "fuse": ("qa",),
+    "profile": ("text", "qa"),
 }
-"""Benchmarks of two models, and the files that each reads. The others take one model and a text."""
+"""Files that a benchmark reads, where it is more than a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,33 +74,16 @@ class Files:
     recall: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a benchmark of two models may be told besides.
-
-    Attributes:
-        bridge: The bridge's folder; None for the store's.
-        refit: Whether to fit the bridge anew.
-        self_bridge: Folder of a bridge with fuse mode from the receiver to itself; None to fit that
-            control.
-        keep: Folder that keeps the fusers which the benchmark fits; None to keep none.
-    """
-
-    bridge: Path | None = None
-    refit: bool = False
-    self_bridge: Path | None = None
-    keep: Path | None = None
-
-
 def run_bench(
     name: str,
     *,
-    model: str = "embedded:smollm2-135m-instruct",
-    sharer: str = "embedded:gemma3-270m",
+    model: str = DEFAULT_MODEL,
+    sharer: str = DEFAULT_SHARER,
     text: Path | None = None,
     qa: Path | None = None,
     recall: Path | None = None,
-    options: Options | None = None,
+    bridge: Path | None = None,
+    refit: bool = False,
     progress: Progress = lambda line: None,
 ) -> dict[str, Any]:
     """Run a benchmark.
@@ -98,7 +95,8 @@ def run_bench(
         text: Plain text to cut passages from.
         qa: Question-answering rows, for benchmarks that ask.
         recall: Recall rows, for benchmarks that recall.
-        options: What else a benchmark of two models may be told.
+        bridge: Folder of the bridge, for the benchmark of that name; None for the store's.
+        refit: Whether that benchmark fits the bridge anew.
         progress: Called with a line now and then.
 
     Returns:
@@ -109,65 +107,77 @@ def run_bench(
         InputError: No such benchmark, a file or an option that it does not read, or a file too
             short for it.
     """
+    check_name(name)
+    files = Files(text, qa, recall)
+    _check_options(name, files, bridge, refit)
+    from unspoken.agents.models.model import LocalModel
+
+    measure = import_module(f"{__name__}.{name}").measure
+    models = [LocalModel.load(model)]
+    if name in PAIRED:
+        models.insert(0, LocalModel.load(sharer))
+        measured = measure(*models, files, progress, bridge=bridge, refit=refit)
+    else:
+        measured = measure(*models, files, progress)
+    return report(models, measured, builtin=files == Files())
+
+
+def report(models: "Sequence[LocalModel]", measured: Measured, *, builtin: bool) -> dict[str, Any]:
+    """``machine``, ``rows`` and ``summary`` of a measurement.
+
+    Args:
+        models: The model that was measured, its sharer before it where there are two.
+        measured: The rows and the summary.
+        builtin: Whether all rows were the built-in ones, which the summary's keys then say.
+    """
+    from unspoken.channels.machine import describe_machine
+
+    rows, summary = measured
+    machine = describe_machine(models[-1])
+    if len(models) > 1:
+        machine |= {"sharer": models[0].ref}
+    if builtin:
+        summary = {
+            f"{key.removesuffix('_builtin')}_builtin": value for key, value in summary.items()
+        }
+    return {"machine": machine, "rows": rows, "summary": summary}
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is no benchmark's.
+
+    Raises:
+        InputError: There is none; for a study, with the command that runs it.
+    """
+    if name in STUDIES:
+        raise InputError(
+            f"{name} is a study, and no benchmark of the installed package",
+            expected=listed(BENCHES),
+            fix=f"python examples/studies/{name}.py, in a clone of the repository",
+        )
     if name not in BENCHES:
         raise InputError(
             f"there is no benchmark {name!r}", expected=listed(BENCHES), fix=suggest(name, BENCHES)
         )
-    files = Files(text, qa, recall)
-    _check(name, files, options or Options())
-    from unspoken.agents.models.model import LocalModel
-    from unspoken.channels.machine import describe_machine
-
-    measure = import_module(f"{__name__}.{name}").measure
-    loaded = LocalModel.load(model)
-    machine = describe_machine(loaded)
-    if name in PAIRED:
-        other = LocalModel.load(sharer)
-        machine |= {"sharer": other.ref}
-        rows, summary = measure(other, loaded, files, progress, options or Options())
-    else:
-        rows, summary = measure(loaded, files, progress)
-    if files == Files():
-        summary = {_builtin(key): value for key, value in summary.items()}
-    return {"machine": machine, "rows": rows, "summary": summary}
 
 
-def _check(name: str, files: Files, options: Options) -> None:
+def _check_options(name: str, files: Files, bridge: Path | None, refit: bool) -> None:
     """Refuse files and options that a benchmark would not look at."""
-    read = PAIRED.get(name) or ALONE.get(name, ("text",))
-    unread = [f"--{key}" for key in ("text", "qa", "recall") if getattr(files, key) is not None]
-    unread = [flag for flag in unread if flag.removeprefix("--") not in read]
-    if unread:
+    read = READS.get(name, ("text",))
+    given = [key for key in ("text", "qa", "recall") if getattr(files, key) is not None]
+    if unread := [f"--{key}" for key in given if key not in read]:
         raise InputError(
             f"the benchmark {name} reads no {' and no '.join(unread)} file",
             expected=f"{', '.join(f'--{key} FILE' for key in read)}, or no file",
             fix=f"leave {' and '.join(unread)} out",
         )
-    if options.refit and name != "bridge":
-        raise InputError(
-            f"the benchmark {name} fits no bridge",
-            expected="--refit with the benchmark bridge alone",
-            fix="leave --refit out",
-        )
-    if options.self_bridge is not None and name != "fuse":
-        raise InputError(
-            f"the benchmark {name} has no control that reads the receiver itself",
-            expected="--self-bridge with the benchmark fuse alone",
-            fix="leave --self-bridge out",
-        )
-    if options.keep is not None and name != "fuse":
-        raise InputError(
-            f"the benchmark {name} keeps nothing that it fits",
-            expected="--keep with the benchmark fuse alone",
-            fix="leave --keep out",
-        )
-    if options.bridge is not None and name not in ("ablation", "bridge", "fuse"):
-        raise InputError(
-            f"the benchmark {name} reads no bridge",
-            expected="--bridge with the benchmarks ablation, bridge and fuse",
-            fix="leave --bridge out",
-        )
-
-
-def _builtin(key: str) -> str:
-    return key if key.endswith("_builtin") else f"{key}_builtin"
+    for flag, asked, fault in (
+        ("--refit", refit, "fits no bridge"),
+        ("--bridge", bridge is not None, "reads no bridge"),
+    ):
+        if asked and name != "bridge":
+            raise InputError(
+                f"the benchmark {name} {fault}",
+                expected=f"{flag} with the benchmark bridge alone",
+                fix=f"leave {flag} out",
+            )

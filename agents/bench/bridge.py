@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from unspoken.agents.bench import Files, Options, Progress
+from unspoken.agents.bench import Files, Measured, Progress
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.stored import AuditPlan, audit_bridge
 from unspoken.channels.bridges.folder import read_manifest
@@ -16,8 +16,14 @@ __all__ = ["measure"]
 
 
 def measure(
-    sharer: LocalModel, receiver: LocalModel, files: Files, progress: Progress, options: Options
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    sharer: LocalModel,
+    receiver: LocalModel,
+    files: Files,
+    progress: Progress,
+    *,
+    bridge: Path | None = None,
+    refit: bool = False,
+) -> Measured:
     """The audit of a stored bridge, or with `refit` of a new one, which then takes its place.
 
     Raises:
@@ -25,13 +31,13 @@ def measure(
     """
     plan = AuditPlan(files.text, files.qa, files.recall)
     told = _stages(progress)
-    if options.refit:
-        again = FitPlan(audit=plan, refit=True, out=options.bridge)
+    if refit:
+        again = FitPlan(audit=plan, refit=True, out=bridge)
         folder = fit_bridge(sharer, receiver, again, report=told)
         measured = read_manifest(folder).audit
         if measured is not None:
             return [dict(row) for row in measured.rows], dict(measured.summary)
-    folder = options.bridge or _stored(sharer, receiver)
+    folder = bridge or _stored(sharer, receiver)
     found = audit_bridge(folder, sharer, receiver, plan, report=told)
     return [dict(row) for row in found.rows], dict(found.summary)
 

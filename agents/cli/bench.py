@@ -8,15 +8,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from unspoken.agents.bench import DEFAULT_MODEL, DEFAULT_SHARER
 from unspoken.agents.cli.console import print_json, print_table, shown, stderr, stdout
 from unspoken.agents.cli.progress import quiet_libraries, reporting
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import InputError
 
-__all__ = ["bench", "listing"]
-
-DEFAULT_MODEL = "embedded:smollm2-135m-instruct"
-DEFAULT_SHARER = "embedded:gemma3-270m"
+__all__ = ["bench", "listing", "print_result"]
 
 
 def listing() -> Mapping[str, str]:
@@ -60,32 +58,12 @@ def bench(
         Path | None, typer.Option(metavar="DIR", help="The bridge; your store's if left out.")
     ] = None,
     refit: Annotated[bool, typer.Option("--refit", help="Fit the bridge anew first.")] = False,
-    self_bridge: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="For fuse: a bridge with fuse mode from the receiver to itself; fitted if left "
-            "out.",
-        ),
-    ] = None,
-    keep: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="For fuse: keep what is fitted in DIR/fused and DIR/self-fused, and take what is "
-            "there.",
-        ),
-    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a benchmark on this machine."""
-    from unspoken.agents.spec.problems import listed, suggest
+    from unspoken.agents.bench import check_name, run_bench
 
-    benches = listing()
-    if name not in benches:
-        raise InputError(
-            f"there is no benchmark {name!r}", expected=listed(benches), fix=suggest(name, benches)
-        )
+    check_name(name)
     for file in (text, qa, recall):
         if file is not None and not file.is_file():
             raise InputError(
@@ -93,8 +71,6 @@ def bench(
             )
     ends = _ends(name, sharer, receiver, model)
     with reporting(stderr(), f"bench {name}", quiet=as_json) as report:
-        from unspoken.agents.bench import Options, run_bench
-
         quiet_libraries()
         result = run_bench(
             name,
@@ -103,13 +79,14 @@ def bench(
             text=text,
             qa=qa,
             recall=recall,
-            options=Options(bridge, refit, self_bridge, keep),
+            bridge=bridge,
+            refit=refit,
             progress=lambda line: report(name, line, 0.0),
         )
     if as_json:
         print_json(result)
     else:
-        print_result(stdout(), name, result)
+        print_result(stdout(), f"Bench {name}", result)
 
 
 def _ends(
@@ -136,13 +113,13 @@ def _ends(
     return sharer or DEFAULT_SHARER, receiver or DEFAULT_MODEL
 
 
-def print_result(console: Console, name: str, result: Mapping[str, Any]) -> None:
-    """Print a benchmark's machine, rows and summary."""
+def print_result(console: Console, title: str, result: Mapping[str, Any]) -> None:
+    """Print the machine, rows and summary of a benchmark or a study."""
     rows: Sequence[Mapping[str, Any]] = result["rows"]
     _print_pairs(console, result["machine"])
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_told(row.get(column)) for column in columns] for row in rows]
-    print_table(console, f"Bench {name}", columns, cells)
+    print_table(console, title, columns, cells)
     _print_pairs(console, result["summary"])
 
 

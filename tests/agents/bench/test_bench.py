@@ -7,9 +7,9 @@ from architectures import make, tuned
 
 from unspoken.agents.bench import (
     BENCHES,
+    STUDIES,
     Files,
     decode,
-    fan_in,
     hop,
     packet,
     profile,
@@ -94,24 +94,6 @@ def test_break_even_is_where_all_longer_ones_gain(
     assert packet.crossing(gains) == wanted
 
 
-def test_fan_in_controls_bracket_the_repairs(
-    model: LocalModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Text and a full repair are at no distance; other messages are farther than any repair."""
-    for name, value in (("GROUPS", 2), ("TOKENS", 24), ("FORCED", 4)):
-        monkeypatch.setattr(fan_in, name, value)
-    monkeypatch.setattr(fan_in, "SENDERS", ("one of the keys", "who", "a reader of it", "it"))
-    monkeypatch.setattr(fan_in, "PROMPT", "and")
-    rows, summary = fan_in.measure(model, Files(), lambda line: None)
-    assert {row["messages"] for row in rows} == {1, 2, 4}
-    kl = {row["way"]: row["mean_kl"] for row in rows if row["messages"] == 4}
-    assert kl["text"] < 1e-9 and kl["all recomputed"] < 1e-6
-    assert kl["sink"] < kl["another example's messages"]
-    assert summary["kl_sink_4"] == kl["sink"] and summary["kl_deviation_4"] == kl["deviation"]
-    computed = {row["way"]: row["computed_share"] for row in rows if row["messages"] == 4}
-    assert computed["none"] < computed["sink"] < computed["deviation"] < computed["text"] == 1.0
-
-
 def test_profile_holds_the_front_against_random_groups_and_controls(
     model: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +132,16 @@ def test_an_unknown_benchmark_is_named_with_the_others() -> None:
     with pytest.raises(InputError, match="no benchmark 'hops'") as caught:
         run_bench("hops")
     assert all(name in caught.value.expected for name in BENCHES)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_is_named_with_its_command(name: str) -> None:
+    """Each has a script, which the error names."""
+    with pytest.raises(InputError, match=f"{name} is a study") as caught:
+        run_bench(name)
+    script = f"examples/studies/{name}.py"
+    assert f"python {script}" in caught.value.fix
+    assert (Path(__file__).parents[3] / script).is_file()
 
 
 def test_a_text_too_short_is_refused(model: LocalModel, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from pairs import AUDIT, corpus, folders, quick_fits
 from sample_bridges import AUDIT as SAMPLE
 from sample_bridges import manifest, tensors
 
-from unspoken.agents.bench import ablation, dial
 from unspoken.agents.cli import audit_view as view
 from unspoken.agents.cli.audit_view import kept_by_way
 from unspoken.agents.cli.bridge_fit import progress_line
@@ -127,42 +126,18 @@ def test_bench_bridge_gives_the_audit(pair: tuple[Path, Path], root: Path) -> No
     assert {f"{name}_builtin" for name in wanted.split()} <= set(found["summary"])
 
 
-def test_bench_dial_and_ablation(
-    pair: tuple[Path, Path], root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A row per number of native layers, and a row per variant."""
-    for module in (dial, ablation):
-        monkeypatch.setattr(module, "TOKENS", 600)
-        monkeypatch.setattr(module, "PASSAGES", 2)
-        monkeypatch.setattr(module, "RANK", 16)
-    monkeypatch.setattr(dial, "SIZE", 32)
-    monkeypatch.setattr(dial, "REPEATS", 1)
-    found = json.loads(done("bench", "dial", *pair, "--json"))
-    assert [row["native_layers"] for row in found["rows"]] == [0, 1]
-    assert found["rows"][1]["kl"] < found["rows"][0]["kl"]
-    assert all(row["ttft_s"] > 0 for row in found["rows"])
-    monkeypatch.setattr(ablation, "RANKS", (4,))
-    monkeypatch.setattr(ablation, "COUNTS", (1,))
-    done("bridge", "fit", *pair, "--corpus", corpus(root), *SMALL, "--no-audit")
-    rows = json.loads(done("bench", "ablation", *pair, "--json"))["rows"]
-    kl = {row["variant"]: row["kl"] for row in rows}
-    assert kl["uncut"] < kl["rank 4"]
-    for name in ("sharer only", "embeddings only", "1 source layers", "trained, no residual"):
-        assert name in kl
-
-
 def test_what_cannot_be_measured_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """Wrong files, options and numbers of models, most before any model is loaded."""
     assert "there is no file" in refused("bridge", "fit", *pair, "--qa", tmp_path / "none")
     assert "there is no file" in refused("bridge", "audit", *pair, "--text", tmp_path / "none")
     assert "measures one model" in refused("bench", "hop", pair[0])
     assert "measures two models" in refused("bench", "bridge", pair[0])
-    assert "measures two models" in refused("bench", "dial", "--model", pair[0])
+    assert "measures two models" in refused("bench", "bridge", "--model", pair[0])
     (tmp_path / "rows").write_text("")
-    assert "reads no --recall file" in refused("bench", "dial", "--recall", tmp_path / "rows")
-    assert "fits no bridge" in refused("bench", "dial", "--refit")
+    assert "reads no --recall file" in refused("bench", "hop", "--recall", tmp_path / "rows")
+    assert "fits no bridge" in refused("bench", "hop", "--refit")
     assert "reads no bridge" in refused("bench", "hop", "--bridge", tmp_path)
-    assert "keeps nothing" in refused("bench", "ablation", "--keep", tmp_path)
+    assert "python examples/studies/dial.py" in refused("bench", "dial", *pair)
     assert "--train-dtype 'float7'" in refused("bridge", "fit", *pair, "--train-dtype", "float7")
     result = call("bridge", "fit", *pair, "--native-layers", 2)
     assert result.exit_code == 2 and "has 2 layers" in result.stderr

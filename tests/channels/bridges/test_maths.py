@@ -9,7 +9,6 @@ from transformers import DynamicCache
 
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
-from unspoken.channels.bridges.closed import choose
 from unspoken.channels.bridges.features import bare_rows, layer_states, width
 from unspoken.channels.bridges.fit.example import (
     answer_loss,
@@ -424,15 +423,6 @@ def test_a_copied_stretch_is_in_the_message() -> None:
         for tail in lesson.tails:
             if tail.kind == "copy":
                 assert tail.answer in lesson.text
-
-
-def test_fewer_layers_are_the_first_of_more(pair: tuple[LocalModel, LocalModel]) -> None:
-    """All counts at once choose what each count alone does."""
-    corpus = load_corpus(["builtin"])
-    found = choose(*pair, corpus, [2, 1], messages=4)
-    assert [len(found[count]) for count in (1, 2)] == [1, 2] and set(found[1]) < set(found[2])
-    for count in found:
-        assert choose(*pair, corpus, [count], messages=4)[count] == found[count]
 
 
 # Size on disk

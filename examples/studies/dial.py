@@ -1,13 +1,14 @@
 """The dial of a bridge: how many layers the receiver runs itself, and what that gains and costs."""
 
+from pathlib import Path
 from typing import Any
 
-from unspoken.agents.bench import Files, Options, Progress
-from unspoken.agents.bench.forms import judged_rows, passages_of
+from closed_forms import ClosedForms, choose
+from judged_forms import judged_rows, passages_of
+from study import TEXT, Measured, Progress, run
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.timing import scene, timings
 from unspoken.channels.bridges.bridge import Bridge
-from unspoken.channels.bridges.closed import ClosedForms, choose
 from unspoken.channels.bridges.manifest import BridgeManifest, FitData, ModelDescription
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.data.text import load_corpus
@@ -19,8 +20,8 @@ PASSAGES, SIZE, REPEATS = 24, 1024, 5
 
 
 def measure(
-    sharer: LocalModel, receiver: LocalModel, files: Files, progress: Progress, options: Options
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    sharer: LocalModel, receiver: LocalModel, *, text: Path | None = None, progress: Progress
+) -> Measured:
     """A row per number of native layers, closed forms only: what is kept with and without the
     sharer, and the speed.
     """
@@ -31,8 +32,8 @@ def measure(
     forms = ClosedForms(sharer, receiver, layers, natives=[n for n in natives if n])
     progress(f"one closed form of {forms.columns} features, source layers {layers}")
     forms.fit(corpus, TOKENS)
-    trials, text = passages_of(files, corpus, forms, PASSAGES)
-    made = scene(text, SIZE, sharer, receiver)
+    trials, passages = passages_of(text, corpus, forms, PASSAGES)
+    made = scene(passages, SIZE, sharer, receiver)
     variants = {}
     for native in natives:
         progress(f"solve: {native} native layers")
@@ -41,7 +42,7 @@ def measure(
             variants[f"{name} {native}"] = config, forms.projector(config)
     forms.release()
     progress("judge")
-    judged = judged_rows(trials, forms, variants)
+    judged = judged_rows(trials, {name: forms.ways(*form) for name, form in variants.items()})
     rows = []
     for native in natives:
         found: dict[str, Any] = {
@@ -84,3 +85,12 @@ def _bridge(projector: Projector, sharer: LocalModel, receiver: LocalModel) -> B
         fit={},
     )
     return Bridge(manifest, projector)
+
+
+def main() -> None:
+    """Run the study from the command line."""
+    run(measure, __doc__, files={"text": TEXT})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,10 @@
-"""The fuse benchmark: every way measured on the same rows, with figures that are what they say."""
+"""The studies run on tiny models, and their figures are what they say."""
 
+import io
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -9,19 +13,28 @@ from typing import Any
 import pytest
 import torch
 from architectures import make
+from flows import own_cache
 from fusers import CORPUS, SMALL, bridge_between, fuser_between
+from pairs import corpus, few_held_out, folders, plan
 
-from unspoken.agents.bench import Files, choice, fuse, fusers
+import ablation
+import dial
+import fan_in
+import fitted_fusers
+import fuse
+import multiple_choice
+from closed_forms import choose
 from unspoken.agents.models.model import LocalModel
-from unspoken.channels.bridges.audit.fuse_audit import ending_as, with_fuse
+from unspoken.channels.bridges.audit.fuse_audit import with_fuse
 from unspoken.channels.bridges.audit.rows import AuditRows
 from unspoken.channels.bridges.fit.settings import FuseSettings
 from unspoken.channels.bridges.folder import read_manifest, write
 from unspoken.channels.bridges.fuser import Fuser, fuse_tensors
+from unspoken.channels.bridges.make import fit_bridge
 from unspoken.channels.bridges.manifest import Audit, BridgeManifest, FitData
 from unspoken.channels.bridges.store import BridgeStore
-from unspoken.channels.errors import BridgeError, InputError
-from unspoken.channels.metrics import paired, wilson
+from unspoken.channels.data.text import load_corpus
+from unspoken.channels.errors import BridgeError
 from unspoken.channels.storage.side import ModelDescription
 
 WAYS = {
@@ -45,8 +58,8 @@ def questions(tmp_path: Path) -> Path:
     lines = []
     for number in range(7):
         options = " ".join(f"Answer{n + 1}: the {n} key of {number}{'s' * n}" for n in range(3))
-        question = f"Please choose the correct answer to the question: who is {number}?"
-        text = f"{question}\n\n{options}\n\nAnswer format: x"
+        asked = f"Please choose the correct answer to the question: who is {number}?"
+        text = f"{asked}\n\n{options}\n\nAnswer format: x"
         lines.append(json.dumps({"instruction": text, "answer": f"answer{number % 3 + 1}"}))
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(lines))
@@ -59,7 +72,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("UNSPOKEN_BRIDGES", "")
     monkeypatch.setattr(fuse, "LENGTHS", (2, 4))
     monkeypatch.setattr(fuse, "TUNED", 3)
-    monkeypatch.setattr(fusers, "load_corpus", lambda: CORPUS)
+    monkeypatch.setattr(fitted_fusers, "load_corpus", lambda: CORPUS)
 
 
 def kept(folder: Path, sharer: LocalModel, receiver: LocalModel, fuser: Fuser) -> Path:
@@ -76,6 +89,113 @@ def kept(folder: Path, sharer: LocalModel, receiver: LocalModel, fuser: Fuser) -
     return folder
 
 
+def study_of(module: Any, *args: object) -> dict[str, Any]:
+    """What a study's command line prints as JSON."""
+    out = io.StringIO()
+    script = f"{module.__name__}.py"
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        patch.setattr(sys, "argv", [script, *map(str, args), "--json"])
+        module.main()
+    found: dict[str, Any] = json.loads(out.getvalue())
+    assert set(found) == {"machine", "rows", "summary"}
+    return found
+
+
+# Closed forms
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """Folders of two tiny models."""
+    folder = tmp_path_factory.mktemp("models")
+    with own_cache(folder / "cache"):
+        yield folders(folder)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (dial, ablation):
+        for name, value in (("TOKENS", 600), ("PASSAGES", 2), ("RANK", 16)):
+            monkeypatch.setattr(module, name, value)
+    for name, value in (("SIZE", 32), ("REPEATS", 1)):
+        monkeypatch.setattr(dial, name, value)
+    for name, values in (("RANKS", (4,)), ("COUNTS", (1,))):
+        monkeypatch.setattr(ablation, name, values)
+
+
+def test_dial_has_a_row_per_number_of_native_layers(few: None, stored: tuple[Path, Path]) -> None:
+    """The more layers the receiver runs itself, the nearer it comes to the text."""
+    found = study_of(dial, *stored)
+    assert found["machine"]["sharer"] == str(stored[0])
+    first, second = found["rows"]
+    assert (first["native_layers"], second["native_layers"]) == (0, 1)
+    assert second["kl"] < first["kl"] and min(first["ttft_s"], second["ttft_s"]) > 0
+    names = ("retention", "specific", "without_sharer", "ttft_speedup_32")
+    assert set(found["summary"]) == {f"{name}_native_0_builtin" for name in names}
+
+
+def test_ablation_has_a_row_per_variant(
+    few: None, stored: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among them the parts of a trained bridge; a wider map is nearer to the text."""
+    few_held_out(monkeypatch)
+    models = [LocalModel.load(str(folder)) for folder in stored]
+    bridge = fit_bridge(*models, replace(plan(corpus(tmp_path), None), out=tmp_path / "bridge"))
+    rows = study_of(ablation, *stored, "--bridge", bridge)["rows"]
+    kl = {row["variant"]: row["kl"] for row in rows}
+    assert kl["uncut"] < kl["rank 4"]
+    parts = ("sharer only", "embeddings only", "1 source layers", "trained, no residual")
+    assert set(parts) <= set(kl)
+
+
+def test_fewer_layers_are_the_first_of_more(pair: tuple[LocalModel, LocalModel]) -> None:
+    """All counts at once choose what each count alone does."""
+    builtin = load_corpus(["builtin"])
+    found = choose(*pair, builtin, [2, 1], messages=4)
+    assert [len(found[count]) for count in (1, 2)] == [1, 2] and set(found[1]) < set(found[2])
+    for count in found:
+        assert choose(*pair, builtin, [count], messages=4)[count] == found[count]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["only/one"], "name both models, or neither"),
+        (["--text", "no/such/file"], "there is no file"),
+        (["--keep", "x"], "unrecognized arguments: --keep"),
+    ],
+)
+def test_a_command_line_that_cannot_be_measured_is_refused(
+    args: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before any model is loaded, with exit code 2."""
+    with pytest.raises(SystemExit) as caught:
+        study_of(dial, *args)
+    assert caught.value.code == 2 and words in capsys.readouterr().err
+
+
+# Several senders
+
+
+def test_fan_in_controls_bracket_the_repairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text and a full repair are at no distance; others' messages are farther than any repair."""
+    for name, value in (("GROUPS", 2), ("TOKENS", 24), ("FORCED", 4), ("PROMPT", "and")):
+        monkeypatch.setattr(fan_in, name, value)
+    monkeypatch.setattr(fan_in, "SENDERS", ("one of the keys", "who", "a reader of it", "it"))
+    rows, summary = fan_in.measure(make("llama"), progress=lambda line: None)
+    assert {row["messages"] for row in rows} == {1, 2, 4}
+    four = {row["way"]: row for row in rows if row["messages"] == 4}
+    kl = {way: row["mean_kl"] for way, row in four.items()}
+    assert kl["text"] < 1e-9 and kl["all recomputed"] < 1e-6
+    assert kl["sink"] < kl["another example's messages"]
+    assert summary["kl_sink_4"] == kl["sink"] and summary["kl_deviation_4"] == kl["deviation"]
+    computed = {way: row["computed_share"] for way, row in four.items()}
+    assert computed["none"] < computed["sink"] < computed["deviation"] < computed["text"] == 1.0
+
+
+# Fuse
+
+
 def test_all_ways_are_measured_on_the_same_rows(
     pair: tuple[LocalModel, LocalModel], questions: Path, tmp_path: Path
 ) -> None:
@@ -85,7 +205,7 @@ def test_all_ways_are_measured_on_the_same_rows(
     own = kept(tmp_path / "b", receiver, receiver, fuser_between(receiver, receiver, trained=False))
     said: list[str] = []
     plan = fuse.FuseBench(bridge=fused, self_bridge=own)
-    rows, summary = fuse.compare(sharer, receiver, Files(qa=questions), said.append, plan)
+    rows, summary = fuse.compare(sharer, receiver, questions, said.append, plan)
     table = {row["way"]: row for row in rows}
     assert set(table) == set(WAYS.values()) and said
     for key, way in WAYS.items():
@@ -112,13 +232,13 @@ def test_all_ways_are_measured_on_the_same_rows(
 def fitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, FuseSettings]]:
     """What is fitted from now on: both ends, and how."""
     seen: list[tuple[str, str, FuseSettings]] = []
-    fit = fusers.fit_fuser
+    fit = fitted_fusers.fit_fuser
 
     def noted(sharer: LocalModel, receiver: LocalModel, *rest: Any, **more: Any) -> Any:
         seen.append((sharer.ref, receiver.ref, rest[1]))
         return fit(sharer, receiver, *rest, **more)
 
-    monkeypatch.setattr(fusers, "fit_fuser", noted)
+    monkeypatch.setattr(fitted_fusers, "fit_fuser", noted)
     return seen
 
 
@@ -128,7 +248,7 @@ def test_fusers_are_fitted_where_none_is_given(
     """The pair's fuser and its control; the built-in questions are asked; nothing is kept."""
     settings = FuseSettings(**SMALL, steps=2)
     plan = fuse.FuseBench(settings=settings, rows=3)
-    rows, summary = fuse.compare(*pair, Files(), lambda line: None, plan)
+    rows, summary = fuse.compare(*pair, None, lambda line: None, plan)
     assert fitted[0] == ("qwen3", "llama", settings)
     assert fitted[1] == ("llama", "llama", replace(settings, minutes=1440.0, patience=2))
     assert summary["n"] == 3 and len(rows) == 6
@@ -141,7 +261,7 @@ def test_the_control_takes_as_many_steps(
     """The control gets as many steps as the fuser had; the rows say how many."""
     impatient = {**SMALL, "every": 0.0, "patience": 1, "residual_rate": 0.0, "rate": 0.0}
     plan = fuse.FuseBench(settings=FuseSettings(**impatient, steps=12))
-    rows, summary = fuse.compare(*pair, Files(qa=questions), lambda line: None, plan)
+    rows, summary = fuse.compare(*pair, questions, lambda line: None, plan)
     steps = {row["way"]: row["steps"] for row in rows if "steps" in row}
     assert steps == dict.fromkeys(("fused", "fused, another row's sharer", "self-fused"), 2)
     assert summary["steps_fused"] == summary["steps_self_fused"] == 2
@@ -157,7 +277,7 @@ def test_an_audit_finds_what_the_benchmark_finds(
     fused = kept(tmp_path / "a", sharer, receiver, fuser)
     own = kept(tmp_path / "b", receiver, receiver, fuser_between(receiver, receiver, trained=False))
     plan = fuse.FuseBench(bridge=fused, self_bridge=own)
-    rows, summary = fuse.compare(sharer, receiver, Files(qa=questions), lambda line: None, plan)
+    rows, summary = fuse.compare(sharer, receiver, questions, lambda line: None, plan)
     table = {row["way"]: row for row in rows}
     empty = Audit(date=date.today(), machine={}, files=(), rows=(), summary={}, earned=0.5)
     bridge = bridge_between(sharer, receiver, tmp_path / "c", fuser, "float32")
@@ -182,30 +302,18 @@ def test_an_audit_finds_what_the_benchmark_finds(
     assert builtin.figure("fuse_n") == builtin.summary["fuse_n_builtin"] == 3
 
 
-def test_an_audit_needs_two_questions(
-    pair: tuple[LocalModel, LocalModel], questions: Path, tmp_path: Path
-) -> None:
-    """With one there is no other's state to hold against it."""
-    questions.write_text(questions.read_text().splitlines()[0])
-    empty = Audit(date=date.today(), machine={}, files=(), rows=(), summary={}, earned=0.5)
-    fuser = fuser_between(*pair, trained=False)
-    bridge = bridge_between(*pair, tmp_path / "c", fuser)
-    with pytest.raises(InputError, match="1 rows with one message"):
-        with_fuse(empty, bridge.fuser, *pair, AuditRows.load(choice=questions))
-
-
 def test_what_is_fitted_can_be_kept(
     pair: tuple[LocalModel, LocalModel], questions: Path, tmp_path: Path, fitted: list[Any]
 ) -> None:
     """A second run fits nothing and finds the same; each fuser's folder is a bridge as well."""
     keep = tmp_path / "kept"
     plan = fuse.FuseBench(keep=keep, settings=FuseSettings(**SMALL, steps=2), command="unspoken")
-    first = fuse.compare(*pair, Files(qa=questions), lambda line: None, plan)
+    first = fuse.compare(*pair, questions, lambda line: None, plan)
     assert len(fitted) == 2
     assert read_manifest(keep / "self-fused").fit["command"] == "unspoken"
     named = fuse.FuseBench(bridge=keep / "fused", self_bridge=keep / "self-fused")
     for again in (plan, named):
-        assert fuse.compare(*pair, Files(qa=questions), lambda line: None, again) == first
+        assert fuse.compare(*pair, questions, lambda line: None, again) == first
     assert len(fitted) == 2
 
 
@@ -221,7 +329,7 @@ def test_no_fit_begins_for_a_folder_that_cannot_keep_it(
     for keep, found in ((theirs, "holds the bridge"), (notes, "is no bridge's folder")):
         plan = fuse.FuseBench(keep=keep, settings=FuseSettings(**SMALL, steps=2))
         with pytest.raises(BridgeError, match=found):
-            fuse.compare(*pair, Files(qa=questions), lambda line: None, plan)
+            fuse.compare(*pair, questions, lambda line: None, plan)
     assert not fitted
 
 
@@ -233,10 +341,10 @@ def test_a_named_bridge_without_fuse_mode_is_refused(
     folder = kept(tmp_path / "a", *pair, fuser)
     sharer, receiver = pair
     with pytest.raises(BridgeError, match="no bridge at"):
-        fuse.compare(*pair, Files(qa=questions), print, fuse.FuseBench(bridge=tmp_path / "none"))
+        fuse.compare(*pair, questions, print, fuse.FuseBench(bridge=tmp_path / "none"))
     plan = fuse.FuseBench(bridge=folder, self_bridge=folder)
     with pytest.raises(Exception, match="the sharer was made by a model with other weights"):
-        fuse.compare(sharer, receiver, Files(qa=questions), lambda line: None, plan)
+        fuse.compare(sharer, receiver, questions, lambda line: None, plan)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gemma2", "gpt-neox, partial rotary"])
@@ -255,26 +363,10 @@ def test_options_are_scored_as_plain_transformers_scores_them(name: str) -> None
     state = model.prefill(model.tensor(read)).state
     halves = [state.slice(0, 5), state.slice(5, len(read) - 1)]
     with torch.no_grad():
-        found = choice._log_likelihoods(model, read[-1], halves, ids)
+        found = multiple_choice._log_likelihoods(model, read[-1], halves, ids)
     assert found == pytest.approx(sums, abs=1e-3)
     per = [total / len(option) for total, option in zip(sums, options, strict=True)]
     for right in range(3):
-        chosen = choice.answer_text(model, text, options, right)
+        chosen = multiple_choice.answer_text(model, text, options, right)
         assert chosen.by_sum == (sums[right] == max(sums))
         assert chosen.by_characters == (per[right] == max(per))
-
-
-def test_another_row_s_rows_end_where_these_end() -> None:
-    """Cut at the front, or repeated, so that the last rows stand together."""
-    rows = torch.arange(4.0)[:, None]
-    assert ending_as(rows, 2).flatten().tolist() == [2, 3]
-    assert ending_as(rows, 6).flatten().tolist() == [2, 3, 0, 1, 2, 3]
-
-
-def test_intervals_are_those_of_the_books() -> None:
-    """Wilson's for 8 of 10, and a paired difference that is sure where every row agrees."""
-    low, high = wilson(8, 10)
-    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
-    assert paired([True] * 5, [False] * 5) == (1.0, 1.0, 1.0)
-    middle, low, high = paired([True, False, True, True], [True, True, False, True])
-    assert middle == 0.0 and low < 0 < high

@@ -1,20 +1,20 @@
-"""What each part of a bridge is worth: features, ranks and source layers of the closed form, and
-the trained parts.
-"""
+"""What each part of a bridge is worth: features, ranks, source layers and trained parts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from unspoken.agents.bench import Files, Options, Progress
-from unspoken.agents.bench.forms import judged_rows, passages_of, questions_of
+import study
+from closed_forms import ClosedForms, choose
+from judged_forms import judged_rows, passages_of, questions_of
+from study import Measured, Progress
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.controls import BRIDGE, MISMATCHED, ways_of
 from unspoken.channels.bridges.audit.trial import Trials
 from unspoken.channels.bridges.bridge import Bridge
-from unspoken.channels.bridges.closed import ClosedForms, choose
 from unspoken.channels.bridges.features import width
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.bridges.store import BridgeStore
@@ -31,26 +31,35 @@ Variants = dict[str, ProjectorConfig]
 
 
 def measure(
-    sharer: LocalModel, receiver: LocalModel, files: Files, progress: Progress, options: Options
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    sharer: LocalModel,
+    receiver: LocalModel,
+    *,
+    text: Path | None = None,
+    qa: Path | None = None,
+    bridge: Path | None = None,
+    progress: Progress,
+) -> Measured:
     """A row per variant: what it keeps of passages, and of questions where a file of them is given."""
     corpus = load_corpus()
     forms, variants = _forms(sharer, receiver, corpus, progress)
-    trials, _ = passages_of(files, corpus, forms, PASSAGES)
-    asked = questions_of(files, corpus, forms, QUESTIONS) if files.qa else None
-    made = {}
+    trials, _ = passages_of(text, corpus, forms, PASSAGES)
+    asked = questions_of(qa, corpus, forms, QUESTIONS) if qa else None
+    conditions = {}
     for name, config in variants.items():
         progress(f"solve: {name}")
-        made[name] = config, forms.projector(config)
+        conditions[name] = forms.ways(config, forms.projector(config))
     forms.release()
-    found = judged_rows(trials, forms, made)
-    more = judged_rows(asked, forms, made) if asked is not None else {}
-    del made
-    rows = _rows(found, more, {name: config.rank or "full" for name, config in variants.items()})
-    bridge = _trained(sharer, receiver, options)
-    if bridge is not None:
+    passages = judged_rows(trials, conditions)
+    forms.forget()
+    questions = judged_rows(asked, conditions) if asked else {}
+    ranks = {name: config.rank or "full" for name, config in variants.items()}
+    rows = _rows(passages, questions, ranks)
+    del conditions
+    forms.forget()
+    trained = _trained(sharer, receiver, bridge)
+    if trained is not None:
         progress("the trained bridge, and its parts switched off")
-        rows += _parts(bridge, sharer, receiver, files, corpus)
+        rows += _parts(trained, trials, asked)
     by_name = {row["variant"]: row for row in rows}
     return rows, {
         _key(name): by_name[name]["retention"]
@@ -114,8 +123,8 @@ def _variants(
             yield f"{count} source layers", config(read)
 
 
-def _trained(sharer: LocalModel, receiver: LocalModel, options: Options) -> Bridge | None:
-    folder = options.bridge or BridgeStore().find(sharer.identity, receiver.identity)
+def _trained(sharer: LocalModel, receiver: LocalModel, folder: Path | None) -> Bridge | None:
+    folder = folder or BridgeStore().find(sharer.identity, receiver.identity)
     if folder is None:
         return None
     bridge = Bridge.load(folder, receiver.device)
@@ -123,37 +132,29 @@ def _trained(sharer: LocalModel, receiver: LocalModel, options: Options) -> Brid
     return bridge
 
 
-def _parts(
-    bridge: Bridge,
-    sharer: LocalModel,
-    receiver: LocalModel,
-    files: Files,
-    corpus: Corpus,
-) -> list[dict[str, Any]]:
+def _parts(bridge: Bridge, trials: Trials, asked: Trials | None) -> list[dict[str, Any]]:
     """The trained bridge, and with its parts switched off one at a time."""
     config = bridge.projector.config
-    forms = ClosedForms(sharer, receiver, config.source_layers)  # for its models alone
-    columns = width(sharer.geometry, config.source_layers)
-    ways = {}
+    columns = width(trials.sharer.geometry, config.source_layers)
+    conditions = {}
     for name, projector in _switched(bridge.projector):
-        made = ways_of(projector, columns, receiver)
-        ways[name] = made[BRIDGE], made[MISMATCHED]
-    trials, _ = passages_of(files, corpus, forms, PASSAGES)
-    asked = questions_of(files, corpus, forms, QUESTIONS) if files.qa else None
-    found = judged_rows(_with(trials, config), forms, {}, ways)
-    more = judged_rows(_with(asked, config), forms, {}, ways) if asked is not None else {}
-    return _rows(found, more, dict.fromkeys(ways, config.rank))
+        ways = ways_of(projector, columns, trials.receiver)
+        conditions[name] = ways[BRIDGE], ways[MISMATCHED]
+    passages = judged_rows(_with(trials, config), conditions)
+    questions = judged_rows(_with(asked, config), conditions) if asked else {}
+    return _rows(passages, questions, dict.fromkeys(conditions, config.rank))
 
 
 def _rows(
-    found: Mapping[str, dict[str, Any]],
-    more: Mapping[str, dict[str, Any]],
+    passages: Mapping[str, dict[str, Any]],
+    questions: Mapping[str, dict[str, Any]],
     ranks: Mapping[str, int | str],
 ) -> list[dict[str, Any]]:
     """A row per variant, with the figures of questions where there are any."""
     return [
-        {"variant": name, "rank": ranks[name], **row} | (_asked(more[name]) if more else {})
-        for name, row in found.items()
+        {"variant": name, "rank": ranks[name], **row}
+        | (_asked(questions[name]) if questions else {})
+        for name, row in passages.items()
     ]
 
 
@@ -179,3 +180,13 @@ def _zeroed(projector: Projector, names: Sequence[str]) -> Projector:
         if name in names:
             parameter.zero_()
     return made
+
+
+def main() -> None:
+    """Run the study from the command line."""
+    files = {"text": study.TEXT, "qa": study.QA}
+    study.run(measure, __doc__, files=files, folders={"bridge": study.BRIDGE})
+
+
+if __name__ == "__main__":
+    main()

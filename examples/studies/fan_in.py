@@ -4,6 +4,7 @@ full recompute.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unspoken.agents.bench import Files, Progress
+from study import TEXT, Measured, Progress, run
 from unspoken.agents.bench.forced import distance, forced_logs, recomputed, without
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.scene import make_message
@@ -59,12 +60,10 @@ class _Case:
     full: Tensor
 
 
-def measure(
-    model: LocalModel, files: Files, progress: Progress
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
     """Rows per number of messages and way; at four messages, the figures of the three repairs."""
     rows: list[dict[str, Any]] = []
-    passages = cut_passages(model, files.text, GROUPS * MOST, TOKENS + FORCED)
+    passages = cut_passages(model, text, GROUPS * MOST, TOKENS + FORCED)
     for count in COUNTS:
         layer_ranges = [passages[at * MOST : at * MOST + count] for at in range(GROUPS)]
         cases = [_case(model, group) for group in layer_ranges]
@@ -143,3 +142,12 @@ def _carried(
     state = model.prefill(new, parts.states, model.tensor(parts.missing)).state
     seconds = perf_counter() - began
     return forced_logs(model, state, case.ids[-1], case.forced), seconds, len(parts.missing)
+
+
+def main() -> None:
+    """Run the study from the command line."""
+    run(measure, __doc__, pair=False, files={"text": TEXT})
+
+
+if __name__ == "__main__":
+    main()

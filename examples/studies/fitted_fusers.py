@@ -1,10 +1,10 @@
-"""The fusers that the fuse benchmark measures: stored, kept from an earlier run, or fitted now."""
+"""The fusers that the fuse study measures: stored, kept from an earlier run, or fitted now."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from unspoken.agents.bench import Progress
+from study import Progress
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.fit.checkpoint import forget
 from unspoken.channels.bridges.fit.fuse_training import fit_fuser
@@ -33,7 +33,7 @@ Figures = Mapping[str, float | int | str | None]
 
 @dataclass(frozen=True, slots=True)
 class FuseBench:
-    """What the benchmark runs on.
+    """What the study runs on.
 
     Attributes:
         bridge: Folder of the pair's bridge; by default the stored one, and where there is none with

@@ -1,54 +1,48 @@
-"""What the benchmarks of closed forms share: their rows, and one line of figures per form."""
+"""What the studies of closed forms share: their rows, and one line of figures per form."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from unspoken.agents.bench import Files
+from closed_forms import ClosedForms
 from unspoken.channels.bridges.audit.controls import MISMATCHED
 from unspoken.channels.bridges.audit.rows import AuditRows
 from unspoken.channels.bridges.audit.trial import Judged, Trials, Way, judge
-from unspoken.channels.bridges.closed import ClosedForms
-from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.data.text import Corpus
 from unspoken.channels.metrics import kept
 
 __all__ = ["judged_rows", "line", "passages_of", "questions_of"]
 
 
-def passages_of(files: Files, corpus: Corpus, forms: ClosedForms, count: int) -> tuple[Trials, str]:
+def passages_of(
+    file: Path | None, corpus: Corpus, forms: ClosedForms, count: int
+) -> tuple[Trials, str]:
     """Passages to judge forms on, and the text that they come of."""
-    rows = AuditRows.load(files.text, passages=count, questions=0, records=0, corpus=corpus)
+    rows = AuditRows.load(file, passages=count, questions=0, records=0, corpus=corpus)
     lessons = rows.lessons("continuation", forms.receiver)
     return Trials(lessons, forms.wide, forms.sharer, forms.receiver), rows.text
 
 
-def questions_of(files: Files, corpus: Corpus, forms: ClosedForms, count: int) -> Trials:
+def questions_of(file: Path, corpus: Corpus, forms: ClosedForms, count: int) -> Trials:
     """Questions to judge forms on."""
-    rows = AuditRows.load(None, files.qa, questions=count, records=0, corpus=corpus)
+    rows = AuditRows.load(None, file, questions=count, records=0, corpus=corpus)
     lessons = rows.lessons("question", forms.receiver)
     return Trials(lessons, forms.wide, forms.sharer, forms.receiver)
 
 
 def judged_rows(
-    trials: Trials,
-    forms: ClosedForms,
-    variants: Mapping[str, tuple[ProjectorConfig, Projector]],
-    more: Mapping[str, tuple[Way, Way]] | None = None,
+    trials: Trials, conditions: Mapping[str, tuple[Way, Way]]
 ) -> dict[str, dict[str, Any]]:
-    """A line of figures per variant, each held against itself with another example's message.
+    """A line of figures per condition.
 
     Args:
         trials: The rows.
-        forms: What the variants were solved from.
-        variants: Closed forms by name.
-        more: Further ways by name, each with its mismatched one.
+        conditions: By name, a way to hand the message over, and the same with another example's.
     """
-    forms.forget()
-    pairs = {name: forms.ways(*variant) for name, variant in variants.items()} | dict(more or {})
-    ways = {name: own for name, (own, _) in pairs.items()}
-    ways |= {f"{name}, {MISMATCHED}": misled for name, (_, misled) in pairs.items()}
+    ways = {name: way for name, (way, _) in conditions.items()}
+    ways |= {f"{name}, {MISMATCHED}": misled for name, (_, misled) in conditions.items()}
     judged = judge(trials, ways)
-    return {name: line(judged, name) for name in pairs}
+    return {name: line(judged, name) for name in conditions}
 
 
 def line(judged: Judged, name: str) -> dict[str, Any]:

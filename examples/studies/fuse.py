@@ -9,15 +9,16 @@ given its best prompt and message length, chosen on rows that it is then measure
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from shlex import join
 from statistics import fmean
 from typing import Any
 
 import torch
 
-from unspoken.agents.bench import Files, Options, Progress
-from unspoken.agents.bench.choice import ASKS, Chosen, answer_text, choose, write_hints
-from unspoken.agents.bench.fusers import FUSED, SELF, FuseBench, fusers
+from fitted_fusers import FUSED, SELF, FuseBench, fusers
+from multiple_choice import ASKS, Chosen, answer_text, choose, write_hints
+from study import BRIDGE, QA, Measured, Progress, run
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.fuse_audit import ending_as, read_both
 from unspoken.channels.bridges.fit.fuse_example import fused_context
@@ -35,21 +36,29 @@ OTHER = "fused, another row's sharer"
 
 
 def measure(
-    sharer: LocalModel, receiver: LocalModel, files: Files, progress: Progress, options: Options
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    sharer: LocalModel,
+    receiver: LocalModel,
+    *,
+    qa: Path | None = None,
+    bridge: Path | None = None,
+    self_bridge: Path | None = None,
+    keep: Path | None = None,
+    progress: Progress,
+) -> Measured:
     """`compare` with the options of the command line."""
-    command = ["unspoken", "bench", "fuse", sharer.ref, receiver.ref, "--keep", str(options.keep)]
-    plan = FuseBench(options.bridge, options.self_bridge, options.keep, command=join(command))
-    return compare(sharer, receiver, files, progress, plan)
+    script = ["python", "examples/studies/fuse.py"]
+    command = join([*script, sharer.ref, receiver.ref, "--keep", str(keep)])
+    plan = FuseBench(bridge, self_bridge, keep, command=command)
+    return compare(sharer, receiver, qa, progress, plan)
 
 
 def compare(
     sharer: LocalModel,
     receiver: LocalModel,
-    files: Files,
+    qa: Path | None,
     progress: Progress,
     plan: FuseBench | None = None,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> Measured:
     """A row per way with its accuracy, and what fusing gains over each of the others.
 
     Raises:
@@ -58,7 +67,7 @@ def compare(
             cannot be bridged.
     """
     plan = plan or FuseBench()
-    rows = read_choice(files.qa) if files.qa else builtin_choice(plan.rows, plan.seed)
+    rows = read_choice(qa) if qa else builtin_choice(plan.rows, plan.seed)
     rows = sample(rows, plan.rows, plan.seed)
     (fuser, fit), (mine, fit_mine) = fusers(sharer, receiver, plan, progress)
     told, setting = _texts(sharer, receiver, rows, progress)
@@ -211,3 +220,17 @@ def _summary(found: Mapping[str, Sequence[Chosen]], setting: Mapping[str, Any]) 
         "text_tried_on": setting["text_tried_on"],
         **{f"text_tried_{key}": round(value, 4) for key, value in setting["text_tried"].items()},
     }
+
+
+def main() -> None:
+    """Run the study from the command line."""
+    folders = {
+        "bridge": BRIDGE,
+        "self_bridge": "a bridge with fuse mode from the receiver to itself; fitted if left out",
+        "keep": "keep what is fitted in DIR/fused and DIR/self-fused, and take what is there",
+    }
+    run(measure, __doc__, files={"qa": QA}, folders=folders)
+
+
+if __name__ == "__main__":
+    main()

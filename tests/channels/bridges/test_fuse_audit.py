@@ -1,0 +1,44 @@
+"""The audit of fuse mode: what it needs, and its arithmetic."""
+
+import json
+from datetime import date
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import make
+from fusers import bridge_between, fuser_between
+
+from unspoken.channels.bridges.audit.fuse_audit import ending_as, with_fuse
+from unspoken.channels.bridges.audit.rows import AuditRows
+from unspoken.channels.bridges.manifest import Audit
+from unspoken.channels.errors import InputError
+from unspoken.channels.metrics import paired, wilson
+
+
+def test_an_audit_needs_two_questions(tmp_path: Path) -> None:
+    """With one there is no other's state to hold against it."""
+    text = "Please choose: who is it?\n\nAnswer1: the key Answer2: the reader\n\nAnswer format: x"
+    questions = tmp_path / "rows.jsonl"
+    questions.write_text(json.dumps({"instruction": text, "answer": "answer1"}))
+    empty = Audit(date=date.today(), machine={}, files=(), rows=(), summary={}, earned=0.5)
+    pair = make("qwen3"), make("llama", 1)
+    bridge = bridge_between(*pair, tmp_path / "c", fuser_between(*pair, trained=False))
+    with pytest.raises(InputError, match="1 rows with one message"):
+        with_fuse(empty, bridge.fuser, *pair, AuditRows.load(choice=questions))
+
+
+def test_another_row_s_rows_end_where_these_end() -> None:
+    """Cut at the front, or repeated, so that the last rows stand together."""
+    rows = torch.arange(4.0)[:, None]
+    assert ending_as(rows, 2).flatten().tolist() == [2, 3]
+    assert ending_as(rows, 6).flatten().tolist() == [2, 3, 0, 1, 2, 3]
+
+
+def test_intervals_are_those_of_the_books() -> None:
+    """Wilson's for 8 of 10, and a paired difference that is sure where every row agrees."""
+    low, high = wilson(8, 10)
+    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
+    assert paired([True] * 5, [False] * 5) == (1.0, 1.0, 1.0)
+    middle, low, high = paired([True, False, True, True], [True, True, False, True])
+    assert middle == 0.0 and low < 0 < high
