@@ -101,7 +101,7 @@ def test_solver_reuses_all_that_the_reader_computed() -> None:
 
 @pytest.mark.model
 def test_text_gives_the_same_answer() -> None:
-    """With the edge set to text nothing is reused, and the answer is the same."""
+    """With the edge set to text nothing is reused, and the answer is the same letter for letter."""
     flow = from_file("reader_solver")
     data = flow.spec.model_dump(by_alias=True)
     data["edges"][0]["channel"] = "text"

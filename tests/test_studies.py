@@ -320,7 +320,7 @@ def test_what_is_fitted_can_be_kept(
 def test_no_fit_begins_for_a_folder_that_cannot_keep_it(
     pair: tuple[LocalModel, LocalModel], questions: Path, tmp_path: Path, fitted: list[Any]
 ) -> None:
-    """Another pair's fuser, or other files, in either place are found before the first fit."""
+    """Another pair's fuser, or other files, in either's place are found before the first fit."""
     sharer, receiver = pair
     theirs, notes = tmp_path / "a", tmp_path / "b"
     kept(theirs / "self-fused", sharer, receiver, fuser_between(sharer, receiver, trained=True))

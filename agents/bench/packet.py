@@ -1,4 +1,4 @@
-"""What a packet keeps of a message's state, what it weighs, and when it is quicker than the text."""
+"""What a packet keeps of a message's state, what it weighs, and when it is faster than text."""
 
 import io
 from collections.abc import Callable, Sequence

@@ -39,7 +39,7 @@ def measure(
     bridge: Path | None = None,
     progress: Progress,
 ) -> Measured:
-    """A row per variant: what it keeps of passages, and of questions where a file of them is given."""
+    """A row per variant: what it keeps of passages, and of questions where a file is given."""
     corpus = load_corpus()
     forms, variants = _forms(sharer, receiver, corpus, progress)
     trials, _ = passages_of(text, corpus, forms, PASSAGES)

@@ -90,7 +90,7 @@ def compare(
 def _texts(
     sharer: LocalModel, receiver: LocalModel, rows: Sequence[ChoiceRow], progress: Progress
 ) -> tuple[list[Chosen], dict[str, Any]]:
-    """Text-to-text at the best of its settings, and that setting; all are tried on the first rows."""
+    """Text-to-text at the best of its settings, and that setting; the first rows try them all."""
     few = rows[:TUNED]
     questions = [row.question for row in rows]
     hints: dict[str, list[tuple[int, ...]]] = {}

@@ -1,4 +1,4 @@
-"""Questions with options, answered by likelihood, and the hints that one model writes for another."""
+"""Questions with options, answered by likelihood, and hints that one model writes for another."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""One process reads a document and sends its cache as a signed packet; another one answers from it."""
+"""One process reads a document and sends its cache as a signed packet; another answers from it."""
 
 import os
 import secrets

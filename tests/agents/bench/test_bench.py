@@ -62,7 +62,7 @@ def test_splice_controls_bracket_the_splice(
 def test_packet_says_what_each_codec_keeps(
     model: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Raw is the text itself; int8 is nearer to it than int4, and both than another's message."""
+    """Raw is the text itself, int8 nearer to it than int4, both nearer than another's message."""
     for name, value in (("PASSAGES", 3), ("TOKENS", 24), ("FORCED", 4), ("SIZES", (8, 16))):
         monkeypatch.setattr(packet, name, value)
     rows, summary = packet.measure(model, Files(), lambda line: None)
