@@ -1,5 +1,12 @@
-"""Composing an agent's context: token ids first, the same way for every channel; state is found for
-them later.
+"""An agent's context as token ids: composed first, and alike for every channel.
+
+State is looked for afterwards, by position. So ids never depend on how a message travels, and text
+can take over from any channel.
+
+Ids of parts cannot be laid end to end, since a tokenizer joins letters across a border: a wrapper's
+space and the first word may be one token. Words are tokenised together with the wrapper's text up
+to its nearest marker, which no token crosses. A message of the same tokenizer keeps its ids, since
+its state belongs to them. It also keeps its wrapper's where this template writes the same turn.
 """
 
 from collections.abc import Sequence
@@ -42,9 +49,11 @@ class ChatTurn:
     @property
     def text(self) -> str:
         """The words."""
-        return "".join(
-            piece if isinstance(piece, str) else piece.segment.text for piece in self.pieces
-        )
+        return "".join(map(_words, self.pieces))
+
+
+def _words(piece: str | Quote) -> str:
+    return piece if isinstance(piece, str) else piece.segment.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +64,7 @@ class Context:
         ids: All token ids.
         segments: Its turns; a leading system turn is the first.
         placed: Where message tokens stand, with the message's identity in memory as key.
-        reworded: Where the words of messages stand that another tokenizer's ids came with, keyed
-            the same way.
+        reworded: Where the words of other tokenizers' messages stand, keyed the same way.
     """
 
     ids: tuple[int, ...] = ()
@@ -110,12 +118,7 @@ class _Place:
 
 
 class ContextBuilder:
-    """Composes contexts in one model's template.
-
-    Args:
-        text: The model's tokenizer.
-        template: The model's chat template, taken apart.
-    """
+    """Composes contexts with a model's tokenizer and its chat template."""
 
     def __init__(self, text: TextTokenizer, template: ChatTemplate) -> None:
         self.text, self.template = text, template
@@ -163,9 +166,7 @@ class ContextBuilder:
         return self.text.encode(self.template.wrappers[role][1])
 
     def _groups(self, turns: Sequence[ChatTurn]) -> list[list[ChatTurn]]:
-        """Turns that share one wrapper: a system prompt that has none of its own, and what the
-        template merges.
-        """
+        """Turns that share a wrapper: those the template merges, or a system prompt without its own."""
         groups: list[list[ChatTurn]] = []
         for turn in turns:
             last = groups[-1][-1].role if groups else ""
@@ -180,59 +181,52 @@ class ContextBuilder:
         before, after = self.template.wrappers[role]
         if role == "user" and not any(one.role != "system" or one.text for one in context.segments):
             before = self.template.first
-        kept = self._kept_whole(group, before, after)
-        if kept is not None:
-            segment = replace(kept.segment, position=len(context.ids))
-            span = Span(segment.position, kept.segment.position, len(segment.ids))
-            return context.extended(segment, [(kept.message, span)])
+        whole = self._kept_whole(group, before, after)
+        if whole is not None:
+            segment = replace(whole.segment, position=len(context.ids))
+            span = Span(segment.position, whole.segment.position, len(segment.ids))
+            return context.extended(segment, [(whole.message, span)])
         pieces: list[str | Quote] = []
-        parts = []
+        first_pieces = []
         for turn in group:
             pieces += ["\n\n"] if pieces else []
-            parts.append((turn, len(pieces)))
+            first_pieces.append(len(pieces))
             pieces += turn.pieces or ("",)
         ids, places = self._wrap(before, pieces, after)
-        return self._tiled(context, ids, places, parts)
+        return self._tiled(context, ids, places, list(zip(group, first_pieces, strict=True)))
 
     def _tiled(
         self,
         context: Context,
         ids: tuple[int, ...],
         places: Sequence[_Place],
-        parts: Sequence[tuple[ChatTurn, int]],
+        turns: Sequence[tuple[ChatTurn, int]],
     ) -> Context:
-        """Cut the tokens of one wrapper into a segment per turn, each from the end of the words
-        before it.
+        """Cut one wrapper's ids into a segment per turn, each from the end of the words before it.
+
+        Each of `turns` comes with the number of its first piece.
         """
-        at = 0
-        for turn, first in parts:
+        begin, origin = 0, len(context.ids)
+        for turn, first in turns:
             inside = places[first : first + max(len(turn.pieces), 1)]
             start, stop = inside[0].start, inside[-1].stop
-            end = len(ids) if turn is parts[-1][0] else stop
-            position = len(context.ids)
-            segment = Segment(
-                turn.role,
-                ids[at:end],
-                (start - at, stop - at),
-                turn.text,
-                position,
-                _joined_ends(inside, turn),
-            )
+            end = len(ids) if turn is turns[-1][0] else stop
+            content = start - begin, stop - begin
+            ends = _joined_ends(inside, turn)
+            segment = Segment(turn.role, ids[begin:end], content, turn.text, origin + begin, ends)
             spans, texts = [], []
             for piece, place in zip(turn.pieces, inside, strict=False):
                 if not isinstance(piece, Quote):
                     continue
                 if self._same_tokenizer(piece):
-                    spans.append((piece.message, self._span(piece, position - at + place.start)))
-                elif (text := _text_span(piece, place, position - at)) is not None:
+                    spans.append((piece.message, _span(piece, origin + place.start)))
+                    continue
+                text = _text_span(piece, place, origin)
+                if text is not None:
                     texts.append((piece.message, text))
             context = context.extended(segment, spans, texts)
-            at = end
+            begin = end
         return context
-
-    def _span(self, quote: Quote, at: int) -> Span:
-        source = quote.segment.position + quote.segment.content[0]
-        return Span(at, source, len(quote.segment.words))
 
     def _kept_whole(self, group: Sequence[ChatTurn], before: str, after: str) -> Quote | None:
         """The quote whose own turn, wrapper included, is just what this template would write."""
@@ -243,9 +237,8 @@ class ContextBuilder:
             return None
         ids, (start, stop) = quote.segment.ids, quote.segment.content
         around = (ids[:start], ids[stop:]) == (self.text.encode(before), self.text.encode(after))
-        return (
-            quote if around or self._wrap(before, (quote.segment.text,), after)[0] == ids else None
-        )
+        same = around or self._wrap(before, (quote.segment.text,), after)[0] == ids
+        return quote if same else None
 
     def _same_tokenizer(self, quote: Quote) -> bool:
         return quote.message.identity.tokenizer == self.text.digest
@@ -255,9 +248,7 @@ class ContextBuilder:
     ) -> tuple[tuple[int, ...], list[_Place]]:
         """Ids of pieces in a wrapper, and where each piece stands in them.
 
-        Words are tokenised together with the wrapper's text up to its nearest marker, since tokens
-        may join the two; markers inside words stay words. A quote between equal tokenizers keeps
-        its ids.
+        Markers inside words stay words.
         """
         head, lead = self.text.split_after_marker(before)
         tail, rest = self.text.split_before_marker(after)
@@ -266,40 +257,32 @@ class ContextBuilder:
         text, inside = lead, list[tuple[int, int]]()
         for piece in pieces:
             if isinstance(piece, Quote) and self._same_tokenizer(piece):
-                known = None if places or inside else self._joined(head, text, piece)
-                places += self._run(ids, text, inside, known)
+                opening = None if places or inside else self._joined(head, text, piece)
+                if opening is None:
+                    places += self._tokenised(ids, text, inside)
+                ids += opening or ()
                 here = len(ids), len(ids) + len(piece.segment.words)
                 places.append(_Place(*here, here, piece.segment.ends))
                 ids += piece.segment.words
                 text, inside = "", []
             else:
-                words = piece if isinstance(piece, str) else piece.segment.text
-                inside.append((len(text), len(text) + len(words)))
-                text += words
-        places += self._run(ids, text + tail, inside, None)
+                inside.append((len(text), len(text) + len(_words(piece))))
+                text += _words(piece)
+        places += self._tokenised(ids, text + tail, inside)
         ids += self.text.encode(rest)
         return tuple(ids), places
 
-    def _run(
-        self,
-        ids: list[int],
-        text: str,
-        inside: Sequence[tuple[int, int]],
-        known: tuple[int, ...] | None,
+    def _tokenised(
+        self, ids: list[int], text: str, inside: Sequence[tuple[int, int]]
     ) -> list[_Place]:
         """Append the tokens of text; where its parts, given in characters, stand in the ids."""
         base = len(ids)
-        if known is not None:
-            ids += known
-            return []
         tokens, offsets = self.text.words_with_offsets(text)
         ids += tokens
         return [_place(offsets, first, last, base) for first, last in inside]
 
     def _joined(self, head: str, lead: str, quote: Quote) -> tuple[int, ...] | None:
-        """Ids of a turn's lead before a quote that had this very lead at its sharer: its first
-        token may hold some.
-        """
+        """Ids of the lead before a quote that had the same lead at its sharer, else None."""
         segment, opening = quote.segment, self.text.encode(head)
         before = segment.ids[: segment.content[0]]
         text = self.text.decode(before[len(opening) :]) + self.text.decode(segment.words)
@@ -320,9 +303,7 @@ def _place(offsets: Sequence[tuple[int, int]], first: int, last: int, base: int)
 
 
 def _joined_ends(places: Sequence[_Place], turn: ChatTurn) -> tuple[int, ...]:
-    """Character ends in a turn's text, of the tokens from its first piece to its last; none where a
-    piece has none.
-    """
+    """Where in a turn's text the tokens of its pieces end; empty where a piece does not know."""
     if any(len(place.ends) != place.stop - place.start for place in places):
         return ()
     ends = [0] * (places[-1].stop - places[0].start)
@@ -330,17 +311,21 @@ def _joined_ends(places: Sequence[_Place], turn: ChatTurn) -> tuple[int, ...]:
     for piece, place in zip(turn.pieces, places, strict=False):
         for index, end in enumerate(place.ends, place.start - places[0].start):
             ends[index] = before + end
-        before += len(piece if isinstance(piece, str) else piece.segment.text)
+        before += len(_words(piece))
     return tuple(accumulate(ends, max))
 
 
-def _text_span(quote: Quote, place: _Place, shift: int) -> TextSpan | None:
-    """The tokens that hold a quote's words alone, `shift` being the position of the first of all
-    ids.
-    """
+def _span(quote: Quote, start: int) -> Span:
+    """The ids of a quote, of which the first is at `start`."""
+    source = quote.segment.position + quote.segment.content[0]
+    return Span(start, source, len(quote.segment.words))
+
+
+def _text_span(quote: Quote, place: _Place, origin: int) -> TextSpan | None:
+    """The tokens that hold a quote's words alone, `origin` being the position of the first id."""
     start, stop = place.own
     if start == stop:
         return None
     segments = quote.message.segments
     number = next(n for n, segment in enumerate(segments) if segment is quote.segment)
-    return TextSpan(shift + start, number, place.ends[start - place.start : stop - place.start])
+    return TextSpan(origin + start, number, place.ends[start - place.start : stop - place.start])

@@ -1,20 +1,14 @@
-"""Input values: checked against what the workflow declares, and read from a command line's words."""
+"""Input values: read from a command line's words, and checked against the workflow."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from unspoken.agents.spec.problems import describe, listed, suggest
+from unspoken.agents.spec.problems import describe, suggest
 from unspoken.agents.spec.spec import InputSpec, WorkflowSpec
 from unspoken.channels.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = [
-    "check_inputs",
-    "read_inputs",
-]
+__all__ = ["check_inputs", "read_inputs"]
 
 
 def check_inputs(
@@ -88,8 +82,6 @@ def _read(name: str, path: str) -> str:
 
 
 def _convert(name: str, text: str, declared: InputSpec) -> object:
-    import json
-
     if declared.type == "text":
         return text
     if declared.type == "list" and not text.lstrip().startswith("["):
@@ -97,17 +89,12 @@ def _convert(name: str, text: str, declared: InputSpec) -> object:
     try:
         return json.loads(text)
     except ValueError:
-        raise InputError(
-            f"input {name!r} is {text[:60]!r}",
-            expected=f"a value of type {declared.type} as JSON, or {listed(['one item a line'])}"
-            if declared.type == "list"
-            else f"a value of type {declared.type}",
-        ) from None
+        lines = " as JSON, or one item a line" if declared.type == "list" else ""
+        expected = f"a value of type {declared.type}{lines}"
+        raise InputError(f"input {name!r} is {text[:60]!r}", expected=expected) from None
 
 
 def _line(line: str) -> object:
-    import json
-
     try:
         return json.loads(line)
     except ValueError:

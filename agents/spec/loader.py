@@ -19,7 +19,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarStri
 
 from unspoken.agents.spec.problems import KEY, describe, schema_problems
 from unspoken.agents.spec.spec import WorkflowSpec, dump
-from unspoken.agents.spec.yaml_reader import Document, Path, Position, parse, resolve
+from unspoken.agents.spec.yaml_reader import Document, Path, Position, failure, parse, resolve
 from unspoken.channels.errors import InputError, Problem, WorkflowError
 
 __all__ = ["LoadedWorkflow", "dumps", "load_workflow", "loads"]
@@ -46,9 +46,7 @@ class LoadedWorkflow:
         return _locate(_path(where), self.positions)
 
     def placed(self, problem: Problem) -> Problem:
-        """Return a problem that was found later with its place in the file; as it is where its part
-        stands in none.
-        """
+        """Return a problem that was found later, with its place in the file where it has one."""
         if _path(problem.where)[:2] not in self.positions:
             return problem
         at = self.locate(problem.where)
@@ -56,9 +54,7 @@ class LoadedWorkflow:
 
     @contextmanager
     def placing(self, where: str) -> Iterator[None]:
-        """Let an error of what stands at a path such as ``models.small`` name file, line and
-        column.
-        """
+        """Let an error of what stands at a path such as ``models.small`` name its place."""
         try:
             yield
         except InputError as error:
@@ -82,19 +78,19 @@ def load_workflow(source: str | FilePath) -> LoadedWorkflow:
             content = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise _failed(f"cannot read {file}: {reason}", file, "a workflow file") from error
+        raise failure(f"cannot read {file}: {reason}", file, None, "a workflow file") from error
     return loads(_decode(content, file), file)
 
 
 def _unreadable(path: FilePath, file: str) -> WorkflowError:
     if path.is_dir():
-        return _failed(f"{file} is a folder", file, "a workflow file", "name a file in it")
+        return failure(f"{file} is a folder", file, None, "a workflow file", "name a file in it")
     if path.exists():
-        return _failed(f"{file} is not a regular file", file, "a workflow file")
+        return failure(f"{file} is not a regular file", file, None, "a workflow file")
     folder = path.parent
     near = sorted(item.name for item in folder.glob("*.y*ml"))[:8] if folder.is_dir() else []
     fix = f"in {folder}: {', '.join(near)}" if near else "check the path"
-    return _failed(f"there is no file {file}", file, "a workflow file", fix)
+    return failure(f"there is no file {file}", file, None, "a workflow file", fix)
 
 
 def _decode(content: bytes, file: str) -> str:
@@ -106,7 +102,7 @@ def _decode(content: bytes, file: str) -> str:
         before = content[: error.start].decode("utf-8", "replace")
         at = Position(before.count("\n") + 1, len(before) - before.rfind("\n"))
         found = f"byte 0x{content[error.start]:02x} is not UTF-8"
-        raise _failed(found, file, "text in UTF-8", "save the file as UTF-8", at) from None
+        raise failure(found, file, at, "text in UTF-8", "save the file as UTF-8") from None
 
 
 def loads(text: str, file: str = "<string>") -> LoadedWorkflow:
@@ -120,15 +116,15 @@ def loads(text: str, file: str = "<string>") -> LoadedWorkflow:
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "replace")) > MAX_BYTES:
         found = f"the workflow is larger than {MAX_BYTES // 1024} KiB"
         fix = "give long texts as inputs: -i document=@file"
-        raise _failed(found, file, "a shorter file", fix, Position(1, 1))
+        raise failure(found, file, Position(1, 1), "a shorter file", fix)
     document = parse(text, file)
     root = document.values.get((), Position(1, 1))
     if document.data is None and not document.problems:
         found, fix = "the file is empty", "start with 'name:', 'models:' and 'agents:'"
-        raise _failed(found, file, "a workflow", fix, root)
+        raise failure(found, file, root, "a workflow", fix)
     if not isinstance(document.data, dict) and not document.problems:
         found = f"the file holds {describe(document.data)}"
-        raise _failed(found, file, "a mapping with name, models and agents", "", root)
+        raise failure(found, file, root, "a mapping with name, models and agents")
     spec = _validated(document, file)
     return LoadedWorkflow(spec, file, document.values)
 
@@ -182,13 +178,6 @@ def _locate(path: Path, values: Mapping[Path, Position]) -> Position:
 def _path(where: str) -> Path:
     steps = re.findall(r"\[(\d+)\]|([^.\[\]]+)", where)
     return tuple(int(index) if index else name for index, name in steps)
-
-
-def _failed(
-    found: str, file: str, expected: str = "", fix: str = "", at: Position | None = None
-) -> WorkflowError:
-    line, column = (at.line, at.column) if at else (0, 0)
-    return WorkflowError([Problem(found, "", expected, fix, file, line, column)])
 
 
 def dumps(spec: WorkflowSpec) -> str:

@@ -45,8 +45,7 @@ def suggest(name: str, candidates: Iterable[str]) -> str:
 
 
 def schema_problems(error: ValidationError, within: Path = ()) -> list[tuple[Path, Problem]]:
-    """Return each of pydantic's findings with its path; ``within`` is where in a workflow the data
-    stand.
+    """Return each of pydantic's findings with its path.
 
     The path of a finding about a key ends in the key itself, and `Problem.where` shows it.
     """

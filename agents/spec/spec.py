@@ -184,8 +184,7 @@ class Repair(_Spec):
     deviation: Fraction = Field(
         0.0,
         description="Share of the message's tokens recomputed besides: those whose values, on an "
-        "early layer, "
-        "deviate most from what the receiver computes.",
+        "early layer, deviate most from what the receiver computes.",
     )
 
 
@@ -220,10 +219,8 @@ class EdgeSpec(_Spec):
     recompute: Annotated[Recompute | None, NONE_WORD] = Field(
         "profile",
         description="Between fine-tunes of one base, the layers that the receiver computes anew: "
-        "by the pair's "
-        "stored profile, or groups of layers as [first, last + 1] (an empty list takes the cache "
-        "as it is); none "
-        "refuses the cache.",
+        "by the pair's stored profile, or groups of layers as [first, last + 1] (an empty list "
+        "takes the cache as it is); none refuses the cache.",
     )
     max_kl: Annotated[float, Strict(), Field(ge=0)] = Field(
         0.01,
@@ -296,8 +293,7 @@ class WorkflowSpec(_Spec):
     bridges: Literal["stored", "fit"] = Field(
         "stored",
         description="Bridges between different models: those stored, or one fitted on the first "
-        "run "
-        "where an edge has none.",
+        "run where an edge has none.",
     )
     timeout: Annotated[Seconds | None, NONE_WORD] = Field(
         None, description="Most seconds the whole run may take."

@@ -1,14 +1,17 @@
 """Safe YAML: plain data, and where each piece of it stands.
 
-ruamel.yaml scans and parses; the values are built here, so that nothing but the core schema of
-YAML 1.2 can come out, and every limit holds before memory is spent.
+ruamel.yaml scans and parses, and the values are built here from its events. So nothing but the core
+schema of YAML 1.2 can come out, and every value has a position that an error can name. Every limit
+holds before memory is spent: an alias reads the events of its anchor once more, and every value of
+theirs counts.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NoReturn
 
 from ruamel.yaml import YAML
@@ -20,13 +23,12 @@ from ruamel.yaml.events import (
     MappingStartEvent,
     ScalarEvent,
     SequenceEndEvent,
-    SequenceStartEvent,
 )
 from ruamel.yaml.reader import ReaderError
 
 from unspoken.channels.errors import Problem, WorkflowError
 
-__all__ = ["Document", "Path", "Position", "parse", "path_text", "resolve"]
+__all__ = ["Document", "Path", "Position", "failure", "parse", "path_text", "resolve"]
 
 Path = tuple[str | int, ...]
 
@@ -58,7 +60,7 @@ class Position:
     column: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
     """What a YAML text says.
 
@@ -100,102 +102,101 @@ def _convert(kind: str, text: str) -> object:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
-    """One value: a scalar, a list of nodes, or pairs of key and node."""
+class _Reader:
+    """Builds the values of one document from its events."""
 
-    value: Any
-    position: Position
-    size: int = 1
-    depth: int = 0
+    def __init__(self, text: str, file: str) -> None:
+        self.file = file
+        self.events: Iterator[Any] = _events(text, file)
+        self.keys: dict[Path, Position] = {}
+        self.values: dict[Path, Position] = {}
+        self.problems: list[Problem] = []
+        self.anchors: dict[str, list[Any] | None] = {}  # None inside the anchor itself
+        self.recordings: list[list[Any]] = []  # events of the anchors that are being read
+        self.replayed_at: Position | None = None  # the alias whose events are read once more
+        self.aliases = self.size = 0
 
+    def next(self) -> Any:
+        event = next(self.events)
+        for recording in self.recordings:
+            recording.append(event)
+        return event
 
-@dataclass(frozen=True, slots=True)
-class _Pairs:
-    items: tuple[tuple[str, Position, _Node], ...]
+    def until(self, end: type) -> Iterator[Any]:
+        event = self.next()
+        while not isinstance(event, end):
+            yield event
+            event = self.next()
 
-
-@dataclass
-class _Builder:
-    """Builds the nodes of one document from its events."""
-
-    events: Iterator[Any]
-    file: str
-    anchors: dict[str, _Node | None] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-    aliases: int = 0
-    size: int = 0
-
-    def build(self, event: Any, path: Path) -> _Node:
-        at = _position(event.start_mark)
+    def value(self, event: Any, path: Path, at: Position | None = None) -> object:
+        at = at or _position(event.start_mark)
+        if isinstance(event, AliasEvent):
+            return self.alias(event, at, path)
+        self.size += 1
         if len(path) > MAX_DEPTH:
             self.fail(at, f"more than {MAX_DEPTH} levels of nesting", path[:2], *_TOO_LARGE)
-        if isinstance(event, AliasEvent):
-            node = self.alias(event, at, path)
-        else:
-            if event.anchor:
-                self.anchors[event.anchor] = None
-            node = self.fresh(event, at, path)
-            if event.anchor:
-                self.anchors[event.anchor] = node
-        self.size += node.size if isinstance(event, AliasEvent) else 1
         if self.size > MAX_VALUES:
             self.fail(at, f"more than {MAX_VALUES} values", path[:2], *_TOO_LARGE)
-        return node
+        anchor = None if self.replayed_at else event.anchor
+        if anchor:
+            self.anchors[anchor] = None
+            self.recordings.append([event])
+        value = self.plain(event, at, path)
+        if anchor:
+            self.anchors[anchor] = self.recordings.pop()
+        within = isinstance(value, list | dict) and value
+        self.values.setdefault(path, self.keys.get(path, at) if within else at)
+        return value
 
-    def fresh(self, event: Any, at: Position, path: Path) -> _Node:
+    def plain(self, event: Any, at: Position, path: Path) -> object:
         self.check_tag(event, at, path)
         if isinstance(event, ScalarEvent):
-            return _Node(self.scalar(event, at, path), at)
-        if isinstance(event, SequenceStartEvent):
-            return self.sequence(at, path)
-        return self.mapping(at, path)
+            return self.scalar(event, at, path)
+        if isinstance(event, MappingStartEvent):
+            return self.mapping(path)
+        items: list[object] = []
+        for item in self.until(SequenceEndEvent):
+            items.append(self.value(item, (*path, len(items))))
+        return items
 
-    def alias(self, event: Any, at: Position, path: Path) -> _Node:
+    def alias(self, event: Any, at: Position, path: Path) -> object:
         name = event.anchor
         self.aliases += 1
         if self.aliases > MAX_ALIASES:
             self.fail(at, f"more than {MAX_ALIASES} aliases", path, *_TOO_LARGE)
-        node = self.anchors.get(name)
-        if node is None:
-            inside = name in self.anchors
-            found = f"alias '*{name}' " + (
-                "stands inside its own anchor" if inside else "has no anchor"
-            )
-            self.fail(at, found, path, f"an anchor '&{name}' before it", "write the value out")
-        if len(path) + node.depth > MAX_DEPTH:
-            self.fail(at, f"more than {MAX_DEPTH} levels of nesting", path[:2], *_TOO_LARGE)
-        return replace(node, position=at)
+        events = self.anchors.get(name)
+        if events is None:
+            inside = "stands inside its own anchor" if name in self.anchors else "has no anchor"
+            found, fix = f"alias '*{name}' {inside}", "write the value out"
+            self.fail(at, found, path, f"an anchor '&{name}' before it", fix)
+        for recording in self.recordings:
+            recording.pop()  # what the alias stands for is recorded in its place
+        outer, self.replayed_at = self.replayed_at, self.replayed_at or at
+        self.events = chain(events, self.events)
+        value = self.value(self.next(), path, at)
+        self.replayed_at = outer
+        return value
 
-    def sequence(self, at: Position, path: Path) -> _Node:
-        nodes: list[_Node] = []
-        while not isinstance(event := next(self.events), SequenceEndEvent):
-            nodes.append(self.build(event, (*path, len(nodes))))
-        return _collection(nodes, nodes, at)
-
-    def mapping(self, at: Position, path: Path) -> _Node:
-        pairs: dict[str, tuple[str, Position, _Node]] = {}
-        nodes: list[_Node] = []
-        while not isinstance(event := next(self.events), MappingEndEvent):
-            key_at = _position(event.start_mark)
-            key = self.key(event, key_at, path)
-            nodes.append(self.build(next(self.events), (*path, "?" if key is None else key)))
-            if key in pairs:
-                self.note(
-                    key_at,
-                    f"key '{key}' is given twice",
-                    (*path, key),
-                    f"one '{key}'; the first is on line {pairs[key][1].line}",
-                    "remove one of the two",
-                )
-            elif key is not None:
-                pairs[key] = (key, key_at, nodes[-1])
-        return _collection(_Pairs(tuple(pairs.values())), nodes, at)
+    def mapping(self, path: Path) -> dict[str, object]:
+        data: dict[str, object] = {}
+        for event in self.until(MappingEndEvent):
+            at = _position(event.start_mark)
+            key = self.key(event, at, path)
+            inner = (*path, "?" if key is None else key)
+            if key in data:
+                first = f"one '{key}'; the first is on line {self.keys[inner].line}"
+                self.note(at, f"key '{key}' is given twice", inner, first, "remove one of the two")
+            self.keys.setdefault(inner, at)
+            value = self.value(self.next(), inner)
+            if key is not None:
+                data.setdefault(key, value)
+        return data
 
     def key(self, event: Any, at: Position, path: Path) -> str | None:
-        node = self.build(event, (*path, "?"))
-        if isinstance(node.value, str):
-            return node.value
+        value = self.value(event, (*path, "?"))
+        self.values.pop((*path, "?"), None)
+        if isinstance(value, str):
+            return value
         if isinstance(event, MappingStartEvent):
             found, fix = "braces stand where text is expected", QUOTE_TEMPLATES
             self.note(at, found, path, "text in quotes", fix)
@@ -226,29 +227,20 @@ class _Builder:
         if tag == "float" and kind == "int":
             return float(text)
         if tag in ("int", "float", "bool", "null") and tag != kind:
-            self.note(
-                at,
-                f"'{text}' is not of type {tag}",
-                path,
-                f"a value of type {tag}",
-                "remove the tag",
-            )
+            found, expected = f"'{text}' is not of type {tag}", f"a value of type {tag}"
+            self.note(at, found, path, expected, "remove the tag")
         return value
 
     def note(self, at: Position, found: str, path: Path, expected: str = "", fix: str = "") -> None:
-        place = path_text(path)
-        self.problems.append(Problem(found, place, expected, fix, self.file, at.line, at.column))
+        if not self.replayed_at:  # what is wrong behind an anchor was noted there
+            place = path_text(path)
+            problem = Problem(found, place, expected, fix, self.file, at.line, at.column)
+            self.problems.append(problem)
 
-    def fail(
-        self, at: Position, found: str, path: Path, expected: str = "", fix: str = ""
-    ) -> NoReturn:
+    def fail(self, at: Position, found: str, path: Path, expected: str, fix: str) -> NoReturn:
+        at, self.replayed_at = self.replayed_at or at, None
         self.note(at, found, path, expected, fix)
         raise WorkflowError(self.problems)
-
-
-def _collection(value: list[_Node] | _Pairs, nodes: list[_Node], at: Position) -> _Node:
-    size = 1 + sum(node.size for node in nodes)
-    return _Node(value, at, size, 1 + max((node.depth for node in nodes), default=0))
 
 
 def _position(mark: Any) -> Position:
@@ -261,38 +253,16 @@ def parse(text: str, file: str) -> Document:
     Raises:
         WorkflowError: Not YAML, more than one document, or beyond the limits of this module.
     """
-    builder = _Builder(_events(text, file), file)
-    node = None
-    for event in builder.events:
+    reader = _Reader(text, file)
+    data: object = None
+    for event in reader.events:
         if isinstance(event, DocumentStartEvent):
-            if node is not None:
-                builder.fail(
-                    _position(event.start_mark),
-                    "a second document starts here",
-                    (),
-                    "one workflow in a file",
-                    "remove the '---' or split the file",
-                )
-            node = builder.build(next(builder.events), ())
-    keys: dict[Path, Position] = {}
-    values: dict[Path, Position] = {}
-    data = _plain(node, (), keys, values) if node is not None else None
-    return Document(data, keys, values, tuple(builder.problems))
-
-
-def _plain(
-    node: _Node, path: Path, keys: dict[Path, Position], values: dict[Path, Position]
-) -> object:
-    values[path] = keys.get(path, node.position) if node.size > 1 else node.position
-    if isinstance(node.value, list):
-        return [_plain(item, (*path, n), keys, values) for n, item in enumerate(node.value)]
-    if not isinstance(node.value, _Pairs):
-        return node.value
-    data = {}
-    for key, at, item in node.value.items:
-        keys[*path, key] = at
-        data[key] = _plain(item, (*path, key), keys, values)
-    return data
+            if reader.size:
+                found, fix = "a second document starts here", "remove the '---' or split the file"
+                reader.fail(_position(event.start_mark), found, (), "one workflow in a file", fix)
+            data = reader.value(reader.next(), ())
+    problems = tuple(reader.problems)
+    return Document(data=data, keys=reader.keys, values=reader.values, problems=problems)
 
 
 def _events(text: str, file: str) -> Iterator[Any]:
@@ -303,43 +273,36 @@ def _events(text: str, file: str) -> Iterator[Any]:
         raise _syntax_error(error, text, file) from None
     except ReaderError as error:
         before = text[: error.position]
-        line, column = before.count("\n") + 1, error.position - (before.rfind("\n") + 1) + 1
+        at = Position(before.count("\n") + 1, error.position - before.rfind("\n"))
         found = f"character U+{ord(text[error.position]):04X} is not allowed in YAML"
-        raise _failure(
-            found, file, line, column, fix="remove it or write it as an escape"
-        ) from None
+        raise failure(found, file, at, fix="remove it or write it as an escape") from None
     except Exception as error:
-        # ruamel lets a few exceptions of Python's own through, such as chr() of an escape that
-        # is out of range.
-        raise _failure(f"not valid YAML: {error}", file, 1, 1) from error
+        # ruamel lets a few of Python's own exceptions through, such as chr() of a large escape.
+        raise failure(f"not valid YAML: {error}", file, Position(1, 1)) from error
 
 
 def _syntax_error(error: Any, text: str, file: str) -> WorkflowError:
     problem = str(error.problem or error.context or "unreadable")
     unclosed = "unexpected end of stream" in problem and "quoted" in str(error.context)
     mark = (error.context_mark if unclosed else error.problem_mark) or error.context_mark
-    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    at = _position(mark) if mark else Position(1, 1)
     if unclosed:
-        return _failure("a quote is never closed", file, line, column, "the same quote at its end")
+        return failure("a quote is never closed", file, at, "the same quote at its end")
     if "'\\t'" in problem:
-        return _failure(
-            "a tab stands where indentation is expected",
-            file,
-            line,
-            column,
-            "spaces",
-            "indent with spaces",
-        )
+        found = "a tab stands where indentation is expected"
+        return failure(found, file, at, "spaces", "indent with spaces")
     within = f" ({error.context})" if error.context and error.problem else ""
     fix = ""
     if "mapping values are not allowed" in problem:
         fix = "put a value that contains ': ' in quotes, and check the indentation"
-    elif "{{" in "".join(text.splitlines()[line - 1 : line]):
+    elif "{{" in "".join(text.splitlines()[at.line - 1 : at.line]):
         fix = QUOTE_TEMPLATES
-    return _failure(f"not valid YAML: {problem}{within}", file, line, column, fix=fix)
+    return failure(f"not valid YAML: {problem}{within}", file, at, fix=fix)
 
 
-def _failure(
-    found: str, file: str, line: int, column: int, expected: str = "", fix: str = ""
+def failure(
+    found: str, file: str, at: Position | None, expected: str = "", fix: str = ""
 ) -> WorkflowError:
+    """The error of a file that nothing more can be said of, at a position or of the whole."""
+    line, column = (at.line, at.column) if at else (0, 0)
     return WorkflowError([Problem(found, "", expected, fix, file, line, column)])
