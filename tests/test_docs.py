@@ -10,6 +10,8 @@ import pytest
 
 from unspoken.agents.spec.loader import loads
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 

@@ -40,19 +40,19 @@ def load(root: Path) -> tuple[LocalModel, LocalModel]:
     return LocalModel.load(str(sharer)), LocalModel.load(str(receiver))
 
 
-def text() -> str:
-    """A small text to fit on: some of Python's help topics, parted by form feeds."""
+def text(count: int = 24) -> str:
+    """A small text: some of Python's help topics, parted by form feeds."""
     from pydoc_data.topics import topics
 
-    return "\f".join(topics[name] for name in sorted(topics)[:60])
+    return "\f".join(topics[name] for name in sorted(topics)[:count])
 
 
 def corpus(root: Path) -> str:
-    """A file of `text`."""
+    """A small text to fit on, as a file."""
     file = root / "topics.txt"
     if not file.exists():
         root.mkdir(parents=True, exist_ok=True)
-        file.write_text(text(), encoding="utf-8")
+        file.write_text(text(60), encoding="utf-8")
     return str(file)
 
 

@@ -11,7 +11,7 @@ from unspoken.channels.bridges.manifest import Audit, BridgeManifest, FitData
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.storage.side import AuditFile, ModelDescription
 
-__all__ = ["AUDIT", "flip", "identity", "manifest", "same", "side", "tensors"]
+__all__ = ["ALPHA", "AUDIT", "BETA", "flip", "identity", "manifest", "same", "side", "tensors"]
 
 AUDIT = Audit(
     date=dt.date(2026, 1, 2),
@@ -29,6 +29,9 @@ AUDIT = Audit(
 def identity(name: str) -> ModelIdentity:
     """Made-up digests, other ones for every name."""
     return ModelIdentity(f"{name}-weights", f"{name}-config", f"{name}-tokenizer")
+
+
+ALPHA, BETA = identity("owner/Alpha"), identity("owner/Beta")
 
 
 def side(ref: str) -> ModelDescription:

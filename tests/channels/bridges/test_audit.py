@@ -1,16 +1,14 @@
 """Audits: perfect projections keep all, empty ones nothing; intervals bracket figures."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flows import own_cache
 from hypothesis import given
 from hypothesis import strategies as st
-from pairs import AUDIT, load
+from pairs import AUDIT
 
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.answers import greedy, losses_of
@@ -30,13 +28,6 @@ from unspoken.channels.kv.state import KVState
 from unspoken.channels.metrics import kept
 
 CONFIG = ProjectorConfig((0, 1), rank=8, hidden=8, bottleneck=4)
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalModel, LocalModel]]:
-    folder = tmp_path_factory.mktemp("models")
-    with own_cache(folder / "cache"):
-        yield load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +80,6 @@ def lessons(count: int = 6) -> list[Sample]:
     ]
 
 
-# Retention
-
-
 @given(st.lists(st.tuples(*[st.floats(0.1, 9)] * 4), min_size=2, max_size=12), st.integers(0, 9))
 def test_intervals_bracket_the_figure_or_are_not_given(rows: list[Any], seed: int) -> None:
     """A figure lies in the range of its draws; where the text gains nothing there is no figure."""
@@ -135,9 +123,6 @@ def test_a_mismatched_message_that_harms_is_not_counted_as_a_gain() -> None:
     none, text, way = torch.tensor([4.0, 4.0]), torch.tensor([2.0, 2.0]), torch.tensor([2.5, 2.5])
     assert kept(none, text, way, torch.tensor([6.0, 6.0])).specific.value == 0.75
     assert kept(none, text, way, torch.tensor([3.0, 3.0])).specific.value == 0.25
-
-
-# Ways
 
 
 def test_perfect_rows_keep_all_and_another_ones_do_not(
@@ -234,9 +219,6 @@ def test_another_example_has_another_message(pair: tuple[LocalModel, LocalModel]
         Trials([one, one], CONFIG, *pair)
 
 
-# Answers
-
-
 def test_losses_of_answers_are_those_of_the_whole(pair: tuple[LocalModel, LocalModel]) -> None:
     """Each answer's loss after the question's state is that of one pass over both."""
     model = pair[1]
@@ -263,9 +245,6 @@ def test_greedy_answers_are_the_likeliest_tokens(pair: tuple[LocalModel, LocalMo
     assert said == next(iter(model.decode(written).strip().splitlines()), "").strip()
 
 
-# Rows
-
-
 def test_passages_are_spread_over_the_text(pair: tuple[LocalModel, LocalModel]) -> None:
     """Messages and their continuations are consecutive, spread over the whole text."""
     text = " ".join(f"{number} the key of" for number in range(400))
@@ -289,9 +268,6 @@ def test_rows_come_of_files_or_are_built_in(tmp_path: Path, corpus: Corpus) -> N
     assert (len(rows.qa), len(rows.recall)) == (4, 3)
     assert rows.text.startswith(corpus.held_out[0][:50])
     assert AuditRows.load(corpus=corpus).files == ()
-
-
-# The whole
 
 
 def test_an_audit_is_whole_and_deterministic(

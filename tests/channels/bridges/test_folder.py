@@ -1,6 +1,5 @@
 """A bridge's folder: what is written is read, and what is broken is refused."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -9,153 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import safetensors
 import torch
-from ruamel.yaml import YAML
 from safetensors import safe_open
-from sample_bridges import AUDIT, flip, identity, manifest, same, side, tensors
+from sample_bridges import AUDIT, flip, manifest, same, tensors
 
 from unspoken.channels.bridges import folder as folders
 from unspoken.channels.bridges.folder import FILES, check, copy, read, read_manifest, verify, write
-from unspoken.channels.bridges.manifest import BridgeManifest
-from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.errors import BridgeError
-from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry
-from unspoken.channels.kv.rope import Rotary
-from unspoken.channels.model import CausalModel
-from unspoken.channels.storage.side import ModelDescription, pair_digest, short_name
-
-HERE = str(Path(__file__).parents[2] / "support")
-ALPHA, BETA = identity("owner/Alpha"), identity("owner/Beta")
-
-
-@pytest.fixture(autouse=True)
-def _no_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No bridges but the test's own."""
-    monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("UNSPOKEN_BRIDGES", raising=False)
-
-
-@pytest.fixture
-def bridge(tmp_path: Path) -> Path:
-    """A whole bridge."""
-    write(tmp_path / "bridge", manifest(audit=AUDIT), tensors())
-    return tmp_path / "bridge"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> BridgeStore:
-    return BridgeStore(tmp_path / "store")
-
-
-# Manifests
-
-
-class Model:
-    """As much of a model as `ModelDescription.of` asks for."""
-
-    def __init__(self) -> None:
-        self.identity, self.dtype = ALPHA, torch.bfloat16
-        layers = (LayerGeometry(2, 16, "a", None), LayerGeometry(2, 16, "b", 32))
-        self.geometry = CacheGeometry(layers, 64, 128)
-        draw = torch.Generator().manual_seed(0)
-        self.rotaries = {
-            "a": Rotary(torch.rand(8, generator=draw) ** 20, 1.0),
-            "b": Rotary(torch.rand(8, generator=draw), 0.1 + 0.2, dynamic=True),
-        }
-
-    def rotary(self, name: str) -> Rotary:
-        return self.rotaries[name]
-
-
-def test_a_side_round_trips_through_json() -> None:
-    """Identity, geometry and rotary frequencies come back bit for bit."""
-    model: Any = Model()
-    made = ModelDescription.of(model, "owner/Alpha")
-    back = ModelDescription.model_validate(json.loads(made.model_dump_json()))
-    assert back == made
-    assert back.to_identity() == model.identity and back.to_geometry() == model.geometry
-    assert (back.ref, back.layer_dtype) == ("owner/Alpha", "bfloat16")
-    for name, rotary in back.to_rotary("cpu").items():
-        wanted = model.rotaries[name]
-        assert rotary.inverse_frequencies.dtype == torch.float32
-        assert torch.equal(rotary.inverse_frequencies, wanted.inverse_frequencies)
-        assert (rotary.scale, rotary.dynamic) == (wanted.scale, wanted.dynamic)
-    assert {"identity", "geometry", "dtype", "rotary"} <= set(dir(CausalModel))
-
-
-def test_a_side_needs_the_rotary_embeddings_of_its_layers() -> None:
-    """A geometry that names one the side lacks is refused."""
-    plain = side("a").model_dump()
-    del plain["rotary"]["sliding"]
-    with pytest.raises(ValueError, match="no rotary embedding sliding"):
-        ModelDescription.model_validate(plain)
-
-
-def test_a_manifest_round_trips() -> None:
-    """What is written as JSON is read as it was, the audit included."""
-    made = manifest(audit=AUDIT)
-    assert BridgeManifest.parse(made.to_json().encode(), "bridge.json") == made
-    assert made.format == 1 and made.audit.figure("retention") == 0.8125
-    assert made.audit.figure("nothing") is None
-
-
-@pytest.mark.parametrize(
-    ("version", "says"),
-    [
-        (2, ("has format 2, written by unspoken", "format 1, the one that unspoken", "upgrade")),
-        (0, ("has format 0", "format 1", "unspoken bridge fit")),
-        ("1", ('has format "1"', "format 1", "unspoken bridge fit")),
-        (True, ("has format true", "format 1", "unspoken bridge fit")),
-        (None, ("has format null", "format 1", "unspoken bridge fit")),
-    ],
-)
-def test_another_format_is_refused(version: object, says: tuple[str, ...]) -> None:
-    """The error says which format was found, whatever else the file holds."""
-    text = json.dumps({"format": version, "keys": "of tomorrow"}).encode()
-    with pytest.raises(BridgeError) as caught:
-        BridgeManifest.parse(text, "x/bridge.json")
-    assert all(part in str(caught.value) for part in ("x/bridge.json", *says))
-
-
-def test_a_manifest_without_json_is_not_written(tmp_path: Path) -> None:
-    """A figure that is not finite has no JSON; nothing is left behind."""
-    for bad in (float("nan"), {1, 2}):
-        with pytest.raises(BridgeError, match="manifest cannot be written"):
-            write(tmp_path / "a" / "bridge", manifest(config={"x": bad}), tensors())
-    assert [path.suffix for path in (tmp_path / "a").iterdir()] in ([], [".lock"])
-
-
-def test_the_pair_is_told_by_every_part_and_by_direction() -> None:
-    """Both identities count with all their fields, and a bridge back is another bridge."""
-    seen = {pair_digest(ALPHA, BETA), pair_digest(BETA, ALPHA)}
-    for name in ("weights", "config", "tokenizer"):
-        seen.add(pair_digest(dataclasses.replace(ALPHA, **{name: "x"}), BETA))
-        seen.add(pair_digest(ALPHA, dataclasses.replace(BETA, **{name: "x"})))
-    assert len(seen) == 8
-    assert all(len(digest) == 12 and int(digest, 16) >= 0 for digest in seen)
-
-
-@pytest.mark.parametrize(
-    ("ref", "name"),
-    [
-        ("embedded:gemma3-270m", "gemma3-270m"),
-        ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m-instruct"),
-        ("/models/My Model/", "my-model"),
-        ("C:\\models\\Q4_K_M.gguf", "q4-k-m"),
-        ("a--b", "a-b"),
-        ("..", "model"),
-        ("x" * 99, "x" * 40),
-    ],
-)
-def test_names_for_people(ref: str, name: str) -> None:
-    """A reference becomes a part of a file name."""
-    assert short_name(ref) == name
-
-
-# One folder
 
 
 def test_a_bridge_round_trips(tmp_path: Path) -> None:
@@ -411,60 +272,3 @@ def test_a_copy_is_checked(bridge: Path, tmp_path: Path) -> None:
     with pytest.raises(BridgeError, match="has the digest"):
         copy(bridge, tmp_path / "other")
     assert not (tmp_path / "other").exists()
-
-
-# Cards
-
-
-def front_matter(bridge: Path) -> dict[str, Any]:
-    text = (bridge / "README.md").read_text(encoding="utf-8")
-    assert text.startswith("---\n")
-    found = YAML(typ="safe").load(text.split("---\n")[1])
-    assert isinstance(found, dict)
-    return found
-
-
-def test_the_card_has_front_matter_that_the_hub_reads(bridge: Path) -> None:
-    """Valid YAML, with the library, tags and both models."""
-    found = front_matter(bridge)
-    assert found["library_name"] == "unspoken"
-    assert found["base_model"] == ["owner/Alpha", "owner/Beta"]
-    assert {"unspoken", "kv-cache"} <= set(found["tags"])
-    loaded = huggingface_hub.ModelCard.load(bridge / "README.md")
-    assert loaded.data.to_dict() == found
-
-
-@pytest.mark.parametrize(
-    ("sharer", "receiver", "models"),
-    [
-        ("embedded:gemma3-270m", "b/c", ["google/gemma-3-270m", "b/c"]),
-        ("/a folder: with 'quotes'", "b/c", ["b/c"]),
-        ("a/b", "a/b", ["a/b"]),
-        ("./x", "y.gguf", None),
-    ],
-)
-def test_the_card_names_models_that_the_hub_knows(
-    tmp_path: Path, sharer: str, receiver: str, models: list[str] | None
-) -> None:
-    """Folders and files are no base models; embedded models stand for their originals."""
-    write(tmp_path / "bridge", manifest(sharer, receiver), tensors())
-    assert front_matter(tmp_path / "bridge").get("base_model") == models
-
-
-def test_the_card_tells_people(bridge: Path, tmp_path: Path) -> None:
-    """Sizes, audit, use and the command that made it are all there."""
-    text = (bridge / "README.md").read_text(encoding="utf-8")
-    for part in (
-        "# alpha → beta",
-        "| KV heads | 1 | 1 |",
-        "| qa | a \\| b | 2.5 | – |",
-        "| retention | 0.8125 |",
-        "qa.jsonl (40 rows)",
-        "unspoken bridge pull",
-        "unspoken bridge fit owner/Alpha owner/Beta",
-        "| rank | 8 |",
-    ):
-        assert part in text, part
-    write(tmp_path / "other", manifest(fit={"command": "make it so"}), tensors())
-    other = (tmp_path / "other" / "README.md").read_text(encoding="utf-8")
-    assert "make it so" in other and "Not measured yet" in other

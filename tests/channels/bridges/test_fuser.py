@@ -178,9 +178,6 @@ def test_held_out_questions_are_never_trained_on() -> None:
     assert choice_prompt("who?", "me") == "Question: who?\nHint: me\nAnswer:"
 
 
-# Storage
-
-
 @pytest.mark.parametrize("dtype", ["int8", "float32"])
 def test_a_fuser_lives_in_its_bridge_s_folder(
     pair: tuple[LocalModel, LocalModel], tmp_path: Path, dtype: str
@@ -215,9 +212,6 @@ def test_a_fuser_that_does_not_fit_its_configuration_is_refused(
     bare = manifest.model_copy(update={"config": config})
     with pytest.raises(BridgeError, match="fuse weights do not fit"):
         Bridge.from_tensors(bare, tensors_of(projector, "int8", fuser), "cpu")
-
-
-# The channel
 
 
 @pytest.fixture(scope="module")
@@ -322,9 +316,6 @@ def test_two_fused_messages_are_both_enriched(models: dict[str, LocalModel]) -> 
         == usage.prefilled_tokens + usage.reused_tokens + usage.recomputed_tokens
     )
     assert report(outcome, 1).reused == report(outcome, 2).reused == 0
-
-
-# Workflows
 
 
 def flow_of(models: dict[str, LocalModel], **edge: Any) -> Workflow:

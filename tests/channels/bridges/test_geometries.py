@@ -1,14 +1,13 @@
 """Bridges between tiny models of every geometry: fitted and measured, or refused."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from architectures import ARCHITECTURES, make
-from flows import DOCUMENT, QUESTION, own_cache, reader_solver
-from pairs import AUDIT, corpus, load, plan, quick_fits
+from flows import DOCUMENT, QUESTION, reader_solver
+from pairs import AUDIT, plan
 from tiny import tiny_llama
 
 from unspoken.agents import LocalModel, Workflow
@@ -21,31 +20,6 @@ from unspoken.channels.errors import BridgeError
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest.fixture(scope="module")
-def pair(root: Path) -> Iterator[tuple[LocalModel, LocalModel]]:
-    with own_cache(root / "cache"):
-        yield load(root)
-
-
-@pytest.fixture(scope="module")
-def source(root: Path) -> str:
-    return corpus(root)
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BridgeStore:
-    """A store of our own, which processes that we start share."""
-    monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("UNSPOKEN_BRIDGES", raising=False)
-    quick_fits(monkeypatch)
-    return BridgeStore()
 
 
 @pytest.mark.parametrize("index", range(len(ARCHITECTURES)))

@@ -425,9 +425,6 @@ def test_a_copied_stretch_is_in_the_message() -> None:
                 assert tail.answer in lesson.text
 
 
-# Size on disk
-
-
 WIDE = CacheGeometry((LayerGeometry(4, 64, "default", None),) * 6, 256, 4096)
 
 

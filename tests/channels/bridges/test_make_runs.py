@@ -1,0 +1,170 @@
+"""Fits that a run starts, that are killed, and that two processes need at once."""
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flows import DOCUMENT, QUESTION, reader_solver
+from pairs import corpus, plan
+from processes import environment, until
+
+from unspoken.agents import LocalModel, Workflow
+from unspoken.agents import bridge_cache as bridge_shelf
+from unspoken.agents.bridge_cache import BridgeCache
+from unspoken.agents.engines.local import worker_for
+from unspoken.channels.bridges import make as bridging
+from unspoken.channels.bridges.audit.stored import keep_audit
+from unspoken.channels.bridges.folder import read
+from unspoken.channels.bridges.make import fit_bridge, work_folder
+from unspoken.channels.bridges.store import BridgeStore
+from unspoken.channels.errors import BridgeError
+
+pytestmark = pytest.mark.long
+
+TESTS = Path(__file__).parents[2] / "support"
+
+
+FIT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from pairs import quick_fits, plan
+from pytest import MonkeyPatch
+from unspoken.channels.bridges.make import fit_bridge
+from unspoken.agents.models.model import LocalModel
+models = [LocalModel.load(name) for name in sys.argv[2:4]]
+quick_fits(MonkeyPatch())
+settings = {"steps": int(sys.argv[4]), "every": 0.0}
+def told(stage, part):
+    print(stage, flush=True)
+print(fit_bridge(*models, plan(sys.argv[5], None, **settings), report=told))
+"""
+
+
+def start(root: Path, steps: int) -> "subprocess.Popen[str]":
+    sharer, receiver = (str(root / name) for name in ("gemma", "llama"))
+    return subprocess.Popen(
+        [sys.executable, "-c", FIT, str(TESTS), sharer, receiver, str(steps), corpus(root)],
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def saved_step(work: Path) -> int:
+    """The step that a fit would go on from; -1 for none."""
+    for file in work.glob("fit-*.pt"):
+        return int(torch.load(file, weights_only=True)["step"])
+    return -1
+
+
+def test_a_killed_fit_goes_on_from_its_last_step(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str, root: Path
+) -> None:
+    """After kill -9 the next fit goes on from the saved state, then removes it."""
+    work = work_folder(store, pair[0].identity, pair[1].identity)
+    process = start(root, 100_000)
+    try:
+        until(lambda: saved_step(work) >= 3)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert store.find(pair[0].identity, pair[1].identity) is None
+    reached = saved_step(work)
+    stages: list[str] = []
+    folder = fit_bridge(
+        *pair,
+        plan(source, None, steps=reached + 2, every=0.0),
+        report=lambda stage, part: stages.append(stage),
+    )
+    manifest, _ = read(folder)
+    assert manifest.fit["steps"] == reached + 2
+    assert "gram" not in stages  # the closed form was not solved again
+    assert not work.exists()
+
+
+def test_two_processes_fit_a_pair_once(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, root: Path
+) -> None:
+    """The second waits for the first, then takes its bridge."""
+    both = [start(root, 3) for _ in range(2)]
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    lines = [out.splitlines() for out, _ in said]
+    assert lines[0][-1] == lines[1][-1] == str(store.find(pair[0].identity, pair[1].identity))
+    assert sum("gram" in one for one in lines) == 1
+    assert sum(any(line.startswith("there already") for line in one) for one in lines) == 1
+
+
+def test_a_workflow_fits_what_it_lacks(
+    pair: tuple[LocalModel, LocalModel],
+    store: BridgeStore,
+    source: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`bridges: fit` fits on the first run; a bridge that is good enough is used."""
+    monkeypatch.setattr(bridge_shelf, "DEFAULT", plan(source))
+    flow = reader_solver(*pair)
+    fitting = Workflow.from_spec(flow.spec.model_copy(update={"bridges": "fit"}))
+    fitting._models = flow._models
+    result = fitting.run(document=DOCUMENT, question=QUESTION)
+    folder = store.find(pair[0].identity, pair[1].identity)
+    assert folder is not None
+    (edge,) = result.report.edges
+    manifest, _ = read(folder)
+    assert manifest.audit is not None and manifest.audit.earned is not None
+    if manifest.audit.earned < 0.8:
+        (planned,) = fitting.plan().edges
+        assert edge.channel == "text" and "below this edge's 0.8" in planned.reason
+    # One that is good enough is used.
+    keep_audit(folder, manifest.audit.model_copy(update={"earned": 0.9}), manifest)
+    again = reader_solver(*pair)
+    (planned,) = again.plan().edges
+    assert "keeps 0.90" in planned.reason
+    (edge,) = again.run(document=DOCUMENT, question=QUESTION).report.edges
+    assert edge.channel == "projected_cache" and edge.projected > 0
+
+
+def test_no_turn_takes_place_during_a_fit(
+    pair: tuple[LocalModel, LocalModel],
+    store: BridgeStore,
+    source: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run's own fit has the device to itself, and the run ends."""
+    probes: list[Future[None]] = []
+
+    def fit(*args: Any, **more: Any) -> Any:
+        probes.append(worker_for(pair[1].device)._thread.submit(lambda: None))
+        assert pair[0].device == pair[1].device
+        assert not wait(probes, timeout=0.2).done
+        raise BridgeError("not these two")
+
+    monkeypatch.setattr(bridge_shelf, "DEFAULT", plan(source, None))
+    monkeypatch.setattr(bridging, "fit", fit)
+    flow = reader_solver(*pair)
+    fitting = Workflow.from_spec(flow.spec.model_copy(update={"bridges": "fit"}))
+    fitting._models = flow._models
+    (edge,) = fitting.run(document=DOCUMENT, question=QUESTION).report.edges
+    assert edge.channel == "text" and len(probes) == 1
+    assert probes[0].result(20) is None
+
+
+def test_a_broken_bridge_is_said_in_the_plan(
+    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str
+) -> None:
+    """The edge falls back to text, and the reason is the bridge's own error."""
+    folder = fit_bridge(*pair, plan(source, None))
+    os.truncate(folder / "bridge.safetensors", 10)
+    (edge,) = reader_solver(*pair).plan().edges
+    assert edge.channel == "text" and "has 10 bytes" in edge.reason
+    with pytest.raises(BridgeError, match="has 10 bytes"):
+        BridgeCache().find(*pair)
