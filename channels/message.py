@@ -1,5 +1,6 @@
 """What an agent publishes on its out-edges."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from unspoken.channels.kv.geometry import ModelIdentity
@@ -66,8 +67,8 @@ class Message:
         return sum(len(segment.ids if self.whole else segment.words) for segment in self.segments)
 
 
-def common_prefix(left: tuple[int, ...], right: tuple[int, ...]) -> int:
-    """Number of leading tokens that two runs of ids share."""
+def common_prefix(left: Sequence[object], right: Sequence[object]) -> int:
+    """Number of leading tokens, or characters, that two sequences share."""
     for index, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return index

@@ -166,7 +166,7 @@ class ContextBuilder:
         return self.text.encode(self.template.wrappers[role][1])
 
     def _groups(self, turns: Sequence[ChatTurn]) -> list[list[ChatTurn]]:
-        """Turns that share a wrapper: those the template merges, or a system prompt without its own."""
+        """Turns that share a wrapper: as the template merges them, or behind a system prompt."""
         groups: list[list[ChatTurn]] = []
         for turn in turns:
             last = groups[-1][-1].role if groups else ""

@@ -7,6 +7,7 @@ from threading import RLock
 from transformers import PreTrainedTokenizerBase
 
 from unspoken.channels.errors import ModelSupportError
+from unspoken.channels.message import common_prefix
 
 __all__ = ["Detokenizer", "TextTokenizer"]
 
@@ -93,26 +94,14 @@ class TextTokenizer:
         decoded = self.decode(ids)
         text = decoded if text is None else text
         tokens, offsets = self.words_with_offsets(text)
-        if tokens == tuple(ids):
-            found = [stop for _, stop in offsets]
-        else:
-            found = _moved(self._ends_as_decoded(ids), decoded, text)
-        return tuple(accumulate((min(max(end, 0), len(text)) for end in found), max))
-
-    def _ends_as_decoded(self, ids: Sequence[int]) -> list[int]:
-        """Ends by decoding token after token, in time linear in their number."""
-        settled = read = length = 0
-        ends: list[int] = []
-        known = ""
-        for count in range(1, len(ids) + 1):
-            fresh = self.decode(ids[settled:count])
-            whole = len(fresh) > len(known) and not fresh.endswith("\ufffd")
-            if whole or count - read > _LONGEST_PART or count == len(ids):
-                length += max(len(fresh) - len(known), 0)
-                ends += [length] * (count - read)
-                settled, read = read, count
-                known = self.decode(ids[settled:read])
-        return ends
+        ends = [stop for _, stop in offsets]
+        if tokens != tuple(ids):
+            detokenizer = Detokenizer(self)
+            for token in ids:
+                detokenizer.push(token)
+            detokenizer.finish()
+            ends = _moved(detokenizer.ends(), decoded, text)
+        return tuple(accumulate((min(max(end, 0), len(text)) for end in ends), max))
 
     def split_after_marker(self, text: str) -> tuple[str, str]:
         """A template's text cut after its last marker."""
@@ -122,52 +111,45 @@ class TextTokenizer:
 
     def split_before_marker(self, text: str) -> tuple[str, str]:
         """A template's text cut before its first marker."""
-        cut = min(
-            (text.find(marker) for marker in self._markers if marker in text), default=len(text)
-        )
+        starts = [text.find(marker) for marker in self._markers if marker in text]
+        cut = min(starts, default=len(text))
         return text[:cut], text[cut:]
 
 
 def _moved(ends: Sequence[int], decoded: str, text: str) -> list[int]:
-    """Ends in `decoded` as ends in `text`, which differ by what stands around them or by a
-    normaliser's work.
-    """
-    if decoded == text:
-        return list(ends)
-    if text and (around := decoded.find(text)) >= 0:
+    """Ends in `decoded` as ends in `text`, which a normaliser or a wrapper made different."""
+    around = decoded.find(text) if text else -1
+    if around >= 0:
         return [end - around for end in ends]
-    same = 0
-    shortest = min(len(decoded), len(text))
-    while same < shortest and decoded[same] == text[same]:
-        same += 1
-    tail = 0
-    while tail < shortest - same and decoded[-1 - tail] == text[-1 - tail]:
-        tail += 1
-    # Between the equal start and the equal rest, in proportion: a normaliser changes few
-    # characters.
+    same = common_prefix(decoded, text)
+    tail = common_prefix(decoded[same:][::-1], text[same:][::-1])
     theirs, ours = len(decoded) - same - tail, len(text) - same - tail
-    return [
-        end
-        if end <= same
-        else end - len(decoded) + len(text)
-        if end >= len(decoded) - tail
-        else same + -(-(end - same) * ours // max(theirs, 1))
-        for end in ends
-    ]
+
+    def moved(end: int) -> int:
+        if end <= same:
+            return end
+        if end >= same + theirs:
+            return end - theirs + ours
+        # Between the two, in proportion: a normaliser changes few characters.
+        return same + -(-(end - same) * ours // theirs)
+
+    return [moved(end) for end in ends]
 
 
 class Detokenizer:
     """Ids to text as they come, never half a character.
 
     Args:
-        codec: The tokenizer.
+        tokenizer: The tokenizer.
         stop: Strings that end the text; neither they nor anything after them is given out.
     """
 
-    def __init__(self, codec: TextTokenizer, stop: Sequence[str] = ()) -> None:
-        self._codec, self._stop = codec, tuple(stop)
+    def __init__(self, tokenizer: TextTokenizer, stop: Sequence[str] = ()) -> None:
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._ids: list[int] = []
+        # Decoding starts at a token whose text is known, since some decoders strip a first space.
         self._settled = self._read = 0
+        self._known = ""
         self._ends: list[int] = []  # per token whose text is certain, where in the text it ends
         self._given = 0
         self._text = ""
@@ -176,23 +158,25 @@ class Detokenizer:
     def push(self, token: int) -> str:
         """Take one token; the text that is now certain and was not given before."""
         self._ids.append(token)
-        known = self._codec.decode(self._ids[self._settled : self._read])
-        fresh = self._codec.decode(self._ids[self._settled :])
-        if len(fresh) > len(known) and not fresh.endswith("\ufffd"):
-            self._text += fresh[len(known) :]
-            self._settled, self._read = self._read, len(self._ids)
-            self._ends += [len(self._text)] * (len(self._ids) - len(self._ends))
+        self._settle()
         return self._give()
 
     def finish(self) -> str:
         """The rest of the text once no more tokens come."""
         if self.stopped:
             return ""
-        self._text += self._codec.decode(self._ids[self._settled :])[
-            len(self._codec.decode(self._ids[self._settled : self._read])) :
-        ]
-        self._ends += [len(self._text)] * (len(self._ids) - len(self._ends))
+        self._settle(last=True)
         return self._give(last=True)
+
+    def _settle(self, *, last: bool = False) -> None:
+        """Read the tokens that are new, unless they end within a character."""
+        fresh = self._tokenizer.decode(self._ids[self._settled :])
+        whole = len(fresh) > len(self._known) and not fresh.endswith("\ufffd")
+        if whole or last or len(self._ids) - self._read > _LONGEST_PART:
+            self._text += fresh[len(self._known) :]
+            self._settled, self._read = self._read, len(self._ids)
+            self._known = self._tokenizer.decode(self._ids[self._settled :])
+            self._ends += [len(self._text)] * (len(self._ids) - len(self._ends))
 
     @property
     def text(self) -> str:
@@ -200,33 +184,29 @@ class Detokenizer:
         return self._text
 
     def kept(self) -> tuple[tuple[int, ...], int]:
-        """Ids whose text is `text`, and how many of them are the tokens taken; the others are cut
-        anew.
-        """
-        if not self.stopped:
-            return tuple(self._ids), len(self._ids)
-        whole = sum(end <= len(self._text) for end in self._ends)
-        covered = self._ends[whole - 1] if whole else 0
-        return (*self._ids[:whole], *self._codec.encode_words(self._text[covered:])), whole
+        """Ids whose text is `text`, and how many of them are tokens taken; others are cut anew."""
+        whole, rest, _ = self._cut()
+        return (*self._ids[:whole], *rest), whole
 
     def ends(self) -> tuple[int, ...]:
         """Per id kept, the character of `text` where it ends."""
+        whole, _, rest = self._cut()
+        return (*self._ends[:whole], *rest)
+
+    def _cut(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        """How many tokens are whole; ids and ends of what a stop string left of others."""
         if not self.stopped:
-            return tuple(self._ends)
+            return len(self._ids), (), ()
         whole = sum(end <= len(self._text) for end in self._ends)
         covered = self._ends[whole - 1] if whole else 0
-        _, offsets = self._codec.words_with_offsets(self._text[covered:])
-        cut = accumulate((covered + stop for _, stop in offsets), max)
-        return (*self._ends[:whole], *cut)
+        ids, offsets = self._tokenizer.words_with_offsets(self._text[covered:])
+        return whole, ids, tuple(accumulate((covered + stop for _, stop in offsets), max))
 
     def _give(self, *, last: bool = False) -> str:
-        found = [
-            at
-            for stop in self._stop
-            if (at := self._text.find(stop, max(self._given - len(stop), 0))) >= 0
-        ]
-        if found:
-            self._text, self.stopped = self._text[: min(found)], True
+        starts = [self._text.find(stop, max(self._given - len(stop), 0)) for stop in self._stop]
+        first = min((start for start in starts if start >= 0), default=None)
+        if first is not None:
+            self._text, self.stopped = self._text[:first], True
         held = 0 if self.stopped or last else self._held_back()
         certain = len(self._text) - held
         piece = self._text[self._given : certain]
