@@ -23,7 +23,8 @@ SKIPPED = {
     "__pycache__",
 }
 CODE = re.compile(
-    r"\s*(>>>|\.\.\.|\||\+[-=+]|[-=~*#_.^]{3,}|[$%@}{)\]]|(def|class|import|from|return|print)\b.*[(:=]|#!|\.\. )"
+    r"\s*(>>>|\.\.\.|\||\+[-=+]|[-=~*#_.^]{3,}|[$%@}{)\]]"
+    r"|(def|class|import|from|return|print)\b.*[(:=]|#!|\.\. )"
     r"|.*(\S {3,}\S.* {3,}\S|::=|[{;]\s*$|\) ?->|^\s*\w+ = )"
 )
 """Lines of doctests, tables, rulers, grammars and programs."""
@@ -85,9 +86,7 @@ def _fresh(notes: Iterator[str], seen: set[str]) -> Iterator[str]:
 
 
 def _prose(text: str) -> str:
-    """`text` dedented and unwrapped, without lines that look like code, doctests or tables; blank
-    runs closed.
-    """
+    """`text` dedented and unwrapped, without code, doctests, tables and runs of blank lines."""
     first, newline, rest = text.expandtabs().partition("\n")
     lines = (first.lstrip() + newline + textwrap.dedent(rest)).splitlines()
     kept = [line.rstrip() for line in lines if not CODE.match(line) and not _indented(line)]
@@ -96,9 +95,7 @@ def _prose(text: str) -> str:
 
 
 def _unwrapped(lines: Sequence[str]) -> list[str]:
-    """Each full line joined with the one after it, where that stands as far in and opens no item of
-    a list.
-    """
+    """Full lines joined with the next one, unless that is indented otherwise or a list's item."""
     joined: list[str] = []
     last = ""
     for line in lines:

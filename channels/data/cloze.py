@@ -5,21 +5,10 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
+from unspoken.channels.data.wording import phrases
+
 __all__ = ["Question", "cloze"]
 
-BLANKS = (
-    "Fill in the blank: {gap}",
-    "Which words are missing? {gap}",
-    "Complete the sentence with the words of the text: {gap}",
-    "What belongs in place of the blank? {gap}",
-    "One thing is left out here. What is it? {gap}",
-)
-NEXT = (
-    "What comes right after “{cue}”?",
-    "How does the text go on after “{cue}”?",
-    "Which words follow “{cue}” in the text?",
-    "Continue from “{cue}”.",
-)
 DATE = r"\d{1,2} [A-Z][a-z]+ \d{4}|[A-Z][a-z]+ \d{1,2} ?, \d{4}"
 NUMBER = r"\d[\d,.]*\d|\d+"
 NAMES = r"(?<=\w )[A-Z][\w'-]+(?: (?:of |the |de )?[A-Z][\w'-]+)+"
@@ -40,7 +29,7 @@ def cloze(piece: str, rng: random.Random) -> Question | None:
     Either a sentence with a name, date, number or rare word left out, or the words that come after
     a quoted few.
     """
-    sentences = [one for one in _sentences(piece) if 8 <= len(one.split()) <= 45]
+    sentences = [text for text in _sentences(piece) if 8 <= len(text.split()) <= 45]
     rng.shuffle(sentences)
     makers = [_blank, _follow] if rng.random() < 0.6 else [_follow, _blank]
     for make in makers:
@@ -53,24 +42,24 @@ def cloze(piece: str, rng: random.Random) -> Question | None:
 def _sentences(piece: str) -> list[str]:
     """Sentences, each on one line of its own in the piece."""
     return [
-        one.strip()
+        sentence.strip()
         for line in piece.splitlines()
-        for one in re.split(r"(?<=[.!?])\s+(?=[A-Z“\"])", line)
-        if "<unk>" not in one and not one.lstrip().startswith("=")
+        for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z“\"])", line)
+        if "<unk>" not in sentence and not sentence.lstrip().startswith("=")
     ]
 
 
 def _blank(sentence: str, piece: str, rng: random.Random) -> Question | None:
     """The sentence without one of its names, dates, numbers or rare words."""
-    found = sorted({match.group() for match in CANDIDATES.finditer(sentence)})
-    found = [one for one in found if sentence.count(one) == 1] or _rare(sentence, piece)
-    if not found:
+    matches = sorted({match.group() for match in CANDIDATES.finditer(sentence)})
+    answers = [text for text in matches if sentence.count(text) == 1] or _rare(sentence, piece)
+    if not answers:
         return None
-    answer = rng.choice(found)
+    answer = rng.choice(answers)
     gap = re.sub(rf"(?<!\w){re.escape(answer)}(?!\w)", "____", sentence, count=1)
     if gap == sentence:
         return None
-    return Question(rng.choice(BLANKS).format(gap=gap), answer)
+    return Question(rng.choice(phrases().blanks).format(gap=gap), answer)
 
 
 def _rare(sentence: str, piece: str) -> list[str]:
@@ -93,4 +82,4 @@ def _follow(sentence: str, piece: str, rng: random.Random) -> Question | None:
     answer = sentence[words[middle][0] : words[end - 1][1]].rstrip(" .,;:!?")
     if piece.count(cue) != 1 or answer in cue or len(re.findall(r"\w+", answer)) < 2:
         return None
-    return Question(rng.choice(NEXT).format(cue=cue), answer)
+    return Question(rng.choice(phrases().continuations).format(cue=cue), answer)

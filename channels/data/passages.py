@@ -1,6 +1,4 @@
-"""Synthetic passages of private facts, with questions that only they answer. Seeded, and without
-end.
-"""
+"""Synthetic passages of private facts, with questions that only they answer; seeded, endless."""
 
 import random
 import re
@@ -8,15 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from unspoken.channels.data.cloze import Question, cloze
-from unspoken.channels.data.kinds import Fact, Kind
-from unspoken.channels.data.kinds_people import PEOPLE
-from unspoken.channels.data.kinds_things import THINGS
-from unspoken.channels.data.kinds_travel import TRAVEL
 from unspoken.channels.data.recall import recall_question, recall_records, render_recall
-from unspoken.channels.data.values import MAKERS, invent
+from unspoken.channels.data.values import invent, value_names
+from unspoken.channels.data.wording import Fact, Kind, kinds, phrases
 
 __all__ = [
-    "KINDS",
     "FactPassage",
     "Question",
     "cloze",
@@ -27,29 +21,6 @@ __all__ = [
     "render_recall",
 ]
 
-KINDS: tuple[Kind, ...] = PEOPLE + THINGS + TRAVEL
-"""Every kind of passage."""
-
-LEADS = (
-    "According to the text, {q}",
-    "Going by the passage, {q}",
-    "From what you have read, {q}",
-    "Answer in a few words: {q}",
-    "Please tell me: {q}",
-    "As the notes have it, {q}",
-    "In the message, {q}",
-)
-LINKS = (
-    "Also, ",
-    "As it happens, ",
-    "By all accounts, ",
-    "In addition, ",
-    "Note that ",
-    "It is known that ",
-    "Besides, ",
-    "For the record, ",
-    "One should add that ",
-)
 FEWEST_WORDS, MOST_WORDS = 60, 250
 FEWEST_FACTS, MOST_FACTS = 4, 12
 
@@ -78,7 +49,7 @@ def fact_passages(seed: int = 0) -> Iterator[FactPassage]:
 
 def fact_passage(rng: random.Random, kind: Kind | None = None) -> FactPassage:
     """One passage of the kind, or of any."""
-    kind = kind or rng.choice(KINDS)
+    kind = kind or rng.choice(kinds())
     while True:
         used: set[str] = set()
         told = _tell(rng, kind, used)
@@ -86,7 +57,7 @@ def fact_passage(rng: random.Random, kind: Kind | None = None) -> FactPassage:
         _weave(rng, kind.asides, sentences, used)
         text = _lay_out(rng, sentences)
         questions = tuple(question for _, question in told)
-        if len(text.split()) <= MOST_WORDS and all(_fair(one, text) for one in questions):
+        if len(text.split()) <= MOST_WORDS and all(_fair(asked, text) for asked in questions):
             return FactPassage(kind.name, text, questions)
 
 
@@ -97,10 +68,10 @@ def _fair(question: Question, text: str) -> bool:
 
 def _tell(rng: random.Random, kind: Kind, used: set[str]) -> list[tuple[str, Question]]:
     """Sentences with a question each: the opening, then facts about two to four subjects."""
-    shared = {slot: invent(rng, maker, used) for slot, maker in kind.shared.items()}
+    shared = {slot: invent(rng, name, used) for slot, name in kind.shared.items()}
     told = [_state(rng, rng.choice(kind.opening), shared)]
     subjects = [
-        shared | {slot: invent(rng, maker, used) for slot, maker in kind.each.items()}
+        shared | {slot: invent(rng, name, used) for slot, name in kind.each.items()}
         for _ in range(rng.randint(2, 4))
     ]
     pairs = [(slots, fact) for slots in subjects for fact in kind.facts]
@@ -116,10 +87,10 @@ def _state(rng: random.Random, fact: Fact, slots: dict[str, str]) -> tuple[str, 
     slot = rng.choice(sorted(fact.asks))
     question = _articles(rng.choice(fact.asks[slot]).format_map(slots))
     if rng.random() < 0.3:
-        question = rng.choice(LEADS).format(q=question[0].lower() + question[1:])
+        question = rng.choice(phrases().leads).format(q=question[0].lower() + question[1:])
     said = rng.choice(fact.says)
     if rng.random() < 0.15 and "\n" not in said:
-        link = rng.choice(LINKS)
+        link = rng.choice(phrases().links)
         said = link + (said if said.startswith("{") else said[0].lower() + said[1:])
     return _articles(said.format_map(slots)), Question(question, slots[slot])
 
@@ -134,27 +105,17 @@ def _weave(rng: random.Random, asides: Sequence[str], sentences: list[str], used
     """Set sentences that nobody asks about between the others."""
     spare = rng.sample(asides, len(asides))
     least, words = rng.randint(1, 4), rng.randint(FEWEST_WORDS, 2 * FEWEST_WORDS)
-    while least > 0 or sum(len(one.split()) for one in sentences) < words:
+    while least > 0 or sum(len(sentence.split()) for sentence in sentences) < words:
         if spare:
-            fresh = {maker: invent(rng, maker, used) for maker in re.findall(r"{(\w+)}", spare[-1])}
-            aside = _articles(spare.pop().format_map(fresh))
+            template = spare.pop()
+            fresh = {name: invent(rng, name, used) for name in re.findall(r"{(\w+)}", template)}
+            aside = _articles(template.format_map(fresh))
         else:
-            aside = _padding(rng, used)
+            name = rng.choice(value_names())
+            filler = rng.choice(phrases().fillers)
+            aside = filler.format(v=invent(rng, name, used))
         sentences.insert(rng.randint(1, len(sentences)), aside)
         least -= 1
-
-
-def _padding(rng: random.Random, used: set[str]) -> str:
-    """A sentence that fits anywhere and matters nowhere."""
-    maker = rng.choice(sorted(MAKERS))
-    return rng.choice(
-        (
-            "A slip of paper found with this bears only the words “{v}”, and no one knows why.",
-            "Whoever wrote this down crossed out “{v}” in the margin.",
-            "On the back someone has scribbled {v}, which has nothing to do with the rest.",
-            "An earlier draft mentioned {v} in this place, wrongly.",
-        )
-    ).format(v=invent(rng, maker, used))
 
 
 def _lay_out(rng: random.Random, sentences: list[str]) -> str:
@@ -166,4 +127,4 @@ def _lay_out(rng: random.Random, sentences: list[str]) -> str:
         cut = rng.randint(1, len(sentences) - 1)
         return " ".join(sentences[:cut]) + "\n\n" + " ".join(sentences[cut:])
     mark = rng.choice(("- ", "* ", "", "• "))
-    return "\n".join([sentences[0], *(mark + one for one in sentences[1:])])
+    return "\n".join([sentences[0], *(mark + sentence for sentence in sentences[1:])])

@@ -3,29 +3,9 @@
 import random
 
 from unspoken.channels.data.values import invent
+from unspoken.channels.data.wording import phrases
 
 __all__ = ["recall_question", "recall_records", "render_recall"]
-
-FORMS = (
-    'Key: "{key}"\nCorresponding value:',
-    'What is the value of "{key}"?',
-    'Which value belongs to the key "{key}"?',
-    'Look up "{key}" and give its value.',
-    "Extract the value that corresponds to the key {key}.",
-    'In the JSON object, what stands after "{key}"?',
-)
-STYLES = (
-    ("uuid", "uuid"),
-    ("uuid", "uuid"),
-    ("person", "code"),
-    ("code", "word"),
-    ("place", "count"),
-    ("word", "password"),
-    ("thing", "money"),
-    ("uuid", "person"),
-    ("name", "spot"),
-    ("mail", "colour"),
-)
 
 
 def recall_records(
@@ -36,14 +16,12 @@ def recall_records(
     Args:
         rng: Where chance comes from.
         n: How many records.
-        keys: What the keys are, a name in `MAKERS` such as ``uuid``; drawn where empty.
+        keys: What the keys are, a name such as ``uuid``; drawn where empty.
         values: What the values are, likewise.
     """
-    kind = rng.choice(STYLES)
-    used: set[str] = set()
-    records = [
-        [invent(rng, keys or kind[0], used), invent(rng, values or kind[1], used)] for _ in range(n)
-    ]
+    drawn_keys, drawn_values = rng.choice(phrases().records)
+    keys, values, used = keys or drawn_keys, values or drawn_values, set[str]()
+    records = [[invent(rng, keys, used), invent(rng, values, used)] for _ in range(n)]
     key, value = rng.choice(records)
     return records, key, value
 
@@ -56,4 +34,5 @@ def render_recall(records: list[list[str]]) -> str:
 
 def recall_question(key: str, rng: random.Random | None = None) -> str:
     """The paper's question for a key, or with `rng` one of several."""
-    return (rng.choice(FORMS) if rng else FORMS[0]).format(key=key)
+    lookups = phrases().lookups
+    return (rng.choice(lookups) if rng else lookups[0]).format(key=key)

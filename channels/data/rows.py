@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from unspoken.channels.data.passages import fact_passages
 from unspoken.channels.data.recall import recall_records
+from unspoken.channels.data.sources import json_kind, json_objects
 from unspoken.channels.data.trivia import common_question, kept_back
 from unspoken.channels.errors import InputError
 from unspoken.channels.metrics import exact_match, f1
@@ -75,8 +76,12 @@ class ChoiceRow:
     answer: int
 
 
-class _Bad(Exception):
-    """A row that is not as it should be: what was found, what was expected."""
+class _BadRow(Exception):
+    """A row that is not as it should be."""
+
+    def __init__(self, found: str, expected: str) -> None:
+        super().__init__(found)
+        self.found, self.expected = found, expected
 
 
 def read_qa(path: str | Path) -> list[QaRow]:
@@ -111,8 +116,8 @@ def builtin_qa(n: int, seed: int = 0) -> list[QaRow]:
     rng = random.Random(seed)
     rows = []
     for _, passage in zip(range(n), fact_passages(seed), strict=False):
-        one = rng.choice(passage.questions)
-        rows.append(QaRow(passage.text, one.question, (one.answer,)))
+        asked = rng.choice(passage.questions)
+        rows.append(QaRow(passage.text, asked.question, (asked.answer,)))
     return rows
 
 
@@ -127,8 +132,7 @@ def builtin_recall(n: int, seed: int = 0) -> list[RecallRow]:
 
 
 def builtin_choice(n: int, seed: int = 0) -> list[ChoiceRow]:
-    """`n` different questions of common knowledge with four options, none of which a fuser is
-    trained on.
+    """`n` different questions of common knowledge that no fuser is trained on; four options each.
 
     Raises:
         InputError: more than there are.
@@ -139,9 +143,9 @@ def builtin_choice(n: int, seed: int = 0) -> list[ChoiceRow]:
         if len(rows) == n:
             break
         row = ChoiceRow(*common_question(rng))
-        if not kept_back(row.question, row.options[row.answer]):
-            continue
-        rows.setdefault((row.question, row.options[row.answer]), row)
+        asked = row.question, row.options[row.answer]
+        if kept_back(*asked):
+            rows.setdefault(asked, row)
     if len(rows) < n:
         raise InputError(f"{n} questions asked for", expected=f"at most some {len(rows)}")
     return list(rows.values())
@@ -163,43 +167,21 @@ def _read(path: str | Path, parse: Callable[[Mapping[str, Any]], Row]) -> list[R
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read: {error}", expected="UTF-8 text") from error
     rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, row in json_objects(file, lines):
         try:
-            rows.append(parse(_object(line)))
-        except _Bad as bad:
-            found, expected = bad.args
-            raise InputError(f"{file}:{number}: {found}", expected=expected) from None
+            rows.append(parse(row))
+        except _BadRow as bad:
+            raise InputError(f"{file}:{number}: {bad.found}", expected=bad.expected) from None
     if not rows:
         raise InputError(f"{file} has no rows", expected="one JSON object a line")
     return rows
 
 
-def _object(line: str) -> Mapping[str, Any]:
-    """The object on a line."""
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise _Bad(f"not JSON: {error}", "one JSON object a line") from None
-    if not isinstance(row, dict):
-        raise _Bad(f"{_kind(row)} found", "one JSON object a line")
-    return row
-
-
-def _kind(value: object) -> str:
-    """What JSON calls the value."""
-    if isinstance(value, str) and not value.strip():
-        return "an empty string"
-    names = {str: "a string", list: "a list", dict: "an object", bool: "a boolean"}
-    return "null" if value is None else names.get(type(value), "a number")
-
-
 def _field(row: Mapping[str, Any], name: str) -> Any:
     """A field that must be there."""
     if name not in row:
-        fields = ", ".join(f"`{one}`" for one in row) or "none"
-        raise _Bad(f"no field `{name}`; found {fields}", f"a field `{name}`")
+        fields = ", ".join(f"`{field}`" for field in row) or "none"
+        raise _BadRow(f"no field `{name}`; found {fields}", f"a field `{name}`")
     return row[name]
 
 
@@ -207,7 +189,7 @@ def _string(row: Mapping[str, Any], name: str) -> str:
     """A field that must be a string with something in it."""
     value = _field(row, name)
     if not isinstance(value, str) or not value.strip():
-        raise _Bad(f"`{name}` is {_kind(value)}", f"`{name}`: a string that is not empty")
+        raise _BadRow(f"`{name}` is {json_kind(value)}", f"`{name}`: a string that is not empty")
     return value
 
 
@@ -220,30 +202,32 @@ def _qa_row(row: Mapping[str, Any]) -> QaRow:
     shape = '`answers`: strings, as ["308"], or {"text": ["308"]}'
     if not isinstance(answers, list) or not answers:
         empty = answers == []
-        raise _Bad(f"`answers` is {'an empty list' if empty else _kind(row['answers'])}", shape)
+        raise _BadRow(
+            f"`answers` is {'an empty list' if empty else json_kind(row['answers'])}", shape
+        )
     for place, answer in enumerate(answers):
         if not isinstance(answer, str) or not answer.strip():
-            raise _Bad(f"`answers[{place}]` is {_kind(answer)}", shape)
+            raise _BadRow(f"`answers[{place}]` is {json_kind(answer)}", shape)
     return QaRow(context, question, tuple(dict.fromkeys(answers)))
 
 
 def _recall_row(row: Mapping[str, Any]) -> RecallRow:
     """One row of records."""
-    found = _field(row, "records")
+    pairs = _field(row, "records")
     shape = "`records`: pairs of strings, as [[key, value], …]"
-    if not isinstance(found, list) or not found:
-        raise _Bad(f"`records` is {'an empty list' if found == [] else _kind(found)}", shape)
+    if not isinstance(pairs, list) or not pairs:
+        raise _BadRow(f"`records` is {'an empty list' if pairs == [] else json_kind(pairs)}", shape)
     records: list[tuple[str, str]] = []
-    for place, pair in enumerate(found):
+    for place, pair in enumerate(pairs):
         if not (isinstance(pair, list) and [type(part) for part in pair] == [str, str]):
-            raise _Bad(f"`records[{place}]` is {json.dumps(pair)[:60]}", shape)
+            raise _BadRow(f"`records[{place}]` is {json.dumps(pair)[:60]}", shape)
         records.append((pair[0], pair[1]))
     key, value = _string(row, "key"), _string(row, "value")
     if len(dict(records)) != len(records):
-        raise _Bad("a key stands twice in `records`", "different keys")
+        raise _BadRow("a key stands twice in `records`", "different keys")
     if dict(records).get(key) != value:
         held = "which `records` give another value" if key in dict(records) else "not in `records`"
-        raise _Bad(f"`key` is {key!r}, {held}", "a key of `records` and its value")
+        raise _BadRow(f"`key` is {key!r}, {held}", "a key of `records` and its value")
     return RecallRow(tuple(records), key, value)
 
 
@@ -256,9 +240,9 @@ def _choice_row(row: Mapping[str, Any]) -> ChoiceRow:
     numbers, options = parts[::2], tuple(part.strip() for part in parts[1::2])
     in_order = numbers == [str(i + 1) for i in range(len(numbers))]
     if not question or not 2 <= len(options) <= 9 or not all(options) or not in_order:
-        found = f"numbered {', '.join(numbers)}" if numbers else "none"
-        raise _Bad(f"`instruction` has {len(options)} options ({found})", CHOICE_SHAPE)
+        listed = f"numbered {', '.join(numbers)}" if numbers else "none"
+        raise _BadRow(f"`instruction` has {len(options)} options ({listed})", CHOICE_SHAPE)
     place = re.fullmatch(r"answer([1-9])", answer.strip().lower())
     if not place or int(place[1]) > len(options):
-        raise _Bad(f"`answer` is {answer!r}", f"answer1 to answer{len(options)}")
+        raise _BadRow(f"`answer` is {answer!r}", f"answer1 to answer{len(options)}")
     return ChoiceRow(question, options, int(place[1]) - 1)

@@ -1,7 +1,7 @@
 """Where text comes from: what CPython carries, files, folders, the Hugging Face Hub."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from unspoken.channels.data.builtin import builtin_text
 from unspoken.channels.errors import InputError
 
-__all__ = ["read_source", "row_text"]
+__all__ = ["json_kind", "json_objects", "read_source", "row_text"]
 
 KINDS = (".jsonl", ".parquet", ".txt")
 FIELDS = (
@@ -19,8 +19,7 @@ FIELDS = (
     ("facts",),
     ("question", "answer"),
 )
-"""Fields of a row that hold its text, the first set with a filled first field; joined by newlines.
-"""
+"""Fields of a row that hold its text: of the first set whose first field is filled."""
 
 
 def read_source(source: str) -> str:
@@ -44,29 +43,27 @@ def read_source(source: str) -> str:
         raise InputError(
             f"no text at {source!r}",
             expected="`builtin`, a file, a folder, or `hub:NAME[/config][:split]`",
-            fix="mend the path; relative ones start at the current folder",
+            fix="check the path; relative ones start at the current folder",
         )
     return _read(path)
 
 
 def row_text(row: Mapping[str, Any]) -> str:
-    """The text of a row of a data set, from the fields it has; empty where it has none that are
-    known.
+    """The text of a row of a data set, its fields joined by newlines; empty where it has none.
 
-    ``text``; ``context``; ``instruction``, ``input`` and ``output``; ``facts``; or ``question`` and
-    ``answer``.
+    The fields are ``text``; ``context``; ``instruction``, ``input`` and ``output``; ``facts``; or
+    ``question`` and ``answer``.
     """
     for names in FIELDS:
         if row.get(names[0]):
-            parts = (row.get(name) for name in names)
-            return "\n".join(text for part in parts if (text := _plain(part)))
+            return "\n".join(filter(None, (_plain(row.get(name)) for name in names)))
     return ""
 
 
 def _plain(value: object) -> str:
     """A string as it is, a list of strings as sentences; anything else is no text."""
     if isinstance(value, list):
-        return " ".join(one.strip() for one in value if isinstance(one, str))
+        return " ".join(part.strip() for part in value if isinstance(part, str))
     return value.strip() if isinstance(value, str) else ""
 
 
@@ -81,39 +78,51 @@ def _read(file: Path) -> str:
     """The text of one file."""
     try:
         if file.suffix == ".parquet":
-            texts = map(row_text, _parquet_rows(file))
+            texts = list(map(row_text, _parquet_rows(file)))
         elif file.suffix == ".jsonl":
-            texts = map(row_text, _json_rows(file))
+            with file.open(encoding="utf-8") as lines:
+                texts = [row_text(row) for _, row in json_objects(file, lines)]
         else:
             return file.read_text(encoding="utf-8")
-        found = "\f".join(dict.fromkeys(filter(None, texts)))  # SQuAD repeats its contexts
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8: {error}", fix="convert it to UTF-8") from error
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error}") from error
-    if not found:
+    joined = "\f".join(dict.fromkeys(filter(None, texts)))  # SQuAD repeats its contexts
+    if not joined:
         wanted = "; ".join(" + ".join(names) for names in FIELDS)
         raise InputError(f"no row of {file} has a field that holds text", expected=wanted)
-    return found
+    return joined
 
 
-def _json_rows(file: Path) -> Iterator[Mapping[str, Any]]:
-    """The objects of a JSON Lines file."""
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(
-                    f"{file}:{number}: not JSON: {error}", expected="one object a line"
-                ) from error
-            if not isinstance(row, dict):
-                raise InputError(
-                    f"{file}:{number}: {type(row).__name__} found", expected="one object a line"
-                )
-            yield row
+def json_objects(file: Path, lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The objects of a JSON Lines file, each with the number of its line; blank lines are none.
+
+    Raises:
+        InputError: naming file and line.
+    """
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(
+                f"{file}:{number}: not JSON: {error}", expected="one JSON object a line"
+            ) from error
+        if not isinstance(row, dict):
+            raise InputError(
+                f"{file}:{number}: {json_kind(row)} found", expected="one JSON object a line"
+            )
+        yield number, row
+
+
+def json_kind(value: object) -> str:
+    """What JSON calls the value."""
+    if isinstance(value, str) and not value.strip():
+        return "an empty string"
+    names = {str: "a string", list: "a list", dict: "an object", bool: "a boolean"}
+    return "null" if value is None else names.get(type(value), "a number")
 
 
 def _parquet_rows(file: Path) -> list[Mapping[str, Any]]:
@@ -145,9 +154,9 @@ def _from_hub(source: str) -> str:
         folder = Path(snapshot_download(repo, repo_type="dataset", allow_patterns=patterns))
     except Exception as error:
         raise InputError(
-            f"the data set {repo} cannot be had from the Hub: {error}",
+            f"the data set {repo} is not available from the Hub: {error}",
             expected="hub:NAME[/config][:split], as hub:owner/name/config:train",
-            fix="mend the name, check the network, or download it and name the folder",
+            fix="check the name, check the network, or download it and name the folder",
         ) from error
     files = {
         file for pattern in patterns for file in folder.rglob("*") if _fits(file, pattern, folder)

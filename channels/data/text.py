@@ -49,9 +49,7 @@ class Corpus:
         return sum(map(len, self.train))
 
     def stream(self, seed: int = 0) -> Iterator[str]:
-        """The training pieces without end, in a new order at each pass; equal seeds give equal
-        streams.
-        """
+        """The training pieces without end, in a new order at each pass; equal for equal seeds."""
         rng = random.Random(seed)
         while self.train:
             yield from rng.sample(self.train, len(self.train))
@@ -78,21 +76,25 @@ def load_corpus(
     """
     if not sources:
         raise InputError("no text to fit on", expected="at least one source, such as `builtin`")
-    train: dict[str, None] = {}
-    held_out: dict[str, None] = {}
+    train: list[str] = []
+    held_out: list[str] = []
     for source in sources:
         text = read_source(source)
-        fitted, kept = split(detokenize(text) if detokenized else text, seed, size=size)
-        if not fitted:
+        train_pieces, held_pieces = split(
+            detokenize(text) if detokenized else text, seed, size=size
+        )
+        if not train_pieces:
             raise InputError(
                 f"{source!r} holds no text to speak of",
                 expected=f"paragraphs of at least {SHORTEST} characters",
             )
-        train.update(dict.fromkeys(fitted))
-        held_out.update(dict.fromkeys(kept))
-    fresh = tuple(piece for piece in train if piece not in held_out)
-    digest = blake3("\f".join((*fresh, "", *held_out)).encode()).hexdigest()
-    return Corpus(fresh, tuple(held_out), tuple(sources), digest)
+        train += train_pieces
+        held_out += held_pieces
+    held = set(held_out)
+    fitted = tuple(piece for piece in dict.fromkeys(train) if piece not in held)
+    kept = tuple(dict.fromkeys(held_out))
+    digest = blake3("\f".join((*fitted, "", *kept)).encode()).hexdigest()
+    return Corpus(fitted, kept, tuple(sources), digest)
 
 
 def split(
@@ -103,46 +105,47 @@ def split(
     A document is chosen by a hash of the seed and its own words, so that it does not depend on
     what stands around it. A text of one document is all trained on.
     """
-    found = documents(text, size)
-    kept = _chosen(found, seed, share)
-    parts: tuple[list[str], list[str]] = ([], [])
-    for document in found:
-        pieces = paragraphs(document, size)
-        parts[document in kept].extend(one for one in pieces if len(one.strip()) >= SHORTEST)
-    return parts
+    every = documents(text, size)
+    held = _held_out(every, seed, share)
+    train_pieces: list[str] = []
+    held_pieces: list[str] = []
+    for document in every:
+        pieces = held_pieces if document in held else train_pieces
+        pieces += (run for run in paragraphs(document, size) if len(run.strip()) >= SHORTEST)
+    return train_pieces, held_pieces
 
 
-def _chosen(found: Sequence[str], seed: int, share: float) -> set[str]:
+def _held_out(every: Sequence[str], seed: int, share: float) -> set[str]:
     """Documents to hold out: in the order of their hashes, until `share` of all characters."""
-    if len(found) < 2 or share <= 0:
+    if len(every) < 2 or share <= 0:
         return set()
-    ranked = sorted(found, key=lambda one: blake3(f"{seed}\f{one}".encode()).digest())
-    quota = share * sum(map(len, found))
-    fitting = [one for one in ranked if len(one) <= 2 * quota] or [min(ranked, key=len)]
-    kept: set[str] = set()
-    held = 0
+    ranked = sorted(every, key=lambda text: blake3(f"{seed}\f{text}".encode()).digest())
+    quota = share * sum(map(len, every))
+    fitting = [text for text in ranked if len(text) <= 2 * quota] or [min(ranked, key=len)]
+    held: set[str] = set()
+    characters = 0
     for document in fitting:
-        if held >= quota:
+        if characters >= quota:
             break
-        kept.add(document)
-        held += len(document)
-    return kept
+        held.add(document)
+        characters += len(document)
+    return held
 
 
 def documents(text: str, size: int = PIECE) -> list[str]:
-    """The distinct documents of a text: its form feeds part them, or WikiText's titles, else runs
-    of paragraphs.
+    """The distinct documents of a text.
 
-    Texts too short to learn from (under 80 characters) are left out.
+    Form feeds part them, or WikiText's titles; else they are runs of paragraphs. Texts of under 80
+    characters, too short to learn from, are left out.
     """
     if "\f" in text:
-        found = [one for part in text.split("\f") for one in _articles(part)]
+        parts = [article for part in text.split("\f") for article in _articles(part)]
     elif TITLE.search(text):
-        found = _articles(text)
+        parts = _articles(text)
     else:
-        found = paragraphs(text, size)
-    stripped = (one.strip("\n") for one in found)
-    return list(dict.fromkeys(one for one in stripped if len(one.strip()) >= SHORTEST))
+        parts = paragraphs(text, size)
+    stripped = (part.strip("\n") for part in parts)
+    return list(dict.fromkeys(part for part in stripped if len(part.strip()) >= SHORTEST))
 
 
 def _articles(text: str) -> list[str]:
@@ -165,11 +168,11 @@ def paragraphs(text: str, size: int = PIECE) -> list[str]:
                 run = ""
             run += part
     runs.append(run)
-    return [one.strip("\n") for one in runs if one.strip()]
+    return [run.strip("\n") for run in runs if run.strip()]
 
 
 def _cut(paragraph: str, size: int) -> Iterator[str]:
-    """A paragraph in parts of at most `size` characters, cut after sentences where there are any."""
+    """A paragraph in parts of at most `size` characters, cut after sentences where it has any."""
     while len(paragraph) > size:
         ends = [match.end() for match in re.finditer(r"[.!?][\"')]?\s+|\n", paragraph[:size])]
         end = ends[-1] if ends else size
@@ -179,9 +182,7 @@ def _cut(paragraph: str, size: int) -> Iterator[str]:
 
 
 def detokenize(text: str) -> str:
-    """WikiText's spacing undone; any other text, one without `` @-@ `` and its like, is returned as
-    it is.
-    """
+    """WikiText's spacing undone; a text without `` @-@ `` and its like is returned as it is."""
     if not re.search(r" @[-,.]@ ", text):
         return text
     text = re.sub(r" @([-,.])@ ", r"\1", text)

@@ -217,7 +217,7 @@ def test_a_hub_that_fails_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError("no route")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(InputError, match=r"owner/set cannot be had from the Hub: no route"):
+    with pytest.raises(InputError, match=r"owner/set is not available from the Hub: no route"):
         load_corpus(["hub:owner/set"])
 
 
@@ -238,7 +238,7 @@ def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ("name", "content", "found"),
     [
         ("a.jsonl", b'{"text": "x"}\n{', r"a\.jsonl:2: not JSON"),
-        ("a.jsonl", b"[1]", r"a\.jsonl:1: list found"),
+        ("a.jsonl", b"[1]", r"a\.jsonl:1: a list found"),
         ("a.jsonl", b'{"records": []}', "no row of .* has a field that holds text"),
         ("a.txt", b"\xff\xfe", "is not UTF-8"),
         ("a.txt", b"Too short.", "holds no text to speak of"),
