@@ -28,7 +28,7 @@ def load_models(
         progress: Told of each model's stages.
 
     Raises:
-        ModelReferenceError: A model that is not to be had.
+        ModelReferenceError: A model that is not available.
     """
     loaded: dict[tuple[str, str, str, str | None], LocalModel] = {}
     adapted: dict[tuple[str | None, ...], LocalModel] = {}

@@ -224,7 +224,7 @@ class Workflow:
 
         Raises:
             WorkflowError: The workflow is not valid.
-            ModelReferenceError: A model that is not to be had.
+            ModelReferenceError: A model that is not available.
         """
         problems = validate(self.spec)
         if problems:

@@ -122,7 +122,7 @@ class WorkflowError(InputError):
 
 
 class ModelReferenceError(InputError):
-    """A model reference that names no model that can be had."""
+    """A model reference that names no available model."""
 
 
 class TemplateError(InputError):

@@ -147,7 +147,7 @@ class ProjectedCacheChannel(Channel):
 
     def __post_init__(self) -> None:
         if self.sink < 0:
-            raise InputError(f"sink is {self.sink}", expected="0 or more tokens to compute anew")
+            raise InputError(f"sink is {self.sink}", expected="0 or more tokens to recompute")
 
     def check(self, sharer: CausalModel, receiver: CausalModel) -> None:
         """Both ends must be the bridge's own.

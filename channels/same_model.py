@@ -60,11 +60,11 @@ class SameModelCacheChannel(Channel):
 
     def __post_init__(self) -> None:
         if self.sink < 0:
-            raise InputError(f"sink is {self.sink}", expected="0 or more tokens to compute anew")
+            raise InputError(f"sink is {self.sink}", expected="0 or more tokens to recompute")
         if not 0 <= self.deviation <= 1:
             raise InputError(
                 f"deviation is {self.deviation}",
-                expected="the share of a spliced message's tokens to compute anew, 0 to 1",
+                expected="the share of a spliced message's tokens to recompute, 0 to 1",
             )
 
     @property

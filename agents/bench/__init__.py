@@ -39,7 +39,7 @@ BENCHES: Mapping[str, str] = {
     "first token",
     "decode": "token-for-token equality with transformers' generate, and the ratio of speeds",
     "hop": "time to the first token after a hand-over: text, continuation, splice, floor",
-    "packet": "what a packet keeps of a cache, what it weighs, and from which length on it beats "
+    "packet": "what a packet keeps of a cache, its size, and from which length on it beats "
     "the text",
     "profile": "a base's cache in two fine-tunes: all reused, some layers recomputed, random ones; "
     "quality and speed",

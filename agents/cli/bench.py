@@ -34,14 +34,14 @@ def bench(
         str | None,
         typer.Argument(
             metavar="SHARER",
-            help=f"Where two models are measured, the one whose cache is read; {DEFAULT_SHARER} if "
-            "left out.",
+            help=f"The model whose cache is read, where two are measured; {DEFAULT_SHARER} if left "
+            "out.",
         ),
     ] = None,
     receiver: Annotated[
         str | None,
         typer.Argument(
-            metavar="RECEIVER", help=f"The one whose cache is made; {DEFAULT_MODEL} if left out."
+            metavar="RECEIVER", help=f"The model whose cache is made; {DEFAULT_MODEL} if left out."
         ),
     ] = None,
     text: Annotated[Path | None, _rows("--text", "Plain text to cut passages from")] = None,
@@ -51,13 +51,13 @@ def bench(
         str | None,
         typer.Option(
             metavar="REF",
-            help=f"Where one model is measured, that model; {DEFAULT_MODEL} if left out.",
+            help=f"The model, where one is measured; {DEFAULT_MODEL} if left out.",
         ),
     ] = None,
     bridge: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The bridge; your store's if left out.")
     ] = None,
-    refit: Annotated[bool, typer.Option("--refit", help="Fit the bridge anew first.")] = False,
+    refit: Annotated[bool, typer.Option("--refit", help="Fit the bridge again first.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a benchmark on this machine."""

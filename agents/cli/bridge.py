@@ -26,7 +26,7 @@ MOST_LISTED = 6
 First = Annotated[
     str,
     typer.Argument(
-        metavar="SHARER", help="The model whose cache is read; or, alone, the bridge's folder."
+        metavar="SHARER", help="The model whose cache is read. Alone: the bridge's folder."
     ),
 ]
 Second = Annotated[
@@ -35,9 +35,7 @@ Second = Annotated[
 
 
 def list_(as_json: JsonOption = False) -> None:
-    """List the bridges at hand: your store's, those in $UNSPOKEN_BRIDGES, and broken ones with
-    their error.
-    """
+    """List the bridges of your store and of $UNSPOKEN_BRIDGES, broken ones with their error."""
     store = _store()
     entries = store.entries()
     if as_json:
@@ -185,12 +183,13 @@ def push(
     private: Annotated[
         bool | None,
         typer.Option(
-            "--private/--public", help="For a new repository; else your account's default."
+            "--private/--public",
+            help="Visibility of a new repository; your account's default if left out.",
         ),
     ] = None,
-    message: Annotated[str, typer.Option(metavar="TEXT", help="Of the commit.")] = "",
+    message: Annotated[str, typer.Option(metavar="TEXT", help="Message of the commit.")] = "",
 ) -> None:
-    """Put a bridge on the Hub or into a folder; prints where it is then."""
+    """Copy a bridge to the Hub or to a folder, and print its new place."""
     if len(words) not in (2, 3):
         raise InputError(
             f"push takes two or three arguments, not {len(words)}",
@@ -209,7 +208,7 @@ def pull(
         str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a Hub id.")
     ] = None,
 ) -> None:
-    """Fetch a bridge into your store, all of it checked; prints its folder."""
+    """Fetch a bridge into your store, check all of it, and print its folder."""
     typer.echo(_store().pull(place, revision))
 
 

@@ -45,15 +45,15 @@ def fit(
         list[str] | None,
         typer.Option(
             metavar="SRC",
-            help="A text to fit on: a file, a folder, hub:NAME or builtin; may be given again.",
+            help="A text to fit on: a file, a folder, hub:NAME or builtin. May be repeated.",
         ),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0, help="Most minutes of training; 0 for none.")
+        float | None, typer.Option(min=0, help="Most minutes of training; 0 trains nothing.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=0, help="Most training steps.")] = None,
     native_layers: Annotated[
-        int, typer.Option(min=0, help="Layers that the receiver runs itself over a message.")
+        int, typer.Option(min=0, help="How many layers the receiver runs itself over a message.")
     ] = 0,
     rank: Annotated[
         int | None,
@@ -69,31 +69,36 @@ def fit(
     bottleneck: Annotated[
         int | None, typer.Option(min=1, help="Width of the residual's bottleneck.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     train_dtype: Annotated[
         str | None,
         typer.Option(metavar="DTYPE", help="Float type to train in; the models' own if left out."),
     ] = None,
-    refit: Annotated[bool, typer.Option("--refit", help="Fit where there is one already.")] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Fit even where a bridge is stored.")
+    ] = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to keep it; your store if left out.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the bridge; your store if left out."),
     ] = None,
     fuse: Annotated[
         bool,
         typer.Option(
             "--fuse",
-            help="Fit the module of fuse mode too: 20 minutes more, or as many as --minutes.",
+            help="Train fuse mode too: 20 minutes more, or as many as --minutes.",
         ),
     ] = False,
-    no_audit: Annotated[bool, typer.Option("--no-audit", help="Do not measure it.")] = False,
+    no_audit: Annotated[
+        bool, typer.Option("--no-audit", help="Do not measure the bridge.")
+    ] = False,
     text: Text = None,
     qa: Qa = None,
     recall: Recall = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a bridge, measure it and keep it; prints its folder.
+    """Fit a bridge, measure it, store it, and print its folder.
 
-    Killed or interrupted, the same command goes on from where it was.
+    After an interruption the same command goes on from where it was.
     """
     _require_files(text, qa, recall)
     dtype = _dtype(train_dtype)
@@ -234,18 +239,16 @@ def audit(
         bool,
         typer.Option(
             "--save",
-            help="Keep the audit with the bridge; a bridge of your store without one keeps it "
-            "anyway.",
+            help="Store the audit with the bridge, in place of its present one. A bridge of your "
+            "store that has no audit gets it anyway.",
         ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure what a bridge carries of a message, against text, no message and messages that say
-    nothing.
+    """Measure what a bridge carries of a message, against text, no message and other controls.
 
-    One with fuse mode is also measured on questions with options: the receiver alone, fused, and
-    fused with another
-    question's state.
+    A bridge with fuse mode is also measured on questions with options: the receiver alone, fused,
+    and fused with another question's state.
     """
     _require_files(text, qa, recall, choice)
     from unspoken.channels.bridges.folder import check

@@ -63,7 +63,7 @@ def require_drawable(file: Path) -> None:
 
 
 def draw_profile(profile: "Profile", file: Path) -> None:
-    """Draw a profile's front, KL over the share of layers computed anew, a line per place, with 95
+    """Draw a profile's front, KL over the share of layers recomputed, a line per place, with 95
     % intervals.
 
     Args:
@@ -92,7 +92,7 @@ def draw_profile(profile: "Profile", file: Path) -> None:
             label=place,
         )
     panel.set_yscale("log")
-    panel.set_xlabel("share of layers computed anew")
+    panel.set_xlabel("share of layers recomputed")
     panel.set_ylabel("KL to the receiver's own prefill, nats a token")
     panel.legend(title="message stands", fontsize=8)
     panel.set_title(f"{profile.sharer.ref} → {profile.receiver.ref}", fontsize=9)

@@ -53,7 +53,7 @@ def _explain(error: Exception, *, debug: bool) -> int:
     console.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
     if not debug:
         console.print(
-            "fix: this is a fault of unspoken's; `unspoken --debug …` shows where it arose"
+            "fix: this is a fault of unspoken; `unspoken --debug …` shows where it happened"
         )
     return 1
 
@@ -82,9 +82,13 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     name="unspoken", no_args_is_help=True, add_completion=False, context_settings=_HELP
 )
-_models = typer.Typer(name="models", no_args_is_help=True, help="The models at hand.")
+_models = typer.Typer(
+    name="models", no_args_is_help=True, help="Models: list, show and prepare them."
+)
 _profiles = typer.Typer(
-    name="profiles", no_args_is_help=True, help="The profiles of fine-tunes at hand."
+    name="profiles",
+    no_args_is_help=True,
+    help="Profiles of fine-tunes: list, show and remove them.",
 )
 _bridges = typer.Typer(
     name="bridge",

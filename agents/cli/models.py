@@ -26,7 +26,7 @@ Ref = Annotated[
 
 
 def list_(as_json: JsonOption = False) -> None:
-    """List the models at hand: those that come in packages, and those prepared or downloaded."""
+    """List the models on this machine: embedded, prepared or downloaded."""
     from unspoken.agents.models.catalog import list_models
 
     listings = list_models()
@@ -51,7 +51,7 @@ def _readiness(line: "ModelListing") -> str:
 
 
 def show(ref: Ref, as_json: JsonOption = False) -> None:
-    """Show what a model is: its cache's shape, its template, its identity. Weights stay on disk."""
+    """Show the shape of a model's cache, its template and its identity. Loads no weights."""
     from unspoken.agents.models.catalog import parse
 
     kind = parse(ref).kind
@@ -195,7 +195,7 @@ def prepare(
         bool, typer.Option("--verify", help="Compare the digests of what was prepared before.")
     ] = False,
 ) -> None:
-    """Download or convert a model, so that runs need not; prints its folder."""
+    """Download or convert a model before a run needs it, and print its folder."""
     from unspoken.agents.models.catalog import prepare as prepare_model
 
     with reporting(stderr(), f"preparing {ref}") as report:

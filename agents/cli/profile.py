@@ -49,12 +49,13 @@ def profile(
         int, typer.Option(min=12, help="Messages to measure on; a third of them to search with.")
     ] = 24,
     tokens: Annotated[int, typer.Option(min=8, help="Tokens of a message.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
     again: Annotated[
-        bool, typer.Option("--again", help="Measure a pair that has a profile.")
+        bool, typer.Option("--again", help="Measure a pair again that has a profile.")
     ] = False,
     figure: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw it into a .png or .svg file too.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the profile into a .png or .svg file too."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -91,7 +92,7 @@ def profile(
     asked = data is not None and found.data.name != data.name
     if not again and (asked or found.command != plan.command):
         when = f"measured on {found.created} on {found.data.name}"
-        console.print(shown(f"this pair has a profile already, {when}; --again measures it anew"))
+        console.print(shown(f"this pair has a profile already, {when}; --again measures it again"))
     if not can_draw():
         console.print(
             shown('no figure: matplotlib is not installed (pip install "unspoken[figures]")')
@@ -126,7 +127,7 @@ def print_profile(console: Console, profile: "Profile") -> None:
     """
     places = list(profile.points[0].places)
     columns = [
-        "layers anew",
+        "layers recomputed",
         "share",
         "speed",
         "bytes a token",

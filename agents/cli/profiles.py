@@ -37,7 +37,15 @@ def list_(as_json: JsonOption = False) -> None:
     if not lines:
         console.print(shown(f"no profiles in {store.root}; measure one: unspoken profile A B"))
         return
-    columns = ["sharer", "receiver", "dtype", "layers anew at 0.01 nats", "speed", "date", "path"]
+    columns = [
+        "sharer",
+        "receiver",
+        "dtype",
+        "layers recomputed at 0.01 nats",
+        "speed",
+        "date",
+        "path",
+    ]
     print_table(console, "Profiles", columns, [_row(line) for line in lines], (0, 1, 2, 5, 6))
     for line in lines:
         if line["error"] is not None:
@@ -87,7 +95,7 @@ def _row(line: dict[str, Any]) -> list[str]:
 def show(
     name: Named,
     figure: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw it into a .png or .svg file.")
+        Path | None, typer.Option(metavar="FILE", help="Draw the profile into a .png or .svg file.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -37,7 +37,7 @@ InputsOption = Annotated[
         "-i",
         "--input",
         metavar="NAME=VALUE",
-        help="An input; NAME=@FILE reads it from a file. Once for each input.",
+        help="An input; NAME=@FILE reads it from a file. May be repeated.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -51,8 +51,8 @@ def run(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Write every event as a line of JSON, as it happens; - is stdout instead of "
-            "outputs.",
+            help="Write each event at once, as a line of JSON; - writes them to stdout instead of "
+            "the outputs.",
         ),
     ] = None,
     log_level: Annotated[LogLevel | None, typer.Option(help="Log to stderr.")] = None,

@@ -225,9 +225,9 @@ def _settled(
     exact = rough is None or rough > max(positions)
     reason = report.reason
     if (carry.spliced or carry.prefix is None) and max(positions) < reach:
-        reason = "continuation: a longer prefix at hand holds the message"
+        reason = "continuation: a longer prefix holds the message"
     elif report.exact and not exact:
-        reason += "; it stands behind state that is approximate"
+        reason += "; the state before it is approximate"
     return replace(
         report,
         exact=exact,

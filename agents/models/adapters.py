@@ -163,7 +163,7 @@ def _no_folder(ref: str, folder: Path) -> ModelReferenceError:
         f"the adapter {ref!r} is a file" if is_file else f"there is no adapter folder {ref!r}",
         expected=f"{SAVED}; a path starts at the current folder, and this one leads to "
         f"{folder.absolute()}",
-        fix="name the folder that holds it" if is_file else "mend the path",
+        fix="name the folder that holds it" if is_file else "check the path",
     )
 
 

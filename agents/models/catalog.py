@@ -130,7 +130,7 @@ def _require_gguf(ref: str, path: Path) -> None:
         raise ModelReferenceError(
             f"there is no GGUF file {ref}",
             expected=f"a file at {path.absolute()}",
-            fix="mend the path; a GGUF on the Hub must be downloaded first",
+            fix="check the path; a GGUF on the Hub must be downloaded first",
         )
     try:
         with path.open("rb") as file:
@@ -156,7 +156,7 @@ def _no_such_path(ref: str, path: Path) -> ModelReferenceError:
         return ModelReferenceError(
             f"there is no {ref}",
             expected=f"a folder with a config.json, or a .gguf file, at {path.absolute()}",
-            fix="mend the path",
+            fix="check the path",
         )
     inside = sorted(path.glob("*.gguf")) if path.is_dir() else []
     return ModelReferenceError(
@@ -173,8 +173,8 @@ def _no_such_form(ref: str) -> ModelReferenceError:
         return ModelReferenceError(
             f"there is no folder {ref}, and it is no Hub id",
             expected="a folder with a model, or a Hub id (owner/name)",
-            fix="check the path, which begins at the working folder; make the model first if it is "
-            "to be made",
+            fix="check the path, which starts at the current folder; make the model first if a "
+            "script makes it",
         )
     return ModelReferenceError(
         f"{ref!r} is not a model reference",
@@ -204,7 +204,7 @@ def prepare(
         progress: Hears each stage's name and how much of it is done, 0 to 1.
 
     Raises:
-        ModelReferenceError: the model cannot be had; says what was tried and what to do.
+        ModelReferenceError: the model is not available; says what was tried and what to do.
         ModelSupportError: transformers cannot convert this GGUF.
     """
     found = parse(ref)

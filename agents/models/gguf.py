@@ -139,7 +139,7 @@ def _only_process(target: Path, report: Progress) -> Iterator[None]:
             if waited > WAIT_LIMIT_S:
                 raise ModelReferenceError(
                     f"another process has been preparing {target.name} for {waited:.0f} s",
-                    expected=f"the lock {lock.lock_file} to be let go",
+                    expected=f"a free lock {lock.lock_file}",
                     fix="end that process, then try again",
                 ) from None
             report("waiting for another process", 0.0)

@@ -166,7 +166,7 @@ def _explained(repo: str, revision: str | None, error: Exception) -> ModelRefere
         found, fix = f"the Hub model {repo} has no revision {revision}", "leave revision out"
     elif isinstance(error, errors.RepositoryNotFoundError):
         found = f"the Hub has no model {repo}, or it is private"
-        fix = "mend the id; for a private model run `hf auth login`"
+        fix = "check the id; for a private model run `hf auth login`"
     elif constants.is_offline_mode():
         found = f"the Hub model {repo}{at} is not in the cache, and HF_HUB_OFFLINE is set"
         fix = f"unset HF_HUB_OFFLINE and run `unspoken models prepare {repo}` once, or use a folder"
@@ -174,6 +174,6 @@ def _explained(repo: str, revision: str | None, error: Exception) -> ModelRefere
         found = f"the Hub cannot be reached for {repo}{at}, and the cache does not have it"
         fix = "check the network or HF_ENDPOINT, or use a folder or an embedded model"
     else:
-        found = f"the Hub model {repo}{at} cannot be had: {error}"
+        found = f"the Hub model {repo}{at} is not available: {error}"
         fix = "check the network and the free space under HF_HOME, then try again"
     return ModelReferenceError(f"{found} ({tried})", fix=fix)

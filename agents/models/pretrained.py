@@ -80,7 +80,7 @@ def find_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
         raise ModelSupportError(
-            f"device {device!r} is not to be had: {str(error).splitlines()[0]}",
+            f"device {device!r} is not available: {str(error).splitlines()[0]}",
             expected="auto, cpu, or an accelerator that torch finds, such as cuda:0",
             fix="name another device, or leave it out",
         ) from error

@@ -109,9 +109,9 @@ def _held_to_retention(edge: EdgeSpec, bridge: Bridge, *, given: bool) -> Channe
     kept = "never audited"
     if earned is not None:
         shown = floor(round(earned * 100, 6)) / 100  # down, so that what is shown is kept
-        kept = f"keeps {shown:.2f} for certain ({least:g} asked)"
+        kept = f"keeps at least {shown:.2f} ({least:g} asked)"
         if earned < least:
-            reason = f"the {name} keeps {shown:.2f} for certain, below this edge's {least:g}"
+            reason = f"the {name} keeps at least {shown:.2f}, and this edge asks for {least:g}"
             allow = f"min_retention: {shown:.2f} on this edge would allow it" if shown >= 0 else ""
             return ChannelChoice("text", reason, expected=expected, advice=allow)
     elif not given or least > 0:

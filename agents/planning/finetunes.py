@@ -55,7 +55,7 @@ def across(
         )
     if edge.recompute is None:
         reason = "other weights of one base, and the workflow refuses their cache (recompute: none)"
-        return ChannelChoice("text", reason, expected="recompute: profile, or groups of layers")
+        return ChannelChoice("text", reason, expected="recompute: profile, or ranges of layers")
     if edge.recompute != "profile":
         return _by_groups(edge, check_layer_ranges(edge.recompute, len(receiver.geometry.layers)))
     try:
@@ -92,7 +92,7 @@ def _with_one_opening(
 
 def _by_groups(edge: EdgeSpec, layer_ranges: LayerRanges) -> ChannelChoice:
     """Layers that the workflow itself names."""
-    what = f"layers {named(layer_ranges)} computed anew" if layer_ranges else "taken as it is"
+    what = f"layers {named(layer_ranges)} recomputed" if layer_ranges else "taken as it is"
     reason = f"other weights of one base; {what}, as the workflow says"
     return ChannelChoice(
         "recompute", reason, layer_ranges=layer_ranges, evidence="as the workflow says"
@@ -115,11 +115,11 @@ def _by_profile(
         reason = f"no choice of layers keeps {ends} within {edge.max_kl:g} nats"
         reason += f"; the nearest keeps {highs[0]:.4f}" if highs else ""
         if within:
-            reason = f"what keeps {ends} within {edge.max_kl:g} nats was no faster than text"
+            reason = f"no choice within {edge.max_kl:g} nats for {ends} was faster than text"
         return ChannelChoice("text", reason, expected="a profile within the edge's max_kl")
     speed = f", {point.speedup:.1f}x" if point.speedup and timed else ""
     evidence = f"profile: {found.kl:.4f} nats, interval up to {found.high:.4f}{speed}"
-    what = f"layers {point.named} computed anew" if point.layer_ranges else "taken as it is"
+    what = f"layers {point.named} recomputed" if point.layer_ranges else "taken as it is"
     return ChannelChoice(
         "recompute",
         f"other weights of one base; {what} ({evidence}; {edge.max_kl:g} allowed)",
@@ -141,13 +141,11 @@ def _unfit(
         reason = f"the profile was measured in {measured}, and {edge.to} computes in {dtype}"
         expected, advice = f"a profile in {dtype}", "measure it again in that dtype"
     elif edge.codec != "raw":
-        reason = (
-            f"the profile's bound is for a cache as it is, and the edge keeps it as {edge.codec}"
-        )
-        expected, advice = "codec: raw, or groups of layers", "leave codec out"
+        reason = f"the profile's bound is for a raw cache, and the edge keeps it as {edge.codec}"
+        expected, advice = "codec: raw, or ranges of layers", "leave codec out"
     elif sink < least:
         reason = (
-            f"behind other tokens the profile was measured with the first {least} computed anew, "
+            f"after other tokens the profile was measured with the first {least} recomputed, "
             f"and the edge repairs {sink}"
         )
         expected, advice = f"repair: {{sink: {least}}} or more", "leave repair out"

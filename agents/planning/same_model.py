@@ -55,7 +55,7 @@ def rewritten(
         return ChannelChoice(
             "splice", f"same weights; the prompt of {edge.to} places the message under a condition"
         )
-    reason = f"the prompt of {edge.to} changes the message's words, so they are read anew"
+    reason = f"the prompt of {edge.to} changes the message's words, so {edge.to} reads them again"
     return ChannelChoice("text", reason, expected=f"the whole of {edge.from_}.text, unfiltered")
 
 

@@ -34,7 +34,7 @@ _RESERVED = frozenset(
 
 
 def wrong(found: str, expected: str, fix: str = "") -> NoReturn:
-    """Refuse a value: what was found, what was expected and how to mend it."""
+    """Refuse a value: what was found, what was expected and how to fix it."""
     context = {"found": found, "expected": expected, "fix": fix}
     raise PydanticCustomError("unspoken", "{found}", context)
 

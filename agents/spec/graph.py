@@ -156,7 +156,7 @@ def _unmarked_cycles(spec: WorkflowSpec, graph: Graph) -> Iterator[Problem]:
         cycle = _cycle(forward.subgraph(knot), start)
         closing = _edge_index(spec, cycle[-1], start)
         after = sorted(nx.descendants(forward, start) - knot, key=order.__getitem__)
-        stuck = f"; {listed(after)} behind it could never start either" if after else ""
+        stuck = f"; {listed(after)} after it could never start either" if after else ""
         yield Problem(
             f"cycle {' -> '.join([*cycle, start])}: none of its agents can start first{stuck}",
             f"edges[{closing}]",

@@ -160,7 +160,7 @@ class AgentSpec(_Spec):
         GenerateSpec(), description="How the agent writes; none only reads its prompt."
     )
     memory: Literal["run", "turn"] = Field(
-        "run", description="Keep the context over the turns of a run, or start afresh each turn."
+        "run", description="Keep the context over the turns of a run, or start again each turn."
     )
     join: Literal["all", "any"] = Field(
         "all", description="Start when all in-edges hold a message, or when the first arrives."
@@ -170,10 +170,10 @@ class AgentSpec(_Spec):
     )
     for_each: Annotated[NonEmpty | None, NONE_WORD] = Field(
         None,
-        description="Expression for a list, such as inputs.rows: one run of the agent an item.",
+        description="Expression for a list, such as inputs.rows; the agent runs once per item.",
     )
     timeout: Annotated[Seconds | None, NONE_WORD] = Field(
-        None, description="Most seconds a turn may take."
+        None, description="Most seconds that a turn may take."
     )
 
 
@@ -183,8 +183,8 @@ class Repair(_Spec):
     sink: Whole = Field(4, description="How many of the message's first tokens are recomputed.")
     deviation: Fraction = Field(
         0.0,
-        description="Share of the message's tokens recomputed besides: those whose values, on an "
-        "early layer, deviate most from what the receiver computes.",
+        description="Share of the message's tokens that are recomputed besides: those whose values "
+        "on an early layer differ most from the receiver's.",
     )
 
 
@@ -204,8 +204,8 @@ class EdgeSpec(_Spec):
     )
     share: Annotated[Share | None, NONE_WORD] = Field(
         None,
-        description="What is shared: what the agent wrote, its prompt turn, or all its turns; "
-        "without a value it is output, or prompt where the agent writes nothing.",
+        description="What is shared: what the agent wrote, its prompt turn, or all its turns. "
+        "Without a value: output, or prompt where the agent writes nothing.",
     )
     as_: Literal["user", "assistant"] = Field(
         "user",
@@ -214,31 +214,31 @@ class EdgeSpec(_Spec):
         description="Role of the message in the receiver's context.",
     )
     repair: Annotated[Repair | None, NONE_WORD] = Field(
-        Repair(), description="What is recomputed of a message put after other tokens."
+        Repair(), description="What is recomputed of a message that stands after other tokens."
     )
     recompute: Annotated[Recompute | None, NONE_WORD] = Field(
         "profile",
-        description="Between fine-tunes of one base, the layers that the receiver computes anew: "
-        "by the pair's stored profile, or groups of layers as [first, last + 1] (an empty list "
-        "takes the cache as it is); none refuses the cache.",
+        description="Between fine-tunes of one base, the layers that the receiver recomputes: by "
+        "the pair's stored profile, or ranges as [first, last + 1]. An empty list takes the cache "
+        "as it is; none refuses it.",
     )
     max_kl: Annotated[float, Strict(), Field(ge=0)] = Field(
         0.01,
-        description="How far, by a profile, the receiver may be from its own reading: KL in nats a "
-        "token.",
+        description="Most that a profile may say of the receiver's distance from its own prefill: "
+        "KL in nats per token.",
     )
     min_retention: Fraction = Field(
         0.8,
-        description="What a bridge must keep, by its audit, of what the words themselves gain; "
-        "below it the edge goes by text.",
+        description="Least specific retention of a bridge, by its audit: the share of the text's "
+        "gain that it keeps of this message alone. Below it the edge goes by text.",
     )
     fuse: Flag = Field(
         False, description="The receiver reads the message too, and a bridge enriches its cache."
     )
     codec: Literal["raw", "int8", "int4"] = Field(
         "raw",
-        description="How a cache is kept until it is read: as it is, or in fewer bytes and no "
-        "longer exact.",
+        description="How a cache is held until it is read: raw as it is, int8 and int4 in fewer "
+        "bytes and approximate.",
     )
     fallback: Literal["text", "error"] = Field(
         "text", description="What to do where the channel cannot carry a message."
@@ -255,7 +255,7 @@ class EdgeSpec(_Spec):
         at = 0
         for first, last in self.recompute if isinstance(self.recompute, tuple) else ():
             if not at <= first < last:
-                found = f"the group of layers [{first}, {last}] stands in recompute"
+                found = f"the range of layers [{first}, {last}] stands in recompute"
                 wrong(found, "[first, last + 1], ascending and without overlap")
             at = last
         return self
@@ -292,8 +292,8 @@ class WorkflowSpec(_Spec):
     )
     bridges: Literal["stored", "fit"] = Field(
         "stored",
-        description="Bridges between different models: those stored, or one fitted on the first "
-        "run where an edge has none.",
+        description="Bridges between different models: stored ones only, or one fitted on the "
+        "first run where an edge has none.",
     )
     timeout: Annotated[Seconds | None, NONE_WORD] = Field(
         None, description="Most seconds the whole run may take."

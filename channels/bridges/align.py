@@ -27,7 +27,7 @@ def align(sharer_ends: Sequence[int], receiver_ends: Sequence[int]) -> tuple[int
     """
     if receiver_ends and not sharer_ends:
         raise StateError(
-            f"{len(receiver_ends)} receiver tokens are to be aligned with no sharer token",
+            f"{len(receiver_ends)} receiver tokens have no sharer token to align with",
             expected="at least one token of the text at the sharer",
         )
     return tuple(_reader_of(end, sharer_ends) for end in receiver_ends)

@@ -77,13 +77,13 @@ def _explained(what: str) -> Iterator[None]:
         raise BridgeError(
             f"{what}: {_first_line(error)}",
             expected="a Hub id (owner/name), or a folder (./name)",
-            fix="mend the id; a folder that is not there yet starts with ./",
+            fix="check the id; a new folder starts with ./",
         ) from error
     except (errors.HfHubHTTPError, errors.LocalTokenNotFoundError) as error:
         raise BridgeError(
             f"{what}: {_first_line(error)}",
             expected=f"a repository at {constants.ENDPOINT} that your token may use",
-            fix="mend the id or the revision, or run `hf auth login`",
+            fix="check the id and the revision, or run `hf auth login`",
         ) from error
     except Exception as error:  # the network's own errors have no common root
         raise BridgeError(

@@ -33,7 +33,10 @@ FORMAT: Final = 1
 TENSORS: Final = "bridge.safetensors"
 
 
-AGAIN = "pull the bridge again with `unspoken bridge pull`, or fit it anew with `unspoken bridge fit … --refit`"
+AGAIN = (
+    "pull the bridge again with `unspoken bridge pull`, "
+    "or fit it again with `unspoken bridge fit … --refit`"
+)
 """The fix for a bridge that is broken."""
 
 

@@ -230,8 +230,8 @@ class BridgeStore:
             receiver: Refuse a bridge into another model.
 
         Raises:
-            BridgeError: It cannot be had, is broken, or is another pair's than expected or than its
-                name says.
+            BridgeError: It is not available or broken, or belongs to another pair than expected or
+                than its name says.
             IdentityMismatch: It belongs to other models than those given.
         """
         source = hub.as_folder(place)

@@ -156,7 +156,7 @@ def _from_hub(source: str) -> str:
         raise InputError(
             f"the data set {repo} is not available from the Hub: {error}",
             expected="hub:NAME[/config][:split], as hub:owner/name/config:train",
-            fix="check the name, check the network, or download it and name the folder",
+            fix="check the name and the network, or download it and name the folder",
         ) from error
     files = {
         file for pattern in patterns for file in folder.rglob("*") if _fits(file, pattern, folder)

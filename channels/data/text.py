@@ -85,7 +85,7 @@ def load_corpus(
         )
         if not train_pieces:
             raise InputError(
-                f"{source!r} holds no text to speak of",
+                f"{source!r} holds no text that is long enough",
                 expected=f"paragraphs of at least {SHORTEST} characters",
             )
         train += train_pieces

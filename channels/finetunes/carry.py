@@ -72,7 +72,7 @@ def carry_across(
     for run in _runs(arrival, state, sink, bool(entry_layers(layer_ranges))):
         if prefix_only and run.at != run.source:
             raise StateError(
-                "the message stands behind other tokens than at its sharer",
+                "the message stands after other tokens than at its sharer",
                 expected="the same tokens before it at both ends, where these layers were found to "
                 "be enough",
                 fix="plan with a profile that covers other places, or raise max_kl",
@@ -91,7 +91,7 @@ def carry_across(
         repair = deviating_positions(receiver, ids, made, deviation, depth)
         report = replace(report, layer_tokens=report.layer_tokens + depth * made[-1].stop)
     elif deviation and made:
-        why = f"{report.reason}; layer {depth - 1} is computed anew, so no deviation is seen there"
+        why = f"{report.reason}; layer {depth - 1} is recomputed, so it shows no deviation"
         report = replace(report, reason=why)
     return Carry(
         None, tuple(made), repair, report, computed=tuple(computed), recomputed=bool(layer_ranges)
@@ -206,7 +206,7 @@ def _report(
         state.hidden[at].shape[1] * state.hidden[at].itemsize for at in entry_layers(layer_ranges)
     )
     of = f"layers {named(layer_ranges)} of {layers}" if layer_ranges else "no layer"
-    reason = f"recompute: other weights of one base; {of} computed anew over {tokens} tokens"
+    reason = f"recompute: other weights of one base; {of} recomputed over {tokens} tokens"
     rough = state.approximate_from is not None and count < layers
     why = "of a state that is approximate itself, so no bound is known" if rough else evidence
     return replace(

@@ -147,7 +147,7 @@ def trials_of(
     longest = max(settings.prompts, default=0) + 2 * settings.tokens + settings.forced + 64
     if longest > model.max_positions:
         raise InputError(
-            f"messages of {settings.tokens} tokens behind prompts of "
+            f"messages of {settings.tokens} tokens after prompts of "
             f"{max(settings.prompts, default=0)} "
             f"may take {longest} positions",
             expected=f"at most the {model.max_positions} of {model.ref or 'the model'}",

@@ -41,15 +41,15 @@ def check_layer_ranges(layer_ranges: Sequence[Sequence[int]], layers: int) -> La
     for group in layer_ranges:
         if len(group) != 2 or not 0 <= group[0] < group[1] <= layers:
             raise InputError(
-                f"the group of layers {list(group)} cannot be recomputed",
+                f"the range of layers {list(group)} cannot be recomputed",
                 expected=f"[first, last + 1] within 0 and {layers}, the model's layers",
             )
         first, last = group
         if made and first < made[-1][1]:
             raise InputError(
-                f"the group of layers {list(group)} begins inside the one before it, "
+                f"the range of layers {list(group)} begins inside the one before it, "
                 f"{list(made[-1])}",
-                expected="groups in ascending order that do not overlap",
+                expected="ranges in ascending order that do not overlap",
             )
         if made and first == made[-1][1]:
             made[-1] = (made[-1][0], last)

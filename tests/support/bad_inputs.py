@@ -270,7 +270,7 @@ BAD_INPUTS: tuple[BadInput, ...] = (
         "no profile from other to model",
     ),
     BadInput(
-        "layers to compute anew that the model does not have",
+        "layers to recompute that the model does not have",
         lambda: SameModelCacheChannel(layer_ranges=((1, 99),)).check(
             LocalModel.load("other"), LocalModel.load("model")
         ),

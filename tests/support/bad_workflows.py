@@ -119,7 +119,7 @@ BAD_WORKFLOWS: tuple[BadWorkflow, ...] = (
         "layers in the wrong order",
         "to: critic}",
         "to: critic, recompute: [[4, 9], [1, 2]]}",
-        "the group of layers [1, 2]",
+        "the range of layers [1, 2]",
         22,
     ),
     _changed(

@@ -1,4 +1,4 @@
-"""What an audit measures on: passages of text, questions about a context, records to recall from."""
+"""What an audit measures on: passages of text, questions about a context, records to recall."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,7 +156,7 @@ def require_two(lessons: Sequence[Sample]) -> None:
     if len({lesson.text for lesson in lessons}) < 2:
         raise InputError(
             f"{len(lessons)} rows with one message between them",
-            expected="at least two different messages, so that one can be held against another",
+            expected="at least two different messages, so that one can be compared with another",
             fix="give a file with more rows",
         )
 

@@ -102,7 +102,7 @@ def test_a_profile_that_is_there_is_shown(root: Path) -> None:
 def test_a_table_names_layers_and_distances(root: Path) -> None:
     result = call(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
     assert result.exit_code == 0, result.stderr
-    for word in ("layers anew", "none", "0-1", "KL after 200", "nats a token", "text.txt"):
+    for word in ("layers recomputed", "none", "0-1", "KL after 200", "nats a token", "text.txt"):
         assert word in result.stdout
 
 
@@ -175,7 +175,7 @@ def test_profiles_are_listed_shown_and_removed(root: Path, tmp_path: Path) -> No
     assert (line["sharer"], line["dtype"], line["error"]) == (str(root / "base"), "float32", None)
     assert str(root / "tuned") in listed("list").stdout
     shown = listed("show", folder.name, "--figure", tmp_path / "front.svg")
-    assert "layers anew" in shown.stdout and (tmp_path / "front.svg").exists()
+    assert "layers recomputed" in shown.stdout and (tmp_path / "front.svg").exists()
     assert json.loads(listed("show", folder, "--json").stdout)["points"] == made["points"]
     assert listed("remove", folder.name, "--yes").exit_code == 0
     assert not folder.exists() and json.loads(listed("list", "--json").stdout) == []

@@ -199,7 +199,7 @@ def test_a_folder_that_is_not_there_is_said_to_be_missing(
     with pytest.raises(ModelReferenceError, match=f"there is no adapter folder '{ref}'") as caught:
         base.with_adapter(ref)
     assert str(Path(ref).absolute()) in caught.value.expected
-    assert caught.value.fix == "mend the path"
+    assert caught.value.fix == "check the path"
 
 
 def test_what_may_be_a_hub_id_is_looked_for_on_the_hub_and_on_disk(

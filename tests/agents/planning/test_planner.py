@@ -393,14 +393,20 @@ def bridged(
 @pytest.mark.parametrize(
     ("bridge", "edge", "mode", "reason", "advice"),
     [
-        ({"earned": 0.91}, {}, "projected", "keeps 0.91 for certain (0.8 asked)", ""),
+        ({"earned": 0.91}, {}, "projected", "keeps at least 0.91 (0.8 asked)", ""),
         ({"earned": 0.8}, {}, "projected", "rank 512, 11 MB, retention 0.93", ""),
         ({"earned": 0.9, "native_layers": 2}, {}, "projected", "runs its first 2 layers", ""),
-        ({"earned": 0.7999}, {}, TEXT, "keeps 0.79 for certain, below", "min_retention: 0.79"),
-        ({"earned": 0.29}, {}, TEXT, "keeps 0.29", "min_retention: 0.29 on this edge"),
-        ({"earned": 0.29}, {"min_retention": 0.29}, "projected", "keeps 0.29", ""),
-        ({"earned": 0.9}, {"min_retention": 0.95}, TEXT, "below this edge's 0.95", "0.90"),
-        ({"earned": -0.1}, {"min_retention": 0.0}, TEXT, "keeps -0.10", ""),
+        (
+            {"earned": 0.7999},
+            {},
+            TEXT,
+            "keeps at least 0.79, and this edge asks",
+            "min_retention: 0.79",
+        ),
+        ({"earned": 0.29}, {}, TEXT, "keeps at least 0.29", "min_retention: 0.29 on this edge"),
+        ({"earned": 0.29}, {"min_retention": 0.29}, "projected", "keeps at least 0.29", ""),
+        ({"earned": 0.9}, {"min_retention": 0.95}, TEXT, "this edge asks for 0.95", "0.90"),
+        ({"earned": -0.1}, {"min_retention": 0.0}, TEXT, "keeps at least -0.10", ""),
         (
             {"earned": None},
             {},

@@ -186,7 +186,7 @@ def test_layers_chosen_for_the_prefix_serve_there_alone(
     report = sound(made.run().report)
     first, _, second = report.edges
     assert first.recomputed_layers == 1 and second.channel == "text"
-    assert "behind other tokens" in second.reason and report.fallbacks
+    assert "after other tokens" in second.reason and report.fallbacks
 
 
 def test_an_edge_that_must_not_fall_back_is_an_error(models: tuple[LocalModel, LocalModel]) -> None:

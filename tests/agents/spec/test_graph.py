@@ -82,7 +82,7 @@ def test_cycle_is_named_from_where_it_is_entered() -> None:
 def test_agents_behind_a_cycle_are_named() -> None:
     """Agents that wait for a cycle that cannot start are named too."""
     problem = only(flow("a -> b", "b -> a", "b -> end"))
-    assert "end behind it could never start" in problem.message
+    assert "end after it could never start" in problem.message
 
 
 def test_each_knot_is_reported_once() -> None:

@@ -241,7 +241,7 @@ def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("a.jsonl", b"[1]", r"a\.jsonl:1: a list found"),
         ("a.jsonl", b'{"records": []}', "no row of .* has a field that holds text"),
         ("a.txt", b"\xff\xfe", "is not UTF-8"),
-        ("a.txt", b"Too short.", "holds no text to speak of"),
+        ("a.txt", b"Too short.", "holds no text that is long enough"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, found: str) -> None:

@@ -225,7 +225,7 @@ def test_the_cheapest_point_within_the_bound_is_chosen(pair: tuple[LocalModel, L
     [
         ({"share": 0.25}, "share of 0.25"),
         ({"places": {}}, "other places"),
-        ({"groups": [[1, 9]]}, "group of layers"),
+        ({"groups": [[1, 9]]}, "range of layers"),
     ],
 )
 def test_a_point_that_contradicts_itself_is_refused(

@@ -99,7 +99,7 @@ def test_neighbouring_groups_are_one() -> None:
 
 @pytest.mark.parametrize("layer_ranges", [[[2, 2]], [[-1, 1]], [[0, 9]], [[2, 4], [3, 5]], [[1]]])
 def test_groups_that_make_no_sense_are_refused(layer_ranges: list[list[int]]) -> None:
-    with pytest.raises(InputError, match="group of layers"):
+    with pytest.raises(InputError, match="range of layers"):
         check_layer_ranges(layer_ranges, 8)
 
 
