@@ -98,7 +98,7 @@ def profile(
             shown('no figure: matplotlib is not installed (pip install "unspoken[figures]")')
         )
     if as_json:
-        print_json({"path": str(folder), **found.model_dump(mode="json")})
+        print_json({"path": str(folder), **found.model_dump(mode="json", by_alias=True)})
         return
     print_profile(stdout(), found)
     console.print(shown(f"kept in {folder}"))

@@ -106,7 +106,7 @@ def show(
     if figure is not None:
         draw_profile(found, figure)
     if as_json:
-        print_json({"path": str(folder), **found.model_dump(mode="json")})
+        print_json({"path": str(folder), **found.model_dump(mode="json", by_alias=True)})
         return
     console = stdout()
     print_profile(console, found)

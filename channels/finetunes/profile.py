@@ -1,4 +1,4 @@
-"""What a profile says: groups of layers, what each costs, and how far it is from the receiver's own
+"""What a profile says: ranges of layers, what each costs, and how far it is from the receiver's own
 prefill.
 """
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final, Literal, NoReturn, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AliasChoices, Field, ValidationError, model_validator
 
 from unspoken.channels.errors import InputError, ProfileError
 from unspoken.channels.finetunes.recompute import LayerRanges, check_layer_ranges, named
@@ -62,7 +62,10 @@ class Point(Part):
             names.
     """
 
-    layer_ranges: tuple[tuple[int, int], ...]
+    layer_ranges: tuple[tuple[int, int], ...] = Field(
+        validation_alias=AliasChoices("groups", "layer_ranges"),
+        serialization_alias="groups",  # its name in stored profiles and in --json
+    )
     share: float = Field(ge=0, le=1)
     bytes_per_token: int = Field(ge=0)
     places: dict[str, Estimate]
@@ -146,7 +149,7 @@ class Profile(Part):
         return next((point for point in self.points if not point.layer_ranges), None)
 
     def at(self, *, moved: bool) -> list[Estimate]:
-        """What counts of every point that spares the receiver anything, at the prefix or elsewhere."""
+        """Estimates of the points that save the receiver work, at the prefix or elsewhere."""
         found = [point.worst(moved=moved) for point in self.points if point.share < 1]
         return [one for one in found if one is not None]
 
@@ -169,7 +172,10 @@ class Profile(Part):
 
     def to_json(self) -> str:
         """Two spaces deep, a newline at the end."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+        return (
+            json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False)
+            + "\n"
+        )
 
     @classmethod
     def from_json(cls, text: str, name: str) -> "Profile":
