@@ -1,17 +1,23 @@
-"""What a benchmark ran on."""
+"""What a benchmark runs on, and its clock."""
 
 import datetime
 import os
 import platform
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import median
+from time import perf_counter
+from typing import Any, TypeVar
 
 import torch
 import transformers
 
 from unspoken.channels.model import TextModel
 
-__all__ = ["describe_machine"]
+__all__ = ["clock", "describe_machine", "in_turn", "medians", "wait"]
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def describe_machine(model: TextModel) -> dict[str, Any]:
@@ -39,3 +45,49 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def medians(
+    conditions: Mapping[Key, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    on_round: Callable[[float], None] = lambda fraction: None,
+) -> dict[Key, float]:
+    """Median seconds of each condition, measured as `in_turn` does."""
+    clocks = {name: partial(clock, run, device) for name, run in conditions.items()}
+    return {name: median(seconds) for name, seconds in in_turn(clocks, rounds, on_round).items()}
+
+
+def in_turn(
+    conditions: Mapping[Key, Callable[[], float]],
+    rounds: int,
+    on_round: Callable[[float], None] = lambda fraction: None,
+) -> dict[Key, list[float]]:
+    """The seconds that each condition returns, one figure a round.
+
+    In every round each condition has its turn, so that a busy machine slows all of them. A round
+    before the first is not counted: it warms up.
+    """
+    seconds: dict[Key, list[float]] = {name: [] for name in conditions}
+    for number in range(rounds + 1):
+        for name, run in conditions.items():
+            taken = run()
+            if number:
+                seconds[name].append(taken)
+        on_round((number + 1) / (rounds + 1))
+    return seconds
+
+
+def clock(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a computation, all that it started on its device included."""
+    wait(device)
+    began = perf_counter()
+    run()
+    wait(device)
+    return perf_counter() - began
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all that was started on it."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

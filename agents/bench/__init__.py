@@ -1,7 +1,6 @@
 """Benchmarks anyone can run: each gives ``machine``, ``rows`` and ``summary``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ __all__ = [
     "DEFAULT_SHARER",
     "PAIRED",
     "STUDIES",
-    "Files",
     "Measured",
     "Progress",
     "check_name",
@@ -52,26 +50,11 @@ STUDIES = ("ablation", "dial", "fan_in", "fuse")
 PAIRED = ("bridge",)
 """Benchmarks of two models."""
 
-READS: Mapping[str, tuple[str, ...]] = {
-    "bridge": ("text", "qa", "recall"),
+TAKES: Mapping[str, tuple[str, ...]] = {
+    "bridge": ("text", "qa", "recall", "bridge", "refit"),
     "profile": ("text", "qa"),
 }
-"""Files that a benchmark reads, where it is more than a text."""
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """Rows a person brings; None stands for the built-in ones.
-
-    Attributes:
-        text: Plain text to cut passages from.
-        qa: Question-answering rows.
-        recall: Key-value recall rows.
-    """
-
-    text: Path | None = None
-    qa: Path | None = None
-    recall: Path | None = None
+"""What a benchmark may be given, where it is more than a text."""
 
 
 def run_bench(
@@ -108,18 +91,22 @@ def run_bench(
             short for it.
     """
     check_name(name)
-    files = Files(text, qa, recall)
-    _check_options(name, files, bridge, refit)
+    rows = {"text": text, "qa": qa, "recall": recall}
+    options = {**rows, "bridge": bridge, "refit": refit or None}
+    takes = TAKES.get(name, ("text",))
+    given = [option for option, value in options.items() if value is not None]
+    if unread := [f"--{option}" for option in given if option not in takes]:
+        raise InputError(
+            f"the benchmark {name} takes no {' and no '.join(unread)}",
+            expected=f"{listed(f'--{option}' for option in takes)}, or none",
+            fix=f"leave {' and '.join(unread)} out",
+        )
     from unspoken.agents.models.model import LocalModel
 
+    models = [LocalModel.load(ref) for ref in ((sharer, model) if name in PAIRED else (model,))]
     measure = import_module(f"{__name__}.{name}").measure
-    models = [LocalModel.load(model)]
-    if name in PAIRED:
-        models.insert(0, LocalModel.load(sharer))
-        measured = measure(*models, files, progress, bridge=bridge, refit=refit)
-    else:
-        measured = measure(*models, files, progress)
-    return report(models, measured, builtin=files == Files())
+    measured = measure(*models, **{key: options[key] for key in takes}, progress=progress)
+    return report(models, measured, builtin=not any(rows.values()))
 
 
 def report(models: "Sequence[LocalModel]", measured: Measured, *, builtin: bool) -> dict[str, Any]:
@@ -159,25 +146,3 @@ def check_name(name: str) -> None:
         raise InputError(
             f"there is no benchmark {name!r}", expected=listed(BENCHES), fix=suggest(name, BENCHES)
         )
-
-
-def _check_options(name: str, files: Files, bridge: Path | None, refit: bool) -> None:
-    """Refuse files and options that a benchmark would not look at."""
-    read = READS.get(name, ("text",))
-    given = [key for key in ("text", "qa", "recall") if getattr(files, key) is not None]
-    if unread := [f"--{key}" for key in given if key not in read]:
-        raise InputError(
-            f"the benchmark {name} reads no {' and no '.join(unread)} file",
-            expected=f"{', '.join(f'--{key} FILE' for key in read)}, or no file",
-            fix=f"leave {' and '.join(unread)} out",
-        )
-    for flag, asked, fault in (
-        ("--refit", refit, "fits no bridge"),
-        ("--bridge", bridge is not None, "reads no bridge"),
-    ):
-        if asked and name != "bridge":
-            raise InputError(
-                f"the benchmark {name} {fault}",
-                expected=f"{flag} with the benchmark bridge alone",
-                fix=f"leave {flag} out",
-            )

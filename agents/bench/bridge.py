@@ -1,9 +1,9 @@
 """A bridge between two models: what it carries, and how fast; the same figures as its audit."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from unspoken.agents.bench import Files, Measured, Progress
+from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.stored import AuditPlan, audit_bridge
 from unspoken.channels.bridges.folder import read_manifest
@@ -18,48 +18,48 @@ __all__ = ["measure"]
 def measure(
     sharer: LocalModel,
     receiver: LocalModel,
-    files: Files,
-    progress: Progress,
     *,
+    text: Path | None = None,
+    qa: Path | None = None,
+    recall: Path | None = None,
     bridge: Path | None = None,
-    refit: bool = False,
+    refit: bool | None = None,
+    progress: Progress,
 ) -> Measured:
     """The audit of a stored bridge, or with `refit` of a new one, which then takes its place.
 
     Raises:
         BridgeError: There is none.
     """
-    plan = AuditPlan(files.text, files.qa, files.recall)
-    told = _stages(progress)
+    plan = AuditPlan(text, qa, recall)
+    show = _stages(progress)
+    again = FitPlan(audit=plan, refit=True, out=bridge)
     if refit:
-        again = FitPlan(audit=plan, refit=True, out=bridge)
-        folder = fit_bridge(sharer, receiver, again, report=told)
-        measured = read_manifest(folder).audit
-        if measured is not None:
-            return [dict(row) for row in measured.rows], dict(measured.summary)
+        bridge = fit_bridge(sharer, receiver, again, report=show)
     folder = bridge or _stored(sharer, receiver)
-    found = audit_bridge(folder, sharer, receiver, plan, report=told)
-    return [dict(row) for row in found.rows], dict(found.summary)
+    audit = read_manifest(folder).audit if refit else None
+    audit = audit or audit_bridge(folder, sharer, receiver, plan, report=show)
+    return [dict(row) for row in audit.rows], dict(audit.summary)
 
 
-def _stages(progress: Progress) -> Any:
+def _stages(progress: Progress) -> Callable[[str, float], None]:
     """Tell of every stage once."""
     seen: set[str] = set()
 
-    def told(stage: str, fraction: float) -> None:
+    def show(stage: str, fraction: float) -> None:
         if stage not in seen:
             seen.add(stage)
             progress(stage)
 
-    return told
+    return show
 
 
 def _stored(sharer: LocalModel, receiver: LocalModel) -> Path:
-    found = BridgeStore().find(sharer.identity, receiver.identity)
-    if found is None:
+    folder = BridgeStore().find(sharer.identity, receiver.identity)
+    if folder is None:
         raise BridgeError(
             f"there is no bridge from {sharer.ref} to {receiver.ref}",
             expected="a stored bridge, or --bridge DIR",
             fix=f"unspoken bridge fit {sharer.ref} {receiver.ref}, or give --refit",
         )
-    return found
+    return folder

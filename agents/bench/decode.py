@@ -1,9 +1,10 @@
-"""Greedy decoding against transformers' generate: the same tokens, and the ratio of speeds, in
-turn.
+"""Greedy decoding against transformers' generate, and a continuation against text.
 
-And a continuation against text: the same greedy tokens after a hand-over.
+Both must write the same tokens; the first is timed too, each in turn.
 """
 
+from functools import partial
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from unspoken.agents.bench import Files, Progress
+from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.scene import Scene
-from unspoken.agents.engines.turn import TurnOutcome, TurnRequest, run_turn
+from unspoken.agents.bench.turns import generate, take_turn, until_stop
+from unspoken.agents.engines.turn import TurnRequest
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import Context
 from unspoken.agents.spec.spec import GenerateSpec
@@ -28,44 +30,42 @@ __all__ = ["measure"]
 PROMPTS, TOKENS, NEW, WINDOW = 20, 96, 48, 32
 
 
-def measure(
-    model: LocalModel, files: Files, progress: Progress
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows per model, and over both: whether all tokens are equal, and the speed on the model that
-    was asked for.
-    """
-    passages = cut_passages(model, files.text, PROMPTS, TOKENS)
+def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
+    """Rows per model, and whether all tokens are equal; the speed is that of the given model."""
+    passages = cut_passages(model, text, PROMPTS, TOKENS)
     rows = [
-        _compare(model, passages, "the model"),
-        _compare(_tiny_gemma(model), passages, f"random Gemma 3, window {WINDOW}"),
+        _compared(model, passages, "the model"),
+        _compared(_tiny_gemma(model), passages, f"random Gemma 3, window {WINDOW}"),
     ]
     for row in rows:
         progress(
             f"{row['of']}: {row['equal']} of {row['prompts']} equal, "
             f"{row['speed_vs_generate']:.3f}x generate"
         )
-    continued = sum(_continued(model, ids) for ids in passages)
-    progress(f"continuation equals text on {continued} of {len(passages)}")
-    rows.append({"of": "continuation against text", "prompts": len(passages), "equal": continued})
+    equal = sum(_continuation_equals_text(model, ids) for ids in passages)
+    progress(f"continuation equals text on {equal} of {len(passages)}")
+    rows.append({"of": "continuation against text", "prompts": len(passages), "equal": equal})
     return rows, {
         "speed_vs_generate": rows[0]["speed_vs_generate"],
         "tokens_equal": all(row["equal"] == row["prompts"] for row in rows[:2]),
-        "continuation_equals_text": continued == len(passages),
+        "continuation_equals_text": equal == len(passages),
     }
 
 
-def _compare(model: LocalModel, passages: list[tuple[int, ...]], name: str) -> dict[str, Any]:
-    equal, ratios, ours_s, theirs_s = 0, [], [], []
-    _ours(model, passages[0])
-    _theirs(model, passages[0])
+def _compared(model: LocalModel, passages: list[tuple[int, ...]], name: str) -> dict[str, Any]:
+    both = {"ours": partial(_ours, model), "theirs": partial(_theirs, model)}
+    for write in both.values():  # warms up
+        write(passages[0])
+    equal = 0
+    seconds: dict[str, list[float]] = {writer: [] for writer in both}
     for index, ids in enumerate(passages):
-        order = (_ours, _theirs) if index % 2 else (_theirs, _ours)
-        results = {one: one(model, ids) for one in order}
-        (ours, our_time), (theirs, their_time) = results[_ours], results[_theirs]
-        equal += ours == theirs
-        ours_s.append(our_time)
-        theirs_s.append(their_time)
-        ratios.append(their_time / our_time)
+        written = {}
+        for writer in both if index % 2 else reversed(both):
+            began = perf_counter()
+            written[writer] = both[writer](ids)
+            seconds[writer].append(perf_counter() - began)
+        equal += written["ours"] == written["theirs"]
+    ratios = [theirs / ours for ours, theirs in zip(*seconds.values(), strict=True)]
     return {
         "of": name,
         "prompts": len(passages),
@@ -73,64 +73,34 @@ def _compare(model: LocalModel, passages: list[tuple[int, ...]], name: str) -> d
         "new_tokens": NEW,
         "equal": equal,
         "speed_vs_generate": round(median(ratios), 3),
-        "seconds": round(median(ours_s), 4),
-        "generate_seconds": round(median(theirs_s), 4),
+        "seconds": round(median(seconds["ours"]), 4),
+        "generate_seconds": round(median(seconds["theirs"]), 4),
     }
 
 
-def _continued(model: LocalModel, words: tuple[int, ...]) -> bool:
+def _continuation_equals_text(model: LocalModel, words: tuple[int, ...]) -> bool:
     """Whether a receiver writes the same after a continuation as after text."""
     scene = Scene.make(model, words)
     answers = []
     for channel in (TextChannel(), SameModelCacheChannel()):
-        request = TurnRequest(
-            scene.context,
-            (scene.delivery(channel),),
-            generate=GenerateSpec(max_new_tokens=NEW // 2),
-        )
-        outcome = _drive(model, request)[0]
+        settings = GenerateSpec(max_new_tokens=NEW // 2)
+        request = TurnRequest(scene.context, (scene.delivery(channel),), generate=settings)
+        outcome = take_turn(model, request)
         answers.append((outcome.context.ids, outcome.carries[0][1].exact))
     return answers[0] == answers[1]
 
 
-@torch.no_grad()
-def _drive(model: LocalModel, request: TurnRequest) -> tuple[TurnOutcome, float]:
-    """A turn from its first step to its last, and the seconds it took."""
-    began = perf_counter()
-    steps = run_turn(model, request)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value, perf_counter() - began
-
-
-def _ours(model: LocalModel, ids: tuple[int, ...]) -> tuple[list[int], float]:
+def _ours(model: LocalModel, ids: tuple[int, ...]) -> tuple[int, ...]:
     segment = Segment("user", ids, (0, len(ids)), "", 0)
-    ask = len(model.context_builder.ask(Context()))
     request = TurnRequest(Context().extended(segment), generate=GenerateSpec(max_new_tokens=NEW))
-    outcome, seconds = _drive(model, request)
-    written = outcome.context.segments[-1]
-    return list(written.ids[ask : ask + NEW]), seconds
+    written = take_turn(model, request).context.segments[-1]
+    ask = len(model.context_builder.ask(Context()))
+    return written.ids[ask : ask + NEW]
 
 
-@torch.no_grad()
-def _theirs(model: LocalModel, ids: tuple[int, ...]) -> tuple[list[int], float]:
-    prompt = ids + model.context_builder.ask(Context())
-    began = perf_counter()
-    tensor = model.tensor(prompt)[None]
-    hf: Any = model.hf
-    written = hf.generate(
-        input_ids=tensor,
-        attention_mask=torch.ones_like(tensor),
-        max_new_tokens=NEW,
-        do_sample=False,
-        pad_token_id=model.tokenizer.pad_token_id or 0,
-    )[0, len(prompt) :].tolist()
-    seconds = perf_counter() - began
-    kept = next((at for at, token in enumerate(written) if token in model.stop_ids), len(written))
-    closing = list(model.context_builder.close())
-    return (written[:kept] + closing)[:NEW], seconds
+def _theirs(model: LocalModel, ids: tuple[int, ...]) -> tuple[int, ...]:
+    (written,) = generate(model, [ids + model.context_builder.ask(Context())], NEW)
+    return (*until_stop(model, written), *model.context_builder.close())[:NEW]
 
 
 def _tiny_gemma(model: LocalModel) -> LocalModel:

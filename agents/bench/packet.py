@@ -1,22 +1,22 @@
 """What a packet keeps of a message's state, what it weighs, and when it is faster than text."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from statistics import mean, median
-from time import perf_counter
+from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unspoken.agents.bench import Files, Progress
-from unspoken.agents.bench.forced import asked, carried, distance, recomputed, without
+from unspoken.agents.bench import Measured, Progress
+from unspoken.agents.bench.forced import Case, Score, means, rotated, score
 from unspoken.agents.bench.passages import cut_passages
-from unspoken.agents.bench.scene import Scene
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.kv.codec import CODECS, Codec
+from unspoken.channels.machine import medians
 from unspoken.channels.message import Message
 from unspoken.channels.packets.packet import read_packet, write_packet
 from unspoken.channels.same_model import SameModelCacheChannel
@@ -34,53 +34,46 @@ PROMPT = "Go on with the text."
 CHANNEL = SameModelCacheChannel(share="prompt")
 
 
-def measure(
-    model: LocalModel, files: Files, progress: Progress
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
     """Rows per codec with its controls, per length and codec, and the figures of both."""
-    passages = cut_passages(model, files.text, PASSAGES, TOKENS + FORCED)
+    passages = cut_passages(model, text, PASSAGES, TOKENS + FORCED)
     exact = {
-        name: all(_bit_exact(one, ids[:TOKENS]) for ids in passages[:2])
-        for name, one in _dtypes(model)
+        str(dtype).removeprefix("torch."): all(
+            _bit_exact(model if model.dtype == dtype else model.cast(dtype), ids[:TOKENS])
+            for ids in passages[:2]
+        )
+        for dtype in (torch.float32, torch.bfloat16)
     }
     progress(f"raw, bit for bit: {exact}")
     rows = _quality(model, passages, progress)
-    times = _times(model, files, progress)
-    at = {row["way"]: row for row in rows}
+    times = _times(model, text, progress)
+    by_condition = {row["way"]: row for row in rows}
     summary: dict[str, Any] = {"raw_bit_exact": all(exact.values())}
     for codec in CODECS:
-        row = at[codec]
+        row = by_condition[codec]
         summary[f"{codec}_kl"], summary[f"{codec}_top1"] = row["kl_to_raw"], row["top1_to_raw"]
         summary[f"{codec}_kl_to_prefill"] = row["mean_kl"]
         summary[f"{codec}_bytes_per_token"] = row["bytes_per_token"]
     return [*rows, *times], summary | _speeds(times) | _break_even(times)
 
 
-def _dtypes(model: LocalModel) -> list[tuple[str, LocalModel]]:
-    both = (torch.float32, torch.bfloat16)
-    return [
-        (str(dtype).removeprefix("torch."), model if model.dtype == dtype else model.cast(dtype))
-        for dtype in both
-    ]
+def _message(model: LocalModel, words: tuple[int, ...]) -> Message:
+    return Message("sharer", (), True, words, model.identity, model.read(words))
 
 
 def _bit_exact(model: LocalModel, words: tuple[int, ...]) -> bool:
-    state = model.read(words)
-    message = Message("sharer", (), True, words, model.identity, state)
-    back = _there_and_back(model, message, "raw")[0].state
-    return back is not None and all(
-        torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8))
-        for one, other in zip(back.layers, state.layers, strict=True)
-        for mine, theirs in (
-            (one.keys.contiguous(), other.keys.contiguous()),
-            (one.values.contiguous(), other.values.contiguous()),
+    """Whether a packet gives back the bits of the state that went in."""
+    message = _message(model, words)
+    sent, came = message.state, _read(model, _bytes(message, "raw")).state
+    assert sent is not None and came is not None
+    return all(
+        torch.equal(theirs.contiguous().view(torch.uint8), ours.contiguous().view(torch.uint8))
+        for ours_layer, theirs_layer in zip(came.layers, sent.layers, strict=True)
+        for ours, theirs in (
+            (ours_layer.keys, theirs_layer.keys),
+            (ours_layer.values, theirs_layer.values),
         )
     )
-
-
-def _there_and_back(model: LocalModel, message: Message, codec: Codec) -> tuple[Message, int]:
-    data = _bytes(message, codec)
-    return _read(model, data), len(data)
 
 
 # -- what a packet keeps
@@ -89,100 +82,81 @@ def _there_and_back(model: LocalModel, message: Message, codec: Codec) -> tuple[
 def _quality(
     model: LocalModel, passages: Sequence[tuple[int, ...]], progress: Progress
 ) -> list[dict[str, Any]]:
-    scenes = [Scene.make(model, ids[:TOKENS], prompt=PROMPT) for ids in passages]
-    forced = [ids[TOKENS:] for ids in passages]
-    full = [
-        recomputed(model, asked(model, scene), tail)
-        for scene, tail in zip(scenes, forced, strict=True)
-    ]
-
-    def through(codec: Codec) -> tuple[list[Tensor], float]:
-        logs, sizes = [], []
-        for scene, tail in zip(scenes, forced, strict=True):
-            message, size = _there_and_back(model, scene.message, codec)
-            sizes.append(size / len(message.context))
-            logs.append(carried(model, scene, CHANNEL, tail, message))
-        return logs, mean(sizes)
-
-    def misled(index: int) -> tuple[float, float]:
-        own, other = scenes[index].message, scenes[(index + 1) % len(scenes)].message
-        swapped = replace(own, state=other.state)
-        logs = carried(model, scenes[index], CHANNEL, forced[index], swapped)
-        return distance(full[index], logs)
-
-    every = range(len(scenes))
-    rows = [_row("text", [distance(one, one) for one in full])]
+    cases = [Case.make(model, ids[:TOKENS], ids[TOKENS:], prompt=PROMPT) for ids in passages]
+    full = [case.full for case in cases]
+    rows = [_row("text", map(score, full, full))]
     raw: list[Tensor] = []
     for codec in CODECS:
-        logs, size = through(codec)
+        packets = [_bytes(case.scene.message, codec) for case in cases]
+        logs = [
+            case.carried(CHANNEL, _read(model, packet))
+            for case, packet in zip(cases, packets, strict=True)
+        ]
+        size = mean(
+            len(packet) / len(case.scene.message.context)
+            for case, packet in zip(cases, packets, strict=True)
+        )
         raw = raw or logs
-        row = _row(codec, [distance(*two) for two in zip(full, logs, strict=True)], size)
-        nearer = [distance(*two) for two in zip(raw, logs, strict=True)]
-        row["kl_to_raw"], row["top1_to_raw"] = _means(nearer)
+        nearer = means(map(score, raw, logs))
+        row = _row(codec, map(score, full, logs), size)
+        row |= {"kl_to_raw": nearer["mean_kl"], "top1_to_raw": nearer["top1"]}
         rows.append(row)
         progress(f"{codec}: KL to raw {row['kl_to_raw']:.6f}, to a prefill {row['mean_kl']:.6f}")
-    alone = [distance(full[i], without(model, PROMPT, None, forced[i])) for i in every]
+    misled = [
+        case.carried(CHANNEL, replace(case.scene.message, state=other.scene.message.state))
+        for case, other in zip(cases, rotated(cases), strict=True)
+    ]
     return [
         *rows,
-        _row("another example's message", [misled(i) for i in every]),
-        _row("no message", alone),
+        _row("another example's message", map(score, full, misled)),
+        _row("no message", map(score, full, map(Case.without, cases))),
     ]
 
 
-def _row(way: str, scores: Sequence[tuple[float, float]], size: float = 0.0) -> dict[str, Any]:
-    kl, top1 = _means(scores)
+def _row(condition: str, scores: Iterable[Score], size: float = 0.0) -> dict[str, Any]:
     return {
-        "way": way,
-        "mean_kl": kl,
-        "top1": top1,
+        "way": condition,
+        **means(scores),
         "bytes_per_token": round(size, 1),
-        "passages": len(scores),
+        "passages": PASSAGES,
         "message_tokens": TOKENS,
         "forced_tokens": FORCED,
     }
 
 
-def _means(scores: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    return mean(kl for kl, _ in scores), mean(top1 for _, top1 in scores)
-
-
 # -- what it costs
 
 
-def _times(model: LocalModel, files: Files, progress: Progress) -> list[dict[str, Any]]:
-    """Seconds to prefill a text, and to write and read its packet, per length; each in turn,
-    medians.
-    """
+def _times(model: LocalModel, text: Path | None, progress: Progress) -> list[dict[str, Any]]:
+    """Seconds to prefill a text, and to write and read its packet, per length."""
     rows = []
     for size in SIZES:
         if size > model.max_positions:
             continue
-        words = cut_passages(model, files.text, 1, size)[0]
-        state = model.read(words)
-        message = Message("sharer", (), True, words, model.identity, state)
+        words = cut_passages(model, text, 1, size)[0]
+        message = _message(model, words)
+        state_bytes = message.state.nbytes if message.state else 0
         packets = {codec: _bytes(message, codec) for codec in CODECS}
-        ways: dict[str, Callable[[], object]] = {"text": partial(model.read, words)}
-        for codec, data in packets.items():
-            ways[f"write {codec}"] = partial(_bytes, message, codec)
-            ways[f"read {codec}"] = partial(_read, model, data)
-        medians = _medians(ways)
-        text = len(model.text.decode(words).encode())
-        for codec, data in packets.items():
-            rows.append(
-                {
-                    "tokens": size,
-                    "codec": codec,
-                    "packet_bytes": len(data),
-                    "state_bytes": state.nbytes,
-                    "text_bytes": text,
-                    "prefill_s": round(medians["text"], 5),
-                    "write_s": round(medians[f"write {codec}"], 5),
-                    "read_s": round(medians[f"read {codec}"], 5),
-                }
-            )
-        progress(
-            f"{size} tokens: " + ", ".join(f"{n} {s * 1e3:.1f} ms" for n, s in medians.items())
-        )
+        conditions: dict[str, Callable[[], object]] = {"text": partial(model.read, words)}
+        for codec, packet in packets.items():
+            conditions[f"write {codec}"] = partial(_bytes, message, codec)
+            conditions[f"read {codec}"] = partial(_read, model, packet)
+        seconds = medians(conditions, REPEATS, model.device)
+        rows += [
+            {
+                "tokens": size,
+                "codec": codec,
+                "packet_bytes": len(packet),
+                "state_bytes": state_bytes,
+                "text_bytes": len(model.text.decode(words).encode()),
+                "prefill_s": round(seconds["text"], 5),
+                "write_s": round(seconds[f"write {codec}"], 5),
+                "read_s": round(seconds[f"read {codec}"], 5),
+            }
+            for codec, packet in packets.items()
+        ]
+        told = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
+        progress(f"{size} tokens: {told}")
     return rows
 
 
@@ -196,59 +170,36 @@ def _read(model: LocalModel, data: bytes) -> Message:
     return read_packet(io.BytesIO(data), model, key=KEY)
 
 
-def _medians(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for one in range(REPEATS + 1):
-        for name, way in ways.items():
-            began = perf_counter()
-            way()
-            if one:  # the first round warms up
-                times[name].append(perf_counter() - began)
-    return {name: median(values) for name, values in times.items()}
-
-
 def _speeds(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """MB of state a second, at 1,024 tokens."""
-    found: dict[str, Any] = {}
+    speeds: dict[str, Any] = {}
     for row in rows:
         if row["tokens"] == 1024:
             megabytes = row["state_bytes"] / 1e6
-            found[f"{row['codec']}_encode_mb_s"] = round(megabytes / row["write_s"])
-            found[f"{row['codec']}_decode_mb_s"] = round(megabytes / row["read_s"])
-    return found
+            speeds[f"{row['codec']}_encode_mb_s"] = round(megabytes / row["write_s"])
+            speeds[f"{row['codec']}_decode_mb_s"] = round(megabytes / row["read_s"])
+    return speeds
 
 
 def _break_even(rows: Sequence[dict[str, Any]]) -> dict[str, int | None]:
-    """From how many tokens on a packet over a link is there sooner than the receiver has read the
-    text itself.
-    """
-    found = {}
+    """The length from which on a packet is there sooner than the receiver has read the text."""
+    lengths = {}
     for link in LINKS:
         for codec in CODECS:
-            gains = [
-                (
-                    row["tokens"],
-                    row["prefill_s"] + _link(row["text_bytes"], link) - _cost(row, link),
-                )
-                for row in rows
-                if row["codec"] == codec
-            ]
-            found[f"{codec}_break_even_tokens_{link}gbps"] = crossing(gains)
-    return found
+            gains = [(row["tokens"], _gain(row, link)) for row in rows if row["codec"] == codec]
+            lengths[f"{codec}_break_even_tokens_{link}gbps"] = crossing(gains)
+    return lengths
 
 
-def _link(count: int, gigabits: int) -> float:
-    return count * 8 / (gigabits * 1e9)
-
-
-def _cost(row: dict[str, Any], link: int) -> float:
-    return float(row["write_s"] + row["read_s"]) + _link(row["packet_bytes"], link)
+def _gain(row: dict[str, Any], gigabits: int) -> float:
+    """Seconds that a packet saves over a link."""
+    more_bytes = row["packet_bytes"] - row["text_bytes"]
+    link = more_bytes * 8 / (gigabits * 1e9)
+    return float(row["prefill_s"] - row["write_s"] - row["read_s"] - link)
 
 
 def crossing(gains: Sequence[tuple[int, float]]) -> int | None:
-    """The least length from which all measured gains are positive, between two of them by a
-    straight line.
-    """
+    """The least length from which all gains are positive, interpolated between two lengths."""
     last = max((i for i, (_, gain) in enumerate(gains) if gain <= 0), default=-1)
     if last == len(gains) - 1:
         return None

@@ -1,18 +1,17 @@
-"""Two fine-tunes of a base, by a fixed recipe: how far its cache is from theirs, and what
-recomputing buys.
-"""
+"""Two fine-tunes by a fixed recipe: how far the base's cache is from theirs, what repair buys."""
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 
-from unspoken.agents.bench import Files, Progress
+from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.finetune import KINDS, Kind, Recipe, finetune
-from unspoken.agents.bench.forced import distance
+from unspoken.agents.bench.forced import means, recomputed, rotated, score
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.answers import greedy
 from unspoken.channels.data.rows import builtin_qa, f1, question_prompt, read_qa, sample
@@ -36,42 +35,38 @@ __all__ = ["measure"]
 SETTINGS = Settings(search=4, judge=12)
 QUESTIONS, SEEDS = 16, (1, 2, 3)
 MARK, BOUND, STRONG = 2.78, 0.01, 0.03
-"""DroidSpeak's shorter prefill (arXiv 2411.02820), the nats at which ours is told, and what reusing
-all must cost.
+"""DroidSpeak's speedup of a prefill (arXiv 2411.02820), the KL in nats at which ours is told, and
+the KL that reusing all layers must have for the figures to mean something.
 """
+OTHER, NONE = "another example's message", "no message"
 
 Row = dict[str, Any]
+Condition = LayerRanges | str
 
 
 def measure(
-    model: LocalModel, files: Files, progress: Progress
-) -> tuple[list[Row], dict[str, Any]]:
-    """A row per fine-tune and choice of layers; figures are the full fine-tune's, the LoRA's end in
-    ``_lora``.
-    """
+    model: LocalModel, *, text: Path | None = None, qa: Path | None = None, progress: Progress
+) -> Measured:
+    """A row per fine-tune and choice of layers; the LoRA's figures end in ``_lora``."""
     rows: list[Row] = []
     summary: dict[str, Any] = {}
     for kind in KINDS:
-        found, figures = _measured(model, kind, files, progress)
-        rows += found
+        measured, figures = _measured(model, kind, text, qa, progress)
+        rows += measured
         suffix = "" if kind == "full" else f"_{kind}"
         summary |= {f"{name}{suffix}": value for name, value in figures.items()}
     return rows, summary
 
 
 def _measured(
-    base: LocalModel, kind: Kind, files: Files, progress: Progress
-) -> tuple[list[Row], dict[str, Any]]:
+    base: LocalModel, kind: Kind, text: Path | None, qa: Path | None, progress: Progress
+) -> Measured:
     tuned = finetune(base, Recipe.of(kind), lambda stage, part: progress(f"{stage}: {part:.0%}"))
-    trials, _ = trials_of(files.text, tuned, SETTINGS)
-    looked, judged = trials[: SETTINGS.search], trials[SETTINGS.search :]
-    progress(f"{kind}: search")
-    found = search(base, tuned, looked)
+    trials, _ = trials_of(text, tuned, SETTINGS)
+    judged = trials[SETTINGS.search :]
     layers = len(tuned.geometry.layers)
-    front = thinned(
-        front_of((layer_ranges, layers_of(layer_ranges), kl) for layer_ranges, kl in found.items())
-    )
-    front = list(dict.fromkeys([(), *front, ((0, layers),)]))
+    progress(f"{kind}: search")
+    front = _front(search(base, tuned, trials[: SETTINGS.search]), layers)
     progress(f"{kind}: judge {len(front)} choices of layers")
     scores = judge(base, tuned, judged, front, SETTINGS)
     drawn = _drawn(front, layers)
@@ -80,7 +75,7 @@ def _measured(
     progress(f"{kind}: time")
     speeds = clocked(base, tuned, judged, front, ProfilePlan(repeats=5), lambda stage, part: None)
     progress(f"{kind}: ask")
-    asked = _asked(base, tuned, front, files)
+    asked = _asked(base, tuned, front, qa)
     rows = []
     for layer_ranges in front:
         row: Row = {
@@ -89,26 +84,29 @@ def _measured(
             "share": round(layers_of(layer_ranges) / layers, 3),
         }
         for place, pairs in scores[layer_ranges].items():
-            one = estimate(pairs)
-            row |= {f"kl {place}": one.kl, f"high {place}": one.high}
-            row |= {"top1": one.top1} if place == PREFIX else {}
+            figures = estimate(pairs)
+            row |= {f"kl {place}": figures.kl, f"high {place}": figures.high}
+            row |= {"top1": figures.top1} if place == PREFIX else {}
         row |= {
             f"random {seed}": mean(kl for kl, _ in others[drawn[layer_ranges, seed]][PREFIX])
             for seed in SEEDS
             if (layer_ranges, seed) in drawn
         }
         rows.append(row | {"speedup": round(speeds[layer_ranges], 3), **asked[layer_ranges]})
-    figures = _figures(rows)
     controls = [{"fine_tune": kind, **row} for row in _controls(tuned, judged, asked)]
-    return rows + controls, figures
+    return rows + controls, _figures(rows)
+
+
+def _front(kl: Mapping[LayerRanges, float], layers: int) -> list[LayerRanges]:
+    """The best choices that were searched, between reusing all layers and recomputing all."""
+    points = front_of((ranges, layers_of(ranges), value) for ranges, value in kl.items())
+    return list(dict.fromkeys([(), *thinned(points), ((0, layers),)]))
 
 
 def _drawn(
     front: Sequence[LayerRanges], layers: int
 ) -> Mapping[tuple[LayerRanges, int], LayerRanges]:
-    """Random groups of the same sizes as those of every point that lies between the ends, by point
-    and seed.
-    """
+    """For every choice between the ends and every seed, random groups of the same sizes."""
     drawn = {}
     for seed in SEEDS:
         rng = random.Random(seed)
@@ -143,77 +141,71 @@ def _figures(rows: Sequence[Row]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _controls(
-    tuned: LocalModel, trials: Sequence[Trial], asked: Mapping[Any, Row]
+    tuned: LocalModel, trials: Sequence[Trial], asked: Mapping[Condition, Row]
 ) -> Iterator[Row]:
-    """Text, another example's message, and no message, of as many forced tokens."""
-    none, other = [], []
-    for number, trial in enumerate(trials):
-        full = _logs(tuned, tuned.read(trial.ids), trial.ids, trial.forced)
-        bare = trial.ids[: trial.at]
-        none.append(distance(full, _logs(tuned, tuned.read(bare), bare, trial.forced)))
-        theirs = trials[(number + 1) % len(trials)].ids
-        other.append(distance(full, _logs(tuned, tuned.read(theirs), theirs, trial.forced)))
-    for name, pairs in (("another example's message", other), ("no message", none)):
-        kl, top1 = (mean(column) for column in zip(*pairs, strict=True))
-        yield {"layers": name, f"kl {PREFIX}": kl, "top1": top1, **asked.get(name, {})}
+    """Another example's message, no message, and text, of as many forced tokens."""
+    full = [recomputed(tuned, trial.ids, trial.forced) for trial in trials]
+    contexts = {OTHER: [trial.ids for trial in rotated(trials)]}
+    contexts[NONE] = [trial.ids[: trial.at] for trial in trials]
+    for name, shown in contexts.items():
+        logs = [recomputed(tuned, ids, row.forced) for ids, row in zip(shown, trials, strict=True)]
+        figures = means(map(score, full, logs))
+        kl, top1 = figures["mean_kl"], figures["top1"]
+        yield {"layers": name, f"kl {PREFIX}": kl, "top1": top1, **asked[name]}
     yield {"layers": "text", f"kl {PREFIX}": 0.0, "top1": 1.0, "speedup": 1.0, **asked["text"]}
-
-
-def _logs(
-    model: LocalModel, state: KVState, ids: Sequence[int], forced: Sequence[int]
-) -> torch.Tensor:
-    before = state.slice(0, state.stop - 1)
-    tokens = model.tensor((ids[-1], *forced[:-1]))
-    return model.logits(tokens, [before]).float().log_softmax(dim=-1)
 
 
 @torch.no_grad()
 def _asked(
-    base: LocalModel, tuned: LocalModel, front: Sequence[LayerRanges], files: Files
-) -> dict[Any, Row]:
-    """Loss of the right answer, F1 of the receiver's own, and KL to text over both, by choice of
-    layers and control.
+    base: LocalModel, tuned: LocalModel, front: Sequence[LayerRanges], qa: Path | None
+) -> dict[Condition, Row]:
+    """What each choice of layers, and each control, makes of questions.
+
+    The loss of the right answer, the F1 of the receiver's own, and the KL to text over both.
     """
-    rows = sample(read_qa(files.qa), QUESTIONS) if files.qa else builtin_qa(QUESTIONS, seed=9_001)
+    rows = sample(read_qa(qa), QUESTIONS) if qa else builtin_qa(QUESTIONS, seed=9_001)
     frame = tuned.frame("chat")
-    starts = sorted({first for layer_ranges in front for first, _ in layer_ranges if first})
-    found: dict[Any, list[tuple[float, float, float, float]]] = {}
     contexts = [(*frame.before, *tuned.words(row.context)[0]) for row in rows]
-    for number, (row, ids) in enumerate(zip(rows, contexts, strict=True)):
+    figures: dict[Condition, list[Row]] = {}
+    for row, ids, other in zip(rows, contexts, rotated(contexts), strict=True):
         question = (*tuned.words(question_prompt(row.question))[0], *frame.ask)
-        trial = Trial(ids, len(frame.before), ())
-        arrival = arrival_of(trial, base.read(ids, starts))
-        state = arrival.message.state
-        assert state is not None
-        ways: dict[Any, list[KVState]] = {
-            "text": [tuned.read(ids)],
-            "another example's message": [tuned.read(contexts[(number + 1) % len(rows)])],
-            "no message": [tuned.read(frame.before)],
-        }
-        for layer_ranges in front:
-            ways[layer_ranges] = list(
-                carry_across(arrival, tuned, state, layer_ranges, 0, 0.0, "").spliced
-            )
         answer = tuned.words(row.answers[0])[0]
         full: torch.Tensor | None = None  # text comes first
-        for way, states in ways.items():
-            logs = _after(tuned, states, (*question, *answer))
+        for condition, states in _states(base, tuned, front, ids, other).items():
+            tail = tuned.tensor((*question, *answer)[:-1])
+            logs = tuned.logits(tail, states).float().log_softmax(dim=-1)
             full = logs if full is None else full
             loss = -logs[-len(answer) :].gather(1, tuned.tensor(answer)[:, None]).mean()
             said = f1(greedy(tuned, states, question, 12), row.answers)
-            found.setdefault(way, []).append((float(loss), said, *distance(full, logs)))
+            kl, top1 = score(full, logs)
+            line = {"answer_loss": float(loss), "f1": said, "qa_kl": kl, "qa_top1": top1}
+            figures.setdefault(condition, []).append(line)
     return {
-        way: {
-            "answer_loss": mean(one[0] for one in asked),
-            "f1": mean(one[1] for one in asked),
-            "qa_kl": mean(one[2] for one in asked),
-            "qa_top1": mean(one[3] for one in asked),
-            "questions": len(asked),
-        }
-        for way, asked in found.items()
+        condition: {key: mean(line[key] for line in lines) for key in lines[0]}
+        | {"questions": len(lines)}
+        for condition, lines in figures.items()
     }
 
 
-def _after(tuned: LocalModel, states: Sequence[KVState], ids: Sequence[int]) -> torch.Tensor:
-    """Log-probabilities of every id but the first, (ids - 1, vocabulary)."""
-    return tuned.logits(tuned.tensor(ids[:-1]), states).float().log_softmax(dim=-1)
+def _states(
+    base: LocalModel,
+    tuned: LocalModel,
+    front: Sequence[LayerRanges],
+    ids: tuple[int, ...],
+    other: tuple[int, ...],
+) -> dict[Condition, list[KVState]]:
+    """The receiver's state of a message by every choice of layers and in every control."""
+    before = tuned.frame("chat").before
+    starts = sorted({first for layer_ranges in front for first, _ in layer_ranges if first})
+    arrival = arrival_of(Trial(ids, len(before), ()), base.read(ids, starts))
+    state = arrival.message.state
+    assert state is not None
+    states: dict[Condition, list[KVState]] = {
+        "text": [tuned.read(ids)],
+        OTHER: [tuned.read(other)],
+        NONE: [tuned.read(before)],
+    }
+    for layer_ranges in front:
+        carry = carry_across(arrival, tuned, state, layer_ranges, 0, 0.0, "")
+        states[layer_ranges] = list(carry.spliced)
+    return states

@@ -1,6 +1,4 @@
-"""A sharer's message and a receiver that answers to it: the same scene for every way of handing it
-over.
-"""
+"""A sharer's message and its receiver's context: one scene for every way of handing it over."""
 
 from dataclasses import dataclass
 
@@ -11,7 +9,7 @@ from unspoken.channels.base import Arrival, Channel
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message, Segment
 
-__all__ = ["Scene"]
+__all__ = ["Scene", "make_message"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +19,17 @@ class Scene:
     Attributes:
         message: The sharer's message, with its state.
         context: The receiver's context, without what asks for the assistant's words.
+        ids: Its token ids, with those that ask for the assistant's words.
+        empty_ids: The same without the message.
         history: Ids and state of the receiver's leading system turn, as its own prefix cache holds
             them; None for none.
-        new_ids: The receiver's tokens after the message, those that ask for the assistant's words
-            included.
     """
 
     message: Message
     context: Context
+    ids: tuple[int, ...]
+    empty_ids: tuple[int, ...]
     history: tuple[tuple[int, ...], KVState] | None
-    new_ids: tuple[int, ...]
 
     @classmethod
     def make(
@@ -45,14 +44,13 @@ class Scene:
         role: str = "user",
         sharer_prompt: str = "",
     ) -> "Scene":
-        """Compute a message of `words` under the sharer's own prompt, and compose its receiver's
-        context.
+        """Compute a message of `words` under the sharer's own prompt, and compose its context.
 
         Args:
             model: The model of both.
             words: Token ids of the message's words.
-            new_tokens: Receiver's tokens after the message, padded or cut to it; None leaves the
-                prompt as it is.
+            new_tokens: Receiver's tokens after the message: the prompt is repeated or cut until
+                there are so many. None leaves it as it is.
             prompt: The receiver's prompt.
             sharer_system: The sharer's system prompt.
             receiver_system: The receiver's system prompt.
@@ -60,25 +58,32 @@ class Scene:
             sharer_prompt: The prompt that an output answers.
         """
         message = make_message(model, words, sharer_system, role, sharer_prompt)
-        segment = message.segments[0]
-        composer = model.context_builder
-        opening = composer.opening(receiver_system)
-        context = composer.compose(
-            [ChatTurn("user", (Quote(message, segment),)), ChatTurn("user", (prompt,))],
-            system=receiver_system,
-        )
-        after = len(context.segments[-1].ids) + len(composer.ask(context))
-        if new_tokens is not None and after != new_tokens:
-            context = _with_new_tokens(model, message, new_tokens, prompt, receiver_system)
-        first = context.segments[-1].position
-        history = None
-        if opening.ids:
-            history = (opening.ids, model.prefill(model.tensor(opening.ids)).state)
-        new = context.ids[first:] + composer.ask(context)
-        return cls(message, context, history, new)
+        quote = ChatTurn("user", (Quote(message, message.segments[0]),))
+        builder = model.context_builder
+
+        def compose(*turns: ChatTurn) -> tuple[Context, tuple[int, ...]]:
+            context = builder.compose(turns, system=receiver_system)
+            return context, context.ids + builder.ask(context)
+
+        ending = ChatTurn("user", (prompt,))
+        context, ids = compose(quote, ending)
+        if new_tokens is not None:
+            last = context.segments[-1]
+            start, stop = last.content
+            around = len(ids) - last.position - (stop - start)
+            ending = ChatTurn("user", (_exactly(model, prompt, new_tokens - around),))
+            context, ids = compose(quote, ending)
+        opening = builder.opening(receiver_system).ids
+        history = (opening, model.read(opening)) if opening else None
+        return cls(message, context, ids, compose(ending)[1], history)
+
+    @property
+    def new_ids(self) -> tuple[int, ...]:
+        """The receiver's tokens after the message."""
+        return self.ids[self.context.segments[-1].position :]
 
     def delivery(self, channel: Channel) -> Inbound:
-        """The message's delivery by a channel."""
+        """The message as it arrives by a channel."""
         arrival = Arrival(self.message, self.context.spans(self.message), self.context.ids)
         return Inbound(0, "sharer -> receiver", channel, arrival, fallback=False)
 
@@ -87,11 +92,11 @@ def make_message(
     model: LocalModel, words: tuple[int, ...], system: str | None, role: str, prompt: str
 ) -> Message:
     """A message of `words`, its state computed in the sharer's own context."""
-    composer = model.context_builder
+    builder = model.context_builder
     before, after = model.template.wrappers[role]
-    context = composer.opening(system)
+    context = builder.opening(system)
     if role == "assistant":
-        context = composer.compose([ChatTurn("user", (prompt,))], system=system)
+        context = builder.compose([ChatTurn("user", (prompt,))], system=system)
         before = model.template.prompt
     head, tail = model.text.encode(before), model.text.encode(after)
     segment = Segment(
@@ -102,29 +107,12 @@ def make_message(
         len(context.ids),
     )
     ids = context.ids + segment.ids
-    state = model.prefill(model.tensor(ids)).state
-    return Message("sharer", (segment,), False, ids, model.identity, state)
+    return Message("sharer", (segment,), False, ids, model.identity, model.read(ids))
 
 
-def _with_new_tokens(
-    model: LocalModel, message: Message, count: int, prompt: str, system: str | None
-) -> Context:
-    """The context whose last turn and generation prompt have `count` tokens: the prompt's words cut
-    or repeated.
-    """
-    composer = model.context_builder
-    words = list(model.text.encode_words(prompt))
-    empty = composer.compose(
-        [ChatTurn("user", (Quote(message, message.segments[0]),)), ChatTurn("user", ("x",))],
-        system=system,
-    )
-    around = len(empty.segments[-1].ids) - 1 + len(composer.ask(empty))
-    wanted = count - around
-    words = (words * (wanted // len(words) + 1))[:wanted]
-    segment = Segment("user", tuple(words), (0, len(words)), model.text.decode(words), 0)
-    carrier = Message("prompt", (segment,), False, tuple(words), model.identity)
-    turns = [
-        ChatTurn("user", (Quote(message, message.segments[0]),)),
-        ChatTurn("user", (Quote(carrier, segment),)),
-    ]
-    return composer.compose(turns, system=system)
+def _exactly(model: LocalModel, text: str, count: int) -> Quote:
+    """`count` tokens of a text, which is cut or repeated."""
+    words = model.text.encode_words(text)
+    ids = (words * (count // len(words) + 1))[:count]
+    segment = Segment("user", ids, (0, count), model.text.decode(ids), 0)
+    return Quote(Message("prompt", (segment,), False, ids, model.identity), segment)

@@ -6,22 +6,21 @@ compared with that of a full recompute: KL(full || spliced) in nats, and whether
 token first.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from statistics import mean
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unspoken.agents.bench import Files, Progress
-from unspoken.agents.bench.forced import asked, carried, distance, forced_logs, recomputed, without
+from unspoken.agents.bench import Measured, Progress
+from unspoken.agents.bench.forced import Case, means, prefilled, rotated, score
 from unspoken.agents.bench.passages import cut_passages
-from unspoken.agents.bench.scene import Scene
+from unspoken.agents.bench.turns import generate
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import ChatTurn
-from unspoken.channels.base import Channel
-from unspoken.channels.message import Message
 from unspoken.channels.same_model import SameModelCacheChannel
 
 __all__ = ["measure"]
@@ -34,32 +33,18 @@ RECEIVER = (
 PROMPT = "Go on with the text."
 
 
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """One message in its receiver's context, with the tokens forced after it and what a full
-    recompute says.
-    """
-
-    scene: Scene
-    forced: tuple[int, ...]
-    full: Tensor
-
-
-def measure(
-    model: LocalModel, files: Files, progress: Progress
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows per kind of message and way, and the figures of the default repair."""
+def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
+    """Rows per kind of message and condition, and the figures of the default repair."""
     rows: list[dict[str, Any]] = []
     for share, make in (("prompt", _shared_prompts), ("output", _shared_outputs)):
         progress(f"{share}: computing the messages and their full recompute")
-        cases = make(model, files)
-        for name, way in _ways(model, cases).items():
-            scores = [distance(case.full, way(index, case)) for index, case in enumerate(cases)]
+        cases = make(model, text)
+        full = [case.full for case in cases]
+        for name, logs in _conditions(cases).items():
             row = {
                 "share": share,
                 "way": name,
-                "mean_kl": mean(kl for kl, _ in scores),
-                "top1": mean(top for _, top in scores),
+                **means(map(score, full, logs)),
                 "passages": len(cases),
                 "message_tokens": TOKENS,
                 "forced_tokens": FORCED,
@@ -70,146 +55,99 @@ def measure(
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    at = {(row["share"], row["way"]): row for row in rows}
-    prompt, output = at["prompt", "sink 4"], at["output", "sink 4"]
+    by_condition = {(row["share"], row["way"]): row for row in rows}
+    prompt, output = by_condition["prompt", "sink 4"], by_condition["output", "sink 4"]
     return {
         "mean_kl": prompt["mean_kl"],
         "top1": prompt["top1"],
         "mean_kl_output": output["mean_kl"],
         "top1_output": output["top1"],
         "all_recomputed_kl": max(
-            at[share, "all recomputed"]["mean_kl"] for share in ("prompt", "output")
+            by_condition[share, "all recomputed"]["mean_kl"] for share in ("prompt", "output")
         ),
     }
 
 
-def _shared_prompts(model: LocalModel, files: Files) -> list[_Case]:
+def _shared_prompts(model: LocalModel, text: Path | None) -> list[Case]:
     """Passages of text as the sharer's prompt; their own continuation is forced."""
-    passages = cut_passages(model, files.text, PASSAGES, TOKENS + FORCED)
-    return [_case(model, ids[:TOKENS], ids[TOKENS:], "user") for ids in passages]
+    passages = cut_passages(model, text, PASSAGES, TOKENS + FORCED)
+    return [_case(model, ids, "user") for ids in passages]
 
 
-def _shared_outputs(model: LocalModel, files: Files) -> list[_Case]:
-    """Text the sharer's model wrote itself, of which the message is the first part and the rest is
-    forced.
-    """
-    starts = cut_passages(model, files.text, PASSAGES, 48)
+def _shared_outputs(model: LocalModel, text: Path | None) -> list[Case]:
+    """Text that the sharer's model wrote: the message is its first part, the rest is forced."""
+    starts = cut_passages(model, text, PASSAGES, 48)
     tasks = [
         f"Write a long report that starts like this: {model.text.decode(ids)}" for ids in starts
     ]
-    composer = model.context_builder
-    contexts = [composer.compose([ChatTurn("user", (prompt,))], system=SHARER) for prompt in tasks]
-    prompts = [context.ids + composer.ask(context) for context in contexts]
-    written = [
-        ids
-        for first in range(0, PASSAGES, BATCH)
-        for ids in _write(model, prompts[first : first + BATCH], TOKENS + FORCED)
-    ]
-    return [
-        _case(model, ids[:TOKENS], ids[TOKENS:], "assistant", prompt)
-        for ids, prompt in zip(written, tasks, strict=True)
-    ]
+    builder = model.context_builder
+    contexts = [builder.compose([ChatTurn("user", (task,))], system=SHARER) for task in tasks]
+    prompts = [context.ids + builder.ask(context) for context in contexts]
+    sampling = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
+    written: list[tuple[int, ...]] = []
+    count = TOKENS + FORCED
+    for first in range(0, PASSAGES, BATCH):
+        torch.manual_seed(0)
+        batch = prompts[first : first + BATCH]
+        written += generate(model, batch, count, min_new_tokens=count, **sampling)
+    return [_case(model, ids, "assistant", task) for ids, task in zip(written, tasks, strict=True)]
 
 
-@torch.no_grad()
-def _write(
-    model: LocalModel, prompts: Sequence[tuple[int, ...]], count: int
-) -> list[tuple[int, ...]]:
-    """Exactly `count` sampled tokens after each prompt, in one batch of transformers' generate
-    (seeded).
-    """
-    torch.manual_seed(0)
-    longest = max(map(len, prompts))
-    pad = model.tokenizer.pad_token_id or 0
-    padded = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    hf: Any = model.hf
-    written = hf.generate(
-        input_ids=torch.tensor(padded, device=model.device),
-        attention_mask=torch.tensor(mask, device=model.device),
-        max_new_tokens=count,
-        min_new_tokens=count,
-        do_sample=True,
-        temperature=0.8,
-        top_p=0.95,
-        pad_token_id=pad,
-    )
-    return [tuple(row[longest:].tolist()) for row in written]
-
-
-def _case(
-    model: LocalModel, words: tuple[int, ...], forced: tuple[int, ...], role: str, task: str = ""
-) -> _Case:
-    scene = Scene.make(
+def _case(model: LocalModel, ids: tuple[int, ...], role: str, task: str = "") -> Case:
+    return Case.make(
         model,
-        words,
+        ids[:TOKENS],
+        ids[TOKENS:],
         prompt=PROMPT,
         sharer_system=SHARER,
         receiver_system=RECEIVER,
         role=role,
         sharer_prompt=task,
     )
-    return _Case(scene, forced, recomputed(model, asked(model, scene), forced))
 
 
-Way = Callable[[int, _Case], Tensor]
+def _conditions(cases: Sequence[Case]) -> dict[str, Iterable[Tensor]]:
+    """Ways to hand the message over, and the controls: the forced distributions of every case."""
 
+    def spliced(sink: int, case: Case) -> Tensor:
+        return case.carried(SameModelCacheChannel(sink=sink))
 
-def _ways(model: LocalModel, cases: Sequence[_Case]) -> dict[str, Way]:
-    def spliced(channel: Channel) -> Way:
-        return lambda index, case: carried(model, case.scene, channel, case.forced)
-
-    def none(index: int, case: _Case) -> Tensor:
-        return without(model, PROMPT, RECEIVER, case.forced)
-
-    def other(index: int, case: _Case) -> Tensor:
-        theirs = cases[(index + 1) % len(cases)].scene.message
-        theirs_here = _with_state_of(case, theirs).scene
-        return carried(model, theirs_here, SameModelCacheChannel(share="prompt"), case.forced)
-
-    def text(index: int, case: _Case) -> Tensor:
-        return recomputed(model, asked(model, case.scene), case.forced)
-
+    default = partial(spliced, 4)
     return {
-        "text": text,
-        "all recomputed": spliced(SameModelCacheChannel(sink=10**6)),
-        "sink 64": spliced(SameModelCacheChannel(sink=64)),
-        "sink 16": spliced(SameModelCacheChannel(sink=16)),
-        "sink 4": spliced(SameModelCacheChannel()),
-        "no repair": spliced(SameModelCacheChannel(sink=0)),
-        "keys not moved": lambda index, case: _unmoved(model, case),
-        "another example's message": other,
-        "no message": none,
+        "text": map(Case.text, cases),
+        "all recomputed": map(partial(spliced, 10**6), cases),
+        "sink 64": map(partial(spliced, 64), cases),
+        "sink 16": map(partial(spliced, 16), cases),
+        "sink 4": map(default, cases),
+        "no repair": map(partial(spliced, 0), cases),
+        "keys not moved": map(_unmoved, cases),
+        "another example's message": map(default, map(_swapped, cases, rotated(cases))),
+        "no message": map(Case.without, cases),
     }
 
 
-def _with_state_of(case: _Case, theirs: Message) -> _Case:
-    """The same tokens in the receiver's context, but what is carried for them is another message's
-    state.
-    """
-    own = case.scene.message.segments[0]
-    delta = theirs.segments[0].position - own.position
+def _swapped(case: Case, other: Case) -> Case:
+    """The same tokens in the receiver's context, with another message's state for them."""
+    message = other.scene.message
+    delta = message.segments[0].position - case.scene.message.segments[0].position
     placed = tuple(
-        (theirs, replace(span, source=span.source + delta)) for _, span in case.scene.context.placed
+        (message, replace(span, source=span.source + delta))
+        for _, span in case.scene.context.placed
     )
     context = replace(case.scene.context, placed=placed)
-    return replace(case, scene=replace(case.scene, message=theirs, context=context))
+    return replace(case, scene=replace(case.scene, message=message, context=context))
 
 
-def _unmoved(model: LocalModel, case: _Case) -> Tensor:
+def _unmoved(case: Case) -> Tensor:
     """What naive reuse does: the sharer's keys as they are, at the receiver's positions."""
-    ids = asked(model, case.scene)
-    (span,) = case.scene.context.spans(case.scene.message)
-    theirs = case.scene.message.state
-    if theirs is None:
-        raise RuntimeError("the scene's message has no state")
-    piece = theirs.slice(span.source, span.source + span.length)
+    scene = case.scene
+    (span,) = scene.context.spans(scene.message)
+    assert scene.message.state is not None
+    piece = scene.message.state.slice(span.source, span.source + span.length)
     delta = span.at - span.source
     layers = tuple(replace(layer, first=layer.first + delta) for layer in piece.layers)
     moved = replace(piece, layers=layers, start=piece.start + delta, stop=piece.stop + delta)
-    own = [case.scene.history[1]] if case.scene.history else []
-    covered = {p for state in (*own, moved) for p in range(state.start, state.stop)}
-    missing = [p for p in range(len(ids)) if p not in covered]
-    new = model.tensor([ids[position] for position in missing])
-    state = model.prefill(new, [*own, moved], model.tensor(missing)).state
-    return forced_logs(model, state, ids[-1], case.forced)
+    states = [scene.history[1], moved] if scene.history else [moved]
+    covered = {place for state in states for place in range(state.start, state.stop)}
+    missing = [place for place in range(len(scene.ids)) if place not in covered]
+    return case.over(prefilled(case.model, scene.ids, states, missing))

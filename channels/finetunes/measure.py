@@ -8,8 +8,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 
 import torch
 from blake3 import blake3
@@ -23,7 +21,7 @@ from unspoken.channels.finetunes.profile import Point, Profile, front_of
 from unspoken.channels.finetunes.recompute import LayerRanges, bytes_per_token, require_one_base
 from unspoken.channels.finetunes.search import estimate, judge, layers_of, search, thinned
 from unspoken.channels.finetunes.store import ProfileStore
-from unspoken.channels.machine import describe_machine
+from unspoken.channels.machine import describe_machine, medians
 from unspoken.channels.model import Hold, TextModel
 from unspoken.channels.storage.side import AuditFile, ModelDescription, running_version
 
@@ -263,27 +261,13 @@ def clocked(
         carry = carry_across(arrival, receiver, state, layer_ranges, 0, 0.0, "")
         receiver.prefill(own, (*carry.computed, *carry.spliced))
 
-    ways: dict[str | LayerRanges, Callable[[], object]] = dict(texts.items())
-    ways |= {layer_ranges: partial(across, layer_ranges) for layer_ranges in chosen}
-    times: dict[str | LayerRanges, list[float]] = {way: [] for way in ways}
-    for turn in range(plan.repeats + 1):
-        for way, run in ways.items():
-            _wait(receiver)
-            began = perf_counter()
-            run()
-            _wait(receiver)
-            if turn:  # the first warms up
-                times[way].append(perf_counter() - began)
-        report("time", (turn + 1) / (plan.repeats + 1))
-    base = min(median(times[way]) for way in texts)
-    return {layer_ranges: base / median(times[layer_ranges]) for layer_ranges in chosen}
+    conditions: dict[str | LayerRanges, Callable[[], object]] = dict(texts.items())
+    conditions |= {layer_ranges: partial(across, layer_ranges) for layer_ranges in chosen}
+    seconds = medians(conditions, plan.repeats, receiver.device, partial(report, "time"))
+    text = min(seconds[name] for name in texts)
+    return {layer_ranges: text / seconds[layer_ranges] for layer_ranges in chosen}
 
 
 def _longest(model: TextModel) -> int:
     """Tokens of a message that can be timed, its frame and what follows it left room."""
     return model.max_positions - len(model.frame("chat").before) - 32
-
-
-def _wait(model: TextModel) -> None:
-    if model.device.type != "cpu":
-        torch.accelerator.synchronize(model.device)

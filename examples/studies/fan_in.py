@@ -1,19 +1,16 @@
-"""Messages of several senders in one context: what not repairing, sinks and deviation leave of a
-full recompute.
-"""
+"""Messages of several senders in one context: how far each repair is from a full recompute."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from study import TEXT, Measured, Progress, run
-from unspoken.agents.bench.forced import distance, forced_logs, recomputed, without
+from unspoken.agents.bench.forced import forced_logs, means, prefilled, recomputed, rotated, score
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.scene import make_message
 from unspoken.agents.engines.turn import Inbound, assemble
@@ -37,7 +34,7 @@ SENDERS = (
 )
 PROMPT = "Go on with the last text."
 
-WAYS: dict[str, Channel] = {
+CHANNELS: dict[str, Channel] = {
     "text": TextChannel(share="prompt"),
     "none": SameModelCacheChannel(share="prompt", sink=0),
     "sink": SameModelCacheChannel(share="prompt"),
@@ -48,9 +45,15 @@ WAYS: dict[str, Channel] = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Case:
-    """Messages in one context, with what is forced after it, and what a full recompute says of
-    that.
+class Group:
+    """Messages in one context, and tokens forced after it.
+
+    Attributes:
+        messages: The messages.
+        context: The receiver's context.
+        ids: Its token ids, with those that ask for the assistant's words.
+        forced: The ids that are forced.
+        full: What a full recompute says of them.
     """
 
     messages: tuple[Message, ...]
@@ -60,88 +63,92 @@ class _Case:
     full: Tensor
 
 
+class Outcome(NamedTuple):
+    """The forced distributions, how long the context took, and how much of it was computed."""
+
+    logs: Tensor
+    seconds: float = 0.0
+    computed: int = 0
+
+
 def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
-    """Rows per number of messages and way; at four messages, the figures of the three repairs."""
+    """Rows per number of messages and channel; at four messages, the figures of three repairs."""
     rows: list[dict[str, Any]] = []
     passages = cut_passages(model, text, GROUPS * MOST, TOKENS + FORCED)
+    empty = model.context_builder.compose([ChatTurn("user", (PROMPT,))])
+    empty_ids = empty.ids + model.context_builder.ask(empty)
     for count in COUNTS:
-        layer_ranges = [passages[at * MOST : at * MOST + count] for at in range(GROUPS)]
-        cases = [_case(model, group) for group in layer_ranges]
-        for name, channel in WAYS.items():
-            rows.append(
-                _row(count, name, [_carried(model, case, channel) for case in cases], cases)
-            )
-        others = [
-            _carried(model, case, WAYS["sink"], cases[(i + 1) % len(cases)])
-            for i, case in enumerate(cases)
+        groups = [
+            _group(model, passages[first : first + count])
+            for first in range(0, GROUPS * MOST, MOST)
         ]
-        rows.append(_row(count, "another example's messages", others, cases))
-        absent = [(without(model, PROMPT, None, case.forced), 0.0, 0) for case in cases]
-        rows.append(_row(count, "no message", absent, cases))
-        progress(
-            f"{count} messages: "
-            + ", ".join(f"{r['way']} {r['mean_kl']:.5f}" for r in rows if r["messages"] == count)
-        )
-    at = {row["way"]: row for row in rows if row["messages"] == MOST}
-    summary = {
-        f"{figure}_{way.replace(' ', '_')}_{MOST}": at[way][key]
+        conditions = {
+            name: [_carried(model, group, channel, group.messages) for group in groups]
+            for name, channel in CHANNELS.items()
+        }
+        conditions["another example's messages"] = [
+            _carried(model, group, CHANNELS["sink"], _swapped(group, other))
+            for group, other in zip(groups, rotated(groups), strict=True)
+        ]
+        conditions["no message"] = [
+            Outcome(recomputed(model, empty_ids, group.forced)) for group in groups
+        ]
+        measured = [_row(name, groups, outcomes) for name, outcomes in conditions.items()]
+        told = ", ".join(f"{row['way']} {row['mean_kl']:.5f}" for row in measured)
+        progress(f"{count} messages: {told}")
+        rows += measured
+    by_condition = {row["way"]: row for row in rows if row["messages"] == MOST}
+    return rows, {
+        f"{figure}_{name}_{MOST}": by_condition[name][key]
         for figure, key in (("kl", "mean_kl"), ("top1", "top1"))
-        for way in ("none", "sink", "deviation")
+        for name in ("none", "sink", "deviation")
     }
-    return rows, summary
 
 
-def _row(
-    count: int, way: str, found: Sequence[tuple[Tensor, float, int]], cases: Sequence[_Case]
-) -> dict[str, Any]:
-    scores = [distance(case.full, logs) for (logs, _, _), case in zip(found, cases, strict=True)]
+def _row(condition: str, groups: Sequence[Group], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    pairs = list(zip(groups, outcomes, strict=True))
     return {
-        "messages": count,
-        "way": way,
-        "mean_kl": mean(kl for kl, _ in scores),
-        "top1": mean(top for _, top in scores),
-        "computed_share": round(
-            mean(new / len(case.ids) for (_, _, new), case in zip(found, cases, strict=True)), 3
-        ),
-        "seconds": round(median(seconds for _, seconds, _ in found), 4),
-        "groups": len(cases),
+        "messages": len(groups[0].messages),
+        "way": condition,
+        **means(score(group.full, outcome.logs) for group, outcome in pairs),
+        "computed_share": round(mean(new.computed / len(group.ids) for group, new in pairs), 3),
+        "seconds": round(median(outcome.seconds for outcome in outcomes), 4),
+        "groups": len(groups),
         "message_tokens": TOKENS,
         "forced_tokens": FORCED,
     }
 
 
-def _case(model: LocalModel, passages: Sequence[tuple[int, ...]]) -> _Case:
+def _group(model: LocalModel, passages: Sequence[tuple[int, ...]]) -> Group:
     messages = tuple(
         make_message(model, ids[:TOKENS], SENDERS[number], "user", "")
         for number, ids in enumerate(passages)
     )
-    quotes = [ChatTurn("user", (Quote(one, one.segments[0]),)) for one in messages]
+    quotes = [ChatTurn("user", (Quote(message, message.segments[0]),)) for message in messages]
     context = model.context_builder.compose([*quotes, ChatTurn("user", (PROMPT,))])
     ids = context.ids + model.context_builder.ask(context)
     forced = passages[-1][TOKENS:]
-    return _Case(messages, context, ids, forced, recomputed(model, ids, forced))
+    return Group(messages, context, ids, forced, recomputed(model, ids, forced))
 
 
-@torch.no_grad()
-def _carried(
-    model: LocalModel, case: _Case, channel: Channel, state_of: _Case | None = None
-) -> tuple[Tensor, float, int]:
-    """The forced distributions, the seconds until the context was there, and how many tokens were
-    computed.
-    """
+def _swapped(group: Group, other: Group) -> list[Message]:
+    """A group's messages with the states of another's."""
+    pairs = zip(group.messages, other.messages, strict=True)
+    return [replace(message, state=theirs.state) for message, theirs in pairs]
+
+
+def _carried(model: LocalModel, group: Group, channel: Channel, sent: Sequence[Message]) -> Outcome:
+    """What comes of a context whose messages came by `channel`, `sent` in their place."""
     began = perf_counter()
-    deliveries = []
-    for number, message in enumerate(case.messages):
-        sent = message
-        if state_of is not None:
-            sent = replace(message, state=state_of.messages[number].state)
-        arrival = Arrival(sent, case.context.spans(message), case.context.ids)
-        deliveries.append(Inbound(number, f"sender {number}", channel, arrival, fallback=False))
-    parts = assemble(model, case.ids, deliveries)
-    new = model.tensor([case.ids[position] for position in parts.missing])
-    state = model.prefill(new, parts.states, model.tensor(parts.missing)).state
+    inbound = []
+    for number, (message, instead) in enumerate(zip(group.messages, sent, strict=True)):
+        arrival = Arrival(instead, group.context.spans(message), group.context.ids)
+        inbound.append(Inbound(number, f"sender {number}", channel, arrival, fallback=False))
+    parts = assemble(model, group.ids, inbound)
+    state = prefilled(model, group.ids, parts.states, parts.missing)
     seconds = perf_counter() - began
-    return forced_logs(model, state, case.ids[-1], case.forced), seconds, len(parts.missing)
+    logs = forced_logs(model, state, group.ids[-1], group.forced)
+    return Outcome(logs, seconds, len(parts.missing))
 
 
 def main() -> None:

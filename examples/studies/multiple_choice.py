@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from unspoken.agents.bench.turns import generate, until_stop
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import ChatTurn
 from unspoken.channels.kv.state import KVState
@@ -111,29 +112,7 @@ def write_hints(
         prompts.append(context.ids + model.context_builder.ask(context))
     written: list[tuple[int, ...]] = []
     for first in range(0, len(prompts), BATCH):
-        written += _generate(model, prompts[first : first + BATCH], tokens)
+        batch = generate(model, prompts[first : first + BATCH], tokens)
+        written += [until_stop(model, ids) for ids in batch]
         progress(len(written))
     return written
-
-
-def _generate(
-    model: LocalModel, prompts: Sequence[tuple[int, ...]], tokens: int
-) -> list[tuple[int, ...]]:
-    longest = max(map(len, prompts))
-    pad = model.tokenizer.pad_token_id or 0
-    padded = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    hf: Any = model.hf
-    written = hf.generate(
-        input_ids=torch.tensor(padded, device=model.device),
-        attention_mask=torch.tensor(mask, device=model.device),
-        max_new_tokens=tokens,
-        do_sample=False,
-        pad_token_id=pad,
-    )
-    return [_until_stop(row[longest:].tolist(), model) for row in written]
-
-
-def _until_stop(ids: Sequence[int], model: LocalModel) -> tuple[int, ...]:
-    stop = next((at for at, token in enumerate(ids) if token in model.stop_ids), len(ids))
-    return tuple(ids[:stop])

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.projection import SINK
 from unspoken.channels.bridges.projector import Projector
 from unspoken.channels.kv.state import KVState
+from unspoken.channels.machine import medians
 from unspoken.channels.model import TextModel
 
 __all__ = ["OWN", "SIZES", "Scene", "products", "scene", "timings"]
@@ -78,22 +77,13 @@ def timings(bridge: Bridge, made: Scene, receiver: TextModel, repeats: int = 7) 
     the bridge's matrix products alone. The sharer's reading counts on neither side: the message is
     in its cache already.
     """
-    ways: dict[str, Callable[[], object]] = {
+    conditions: dict[str, Callable[[], object]] = {
         "text": lambda: _first(receiver, made.context, 0),
         "bridge": lambda: _bridged(bridge, made, receiver),
         "floor": lambda: _first(receiver, made.context, made.stop, made.full),
         "products": products(bridge.projector, made.stop - made.at),
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats + 1):
-        for name, way in ways.items():
-            _wait(receiver)
-            began = perf_counter()
-            way()
-            _wait(receiver)
-            if turn:  # the first warms up
-                times[name].append(perf_counter() - began)
-    return {name: median(found) for name, found in times.items()}
+    return medians(conditions, repeats, receiver.device)
 
 
 def _first(
@@ -135,8 +125,3 @@ def products(projector: Projector, tokens: int) -> Callable[[], object]:
             (hidden, projector.weigh.weight.T),
         ]
     return lambda: [left @ right for left, right in pairs]
-
-
-def _wait(model: TextModel) -> None:
-    if model.device.type != "cpu":
-        torch.accelerator.synchronize(model.device)

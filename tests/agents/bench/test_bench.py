@@ -8,7 +8,6 @@ from architectures import make, tuned
 from unspoken.agents.bench import (
     BENCHES,
     STUDIES,
-    Files,
     decode,
     hop,
     packet,
@@ -32,7 +31,7 @@ def test_hop_measures_every_way_against_the_best_text(
 ) -> None:
     """Each way has a row, and no text is faster than the text its rivals are held against."""
     monkeypatch.setattr(hop, "SIZES", (32,))
-    rows, summary = hop.measure(model, Files(), lambda line: None)
+    rows, summary = hop.measure(model, progress=lambda line: None)
     ways = {row["way"]: row for row in rows}
     assert {"text", "continuation", "floor", "splice, sink 4"} <= set(ways)
     texts = [row for name, row in ways.items() if name.startswith("text") and "index" not in name]
@@ -50,7 +49,7 @@ def test_splice_controls_bracket_the_splice(
     monkeypatch.setattr(splice, "SHARER", "one of the keys")
     monkeypatch.setattr(splice, "RECEIVER", "who is it")
     monkeypatch.setattr(splice, "_shared_outputs", splice._shared_prompts)
-    rows, summary = splice.measure(model, Files(), lambda line: None)
+    rows, summary = splice.measure(model, progress=lambda line: None)
     kl = {row["way"]: row["mean_kl"] for row in rows if row["share"] == "prompt"}
     assert kl["text"] < 1e-9
     assert kl["all recomputed"] < 1e-6
@@ -65,7 +64,7 @@ def test_packet_says_what_each_codec_keeps(
     """Raw is the text itself, int8 nearer to it than int4, both nearer than another's message."""
     for name, value in (("PASSAGES", 3), ("TOKENS", 24), ("FORCED", 4), ("SIZES", (8, 16))):
         monkeypatch.setattr(packet, name, value)
-    rows, summary = packet.measure(model, Files(), lambda line: None)
+    rows, summary = packet.measure(model, progress=lambda line: None)
     kl = {row["way"]: row["mean_kl"] for row in rows if "way" in row}
     assert summary["raw_bit_exact"] is True
     assert kl["raw"] < 1e-6 < kl["int4"]
@@ -102,7 +101,7 @@ def test_profile_holds_the_front_against_random_groups_and_controls(
     for name, value in (("SETTINGS", small), ("QUESTIONS", 2), ("KINDS", ("full",))):
         monkeypatch.setattr(profile, name, value)
     monkeypatch.setattr(profile, "finetune", lambda base, recipe, report: tuned("llama", 0.1))
-    rows, summary = profile.measure(model, Files(), lambda line: None)
+    rows, summary = profile.measure(model, progress=lambda line: None)
     by_layers = {row["layers"]: row for row in rows}
     kl = {name: row["kl prefix"] for name, row in by_layers.items()}
     assert kl["text"] == 0 and kl["0-3"] < 1e-5
@@ -122,7 +121,7 @@ def test_decode_compares_with_generate(model: LocalModel, monkeypatch: pytest.Mo
     """On both models every token is generate's."""
     monkeypatch.setattr(decode, "PROMPTS", 2)
     monkeypatch.setattr(decode, "NEW", 8)
-    rows, summary = decode.measure(model, Files(), lambda line: None)
+    rows, summary = decode.measure(model, progress=lambda line: None)
     assert [row["equal"] for row in rows] == [2, 2, 2]
     assert summary["tokens_equal"] is summary["continuation_equals_text"] is True
 
