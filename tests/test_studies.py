@@ -15,7 +15,7 @@ import torch
 from architectures import make
 from flows import own_cache
 from fusers import CORPUS, SMALL, bridge_between, fuser_between
-from pairs import corpus, few_held_out, folders, plan
+from pairs import corpus, folders, plan, quick_fits
 
 import ablation
 import dial
@@ -138,7 +138,7 @@ def test_ablation_has_a_row_per_variant(
     few: None, stored: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Among them the parts of a trained bridge; a wider map is nearer to the text."""
-    few_held_out(monkeypatch)
+    quick_fits(monkeypatch)
     models = [LocalModel.load(str(folder)) for folder in stored]
     bridge = fit_bridge(*models, replace(plan(corpus(tmp_path), None), out=tmp_path / "bridge"))
     rows = study_of(ablation, *stored, "--bridge", bridge)["rows"]
