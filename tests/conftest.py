@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,19 @@ if _WORKERS > 1:  # each worker, and each process that its tests start, keeps to
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first: a worker that starts one at the end would keep the others waiting."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own, and no bridges but those in it."""
+    monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("UNSPOKEN_BRIDGES", raising=False)
+    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,12 @@ from tiny import tiny_llama
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of our own, and output that does not depend on who runs this."""
-    monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "cache"))
+def plain(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of the test's own, and output that does not depend on who runs this."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "400")
-    for name in ("UNSPOKEN_BRIDGES", "FORCE_COLOR", "TTY_COMPATIBLE", "UNSPOKEN_DEBUG"):
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "UNSPOKEN_DEBUG"):
         monkeypatch.delenv(name, raising=False)
-    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="session")

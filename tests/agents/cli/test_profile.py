@@ -38,15 +38,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "400")
-    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "UNSPOKEN_DEBUG"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path / "cache"
-
-
 def call(*args: object) -> Result:
     return CliRunner().invoke(app, ["profile", *map(str, args)])
 

@@ -17,11 +17,6 @@ pytestmark = pytest.mark.anyio
 LIMIT_S = 20.0
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 def worker() -> Worker:
     return Worker("test")

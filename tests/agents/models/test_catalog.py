@@ -10,7 +10,6 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 from processes import python
-from tiny import tiny_gguf, tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from unspoken.agents.models import catalog, hub
@@ -18,21 +17,6 @@ from unspoken.agents.models.embedded import EMBEDDED
 from unspoken.channels.errors import ModelReferenceError
 
 SMOLLM = "embedded:smollm2-135m-instruct"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny Llama in `llama` and the same model in `tiny.gguf`."""
-    folder = tmp_path_factory.mktemp("made")
-    tiny_gguf(folder / "tiny.gguf", tiny_llama(folder / "llama"))
-    return folder
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache root."""
-    monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 # References

@@ -11,28 +11,13 @@ from typing import Any
 import pytest
 import torch
 from processes import environment, python, until
-from tiny import CHATML, tiny_gguf, tiny_llama
+from tiny import CHATML
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from unspoken.agents.models import catalog, gguf
 from unspoken.channels.errors import ModelReferenceError, ModelSupportError
 from unspoken.channels.storage.files import digest_sha256
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny Llama in `llama` and the same model in `tiny.gguf`."""
-    folder = tmp_path_factory.mktemp("made")
-    tiny_gguf(folder / "tiny.gguf", tiny_llama(folder / "llama"))
-    return folder
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache root."""
-    monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def test_parts_are_joined(cache: Path, made: Path, tmp_path: Path) -> None:

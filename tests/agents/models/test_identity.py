@@ -23,12 +23,7 @@ from unspoken.agents.models.identity import cached_identity, model_identity, rem
 from unspoken.channels.errors import IdentityMismatch, ModelSupportError
 from unspoken.channels.kv.geometry import ModelIdentity
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache root."""
-    monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

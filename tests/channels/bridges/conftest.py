@@ -40,9 +40,7 @@ def bridge(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BridgeStore:
+def store(cache: Path, monkeypatch: pytest.MonkeyPatch) -> BridgeStore:
     """A store of one's own, which processes share that a test starts; fits into it are quick."""
-    monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("UNSPOKEN_BRIDGES", raising=False)
     quick_fits(monkeypatch)
     return BridgeStore()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pairs import AUDIT
+from pairs import AUDIT, quick_fits, text
 
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.answers import greedy, losses_of
@@ -31,8 +31,8 @@ CONFIG = ProjectorConfig((0, 1), rank=8, hidden=8, bottleneck=4)
 
 
 @pytest.fixture(scope="module")
-def corpus() -> Corpus:
-    return load_corpus()
+def corpus(source: str) -> Corpus:
+    return load_corpus([source])
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,9 @@ def bridge(pair: tuple[LocalModel, LocalModel]) -> Bridge:
 
 
 @pytest.fixture
-def rows(corpus: Corpus) -> AuditRows:
+def rows(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> AuditRows:
     """A few rows of every kind, short enough for a tokenizer of letters."""
+    quick_fits(monkeypatch)
     made = AUDIT.rows(corpus)
     qa = (
         QaRow("the key is in the reader", "where is the key?", ("in the reader",)),
@@ -257,12 +258,13 @@ def test_passages_are_spread_over_the_text(pair: tuple[LocalModel, LocalModel]) 
     assert "40000" in caught.value.expected
 
 
-def test_rows_come_of_files_or_are_built_in(tmp_path: Path, corpus: Corpus) -> None:
+def test_rows_come_of_files_or_are_built_in(tmp_path: Path) -> None:
     """Files are named with the rows taken; unseen text is what the corpus held out."""
     file = tmp_path / "qa.jsonl"
     file.write_text(
         "\n".join(f'{{"context": "c{n}", "question": "q", "answers": ["a"]}}' for n in range(9))
     )
+    corpus = Corpus((), (text(),), ("topics",), "0")
     rows = AuditRows.load(None, file, None, questions=4, records=3, corpus=corpus)
     assert [(one.name, one.rows) for one in rows.files] == [("qa.jsonl", 4)]
     assert (len(rows.qa), len(rows.recall)) == (4, 3)

@@ -1,7 +1,5 @@
 """The projector and its features, against plain formulas and plain transformers."""
 
-import random
-
 import pytest
 import torch
 from architectures import ARCHITECTURES, make
@@ -20,21 +18,15 @@ from unspoken.channels.bridges.fit.example import (
     target_rows,
 )
 from unspoken.channels.bridges.fit.initialization import (
-    LEAST,
-    projector_bytes,
     start_from,
-    widest_rank,
 )
-from unspoken.channels.bridges.fit.ridge import Gram, choose_layers
-from unspoken.channels.bridges.fit.samples import Sample, Target, TokenizedSample, prepare, teach
+from unspoken.channels.bridges.fit.ridge import Gram
+from unspoken.channels.bridges.fit.samples import Sample, Target, TokenizedSample, prepare
 from unspoken.channels.bridges.fit.validation import swapped
 from unspoken.channels.bridges.manifest import BridgeManifest, FitData
 from unspoken.channels.bridges.projection import feature_rows, projected_state
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
-from unspoken.channels.bridges.quantize import GROUP, pack, unpack
-from unspoken.channels.data.text import load_corpus
 from unspoken.channels.errors import BridgeError, IdentityMismatch
-from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import rotaries
 from unspoken.channels.storage.side import ModelDescription
@@ -45,99 +37,6 @@ LESSON = Sample(TEXT, (Target("", " and this is what comes after"), Target(" que
 
 def draws(rows: int, columns: int, seed: int) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-
-
-def solved(penalty: float, chunks: int = 3) -> tuple[Gram, torch.Tensor, torch.Tensor]:
-    x = draws(240, 7, 0) * torch.arange(1, 8) + 40
-    y = x @ draws(7, 5, 1) + 0.1 * draws(240, 5, 2) - 3
-    gram = Gram(7, 5, torch.device("cpu"))
-    for part, target in zip(x.chunk(chunks), y.chunk(chunks), strict=True):
-        gram.add(part, target)
-    return gram, x, y
-
-
-def standard(rows: torch.Tensor) -> torch.Tensor:
-    return (rows - rows.mean(0)) / rows.std(0, unbiased=False)
-
-
-def test_the_streamed_solution_is_the_ridge_of_all_rows_at_once() -> None:
-    gram, x, y = solved(1e-3)
-    a, b = standard(x.double()), standard(y.double())
-    plain = torch.linalg.solve(a.T @ a / len(a) + 1e-3 * torch.eye(7), a.T @ b / len(a))
-    assert torch.allclose(gram.solve(penalty=1e-3).full().double(), plain, atol=1e-3)
-
-
-def test_a_full_rank_cut_is_the_uncut_map() -> None:
-    solution = solved(1e-3)[0].solve()
-    encode, decode = solution.cut(5)
-    assert torch.allclose(encode @ decode, solution.full(), atol=1e-4)
-
-
-def test_a_cut_is_the_best_map_of_its_rank() -> None:
-    solution = solved(1e-3)[0].solve()
-    encode, decode = solution.cut(2)
-    best = torch.linalg.svd(solution.half).S[2:].square().sum()
-    kept = solution.factor.T @ encode @ decode
-    assert torch.allclose((kept - solution.half).square().sum(), best, rtol=1e-2, atol=1e-5)
-
-
-def test_a_rank_beyond_what_there_is_is_padded() -> None:
-    encode, decode = solved(1e-3)[0].solve().cut(9)
-    assert encode.shape == (7, 9) and decode.shape == (9, 5)
-    assert not encode[:, 5:].any()
-
-
-def test_some_columns_are_solved_alone() -> None:
-    gram, x, y = solved(1e-3)
-    alone = Gram(3, 5, torch.device("cpu"))
-    alone.add(x[:, :3], y)
-    part = gram.solve(torch.arange(3))
-    assert torch.allclose(part.full(), alone.solve().full(), atol=1e-3)
-
-
-def test_a_column_that_never_varies_says_nothing() -> None:
-    gram = Gram(2, 1, torch.device("cpu"))
-    x = torch.cat([draws(50, 1, 0), torch.full((50, 1), 3.0)], dim=1)
-    gram.add(x, x[:, :1])
-    weights = gram.solve().full()
-    assert weights[1].abs() < 1e-5 and torch.isfinite(weights).all()
-
-
-def test_the_layer_that_explains_the_target_is_chosen_first() -> None:
-    blocks = [draws(400, 8, seed) for seed in range(4)]
-    target = blocks[2] @ draws(8, 6, 9)
-    assert choose_layers(blocks, blocks[0][:, :0], target, 1) == (2,)
-
-
-def test_a_layer_that_repeats_another_is_chosen_last() -> None:
-    blocks = [draws(400, 8, seed) for seed in range(3)]
-    blocks[1] = blocks[0] + 0.01 * draws(400, 8, 7)
-    target = torch.cat([blocks[0] @ draws(8, 6, 9), blocks[2] @ draws(8, 3, 10)], dim=1)
-    chosen = choose_layers(blocks, blocks[0][:, :0], target, 2)
-    assert 2 in chosen and set(chosen) != {0, 1}
-
-
-@pytest.mark.parametrize("always", [0, 5])
-def test_layers_are_chosen_as_ridges_solved_one_by_one_choose_them(always: int) -> None:
-    """Each next layer is the one whose ridge, with all before it, has the least loss."""
-    blocks = [draws(300, 6, seed) for seed in range(6)]
-    known = draws(300, always, 11)
-    target = sum(
-        (one @ draws(6, 9, n) * (n + 1) for n, one in enumerate(blocks)), draws(300, 9, 12)
-    )
-    wanted, *parts = ((one - one.mean(dim=0)) / one.std(dim=0) for one in (target, *blocks))
-    base = (known - known.mean(dim=0)) / known.std(dim=0) if always else known
-    order: list[int] = []
-    while len(order) < 4:
-        losses = {}
-        for number in sorted(set(range(6)) - set(order)):
-            x = torch.cat([base, *(parts[n] for n in (*order, number))], dim=1)
-            square = x[:150].mT @ x[:150] + 1.5 * torch.eye(x.shape[1])
-            weights = torch.linalg.solve(square, x[:150].mT @ wanted[:150])
-            losses[number] = float((wanted[150:] - x[150:] @ weights).square().mean())
-        order.append(min(losses, key=losses.__getitem__))
-    assert choose_layers(blocks, known, target, 4) == tuple(order)
-    assert choose_layers(blocks, known, target, 2) == tuple(order[:2])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -335,36 +234,6 @@ def test_native_layers_keep_their_own_keys_and_values(
     assert len(made.native) == 2
 
 
-def test_lessons_repeat_with_their_seed_and_have_every_kind() -> None:
-    corpus = load_corpus(["builtin"])
-    first = [next_ for next_, _ in zip(teach(corpus.stream(3), 3), range(60), strict=False)]
-    again = [next_ for next_, _ in zip(teach(corpus.stream(3), 3), range(60), strict=False)]
-    assert first == again
-    kinds = {tail.kind for lesson in first for tail in lesson.tails}
-    assert kinds == {"text", "copy", "fact", "cloze", "recall"}
-
-
-def test_int8_weights_are_within_half_a_step() -> None:
-    tensor = draws(130, 67, 0)
-    packed = pack({"encode": tensor, "gate": draws(1, 4, 1)[0]})
-    assert packed["encode"].dtype == torch.int8 and packed["gate"].dtype == torch.float32
-    steps = packed["encode.scale"].float().repeat_interleave(GROUP)[: tensor.numel()]
-    error = (unpack(packed)["encode"] - tensor).abs().flatten()
-    assert bool((error <= 0.51 * steps).all())
-
-
-def test_weights_stored_whole_come_back_whole() -> None:
-    tensor = draws(130, 67, 0)
-    assert torch.equal(unpack(pack({"encode": tensor}, "float32"))["encode"], tensor)
-
-
-def test_int8_weights_without_scales_are_refused() -> None:
-    packed = pack({"encode": draws(130, 67, 0)})
-    del packed["encode.scale"]
-    with pytest.raises(BridgeError, match=r"'encode' have no scales"):
-        unpack(packed)
-
-
 def bridge_of(sharer: LocalModel, receiver: LocalModel, **changes: int) -> Bridge:
     torch.manual_seed(0)
     settings = config(**changes)
@@ -413,42 +282,3 @@ def test_weights_of_another_shape_are_refused(pair: tuple[LocalModel, LocalModel
     tensors["encode"] = tensors["encode"][:-1]
     with pytest.raises(BridgeError, match="do not fit"):
         Bridge.from_tensors(bridge.manifest, tensors, "cpu")
-
-
-def test_a_copied_stretch_is_in_the_message() -> None:
-    lessons = teach(load_corpus(["builtin"]).stream(1), 1)
-    rng = random.Random(0)
-    for _ in range(rng.randint(40, 60)):
-        lesson = next(lessons)
-        for tail in lesson.tails:
-            if tail.kind == "copy":
-                assert tail.answer in lesson.text
-
-
-WIDE = CacheGeometry((LayerGeometry(4, 64, "default", None),) * 6, 256, 4096)
-
-
-def stored(rank: int) -> int:
-    """Bytes of a projector's tensors as they are stored."""
-    made = Projector(ProjectorConfig((0, 2), rank=rank, hidden=64, bottleneck=32), WIDE, WIDE)
-    return sum(one.numel() * one.element_size() for one in pack(made.state_dict()).values())
-
-
-def test_the_size_of_a_projector_is_what_it_takes_on_disk() -> None:
-    config = ProjectorConfig((0, 2), rank=96, hidden=64, bottleneck=32)
-    assert projector_bytes(config, WIDE, WIDE) == stored(96)
-
-
-def test_the_widest_code_is_the_widest_that_fits() -> None:
-    """One step more would not fit."""
-    config = ProjectorConfig((0, 2), hidden=64, bottleneck=32)
-    rank = widest_rank(config, WIDE, WIDE, 4_000_000)
-    assert rank > LEAST and rank % 32 == 0
-    assert stored(rank) <= 4_000_000 < stored(rank + 32)
-
-
-def test_a_large_pair_has_a_code_all_the_same_and_a_small_one_no_wider_than_it_is() -> None:
-    config = ProjectorConfig((0, 2), hidden=64, bottleneck=32)
-    assert widest_rank(config, WIDE, WIDE, 1000) == LEAST
-    small = CacheGeometry((LayerGeometry(1, 8, "default", None),) * 3, 16, 64)
-    assert widest_rank(config, small, small) == min(4 * 8 + 2 * 16, 6 * 8)

@@ -1,0 +1,178 @@
+"""Runs that fail, take too long, fall back, or are left before their end."""
+
+import threading
+from contextlib import aclosing
+from typing import Any
+
+import anyio
+import pytest
+from flows import reader_solver, sound
+from runs import CACHE, FEW, GIVEN, TEXT, events_of
+
+from unspoken.agents import Agent, LocalModel, Workflow
+from unspoken.agents.runtime.events import (
+    Event,
+    FallbackTaken,
+    RunFinished,
+    TokenWritten,
+)
+from unspoken.channels import SameModelCacheChannel
+from unspoken.channels.errors import (
+    AgentError,
+    ContextLengthError,
+    InputError,
+    RunTimeout,
+    StateError,
+    TemplateError,
+    WorkflowError,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_an_agent_that_takes_too_long_is_named(model: LocalModel) -> None:
+    """An agent's timeout ends the run."""
+    slow = Agent("slow", model, prompt="x", generate={"max_new_tokens": 1000}, timeout=1e-6)
+    with pytest.raises(RunTimeout, match="agent 'slow' took longer") as caught:
+        await Workflow("w", [slow]).arun()
+    assert caught.value.agent == "slow"
+
+
+async def test_a_run_that_takes_too_long_ends(model: LocalModel) -> None:
+    """The workflow's timeout ends the run, and names no agent."""
+    slow = Agent("slow", model, prompt="x", generate={"max_new_tokens": 1000})
+    with pytest.raises(RunTimeout, match="the run took longer") as caught:
+        await Workflow("w", [slow], timeout=1e-6).arun()
+    assert caught.value.agent == ""
+
+
+async def test_a_failing_agent_stops_the_others(model: LocalModel) -> None:
+    """The error names the agent, its cause is chained, and the other one stops writing."""
+    good = Agent("good", model, prompt="x", generate={"max_new_tokens": 1500})
+    bad = Agent("bad", model, prompt="{{ inputs.rows[5] }}", generate=FEW)
+    flow = Workflow("w", [good, bad], inputs={"rows": "list"})
+    seen: list[Event] = []
+
+    async def follow() -> None:
+        async with aclosing(flow.stream(rows=[])) as events:
+            async for event in events:
+                seen.append(event)
+
+    for run in (follow, lambda: flow.arun(rows=[])):
+        with pytest.raises(AgentError, match="agent 'bad' failed") as caught:
+            await run()
+        assert caught.value.agent == "bad"
+        assert isinstance(caught.value.__cause__, TemplateError)
+    assert len(seen) < 1500
+
+
+async def test_too_long_a_prompt_is_an_error_of_the_input(model: LocalModel) -> None:
+    """A prompt past the model's context is exit code 2 and says how long it may be."""
+    with pytest.raises(AgentError, match="tokens") as caught:
+        await reader_solver(model, model).arun(document="the reader " * 3000, question="x")
+    assert caught.value.agent == "reader" and caught.value.exit_code == 2
+    assert isinstance(caught.value.__cause__, ContextLengthError)
+    assert "2048" in caught.value.expected
+
+
+async def test_a_channel_that_fails_gives_way_to_text(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fallback: text the words are read instead, and the report and an event say why."""
+    expected = await reader_solver(model, model, TEXT).arun(**GIVEN)
+    monkeypatch.setattr(SameModelCacheChannel, "carry", _broken)
+    happened = await events_of(reader_solver(model, model, CACHE), **GIVEN)
+    result = happened[-1]
+    assert isinstance(result, RunFinished)
+    assert result.outputs == expected.outputs
+    (fallback,) = [event for event in happened if isinstance(event, FallbackTaken)]
+    assert (fallback.sharer, fallback.receiver) == ("reader", "solver")
+    assert "the state is broken" in fallback.reason
+    assert result.report.fallbacks == (("reader -> solver", fallback.reason),)
+    (edge,) = sound(result.report).edges
+    assert (edge.planned, edge.channel) == (CACHE, TEXT)
+
+
+async def test_a_channel_that_fails_and_must_not_fall_back_ends_the_run(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fallback: error the error names agent and edge."""
+    monkeypatch.setattr(SameModelCacheChannel, "carry", _broken)
+    with pytest.raises(AgentError, match="the state is broken") as caught:
+        await reader_solver(model, model, CACHE, fallback="error").arun(**GIVEN)
+    assert (caught.value.agent, caught.value.edge) == ("solver", "reader -> solver")
+    assert caught.value.exit_code == 1
+
+
+def _broken(*args: object) -> object:
+    raise StateError("the state is broken")
+
+
+async def test_other_weights_go_by_text_with_the_reason(
+    models: tuple[LocalModel, LocalModel],
+) -> None:
+    """Between models that differ in one weight, auto takes text, and names the weights."""
+    flow = reader_solver(*models)
+    (edge,) = flow.plan().edges
+    assert (edge.channel, edge.fell_back) == (TEXT, False) and "other weights" in edge.reason
+    expected = await reader_solver(*models, TEXT).arun(**GIVEN)
+    result = await flow.arun(**GIVEN)
+    assert result.outputs == expected.outputs and result.report.fallbacks == ()
+
+
+async def test_a_cache_asked_for_between_other_weights_is_a_recorded_fallback(
+    models: tuple[LocalModel, LocalModel],
+) -> None:
+    """A cache by name that cannot be had is text, and the run says so once."""
+    result = await reader_solver(*models, CACHE).arun(**GIVEN)
+    ((edge, reason),) = result.report.fallbacks
+    assert edge == "reader -> solver" and "other weights" in reason
+
+
+async def test_breaking_out_of_a_stream_stops_after_the_operation_under_way(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leaving the loop waits for one forward, and no other follows."""
+    forward, calls = model.backbone.forward, 0
+    under_way, release = anyio.Event(), threading.Event()
+    token = anyio.lowlevel.current_token()
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            anyio.from_thread.run_sync(under_way.set, token=token)
+            release.wait(20)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model.backbone, "forward", slow)
+    flow = Workflow("w", [Agent("a", model, prompt="x", generate={"max_new_tokens": 1000})])
+
+    async def release_soon() -> None:
+        await anyio.wait_all_tasks_blocked()
+        release.set()
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks, aclosing(flow.stream()) as events:
+            async for event in events:
+                if isinstance(event, TokenWritten):
+                    await under_way.wait()
+                    tasks.start_soon(release_soon)
+                    break
+    assert calls == 3
+
+
+async def test_inputs_are_checked_before_anything_runs(model: LocalModel) -> None:
+    """A missing input is an input error, and no event is sent."""
+    with pytest.raises(InputError, match="'question' is missing"):
+        await events_of(reader_solver(model, model), document="x")
+
+
+async def test_a_cache_that_must_not_fall_back_is_refused_before_it_runs(
+    models: tuple[LocalModel, LocalModel],
+) -> None:
+    """By name and with fallback: error, the plan refuses and names the field that differs."""
+    flow = reader_solver(*models, CACHE, fallback="error")
+    with pytest.raises(WorkflowError, match="other weights") as caught:
+        await flow.arun(**GIVEN)
+    assert caught.value.problems[0].where == "edges[0].channel"

@@ -1,0 +1,68 @@
+"""Weights as they are stored, and how wide a code fits."""
+
+import pytest
+import torch
+
+from unspoken.channels.bridges.fit.initialization import (
+    LEAST,
+    projector_bytes,
+    widest_rank,
+)
+from unspoken.channels.bridges.projector import Projector, ProjectorConfig
+from unspoken.channels.bridges.quantize import GROUP, pack, unpack
+from unspoken.channels.errors import BridgeError
+from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry
+
+
+def draws(rows: int, columns: int, seed: int) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def test_int8_weights_are_within_half_a_step() -> None:
+    tensor = draws(130, 67, 0)
+    packed = pack({"encode": tensor, "gate": draws(1, 4, 1)[0]})
+    assert packed["encode"].dtype == torch.int8 and packed["gate"].dtype == torch.float32
+    steps = packed["encode.scale"].float().repeat_interleave(GROUP)[: tensor.numel()]
+    error = (unpack(packed)["encode"] - tensor).abs().flatten()
+    assert bool((error <= 0.51 * steps).all())
+
+
+def test_weights_stored_whole_come_back_whole() -> None:
+    tensor = draws(130, 67, 0)
+    assert torch.equal(unpack(pack({"encode": tensor}, "float32"))["encode"], tensor)
+
+
+def test_int8_weights_without_scales_are_refused() -> None:
+    packed = pack({"encode": draws(130, 67, 0)})
+    del packed["encode.scale"]
+    with pytest.raises(BridgeError, match=r"'encode' have no scales"):
+        unpack(packed)
+
+
+WIDE = CacheGeometry((LayerGeometry(4, 64, "default", None),) * 6, 256, 4096)
+
+
+def stored(rank: int) -> int:
+    """Bytes of a projector's tensors as they are stored."""
+    made = Projector(ProjectorConfig((0, 2), rank=rank, hidden=64, bottleneck=32), WIDE, WIDE)
+    return sum(one.numel() * one.element_size() for one in pack(made.state_dict()).values())
+
+
+def test_the_size_of_a_projector_is_what_it_takes_on_disk() -> None:
+    config = ProjectorConfig((0, 2), rank=96, hidden=64, bottleneck=32)
+    assert projector_bytes(config, WIDE, WIDE) == stored(96)
+
+
+def test_the_widest_code_is_the_widest_that_fits() -> None:
+    """One step more would not fit."""
+    config = ProjectorConfig((0, 2), hidden=64, bottleneck=32)
+    rank = widest_rank(config, WIDE, WIDE, 4_000_000)
+    assert rank > LEAST and rank % 32 == 0
+    assert stored(rank) <= 4_000_000 < stored(rank + 32)
+
+
+def test_a_large_pair_has_a_code_all_the_same_and_a_small_one_no_wider_than_it_is() -> None:
+    config = ProjectorConfig((0, 2), hidden=64, bottleneck=32)
+    assert widest_rank(config, WIDE, WIDE, 1000) == LEAST
+    small = CacheGeometry((LayerGeometry(1, 8, "default", None),) * 3, 16, 64)
+    assert widest_rank(config, small, small) == min(4 * 8 + 2 * 16, 6 * 8)
