@@ -17,12 +17,7 @@ from unspoken.channels import (
     SameModelCacheChannel,
     TextChannel,
 )
-from unspoken.channels.errors import (
-    IdentityMismatch,
-    InputError,
-    RunError,
-    StateError,
-)
+from unspoken.channels.errors import IdentityMismatch, InputError, RunError, StateError
 
 Models = dict[str, LocalModel]
 

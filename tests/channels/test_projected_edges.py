@@ -8,16 +8,8 @@ from fake_bridge import FakeBridge, finder
 from flows import DOCUMENT, QUESTION, reader_solver, sound
 
 from unspoken.agents import Agent, LocalModel, Workflow
-from unspoken.channels import (
-    ProjectedCacheChannel,
-    TextChannel,
-)
-from unspoken.channels.errors import (
-    AgentError,
-    IdentityMismatch,
-    InputError,
-    WorkflowError,
-)
+from unspoken.channels import ProjectedCacheChannel, TextChannel
+from unspoken.channels.errors import AgentError, IdentityMismatch, InputError, WorkflowError
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -7,10 +7,7 @@ from unspoken.channels.base import Arrival, Channel
 from unspoken.channels.message import Message
 from unspoken.channels.same_model import SameModelCacheChannel
 
-__all__ = [
-    "message_of",
-    "receive",
-]
+__all__ = ["message_of", "receive"]
 
 
 def message_of(model: LocalModel, text: str, system: str | None = None) -> Message:

@@ -8,21 +8,9 @@ from unspoken.agents import GenerateSpec, LocalModel
 from unspoken.agents.engines.turn import Inbound, TurnOutcome, TurnRequest, run_turn
 from unspoken.agents.prompts.context import ChatTurn, Context, Quote
 from unspoken.agents.runtime.outbox import publish
-from unspoken.channels import (
-    Arrival,
-    CarryReport,
-    Channel,
-    Message,
-)
+from unspoken.channels import Arrival, CarryReport, Channel, Message
 
-__all__ = [
-    "WORDS",
-    "arrival_of",
-    "context_of",
-    "message_of",
-    "report",
-    "take",
-]
+__all__ = ["WORDS", "arrival_of", "context_of", "message_of", "report", "take"]
 
 WORDS = "the reader was in the document with the key 漢 🙂 e\u0301 of it, and who? " * 3
 

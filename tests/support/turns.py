@@ -5,20 +5,10 @@ from typing import Any
 import torch
 
 from unspoken.agents import GenerateSpec, LocalModel
-from unspoken.agents.engines.turn import (
-    Prefilling,
-    TurnOutcome,
-    TurnRequest,
-    Written,
-    run_turn,
-)
+from unspoken.agents.engines.turn import Prefilling, TurnOutcome, TurnRequest, Written, run_turn
 from unspoken.agents.prompts.context import ChatTurn, Context
 
-__all__ = [
-    "context_of",
-    "take",
-    "writes",
-]
+__all__ = ["context_of", "take", "writes"]
 
 
 def context_of(model: LocalModel, *words: str) -> Context:

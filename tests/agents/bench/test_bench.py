@@ -5,16 +5,7 @@ from pathlib import Path
 import pytest
 from architectures import make, tuned
 
-from unspoken.agents.bench import (
-    BENCHES,
-    STUDIES,
-    decode,
-    hop,
-    packet,
-    profile,
-    run_bench,
-    splice,
-)
+from unspoken.agents.bench import BENCHES, STUDIES, decode, hop, packet, profile, run_bench, splice
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.errors import InputError

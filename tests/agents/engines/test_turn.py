@@ -9,12 +9,7 @@ from flows import own_cache, tiny_model
 from turns import context_of, take, writes
 
 from unspoken.agents import LocalModel
-from unspoken.agents.engines.turn import (
-    Inbound,
-    Prefilling,
-    TurnRequest,
-    Written,
-)
+from unspoken.agents.engines.turn import Inbound, Prefilling, TurnRequest, Written
 from unspoken.agents.prompts.context import ChatTurn, Context, Quote
 from unspoken.agents.runtime.outbox import publish
 from unspoken.channels import KVState, Message, SameModelCacheChannel, TextChannel

@@ -11,12 +11,7 @@ import pytest
 import torch
 from processes import python
 from tiny import WORDS, tiny_gemma3, tiny_llama, tiny_tokenizer
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-)
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from unspoken.agents.models import identity
 from unspoken.agents.models.identity import cached_identity, model_identity, remember

@@ -1,39 +1,18 @@
 """The plan: which channel each edge gets and why, held against what runs then do."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from chat_templates import TEMPLATES
-from fake_bridge import FakeBridge, finder
-from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sibling, tiny_model
-from tiny import tiny_tokenizer
+from flows import DOCUMENT, QUESTION, reader_solver
 
 from unspoken.agents import Agent, EdgePlan, LocalModel, Plan, Workflow
 from unspoken.agents.planning.outline import outline
 from unspoken.agents.planning.planner import plan_workflow
-from unspoken.channels import ProjectedCacheChannel, SameModelCacheChannel, TextChannel
-from unspoken.channels.errors import BridgeError, ModelSupportError, WorkflowError
+from unspoken.channels import SameModelCacheChannel, TextChannel
+from unspoken.channels.errors import ModelSupportError, WorkflowError
 
 CACHE, TEXT = "same_model_cache", "text"
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LocalModel]]:
-    """A model by template; `other` differs from chatml in one weight, `third` in all."""
-    folder = tmp_path_factory.mktemp("models")
-    with own_cache(folder / "cache"):
-        chatml = tiny_model(folder / "chatml")
-        made = {
-            name: tiny_model(folder / name, tokenizer=tiny_tokenizer(chat_template=source))
-            for name, source in (TEMPLATES | {"plain": None}).items()
-        }
-        others = {
-            "other": sibling(chatml, folder / "other"),
-            "third": tiny_model(folder / "third", 3),
-        }
-        yield {"chatml": chatml, **others, **made}
 
 
 def agent(name: str, prompt: str = "", **settings: Any) -> Agent:
@@ -359,170 +338,3 @@ def test_an_outline_ends_with_the_agent_s_own_words(models: dict[str, LocalModel
     assert [piece.edge for piece in pieces if piece.kind == "prompt"] == [0, 1, None]
     assert pieces[0].kind == "system"
     assert pieces[-2].label == "what s wrote"
-
-
-# Bridges: each case is an edge, what the bridge is, and what the plan says.
-
-PROJECTED = "projected_cache"
-
-
-def bridged(
-    models: dict[str, LocalModel],
-    channel: Any = "auto",
-    *,
-    bridge: dict[str, Any] | None = None,
-    ends: tuple[str, str] = ("chatml", "other"),
-    bridges: str = "stored",
-    **edge: Any,
-) -> EdgePlan:
-    """The plan of a reader and a solver on two models, with or without a bridge in the store."""
-    pair = models[ends[0]], models[ends[1]]
-    flow = reader_solver(*pair, channel, **edge)
-    spec = flow.spec.model_copy(update={"bridges": bridges})
-    stored = [] if bridge is None else [FakeBridge(*pair, **bridge)]
-    agents = {"reader": pair[0], "solver": pair[1]}
-    given = {0: channel.bridge} if isinstance(channel, ProjectedCacheChannel) else {}
-    plan = plan_workflow(spec, agents, find_bridge=finder(*stored), bridges=given)
-    assert isinstance(plan.channels[0], ProjectedCacheChannel) == (
-        plan.edges[0].mode == "projected" and not plan.unfitted
-    )
-    return plan.edges[0]
-
-
-@pytest.mark.parametrize("channel", ["auto", PROJECTED])
-@pytest.mark.parametrize(
-    ("bridge", "edge", "mode", "reason", "advice"),
-    [
-        ({"earned": 0.91}, {}, "projected", "keeps at least 0.91 (0.8 asked)", ""),
-        ({"earned": 0.8}, {}, "projected", "rank 512, 11 MB, retention 0.93", ""),
-        ({"earned": 0.9, "native_layers": 2}, {}, "projected", "runs its first 2 layers", ""),
-        (
-            {"earned": 0.7999},
-            {},
-            TEXT,
-            "keeps at least 0.79, and this edge asks",
-            "min_retention: 0.79",
-        ),
-        ({"earned": 0.29}, {}, TEXT, "keeps at least 0.29", "min_retention: 0.29 on this edge"),
-        ({"earned": 0.29}, {"min_retention": 0.29}, "projected", "keeps at least 0.29", ""),
-        ({"earned": 0.9}, {"min_retention": 0.95}, TEXT, "this edge asks for 0.95", "0.90"),
-        ({"earned": -0.1}, {"min_retention": 0.0}, TEXT, "keeps at least -0.10", ""),
-        (
-            {"earned": None},
-            {},
-            TEXT,
-            "never audited",
-            "unspoken bridge audit their/model our/model",
-        ),
-        ({"earned": None}, {"min_retention": 0.0}, TEXT, "never audited", "bridge audit"),
-        (None, {}, TEXT, "other weights, and no bridge from", "unspoken bridge fit"),
-    ],
-)
-def test_a_bridge_is_held_to_what_the_edge_asks(
-    models: dict[str, LocalModel],
-    channel: str,
-    bridge: dict[str, Any] | None,
-    edge: dict[str, Any],
-    mode: str,
-    reason: str,
-    advice: str,
-) -> None:
-    """Above the edge's retention it is used; below, unaudited or missing the edge is text."""
-    plan = bridged(models, channel, bridge=bridge, **edge)
-    assert plan.mode == mode and plan.channel == (PROJECTED if mode == "projected" else TEXT)
-    assert reason in plan.reason
-    assert advice in plan.advice and (bool(advice) or "min_retention" not in plan.advice)
-    assert plan.fell_back == (channel == PROJECTED and mode == TEXT)
-    used = bridge if bridge and mode == "projected" else {}
-    assert plan.retention == used.get("earned")
-    assert plan.native_layers == used.get("native_layers", 0)
-    assert (plan.bytes_per_token > 0) == (mode == "projected")
-
-
-def test_a_missing_bridge_s_command_names_both_models(models: dict[str, LocalModel]) -> None:
-    """It can be copied as it stands."""
-    ends = models["chatml"].ref, models["other"].ref
-    assert f"unspoken bridge fit {ends[0]} {ends[1]}" in bridged(models).advice
-
-
-def test_a_missing_bridge_is_to_be_fitted_where_the_file_says_so(
-    models: dict[str, LocalModel],
-) -> None:
-    """bridges: fit is no fallback, and no error."""
-    for channel in ("auto", PROJECTED):
-        plan = bridged(models, channel, bridges="fit", fallback="error")
-        assert (plan.mode, plan.channel, plan.unfitted) == ("projected", PROJECTED, True)
-        assert "fitted on the first run" in plan.reason and not plan.fell_back
-    assert not bridged(models, bridges="fit", bridge={}).unfitted
-
-
-def test_equal_weights_need_no_bridge(models: dict[str, LocalModel]) -> None:
-    """Auto continues the state; a bridge by name is text, unless it leads a model to itself."""
-    ends = ("chatml", "chatml")
-    assert bridged(models, ends=ends, bridge={}).mode == "continuation"
-    named = bridged(models, PROJECTED, ends=ends, bridges="fit")
-    assert named.mode == TEXT and named.fell_back
-    assert "the same weights" in named.reason and "same_model_cache" in named.advice
-    assert bridged(models, PROJECTED, ends=ends, bridge={}).mode == "projected"
-
-
-def test_the_same_model_channel_by_name_takes_no_bridge(models: dict[str, LocalModel]) -> None:
-    """What was asked for by name is not replaced by something else than text."""
-    assert bridged(models, CACHE, bridge={}).mode == TEXT
-
-
-def test_a_bridge_given_in_python_is_held_to_the_edge_too(models: dict[str, LocalModel]) -> None:
-    """It needs no store; unaudited it is used only where the edge asks for nothing."""
-    pair = models["chatml"], models["other"]
-
-    def plan(earned: float | None, **edge: Any) -> EdgePlan:
-        return bridged(models, ProjectedCacheChannel(FakeBridge(*pair, earned)), **edge)
-
-    assert plan(0.9).mode == "projected"
-    assert plan(0.7).mode == TEXT and plan(0.7, min_retention=0.5).mode == "projected"
-    assert plan(None).mode == TEXT
-    unaudited = plan(None, min_retention=0.0)
-    assert unaudited.mode == "projected" and "never audited" in unaudited.reason
-
-
-def test_a_bridge_serves_no_message_that_the_prompt_changes(models: dict[str, LocalModel]) -> None:
-    """Filtered words are other words."""
-    pair = models["chatml"], models["other"]
-    agents = [reads("r"), agent("s", "{{ r.text | upper }}")]
-    flow = Workflow("w", [replace(one, model=m) for one, m in zip(agents, pair, strict=True)])
-    flow.connect("r", "s", PROJECTED)
-    plan = plan_workflow(
-        flow.spec, {"r": pair[0], "s": pair[1]}, find_bridge=finder(FakeBridge(*pair))
-    )
-    (edge,) = plan.edges
-    assert edge.mode == TEXT and "changes the message's words" in edge.reason
-
-
-def test_a_broken_bridge_is_told(models: dict[str, LocalModel]) -> None:
-    """What the store says of it stands in the plan."""
-
-    def broken(sharer: LocalModel, receiver: LocalModel) -> None:
-        raise BridgeError("bridge.json is not JSON", fix="fit it again")
-
-    pair = models["chatml"], models["other"]
-    flow = reader_solver(*pair)
-    (edge,) = plan_workflow(
-        flow.spec, {"reader": pair[0], "solver": pair[1]}, find_bridge=broken
-    ).edges
-    assert edge.mode == TEXT and "bridge.json is not JSON" in edge.reason
-    assert edge.advice.endswith("fit it again")
-
-
-def test_every_edge_into_a_receiver_has_its_own_bridge(models: dict[str, LocalModel]) -> None:
-    """Two sharers of two models: each edge carries the bridge that leads from its own."""
-    receiver, sharers = models["chatml"], (models["other"], models["third"])
-    readers = [
-        Agent(f"r{n}", one, prompt="{{ inputs.document }}", generate=None)
-        for n, one in enumerate(sharers)
-    ]
-    flow = Workflow("w", [*readers, Agent("s", receiver, prompt="so?")])
-    flow.connect("r0", "s").connect("r1", "s")
-    bridges = [FakeBridge(one, receiver) for one in sharers]
-    agents = {"r0": sharers[0], "r1": sharers[1], "s": receiver}
-    plan = plan_workflow(flow.spec, agents, find_bridge=finder(*bridges))
-    assert [plan.channels[n].bridge for n in (0, 1)] == bridges  # type: ignore[attr-defined]

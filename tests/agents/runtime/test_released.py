@@ -13,11 +13,7 @@ from runs import CACHE, FEW, TEXT, chain, draft_and_critic, fan_out
 from unspoken.agents import Agent, LocalModel, Workflow
 from unspoken.agents.engines.local import worker_for
 from unspoken.agents.planning.planner import plan_workflow
-from unspoken.agents.runtime.events import (
-    Event,
-    TokenWritten,
-    TurnStarted,
-)
+from unspoken.agents.runtime.events import Event, TokenWritten, TurnStarted
 from unspoken.agents.runtime.scheduler import Scheduler
 from unspoken.agents.runtime.states import StateRef, StateStore
 from unspoken.channels import KVState

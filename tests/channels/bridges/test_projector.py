@@ -17,9 +17,7 @@ from unspoken.channels.bridges.fit.example import (
     student,
     target_rows,
 )
-from unspoken.channels.bridges.fit.initialization import (
-    start_from,
-)
+from unspoken.channels.bridges.fit.initialization import start_from
 from unspoken.channels.bridges.fit.ridge import Gram
 from unspoken.channels.bridges.fit.samples import Sample, Target, TokenizedSample, prepare
 from unspoken.channels.bridges.fit.validation import swapped

@@ -3,11 +3,7 @@
 import pytest
 import torch
 
-from unspoken.channels.bridges.fit.initialization import (
-    LEAST,
-    projector_bytes,
-    widest_rank,
-)
+from unspoken.channels.bridges.fit.initialization import LEAST, projector_bytes, widest_rank
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.bridges.quantize import GROUP, pack, unpack
 from unspoken.channels.errors import BridgeError

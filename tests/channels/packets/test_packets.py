@@ -2,10 +2,8 @@
 
 import errno
 import io
-import json
 import os
 import socket
-import struct
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,60 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from bad_packets import KEY, BadPacket, bad_packets, resigned
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from bad_packets import KEY
 from messages import message_of, receive
-from pairs import load
+from packets import TEXT, read, written
 from safetensors import safe_open
 
 from unspoken.agents.models.model import LocalModel
-from unspoken.channels.errors import (
-    GeometryMismatch,
-    IdentityMismatch,
-    InputError,
-    PacketError,
-    StateError,
-)
+from unspoken.channels.errors import InputError, PacketError, StateError
 from unspoken.channels.kv.codec import CODECS, Codec, recode
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message
 from unspoken.channels.packets.packet import read_packet, write_packet
 from unspoken.channels.packets.reader import PacketReader
-from unspoken.channels.packets.signing import KEY_FILE_VARIABLE, KEY_VARIABLE, packet_key
-
-CASES = list(bad_packets())
-TEXT = "the key of the document is with the reader, and its value is that of the thing"
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalModel, LocalModel]:
-    return load(tmp_path_factory.mktemp("packets"))
-
-
-@pytest.fixture(scope="module")
-def model(models: tuple[LocalModel, LocalModel]) -> LocalModel:
-    return models[0]
-
-
-@pytest.fixture(scope="module")
-def message(model: LocalModel) -> Message:
-    return message_of(model, TEXT)
-
-
-@pytest.fixture(scope="module")
-def packet(message: Message) -> bytes:
-    return written(message)
-
-
-def written(message: Message, key: bytes | None = KEY, codec: Codec = "raw") -> bytes:
-    stream = io.BytesIO()
-    assert write_packet(message, stream, key=key, codec=codec) == len(stream.getvalue())
-    return stream.getvalue()
-
-
-def read(data: bytes, model: LocalModel, key: bytes | None = KEY) -> Message:
-    return read_packet(io.BytesIO(data), model, key=key)
 
 
 def bits(state: KVState) -> list[bytes]:
@@ -175,9 +131,6 @@ def test_nothing_half_written_stays(
     assert [one.name for one in tmp_path.iterdir()] == [file.name]
 
 
-# -- where packets come from and go to
-
-
 def test_a_path_may_be_a_str_or_a_path(
     tmp_path: Path, model: LocalModel, message: Message, packet: bytes
 ) -> None:
@@ -265,175 +218,3 @@ def test_an_unknown_codec_is_refused_with_the_known_ones(message: Message) -> No
     with pytest.raises(InputError, match="no codec 'int2'") as caught:
         written(message, codec="int2")  # type: ignore[arg-type]
     assert caught.value.expected == "raw, int8 or int4"
-
-
-# -- refusals
-
-
-def flipped(data: bytes, at: int) -> bytes:
-    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-
-
-def refusal(data: bytes, model: LocalModel, key: bytes | None = KEY) -> PacketError:
-    with pytest.raises(PacketError) as caught:
-        read(data, model, key)
-    assert caught.value.expected
-    return caught.value
-
-
-def test_a_cut_file_is_refused_before_its_layers_are_read(
-    tmp_path: Path, model: LocalModel, packet: bytes
-) -> None:
-    file = tmp_path / "message.packet"
-    file.write_bytes(packet[:-1])
-    with pytest.raises(PacketError, match=f"{len(packet) - 1} bytes") as caught:
-        read_packet(file, model, key=KEY)
-    assert caught.value.kind == "truncated"
-    file.write_bytes(packet + b"x")
-    with pytest.raises(PacketError) as caught:
-        read_packet(file, model, key=KEY)
-    assert caught.value.kind == "size"
-
-
-def test_an_unsigned_packet_is_read_only_where_asked(model: LocalModel, message: Message) -> None:
-    data = written(message, key=None)
-    assert refusal(data, model).kind == "unsigned"
-    assert read(data, model, None).context == message.context
-    assert refusal(flipped(data, len(data) - 1), model, None).kind == "tampered"
-
-
-def test_a_stripped_signature_is_no_way_in(model: LocalModel, packet: bytes) -> None:
-    (length,) = struct.unpack("<Q", packet[:8])
-    head = json.loads(packet[8 : 8 + length])
-    manifest = json.loads(head["__metadata__"]["manifest"])
-    manifest["key"] = None
-    head["__metadata__"] |= {"manifest": json.dumps(manifest), "signature": ""}
-    new = json.dumps(head).encode()
-    data = struct.pack("<Q", len(new)) + new + packet[8 + length :]
-    assert refusal(data, model).kind == "unsigned"
-
-
-@pytest.mark.parametrize("bad", CASES, ids=lambda bad: bad.name)
-def test_a_bad_packet_is_refused_before_any_tensor_is_made(
-    bad: BadPacket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Memory for a layer is taken only where its bytes have to be looked at."""
-    made = []
-    empty = torch.empty
-    monkeypatch.setattr(
-        torch, "empty", lambda *args, **options: made.append(args) or empty(*args, **options)
-    )
-    with pytest.raises(bad.error) as caught:
-        bad.read()
-    assert caught.value.expected
-    assert getattr(caught.value, "kind", "") == bad.kind
-    assert not made or bad.name in ("cut off in its data", "a changed byte of a layer")
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("codec", "int3"),
-        ("dtype", "float64"),
-        ("context", [-1]),
-        ("layers", []),
-        ("digests", ["0" * 64]),
-        ("hidden", [99]),
-        ("approximate_from", "all"),
-        ("surprise", 1),
-    ],
-)
-def test_a_manifest_that_makes_no_sense_names_the_field(
-    model: LocalModel, packet: bytes, field: str, value: object
-) -> None:
-    def change(manifest: dict[str, object]) -> None:
-        manifest[field] = value
-
-    assert refusal(resigned(packet, change), model).kind == "shape"
-
-
-def test_a_deeply_nested_header_is_no_packet(model: LocalModel) -> None:
-    deep = b'{"__metadata__":' + b"[" * 100_000
-    assert refusal(struct.pack("<Q", len(deep)) + deep, model).kind == "format"
-
-
-def test_a_raw_packet_needs_the_receivers_dtype(model: LocalModel, packet: bytes) -> None:
-    with pytest.raises(GeometryMismatch, match="float32") as caught:
-        read(packet, model.cast(torch.bfloat16))
-    assert "int8" in caught.value.fix
-
-
-@settings(max_examples=200, deadline=None)
-@given(draw=st.data())
-def test_no_change_of_any_bytes_goes_unnoticed(
-    draw: st.DataObject, model: LocalModel, packet: bytes
-) -> None:
-    bent = bytearray(packet)
-    match draw.draw(st.sampled_from(("flip", "cut", "insert", "remove"))):
-        case "flip":
-            at = draw.draw(st.integers(0, len(bent) - 1))
-            bent[at] ^= draw.draw(st.integers(1, 255))
-        case "cut":
-            del bent[draw.draw(st.integers(0, len(bent) - 1)) :]
-        case "insert":
-            at = draw.draw(st.integers(0, len(bent) - 1))
-            bent[at:at] = draw.draw(st.binary(min_size=1, max_size=40))
-        case "remove":
-            at = draw.draw(st.integers(0, len(bent) - 1))
-            del bent[at : at + draw.draw(st.integers(1, 40))]
-    if bytes(bent[: len(packet)]) == packet:  # a stream may go on with something else
-        return
-    with pytest.raises((PacketError, IdentityMismatch, GeometryMismatch)):
-        read(bytes(bent), model)
-
-
-@given(data=st.binary(max_size=300))
-def test_no_bytes_break_the_reader(data: bytes, model: LocalModel) -> None:
-    with pytest.raises(PacketError):
-        read(data, model)
-
-
-# -- keys
-
-
-def test_a_key_comes_from_a_file_or_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv(KEY_VARIABLE, raising=False)
-    monkeypatch.delenv(KEY_FILE_VARIABLE, raising=False)
-    with pytest.raises(InputError, match="no key"):
-        packet_key()
-    file = tmp_path / "packet.key"
-    file.write_bytes(b"0123456789abcdef\n")
-    assert packet_key(file) == b"0123456789abcdef"
-    monkeypatch.setenv(KEY_FILE_VARIABLE, str(file))
-    assert packet_key() == b"0123456789abcdef"
-    monkeypatch.setenv(KEY_VARIABLE, "another key, long enough")
-    assert packet_key() == b"another key, long enough"
-    monkeypatch.setenv(KEY_VARIABLE, "short")
-    with pytest.raises(InputError, match="5 bytes"):
-        packet_key()
-    assert packet_key(str(file)) == b"0123456789abcdef"
-    for nowhere in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "", "null\0byte"):
-        with pytest.raises(InputError, match="cannot be read"):
-            packet_key(nowhere)
-
-
-@pytest.mark.parametrize("file", [7, b"a key that is long enough"])
-def test_a_key_file_is_named_by_a_path(file: Any) -> None:
-    """A key given in its place is not shown to whoever reads the error."""
-    with pytest.raises(InputError, match="the packet key's file is") as caught:
-        packet_key(file)
-    assert caught.value.expected == "a path as str or Path"
-    assert "long enough" not in str(caught.value)
-
-
-@pytest.mark.parametrize("key", [b"", b"short", "a str, however long it is"])
-def test_a_key_that_protects_nothing_is_refused_at_both_ends(
-    key: bytes, model: LocalModel, message: Message, packet: bytes
-) -> None:
-    """An empty or a short key would make a packet that only looks signed."""
-    with pytest.raises(InputError, match="packet key is"):
-        written(message, key)
-    with pytest.raises(InputError, match="packet key is"):
-        read(packet, model, key)
