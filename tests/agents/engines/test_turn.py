@@ -155,7 +155,7 @@ def test_own_state_is_reused_as_far_as_the_ids_agree(model: LocalModel) -> None:
         [ChatTurn("user", ("and then?",))], earlier=first.context
     )
     assert first.state is not None
-    again = TurnRequest(context, own=(first.context.ids, first.state), generate=writes())
+    again = TurnRequest(context, history=(first.context.ids, first.state), generate=writes())
     plain = TurnRequest(context, generate=writes())
     reused, anew = take(model, again)[1], take(model, plain)[1]
     assert reused.text == anew.text
