@@ -1,6 +1,4 @@
-"""Adapters (LoRA and its like, by peft): part of a model's identity, several on one base that is
-loaded once.
-"""
+"""Adapters (LoRA and its like, by peft): several on one base that is loaded once."""
 
 import json
 import os
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 
 from unspoken.agents.models.catalog import is_hub_id
-from unspoken.agents.models.quiet import Stage, quiet_transformers
+from unspoken.agents.models.quiet import Stage, first_line, quiet_transformers, silent
 from unspoken.channels.errors import ModelReferenceError, ModelSupportError
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.storage.files import digest_blake3
@@ -75,25 +73,16 @@ class AdapterSwitch:
             ) from error
         model: Any = self._model
         try:
-            with quiet_transformers(Stage("load", _nobody)), warnings.catch_warnings():
+            with quiet_transformers(Stage("load", silent)), warnings.catch_warnings():
                 # Several adapters are the purpose here.
                 warnings.filterwarnings("ignore", message="Already found a `peft_config`")
                 info = model.load_adapter(str(folder), adapter_name=name)
         except Exception as error:  # peft raises almost anything here
             self._off()
-            said = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ModelReferenceError(
-                f"the adapter in {folder} could not be loaded: {said}",
-                expected="an adapter that was trained on this base model",
-                fix="check the base model that the adapter's adapter_config.json names",
-            ) from error
+            raise _misfit(folder, f"could not be loaded: {first_line(error)}") from error
         lost = sorted(getattr(info, "unexpected_keys", None) or ())
         if lost:
-            raise ModelReferenceError(
-                f"the adapter in {folder} has weights for {lost[0]}, which the model does not have",
-                expected="an adapter that was trained on this base model",
-                fix="check the base model that the adapter's adapter_config.json names",
-            )
+            raise _misfit(folder, f"has weights for {lost[0]}, which the model does not have")
         model.eval().requires_grad_(False)
         self._names.add(name)
         self._on = name
@@ -118,8 +107,12 @@ class AdapterSwitch:
         self._on = None
 
 
-def _nobody(stage: str, fraction: float) -> None:
-    """Progress that nobody watches."""
+def _misfit(folder: Path, what: str) -> ModelReferenceError:
+    return ModelReferenceError(
+        f"the adapter in {folder} {what}",
+        expected="an adapter that was trained on this base model",
+        fix="check the base model that the adapter's adapter_config.json names",
+    )
 
 
 def adapter_folder(ref: str, revision: str | None = None) -> Path:
@@ -177,12 +170,12 @@ def adapted_identity(base: ModelIdentity, folder: Path) -> ModelIdentity:
 
 def _settings(folder: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads((folder / CONFIG).read_bytes())
+        settings = json.loads((folder / CONFIG).read_bytes())
     except (OSError, ValueError) as error:
         raise ModelReferenceError(
             f"{folder / CONFIG} cannot be read: {error}", expected="an adapter's settings as JSON"
         ) from error
-    return found if isinstance(found, dict) else {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def _downloaded(ref: str, revision: str | None) -> Path:
@@ -193,8 +186,7 @@ def _downloaded(ref: str, revision: str | None) -> Path:
         return Path(snapshot_download(ref, revision=revision, allow_patterns=["adapter_*"]))
     except (HFValidationError, OSError, ValueError) as error:  # the Hub's own errors are OSErrors
         raise ModelReferenceError(
-            f"there is no adapter {ref!r}: "
-            f"{next(iter(str(error).splitlines()), type(error).__name__)}",
+            f"there is no adapter {ref!r}: {first_line(error)}",
             expected=f"{SAVED}; there is no folder {Path(ref).absolute()} either",
             fix="check the name, or download it to a folder first",
         ) from error

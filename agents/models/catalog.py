@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,17 +25,7 @@ from unspoken.channels.storage.files import (
     write_json,
 )
 
-__all__ = [
-    "EMBEDDED",
-    "EmbeddedModel",
-    "ModelListing",
-    "ModelReference",
-    "installed",
-    "is_hub_id",
-    "list_models",
-    "parse",
-    "prepare",
-]
+__all__ = ["ModelListing", "ModelReference", "is_hub_id", "list_models", "parse", "prepare"]
 
 Kind = Literal["embedded", "folder", "gguf", "hub"]
 
@@ -60,7 +50,7 @@ class ModelReference:
     path: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelListing:
     """One line of ``unspoken models list``.
 
@@ -79,8 +69,8 @@ class ModelListing:
     kind: Kind
     installed: bool
     prepared: bool
-    path: Path | None
-    bytes: int
+    path: Path | None = None
+    bytes: int = 0
     description: str = ""
     install: str = ""
 
@@ -112,9 +102,7 @@ def _looks_like_path(ref: str) -> bool:
 
 
 def is_hub_id(ref: str) -> bool:
-    """Whether a Hub id has this form, as `huggingface_hub.utils.validate_repo_id` has it, without
-    its import.
-    """
+    """Whether a Hub id has this form, as `huggingface_hub` checks it; importing that is slow."""
     parts = ref.split("/")
     return (
         len(parts) <= 2
@@ -207,49 +195,49 @@ def prepare(
         ModelReferenceError: the model is not available; says what was tried and what to do.
         ModelSupportError: transformers cannot convert this GGUF.
     """
-    found = parse(ref)
-    if revision is not None and found.kind != "hub":
-        raise ModelReferenceError(
-            f"{ref} has no revisions", expected="a Hub id where a revision is given"
-        )
-    if found.kind == "hub":
-        return _download(found, revision, progress)
-    if found.kind == "folder" and found.path:
-        require_model_files(found.path, ref)
-        return found.path
-    return prepare_gguf(_source(found, progress), verify=verify, progress=progress)
+    reference = parse(ref)
+    if revision is not None and reference.kind != "hub":
+        expected = "a Hub id where a revision is given"
+        raise ModelReferenceError(f"{ref} has no revisions", expected=expected)
+    if reference.kind == "hub":
+        return _download(reference, revision, progress)
+    if reference.kind == "folder" and reference.path:
+        require_model_files(reference.path, ref)
+        return reference.path
+    return prepare_gguf(_source(reference, progress), verify=verify, progress=progress)
 
 
-def _download(found: ModelReference, revision: str | None, progress: Progress | None) -> Path:
+def _download(reference: ModelReference, revision: str | None, progress: Progress | None) -> Path:
+    name = reference.name
     try:
-        return download(found.name, revision, progress)
+        return download(name, revision, progress)
     except ModelReferenceError as error:
-        close = difflib.get_close_matches(found.name.lower().split("/")[-1], EMBEDDED, n=1)
+        close = difflib.get_close_matches(name.lower().split("/")[-1], EMBEDDED, n=1)
         if close:
             error.expected = f"a model on the Hub; there is an embedded model {SCHEME}{close[0]}"
         raise
 
 
-def _source(found: ModelReference, progress: Progress | None) -> GgufSource:
+def _source(reference: ModelReference, progress: Progress | None) -> GgufSource:
     """The GGUF behind a reference of kind gguf or embedded."""
-    if found.path is None:
-        model = EMBEDDED[found.name]
+    if reference.path is None:
+        model = EMBEDDED[reference.name]
         return GgufSource(
-            found.text,
-            model.name,
-            model.sha256,
-            model.files,
-            model.pip.replace("install", "install --force-reinstall", 1),
-            {"kind": "embedded", "license": model.license},
+            ref=reference.text,
+            name=model.name,
+            sha256=model.sha256,
+            locate=model.files,
+            fix=model.reinstall,
+            notes={"kind": "embedded", "license": model.license},
         )
-    path = found.path.resolve()
+    path = reference.path.resolve()
     return GgufSource(
-        found.text,
-        found.name,
-        _known_sha256(path, progress),
-        lambda: (path,),
-        "the file changed while it was read; run this again when it is complete",
-        {"kind": "gguf", "source": str(path)},
+        ref=reference.text,
+        name=reference.name,
+        sha256=_known_sha256(path, progress),
+        locate=lambda: (path,),
+        fix="the file changed while it was read; run this again when it is complete",
+        notes={"kind": "gguf", "source": str(path)},
     )
 
 
@@ -269,44 +257,38 @@ def _known_sha256(path: Path, progress: Progress | None) -> str:
 
 def list_models() -> list[ModelListing]:
     """Every model at hand: the embedded ones, what was prepared, and the Hub's cache."""
-    prepared = [_prepared_listing(folder) for folder in sorted(_prepared_folders())]
+    folders = sorted(file.parent for file in (cache_root() / "models").glob(f"[!.]*/{MANIFEST}"))
+    prepared = [_prepared_listing(folder) for folder in folders]
     done = {line.ref for line in prepared if line.prepared}
     missing = [_embedded_listing(model) for model in EMBEDDED.values() if model.ref not in done]
     fetched = [
-        ModelListing(repo, "hub", True, True, folder, size)
+        ModelListing(ref=repo, kind="hub", installed=True, prepared=True, path=folder, bytes=size)
         for repo, folder, size in cached_models()
     ]
-    kept = [line for line in prepared if line.prepared or line.kind != "embedded"]
-    return sorted([*kept, *missing, *fetched], key=lambda line: (line.kind, line.ref))
-
-
-def _prepared_folders() -> list[Path]:
-    models = cache_root() / "models"
-    return [file.parent for file in models.glob(f"[!.]*/{MANIFEST}")]
+    usable = [line for line in prepared if line.prepared or line.kind != "embedded"]
+    return sorted([*usable, *missing, *fetched], key=lambda line: (line.kind, line.ref))
 
 
 def _prepared_listing(folder: Path) -> ModelListing:
     """A line for a folder of the cache; a broken one is listed as not prepared."""
     manifest = read_json(folder / MANIFEST) or {}
-    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     ref, source = str(manifest.get("ref", folder)), str(manifest.get("source", ""))
-    known = EMBEDDED.get(ref.removeprefix(SCHEME)) if ref.startswith(SCHEME) else None
-    if known:
-        here = installed(known.name)
-        return ModelListing(
-            ref, "embedded", here, is_whole(folder), folder, size, known.description, known.pip
-        )
-    return ModelListing(
-        source or ref,
-        "gguf",
-        bool(source) and Path(source).is_file(),
-        is_whole(folder),
-        folder,
-        size,
-    )
+    embedded_model = EMBEDDED.get(ref.removeprefix(SCHEME)) if ref.startswith(SCHEME) else None
+    if embedded_model:
+        line = _embedded_listing(embedded_model)
+    else:
+        here = bool(source) and Path(source).is_file()
+        line = ModelListing(ref=source or ref, kind="gguf", installed=here, prepared=False)
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    return replace(line, prepared=is_whole(folder), path=folder, bytes=size)
 
 
 def _embedded_listing(model: EmbeddedModel) -> ModelListing:
     return ModelListing(
-        model.ref, "embedded", installed(model.name), False, None, 0, model.description, model.pip
+        ref=model.ref,
+        kind="embedded",
+        installed=installed(model.name),
+        prepared=False,
+        description=model.description,
+        install=model.pip,
     )

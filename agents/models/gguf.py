@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from unspoken.agents.models.quiet import Stage, quiet_transformers
+from unspoken.agents.models.quiet import Stage, quiet_transformers, silent
 from unspoken.channels.errors import ModelReferenceError, ModelSupportError, UnspokenError
 from unspoken.channels.storage.files import (
     Progress,
@@ -33,11 +33,10 @@ MANIFEST = "prepared.json"
 FORMAT = 1
 SMALL = 64 * 1024 * 1024
 WAIT_LIMIT_S = 3600.0
-POLL_S = 0.5
 NO_ROOM = ("os error 28", "os error 27", "No space", "File too large")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GgufSource:
     """Where a GGUF comes from.
 
@@ -82,10 +81,10 @@ def is_whole(folder: Path, *, verify: bool = False) -> bool:
 
 
 def _is_unchanged(file: Path, entry: dict[str, Any], verify: bool) -> bool:
-    found = file.stat()
-    if found.st_size != entry["size"]:
+    stat = file.stat()
+    if stat.st_size != entry["size"]:
         return False
-    if verify or found.st_size < SMALL or found.st_mtime_ns != entry["mtime_ns"]:
+    if verify or stat.st_size < SMALL or stat.st_mtime_ns != entry["mtime_ns"]:
         return digest_blake3(file) == str(entry["blake3"])
     return True
 
@@ -108,7 +107,7 @@ def prepare_gguf(
         ModelReferenceError: the GGUF is not what it should be, or the cache cannot be written.
         ModelSupportError: transformers cannot read this GGUF.
     """
-    target, report = prepared_folder(source), progress or _silent
+    target, report = prepared_folder(source), progress or silent
     if is_whole(target, verify=verify):
         return target
     try:
@@ -123,27 +122,22 @@ def prepare_gguf(
     return target
 
 
-def _silent(stage: str, fraction: float) -> None:
-    """Progress nobody asked for."""
-
-
 @contextmanager
 def _only_process(target: Path, report: Progress) -> Iterator[None]:
     """Hold the target's lock, saying so while another process has it."""
-    lock, waited = FileLock(target.parent / f".{target.name}.lock"), 0.0
-    while True:
-        try:
-            lock.acquire(timeout=POLL_S if waited else 0)
-            break
-        except Timeout:
-            if waited > WAIT_LIMIT_S:
-                raise ModelReferenceError(
-                    f"another process has been preparing {target.name} for {waited:.0f} s",
-                    expected=f"a free lock {lock.lock_file}",
-                    fix="end that process, then try again",
-                ) from None
+    lock = FileLock(target.parent / f".{target.name}.lock")
+    try:
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+        if not lock.is_locked:
             report("waiting for another process", 0.0)
-            waited += POLL_S
+            lock.acquire(timeout=WAIT_LIMIT_S)
+    except Timeout:
+        raise ModelReferenceError(
+            f"another process has been preparing {target.name} for {WAIT_LIMIT_S:.0f} s",
+            expected=f"a free lock {lock.lock_file}",
+            fix="end that process, then try again",
+        ) from None
     try:
         yield
     finally:
@@ -157,15 +151,15 @@ def _build(source: GgufSource, target: Path, report: Progress) -> None:
         shutil.rmtree(stale, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
-        gguf, made = staging / "source" / "model.gguf", staging / "model"
+        gguf, folder = staging / "source" / "model.gguf", staging / "model"
         gguf.parent.mkdir()
-        made.mkdir()
+        folder.mkdir()
         _bring(source, gguf, report)
-        convert(gguf, made, report)
-        _seal(source, made, report)
+        convert(gguf, folder, report)
+        _seal(source, folder, report)
         if target.exists():
             os.replace(target, staging / "broken")
-        os.replace(made, target)
+        os.replace(folder, target)
         flush_folder(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -178,13 +172,10 @@ def _bring(source: GgufSource, gguf: Path, report: Progress) -> None:
     """
     parts = source.locate()
     joined = len(parts) > 1
-    found = digest_sha256(parts, gguf if joined else None, report)
-    if found != source.sha256:
-        raise ModelReferenceError(
-            f"the GGUF of {source.ref} has the sha256 {found}",
-            expected=source.sha256,
-            fix=source.fix,
-        )
+    digest = digest_sha256(parts, gguf if joined else None, report)
+    if digest != source.sha256:
+        found = f"the GGUF of {source.ref} has the sha256 {digest}"
+        raise ModelReferenceError(found, expected=source.sha256, fix=source.fix)
     if joined:
         return
     try:
@@ -193,27 +184,23 @@ def _bring(source: GgufSource, gguf: Path, report: Progress) -> None:
         shutil.copyfile(parts[0], gguf)
 
 
-def _seal(source: GgufSource, made: Path, report: Progress) -> None:
+def _seal(source: GgufSource, folder: Path, report: Progress) -> None:
     """Flush the files and write the manifest that makes the folder count."""
-    flush_folder(made)
-    files, entries = sorted(made.iterdir()), {}
+    flush_folder(folder)
+    files, entries = sorted(folder.iterdir()), {}
     for done, file in enumerate(files, 1):
         file.chmod(0o644)  # safetensors writes 0600; the folder's own mode is the user's umask
-        found = file.stat()
-        entries[file.name] = {
-            "size": found.st_size,
-            "mtime_ns": found.st_mtime_ns,
-            "blake3": digest_blake3(file),
-        }
+        stat, digest = file.stat(), digest_blake3(file)
+        entries[file.name] = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "blake3": digest}
         report("digest", done / len(files))
     manifest = {"format": FORMAT, "ref": source.ref, "sha256": source.sha256}
-    write_json(made / MANIFEST, source.notes | manifest | {"files": entries})
-    made.joinpath(MANIFEST).chmod(0o644)
-    flush_folder(made)
+    write_json(folder / MANIFEST, source.notes | manifest | {"files": entries})
+    folder.joinpath(MANIFEST).chmod(0o644)
+    flush_folder(folder)
 
 
-def convert(gguf: Path, made: Path, report: Progress) -> None:
-    """Write the GGUF's model, in float32, and its tokenizer into the folder `made`.
+def convert(gguf: Path, folder: Path, report: Progress) -> None:
+    """Write the GGUF's model, in float32, and its tokenizer into `folder`.
 
     float32 because it holds every GGUF type's values exactly; bfloat16 would round them.
 
@@ -242,9 +229,9 @@ def convert(gguf: Path, made: Path, report: Progress) -> None:
                 fix="use the model's safetensors from the Hub",
             )
         stage.enter("write")
-        model.save_pretrained(made)
-        tokenizer.save_pretrained(made)
-        _require_same_tokenizer(tokenizer, AutoTokenizer.from_pretrained(made))
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        _require_same_tokenizer(tokenizer, AutoTokenizer.from_pretrained(folder))
         stage.leave()
 
 

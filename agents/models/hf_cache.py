@@ -17,9 +17,7 @@ _ALL = slice(None)
 
 
 class _Rows(CacheLayerMixin):  # type: ignore[no-untyped-call]  # its base has no types
-    """One layer's buffer: written in place, grown by half when full, every row kept until a
-    snapshot is trimmed.
-    """
+    """One layer's buffer, written in place and grown by half when full; it keeps every row."""
 
     keys: Tensor
     values: Tensor
@@ -92,8 +90,7 @@ class _Rows(CacheLayerMixin):  # type: ignore[no-untyped-call]  # its base has n
 
 
 class ContextCache(Cache):
-    """The growing cache of one turn. It belongs to that turn alone; `snapshot` gives out states
-    that never change.
+    """The growing cache of one turn alone; `snapshot` gives out states that never change.
 
     Rows below a snapshot's end are never written again, so snapshots are views and cost nothing.
 
@@ -121,9 +118,7 @@ class ContextCache(Cache):
             rows.place(layer, state.start)
 
     def scatter(self, positions: Tensor | None, stop: int, layers: slice) -> None:
-        """Send the next update of some layers to `positions` rather than to the end (None: to the
-        end again).
-        """
+        """Send the next update of some layers to `positions`, or, with None, to the end again."""
         for rows in self.rows[layers]:
             rows.scatter = positions
             if positions is not None:

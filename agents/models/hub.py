@@ -100,12 +100,12 @@ def cached_models() -> list[tuple[str, Path, int]]:
         repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except (CacheNotFound, OSError, ValueError):
         return []
-    found = []
+    models = []
     for repo in repos:
-        newest = max(repo.revisions, key=lambda one: one.last_modified, default=None)
+        newest = max(repo.revisions, key=lambda revision: revision.last_modified, default=None)
         if repo.repo_type == "model" and newest and _is_causal(newest.snapshot_path):
-            found.append((repo.repo_id, newest.snapshot_path, repo.size_on_disk))
-    return sorted(found)
+            models.append((repo.repo_id, newest.snapshot_path, repo.size_on_disk))
+    return sorted(models)
 
 
 def _is_causal(folder: Path) -> bool:
@@ -125,9 +125,7 @@ def _cached(repo: str, revision: str | None) -> Path | None:
         if not isinstance(config, str):
             return None
         require_model_files(Path(config).parent, repo)
-    except ValueError:  # not an id the Hub could have
-        return None
-    except ModelReferenceError:
+    except (ValueError, ModelReferenceError):  # ValueError: not an id the Hub could have
         return None
     return Path(config).parent
 

@@ -1,4 +1,10 @@
-"""Who a model is: digests of its weights, of its configuration and of its tokenizer."""
+"""Who a model is: digests of its weights, of its configuration and of its tokenizer.
+
+A cache that other weights made gives wrong answers and no error. So models are told apart by what
+they compute with, never by name or path. A checkpoint is one model however it is stored (in shards,
+as GGUF, with tied or copied weights), and any changed value makes another model. The digests of a
+large model take seconds, so they are noted per folder until one of its files changes.
+"""
 
 import hashlib
 import json
@@ -71,8 +77,8 @@ def model_identity(
     Raises:
         ModelSupportError: weights that are not in memory, or a tokenizer without a backend.
     """
-    kept = None if _adapters(model) else folder
-    known = cached_identity(kept) if kept else None
+    noted = None if _adapters(model) else folder
+    known = cached_identity(noted) if noted else None
     if known:
         return known
     identity = ModelIdentity(
@@ -80,9 +86,9 @@ def model_identity(
         config=config_digest(model.config),
         tokenizer=tokenizer_digest(tokenizer),
     )
-    if kept:
+    if noted:
         with suppress(OSError):  # a cache that cannot be written costs time, not the run
-            remember(kept, identity)
+            remember(noted, identity)
     return identity
 
 
@@ -113,15 +119,15 @@ def _distinct(model: "PreTrainedModel") -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = model.state_dict(keep_vars=False)
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     seen: set[tuple[object, ...]] = set()
-    found = {}
+    distinct = {}
     for name, tensor in state.items():
         place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         twin = state.get(tied.get(name, ""))
         if (tensor.data_ptr() and place in seen) or _is_copy(tensor, twin):
             continue
         seen.add(place)
-        found[name.removeprefix(f"{model.base_model_prefix}.")] = tensor
-    return found
+        distinct[name.removeprefix(f"{model.base_model_prefix}.")] = tensor
+    return distinct
 
 
 def _is_copy(tensor: torch.Tensor, twin: torch.Tensor | None) -> bool:
@@ -158,8 +164,8 @@ def _adapters(model: "PreTrainedModel") -> dict[str, Any]:
     settings = getattr(model, "peft_config", None) or {}
     skip = ("base_model_name_or_path", "inference_mode", "revision", "peft_version")
     return {
-        name: {key: value for key, value in one.to_dict().items() if key not in skip}
-        for name, one in settings.items()
+        name: {key: value for key, value in adapter.to_dict().items() if key not in skip}
+        for name, adapter in settings.items()
     }
 
 
@@ -240,12 +246,10 @@ def _plain(value: Any) -> Any:
     """A configuration's value in JSON's types, floats rounded to 6 significant digits."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, str) or value is None or isinstance(value, bool):
-        return value
     if isinstance(value, float):
         rounded = float(f"{value:.6g}")
         return int(rounded) if rounded.is_integer() else rounded
-    if isinstance(value, int):
+    if value is None or isinstance(value, str | int):  # a bool is an int
         return value
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
@@ -281,7 +285,7 @@ def _key(folder: Path) -> dict[str, Any]:
     for file in sorted(folder.iterdir()):
         if file.suffix in KEYED_SUFFIXES and file.name not in NOT_KEYED and file.is_file():
             target = file.resolve()  # the Hub's snapshots are links to blobs
-            found = target.stat()
-            files.append([file.name, target.name, found.st_size, found.st_mtime_ns])
+            stat = target.stat()
+            files.append([file.name, target.name, stat.st_size, stat.st_mtime_ns])
     readers = {name: metadata.version(name) for name in ("tokenizers", "transformers")}
     return {"format": FORMAT, "folder": str(folder.resolve()), "files": files, "readers": readers}

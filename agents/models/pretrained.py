@@ -1,6 +1,4 @@
-"""A checkpoint read by transformers: its weights and tokenizer, the device and float type to
-compute in.
-"""
+"""A checkpoint read by transformers, and the device and float type to compute in."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from unspoken.agents.models.quiet import Stage, quiet_transformers
+from unspoken.agents.models.quiet import Stage, first_line, quiet_transformers, silent
 from unspoken.channels.errors import ModelReferenceError, ModelSupportError
 
 __all__ = ["cast", "find_device", "find_dtype", "read_pretrained"]
@@ -27,14 +25,15 @@ def read_pretrained(
     dtype: torch.dtype | None,
     progress: Callable[[str, float], None] | None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A checkpoint's weights and tokenizer, on the CPU; None stands for the widest float type that
-    it stores.
+    """A checkpoint's weights and tokenizer, on the CPU.
+
+    Without a `dtype` the weights have the widest float type that the checkpoint stores.
 
     Raises:
         ModelReferenceError: The folder holds no model that transformers can load.
     """
     try:
-        with quiet_transformers(Stage("load", progress or (lambda stage, fraction: None))):
+        with quiet_transformers(Stage("load", progress or silent)):
             tokenizer = AutoTokenizer.from_pretrained(folder)
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -42,9 +41,8 @@ def read_pretrained(
                 attn_implementation=_attention(folder),
             )
     except Exception as error:  # transformers and safetensors raise almost anything here
-        said = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelReferenceError(
-            f"{ref!r} could not be loaded from {folder}: {said}",
+            f"{ref!r} could not be loaded from {folder}: {first_line(error)}",
             expected="a causal language model with weights, config.json and a tokenizer",
             fix="check the folder, or prepare the model again with `unspoken models prepare`",
         ) from error
@@ -58,29 +56,25 @@ def _attention(folder: Path) -> str:
 
 
 def _checkpoint_dtype(folder: Path) -> torch.dtype | str:
-    """The widest float type a checkpoint stores, which its config may understate; ``auto`` where
-    that is not known.
-    """
-    found = set()
+    """float32 where a checkpoint stores some, which its config may understate; else ``auto``."""
+    dtypes = set()
     for shard in folder.glob("*.safetensors"):
         with safe_open(shard, framework="pt") as tensors:
-            found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
-    return torch.float32 if "F32" in found else "auto"
+            dtypes |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    return torch.float32 if "F32" in dtypes else "auto"
 
 
 def find_device(device: str | torch.device) -> torch.device:
     """The device to compute on; ``auto`` is the accelerator where there is one, else the CPU."""
     if device == "auto":
-        found = (
-            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        )
-        return found or torch.device("cpu")
+        here = torch.accelerator.is_available()
+        return (torch.accelerator.current_accelerator() if here else None) or torch.device("cpu")
     try:
         target = torch.device(device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
         raise ModelSupportError(
-            f"device {device!r} is not available: {str(error).splitlines()[0]}",
+            f"device {device!r} is not available: {first_line(error)}",
             expected="auto, cpu, or an accelerator that torch finds, such as cuda:0",
             fix="name another device, or leave it out",
         ) from error
@@ -91,18 +85,15 @@ def cast(model: torch.nn.Module, dtype: torch.dtype | None) -> None:
     """Change the float type of what a checkpoint stores, in place.
 
     What a module computes for itself stays as it is: rotary frequencies in fewer bits would turn
-    the keys of later
-    positions by whole radians.
+    the keys of later positions by whole radians.
     """
     if dtype is None:
         return
     for module in model.modules():
-        kept = module._non_persistent_buffers_set
-        stored = [
-            one for name, one in module._buffers.items() if one is not None and name not in kept
-        ]
+        computed = module._non_persistent_buffers_set
+        stored = [buffer for name, buffer in module._buffers.items() if name not in computed]
         for tensor in (*module.parameters(recurse=False), *stored):
-            if tensor.is_floating_point():
+            if tensor is not None and tensor.is_floating_point():
                 tensor.data = tensor.data.to(dtype)
 
 
@@ -112,9 +103,8 @@ def find_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | 
         return dtype
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else None
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ModelSupportError(
-            f"dtype {dtype!r} is unknown", expected="auto, float32, bfloat16 or float16"
-        )
-    return found
+    named = getattr(torch, dtype, None)
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+        expected = "auto, float32, bfloat16 or float16"
+        raise ModelSupportError(f"dtype {dtype!r} is unknown", expected=expected)
+    return named

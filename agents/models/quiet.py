@@ -1,4 +1,4 @@
-"""Transformers' progress bars turned into reports, its log lines off, for as long as a block runs."""
+"""Transformers kept quiet: its progress bars as reports, its log off, its errors in a line."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -7,7 +7,16 @@ from typing import Any
 
 from unspoken.channels.storage.files import Progress
 
-__all__ = ["Stage", "quiet_transformers"]
+__all__ = ["Stage", "first_line", "quiet_transformers", "silent"]
+
+
+def silent(stage: str, fraction: float) -> None:
+    """Progress that nobody watches."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what a library says, or the kind of its error where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 class Stage:

@@ -14,7 +14,7 @@ from tiny import tiny_llama
 
 from unspoken.agents.bench import BENCHES
 from unspoken.agents.cli import plan as plan_commands
-from unspoken.agents.models.catalog import EMBEDDED
+from unspoken.agents.models.embedded import EMBEDDED
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "reader_solver" / "workflow.yaml"
 

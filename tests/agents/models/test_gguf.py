@@ -27,7 +27,9 @@ def test_parts_are_joined(cache: Path, made: Path, tmp_path: Path) -> None:
         parts.append(tmp_path / f"part{number}")
         parts[-1].write_bytes(data[start : start + 40_000])
     digest = digest_sha256((made / "tiny.gguf",))
-    source = gguf.GgufSource("x", "tiny", digest, lambda: tuple(parts), "")
+    source = gguf.GgufSource(
+        ref="x", name="tiny", sha256=digest, locate=lambda: tuple(parts), fix=""
+    )
     assert len(parts) > 1
     assert gguf.prepare_gguf(source) == catalog.prepare(str(made / "tiny.gguf"))
 
