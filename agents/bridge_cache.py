@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from unspoken.agents.engines.local import holding
+from unspoken.agents.models.weights import holding
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.make import Progress, fit_bridge
 from unspoken.channels.bridges.plan import DEFAULT
@@ -104,6 +104,6 @@ def _beside(
 
 def _fit(sharer: "LocalModel", receiver: "LocalModel", progress: Progress) -> "AnyBridge":
     """Fit, audit and store a bridge; no turn of a run computes on its models' devices meanwhile."""
-    hold = partial(holding, (sharer.device, receiver.device))
+    hold = partial(holding, (sharer, receiver))
     folder = fit_bridge(sharer, receiver, DEFAULT, hold=hold, report=progress)
     return Bridge.load(folder, receiver.device)

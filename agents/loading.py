@@ -1,13 +1,15 @@
-"""The models of a workflow, loaded by reference: each once, however many names lead to it."""
+"""The models of a workflow, loaded by reference, and the engines that compute on them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
+from unspoken.agents.engines.base import Engine, HasEngine, States
+from unspoken.agents.engines.local import LocalEngine, Workers
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.spec.loader import LoadedWorkflow
 from unspoken.agents.spec.spec import WorkflowSpec
 
-__all__ = ["Progress", "load_models", "step_of"]
+__all__ = ["Progress", "engines_for", "load_models", "step_of"]
 
 Progress = Callable[[str, str, float], None]
 """Called with a model's or an edge's name, a stage and a fraction."""
@@ -53,6 +55,26 @@ def load_models(
                     adapted[again] = base.with_adapter(model.adapter)
             base = adapted[again]
         models[name] = base
+
+
+def engines_for(
+    models: Mapping[str, LocalModel], states: States, workers: Workers
+) -> dict[str, Engine]:
+    """What computes the turns of each agent: one engine a model, the model's own if it has one.
+
+    Args:
+        models: The model of every agent, by agent.
+        states: Where the engines keep their states.
+        workers: The devices' workers.
+    """
+    engines: dict[int, Engine] = {}
+    for model in models.values():
+        if id(model) not in engines:
+            if isinstance(model, HasEngine):
+                engines[id(model)] = model.make_engine(states)
+            else:
+                engines[id(model)] = LocalEngine(model, states, workers.of(model.device))
+    return {name: engines[id(model)] for name, model in models.items()}
 
 
 def step_of(progress: Progress | None, name: str) -> Callable[[str, float], None] | None:

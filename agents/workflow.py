@@ -22,7 +22,8 @@ from unspoken.agents.builder import (
     require_nameable,
     with_edge,
 )
-from unspoken.agents.loading import Progress, load_models, step_of
+from unspoken.agents.engines.local import Workers
+from unspoken.agents.loading import Progress, engines_for, load_models, step_of
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.planning.finetunes import stored_profile
 from unspoken.agents.planning.plan import Plan
@@ -31,6 +32,7 @@ from unspoken.agents.runtime.events import Event
 from unspoken.agents.runtime.inbox import check_received
 from unspoken.agents.runtime.report import AgentResult, RunResult
 from unspoken.agents.runtime.scheduler import Scheduler
+from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.runtime.stream import run_events
 from unspoken.agents.spec.graph import build_graph, validate
 from unspoken.agents.spec.inputs import check_inputs
@@ -100,6 +102,7 @@ class Workflow:
         self._plan: Plan | None = None
         self._source = source
         self._loading = Lock()
+        self._workers = Workers()
         self.bridge_shelf = BridgeCache([Path(folder) for folder in bridge_folders])
         self._bridges: dict[int, Bridge] = {}
         self._custom: dict[int, Channel] = {}
@@ -340,7 +343,17 @@ class Workflow:
             self._plan = self._planned()
         models = self._by_agent()
         check_received(self.spec, models, received)
-        return Scheduler(self.spec, models, self._plan, known, emit, received)
+        states = StateStore()
+        return Scheduler(
+            self.spec,
+            models=models,
+            engines=engines_for(models, states, self._workers),
+            states=states,
+            plan=self._plan,
+            inputs=known,
+            emit=emit,
+            received=received,
+        )
 
     async def stream(
         self, received: Mapping[str, Message] | None = None, /, **inputs: object

@@ -22,6 +22,18 @@ Share = Literal["output", "prompt", "context"]
 
 Role = Literal["user", "assistant"]
 
+Mode = Literal["text", "continuation", "splice", "recompute", "projected", "fused", "custom"]
+"""How a message is carried; ``custom`` is a channel class of the workflow's own."""
+
+Origin = Literal["reused", "computed", "recomputed", "projected", "fused"]
+"""How rows of a receiver's context came to be.
+
+``reused`` rows are the sharer's own, moved where need be. Of ``recomputed`` rows the receiver ran
+some layers itself. ``projected`` rows a bridge made of another model's. ``computed`` rows the
+receiver made while the channel worked, and ``fused`` ones are such rows that a bridge enriched:
+both count as prefilled.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -100,24 +112,40 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True)
+class Fallback:
+    """A cache was asked for, and text took its place.
+
+    Attributes:
+        channel: The channel that was asked for.
+        cause: Why it did not serve.
+    """
+
+    channel: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CarryReport:
     """What a channel did with one message.
 
     Attributes:
         channel: The channel's name.
+        mode: How the message was carried.
         exact: Whether the receiver gets what it would have computed from the same ids itself.
-        reason: One sentence on how the message was carried, and why so.
+        reason: One sentence for people on how the message was carried, and why so.
         tokens: Tokens of the message in the receiver's context.
         reused: Message tokens whose state is taken over.
-        repaired: Message tokens whose state is at hand but computed anew.
+        repaired: Message tokens whose state is at hand but computed again.
         bytes: Bytes of state handed over, or of UTF-8 text.
-        projected: Message tokens whose state a bridge made and that are not computed anew.
+        projected: Message tokens whose state a bridge made and that are not computed again.
         layer_tokens: Layers times tokens that the receiver runs of its own to make that state.
         recomputed_layers: Of a message from other weights of one base, the layers that the receiver
-            computed anew.
+            computed itself.
+        fallback: The channel that gave way to this one, and its cause; None where none did.
     """
 
     channel: str
+    mode: Mode
     exact: bool
     reason: str
     tokens: int
@@ -127,6 +155,20 @@ class CarryReport:
     projected: int = 0
     layer_tokens: int = 0
     recomputed_layers: int = 0
+    fallback: Fallback | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """State for some positions of a receiver's context.
+
+    Attributes:
+        state: Keys and values at the receiver's positions.
+        origin: How they came to be; see `Origin`.
+    """
+
+    state: KVState
+    origin: Origin = "reused"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,27 +176,21 @@ class Carry:
     """State for a receiver's context, at the receiver's positions.
 
     Attributes:
-        prefix: Exact state from position 0 on, or None.
-        spliced: States after the prefix, ascending, that never saw the receiver's own prefix.
-        repair: Positions inside `spliced` to compute anew.
         report: What was done.
-        projected: Whether a bridge made `spliced`.
-        fused: Whether the receiver computed all positions up to the last of `spliced` itself, and a
-            bridge then enriched `spliced`; these positions count as prefilled, and `repair` is
-            empty.
-        computed: States that the receiver had to compute before and between `spliced`; they count
-            as prefilled.
-        recomputed: Whether the receiver computed some layers of `spliced` anew.
+        prefix: Exact state from position 0 on, or None.
+        pieces: What stands after the prefix, ascending; where two overlap, the first one counts.
+        repair: Positions of `pieces` to compute again; empty where the receiver computed up to the
+            last of them itself.
     """
 
-    prefix: KVState | None
-    spliced: tuple[KVState, ...]
-    repair: tuple[int, ...]
     report: CarryReport
-    projected: bool = False
-    fused: bool = False
-    computed: tuple[KVState, ...] = ()
-    recomputed: bool = False
+    prefix: Piece | None = None
+    pieces: tuple[Piece, ...] = ()
+    repair: tuple[int, ...] = ()
+
+    def of(self, *origins: Origin) -> tuple[KVState, ...]:
+        """The states of `pieces` that came to be in one of these ways."""
+        return tuple(piece.state for piece in self.pieces if piece.origin in origins)
 
 
 class Channel(ABC):

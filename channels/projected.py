@@ -7,7 +7,17 @@ from typing import ClassVar, Literal, Protocol
 
 import torch
 
-from unspoken.channels.base import Arrival, Carry, CarryReport, Channel, Role, Share, Span, TextSpan
+from unspoken.channels.base import (
+    Arrival,
+    Carry,
+    CarryReport,
+    Channel,
+    Piece,
+    Role,
+    Share,
+    Span,
+    TextSpan,
+)
 from unspoken.channels.bridges.align import align
 from unspoken.channels.errors import BridgeError, IdentityMismatch, InputError, StateError
 from unspoken.channels.kv.geometry import ModelIdentity
@@ -198,12 +208,14 @@ class ProjectedCacheChannel(Channel):
         state = message.state
         if self.mode == "fuse":
             return self._fuse(state, pieces, arrival, receiver)
-        spliced = tuple(self._project(state, at, rows, arrival, receiver) for at, rows in pieces)
+        projected = tuple(
+            Piece(self._project(state, at, rows, arrival, receiver), "projected")
+            for at, rows in pieces
+        )
         positions = [at + n for at, rows in pieces for n in range(len(rows))]
         repair = tuple(positions[: self.sink])
-        return Carry(
-            None, spliced, repair, self._report(arrival, pieces, len(repair), state), projected=True
-        )
+        report = self._report(arrival, pieces, len(repair), state)
+        return Carry(report, pieces=projected, repair=repair)
 
     def _project(
         self, state: KVState, at: int, rows: Sequence[int], arrival: Arrival, receiver: CausalModel
@@ -222,14 +234,18 @@ class ProjectedCacheChannel(Channel):
         stop = max(at + len(rows) for at, rows in pieces)
         ids = torch.tensor(arrival.context[:stop], device=receiver.device)
         own = receiver.prefill(ids).state
-        spliced = tuple(
-            self._checked(self.bridge.fuse(state, rows, own, at, receiver), at, rows, receiver)
+        fused = tuple(
+            Piece(
+                self._checked(self.bridge.fuse(state, rows, own, at, receiver), at, rows, receiver),
+                "fused",
+            )
             for at, rows in pieces
         )
         first = pieces[0][0]
         ends = self.bridge.manifest
         report = CarryReport(
-            self.name,
+            channel=self.name,
+            mode="fused",
             exact=False,
             reason=f"fused: bridge {ends.sharer.ref} -> {ends.receiver.ref} enriched what the "
             "receiver computed",
@@ -237,8 +253,7 @@ class ProjectedCacheChannel(Channel):
             bytes=_bytes(state, pieces),
             layer_tokens=len(receiver.geometry.layers) * stop,
         )
-        prefix = own.slice(0, first) if first else None
-        return Carry(prefix, spliced, (), report, fused=True)
+        return Carry(report, Piece(own.slice(0, first), "computed") if first else None, fused)
 
     def _checked(
         self, made: KVState, at: int, rows: Sequence[int], receiver: CausalModel
@@ -260,7 +275,8 @@ class ProjectedCacheChannel(Channel):
     ) -> CarryReport:
         ends, native = self.bridge.manifest, self.bridge.native_layers
         return CarryReport(
-            self.name,
+            channel=self.name,
+            mode="projected",
             exact=False,
             reason=f"projected: bridge {ends.sharer.ref} -> {ends.receiver.ref}, "
             f"{self.bridge.describe()}",

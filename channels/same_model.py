@@ -1,9 +1,20 @@
 """The state itself, between agents on one model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from unspoken.channels.base import Arrival, Carry, CarryReport, Channel, Role, Share, Span
+from unspoken.channels.base import (
+    Arrival,
+    Carry,
+    CarryReport,
+    Channel,
+    Mode,
+    Piece,
+    Role,
+    Share,
+    Span,
+)
 from unspoken.channels.errors import GeometryMismatch, InputError, StateError
 from unspoken.channels.finetunes.carry import carry_across
 from unspoken.channels.finetunes.recompute import (
@@ -128,22 +139,24 @@ class SameModelCacheChannel(Channel):
         if state.device != receiver.device:  # hidden states are for readers with other weights
             state = replace(state, hidden={}).to(receiver.device)
         shared = common_prefix(arrival.context, message.context)
-        prefix = state.slice(0, shared) if shared and state.start == 0 else None
+        prefix = Piece(state.slice(0, shared)) if shared and state.start == 0 else None
         spans = tuple(
             _beyond(span, shared) for span in arrival.spans if span.at + span.length > shared
         )
         spliced = tuple(self._place(state, span, receiver) for span in spans)
         repair = _first_positions(spans, self.sink)
-        looked = 0
+        layer_tokens = 0
         if self.deviation and spliced:
             depth = min(EARLY, len(receiver.geometry.layers))
             deviating = deviating_positions(
                 receiver, arrival.context, spliced, self.deviation, depth
             )
             repair = tuple(sorted({*repair, *deviating}))
-            looked = depth * spliced[-1].stop
-        report = self._report(arrival, shared, spans, repair, spliced, state, looked)
-        return Carry(prefix, spliced, repair, report)
+            layer_tokens = depth * spliced[-1].stop
+        report = replace(
+            self._report(arrival, state, shared, spans, len(repair)), layer_tokens=layer_tokens
+        )
+        return Carry(report, prefix, tuple(map(Piece, spliced)), repair)
 
     def _place(self, state: KVState, span: Span, receiver: CausalModel) -> KVState:
         source = state.slice(span.source, span.source + span.length)
@@ -151,35 +164,33 @@ class SameModelCacheChannel(Channel):
         return source.shift(span.at - span.source, receiver.geometry, receiver.rotary)
 
     def _report(
-        self,
-        arrival: Arrival,
-        shared: int,
-        spans: tuple[Span, ...],
-        repair: tuple[int, ...],
-        spliced: tuple[KVState, ...],
-        state: KVState,
-        looked: int,
+        self, arrival: Arrival, state: KVState, shared: int, spans: Sequence[Span], repaired: int
     ) -> CarryReport:
-        tokens = arrival.tokens
         beyond = sum(span.length for span in spans)
         rough = state.approximate_from
-        exact = beyond == len(repair) and (rough is None or rough >= shared)
-        if not beyond:
+        exact = beyond == repaired and (rough is None or rough >= shared)
+        mode: Mode = "splice" if beyond else "continuation"
+        if beyond:
+            moved = spans[0].at - spans[0].source
+            reason = (
+                f"splice: other tokens stand before the message; keys moved by {moved:+d}, "
+                f"{repaired} repaired"
+            )
+        else:
             reason = "continuation: the same tokens stand before the message at both ends"
             reason += "" if exact else ", of a state that is approximate itself"
-        else:
-            moved = spans[0].at - spans[0].source
-            reason = f"splice: other tokens stand before the message; keys moved by {moved:+d}, {len(repair)} repaired"
+        carried = [state.slice(span.source, span.source + span.length) for span in spans]
         per_token = state.cache_bytes // max(len(state), 1)
         return CarryReport(
-            self.name,
+            channel=self.name,
+            mode=mode,
             exact=exact,
             reason=reason,
-            tokens=tokens,
-            reused=tokens - len(repair),
-            repaired=len(repair),
-            bytes=per_token * (tokens - beyond) + sum(piece.cache_bytes for piece in spliced),
-            layer_tokens=looked,
+            tokens=arrival.tokens,
+            reused=arrival.tokens - repaired,
+            repaired=repaired,
+            bytes=per_token * (arrival.tokens - beyond)
+            + sum(piece.cache_bytes for piece in carried),
         )
 
 

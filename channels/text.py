@@ -32,14 +32,13 @@ class TextChannel(Channel):
     def carry(self, arrival: Arrival, receiver: CausalModel) -> Carry:
         """No state at all."""
         message = arrival.message
-        same = message.identity.tokenizer == receiver.identity.tokenizer
+        how = "token ids" if message.identity.tokenizer == receiver.identity.tokenizer else "words"
         report = CarryReport(
-            self.name,
+            channel=self.name,
+            mode="text",
             exact=True,
-            reason="the receiver reads the same token ids"
-            if same
-            else "the receiver reads the words",
+            reason=f"the receiver reads the same {how}",
             tokens=arrival.tokens,
             bytes=len(message.text.encode()),
         )
-        return Carry(None, (), (), report)
+        return Carry(report)

@@ -15,13 +15,12 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.scene import Scene
-from unspoken.agents.bench.turns import generate, take_turn, until_stop
-from unspoken.agents.engines.turn import TurnRequest
+from unspoken.agents.bench.turns import generate, until_stop
+from unspoken.agents.engines.base import Carried, Sampling, TurnRequest
+from unspoken.agents.engines.turn import drive_turn
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import Context
-from unspoken.agents.spec.spec import GenerateSpec
 from unspoken.channels.kv.geometry import ModelIdentity
-from unspoken.channels.message import Segment
 from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel
 
@@ -83,19 +82,22 @@ def _continuation_equals_text(model: LocalModel, words: tuple[int, ...]) -> bool
     scene = Scene.make(model, words)
     answers = []
     for channel in (TextChannel(), SameModelCacheChannel()):
-        settings = GenerateSpec(max_new_tokens=NEW // 2)
-        request = TurnRequest(scene.context, (scene.delivery(channel),), generate=settings)
-        outcome = take_turn(model, request)
-        answers.append((outcome.context.ids, outcome.carries[0][1].exact))
+        request = TurnRequest(
+            ids=scene.ids,
+            inbound=(scene.delivery(channel),),
+            sampling=Sampling(max_tokens=NEW // 2, stop_ids=model.stop_ids),
+        )
+        events, computed = drive_turn(model, request)
+        exact = [event.report.exact for event in events if isinstance(event, Carried)]
+        answers.append((computed.ids, exact))
     return answers[0] == answers[1]
 
 
 def _ours(model: LocalModel, ids: tuple[int, ...]) -> tuple[int, ...]:
-    segment = Segment("user", ids, (0, len(ids)), "", 0)
-    request = TurnRequest(Context().extended(segment), generate=GenerateSpec(max_new_tokens=NEW))
-    written = take_turn(model, request).context.segments[-1]
-    ask = len(model.context_builder.ask(Context()))
-    return written.ids[ask : ask + NEW]
+    prompt = ids + model.context_builder.ask(Context())
+    sampling = Sampling(max_tokens=NEW, stop_ids=model.stop_ids)
+    _, computed = drive_turn(model, TurnRequest(ids=prompt, sampling=sampling))
+    return (*computed.ids[len(prompt) :], *model.context_builder.close())[:NEW]
 
 
 def _theirs(model: LocalModel, ids: tuple[int, ...]) -> tuple[int, ...]:

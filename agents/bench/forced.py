@@ -1,7 +1,7 @@
 """Forced tokens: how far one way of handing a message over is from a full recompute."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any, NamedTuple, TypeVar
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unspoken.agents.bench.scene import Scene
-from unspoken.agents.engines.turn import assemble
+from unspoken.agents.engines.assembly import assemble
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.base import Channel
 from unspoken.channels.kv.state import KVState
@@ -110,9 +110,7 @@ class Case:
             channel: The channel.
             sent: What is sent in the message's place, of as many tokens.
         """
-        inbound = self.scene.delivery(channel)
-        if sent is not None:
-            inbound = replace(inbound, arrival=replace(inbound.arrival, message=sent))
+        inbound = self.scene.delivery(channel, sent)
         parts = assemble(self.model, self.scene.ids, [inbound], self.scene.history)
         return self.over(prefilled(self.model, self.scene.ids, parts.states, parts.missing))
 

@@ -12,10 +12,10 @@ from transformers import DynamicCache
 from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.scene import Scene
-from unspoken.agents.bench.turns import take_turn
-from unspoken.agents.engines.turn import TurnRequest
+from unspoken.agents.engines.assembly import Past
+from unspoken.agents.engines.base import Sampling, TurnRequest
+from unspoken.agents.engines.turn import drive_turn
 from unspoken.agents.models.model import LocalModel
-from unspoken.agents.spec.spec import GenerateSpec
 from unspoken.channels.base import Channel
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.machine import clock, in_turn, wait
@@ -115,28 +115,26 @@ def _indexed(model: LocalModel, scene: Scene) -> float:
     ids, state = scene.message.context, scene.message.state
     assert state is not None
     shared = len(ids) // BLOCK * BLOCK
-    return _first_token(model, scene, (ids[:shared], state.slice(0, shared)))
+    return _first_token(model, scene, Past(ids[:shared], state.slice(0, shared)))
 
 
 def _first_token(
-    model: LocalModel,
-    scene: Scene,
-    history: tuple[tuple[int, ...], KVState] | None,
-    *channels: Channel,
+    model: LocalModel, scene: Scene, history: Past | None, *channels: Channel
 ) -> float:
     inbound = tuple(map(scene.delivery, channels))
-    once = GenerateSpec(max_new_tokens=1)
-    request = TurnRequest(scene.context, inbound, history, once, keep_state=False)
+    request = TurnRequest(ids=scene.ids, inbound=inbound, sampling=Sampling(max_tokens=1))
     wait(model.device)
-    ttft = take_turn(model, request).usage.ttft_s
+    ttft = drive_turn(model, request, history)[1].usage.ttft_s
     assert ttft is not None
     return ttft
 
 
 def _one_pass(model: LocalModel, scene: Scene) -> float:
     """All tokens by one direct call, over the receiver's own prefix cache."""
-    known, state = scene.history or ((), None)
-    return _direct(model, scene.ids[len(known) :], state)
+    past = scene.history
+    if past is None:
+        return _direct(model, scene.ids, None)
+    return _direct(model, scene.ids[len(past.ids) :], past.state)
 
 
 def _direct(model: LocalModel, new: tuple[int, ...], state: KVState | None) -> float:

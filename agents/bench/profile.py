@@ -207,5 +207,5 @@ def _states(
     }
     for layer_ranges in front:
         carry = carry_across(arrival, tuned, state, layer_ranges, 0, 0.0, "")
-        states[layer_ranges] = list(carry.spliced)
+        states[layer_ranges] = [piece.state for piece in carry.pieces]
     return states

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from unspoken.agents.engines.turn import Inbound
+from unspoken.agents.engines.assembly import Past
+from unspoken.agents.engines.base import Inbound
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import ChatTurn, Context, Quote
 from unspoken.channels.base import Arrival, Channel
-from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message, Segment
 
 __all__ = ["Scene", "make_message"]
@@ -21,15 +21,15 @@ class Scene:
         context: The receiver's context, without what asks for the assistant's words.
         ids: Its token ids, with those that ask for the assistant's words.
         empty_ids: The same without the message.
-        history: Ids and state of the receiver's leading system turn, as its own prefix cache holds
-            them; None for none.
+        history: The receiver's leading system turn, as its own prefix cache holds it; None for
+            none.
     """
 
     message: Message
     context: Context
     ids: tuple[int, ...]
     empty_ids: tuple[int, ...]
-    history: tuple[tuple[int, ...], KVState] | None
+    history: Past | None
 
     @classmethod
     def make(
@@ -74,7 +74,7 @@ class Scene:
             ending = ChatTurn("user", (_exactly(model, prompt, new_tokens - around),))
             context, ids = compose(quote, ending)
         opening = builder.opening(receiver_system).ids
-        history = (opening, model.read(opening)) if opening else None
+        history = Past(opening, model.read(opening)) if opening else None
         return cls(message, context, ids, compose(ending)[1], history)
 
     @property
@@ -82,10 +82,18 @@ class Scene:
         """The receiver's tokens after the message."""
         return self.ids[self.context.segments[-1].position :]
 
-    def delivery(self, channel: Channel) -> Inbound:
-        """The message as it arrives by a channel."""
-        arrival = Arrival(self.message, self.context.spans(self.message), self.context.ids)
-        return Inbound(0, "sharer -> receiver", channel, arrival, fallback=False)
+    def delivery(self, channel: Channel, sent: Message | None = None) -> Inbound:
+        """The message as it arrives by a channel; or another of as many tokens in its place."""
+        spans = self.context.spans(self.message)
+        return Inbound(
+            edge=0,
+            sharer="sharer",
+            receiver="receiver",
+            channel=channel,
+            message=self.message,
+            arrival=Arrival(sent or self.message, spans, self.context.ids),
+            fallback=False,
+        )
 
 
 def make_message(

@@ -147,7 +147,7 @@ def _unmoved(case: Case) -> Tensor:
     delta = span.at - span.source
     layers = tuple(replace(layer, first=layer.first + delta) for layer in piece.layers)
     moved = replace(piece, layers=layers, start=piece.start + delta, stop=piece.stop + delta)
-    states = [scene.history[1], moved] if scene.history else [moved]
+    states = [scene.history.state, moved] if scene.history else [moved]
     covered = {place for state in states for place in range(state.start, state.stop)}
     missing = [place for place in range(len(scene.ids)) if place not in covered]
     return case.over(prefilled(case.model, scene.ids, states, missing))

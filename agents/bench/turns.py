@@ -1,26 +1,13 @@
-"""Whole turns of ours, and the tokens that transformers' own ``generate`` writes."""
+"""The tokens that transformers' own ``generate`` writes."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from unspoken.agents.engines.turn import TurnOutcome, TurnRequest, run_turn
 from unspoken.agents.models.model import LocalModel
 
-__all__ = ["generate", "take_turn", "until_stop"]
-
-
-@torch.no_grad()
-def take_turn(model: LocalModel, request: TurnRequest) -> TurnOutcome:
-    """A turn from its first step to its last."""
-    steps = run_turn(model, request)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            outcome: TurnOutcome = end.value
-            return outcome
+__all__ = ["generate", "until_stop"]
 
 
 @torch.no_grad()

@@ -146,9 +146,9 @@ def fit(
 
 def _hold(models: "tuple[LocalModel, LocalModel]") -> "Hold":
     """Keeps both models' devices for the fit or the audit alone."""
-    from unspoken.agents.engines.local import holding
+    from unspoken.agents.models.weights import holding
 
-    return partial(holding, [model.device for model in models])
+    return partial(holding, list(models))
 
 
 def _require_files(*files: Path | None) -> None:

@@ -65,7 +65,7 @@ def _print_plan(console: Console, chosen: "Plan") -> None:
 
 
 def _row(edge: "EdgePlan") -> list[str]:
-    channel = f"{edge.channel} (not {edge.asked})" if edge.fell_back else edge.channel
+    channel = f"{edge.channel} (not {edge.asked})" if edge.fallback else edge.channel
     bytes_per_token = size(edge.bytes_per_token) if edge.bytes_per_token else "–"
     ends = [edge.sharer, edge.receiver]
     return [*ends, edge.share, channel, edge.mode, count(edge.tokens), bytes_per_token]

@@ -1,74 +1,74 @@
-"""States in place for a turn's context: what messages and an agent's own past bring, and what is
-left to compute.
+"""States in place for a turn's context: what messages and an agent's past bring, and what is left.
+
+Every message offers state for some positions. First the longest exact prefix of all offers is put
+in place, then the other pieces in the order of the context. A position belongs to the piece that
+came first, and each position remembers its origin, so every count of a turn is a count over
+positions. What nothing covers, and what a channel wants repaired, the turn computes.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
+from unspoken.agents.engines.base import Carried, Inbound, StateRef
 from unspoken.agents.models.hf_cache import first_approximate
 from unspoken.agents.models.model import LocalModel
-from unspoken.channels.base import Arrival, Carry, CarryReport, Channel
+from unspoken.channels.base import Arrival, Carry, CarryReport, Fallback, Origin, Piece
 from unspoken.channels.errors import ChannelError, ModelSupportError, RunError, StateError
 from unspoken.channels.kv.compressed import CompressedState
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
 from unspoken.channels.text import TextChannel
 
-__all__ = ["Assembly", "Inbound", "assemble"]
+__all__ = ["Assembly", "Past", "assemble"]
+
+Resolve = Callable[[StateRef], KVState | CompressedState]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Past:
+    """An agent's earlier turns: the ids of its context, and their state."""
+
+    ids: tuple[int, ...]
+    state: KVState
+
+    def shared_with(self, ids: tuple[int, ...]) -> Piece:
+        """The part that a new context begins with too."""
+        return Piece(self.state.slice(0, min(common_prefix(ids, self.ids), self.state.stop)))
 
 
 class Places:
-    """Positions of a context, each served by the state that was put there first.
+    """Positions of a context, each served by the piece that was put there first.
 
     Args:
         stop: Number of positions.
 
     Attributes:
         states: Slices that do not overlap, in the order in which they were put.
+        origins: Per position, the origin of its row; None where there is none.
     """
 
     def __init__(self, stop: int) -> None:
         self._taken = bytearray(stop)
         self.states: list[KVState] = []
+        self.origins: list[Origin | None] = [None] * stop
 
-    def put(self, state: KVState) -> list[int]:
-        """Put a state where nothing stands yet; the positions that it serves."""
-        served: list[int] = []
+    def put(self, piece: Piece) -> None:
+        """Put a piece where nothing stands yet."""
+        state = piece.state
         stop = min(state.stop, len(self._taken))
-        at = self._taken.find(b"\0", state.start, stop)
-        while at >= 0:
-            end = self._taken.find(b"\1", at, stop)
+        first = self._taken.find(b"\0", state.start, stop)
+        while first >= 0:
+            end = self._taken.find(b"\1", first, stop)
             end = stop if end < 0 else end
-            self.states.append(state.slice(at, end))
-            self._taken[at:end] = b"\1" * (end - at)
-            served += range(at, end)
-            at = self._taken.find(b"\0", end, stop)
-        return served
+            self.states.append(state.slice(first, end))
+            self._taken[first:end] = b"\1" * (end - first)
+            self.origins[first:end] = [piece.origin] * (end - first)
+            first = self._taken.find(b"\0", end, stop)
 
 
-@dataclass(frozen=True, slots=True)
-class Inbound:
-    """A message on its way into a turn.
-
-    Attributes:
-        edge: Number of the edge.
-        name: The edge, as ``sharer -> receiver``.
-        channel: What carries it.
-        arrival: The message in its place.
-        fallback: Whether a channel that fails gives way to text.
-        compressed: The message's state in fewer bytes, where the edge keeps it so.
-    """
-
-    edge: int
-    name: str
-    channel: Channel
-    arrival: Arrival
-    fallback: bool = True
-    compressed: CompressedState | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Assembly:
     """States in place for a context, and what is left to compute.
 
@@ -76,140 +76,125 @@ class Assembly:
         states: States at their positions.
         missing: Positions to compute, ascending.
         repaired: Those of them that have a state all the same.
-        projected: Positions whose state a bridge made, not computed anew.
-        fused: Positions in place that a channel computed in this model, a bridge's enriched rows
-            among them.
-        recomputed: Positions in place of which a channel computed some layers anew.
-        layer_tokens: Layers times tokens that bridges ran in this model.
-        carries: Per delivery, its edge, its report and the seconds its carry took.
+        origins: Per position of the context, how its row came to be; None for one to compute.
+        layer_tokens: Layers times tokens that channels ran in this model.
+        carries: Per message, how it was carried.
     """
 
     states: tuple[KVState, ...]
     missing: tuple[int, ...]
     repaired: frozenset[int]
-    projected: frozenset[int]
-    fused: frozenset[int]
-    recomputed: frozenset[int]
+    origins: tuple[Origin | None, ...]
     layer_tokens: int
-    carries: tuple[tuple[int, CarryReport, float], ...]
+    carries: tuple[Carried, ...] = ()
+
+    def positions(self, *origins: Origin) -> frozenset[int]:
+        """Positions in place whose rows came to be in one of these ways."""
+        return frozenset(at for at, origin in enumerate(self.origins) if origin in origins)
 
 
 def assemble(
     model: LocalModel,
     ids: tuple[int, ...],
-    deliveries: Sequence[Inbound],
-    history: tuple[tuple[int, ...], KVState] | None = None,
+    inbound: Sequence[Inbound],
+    past: Past | None = None,
+    resolve: Resolve | None = None,
 ) -> Assembly:
-    """Find state for a context: the longest exact prefix of all at hand, then splices, then what is
-    missing.
+    """Find state for a context: the longest exact prefix at hand, then pieces, then what is left.
+
+    Args:
+        model: The receiver.
+        ids: Its context.
+        inbound: Messages in their places, with their states or with tickets for them.
+        past: The agent's earlier turns.
+        resolve: Gives the state of a ticket.
+
+    Raises:
+        RunError: A message that cannot be carried, on an edge that does not fall back.
     """
-    offers = _offers(model, ids, deliveries, history)
+    offers = _offers(model, ids, inbound, past, resolve)
     carries = [carry for carry, _ in offers]
-    best, computed = _longest_prefix(ids, carries, history)
     # The last token is always computed: its logits choose the first new one.
     places = Places(len(ids) - 1)
-    reach = len(places.put(best)) if best is not None else 0
-    repaired: set[int] = set()
-    projected: set[int] = set()
-    fused = set(range(reach)) if computed else set[int]()
-    recomputed: set[int] = set()
-    for number in _in_order(deliveries):
-        carry = carries[number]
-        for piece in carry.computed:
-            fused.update(places.put(piece))
-        for piece in carry.spliced:
-            put = places.put(piece)
-            projected.update(put if carry.projected else ())
-            fused.update(put if carry.fused else ())
-            recomputed.update(put if carry.recomputed else ())
-        repaired.update(position for position in carry.repair if position >= reach)
-    states = places.states
-    covered = {position for state in states for position in range(state.start, state.stop)}
-    missing = tuple(p for p in range(len(ids)) if p not in covered or p in repaired)
-    layer_tokens = sum(carry.report.layer_tokens for carry in carries)
-    found = Assembly(
-        tuple(states),
-        missing,
-        frozenset(repaired & covered),
-        frozenset(projected - repaired),
-        frozenset(fused - repaired),
-        frozenset(recomputed - repaired),
-        layer_tokens,
-        (),
+    prefix = _longest_prefix(ids, carries, past)
+    if prefix is not None:
+        places.put(prefix)
+    reach = sum(map(len, places.states))
+    repair: set[int] = set()
+    for number in _in_order(inbound):
+        for piece in carries[number].pieces:
+            places.put(piece)
+        repair.update(position for position in carries[number].repair if position >= reach)
+    placed = (*places.origins, None)
+    origins = tuple(None if at in repair else origin for at, origin in enumerate(placed))
+    missing = tuple(at for at, origin in enumerate(origins) if origin is None)
+    assembly = Assembly(
+        states=tuple(places.states),
+        missing=missing,
+        repaired=frozenset(at for at in repair if placed[at] is not None),
+        origins=origins,
+        layer_tokens=sum(carry.report.layer_tokens for carry in carries),
     )
-    rough = first_approximate(states, missing)
+    rough = first_approximate(places.states, missing)
     settled = tuple(
-        (one.edge, _settled(carry, one.arrival, reach, found, rough), seconds)
-        for one, (carry, seconds) in zip(deliveries, offers, strict=True)
+        Carried(one.edge, _settled(carry, one.arrival, reach, assembly, rough), seconds)
+        for one, (carry, seconds) in zip(inbound, offers, strict=True)
+        if one.arrival is not None
     )
-    return replace(found, carries=settled)
+    return replace(assembly, carries=settled)
 
 
 def _offers(
     model: LocalModel,
     ids: tuple[int, ...],
-    deliveries: Sequence[Inbound],
-    history: tuple[tuple[int, ...], KVState] | None,
+    inbound: Sequence[Inbound],
+    past: Past | None,
+    resolve: Resolve | None,
 ) -> list[tuple[Carry, float]]:
-    """Per delivery, its carry and the seconds it took; those that come first in the context are
-    carried first.
-    """
-    found: dict[int, tuple[Carry, float]] = {}
+    """Per message, its carry and the seconds it took; the first in the context is carried first."""
+    offers: dict[int, tuple[Carry, float]] = {}
     placed = Places(len(ids) - 1)
-    if history is not None:
-        placed.put(history[1].slice(0, _reach(ids, history)))
-    for number in _in_order(deliveries):
+    if past is not None:
+        placed.put(past.shared_with(ids))
+    for number in _in_order(inbound):
         began = perf_counter()
         before = tuple(sorted(placed.states, key=lambda state: state.start))
-        arrival = replace(deliveries[number].arrival, before=before)
-        carry = _decompressed(replace(deliveries[number], arrival=arrival), model)
-        found[number] = carry, perf_counter() - began
-        for piece in (*carry.computed, *carry.spliced, *((carry.prefix,) if carry.prefix else ())):
+        carry = _offer(inbound[number], before, model, resolve)
+        offers[number] = carry, perf_counter() - began
+        for piece in (*carry.pieces, *([carry.prefix] if carry.prefix else [])):
             placed.put(piece)
-    return [found[number] for number in range(len(deliveries))]
+    return [offers[number] for number in range(len(inbound))]
 
 
-def _in_order(deliveries: Sequence[Inbound]) -> list[int]:
-    """Numbers of the deliveries by where they stand in the context."""
-    starts = [min(one.arrival.positions, default=0) for one in deliveries]
-    return sorted(range(len(deliveries)), key=lambda number: starts[number])
+def _in_order(inbound: Sequence[Inbound]) -> list[int]:
+    """Numbers of the messages by where they stand in the context."""
+    starts = [min(one.arrival.positions, default=0) if one.arrival else 0 for one in inbound]
+    return sorted(range(len(inbound)), key=starts.__getitem__)
 
 
 def _longest_prefix(
-    ids: tuple[int, ...],
-    carries: Sequence[Carry],
-    history: tuple[tuple[int, ...], KVState] | None,
-) -> tuple[KVState | None, bool]:
-    """The longest state from position 0 on, and whether a channel computed it just now.
+    ids: tuple[int, ...], carries: Sequence[Carry], past: Past | None
+) -> Piece | None:
+    """The longest state from position 0 on.
 
     No message's prefix reaches into rows that a bridge has enriched. Beside the agent's own past,
-    in which an earlier message may be enriched, what a channel computed anew is not wanted.
+    in which an earlier message may be enriched, what a channel computed just now is not wanted.
     """
-    stop = min(
-        (one.start for carry in carries if carry.fused for one in carry.spliced), default=len(ids)
-    )
-    found = [
-        (carry.prefix.slice(0, min(len(carry.prefix), stop)), carry.fused)
-        for carry in carries
-        if carry.prefix is not None and not (carry.fused and history is not None)
+    stop = min((s.start for carry in carries for s in carry.of("fused")), default=len(ids))
+    prefixes = [
+        Piece(prefix.state.slice(0, min(len(prefix.state), stop)), prefix.origin)
+        for prefix in (carry.prefix for carry in carries)
+        if prefix is not None and not (prefix.origin == "computed" and past is not None)
     ]
-    if history is not None:
-        _, state = history
-        found.append((state.slice(0, _reach(ids, history)), False))
-    return max(found, key=lambda one: len(one[0]), default=(None, False))
-
-
-def _reach(ids: tuple[int, ...], history: tuple[tuple[int, ...], KVState]) -> int:
-    """How many of a context's tokens the agent's own state covers."""
-    known, state = history
-    return min(common_prefix(ids, known), state.stop)
+    if past is not None:
+        prefixes.append(past.shared_with(ids))
+    return max(prefixes, key=lambda prefix: len(prefix.state), default=None)
 
 
 def _settled(
     carry: Carry, arrival: Arrival, reach: int, assembly: Assembly, rough: int | None
 ) -> CarryReport:
-    """A carry's report once all states are in place: what it claimed alone, another's prefix or
-    splice may change.
+    """A carry's report once all states are in place, which another's prefix or pieces may change.
 
     Args:
         carry: The carry.
@@ -218,47 +203,57 @@ def _settled(
         assembly: What is in place.
         rough: First position in place whose rows are approximate, None for none.
     """
-    report, positions = carry.report, frozenset(arrival.positions)
+    report, positions = carry.report, arrival.positions
     if not positions or report.channel == TextChannel.name:
         return report
-    projected = len(positions & assembly.projected) if carry.projected else 0
-    exact = rough is None or rough > max(positions)
-    reason = report.reason
-    if (carry.spliced or carry.prefix is None) and max(positions) < reach:
+    counts = Counter(assembly.origins[at] for at in positions)
+    exact = rough is None or rough > positions[-1]
+    mode, reason = report.mode, report.reason
+    if (carry.pieces or carry.prefix is None) and positions[-1] < reach:
+        mode = "continuation"
         reason = "continuation: a longer prefix holds the message"
     elif report.exact and not exact:
         reason += "; the state before it is approximate"
+    own_projection = len(carry.of("projected")) > 0
     return replace(
         report,
+        mode=mode,
         exact=exact,
         reason=reason,
-        reused=len(positions.difference(assembly.missing, assembly.fused, assembly.recomputed))
-        - projected,
-        repaired=len(positions & (assembly.repaired | assembly.recomputed)),
-        projected=projected,
+        reused=counts["reused"] + (0 if own_projection else counts["projected"]),
+        repaired=len(assembly.repaired.intersection(positions)) + counts["recomputed"],
+        projected=counts["projected"] if own_projection else 0,
     )
 
 
-def _decompressed(delivery: Inbound, model: LocalModel) -> Carry:
-    """The carry of a delivery, which may have to be unpacked first; what it brings counts as it was
-    kept.
-    """
-    compressed = delivery.compressed
-    if compressed is None:
-        return _carry(delivery, model)
-    message = replace(delivery.arrival.message, state=compressed.decompress())
-    carry = _carry(replace(delivery, arrival=replace(delivery.arrival, message=message)), model)
-    if carry.prefix is None and not carry.spliced:
+def _offer(
+    inbound: Inbound, before: tuple[KVState, ...], model: LocalModel, resolve: Resolve | None
+) -> Carry:
+    """What a message offers; a state that is kept in fewer bytes counts as it is kept."""
+    arrival = inbound.arrival
+    if arrival is None:
+        raise StateError(f"the message of {inbound.sharer!r} has no place in the context")
+    state = None
+    if inbound.state is not None and resolve is not None:
+        state = resolve(inbound.state)
+    compressed = state if isinstance(state, CompressedState) else None
+    message = arrival.message
+    if compressed is not None:
+        message = replace(message, state=compressed.decompress())
+    elif isinstance(state, KVState):
+        message = replace(message, state=state)
+    carry = _carry(inbound, replace(arrival, message=message, before=before), model)
+    if compressed is None or (carry.prefix is None and not carry.pieces):
         return carry
     smaller = round(carry.report.bytes * compressed.nbytes / max(compressed.raw_bytes, 1))
     reason = f"{carry.report.reason}; kept as {compressed.codec}"
     return replace(carry, report=replace(carry.report, bytes=smaller, reason=reason))
 
 
-def _carry(delivery: Inbound, model: LocalModel) -> Carry:
+def _carry(inbound: Inbound, arrival: Arrival, model: LocalModel) -> Carry:
     try:
-        carry = delivery.channel.carry(delivery.arrival, model)
-        if _moves_keys(carry, delivery.arrival) and not model.shifts_keys:
+        carry = inbound.channel.carry(arrival, model)
+        if _moves_keys(carry, arrival) and not model.shifts_keys:
             raise StateError(
                 "this model's keys cannot be moved to other positions",
                 expected="the same tokens before the message at both ends",
@@ -266,16 +261,18 @@ def _carry(delivery: Inbound, model: LocalModel) -> Carry:
             )
         return carry
     except (ChannelError, ModelSupportError) as error:
-        if not delivery.fallback:
+        if not inbound.fallback:
             raise RunError(
-                error.found, edge=delivery.name, expected=error.expected, fix=error.fix
+                error.found, edge=inbound.name, expected=error.expected, fix=error.fix
             ) from error
-        carry = TextChannel().carry(delivery.arrival, model)
-        reason = f"fallback from {delivery.channel.name}: {error.found}"
-        return replace(carry, report=replace(carry.report, reason=reason))
+        carry = TextChannel().carry(arrival, model)
+        fallback = Fallback(inbound.channel.name, error.found)
+        reason = f"fallback from {fallback.channel}: {fallback.cause}"
+        return replace(carry, report=replace(carry.report, reason=reason, fallback=fallback))
 
 
 def _moves_keys(carry: Carry, arrival: Arrival) -> bool:
     # A bridge rotates keys to their positions, so it needs the rotation to be known as well.
+    bridged = bool(carry.of("projected", "fused"))
     moved = any(span.at != span.source for span in arrival.spans)
-    return bool(carry.spliced) and (carry.projected or carry.fused or moved)
+    return bridged or (moved and bool(carry.of("reused", "recomputed")))

@@ -1,11 +1,15 @@
-"""One worker per device: a thread that runs every forward on it, one operation at a time."""
+"""The engine in this process: a thread per device that runs turns one operation at a time.
+
+A turn is a generator (see `unspoken.agents.engines.turn`). The device's thread runs one step of it,
+gives its event to the event loop, and queues the next step behind those of the other turns. So
+turns that are ready together advance in turn, and a cancel never waits for more than one operation.
+This queue is where ready steps of one model will be batched.
+"""
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -13,16 +17,41 @@ import anyio.from_thread
 import anyio.lowlevel
 import torch
 
-__all__ = ["Worker", "holding", "worker_for"]
+from unspoken.agents.engines.assembly import Past
+from unspoken.agents.engines.base import (
+    EngineFacts,
+    Footprint,
+    StateRef,
+    States,
+    TurnEvent,
+    TurnOutcome,
+    TurnRequest,
+)
+from unspoken.agents.engines.turn import CLOSING, run_turn
+from unspoken.agents.models.model import LocalModel
+from unspoken.agents.models.weights import Weights
+from unspoken.channels.errors import StateError
+from unspoken.channels.kv.codec import Codec
+from unspoken.channels.kv.compressed import CompressedState, compress
+from unspoken.channels.kv.state import KVState
+from unspoken.channels.message import Message
+from unspoken.channels.packets.files import Readable
+from unspoken.channels.packets.packet import packet_chunks, read_packet
+
+__all__ = ["LocalEngine", "Worker", "Workers"]
 
 Event = TypeVar("Event")
 Outcome = TypeVar("Outcome")
+
+BUSY = 0.02
+"""Seconds that a device's thread waits for weights that somebody holds before it tries others."""
 
 
 @dataclass(eq=False)
 class _Job(Generic[Event, Outcome]):
     steps: Generator[Event, None, Outcome]
     emit: Callable[[Event], None]
+    weights: Weights | None
     loop: anyio.lowlevel.EventLoopToken
     done: anyio.Event
     stop: threading.Event = field(default_factory=threading.Event)
@@ -31,11 +60,7 @@ class _Job(Generic[Event, Outcome]):
 
 
 class Worker:
-    """Runs jobs on one device. A job is a generator: each step is one operation, each yielded value
-    an event.
-
-    Jobs that are ready together take turns step by step. This is where ready steps of one model
-    will be batched.
+    """Runs jobs on one device. A job is a generator: each step is one operation.
 
     Args:
         name: Name of its thread.
@@ -45,16 +70,22 @@ class Worker:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
     async def run(
-        self, steps: Generator[Event, None, Outcome], emit: Callable[[Event], None]
+        self,
+        steps: Generator[Event, None, Outcome],
+        emit: Callable[[Event], None],
+        weights: Weights | None = None,
     ) -> Outcome:
-        """Run a job to its end, calling `emit` on the event loop with every event.
+        """Run a job to its end; a cancel is seen between two operations.
 
-        A cancel is seen between two operations: this returns once the job has let go of the device.
+        Args:
+            steps: The job.
+            emit: Called on the event loop with every event.
+            weights: What it computes on; each step has them to itself.
 
         Raises:
             Exception: Whatever the job raised.
         """
-        job = _Job(steps, emit, anyio.lowlevel.current_token(), anyio.Event())
+        job = _Job(steps, emit, weights, anyio.lowlevel.current_token(), anyio.Event())
         self._thread.submit(self._step, job)
         try:
             await job.done.wait()
@@ -67,33 +98,15 @@ class Worker:
             raise job.error
         return job.outcome  # type: ignore[return-value]  # set whenever there is no error
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Keep the device from all jobs: this waits for the operation at hand, and they wait for
-        the block's end.
-        """
-        held, over = threading.Event(), threading.Event()
-
-        def wait() -> None:
-            held.set()
-            over.wait()
-
-        self._thread.submit(wait)
-        try:
-            held.wait()
-            yield
-        finally:
-            over.set()
-
     def _step(self, job: _Job[Any, Any]) -> None:
         """Run one operation of a job, and queue the next behind those of the other jobs."""
         try:
             if job.stop.is_set():
                 job.steps.close()
             else:
-                with torch.no_grad():
-                    event = next(job.steps)
-                self._on_loop(job, job.emit, event)
+                advanced, event = self._advance(job)
+                if advanced:
+                    self._on_loop(job, job.emit, event)
                 self._thread.submit(self._step, job)
                 return
         except StopIteration as end:
@@ -103,6 +116,17 @@ class Worker:
             job.error = error
         self._on_loop(job, job.done.set)
 
+    def _advance(self, job: _Job[Any, Any]) -> tuple[bool, Any]:
+        """One operation and its event; or none, where somebody holds the weights for long."""
+        lock = threading.RLock() if job.weights is None else job.weights.lock
+        if not lock.acquire(timeout=BUSY):
+            return False, None
+        try:
+            with torch.no_grad():
+                return True, next(job.steps)
+        finally:
+            lock.release()
+
     def _on_loop(self, job: _Job[Any, Any], call: Callable[..., None], *args: Any) -> None:
         try:
             anyio.from_thread.run_sync(call, *args, token=job.loop)
@@ -110,29 +134,120 @@ class Worker:
             job.stop.set()
 
 
-@cache
-def worker_for(device: torch.device) -> Worker:
-    """The worker of a device, one for the whole process, whoever asks."""
-    return Worker(f"unspoken-{device}")
+class Workers:
+    """One worker per device, for all engines that are to share the devices' time."""
+
+    def __init__(self) -> None:
+        self._workers: dict[torch.device, Worker] = {}
+
+    def of(self, device: torch.device) -> Worker:
+        """The worker of a device."""
+        if device not in self._workers:
+            self._workers[device] = Worker(f"unspoken-{device}")
+        return self._workers[device]
 
 
-@contextmanager
-def holding(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Keep some devices for work that is no job, such as a fit.
+class LocalEngine:
+    """An engine whose model is in this process; keeps `unspoken.agents.engines.base.Engine`.
 
-    They are taken in one order, so that two who want the same ones never wait for each other. On
-    the thread of an event loop nothing is held: a job may be waiting for that very loop, to emit an
-    event.
+    Args:
+        model: The model.
+        states: Where its states are kept; engines that share it take each other's tickets.
+        worker: Its device's worker.
     """
-    with ExitStack() as stack:
-        for device in () if _on_a_loop() else sorted(set(devices), key=str):
-            stack.enter_context(worker_for(device).hold())
-        yield
+
+    def __init__(self, model: LocalModel, states: States, worker: Worker) -> None:
+        self.model, self.states, self.worker = model, states, worker
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What it computes with."""
+        model = self.model
+        return EngineFacts(
+            name=model.ref,
+            identity=model.identity,
+            geometry=model.geometry,
+            dtype=model.dtype,
+            device=model.device,
+            max_positions=model.max_positions,
+        )
+
+    def footprint(self, request: TurnRequest) -> Footprint:
+        """Bytes that a turn takes: its buffer, and the states that it reads."""
+        new = request.sampling.max_tokens + CLOSING if request.sampling else 0
+        rows = min(len(request.ids) + new, self.model.max_positions)
+        own = rows * self.model.geometry.bytes_per_token(self.model.dtype.itemsize)
+        refs = {inbound.state for inbound in request.inbound if inbound.state is not None}
+        if request.history is not None:
+            refs.add(request.history.state)
+        taken = sum(self.states.get(ref).nbytes for ref in refs)
+        return Footprint(peak=own + taken, kept=own if request.keep_state else 0)
+
+    async def turn(
+        self, request: TurnRequest, on_event: Callable[[TurnEvent], None]
+    ) -> TurnOutcome:
+        """Compute a turn on the device's thread."""
+        past = None
+        if request.history is not None:
+            state = self.states.get(request.history.state)
+            if isinstance(state, CompressedState):
+                state = state.decompress()
+            past = Past(request.history.ids, state)
+        steps = run_turn(self.model, request, past, self.states.get)
+        computed = await self.worker.run(steps, on_event, self.model.weights)
+        kept = None
+        if computed.state is not None:
+            kept = self.states.put(computed.state, computed.ids, request.owner)
+        return TurnOutcome(
+            ids=computed.ids, state=kept, usage=computed.usage, finish=computed.finish
+        )
+
+    async def keep(
+        self, state: StateRef, ids: tuple[int, ...], codec: Codec = "raw", holder: str = ""
+    ) -> StateRef:
+        """One more ticket for a state or its beginning; a codec's work is done on the device."""
+        whole = self.states.get(state)
+        if isinstance(whole, CompressedState):
+            whole = whole.decompress()
+        begin: KVState | CompressedState = whole.slice(0, len(ids))
+        if codec != "raw":
+            begin = await self.worker.run(_compressing(whole.slice(0, len(ids)), codec), _ignore)
+        return self.states.put(begin, ids, holder)
+
+    def release(self, state: StateRef) -> None:
+        """Give a ticket back."""
+        self.states.release(state)
+
+    def export(
+        self, state: StateRef, message: Message, key: bytes | None = None
+    ) -> Iterator[bytes | memoryview]:
+        """A message with its state as chunks of a packet."""
+        whole = self.states.get(state)
+        if isinstance(whole, CompressedState):
+            raise StateError(
+                f"the state is kept as {whole.codec}",
+                expected="a state as it was computed",
+                fix="use codec: raw on the edge, and the packet's own codec",
+            )
+        begin = whole.slice(0, len(message.context))
+        return packet_chunks(replace(message, state=begin), key=key)
+
+    async def admit(
+        self, packet: bytes | Readable, key: bytes | None = None
+    ) -> tuple[Message, StateRef]:
+        """Take a packet's state in; its layers go to the device as they come."""
+        message = await anyio.to_thread.run_sync(
+            lambda: read_packet(packet, self.model, key=key), abandon_on_cancel=False
+        )
+        assert message.state is not None  # a packet has one
+        ref = self.states.put(message.state, message.context, message.sharer)
+        return replace(message, state=None), ref
 
 
-def _on_a_loop() -> bool:
-    try:
-        anyio.lowlevel.current_token()
-    except RuntimeError:
-        return False
-    return True
+def _compressing(state: KVState, codec: Codec) -> Generator[None, None, CompressedState]:
+    yield  # the worker turns gradients off around every step
+    return compress(state, codec)
+
+
+def _ignore(event: object) -> None:
+    """An event that nobody waits for."""

@@ -11,7 +11,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from unspoken.agents.spec.spec import GenerateSpec
+from unspoken.agents.engines.base import Sampling
 
 __all__ = ["Sampler"]
 
@@ -21,11 +21,11 @@ class Sampler:
     seed of its own.
 
     Args:
-        settings: The agent's generation settings.
+        settings: How to choose.
         device: Where the logits are.
     """
 
-    def __init__(self, settings: GenerateSpec, device: torch.device) -> None:
+    def __init__(self, settings: Sampling, device: torch.device) -> None:
         self._greedy = settings.temperature == 0
         self._warpers = LogitsProcessorList()
         self._generator: torch.Generator | None = None
@@ -37,9 +37,10 @@ class Sampler:
         if settings.top_p is not None:
             self._warpers.append(TopPLogitsWarper(settings.top_p))
         self._generator = torch.Generator(device=device)
-        self._generator.seed() if settings.seed is None else self._generator.manual_seed(
-            settings.seed
-        )
+        if settings.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(settings.seed)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """The next token, shape (1,), of logits (vocabulary,); it stays on the device."""

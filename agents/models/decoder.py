@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unspoken.agents.models.hf import Backbone, Capture
 from unspoken.agents.models.hf_cache import ContextCache, first_approximate, first_gap
+from unspoken.agents.models.weights import Weights
 from unspoken.channels.errors import StateError
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
 from unspoken.channels.kv.rope import Rotary, shift
@@ -37,6 +38,11 @@ class Decoder:
     def identity(self) -> ModelIdentity:
         """Who it is, by weights, config and tokenizer."""
         return self._identity
+
+    @property
+    def weights(self) -> Weights:
+        """The weights it computes on, perhaps shared with other models."""
+        return self.backbone.weights
 
     @property
     def geometry(self) -> CacheGeometry:
@@ -167,6 +173,12 @@ class Decoder:
                 )
             done = stop
             yield None if logits is None else logits[-1]
+
+    def step(self, token: Tensor, cache: ContextCache, hidden: Capture | None = None) -> Tensor:
+        """Append one token, shape (1,), to a cache; the logits after it, shape (vocabulary,)."""
+        logits = self.backbone.forward(token, cache, capture=hidden)
+        assert logits is not None  # it was asked for one
+        return logits[-1]
 
     @torch.no_grad()
     def run_layers(

@@ -1,7 +1,7 @@
 """A decoder of transformers, reached into layer by layer: its masks, its hooks and its layers."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from inspect import signature
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from unspoken.agents.models.hf_cache import ContextCache
 from unspoken.agents.models.hf_geometry import layer_types, read_geometry, rope_per_type
+from unspoken.agents.models.weights import weights_of
 from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.kv.rope import Rotary
 
@@ -30,7 +31,8 @@ class Backbone:
         model: A causal language model in evaluation mode.
 
     Attributes:
-        activate: Called before anything is computed; turns the right adapter of a shared model on.
+        weights: The weights it computes on, perhaps shared with other models.
+        adapter: The adapter that is on while it computes; None for the base.
 
     Raises:
         ModelSupportError: A decoder whose parts are not where transformers puts them.
@@ -38,7 +40,8 @@ class Backbone:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.activate: Callable[[], None] = lambda: None
+        self.weights = weights_of(model)
+        self.adapter: str | None = None
         self.base: nn.Module = model.base_model
         self.config: PreTrainedConfig = model.config.get_text_config()
         if self.config._attn_implementation not in ("eager", "sdpa", None):
@@ -70,6 +73,10 @@ class Backbone:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device
+
+    def computing(self) -> AbstractContextManager[None]:
+        """The weights to oneself for one operation, hooks and masks included, the adapter on."""
+        return self.weights.computing(self.adapter)
 
     def rotary(self, name: str) -> Rotary:
         """The rotary embedding of a name in the geometry."""
@@ -150,7 +157,7 @@ class Backbone:
         """
         start = cache.length
         positions = torch.arange(start, start + ids.shape[0], device=ids.device)
-        with self._captured(capture):
+        with self.computing(), self._captured(capture):
             return self._run(ids, positions, cache, None, keep)
 
     def fill(
@@ -173,13 +180,12 @@ class Backbone:
             if mixed or getattr(self.config, "layer_types", None)
             else next(iter(masks.values()))
         )
-        with self._captured(capture), self._scattered(cache, positions, last):
+        with self.computing(), self._captured(capture), self._scattered(cache, positions, last):
             return self._run(ids, positions, cache, mask, keep)
 
     def _run(
         self, ids: Tensor, positions: Tensor, cache: ContextCache, mask: Any, keep: int
     ) -> Tensor | None:
-        self.activate()
         inputs = {
             "input_ids": ids[None],
             "position_ids": positions[None],
@@ -208,9 +214,13 @@ class Backbone:
 
     def embed(self, ids: Tensor) -> Tensor:
         """The input of layer 0 for `ids`, (tokens, hidden_size), taken where the layer takes it."""
-        self.activate()
         wanted: Capture = {0: []}
-        with self._captured(wanted), _stopping_at(self.layers[0]), suppress(_Stop):
+        with (
+            self.computing(),
+            self._captured(wanted),
+            _stopping_at(self.layers[0]),
+            suppress(_Stop),
+        ):
             self.base(input_ids=ids[None], use_cache=False)
         return wanted[0][0]
 
@@ -224,7 +234,6 @@ class Backbone:
         cache: ContextCache,
     ) -> Tensor:
         """Run layers first … last - 1 on their input at `positions` (contiguous from `start`)."""
-        self.activate()
         stop = start + hidden.shape[0]
         states = hidden[None]
         masks = self._masks_of_run(positions, start, stop)
@@ -233,7 +242,10 @@ class Backbone:
         past: dict[str, Any] = {
             "layer_past" if "layer_past" in parameters else "past_key_values": cache
         }
-        with self._scattered(cache, positions, stop - 1, slice(first, last)):
+        with (
+            self.computing(),
+            self._scattered(cache, positions, stop - 1, slice(first, last)),
+        ):
             for index in range(first, last):
                 kind = self.kinds[index]
                 output = self.layers[index](

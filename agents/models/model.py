@@ -4,13 +4,13 @@ import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unspoken.agents.models.adapters import AdapterSwitch, adapted_identity, adapter_folder
+from unspoken.agents.models.adapters import adapted_identity, adapter_folder
 from unspoken.agents.models.catalog import prepare
 from unspoken.agents.models.decoder import Decoder
 from unspoken.agents.models.hf import Backbone
@@ -60,7 +60,6 @@ class LocalModel(Decoder):
         self.adapter: str | None = None
         self.asked: Mapping[str, str] = {}
         """``dtype``, ``device`` and ``revision`` as they were asked for, those that were."""
-        self._switch: AdapterSwitch | None = None
 
     @classmethod
     def load(
@@ -131,26 +130,20 @@ class LocalModel(Decoder):
             )
         folder = adapter_folder(adapter, revision)
         identity = adapted_identity(self._identity, folder)
-        if self._switch is None:
-            self._share(AdapterSwitch(self.hf), None)
-        switch, name = self._switch, f"a{identity.weights[:12]}"
-        assert switch is not None
-        switch.add(name, folder)
-        made = LocalModel(self.hf, self.tokenizer, ref=self.ref, identity=identity)
-        made.adapter, made.asked = adapter, self.asked
-        made._share(switch, name)
-        return made
-
-    def _share(self, switch: AdapterSwitch, name: str | None) -> None:
-        self._switch = switch
-        self.backbone.activate = partial(switch.use, name)
+        name = f"a{identity.weights[:12]}"
+        with self.weights.lock:
+            self.weights.adapters.add(name, folder)
+        adapted = LocalModel(self.hf, self.tokenizer, ref=self.ref, identity=identity)
+        adapted.adapter, adapted.asked = adapter, self.asked
+        adapted.backbone.adapter = name
+        return adapted
 
     def cast(self, dtype: torch.dtype) -> "LocalModel":
         """A copy with weights of another float type, of the same identity: both come of one
         checkpoint.
         """
-        self.backbone.activate()  # the copy keeps the adapter that is on
-        copied = copy.deepcopy(self.hf)
+        with self.backbone.computing():  # the copy keeps the adapter that is on
+            copied = copy.deepcopy(self.hf)
         cast(copied, dtype)
         made = LocalModel(copied, self.tokenizer, ref=self.ref, identity=self._identity)
         made.adapter = self.adapter

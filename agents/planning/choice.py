@@ -12,7 +12,7 @@ from unspoken.channels.text import TextChannel
 
 if TYPE_CHECKING:
     from unspoken.agents.models.model import LocalModel
-    from unspoken.channels.base import Channel
+    from unspoken.channels.base import Channel, Mode
 
 __all__ = ["ChannelChoice", "make_channel", "shifts_keys"]
 
@@ -38,7 +38,7 @@ class ChannelChoice:
         custom: A channel of the workflow's own class, which carries the message.
     """
 
-    mode: str
+    mode: "Mode"
     reason: str
     _: KW_ONLY
     expected: str = ""

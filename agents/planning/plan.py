@@ -8,7 +8,7 @@ from unspoken.agents.spec.spec import Share
 from unspoken.channels.finetunes.recompute import LayerRanges
 
 if TYPE_CHECKING:
-    from unspoken.channels.base import Channel
+    from unspoken.channels.base import Channel, Fallback, Mode
 
 __all__ = [
     "EdgePlan",
@@ -29,7 +29,9 @@ class EdgePlan:
         share: What is published.
         mode: ``text``, ``continuation``, ``splice``, ``recompute``, ``projected``, ``fused`` or
             ``custom``.
-        reason: Why so, in a sentence.
+        reason: Why so, in a sentence for people.
+        fallback: The cache channel that the workflow names and that cannot serve; None where there
+            is no such.
         advice: What would make it faster, empty for nothing.
         tokens: Tokens of the message where they are known.
         bytes_per_token: Bytes of state a message token brings; 0 for text.
@@ -48,7 +50,7 @@ class EdgePlan:
     asked: str
     channel: str
     share: Share
-    mode: str
+    mode: "Mode"
     reason: str
     advice: str = ""
     tokens: int | None = None
@@ -58,11 +60,7 @@ class EdgePlan:
     unfitted: bool = False
     recompute: LayerRanges | None = None
     kl: float | None = None
-
-    @property
-    def fell_back(self) -> bool:
-        """Whether a cache was asked for by name and text was planned."""
-        return self.asked not in ("auto", self.channel)
+    fallback: "Fallback | None" = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -12,6 +12,7 @@ from unspoken.agents.planning.same_model import same_weights
 from unspoken.agents.prompts.context import ChatTurn
 from unspoken.agents.prompts.jinja import references, render
 from unspoken.agents.spec.spec import EdgeSpec, WorkflowSpec
+from unspoken.channels.base import Fallback
 from unspoken.channels.errors import (
     ChannelError,
     InputError,
@@ -110,6 +111,8 @@ def _plan_edge(
     model = models[edge.from_]
     compressed = edge.codec != "raw" and _brings_state(choice)
     audited = None if choice.mode == "fused" else choice.bridge
+    # Text in place of a cache that the workflow names is a fallback; ``auto`` asks for none.
+    fell_back = edge.channel not in ("auto", choice.channel)
     return EdgePlan(
         number=number,
         sharer=edge.from_,
@@ -127,6 +130,7 @@ def _plan_edge(
         unfitted=choice.unfitted,
         recompute=choice.layer_ranges,
         kl=choice.max_kl,
+        fallback=Fallback(edge.channel, choice.reason) if fell_back else None,
     )
 
 

@@ -1,80 +1,86 @@
-"""An agent in one run: what it has written, and the messages that it holds with their states on the
-shelf.
-"""
+"""An agent in one run: what it has written, and the messages that it holds."""
 
 from dataclasses import dataclass, field, replace
 
+from unspoken.agents.engines.base import Engine, History, StateRef
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import Context
 from unspoken.agents.runtime.dataflow import Firing
 from unspoken.agents.runtime.report import TurnReport
-from unspoken.agents.runtime.states import StateRef, StateStore
 from unspoken.agents.spec.spec import AgentSpec
-from unspoken.channels.kv.compressed import CompressedState
-from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message
 
-__all__ = ["AgentRun", "InFlight", "compressed", "drop", "hold", "release", "with_state"]
+__all__ = ["AgentRun", "InFlight"]
 
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A message as the scheduler holds it: its state on the shelf."""
+    """A message on an edge: its words and ids, and the ticket for its state."""
 
     message: Message
-    handle: StateRef | None
+    state: StateRef | None
 
 
 @dataclass(slots=True)
 class AgentRun:
-    """What one run knows of an agent."""
+    """What one run knows of an agent.
+
+    Attributes:
+        name: Its name.
+        spec: What the workflow says of it.
+        model: What turns its words into ids.
+        engine: What computes its turns.
+        context: Its context, where it remembers (``memory: run``) and has had a turn.
+        state: The ticket for that context's state.
+        texts: What it wrote, turn by turn.
+        items: What it wrote for each item of ``for_each``, in its last turn.
+        skipped: Whether it was skipped in the present wave.
+        turns: A report of every turn.
+        held: The messages it may yet read, by edge.
+    """
 
     name: str
     spec: AgentSpec
     model: LocalModel
+    engine: Engine
     context: Context | None = None
-    state: KVState | None = None
+    state: StateRef | None = None
     texts: list[str] = field(default_factory=list)
     items: tuple[str, ...] = ()
     skipped: bool = False
     turns: list[TurnReport] = field(default_factory=list)
     held: dict[int, InFlight] = field(default_factory=dict)
 
+    @property
+    def history(self) -> History | None:
+        """Its earlier turns, where it remembers them with their state."""
+        if self.context is None or self.state is None:
+            return None
+        return History(self.context.ids, self.state)
 
-def hold(shelf: StateStore, agent: AgentRun, firing: Firing[InFlight]) -> None:
-    """Remember which states this agent has yet to read, and let go of those that newer ones
-    replace.
-    """
-    for number, parcel in firing.inbox.items():
-        known = agent.held.get(number)
-        if number in firing.fresh:
-            if known is not None:
-                drop(shelf, known)
-            agent.held[number] = parcel
+    def hold(self, firing: Firing[InFlight]) -> None:
+        """Take the messages of a firing, and let go of those that newer ones replace."""
+        for number, message in firing.inbox.items():
+            if number in firing.fresh:
+                self.drop(self.held.get(number))
+                self.held[number] = message
 
+    def release(self, *, ends: bool) -> None:
+        """Let go of the states of messages that were read for the last time."""
+        again = self.spec.memory == "turn" or self.spec.for_each is not None
+        if again and not ends:
+            return
+        for number, message in list(self.held.items()):
+            self.drop(message)
+            self.held[number] = replace(message, state=None)
 
-def release(shelf: StateStore, agent: AgentRun, ends: bool) -> None:
-    """Free the states this agent has read for the last time."""
-    if not ends and (agent.spec.memory == "turn" or agent.spec.for_each is not None):
-        return
-    for number, parcel in list(agent.held.items()):
-        drop(shelf, parcel)
-        agent.held[number] = replace(parcel, handle=None)
+    def remember(self, context: Context | None, state: StateRef | None) -> None:
+        """Go on from this context in the next turn, in place of the one before."""
+        if self.state is not None and self.state != state:
+            self.engine.release(self.state)
+        self.context, self.state = context, state
 
-
-def drop(shelf: StateStore, parcel: InFlight) -> None:
-    """Free the state of a message that nobody reads."""
-    if parcel.handle is not None:
-        shelf.release(parcel.handle)
-
-
-def with_state(shelf: StateStore, parcel: InFlight) -> Message:
-    """A message with its state, where it has one that is kept as it is."""
-    state = None if parcel.handle is None else shelf.get(parcel.handle)
-    return replace(parcel.message, state=state) if isinstance(state, KVState) else parcel.message
-
-
-def compressed(shelf: StateStore, parcel: InFlight) -> CompressedState | None:
-    """The state of a message, where it is kept in fewer bytes."""
-    state = None if parcel.handle is None else shelf.get(parcel.handle)
-    return state if isinstance(state, CompressedState) else None
+    def drop(self, message: InFlight | None) -> None:
+        """Let go of the state of a message that this agent will not read."""
+        if message is not None and message.state is not None:
+            self.engine.release(message.state)

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from unspoken.agents.runtime.report import EdgeReport, RunReport, TurnReport
+from unspoken.channels.base import Fallback
 
 __all__ = [
     "AgentSkipped",
@@ -76,6 +77,7 @@ class FallbackTaken(Event):
     sharer: str
     receiver: str
     reason: str
+    fallback: Fallback
 
 
 @dataclass(frozen=True, slots=True)

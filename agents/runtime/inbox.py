@@ -1,17 +1,16 @@
-"""From messages and a prompt to the turns of an agent's context, and from its turns to the message
-it publishes.
-"""
+"""From messages and a prompt to the turns of an agent's context."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from unspoken.agents.engines.base import Inbound
 from unspoken.agents.prompts.context import ChatTurn, Context, ContextBuilder, Quote
 from unspoken.agents.prompts.jinja import TextRef, references, render_parts
 from unspoken.agents.prompts.order import InEdge, order_of_parts
 from unspoken.agents.spec.problems import listed, suggest
-from unspoken.agents.spec.spec import EdgeSpec, WorkflowSpec
-from unspoken.channels.base import Channel
+from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.channels.base import Arrival
 from unspoken.channels.errors import InputError
 from unspoken.channels.message import Message
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from unspoken.agents.models.model import LocalModel
 
 __all__ = [
-    "Incoming",
     "Prepared",
     "check_received",
     "prepare_turn",
@@ -59,42 +57,22 @@ def check_received(
 
 
 @dataclass(frozen=True, slots=True)
-class Incoming:
-    """A message at hand for a turn.
-
-    Attributes:
-        number: Number of its edge.
-        edge: The edge.
-        channel: What carries it.
-        message: The message.
-        fresh: Whether it is new to the receiver's context; one that is not has its words there
-            already.
-    """
-
-    number: int
-    edge: EdgeSpec
-    channel: Channel
-    message: Message
-    fresh: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Prepared:
     """A turn's context, and which messages have a place in it.
 
     Attributes:
         context: The composed context.
-        placed: The messages to carry into it.
+        placed: The messages to carry into it, each in its place.
     """
 
     context: Context
-    placed: tuple[Incoming, ...]
+    placed: tuple[Inbound, ...]
 
 
 def prepare_turn(
-    composer: ContextBuilder,
+    builder: ContextBuilder,
     prompt: str,
-    incoming: Sequence[Incoming],
+    inbound: Sequence[Inbound],
     variables: Mapping[str, object],
     *,
     system: str | None,
@@ -103,15 +81,15 @@ def prepare_turn(
     """Compose an agent's next turn; `order_of_parts` says where each message stands.
 
     Args:
-        composer: Context builder of the agent's model.
+        builder: Context builder of the agent's model.
         prompt: The agent's prompt template.
-        incoming: Messages at hand, in the order of the edges.
+        inbound: Messages at hand, in the order of the edges.
         variables: What templates may read besides the agents.
         system: The rendered system prompt.
         earlier: The agent's context so far.
     """
-    by_edge = {one.number: one for one in incoming}
-    order = order_of_parts(prompt, [_in_edge(one) for one in incoming])
+    by_edge = {message.edge: message for message in inbound}
+    order = order_of_parts(prompt, [_in_edge(message) for message in inbound])
     names = {
         name: {"text": TextRef(by_edge[number].message.text, name)}
         for name, number in order.quoted.items()
@@ -128,22 +106,30 @@ def prepare_turn(
             pieces.append(str(part))
     turns = [turn for number in order.turns for turn in _turns(by_edge[number])]
     turns.append(ChatTurn("user", tuple(pieces)))
-    context = composer.compose(turns, system=system, earlier=earlier)
-    return Prepared(context, tuple(one for one in incoming if one.fresh))
+    context = builder.compose(turns, system=system, earlier=earlier)
+    return Prepared(context, tuple(_placed(one, context) for one in inbound if one.fresh))
 
 
-def _in_edge(one: Incoming) -> InEdge:
+def _placed(inbound: Inbound, context: Context) -> Inbound:
+    """A message in its place in a composed context."""
+    message = inbound.message
+    spans, texts = context.spans(message), context.texts(message)
+    return replace(inbound, arrival=Arrival(message, spans, context.ids, texts))
+
+
+def _in_edge(inbound: Inbound) -> InEdge:
+    message = inbound.message
     return InEdge(
-        number=one.number,
-        sharer=one.edge.from_,
-        one_turn=not one.message.whole and len(one.message.segments) == 1,
-        fresh=one.fresh,
+        number=inbound.edge,
+        sharer=inbound.sharer,
+        one_turn=not message.whole and len(message.segments) == 1,
+        fresh=inbound.fresh,
     )
 
 
-def _turns(one: Incoming) -> list[ChatTurn]:
-    message = one.message
+def _turns(inbound: Inbound) -> list[ChatTurn]:
+    message = inbound.message
     return [
-        ChatTurn(segment.role if message.whole else one.edge.as_, (Quote(message, segment),))
+        ChatTurn(segment.role if message.whole else inbound.role, (Quote(message, segment),))
         for segment in message.segments
     ]

@@ -1,13 +1,11 @@
-"""What a run tells as it goes: events, lines of the log, and a record of every turn and every
-message carried.
-"""
+"""What a run tells as it goes: events, lines of the log, and a record of every turn and edge."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, fields
 
 from structlog.typing import FilteringBoundLogger
 
-from unspoken.agents.engines.turn import Carried, Prefilling, Step, TurnOutcome, Written
+from unspoken.agents.engines.base import Carried, Prefilling, Sampled, TurnEvent, Usage
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.runtime.agent_run import AgentRun
 from unspoken.agents.runtime.events import (
@@ -18,9 +16,10 @@ from unspoken.agents.runtime.events import (
     TokenWritten,
     TurnFinished,
 )
+from unspoken.agents.runtime.reply import TurnReply
 from unspoken.agents.runtime.report import EdgeReport, TurnReport
 from unspoken.agents.spec.spec import WorkflowSpec
-from unspoken.channels.base import CarryReport
+from unspoken.channels.base import CarryReport, Fallback
 
 __all__ = ["Recorder"]
 
@@ -53,45 +52,44 @@ class Recorder:
     def note_planned_fallbacks(self) -> None:
         """Tell of the edges that the plan lets go by text."""
         for edge in self.plan.edges:
-            if edge.fell_back:
-                self.fall_back(edge.sharer, edge.receiver, edge.reason)
+            if edge.fallback is not None:
+                self._fall_back(edge.sharer, edge.receiver, edge.reason, edge.fallback)
 
-    def fall_back(self, sharer: str, receiver: str, reason: str) -> None:
-        """Tell of an edge that goes by text though a cache was asked for."""
-        self.fallbacks.append((f"{sharer} -> {receiver}", reason))
-        self.log.warning("fallback to text", edge=f"{sharer} -> {receiver}", reason=reason)
-        self.emit(FallbackTaken(sharer, receiver, reason))
-
-    def pass_on(self, name: str, turn: int, step: Step) -> None:
-        """Tell of a step of an agent's turn."""
-        match step:
-            case Carried(carries):
-                self._record_carries(turn, carries)
+    def tell(self, agent: str, turn: int, event: TurnEvent, reply: TurnReply | None) -> None:
+        """Tell of an event of an agent's turn."""
+        match event:
+            case Carried():
+                self._record_carry(turn, event)
             case Prefilling(done, total):
-                self.emit(PrefillProgress(name, turn, done, total))
-            case Written(text):
-                self.emit(TokenWritten(name, turn, text))
+                self.emit(PrefillProgress(agent, turn, done, total))
+            case Sampled():
+                self.emit(TokenWritten(agent, turn, reply.next_words() if reply else ""))
 
-    def _record_carries(self, turn: int, carries: Sequence[tuple[int, CarryReport, float]]) -> None:
-        for number, carried, seconds in carries:
-            edge = self.spec.edges[number]
-            planned = self.plan.channels[number].name
-            record = EdgeReport(
-                edge.from_, edge.to, turn, planned, seconds=seconds, **asdict(carried)
-            )
-            self.edges.append(record)
-            self.log.info("message carried", **record.to_dict())
-            self.emit(MessageCarried(record))
-            if planned != carried.channel:
-                self.fall_back(edge.from_, edge.to, carried.reason)
-
-    def record(self, agent: AgentRun, turn: int, outcome: TurnOutcome, composing: float) -> None:
-        """Tell of a finished turn; the seconds that composing its context took count with it."""
-        usage = asdict(outcome.usage)
-        if usage["ttft_s"] is not None:
-            usage["ttft_s"] += composing
-        usage["seconds"] += composing
-        report = TurnReport(turn=turn, finish=outcome.finish, **usage)
+    def record(self, agent: AgentRun, turn: int, text: str, finish: str, usage: Usage) -> None:
+        """Tell of a finished turn."""
+        report = TurnReport(turn=turn, finish=finish, **asdict(usage))
         agent.turns.append(report)
         self.log.info("turn finished", agent=agent.name, **asdict(report))
-        self.emit(TurnFinished(agent.name, turn, outcome.text, report))
+        self.emit(TurnFinished(agent.name, turn, text, report))
+
+    def _record_carry(self, turn: int, carried: Carried) -> None:
+        edge, planned = self.spec.edges[carried.edge], self.plan.edges[carried.edge]
+        told = {field.name: getattr(carried.report, field.name) for field in fields(CarryReport)}
+        report = EdgeReport(
+            sharer=edge.from_,
+            receiver=edge.to,
+            turn=turn,
+            planned=planned.channel,
+            seconds=carried.seconds,
+            **{**told, "fallback": carried.report.fallback or planned.fallback},
+        )
+        self.edges.append(report)
+        self.log.info("message carried", **report.to_dict())
+        self.emit(MessageCarried(report))
+        if carried.report.fallback is not None:
+            self._fall_back(edge.from_, edge.to, report.reason, carried.report.fallback)
+
+    def _fall_back(self, sharer: str, receiver: str, reason: str, fallback: Fallback) -> None:
+        self.fallbacks.append((f"{sharer} -> {receiver}", reason))
+        self.log.warning("fallback to text", edge=f"{sharer} -> {receiver}", reason=reason)
+        self.emit(FallbackTaken(sharer, receiver, reason, fallback))

@@ -1,7 +1,10 @@
 """What a run cost: per turn and per edge."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unspoken.channels.base import Fallback, Mode
 
 __all__ = [
     "AgentResult",
@@ -12,9 +15,9 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TurnReport:
-    """Counts and times of one turn; see `unspoken.agents.engines.turn.Usage` for each."""
+    """Counts and times of one turn; see `unspoken.agents.engines.base.Usage` for each."""
 
     turn: int
     prompt_tokens: int
@@ -29,7 +32,7 @@ class TurnReport:
     finish: str = "none"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeReport:
     """How one message was carried.
 
@@ -39,18 +42,20 @@ class EdgeReport:
         turn: The receiver's turn.
         planned: Channel the plan chose.
         channel: Channel that carried it.
+        mode: How; see `unspoken.channels.base.Mode`.
         exact: Whether the receiver got what it would have computed itself.
-        reason: How, and why so.
+        reason: How, and why so, in a sentence for people.
         tokens: Tokens of the message.
         reused: Message tokens whose state was taken over.
-        repaired: Message tokens computed anew though state was at hand.
+        repaired: Message tokens computed again though state was at hand.
         bytes: Bytes of state, or of text.
         seconds: Work of the carry.
         projected: Message tokens whose state a bridge made.
         layer_tokens: Layers times tokens that the receiver ran of its own to make or to choose the
             state.
         recomputed_layers: Of a message from other weights of one base, the layers that the receiver
-            computed anew.
+            computed itself.
+        fallback: Why a cache that was asked for did not serve; None where none was in vain.
     """
 
     sharer: str
@@ -58,6 +63,7 @@ class EdgeReport:
     turn: int
     planned: str
     channel: str
+    mode: "Mode"
     exact: bool
     reason: str
     tokens: int
@@ -68,6 +74,7 @@ class EdgeReport:
     projected: int = 0
     layer_tokens: int = 0
     recomputed_layers: int = 0
+    fallback: "Fallback | None" = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the ends under ``from`` and ``to``."""
@@ -75,7 +82,7 @@ class EdgeReport:
         return {"from": data.pop("sharer"), "to": data.pop("receiver"), **data}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
     """A whole run.
 
@@ -86,7 +93,7 @@ class RunReport:
         edges: Every message carried, in order.
         fallbacks: Reuse that was asked for and did not happen, as (edge, reason).
         seconds: Wall-clock time from the first firing to the last.
-        peak_state_bytes: The most state held for readers at a time.
+        peak_state_bytes: The most memory that states held at a time, shared memory counted once.
     """
 
     run_id: str
@@ -94,7 +101,7 @@ class RunReport:
     agents: dict[str, tuple[TurnReport, ...]]
     edges: tuple[EdgeReport, ...]
     seconds: float
-    fallbacks: tuple[tuple[str, str], ...] = field(default=())
+    fallbacks: tuple[tuple[str, str], ...] = ()
     peak_state_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,31 +11,28 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from unspoken.agents.engines.local import worker_for
-from unspoken.agents.engines.turn import Inbound, TurnOutcome, TurnRequest, run_turn
+from unspoken.agents.engines.base import Engine, Inbound, TurnRequest, Usage
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.planning.plan import Plan
-from unspoken.agents.prompts.context import Context
 from unspoken.agents.prompts.jinja import evaluate, render
-from unspoken.agents.runtime.agent_run import (
-    AgentRun,
-    InFlight,
-    compressed,
-    drop,
-    hold,
-    release,
-    with_state,
-)
+from unspoken.agents.runtime.agent_run import AgentRun, InFlight
 from unspoken.agents.runtime.dataflow import Action, Dataflow, Exhausted, Firing, Skipped, Unread
-from unspoken.agents.runtime.events import AgentSkipped, Event, LoopEnded, RunStarted, TurnStarted
-from unspoken.agents.runtime.inbox import Incoming, Prepared, prepare_turn
-from unspoken.agents.runtime.outbox import Sender
+from unspoken.agents.runtime.events import (
+    AgentSkipped,
+    Event,
+    LoopEnded,
+    RunStarted,
+    TokenWritten,
+    TurnStarted,
+)
+from unspoken.agents.runtime.inbox import Prepared, prepare_turn
+from unspoken.agents.runtime.outbox import Finished, Sender
 from unspoken.agents.runtime.recorder import Recorder
+from unspoken.agents.runtime.reply import TurnReply, sampling_of
 from unspoken.agents.runtime.report import RunReport
 from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.spec import WorkflowSpec
-from unspoken.channels.base import Arrival
 from unspoken.channels.errors import AgentError, InputError, RunError, RunTimeout, UnspokenError
 from unspoken.channels.message import Message
 
@@ -53,8 +50,10 @@ class Scheduler:
 
     Args:
         spec: A valid workflow.
-        models: The model of every agent, by agent.
-        plan: Its plan.
+        models: The model of every agent, by agent: how its words become ids.
+        engines: What computes every agent's turns, by agent.
+        states: Where these engines keep their states.
+        plan: The workflow's plan.
         inputs: Checked input values.
         emit: Called on the event loop with every event.
         received: Messages of agents that spoke elsewhere, by agent; checked.
@@ -63,7 +62,10 @@ class Scheduler:
     def __init__(
         self,
         spec: WorkflowSpec,
+        *,
         models: Mapping[str, LocalModel],
+        engines: Mapping[str, Engine],
+        states: StateStore,
         plan: Plan,
         inputs: Mapping[str, object],
         emit: Callable[[Event], None],
@@ -73,11 +75,14 @@ class Scheduler:
         self.received = received
         self.run_id = uuid.uuid4().hex[:12]
         self.flow: Dataflow[InFlight] = Dataflow(build_graph(spec))
-        self.agents = {name: AgentRun(name, one, models[name]) for name, one in spec.agents.items()}
-        self.shelf = StateStore()
+        self.agents = {
+            name: AgentRun(name, agent, models[name], engines[name])
+            for name, agent in spec.agents.items()
+        }
+        self.states = states
         self.log = log.bind(run=self.run_id, workflow=spec.name)
         self.recorder = Recorder(spec, plan, emit, self.log)
-        self.sender = Sender(spec, plan, inputs, self.agents, self.shelf)
+        self.sender = Sender(spec, plan, inputs, self.agents)
 
     async def run(self) -> RunReport:
         """Run to the end.
@@ -107,18 +112,18 @@ class Scheduler:
         seconds = perf_counter() - began
         self.log.info("run finished", seconds=round(seconds, 3))
         return RunReport(
-            self.run_id,
-            self.spec.name,
-            {name: tuple(one.turns) for name, one in self.agents.items()},
-            tuple(self.recorder.edges),
-            seconds,
-            tuple(self.recorder.fallbacks),
-            self.shelf.peak_bytes,
+            run_id=self.run_id,
+            workflow=self.spec.name,
+            agents={name: tuple(agent.turns) for name, agent in self.agents.items()},
+            edges=tuple(self.recorder.edges),
+            seconds=seconds,
+            fallbacks=tuple(self.recorder.fallbacks),
+            peak_state_bytes=self.states.peak_bytes,
         )
 
     def _forget(self) -> None:
         """Let go of every state; what was written stays."""
-        self.shelf.clear()
+        self.states.clear()
         for agent in self.agents.values():
             agent.context = agent.state = None
             agent.held.clear()
@@ -155,10 +160,10 @@ class Scheduler:
                     self.agents[agent].skipped = True
                     self.log.info("agent skipped", agent=agent)
                     self.emit(AgentSkipped(agent))
-                case Unread(item=parcel):
-                    drop(self.shelf, parcel)
+                case Unread(edge, parcel):
+                    self.agents[self.spec.edges[edge].to].drop(parcel)
                 case Exhausted(edge, _, parcel):
-                    drop(self.shelf, parcel)
+                    self.agents[self.spec.edges[edge].to].drop(parcel)
                     ends = self.spec.edges[edge]
                     self.log.info("loop ended", edge=f"{ends.from_} -> {ends.to}")
                     self.emit(LoopEnded(ends.from_, ends.to))
@@ -187,28 +192,25 @@ class Scheduler:
         self.emit(TurnStarted(agent.name, firing.turn))
         self.log.info("turn started", agent=agent.name, turn=firing.turn)
         ends = self.flow.last_turn(agent.name)
-        hold(self.shelf, agent, firing)
+        agent.hold(firing)
         if agent.spec.for_each is None:
-            outcome, prompt_at = await self._one(agent, firing, {}, keep=not ends)
-            agent.texts.append(
-                outcome.text if agent.spec.generate else self._read(outcome, prompt_at)
-            )
-            results = [(outcome, prompt_at)]
+            turns = [await self._one(agent, firing, {}, keep=not ends)]
+            agent.texts.append(turns[0].text)
         else:
-            results = await self._each(agent, firing)
-            agent.items = tuple(
-                one.text if agent.spec.generate else self._read(one, at) for one, at in results
-            )
+            turns = await self._each(agent, firing)
+            agent.items = tuple(turn.text for turn in turns)
             agent.texts.append("\n\n".join(agent.items))
+        agent.release(ends=ends)
+        sent = await self.sender.send(agent, turns)
         if agent.spec.memory == "run" and agent.spec.for_each is None and not ends:
-            # Without the messages it holds: their states live on the shelf, no longer than that
-            # keeps them.
-            agent.context = results[0][0].context.bare()
-            agent.state = results[0][0].state
+            # Without the messages it holds: their states live no longer than their tickets.
+            agent.remember(turns[0].context.bare(), turns[0].state)
         else:
-            agent.context = agent.state = None
-        release(self.shelf, agent, ends)
-        return await self.sender.send(agent, results)
+            agent.remember(None, None)
+            for turn in turns:
+                if turn.state is not None:
+                    agent.engine.release(turn.state)
+        return sent
 
     async def _pass_received(
         self, agent: AgentRun, firing: Firing[InFlight]
@@ -216,19 +218,18 @@ class Scheduler:
         """Send on what an agent has published elsewhere."""
         message = self.received[agent.name]
         self.log.info("message received", agent=agent.name, tokens=message.tokens)
-        for parcel in firing.inbox.values():
-            drop(self.shelf, parcel)
+        for unread in firing.inbox.values():
+            agent.drop(unread)
         agent.texts.append(message.text)
         bare = replace(message, state=None)
-        return await self.sender.publish(agent, lambda number: bare, message.state)
+        if message.state is None:
+            return await self.sender.publish(agent, lambda number: bare, None)
+        state = self.states.put(message.state, message.context, agent.name)
+        sent = await self.sender.publish(agent, lambda number: bare, state)
+        agent.engine.release(state)
+        return sent
 
-    def _read(self, outcome: TurnOutcome, prompt_at: int) -> str:
-        """The text of an agent that only reads is its prompt."""
-        return outcome.context.segments[prompt_at].text
-
-    async def _each(
-        self, agent: AgentRun, firing: Firing[InFlight]
-    ) -> list[tuple[TurnOutcome, int]]:
+    async def _each(self, agent: AgentRun, firing: Firing[InFlight]) -> list[Finished]:
         """Run an agent once per item, in order."""
         rows = evaluate(str(agent.spec.for_each), {"inputs": dict(self.inputs)})
         if not isinstance(rows, list | tuple):
@@ -239,71 +240,92 @@ class Scheduler:
         return [await self._one(agent, firing, {"item": row}, keep=False) for row in rows]
 
     async def _one(
-        self, agent: AgentRun, firing: Firing[InFlight], extra: Mapping[str, object], *, keep: bool
-    ) -> tuple[TurnOutcome, int]:
+        self,
+        agent: AgentRun,
+        firing: Firing[InFlight],
+        extra: Mapping[str, object],
+        *,
+        keep: bool,
+    ) -> Finished:
+        """Compose a context, have it computed, and close the turn.
+
+        Args:
+            agent: Whose turn it is.
+            firing: Why it fires.
+            extra: What its templates may read besides.
+            keep: Whether the agent will go on from this turn.
+        """
         began = perf_counter()
-        prepared, prompt_at = self._prepare(agent, firing, extra)
-        composing = perf_counter() - began
-        deliveries = tuple(
-            Inbound(
-                one.number,
-                f"{one.edge.from_} -> {one.edge.to}",
-                one.channel,
-                _arrival(one.message, prepared.context),
-                one.edge.fallback == "text",
-                compressed(self.shelf, agent.held[one.number]),
-            )
-            for one in prepared.placed
-        )
-        own = (agent.context.ids, agent.state) if agent.context and agent.state else None
+        prepared = self._prepare(agent, firing, extra)
+        prompt_at = len(prepared.context.segments) - 1
+        settings, reply = agent.spec.generate, None
+        if settings is not None:
+            reply = TurnReply(agent.model, prepared.context, tuple(settings.stop))
         wanted = (keep and agent.spec.memory == "run") or self.sender.feeds_cache(agent)
         request = TurnRequest(
-            prepared.context,
-            deliveries,
-            own,
-            agent.spec.generate,
-            wanted,
-            self.sender.captures(agent) if wanted else (),
+            ids=reply.ids if reply else prepared.context.ids,
+            inbound=prepared.placed,
+            history=agent.history,
+            sampling=sampling_of(settings, agent.model) if settings else None,
+            reply=reply,
+            keep_state=wanted,
+            capture=self.sender.captures(agent) if wanted else (),
+            owner=agent.name,
         )
-        outcome = await worker_for(agent.model.device).run(
-            run_turn(agent.model, request),
-            lambda step: self.recorder.pass_on(agent.name, firing.turn, step),
+        composing = perf_counter() - began
+        outcome = await agent.engine.turn(
+            request, lambda event: self.recorder.tell(agent.name, firing.turn, event, reply)
         )
-        self.recorder.record(agent, firing.turn, outcome, composing)
-        return outcome, prompt_at
+        if reply is None:
+            context, text = prepared.context, prepared.context.segments[prompt_at].text
+        else:
+            context, text = reply.closed_context(), reply.text
+            if reply.rest:
+                self.emit(TokenWritten(agent.name, firing.turn, reply.rest))
+        usage = _with_composing(outcome.usage, composing)
+        self.recorder.record(agent, firing.turn, reply.text if reply else "", outcome.finish, usage)
+        return Finished(context, prompt_at, text, outcome.state)
 
     def _prepare(
         self, agent: AgentRun, firing: Firing[InFlight], extra: Mapping[str, object]
-    ) -> tuple[Prepared, int]:
+    ) -> Prepared:
         again = (
             agent.spec.memory == "turn" or agent.context is None or agent.spec.for_each is not None
         )
-        incoming = [
-            Incoming(
-                number,
-                self.spec.edges[number],
-                self.plan.channels[number],
-                with_state(self.shelf, agent.held[number]),
-                fresh=again or number in firing.fresh,
-            )
-            for number in firing.inbox
-        ]
         variables = {"inputs": dict(self.inputs), "turn": firing.turn, **extra}
         system = None if agent.spec.system is None else render(agent.spec.system, variables)
-        earlier = None if again else agent.context
-        prepared = prepare_turn(
+        return prepare_turn(
             agent.model.context_builder,
             agent.spec.prompt,
-            incoming,
+            [
+                self._inbound(agent, number, again or number in firing.fresh)
+                for number in firing.inbox
+            ],
             variables,
             system=system,
-            earlier=earlier,
+            earlier=None if again else agent.context,
         )
-        return prepared, len(prepared.context.segments) - 1
+
+    def _inbound(self, agent: AgentRun, number: int, fresh: bool) -> Inbound:
+        """A message that an agent holds, on its way into a turn."""
+        edge, held = self.spec.edges[number], agent.held[number]
+        return Inbound(
+            edge=number,
+            sharer=edge.from_,
+            receiver=edge.to,
+            channel=self.plan.channels[number],
+            message=held.message,
+            state=held.state,
+            role=edge.as_,
+            fresh=fresh,
+            fallback=edge.fallback == "text",
+        )
 
 
-def _arrival(message: Message, context: Context) -> Arrival:
-    return Arrival(message, context.spans(message), context.ids, context.texts(message))
+def _with_composing(usage: Usage, seconds: float) -> Usage:
+    """Counts and times with the seconds that composing the context took."""
+    ttft = None if usage.ttft_s is None else usage.ttft_s + seconds
+    return replace(usage, ttft_s=ttft, seconds=usage.seconds + seconds)
 
 
 def _blame(agent: str, error: Exception) -> RunError:

@@ -1,68 +1,168 @@
-"""What the scheduler holds instead of tensors: handles to states that live until their last reader
-has read them.
-"""
+"""The states of a run: kept by content, counted by memory, freed by the last ticket."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
 from itertools import count
 
+import torch
+from torch import Tensor
+
+from unspoken.agents.engines.base import StateRef
 from unspoken.channels.kv.compressed import CompressedState
 from unspoken.channels.kv.state import KVState
 
-__all__ = ["StateRef", "StateStore"]
+__all__ = ["HeldState", "StateRef", "StateStore", "StoreStatistics"]
 
 
-@dataclass(frozen=True, slots=True)
-class StateRef:
-    """A ticket for a state on a shelf."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldState:
+    """A state that is kept.
 
-    number: int
+    Attributes:
+        holders: Who holds tickets for it, one entry a ticket.
+        tokens: Number of tokens.
+        nbytes: Bytes of its rows; what it shares with other states counts here too.
+    """
+
+    holders: tuple[str, ...]
+    tokens: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStatistics:
+    """What a store holds.
+
+    Attributes:
+        bytes_held: Bytes of the memory that all states together keep alive, each storage once.
+        peak_bytes: The most that was so at a time.
+        states: The states and who holds them.
+    """
+
+    bytes_held: int
+    peak_bytes: int
+    states: tuple[HeldState, ...]
 
 
 @dataclass(slots=True)
 class _Entry:
     state: KVState | CompressedState
-    readers: int
+    key: Hashable
+    holders: dict[StateRef, str] = field(default_factory=dict)
 
 
 class StateStore:
-    """States of one run, shared by reference, freed when nobody waits for them.
+    """States by content: who puts an equal one gets a ticket for the one that is there.
+
+    Exact states of one model over the same ids are equal. Approximate ones are equal only where
+    they are the very same rows in memory. Views of one buffer keep the whole buffer alive, so bytes
+    are counted by storage, and a storage that several states share counts once.
 
     Attributes:
-        bytes_held: Bytes of the states held now; a state that views another's memory counts in
-            full.
-        peak_bytes: The most that was held at a time.
+        bytes_held: Bytes of memory that the states keep alive.
+        peak_bytes: The most that was so at a time.
     """
 
     def __init__(self) -> None:
-        self._entries: dict[StateRef, _Entry] = {}
+        self._entries: dict[Hashable, _Entry] = {}
+        self._tickets: dict[StateRef, _Entry] = {}
+        self._storages: Counter[tuple[str, int]] = Counter()
         self._numbers = count()
         self.bytes_held = 0
         self.peak_bytes = 0
 
-    def put(self, state: KVState | CompressedState, readers: int) -> StateRef:
-        """Keep a state for `readers` readers."""
-        handle = StateRef(next(self._numbers))
-        self._entries[handle] = _Entry(state, readers)
-        self.bytes_held += state.nbytes
-        self.peak_bytes = max(self.peak_bytes, self.bytes_held)
-        return handle
+    def put(
+        self, state: KVState | CompressedState, ids: tuple[int, ...], holder: str = ""
+    ) -> StateRef:
+        """Keep a state.
 
-    def get(self, handle: StateRef) -> KVState | CompressedState:
-        """The state of a handle that has not been released by all its readers."""
-        return self._entries[handle].state
+        Args:
+            state: The state.
+            ids: Token ids of its context, from position 0 to its last token.
+            holder: Who will read it, for `statistics`.
+        """
+        key = _content_key(state, ids)
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = _Entry(state, key)
+            self._count(state, 1)
+            self.peak_bytes = max(self.peak_bytes, self.bytes_held)
+        ref = StateRef(next(self._numbers))
+        entry.holders[ref] = holder
+        self._tickets[ref] = entry
+        return ref
 
-    def release(self, handle: StateRef) -> None:
-        """One reader is done; the last one frees the state."""
-        entry = self._entries[handle]
-        entry.readers -= 1
-        if entry.readers <= 0:
-            del self._entries[handle]
-            self.bytes_held -= entry.state.nbytes
+    def get(self, ref: StateRef) -> KVState | CompressedState:
+        """The state of a ticket; a KeyError where it was given back."""
+        return self._tickets[ref].state
+
+    def release(self, ref: StateRef) -> None:
+        """Give a ticket back; the last one frees the state."""
+        entry = self._tickets.pop(ref)
+        del entry.holders[ref]
+        if not entry.holders:
+            del self._entries[entry.key]
+            self._count(entry.state, -1)
 
     def clear(self) -> None:
         """Free every state, whoever was to read it."""
         self._entries.clear()
+        self._tickets.clear()
+        self._storages.clear()
         self.bytes_held = 0
+
+    def statistics(self) -> StoreStatistics:
+        """What is held now, and by whom."""
+        return StoreStatistics(
+            bytes_held=self.bytes_held,
+            peak_bytes=self.peak_bytes,
+            states=tuple(
+                HeldState(
+                    holders=tuple(entry.holders.values()),
+                    tokens=entry.state.stop - entry.state.start,
+                    nbytes=entry.state.nbytes,
+                )
+                for entry in self._entries.values()
+            ),
+        )
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def _count(self, state: KVState | CompressedState, change: int) -> None:
+        """Count a state's storages in or out."""
+        sizes = {_place(tensor): tensor.untyped_storage().nbytes() for tensor in _tensors(state)}
+        for place, size in sizes.items():
+            before = self._storages[place]
+            self._storages[place] = before + change
+            if not before or before + change == 0:
+                self.bytes_held += change * size
+
+
+def _tensors(state: KVState | CompressedState) -> Iterator[Tensor]:
+    if isinstance(state, CompressedState):
+        yield from state.tensors()
+        return
+    for layer in state.layers:
+        yield layer.keys
+        yield layer.values
+    yield from state.hidden.values()
+
+
+def _place(tensor: Tensor) -> tuple[str, int]:
+    return str(tensor.device), tensor.untyped_storage().data_ptr()
+
+
+def _content_key(state: KVState | CompressedState, ids: tuple[int, ...]) -> Hashable:
+    """Equal for states that may serve for each other."""
+    device: torch.device | None = None
+    if isinstance(state, CompressedState):
+        rows: Hashable = (state.codec, *(first for _, first in state.shapes))
+    else:
+        rows, device = tuple(layer.first for layer in state.layers), state.device
+    shape = (state.identity, state.dtype, device, state.start, state.stop, rows)
+    if isinstance(state, KVState) and state.exact:
+        hidden = tuple(sorted((at, len(tensor)) for at, tensor in state.hidden.items()))
+        return ("exact", shape, hidden, ids[: state.stop])
+    return ("rows", shape, tuple((*_place(t), t.storage_offset()) for t in _tensors(state)))

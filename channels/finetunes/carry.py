@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from unspoken.channels.base import Arrival, Carry, CarryReport, Span
+from unspoken.channels.base import Arrival, Carry, CarryReport, Origin, Piece, Span
 from unspoken.channels.errors import StateError
 from unspoken.channels.finetunes.recompute import LayerRanges, entry_layers, named, recompute_layers
 from unspoken.channels.kv.state import KVState
@@ -93,9 +93,10 @@ def carry_across(
     elif deviation and made:
         why = f"{report.reason}; layer {depth - 1} is recomputed, so it shows no deviation"
         report = replace(report, reason=why)
-    return Carry(
-        None, tuple(made), repair, report, computed=tuple(computed), recomputed=bool(layer_ranges)
-    )
+    origin: Origin = "recomputed" if layer_ranges else "reused"
+    pieces = [Piece(piece, "computed") for piece in computed]
+    pieces += [Piece(piece, origin) for piece in made]
+    return Carry(report, pieces=tuple(pieces), repair=repair)
 
 
 def _runs(arrival: Arrival, state: KVState, sink: int, enters: bool) -> list[_Run]:
@@ -189,7 +190,8 @@ def _report(
     layers = len(receiver.geometry.layers)
     tokens = sum(map(len, made))
     report = CarryReport(
-        "same_model_cache",
+        channel="same_model_cache",
+        mode="recompute",
         exact=True,
         reason="nothing of the cache is taken: what the message brings is in place or computed",
         tokens=arrival.tokens,

@@ -259,7 +259,7 @@ def clocked(
         state = arrival.message.state
         assert state is not None
         carry = carry_across(arrival, receiver, state, layer_ranges, 0, 0.0, "")
-        receiver.prefill(own, (*carry.computed, *carry.spliced))
+        receiver.prefill(own, [piece.state for piece in carry.pieces])
 
     conditions: dict[str | LayerRanges, Callable[[], object]] = dict(texts.items())
     conditions |= {layer_ranges: partial(across, layer_ranges) for layer_ranges in chosen}

@@ -41,9 +41,9 @@ class CompressedState:
     @property
     def nbytes(self) -> int:
         """Bytes of all that is stored."""
-        return sum(tensor.nbytes for tensor in self._tensors())
+        return sum(tensor.nbytes for tensor in self.tensors())
 
-    def _tensors(self) -> Iterator[Tensor]:
+    def tensors(self) -> Iterator[Tensor]:
         for parts in self.layers:
             yield from parts.values()
         yield from self.hidden.values()

@@ -13,7 +13,8 @@ from study import TEXT, Measured, Progress, run
 from unspoken.agents.bench.forced import forced_logs, means, prefilled, recomputed, rotated, score
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.scene import make_message
-from unspoken.agents.engines.turn import Inbound, assemble
+from unspoken.agents.engines.assembly import assemble
+from unspoken.agents.engines.base import Inbound
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import ChatTurn, Context, Quote
 from unspoken.channels.base import Arrival, Channel
@@ -143,7 +144,17 @@ def _carried(model: LocalModel, group: Group, channel: Channel, sent: Sequence[M
     inbound = []
     for number, (message, instead) in enumerate(zip(group.messages, sent, strict=True)):
         arrival = Arrival(instead, group.context.spans(message), group.context.ids)
-        inbound.append(Inbound(number, f"sender {number}", channel, arrival, fallback=False))
+        inbound.append(
+            Inbound(
+                edge=number,
+                sharer=f"sender {number}",
+                receiver="receiver",
+                channel=channel,
+                message=instead,
+                arrival=arrival,
+                fallback=False,
+            )
+        )
     parts = assemble(model, group.ids, inbound)
     state = prefilled(model, group.ids, parts.states, parts.missing)
     seconds = perf_counter() - began

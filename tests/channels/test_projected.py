@@ -8,8 +8,10 @@ import torch
 from fake_bridge import FakeBridge
 from projections import WORDS, arrival_of, context_of, message_of, report, take
 
+from turns import Taken, Turn, inbound, writes
+from turns import take as taken
+
 from unspoken.agents import GenerateSpec, LocalModel
-from unspoken.agents.engines.turn import Inbound, TurnOutcome, TurnRequest, run_turn
 from unspoken.channels import (
     Arrival,
     Message,
@@ -22,7 +24,7 @@ from unspoken.channels.errors import IdentityMismatch, InputError, RunError, Sta
 Models = dict[str, LocalModel]
 
 
-def same_outcome(one: TurnOutcome, other: TurnOutcome) -> None:
+def same_outcome(one: Taken, other: Taken) -> None:
     assert one.text == other.text and one.context.ids == other.context.ids
     assert one.state is not None and other.state is not None
     for left, right in zip(one.state.layers, other.state.layers, strict=True):
@@ -165,13 +167,10 @@ def test_what_a_longer_prefix_holds_counts_as_reused(models: Models) -> None:
     context = context_of(receiver, first, "who?")
     state = receiver.prefill(receiver.tensor(context.ids)).state
     channel = ProjectedCacheChannel(FakeBridge(sharer, receiver))
-    delivery = Inbound(0, "a -> b", channel, arrival_of(context, first), False)
-    request = TurnRequest(
-        context, (delivery,), (context.ids, state), GenerateSpec(max_new_tokens=1)
-    )
-    steps = run_turn(receiver, request)
-    with torch.no_grad():
-        told = next(steps).carries[0][1]  # type: ignore[union-attr]
+    message = inbound(0, channel, arrival_of(context, first), fallback=False)
+    turn = Turn(context, (message,), (context.ids, state), writes(1))
+    (carried,) = taken(receiver, turn)[1].carries
+    told = carried.report
     assert (told.exact, told.projected, told.repaired, told.reused) == (True, 0, 0, told.tokens)
     assert told.reason.startswith("continuation")
 

@@ -41,7 +41,7 @@ def full_logits(model: LocalModel, ids: tuple[int, ...]) -> torch.Tensor:
 
 
 def report(parts: Assembly, number: int = 0) -> CarryReport:
-    return parts.carries[number][1]
+    return parts.carries[number].report
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -1,6 +1,8 @@
 """Messages with their state, and what a receiver finds of them."""
 
-from unspoken.agents.engines.turn import Assembly, Inbound, assemble
+from turns import inbound
+
+from unspoken.agents.engines.assembly import Assembly, assemble
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import ChatTurn, Context, Quote
 from unspoken.channels.base import Arrival, Channel
@@ -26,12 +28,11 @@ def receive(
         [*turns, ChatTurn("user", (" what is it?",))], system=system
     )
     deliveries = [
-        Inbound(
+        inbound(
             number,
-            "reader -> solver",
             channel or SameModelCacheChannel(),
             Arrival(one, context.spans(one), context.ids),
-            False,
+            fallback=False,
         )
         for number, one in enumerate(messages)
     ]

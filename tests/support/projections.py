@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-import torch
+from turns import Taken, Turn, inbound, writes
+from turns import take as taken
 
-from unspoken.agents import GenerateSpec, LocalModel
-from unspoken.agents.engines.turn import Inbound, TurnOutcome, TurnRequest, run_turn
+from unspoken.agents import LocalModel
 from unspoken.agents.prompts.context import ChatTurn, Context, Quote
 from unspoken.agents.runtime.outbox import publish
 from unspoken.channels import Arrival, CarryReport, Channel, Message
@@ -41,24 +41,14 @@ def arrival_of(context: Context, message: Message) -> Arrival:
 
 def take(
     model: LocalModel, context: Context, *carried: tuple[Message, Channel], fallback: bool = False
-) -> TurnOutcome:
+) -> Taken:
     """A turn of a context over some of its messages, each by its channel."""
-    deliveries = tuple(
-        Inbound(number, f"{one.sharer} -> solver", channel, arrival_of(context, one), fallback)
-        for number, (one, channel) in enumerate(carried)
+    messages = tuple(
+        inbound(number, channel, arrival_of(context, message), fallback, message.sharer)
+        for number, (message, channel) in enumerate(carried)
     )
-    request = TurnRequest(
-        context, deliveries, None, GenerateSpec(max_new_tokens=8), keep_state=True
-    )
-    steps = run_turn(model, request)
-    with torch.no_grad():
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                outcome: TurnOutcome = end.value
-                return outcome
+    return taken(model, Turn(context, messages, generate=writes(8), keep_state=True))[1]
 
 
-def report(outcome: TurnOutcome, number: int = 0) -> CarryReport:
-    return outcome.carries[number][1]
+def report(outcome: Taken, number: int = 0) -> CarryReport:
+    return outcome.carries[number].report

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from architectures import ARCHITECTURES, make
+from turns import Taken, Turn, take
 
 from unspoken.agents.engines.sampling import Sampler
-from unspoken.agents.engines.turn import TurnOutcome, TurnRequest, Written, run_turn
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import Context
 from unspoken.agents.spec.spec import GenerateSpec
@@ -15,23 +15,12 @@ PROMPT = 30
 NEW = 24
 
 
-def decode(
-    model: LocalModel, ids: list[int], settings: GenerateSpec
-) -> tuple[TurnOutcome, list[str]]:
+def decode(model: LocalModel, ids: list[int], settings: GenerateSpec) -> tuple[Taken, list[str]]:
     """Run a turn over bare ids; its outcome and the pieces of text it gave out."""
     segment = Segment("user", tuple(ids), (0, len(ids)), "", 0)
-    steps = run_turn(
-        model, TurnRequest(Context().extended(segment), generate=settings, keep_state=True)
-    )
-    pieces = []
-    with torch.no_grad():
-        while True:
-            try:
-                event = next(steps)
-            except StopIteration as end:
-                return end.value, pieces
-            if isinstance(event, Written):
-                pieces.append(event.text)
+    turn = Turn(Context().extended(segment), generate=settings, keep_state=True)
+    told, taken = take(model, turn)
+    return taken, [piece for piece in told if isinstance(piece, str)]
 
 
 def _prompts(model: LocalModel, count: int, length: int = PROMPT) -> list[list[int]]:
@@ -52,7 +41,7 @@ def _generated(model: LocalModel, ids: list[int], new: int) -> list[int]:
     return written[: next((at for at, one in enumerate(written) if one in model.stop_ids), None)]
 
 
-def _words(outcome: TurnOutcome) -> list[int]:
+def _words(outcome: Taken) -> list[int]:
     return list(outcome.context.segments[-1].words)
 
 

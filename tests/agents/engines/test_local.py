@@ -4,13 +4,13 @@ import gc
 import threading
 import weakref
 from collections.abc import Generator
-from concurrent import futures
 
 import anyio
 import pytest
 import torch
 
-from unspoken.agents.engines.local import Worker, holding, worker_for
+from unspoken.agents.engines.local import Worker, Workers
+from unspoken.agents.models.weights import Weights
 
 pytestmark = pytest.mark.anyio
 
@@ -204,9 +204,10 @@ async def test_a_finished_job_leaves_no_tensor_behind(worker: Worker) -> None:
 
 
 def test_a_device_has_one_worker() -> None:
-    """Whoever asks for a device's worker gets the same one."""
-    assert worker_for(torch.device("cpu")) is worker_for(torch.device("cpu"))
-    assert worker_for(torch.device("cpu")) is not worker_for(torch.device("meta"))
+    """Engines that share their workers share each device's time."""
+    workers = Workers()
+    assert workers.of(torch.device("cpu")) is workers.of(torch.device("cpu"))
+    assert workers.of(torch.device("cpu")) is not workers.of(torch.device("meta"))
 
 
 def test_a_worker_serves_one_event_loop_after_another() -> None:
@@ -220,52 +221,46 @@ def test_a_worker_serves_one_event_loop_after_another() -> None:
     anyio.run(start)
 
 
-async def test_a_held_device_runs_no_operation(worker: Worker) -> None:
-    """A job stops between two operations, and goes on when the device is free."""
-    events: list[str] = []
-    seen: list[list[str]] = []
+async def test_held_weights_are_not_computed_on(worker: Worker) -> None:
+    """A job stops between two operations while somebody holds its weights, and then goes on."""
+    weights, events, seen = Weights(torch.nn.Linear(1, 1)), list[str](), list[list[str]]()  # type: ignore[arg-type]
 
     def fit() -> None:
-        with worker.hold():
-            probe = worker._thread.submit(lambda: None)
-            assert not futures.wait([probe], timeout=0.1).done
-            seen.append(events.copy())
-        probe.result(LIMIT_S)
-        with pytest.raises(ZeroDivisionError), worker.hold():
-            raise ZeroDivisionError
+        with weights.lock:
+            before = events.copy()
+            threading.Event().wait(0.1)
+            seen.extend((before, events.copy()))
 
     with anyio.fail_after(LIMIT_S):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(worker.run, count(500), events.append)
+            tasks.start_soon(worker.run, count(500), events.append, weights)
             await anyio.to_thread.run_sync(fit)
-    assert len(seen[0]) < 500 == len(events)
+    assert len(seen[1]) - len(seen[0]) <= 1 and len(events) == 500
 
 
-async def test_two_who_hold_the_same_devices_do_not_wait_for_each_other() -> None:
-    """Whatever the order they name them in; a device named twice is taken once."""
-    one, two = torch.device("meta", 1), torch.device("meta", 2)
-    inside: list[int] = []
+async def test_others_go_on_while_weights_are_held(worker: Worker) -> None:
+    """A job that waits for its weights keeps nobody else from the device."""
+    weights = Weights(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    held, over = threading.Event(), threading.Event()
 
-    def hold(*devices: torch.device) -> None:
-        for _ in range(50):
-            with holding(devices):
-                inside.append(1)
-                assert len(inside) == 1
-                inside.clear()
+    def hold() -> None:
+        with weights.lock:
+            held.set()
+            over.wait(LIMIT_S)
 
     with anyio.fail_after(LIMIT_S):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(anyio.to_thread.run_sync, lambda: hold(one, two, one))
-            tasks.start_soon(anyio.to_thread.run_sync, lambda: hold(two, one))
+            tasks.start_soon(anyio.to_thread.run_sync, hold)
+            await anyio.to_thread.run_sync(held.wait)
+            tasks.start_soon(worker.run, count(1), lambda event: None, weights)
+            assert await worker.run(count(3), lambda event: None) == " done"
+            over.set()
 
 
-async def test_nothing_is_held_for_the_event_loop_s_own_thread() -> None:
-    """There a job that emits an event would wait for the loop, and the loop for the job."""
-    device, events = torch.device("meta", 3), list[str]()
-    with anyio.fail_after(LIMIT_S):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(worker_for(device).run, count(3), events.append)
-            await anyio.wait_all_tasks_blocked()
-            with holding([device]):
-                await worker_for(device).run(count(1), events.append)
-    assert len(events) == 4
+async def test_a_job_that_waits_for_weights_can_be_cancelled(worker: Worker) -> None:
+    """Nobody waits for the end of a fit to stop a turn."""
+    weights = Weights(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    with weights.lock, anyio.move_on_after(0.1) as scope:
+        await anyio.to_thread.run_sync(lambda: None)
+        await worker.run(count(3), lambda event: None, weights)
+    assert scope.cancelled_caught

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from flows import own_cache, tiny_model
-from turns import context_of, take, writes
+from turns import Turn, context_of, inbound, take, writes
 
 from unspoken.agents import LocalModel
-from unspoken.agents.engines.turn import Inbound, Prefilling, TurnRequest, Written
+from unspoken.agents.engines.base import Inbound, Prefilling
 from unspoken.agents.prompts.context import ChatTurn, Context, Quote
 from unspoken.agents.runtime.outbox import publish
 from unspoken.channels import KVState, Message, SameModelCacheChannel, TextChannel
@@ -54,7 +54,7 @@ def computed(model: LocalModel, ids: tuple[int, ...]) -> KVState:
 
 def message_of(model: LocalModel, words: str, share: Any = "prompt") -> Message:
     """What a mere reader of these words publishes, with its state."""
-    request = TurnRequest(context_of(model, words), keep_state=True)
+    request = Turn(context_of(model, words), keep_state=True)
     outcome = take(model, request)[1]
     at = len(outcome.context.segments) - 1
     one = publish("reader", share, outcome.context, at, model.identity)
@@ -70,13 +70,13 @@ def delivered(
     turns += [ChatTurn("user", (Quote(message, message.segments[0]),)), ChatTurn("user", ("who?",))]
     context = model.context_builder.compose(turns)
     arrival = Arrival(message, context.spans(message), context.ids)
-    return context, (Inbound(0, "reader -> solver", channel, arrival, fallback),)
+    return context, (inbound(0, channel, arrival, fallback),)
 
 
 def test_a_turn_writes_what_transformers_writes(model: LocalModel) -> None:
     """Greedy decoding gives the tokens of `generate` over the same ids."""
     context = context_of(model, WORDS)
-    _, outcome = take(model, TurnRequest(context, generate=writes(12)))
+    _, outcome = take(model, Turn(context, generate=writes(12)))
     ids = context.ids + model.context_builder.ask(context)
     words = outcome.context.segments[-1].words
     assert list(words) == greedy(model, ids, 12)
@@ -85,7 +85,7 @@ def test_a_turn_writes_what_transformers_writes(model: LocalModel) -> None:
 
 def test_the_closed_turn_has_its_state(model: LocalModel) -> None:
     """The state kept covers the whole context, closing tokens too, as if computed from its ids."""
-    request = TurnRequest(context_of(model, WORDS), generate=writes(), keep_state=True)
+    request = Turn(context_of(model, WORDS), generate=writes(), keep_state=True)
     outcome = take(model, request)[1]
     closing = model.context_builder.close()
     assert outcome.context.ids[-len(closing) :] == closing
@@ -97,9 +97,9 @@ def test_the_closed_turn_has_its_state(model: LocalModel) -> None:
 def test_a_stop_string_leaves_a_state_of_the_kept_words(model: LocalModel, at: int) -> None:
     """After a stop string the state is that of the words before it, wherever in a token it fell."""
     context = context_of(model, WORDS)
-    full = take(model, TurnRequest(context, generate=writes(16)))[1].text
+    full = take(model, Turn(context, generate=writes(16)))[1].text
     stop = full[at : at + 2]
-    request = TurnRequest(context, generate=writes(16, stop=stop), keep_state=True)
+    request = Turn(context, generate=writes(16, stop=stop), keep_state=True)
     outcome = take(model, request)[1]
     assert outcome.text == full.split(stop, 1)[0] and outcome.finish == "stop"
     assert model.text.decode(outcome.context.segments[-1].words) == outcome.text
@@ -109,14 +109,14 @@ def test_a_stop_string_leaves_a_state_of_the_kept_words(model: LocalModel, at: i
 
 def test_text_is_streamed_as_it_is_written(model: LocalModel) -> None:
     """The events' pieces put together are the text."""
-    events, outcome = take(model, TurnRequest(context_of(model, WORDS), generate=writes(16)))
-    assert "".join(one.text for one in events if isinstance(one, Written)) == outcome.text
+    events, outcome = take(model, Turn(context_of(model, WORDS), generate=writes(16)))
+    assert "".join(one for one in events if isinstance(one, str)) == outcome.text
 
 
 def test_a_long_prefill_comes_in_steps_of_256(model: LocalModel) -> None:
     """Between chunks there is an event, so that a cancel is seen."""
     context = context_of(model, "漢" * 250)
-    events, _ = take(model, TurnRequest(context, generate=writes(1)))
+    events, _ = take(model, Turn(context, generate=writes(1)))
     total = len(context.ids + model.context_builder.ask(context))
     assert total > 512
     assert [one for one in events if isinstance(one, Prefilling)] == [
@@ -127,7 +127,7 @@ def test_a_long_prefill_comes_in_steps_of_256(model: LocalModel) -> None:
 def test_a_reader_computes_its_context_and_writes_nothing(model: LocalModel) -> None:
     """Without generation there is no generation prompt, no token, and one state."""
     context = context_of(model, WORDS)
-    outcome = take(model, TurnRequest(context, keep_state=True))[1]
+    outcome = take(model, Turn(context, keep_state=True))[1]
     assert outcome.context.ids == context.ids
     assert (outcome.text, outcome.finish, outcome.usage.ttft_s) == ("", "none", None)
     assert outcome.usage.generated_tokens == 0
@@ -136,27 +136,27 @@ def test_a_reader_computes_its_context_and_writes_nothing(model: LocalModel) -> 
 
 def test_a_length_limit_is_told(model: LocalModel) -> None:
     """A turn that used all its tokens ended by length and counts them."""
-    outcome = take(model, TurnRequest(context_of(model, WORDS), generate=writes(2)))[1]
+    outcome = take(model, Turn(context_of(model, WORDS), generate=writes(2)))[1]
     assert (outcome.finish, outcome.usage.generated_tokens) == ("length", 2)
 
 
 def test_no_state_is_kept_that_nobody_wants(model: LocalModel) -> None:
     """Without a reader to come there is no state."""
-    outcome = take(model, TurnRequest(context_of(model, WORDS), generate=writes(2)))[1]
+    outcome = take(model, Turn(context_of(model, WORDS), generate=writes(2)))[1]
     assert outcome.state is None
 
 
 def test_own_state_is_reused_as_far_as_the_ids_agree(model: LocalModel) -> None:
     """An agent's earlier context is not computed again, and it writes the same."""
-    first = take(model, TurnRequest(context_of(model, WORDS), generate=writes(), keep_state=True))[
+    first = take(model, Turn(context_of(model, WORDS), generate=writes(), keep_state=True))[
         1
     ]
     context = model.context_builder.compose(
         [ChatTurn("user", ("and then?",))], earlier=first.context
     )
     assert first.state is not None
-    again = TurnRequest(context, history=(first.context.ids, first.state), generate=writes())
-    plain = TurnRequest(context, generate=writes())
+    again = Turn(context, history=(first.context.ids, first.state), generate=writes())
+    plain = Turn(context, generate=writes())
     reused, anew = take(model, again)[1], take(model, plain)[1]
     assert reused.text == anew.text
     assert reused.usage.reused_tokens == len(first.context.ids)
@@ -169,7 +169,7 @@ def test_tokens_are_counted_once(model: LocalModel, before: str, sink: int) -> N
     """Prefilled, reused and recomputed add up, whether the message continues or is spliced."""
     message = message_of(model, WORDS)
     context, deliveries = delivered(model, message, SameModelCacheChannel(sink=sink), before)
-    usage = take(model, TurnRequest(context, deliveries, generate=writes(2)))[1].usage
+    usage = take(model, Turn(context, deliveries, generate=writes(2)))[1].usage
     total = usage.prefilled_tokens + usage.reused_tokens + usage.recomputed_tokens
     assert usage.prompt_tokens == total == len(context.ids + model.context_builder.ask(context))
     size = len(message.segments[0].ids)
@@ -186,7 +186,7 @@ def test_an_exact_carry_leaves_the_state_that_text_leaves(
     outcomes = []
     for channel in (TextChannel(), SameModelCacheChannel(sink=sink)):
         context, deliveries = delivered(model, message, channel, before)
-        request = TurnRequest(context, deliveries, generate=writes(), keep_state=True)
+        request = Turn(context, deliveries, generate=writes(), keep_state=True)
         outcomes.append(take(model, request)[1])
     words, state = outcomes
     assert words.text == state.text and words.context.ids == state.context.ids
@@ -198,8 +198,8 @@ def test_a_splice_without_repair_is_another_state(model: LocalModel) -> None:
     """Left as it is, a spliced message differs: the comparison above can fail."""
     message = message_of(model, WORDS)
     context, deliveries = delivered(model, message, SameModelCacheChannel(sink=0), "words first")
-    outcome = take(model, TurnRequest(context, deliveries, keep_state=True))[1]
-    assert outcome.state is not None and not outcome.carries[0][1].exact
+    outcome = take(model, Turn(context, deliveries, keep_state=True))[1]
+    assert outcome.state is not None and not outcome.carries[0].report.exact
     with pytest.raises(AssertionError):
         close_to(outcome.state, computed(model, context.ids))
 
@@ -210,7 +210,7 @@ def test_a_sharer_s_state_is_not_changed_by_its_reader(model: LocalModel) -> Non
     assert message.state is not None
     before = [layer.keys.clone() for layer in message.state.layers]
     context, deliveries = delivered(model, message, SameModelCacheChannel(), "words first")
-    take(model, TurnRequest(context, deliveries, generate=writes(), keep_state=True))
+    take(model, Turn(context, deliveries, generate=writes(), keep_state=True))
     for layer, keys in zip(message.state.layers, before, strict=True):
         assert torch.equal(layer.keys, keys)
 
@@ -222,10 +222,12 @@ def test_keys_that_cannot_be_moved_are_not_spliced(
     monkeypatch.setattr(LocalModel, "shifts_keys", property(lambda self: False))
     message = message_of(model, WORDS)
     context, deliveries = delivered(model, message, SameModelCacheChannel(), "words first")
-    ((_, report, _),) = take(model, TurnRequest(context, deliveries, generate=writes(1)))[1].carries
+    (carried,) = take(model, Turn(context, deliveries, generate=writes(1)))[1].carries
+    report = carried.report
     assert report.channel == "text" and "cannot be moved" in report.reason
     context, deliveries = delivered(model, message, SameModelCacheChannel())
-    ((_, report, _),) = take(model, TurnRequest(context, deliveries, generate=writes(1)))[1].carries
+    (carried,) = take(model, Turn(context, deliveries, generate=writes(1)))[1].carries
+    report = carried.report
     assert report.channel == "same_model_cache" and report.exact
 
 
@@ -234,18 +236,19 @@ def test_a_message_without_state_is_read_or_refused(model: LocalModel) -> None:
     full = message_of(model, WORDS)
     bare = Message(full.sharer, full.segments, full.whole, full.context, full.identity)
     context, deliveries = delivered(model, bare, SameModelCacheChannel())
-    ((_, report, _),) = take(model, TurnRequest(context, deliveries, generate=writes(1)))[1].carries
+    (carried,) = take(model, Turn(context, deliveries, generate=writes(1)))[1].carries
+    report = carried.report
     assert report.channel == "text" and report.reason.startswith("fallback from same_model_cache")
     context, deliveries = delivered(model, bare, SameModelCacheChannel(), fallback=False)
     with pytest.raises(RunError, match="brings no state") as caught:
-        take(model, TurnRequest(context, deliveries, generate=writes(1)))
+        take(model, Turn(context, deliveries, generate=writes(1)))
     assert caught.value.edge == "reader -> solver"
 
 
 def test_a_context_past_the_model_s_is_refused_at_once(model: LocalModel) -> None:
     """Nothing is computed for a context that the model cannot hold."""
     with pytest.raises(ContextLengthError, match="tokens"):
-        take(model, TurnRequest(context_of(model, "漢" * 1000), generate=writes()))
+        take(model, Turn(context_of(model, "漢" * 1000), generate=writes()))
 
 
 def test_a_turn_stops_at_the_end_of_the_model_s_context(
@@ -256,7 +259,7 @@ def test_a_turn_stops_at_the_end_of_the_model_s_context(
     context = context_of(model, "漢" * 677)
     room = model.max_positions - len(context.ids + model.context_builder.ask(context))
     assert 0 < room < 40
-    outcome = take(model, TurnRequest(context, generate=writes(200)))[1]
+    outcome = take(model, Turn(context, generate=writes(200)))[1]
     assert (outcome.finish, outcome.usage.generated_tokens) == ("length", room)
 
 
@@ -265,7 +268,7 @@ def test_a_seed_makes_sampling_repeatable(model: LocalModel) -> None:
     texts = [
         take(
             model,
-            TurnRequest(context_of(model, WORDS), generate=writes(temperature=2.0, seed=seed)),
+            Turn(context_of(model, WORDS), generate=writes(temperature=2.0, seed=seed)),
         )[1].text
         for seed in (1, 1, 2)
     ]

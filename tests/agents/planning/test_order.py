@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unspoken.agents import LocalModel
+from unspoken.agents.engines.base import Inbound
 from unspoken.agents.planning.outline import outline
 from unspoken.agents.planning.same_model import same_weights
 from unspoken.agents.prompts.context import Context
 from unspoken.agents.prompts.order import InEdge, order_of_parts
-from unspoken.agents.runtime.inbox import Incoming, prepare_turn
+from unspoken.agents.runtime.inbox import prepare_turn
 from unspoken.agents.runtime.outbox import publish
 from unspoken.agents.spec.graph import validate
 from unspoken.agents.spec.spec import WorkflowSpec
@@ -77,13 +78,20 @@ def compose(model: LocalModel, spec: WorkflowSpec) -> tuple[dict[str, Context], 
     messages: dict[int, Message] = {}
     builder = model.context_builder
     for name, agent in spec.agents.items():
-        incoming = [
-            Incoming(number, edge, TextChannel(), messages[number], True)
+        inbound = [
+            Inbound(
+                edge=number,
+                sharer=edge.from_,
+                receiver=name,
+                channel=TextChannel(),
+                message=messages[number],
+                role=edge.as_,
+            )
             for number, edge in enumerate(spec.edges)
             if edge.to == name
         ]
         context = prepare_turn(
-            builder, agent.prompt, incoming, {"inputs": INPUTS}, system=agent.system, earlier=None
+            builder, agent.prompt, inbound, {"inputs": INPUTS}, system=agent.system, earlier=None
         ).context
         prompt_at = len(context.segments) - 1
         if agent.generate is not None:

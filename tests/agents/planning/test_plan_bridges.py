@@ -80,7 +80,7 @@ def test_a_bridge_is_held_to_what_the_edge_asks(
     assert plan.mode == mode and plan.channel == (PROJECTED if mode == "projected" else TEXT)
     assert reason in plan.reason
     assert advice in plan.advice and (bool(advice) or "min_retention" not in plan.advice)
-    assert plan.fell_back == (channel == PROJECTED and mode == TEXT)
+    assert (plan.fallback is not None) == (channel == PROJECTED and mode == TEXT)
     used = bridge if bridge and mode == "projected" else {}
     assert plan.retention == used.get("earned")
     assert plan.native_layers == used.get("native_layers", 0)
@@ -100,7 +100,7 @@ def test_a_missing_bridge_is_to_be_fitted_where_the_file_says_so(
     for channel in ("auto", PROJECTED):
         plan = bridged(models, channel, bridges="fit", fallback="error")
         assert (plan.mode, plan.channel, plan.unfitted) == ("projected", PROJECTED, True)
-        assert "fitted on the first run" in plan.reason and not plan.fell_back
+        assert "fitted on the first run" in plan.reason and plan.fallback is None
     assert not bridged(models, bridges="fit", bridge={}).unfitted
 
 
@@ -109,7 +109,7 @@ def test_equal_weights_need_no_bridge(models: dict[str, LocalModel]) -> None:
     ends = ("chatml", "chatml")
     assert bridged(models, ends=ends, bridge={}).mode == "continuation"
     named = bridged(models, PROJECTED, ends=ends, bridges="fit")
-    assert named.mode == TEXT and named.fell_back
+    assert named.mode == TEXT and (named.fallback is not None)
     assert "the same weights" in named.reason and "same_model_cache" in named.advice
     assert bridged(models, PROJECTED, ends=ends, bridge={}).mode == "projected"
 

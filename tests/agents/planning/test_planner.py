@@ -232,7 +232,7 @@ def test_text_by_name_needs_no_excuse(models: dict[str, LocalModel]) -> None:
     """An edge that asks for text gets it, costs no state, and is no fallback."""
     model = models["chatml"]
     edge = only(reader_solver(model, model, TextChannel()))
-    assert (edge.channel, edge.mode, edge.bytes_per_token, edge.fell_back) == (TEXT, TEXT, 0, False)
+    assert (edge.channel, edge.mode, edge.bytes_per_token, edge.fallback is not None) == (TEXT, TEXT, 0, False)
     assert edge.reason == "the workflow asks for text"
 
 
@@ -240,8 +240,8 @@ def test_auto_between_other_weights_is_text_and_says_why(models: dict[str, Local
     """Auto steps down without a fallback; a cache asked for by name is one."""
     pair = models["chatml"], models["other"]
     auto, named = only(reader_solver(*pair)), only(reader_solver(*pair, CACHE))
-    assert (auto.mode, auto.fell_back) == (TEXT, False) and "weights" in auto.reason
-    assert (named.mode, named.fell_back) == (TEXT, True) and "weights" in named.reason
+    assert (auto.mode, auto.fallback is not None) == (TEXT, False) and "weights" in auto.reason
+    assert (named.mode, named.fallback is not None) == (TEXT, True) and "weights" in named.reason
 
 
 def test_a_cache_that_must_not_fall_back_is_refused(models: dict[str, LocalModel]) -> None:

@@ -54,7 +54,7 @@ def test_an_own_channel_is_planned_by_its_name(
     """Plan and drawing name it, and its bytes are those of the state that it brings."""
     flow = reader_solver(model, model, make(share="prompt"))
     (edge,) = flow.plan().edges
-    assert (edge.asked, edge.channel, edge.mode, edge.fell_back) == (
+    assert (edge.asked, edge.channel, edge.mode, edge.fallback is not None) == (
         "continuation",
         "continuation",
         "custom",
@@ -68,7 +68,7 @@ def test_a_pair_that_an_own_channel_refuses_goes_by_text(
 ) -> None:
     """Its `check` is asked when the workflow is planned, and its words are the reason."""
     (edge,) = reader_solver(sibling(model, tmp_path / "other"), model, make()).plan().edges
-    assert (edge.channel, edge.fell_back) == ("text", True)
+    assert (edge.channel, edge.fallback is not None) == ("text", True)
     assert "weights" in edge.reason
 
 

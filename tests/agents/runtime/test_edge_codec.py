@@ -9,6 +9,7 @@ from architectures import make
 from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sibling, sound, tiny_model
 
 from unspoken.agents import LocalModel, Workflow
+from unspoken.agents.engines.local import LocalEngine
 from unspoken.channels.errors import WorkflowError
 from unspoken.channels.kv.compressed import compress, compressed_bytes_per_token
 
@@ -27,11 +28,23 @@ def flow(model: LocalModel, **edge: Any) -> Workflow:
 
 @pytest.mark.parametrize(("codec", "most"), [("int8", 0.4), ("int4", 0.3)])
 def test_a_kept_cache_takes_fewer_bytes_and_is_not_called_exact(
-    models: tuple[LocalModel, LocalModel], codec: str, most: float
+    models: tuple[LocalModel, LocalModel],
+    codec: str,
+    most: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    held: list[int] = []
+    turn = LocalEngine.turn
+
+    async def spy(engine: LocalEngine, *args: Any) -> Any:
+        held.append(engine.states.bytes_held)  # type: ignore[attr-defined]
+        return await turn(engine, *args)
+
+    monkeypatch.setattr(LocalEngine, "turn", spy)
     raw = flow(models[0]).run(document=DOCUMENT, question=QUESTION).report
     small = sound(flow(models[0], codec=codec).run(document=DOCUMENT, question=QUESTION).report)
-    assert small.peak_state_bytes < most * raw.peak_state_bytes
+    _, raw_held, _, small_held = held  # when the solver starts
+    assert 0 < small_held < most * raw_held
     assert small.edges[0].bytes < most * raw.edges[0].bytes
     assert raw.edges[0].exact and not small.edges[0].exact
     assert small.edges[0].reason.endswith(f"kept as {codec}")

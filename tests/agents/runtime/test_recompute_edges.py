@@ -8,10 +8,9 @@ import pytest
 import torch
 from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sibling, sound, tiny_model
 from sample_profiles import point, profile_of
-from turns import context_of, take, writes
+from turns import Turn, context_of, inbound, take, writes
 
 from unspoken.agents import Agent, LocalModel, Workflow
-from unspoken.agents.engines.turn import Inbound, TurnRequest
 from unspoken.agents.prompts.context import ChatTurn, Quote
 from unspoken.agents.spec.loader import loads
 from unspoken.channels import SameModelCacheChannel
@@ -55,7 +54,7 @@ def test_without_a_profile_the_cache_is_refused_with_the_command_for_one(
     models: tuple[LocalModel, LocalModel],
 ) -> None:
     (edge,) = flow(models).plan().edges
-    assert edge.mode == "text" and edge.fell_back
+    assert edge.mode == "text" and (edge.fallback is not None)
     assert "no profile" in edge.reason
     result = flow(models).run(document=DOCUMENT, question=QUESTION)
     assert sound(result.report).edges[0].channel == "text"
@@ -223,7 +222,7 @@ def test_an_output_brings_the_hidden_states_of_its_tokens(
 ) -> None:
     """A turn that writes keeps the layer inputs that a reading of the same ids gives."""
     model = models[0]
-    request = TurnRequest(context_of(model, DOCUMENT), (), None, writes(), True, (1,))
+    request = Turn(context_of(model, DOCUMENT), (), None, writes(), True, (1,))
     _, outcome = take(model, request)
     assert outcome.state is not None
     again = model.read(outcome.context.ids, (1,))
@@ -234,11 +233,11 @@ def test_hidden_states_reach_back_into_an_agents_own_past(
     models: tuple[LocalModel, LocalModel],
 ) -> None:
     model = models[0]
-    first = take(model, TurnRequest(context_of(model, "one"), (), None, writes(), True, (1,)))[1]
+    first = take(model, Turn(context_of(model, "one"), (), None, writes(), True, (1,)))[1]
     assert first.state is not None
     longer = model.context_builder.compose([ChatTurn("user", ("two",))], earlier=first.context)
     own = (first.context.ids, first.state)
-    second = take(model, TurnRequest(longer, (), own, None, True, (1,)))[1]
+    second = take(model, Turn(longer, (), own, None, True, (1,)))[1]
     assert second.state is not None and second.state.hidden_first == 0
     again = model.read(second.context.ids, (1,))
     torch.testing.assert_close(second.state.hidden[1], again.hidden[1], atol=1e-4, rtol=1e-4)
@@ -249,9 +248,9 @@ def test_a_stopped_turn_keeps_the_hidden_states_of_what_it_keeps(
 ) -> None:
     """A stop string leaves tokens behind that were computed and are cut off."""
     model = models[0]
-    free = take(model, TurnRequest(context_of(model, "go on"), (), None, writes(12), True, (1,)))[1]
+    free = take(model, Turn(context_of(model, "go on"), (), None, writes(12), True, (1,)))[1]
     stop = free.text[3:5]
-    request = TurnRequest(context_of(model, "go on"), (), None, writes(12, stop=[stop]), True, (1,))
+    request = Turn(context_of(model, "go on"), (), None, writes(12, stop=[stop]), True, (1,))
     _, outcome = take(model, request)
     assert outcome.state is not None and outcome.state.hidden_first == 0
     again = model.read(outcome.context.ids, (1,))
@@ -286,7 +285,7 @@ def test_hidden_states_are_whole_over_several_passes(
     model = models[0]
     whole = model.read(context_of(model, DOCUMENT).ids, (1,))
     monkeypatch.setattr("unspoken.agents.models.decoder.CHUNK", 16)
-    request = TurnRequest(context_of(model, DOCUMENT), (), None, None, True, (1,))
+    request = Turn(context_of(model, DOCUMENT), (), None, None, True, (1,))
     _, outcome = take(model, request)
     assert outcome.state is not None
     torch.testing.assert_close(outcome.state.hidden[1], whole.hidden[1], atol=1e-4, rtol=1e-4)
@@ -303,8 +302,8 @@ def test_hidden_states_of_repaired_tokens_are_not_those_they_came_with(
     )
     (span,) = context.spans(message)
     arrival = Arrival(message, (span,), context.ids)
-    delivery = Inbound(0, "a -> b", SameModelCacheChannel(sink=3), arrival)
-    _, outcome = take(model, TurnRequest(context, (delivery,), None, None, True, (1,)))
+    delivery = inbound(0, SameModelCacheChannel(sink=3), arrival)
+    _, outcome = take(model, Turn(context, (delivery,), None, None, True, (1,)))
     assert outcome.state is not None and message.state is not None
     assert outcome.state.hidden_first == span.at + 3
     kept = message.state.hidden[1][span.source + 3 : span.source + span.length - 1]

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import Future, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from processes import environment, until
 from unspoken.agents import LocalModel, Workflow
 from unspoken.agents import bridge_cache as bridge_shelf
 from unspoken.agents.bridge_cache import BridgeCache
-from unspoken.agents.engines.local import worker_for
 from unspoken.channels.bridges import make as bridging
 from unspoken.channels.bridges.audit.stored import keep_audit
 from unspoken.channels.bridges.folder import read
@@ -123,7 +122,7 @@ def test_a_workflow_fits_what_it_lacks(
     assert manifest.audit is not None and manifest.audit.earned is not None
     if manifest.audit.earned < 0.8:
         (planned,) = fitting.plan().edges
-        assert edge.channel == "text" and "below this edge's 0.8" in planned.reason
+        assert edge.channel == "text"
     # One that is good enough is used.
     keep_audit(folder, manifest.audit.model_copy(update={"earned": 0.9}), manifest)
     again = reader_solver(*pair)
@@ -139,13 +138,13 @@ def test_no_turn_takes_place_during_a_fit(
     source: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A run's own fit has the device to itself, and the run ends."""
-    probes: list[Future[None]] = []
+    """A run's own fit has both models' weights to itself, and the run ends."""
+    free: list[bool] = []
 
     def fit(*args: Any, **more: Any) -> Any:
-        probes.append(worker_for(pair[1].device)._thread.submit(lambda: None))
-        assert pair[0].device == pair[1].device
-        assert not wait(probes, timeout=0.2).done
+        for model in pair:
+            with ThreadPoolExecutor(1) as other:
+                free.append(other.submit(model.weights.lock.acquire, False).result(20))
         raise BridgeError("not these two")
 
     monkeypatch.setattr(bridge_shelf, "DEFAULT", plan(source, None))
@@ -154,8 +153,7 @@ def test_no_turn_takes_place_during_a_fit(
     fitting = Workflow.from_spec(flow.spec.model_copy(update={"bridges": "fit"}))
     fitting._models = flow._models
     (edge,) = fitting.run(document=DOCUMENT, question=QUESTION).report.edges
-    assert edge.channel == "text" and len(probes) == 1
-    assert probes[0].result(20) is None
+    assert edge.channel == "text" and free == [False, False]
 
 
 def test_a_broken_bridge_is_said_in_the_plan(

@@ -7,9 +7,9 @@ from pydoc_data.topics import topics
 
 import pytest
 import torch
+from turns import inbound
 
 from unspoken.agents.engines.assembly import Assembly, assemble
-from unspoken.agents.engines.turn import Inbound
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels import Message, SameModelCacheChannel, TextChannel, read_packet, write_packet
 from unspoken.channels.base import Arrival, Span
@@ -61,7 +61,7 @@ def delivered(
     behind = before or message.context[:start]
     ids = (*behind, *segment.words, *model.text.encode("\nSo"))
     spans = (Span(len(behind), start, len(segment.words)),)
-    delivery = Inbound(0, "a -> b", channel, Arrival(message, spans, ids), fallback=False)
+    delivery = inbound(0, channel, Arrival(message, spans, ids), fallback=False)
     return ids, assemble(model, ids, [delivery])
 
 
@@ -82,7 +82,7 @@ OTHER = (2, 1024, 1998, 7777, 4012, 900)
 
 def test_a_continuation_is_exact(gemma3: LocalModel, message: Message) -> None:
     ids, parts = delivered(gemma3, message, (), SameModelCacheChannel())
-    assert len(parts.missing) < 8 and parts.carries[0][1].exact
+    assert len(parts.missing) < 8 and parts.carries[0].report.exact
     torch.testing.assert_close(
         after(gemma3, ids, parts), after(gemma3, ids, None), atol=2e-3, rtol=1e-3
     )
@@ -157,6 +157,6 @@ def test_text_reads_it_all(gemma3: LocalModel, message: Message) -> None:
     """The reference of this page: nothing in place."""
     segment = message.segments[0]
     arrival = Arrival(message, (), message.context)
-    delivery = Inbound(0, "a -> b", TextChannel(), arrival)
+    delivery = inbound(0, TextChannel(), arrival)
     parts = assemble(gemma3, message.context, [delivery])
     assert len(parts.missing) == len(message.context) > len(segment.words)

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from architectures import ARCHITECTURES, make, tuned
+from turns import inbound
 
-from unspoken.agents.engines.assembly import Assembly, assemble
-from unspoken.agents.engines.turn import Inbound
+from unspoken.agents.engines.assembly import Assembly, Past, assemble
+from unspoken.agents.engines.base import Inbound
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels import KVState, Message, SameModelCacheChannel
 from unspoken.channels.base import Arrival, Span
@@ -38,7 +39,7 @@ def delivered(
 ) -> Inbound:
     source = message.segments[0].position
     arrival = Arrival(message, (Span(at, source, len(WORDS)),), ids)
-    return Inbound(0, "sharer -> receiver", channel, arrival, fallback=False)
+    return inbound(0, channel, arrival, fallback=False)
 
 
 def logits(model: LocalModel, ids: tuple[int, ...], parts: Assembly) -> torch.Tensor:
@@ -67,7 +68,8 @@ def test_all_layers_anew_are_the_receivers_own_prefill(name: str, before: tuple[
     parts = assemble(receiver, ids, [given])
     own = receiver.prefill(receiver.tensor(ids)).logits
     torch.testing.assert_close(logits(receiver, ids, parts), own, atol=2e-4, rtol=2e-4)
-    ((_, report, _),) = parts.carries
+    (carried,) = parts.carries
+    report = carried.report
     assert report.exact and report.recomputed_layers == everything(receiver)[1]
 
 
@@ -80,7 +82,7 @@ def test_some_layers_anew_are_near_and_never_called_exact() -> None:
         parts = assemble(
             receiver, ids, [delivered(message_of(sharer), ids, 3, channel(*layer_ranges))]
         )
-        assert not parts.carries[0][1].exact
+        assert not parts.carries[0].report.exact
         other = logits(receiver, ids, parts).log_softmax(dim=-1)
         return float((own.exp() * (own - other)).sum())
 
@@ -100,9 +102,10 @@ def test_tokens_count_by_their_dearest_treatment() -> None:
     sharer, receiver = make("llama"), tuned("llama")
     ids = (*OTHER, *WORDS, *NEXT)
     parts = assemble(receiver, ids, [delivered(message_of(sharer), ids, 5, channel((1, 3)))])
-    assert parts.fused == frozenset(range(7))
-    assert parts.recomputed == frozenset(range(7, 27))
-    ((_, report, _),) = parts.carries
+    assert parts.positions("computed", "fused") == frozenset(range(7))
+    assert parts.positions("recomputed") == frozenset(range(7, 27))
+    (carried,) = parts.carries
+    report = carried.report
     assert (report.reused, report.repaired, report.recomputed_layers) == (0, 20, 2)
     assert report.layer_tokens == 2 * 20 + 4 * 7
     assert "layers 1-2 of 4 recomputed over 20 tokens" in report.reason
@@ -112,7 +115,8 @@ def test_bytes_are_those_of_the_other_layers_and_of_the_entries() -> None:
     sharer, receiver = make("llama"), tuned("llama")
     ids = (*OPENING, *WORDS, *NEXT)
     parts = assemble(receiver, ids, [delivered(message_of(sharer), ids, 3, channel((1, 3)))])
-    ((_, report, _),) = parts.carries
+    (carried,) = parts.carries
+    report = carried.report
     per_layer = receiver.geometry.bytes_per_token(4) // 4
     assert report.bytes == 25 * (2 * per_layer + 4 * receiver.geometry.hidden_size)
 
@@ -121,10 +125,10 @@ def test_the_receivers_own_past_stays_its_own() -> None:
     """What its own state covers is not taken from the sharer, equal tokens or not."""
     sharer, receiver = make("llama"), tuned("llama")
     ids = (*OPENING, *WORDS, *NEXT)
-    own = (OPENING, receiver.read(OPENING))
+    own = Past(OPENING, receiver.read(OPENING))
     parts = assemble(receiver, ids, [delivered(message_of(sharer), ids, 3, channel())], own)
     assert [len(state) for state in parts.states] == [3, len(WORDS)]
-    assert torch.equal(parts.states[0].layers[0].keys, own[1].layers[0].keys)
+    assert torch.equal(parts.states[0].layers[0].keys, own.state.layers[0].keys)
 
 
 def test_a_second_message_builds_on_the_first() -> None:
@@ -155,7 +159,7 @@ def test_tokens_without_hidden_states_are_computed() -> None:
     ids = (*OPENING, *WORDS, *NEXT)
     given = delivered(replace(message, state=late), ids, 3, channel((1, 4)))
     parts = assemble(receiver, ids, [given])
-    assert parts.fused == frozenset(range(3))
+    assert parts.positions("computed", "fused") == frozenset(range(3))
     assert torch.equal(parts.states[0].layers[2].keys, receiver.read(OPENING).layers[2].keys)
 
 
@@ -195,7 +199,7 @@ def test_groups_leave_equal_weights_as_they_are() -> None:
     model = make("llama")
     ids = (*OPENING, *WORDS, *NEXT)
     parts = assemble(model, ids, [delivered(message_of(model), ids, 3, channel((0, 2)))])
-    assert parts.carries[0][1].exact and not parts.recomputed
+    assert parts.carries[0].report.exact and not parts.positions("recomputed")
 
 
 def test_a_state_is_never_changed_by_a_carry() -> None:
@@ -213,11 +217,19 @@ def test_a_state_is_never_changed_by_a_carry() -> None:
 def mixed(receiver: LocalModel, *given: Inbound, ids: tuple[int, ...]) -> Assembly:
     """Assembled deliveries whose counts hold and whose states do not overlap."""
     parts = assemble(receiver, ids, list(given))
-    kinds = (parts.repaired, parts.projected, parts.fused, parts.recomputed)
+    kinds = (
+        parts.repaired,
+        parts.positions("projected"),
+        parts.positions("computed", "fused"),
+        parts.positions("recomputed"),
+    )
     assert sum(map(len, kinds)) == len(frozenset().union(*kinds))
     placed = [at for state in parts.states for at in range(state.start, state.stop)]
     assert len(placed) == len(set(placed))
-    assert all(one.reused >= 0 and one.repaired >= 0 for _, one, _ in parts.carries)
+    assert all(
+        one.reused >= 0 and one.repaired >= 0
+        for one in (carried.report for carried in parts.carries)
+    )
     return parts
 
 
@@ -230,10 +242,10 @@ def test_a_splice_before_it_stays_a_splice(turned: bool) -> None:
     across = delivered(message_of(sharer), ids, 10 + len(WORDS), channel((1, 3)))
     given = (across, splice) if turned else (splice, across)
     parts = mixed(receiver, *given, ids=ids)
-    reports = {edge: report for edge, report, _ in parts.carries}
+    reports = {carried.edge: carried.report for carried in parts.carries}
     assert reports[1].reused == len(WORDS) - 2 and reports[1].repaired == 2
     assert reports[0].repaired == len(WORDS) - 2
-    assert parts.fused == frozenset((*range(5), *range(27, 34)))
+    assert parts.positions("computed", "fused") == frozenset((*range(5), *range(27, 34)))
 
 
 def test_two_messages_out_of_order_are_both_taken() -> None:
@@ -242,16 +254,17 @@ def test_two_messages_out_of_order_are_both_taken() -> None:
     near = delivered(message_of(sharer), ids, 3, channel((1, 3)))
     far = delivered(message_of(sharer), ids, 8 + len(WORDS), channel((1, 3)))
     parts = mixed(receiver, far, near, ids=ids)
-    assert [report.repaired for _, report, _ in parts.carries] == [len(WORDS) - 2, len(WORDS)]
+    assert [carried.report.repaired for carried in parts.carries] == [len(WORDS) - 2, len(WORDS)]
 
 
 def test_a_message_that_is_in_place_already_needs_no_hidden_states() -> None:
     sharer, receiver = make("llama"), tuned("llama")
     ids = (*OPENING, *WORDS, *NEXT)
     given = delivered(message_of(sharer, capture=()), ids, 3, channel((1, 3)))
-    own = ((*OPENING, *WORDS), receiver.read((*OPENING, *WORDS)))
+    own = Past((*OPENING, *WORDS), receiver.read((*OPENING, *WORDS)))
     parts = assemble(receiver, ids, [given], own)
-    ((_, report, _),) = parts.carries
+    (carried,) = parts.carries
+    report = carried.report
     assert report.exact and (report.repaired, report.recomputed_layers) == (0, 0)
     assert report.reused == len(WORDS)
 
@@ -261,7 +274,8 @@ def test_a_sink_past_the_message_takes_nothing() -> None:
     ids = (*OTHER, *WORDS, *NEXT)
     given = delivered(message_of(sharer), ids, 5, channel((1, 3), sink=99))
     parts = mixed(receiver, given, ids=ids)
-    ((_, report, _),) = parts.carries
+    (carried,) = parts.carries
+    report = carried.report
     assert (report.reused, report.repaired, report.recomputed_layers) == (0, 0, 0)
     assert parts.missing == tuple(range(len(ids)))
 
@@ -270,7 +284,9 @@ def test_layers_for_the_prefix_are_refused_behind_other_tokens() -> None:
     sharer, receiver = make("llama"), tuned("llama")
     first = SameModelCacheChannel(layer_ranges=((1, 3),), prefix_only=True)
     ids = (*OPENING, *WORDS, *NEXT)
-    assert assemble(receiver, ids, [delivered(message_of(sharer), ids, 3, first)]).recomputed
+    assert assemble(receiver, ids, [delivered(message_of(sharer), ids, 3, first)]).positions(
+        "recomputed"
+    )
     ids = (*OTHER, *WORDS, *NEXT)
     with pytest.raises(RunError, match="after other tokens"):
         assemble(receiver, ids, [delivered(message_of(sharer), ids, 5, first)])
@@ -282,7 +298,7 @@ def test_an_early_layer_computed_anew_shows_no_deviation() -> None:
     parts = assemble(
         receiver, ids, [delivered(message_of(sharer), ids, 3, channel((0, 2), deviation=0.3))]
     )
-    assert not parts.repaired and "shows no deviation" in parts.carries[0][1].reason
+    assert not parts.repaired and "shows no deviation" in parts.carries[0].report.reason
 
 
 def test_the_tokens_that_deviate_are_those_whose_values_do() -> None:

@@ -66,7 +66,7 @@ def test_what_is_judged_is_what_a_channel_carries(name: str) -> None:
             assert state is not None
             carry = carry_across(arrival, receiver, state, layer_ranges, 2, 0.0, "")
             stop = len(arrival.context) - 1
-            carried = [*carry.computed, *carry.spliced]
+            carried = [piece.state for piece in carry.pieces]
             cut = [one.slice(one.start, min(one.stop, stop)) for one in carried]
             ids = receiver.tensor((arrival.context[-1], *trial.forced[:-1]))
             full = receiver.prefill(receiver.tensor(arrival.context)).state.slice(0, stop)

@@ -1,0 +1,345 @@
+"""The contract of an engine: what computes turns, in token ids, states and sampling settings.
+
+An engine knows nothing of words. Templates, tokenizers and stop strings stay outside of it: a turn
+hands it the ids of a context and the messages whose state may serve it, and a `Reply` that looks at
+each sampled id. `LocalEngine` computes in this process; an engine in another process, or over a
+server, keeps the same contract (tests/agents/engines/contract.py).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from unspoken.channels.base import Arrival, CarryReport, Channel
+from unspoken.channels.kv.codec import Codec
+from unspoken.channels.kv.compressed import CompressedState
+from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
+from unspoken.channels.kv.state import KVState
+from unspoken.channels.message import Message
+from unspoken.channels.packets.files import Readable
+
+__all__ = [
+    "Carried",
+    "Engine",
+    "EngineFacts",
+    "Footprint",
+    "HasEngine",
+    "History",
+    "Inbound",
+    "Prefilling",
+    "Reply",
+    "Sampled",
+    "Sampling",
+    "StateRef",
+    "States",
+    "TurnEvent",
+    "TurnOutcome",
+    "TurnRequest",
+    "Usage",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class StateRef:
+    """A ticket for a state that an engine keeps; it goes with one `Engine.release`."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """What an engine computes with, and what it can do.
+
+    Attributes:
+        name: What to call its model.
+        identity: Whose states it makes and takes.
+        geometry: The shape of its cache.
+        dtype: Element type of its cache.
+        device: Where it computes.
+        max_positions: Longest context, in tokens.
+        captures: Whether it can keep hidden states for readers with other weights (the E-cache).
+        carries: Whether channels may compute in its model; without, messages come as text or as an
+            exact prefix.
+        batches: Whether turns that are ready together are computed in one forward.
+    """
+
+    name: str
+    identity: ModelIdentity
+    geometry: CacheGeometry
+    dtype: torch.dtype
+    device: torch.device
+    max_positions: int
+    captures: bool = True
+    carries: bool = True
+    batches: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes of state that a turn takes, known before anything runs.
+
+    Attributes:
+        peak: At most at a time, what it takes over included.
+        kept: Afterwards, where its state is wanted.
+    """
+
+    peak: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        max_tokens: Most tokens to sample.
+        stop_ids: Ids that end the turn.
+        temperature: 0 takes the likeliest token.
+        top_p, top_k: Sample from these alone; None for all.
+        seed: Of the turn's own generator; None for another one each time.
+    """
+
+    max_tokens: int
+    stop_ids: frozenset[int] = frozenset()
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+
+
+class Reply(Protocol):
+    """What the turn's owner makes of the sampled ids; called where the engine computes."""
+
+    def push(self, token: int) -> bool:
+        """Take a sampled id that ends no turn by itself; whether its words end the turn."""
+
+    def close(self) -> tuple[int, ...]:
+        """The ids that follow the prompt in the finished context, the closing ones included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inbound:
+    """A message on its way into a turn.
+
+    Attributes:
+        edge: Number of the edge.
+        sharer, receiver: Its ends.
+        channel: What carries it.
+        message: The message; its state is with the engine, under `state`.
+        state: The engine's ticket for that state; None where the message brings none.
+        role: Role of its turn in the receiver's template.
+        fresh: Whether it is new to the receiver's context; if not, its words are there already.
+        fallback: Whether a channel that fails gives way to text.
+        arrival: The message in its place, once the context is composed.
+    """
+
+    edge: int
+    sharer: str
+    receiver: str
+    channel: Channel
+    message: Message
+    state: StateRef | None = None
+    role: str = "user"
+    fresh: bool = True
+    fallback: bool = True
+    arrival: Arrival | None = None
+
+    @property
+    def name(self) -> str:
+        """The edge, as ``sharer -> receiver``."""
+        return f"{self.sharer} -> {self.receiver}"
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """An agent's earlier turns.
+
+    Attributes:
+        ids: Ids of its context.
+        state: The engine's ticket for their state.
+    """
+
+    ids: tuple[int, ...]
+    state: StateRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnRequest:
+    """What a turn is to do.
+
+    Attributes:
+        ids: All ids of the context, those that ask for the assistant's words included.
+        inbound: Messages in their places whose state may serve it.
+        history: This agent's earlier turns.
+        sampling: How to write; None writes nothing.
+        reply: Looks at what is written; None lets it run to a stop id or to the limit.
+        keep_state: Whether the state is wanted afterwards, by a reader or by a later turn.
+        capture: Layers whose inputs the state is to keep, for readers with other weights.
+        owner: Who asks, to name the holder of the state.
+    """
+
+    ids: tuple[int, ...]
+    inbound: tuple[Inbound, ...] = ()
+    history: History | None = None
+    sampling: Sampling | None = None
+    reply: Reply | None = None
+    keep_state: bool = False
+    capture: tuple[int, ...] = ()
+    owner: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A message is in the context.
+
+    Attributes:
+        edge: Number of its edge.
+        report: What its channel did.
+        seconds: Work of the carry.
+    """
+
+    edge: int
+    report: CarryReport
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilling:
+    """Prefill goes on: `done` of `total` tokens to compute are computed."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A token was sampled that ends no turn by itself."""
+
+    token: int
+
+
+TurnEvent = Carried | Prefilling | Sampled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Token counts of a turn, each prompt token once, by its dearest treatment, and times in
+    seconds of work.
+
+    Attributes:
+        prompt_tokens: Tokens of the context, those that ask for the assistant's words included.
+        prefilled_tokens: Computed because no state was at hand, by a channel too.
+        reused_tokens: Taken over.
+        recomputed_tokens: State was at hand but computed again (repair), or some layers of it were.
+        projected_tokens: Mapped from another model's state.
+        generated_tokens: Sampled, the one that ends the turn included.
+        layer_tokens_computed: Layers times prompt tokens computed, for a bridge too.
+        ttft_s: From all inputs there to the first token sampled; None where nothing is generated.
+        seconds: Work of the whole turn; waiting for the device is not in it.
+    """
+
+    prompt_tokens: int
+    prefilled_tokens: int
+    reused_tokens: int
+    recomputed_tokens: int
+    projected_tokens: int
+    generated_tokens: int
+    layer_tokens_computed: int
+    ttft_s: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnOutcome:
+    """What a turn left behind.
+
+    Attributes:
+        ids: Ids of the finished context.
+        state: The engine's ticket for their state, where it was asked for.
+        usage: Counts and times.
+        finish: Why it ended: ``stop``, ``length`` or ``none``.
+    """
+
+    ids: tuple[int, ...]
+    state: StateRef | None
+    usage: Usage
+    finish: str
+
+
+class States(Protocol):
+    """Where an engine keeps states; see `unspoken.agents.runtime.states.StateStore`."""
+
+    def put(
+        self, state: KVState | CompressedState, ids: tuple[int, ...], holder: str = ""
+    ) -> StateRef:
+        """Keep a state of `ids`; the ticket of an equal one where there is one."""
+
+    def get(self, ref: StateRef) -> KVState | CompressedState:
+        """The state of a ticket that was not given back."""
+
+    def release(self, ref: StateRef) -> None:
+        """Give a ticket back; the last one frees the state."""
+
+
+class Engine(Protocol):
+    """What computes the turns of agents on one model."""
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What it computes with."""
+
+    def footprint(self, request: TurnRequest) -> Footprint:
+        """Bytes that a turn takes, before anything runs."""
+
+    async def turn(
+        self, request: TurnRequest, on_event: Callable[[TurnEvent], None]
+    ) -> TurnOutcome:
+        """Compute a turn; to cancel it is to cancel the await.
+
+        Args:
+            request: What to do.
+            on_event: Called on the event loop with every event, in order.
+
+        Raises:
+            ContextLengthError: More tokens than the context holds.
+            RunError: A message that cannot be carried, on an edge that does not fall back.
+        """
+
+    async def keep(
+        self, state: StateRef, ids: tuple[int, ...], codec: Codec = "raw", holder: str = ""
+    ) -> StateRef:
+        """One more ticket for a state, or for its first `len(ids)` positions.
+
+        Args:
+            state: The ticket of a state of `ids` and maybe more.
+            ids: What is wanted of it.
+            codec: How it is kept.
+            holder: Who holds the new ticket, for `statistics`.
+        """
+
+    def release(self, state: StateRef) -> None:
+        """Give a ticket back; the state goes with the last one."""
+
+    def export(
+        self, state: StateRef, message: Message, key: bytes | None = None
+    ) -> Iterator[bytes | memoryview]:
+        """A message with its state as chunks of a packet."""
+
+    async def admit(
+        self, packet: bytes | Readable, key: bytes | None = None
+    ) -> tuple[Message, StateRef]:
+        """Take a packet's state in: its message without the state, and the ticket for that.
+
+        Raises:
+            PacketError, IdentityMismatch, GeometryMismatch: A packet that cannot be taken.
+        """
+
+
+@runtime_checkable
+class HasEngine(Protocol):
+    """A model whose turns something else than `LocalEngine` computes."""
+
+    def make_engine(self, states: States) -> Engine:
+        """Its engine for a run whose states are kept in `states`."""

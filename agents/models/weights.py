@@ -1,0 +1,77 @@
+"""One set of weights in memory, and who computes on it.
+
+Several models may share the weights of one transformers model: a base and its adapters, or two that
+were made of one object. Whoever computes takes the lock of the weights first, has the right adapter
+switched on, and gives the lock back after one operation. So no hook, no switch and no forward of
+one meets those of another, on whatever thread they run.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from threading import Lock, RLock
+from typing import TYPE_CHECKING, Protocol
+from weakref import WeakKeyDictionary
+
+from unspoken.agents.models.adapters import AdapterSwitch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["OnWeights", "Weights", "holding", "weights_of"]
+
+
+class Weights:
+    """One set of weights in memory.
+
+    Args:
+        model: The transformers model that holds them.
+
+    Attributes:
+        lock: Held by whoever computes; its thread may take it again.
+        adapters: The adapters that were loaded into the model, and which of them is on.
+    """
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        self.lock = RLock()
+        self.adapters = AdapterSwitch(model)
+
+    @contextmanager
+    def computing(self, adapter: str | None) -> Iterator[None]:
+        """Have the weights to oneself, with this adapter on and all others off."""
+        with self.lock:
+            self.adapters.use(adapter)
+            yield
+
+
+class OnWeights(Protocol):
+    """A model that computes on some weights."""
+
+    @property
+    def weights(self) -> Weights:
+        """Its weights, perhaps shared."""
+
+
+_KNOWN: "WeakKeyDictionary[PreTrainedModel, Weights]" = WeakKeyDictionary()
+_MAKING = Lock()
+
+
+def weights_of(model: "PreTrainedModel") -> Weights:
+    """The one `Weights` of a transformers model, whoever asks."""
+    with _MAKING:
+        if model not in _KNOWN:
+            _KNOWN[model] = Weights(model)
+        return _KNOWN[model]
+
+
+@contextmanager
+def holding(models: Iterable[OnWeights]) -> Iterator[None]:
+    """Keep some models' weights from all others, for work of many operations such as a fit.
+
+    The locks are taken in one order, so that two who want the same weights never wait for each
+    other. A turn that needs them meanwhile waits, and can be cancelled.
+    """
+    distinct = {id(model.weights): model.weights for model in models}
+    with ExitStack() as stack:
+        for _, weights in sorted(distinct.items()):
+            stack.enter_context(weights.lock)
+        yield
