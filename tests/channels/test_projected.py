@@ -7,11 +7,10 @@ import pytest
 import torch
 from fake_bridge import FakeBridge
 from projections import WORDS, arrival_of, context_of, message_of, report, take
-
 from turns import Taken, Turn, inbound, writes
 from turns import take as taken
 
-from unspoken.agents import GenerateSpec, LocalModel
+from unspoken.agents import LocalModel
 from unspoken.channels import (
     Arrival,
     Message,

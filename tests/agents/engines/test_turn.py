@@ -148,9 +148,7 @@ def test_no_state_is_kept_that_nobody_wants(model: LocalModel) -> None:
 
 def test_own_state_is_reused_as_far_as_the_ids_agree(model: LocalModel) -> None:
     """An agent's earlier context is not computed again, and it writes the same."""
-    first = take(model, Turn(context_of(model, WORDS), generate=writes(), keep_state=True))[
-        1
-    ]
+    first = take(model, Turn(context_of(model, WORDS), generate=writes(), keep_state=True))[1]
     context = model.context_builder.compose(
         [ChatTurn("user", ("and then?",))], earlier=first.context
     )

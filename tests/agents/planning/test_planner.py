@@ -232,7 +232,12 @@ def test_text_by_name_needs_no_excuse(models: dict[str, LocalModel]) -> None:
     """An edge that asks for text gets it, costs no state, and is no fallback."""
     model = models["chatml"]
     edge = only(reader_solver(model, model, TextChannel()))
-    assert (edge.channel, edge.mode, edge.bytes_per_token, edge.fallback is not None) == (TEXT, TEXT, 0, False)
+    assert (edge.channel, edge.mode, edge.bytes_per_token, edge.fallback is not None) == (
+        TEXT,
+        TEXT,
+        0,
+        False,
+    )
     assert edge.reason == "the workflow asks for text"
 
 

@@ -4,7 +4,6 @@ import gc
 import weakref
 from collections.abc import Generator
 from contextlib import aclosing
-
 from typing import Any
 
 import pytest
