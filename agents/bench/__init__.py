@@ -21,6 +21,7 @@ __all__ = [
     "Progress",
     "check_name",
     "report",
+    "require_file",
     "run_bench",
 ]
 
@@ -93,6 +94,8 @@ def run_bench(
     check_name(name)
     rows = {"text": text, "qa": qa, "recall": recall}
     options = {**rows, "bridge": bridge, "refit": refit or None}
+    for file in rows.values():
+        require_file(file)
     takes = TAKES.get(name, ("text",))
     given = [option for option, value in options.items() if value is not None]
     if unread := [f"--{option}" for option in given if option not in takes]:
@@ -107,6 +110,16 @@ def run_bench(
     measure = import_module(f"{__name__}.{name}").measure
     measured = measure(*models, **{key: options[key] for key in takes}, progress=progress)
     return report(models, measured, builtin=not any(rows.values()))
+
+
+def require_file(file: Path | None) -> None:
+    """Refuse a file that was named and is not there.
+
+    Raises:
+        InputError: There is none.
+    """
+    if file is not None and not file.is_file():
+        raise InputError(f"there is no file {file}", expected="a text file", fix="check the path")
 
 
 def report(models: "Sequence[LocalModel]", measured: Measured, *, builtin: bool) -> dict[str, Any]:

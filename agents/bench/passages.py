@@ -1,31 +1,13 @@
-"""Passages of a given number of tokens, from a person's file or from English that CPython itself
-carries.
-"""
+"""Passages of a given number of tokens, from a file or from Python's own help topics."""
 
 from pathlib import Path
+from pydoc_data.topics import topics
 
 from unspoken.agents.models.model import LocalModel
+from unspoken.channels.data.sources import read_text
 from unspoken.channels.errors import InputError
 
-__all__ = ["cut_passages", "read_text"]
-
-
-def read_text(path: Path | None) -> str:
-    """A file's text, or Python's own help topics.
-
-    Raises:
-        InputError: The file cannot be read.
-    """
-    if path is None:
-        from pydoc_data.topics import topics
-
-        return "\n\n".join(topics[name] for name in sorted(topics))
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{str(path)!r} cannot be read: {error}", expected="a text file in UTF-8"
-        ) from error
+__all__ = ["cut_passages"]
 
 
 def cut_passages(
@@ -33,10 +15,17 @@ def cut_passages(
 ) -> list[tuple[int, ...]]:
     """`count` passages of `tokens` tokens each, spread evenly over the text.
 
+    Args:
+        model: Whose tokens count.
+        path: A text file; None stands for Python's help topics.
+        count: How many passages.
+        tokens: Tokens of each.
+
     Raises:
-        InputError: The text is too short.
+        InputError: The file cannot be read, or is too short.
     """
-    text = read_text(path)
+    builtin = "\n\n".join(topics[name] for name in sorted(topics))
+    text = builtin if path is None else read_text(path)
     ids = model.text.encode_words(text)
     if len(ids) < count * tokens:
         raise InputError(
@@ -45,4 +34,4 @@ def cut_passages(
             fix="give a longer file",
         )
     stride = (len(ids) - tokens) // max(count - 1, 1)
-    return [ids[at * stride : at * stride + tokens] for at in range(count)]
+    return [ids[number * stride :][:tokens] for number in range(count)]

@@ -8,20 +8,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from unspoken.agents.bench import DEFAULT_MODEL, DEFAULT_SHARER
+from unspoken.agents.bench import (
+    DEFAULT_MODEL,
+    DEFAULT_SHARER,
+    PAIRED,
+    check_name,
+    run_bench,
+)
 from unspoken.agents.cli.console import print_json, print_table, shown, stderr, stdout
 from unspoken.agents.cli.progress import quiet_libraries, reporting
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import InputError
 
-__all__ = ["bench", "listing", "print_result"]
-
-
-def listing() -> Mapping[str, str]:
-    """What each benchmark measures, by name."""
-    from unspoken.agents.bench import BENCHES
-
-    return BENCHES
+__all__ = ["bench", "print_result"]
 
 
 def _rows(flag: str, what: str) -> Any:
@@ -61,21 +60,14 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Run a benchmark on this machine."""
-    from unspoken.agents.bench import check_name, run_bench
-
     check_name(name)
-    for file in (text, qa, recall):
-        if file is not None and not file.is_file():
-            raise InputError(
-                f"there is no file {file}", expected="a text file", fix="check the path"
-            )
-    ends = _ends(name, sharer, receiver, model)
+    sharer, receiver = _models(name, sharer, receiver, model)
     with reporting(stderr(), f"bench {name}", quiet=as_json) as report:
         quiet_libraries()
         result = run_bench(
             name,
-            sharer=ends[0],
-            model=ends[1],
+            sharer=sharer,
+            model=receiver,
             text=text,
             qa=qa,
             recall=recall,
@@ -83,18 +75,13 @@ def bench(
             refit=refit,
             progress=lambda line: report(name, line, 0.0),
         )
-    if as_json:
-        print_json(result)
-    else:
-        print_result(stdout(), f"Bench {name}", result)
+    print_result(f"Bench {name}", result, as_json=as_json)
 
 
-def _ends(
+def _models(
     name: str, sharer: str | None, receiver: str | None, model: str | None
 ) -> tuple[str, str]:
     """The sharer and the receiver of a benchmark of two models; the second alone counts for one."""
-    from unspoken.agents.bench import PAIRED
-
     if name not in PAIRED:
         if sharer is not None:
             raise InputError(
@@ -113,25 +100,29 @@ def _ends(
     return sharer or DEFAULT_SHARER, receiver or DEFAULT_MODEL
 
 
-def print_result(console: Console, title: str, result: Mapping[str, Any]) -> None:
+def print_result(title: str, result: Mapping[str, Any], *, as_json: bool) -> None:
     """Print the machine, rows and summary of a benchmark or a study."""
+    if as_json:
+        print_json(result)
+        return
+    console = stdout()
     rows: Sequence[Mapping[str, Any]] = result["rows"]
     _print_pairs(console, result["machine"])
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[_told(row.get(column)) for column in columns] for row in rows]
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     print_table(console, title, columns, cells)
     _print_pairs(console, result["summary"])
 
 
-def _print_pairs(console: Console, pairs: object) -> None:
+def _print_pairs(console: Console, pairs: Mapping[str, Any]) -> None:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
-    for key, value in pairs.items() if isinstance(pairs, Mapping) else [("machine", pairs)]:
-        grid.add_row(shown(str(key)), shown(_told(value)))
+    for key, value in pairs.items():
+        grid.add_row(shown(key), shown(_cell(value)))
     console.print(grid)
 
 
-def _told(value: object) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

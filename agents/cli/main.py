@@ -12,6 +12,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperCommand
 
+from unspoken.agents.bench import BENCHES
 from unspoken.agents.cli import bench, bridge, models, plan, profile, profiles, run
 from unspoken.agents.cli import bridge_fit as fitting
 from unspoken.agents.cli.console import print_error, shown, stderr
@@ -62,7 +63,7 @@ class _Bench(_Command):
     """A command whose help ends with the benchmarks there are."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        self.epilog = "\n\n".join(f"{name}: {what}" for name, what in bench.listing().items())
+        self.epilog = "\n\n".join(f"{name}: {what}" for name, what in BENCHES.items())
         super().format_help(ctx, formatter)
 
 

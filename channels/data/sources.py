@@ -9,7 +9,7 @@ from typing import Any
 from unspoken.channels.data.builtin import builtin_text
 from unspoken.channels.errors import InputError
 
-__all__ = ["json_kind", "json_objects", "read_source", "row_text"]
+__all__ = ["json_kind", "json_objects", "read_source", "read_text", "row_text"]
 
 KINDS = (".jsonl", ".parquet", ".txt")
 FIELDS = (
@@ -169,3 +169,17 @@ def _fits(file: Path, pattern: str, folder: Path) -> bool:
     from fnmatch import fnmatch
 
     return file.is_file() and fnmatch(file.relative_to(folder).as_posix(), pattern)
+
+
+def read_text(file: Path) -> str:
+    """A text file as it is.
+
+    Raises:
+        InputError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{str(file)!r} cannot be read: {error}", expected="a text file in UTF-8"
+        ) from error

@@ -5,12 +5,19 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 
-from unspoken.agents.bench import DEFAULT_MODEL, DEFAULT_SHARER, Measured, Progress, report
+from unspoken.agents.bench import (
+    DEFAULT_MODEL,
+    DEFAULT_SHARER,
+    Measured,
+    Progress,
+    report,
+    require_file,
+)
 from unspoken.agents.cli.bench import print_result
-from unspoken.agents.cli.console import print_error, print_json, stderr, stdout
+from unspoken.agents.cli.console import print_error, stderr
 from unspoken.agents.cli.progress import quiet_libraries, reporting
 from unspoken.agents.models.model import LocalModel
-from unspoken.channels.errors import InputError, UnspokenError
+from unspoken.channels.errors import UnspokenError
 
 __all__ = ["BRIDGE", "QA", "TEXT", "Measured", "Progress", "run"]
 
@@ -44,21 +51,15 @@ def run(
     if pair and sharer and not receiver:
         parser.error("name both models, or neither")
     try:
-        for path in (given[key] for key in files):
-            if path is not None and not path.is_file():
-                raise InputError(
-                    f"there is no file {path}", expected="a text file", fix="check the path"
-                )
+        for option in files:
+            require_file(given[option])
         with reporting(stderr(), name, quiet=as_json) as show:
             quiet_libraries()
             model = LocalModel.load(receiver or DEFAULT_MODEL)
             models = [LocalModel.load(sharer or DEFAULT_SHARER), model] if pair else [model]
             measured = measure(*models, **given, progress=lambda line: show(name, line, 0.0))
-        result = report(models, measured, builtin=all(given[key] is None for key in files))
-        if as_json:
-            print_json(result)
-        else:
-            print_result(stdout(), f"Study {name}", result)
+        result = report(models, measured, builtin=all(given[option] is None for option in files))
+        print_result(f"Study {name}", result, as_json=as_json)
     except UnspokenError as error:
         print_error(error)
         sys.exit(error.exit_code)

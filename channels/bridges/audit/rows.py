@@ -20,6 +20,7 @@ from unspoken.channels.data.rows import (
     read_recall,
     sample,
 )
+from unspoken.channels.data.sources import read_text
 from unspoken.channels.data.text import Corpus
 from unspoken.channels.errors import InputError
 from unspoken.channels.model import TextModel
@@ -109,7 +110,7 @@ class AuditRows:
             if choice is None
             else sample(read_choice(choice), choices, seed)
         )
-        words = _held_out(corpus) if text is None else _read(text)
+        words = _held_out(corpus) if text is None else read_text(text)
         counts = ((text, passages), (qa, len(asked)), (recall, len(known)), (choice, len(chosen)))
         files = tuple(
             AuditFile(name=path.name, digest=digest_blake3(path), rows=count)
@@ -212,12 +213,3 @@ def _held_out(corpus: Corpus | None) -> str:
     """Text that no bridge of this corpus was fitted on; failing that, the built-in text."""
     held = "\n\n".join(corpus.held_out) if corpus else ""
     return held if len(held) >= ENOUGH else builtin_text().replace("\f", "\n\n")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{str(path)!r} cannot be read: {error}", expected="a text file in UTF-8"
-        ) from error

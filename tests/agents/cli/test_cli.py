@@ -33,7 +33,7 @@ def test_bench_prints_rows_or_json(monkeypatch: pytest.MonkeyPatch) -> None:
         progress("measuring")
         return bench_result()
 
-    monkeypatch.setattr("unspoken.agents.bench.run_bench", run_bench)
+    monkeypatch.setattr("unspoken.agents.cli.bench.run_bench", run_bench)
     assert json.loads(call("bench", "hop", "--json", "--model", "a/b").stdout) == bench_result()
     assert asked == [("hop", "a/b")]
     result = call("bench", "hop")
