@@ -204,7 +204,7 @@ def test_all_ways_are_measured_on_the_same_rows(
     fused = kept(tmp_path / "a", sharer, receiver, fuser_between(sharer, receiver, trained=False))
     own = kept(tmp_path / "b", receiver, receiver, fuser_between(receiver, receiver, trained=False))
     said: list[str] = []
-    plan = fuse.FuseBench(bridge=fused, self_bridge=own)
+    plan = fuse.FusePlan(bridge=fused, self_bridge=own)
     rows, summary = fuse.compare(sharer, receiver, questions, said.append, plan)
     table = {row["way"]: row for row in rows}
     assert set(table) == set(WAYS.values()) and said
@@ -247,7 +247,7 @@ def test_fusers_are_fitted_where_none_is_given(
 ) -> None:
     """The pair's fuser and its control; the built-in questions are asked; nothing is kept."""
     settings = FuseSettings(**SMALL, steps=2)
-    plan = fuse.FuseBench(settings=settings, rows=3)
+    plan = fuse.FusePlan(settings=settings, rows=3)
     rows, summary = fuse.compare(*pair, None, lambda line: None, plan)
     assert fitted[0] == ("qwen3", "llama", settings)
     assert fitted[1] == ("llama", "llama", replace(settings, minutes=1440.0, patience=2))
@@ -260,7 +260,7 @@ def test_the_control_takes_as_many_steps(
 ) -> None:
     """The control gets as many steps as the fuser had; the rows say how many."""
     impatient = {**SMALL, "every": 0.0, "patience": 1, "residual_rate": 0.0, "rate": 0.0}
-    plan = fuse.FuseBench(settings=FuseSettings(**impatient, steps=12))
+    plan = fuse.FusePlan(settings=FuseSettings(**impatient, steps=12))
     rows, summary = fuse.compare(*pair, questions, lambda line: None, plan)
     steps = {row["way"]: row["steps"] for row in rows if "steps" in row}
     assert steps == dict.fromkeys(("fused", "fused, another row's sharer", "self-fused"), 2)
@@ -276,7 +276,7 @@ def test_an_audit_finds_what_the_benchmark_finds(
     fuser = fuser_between(sharer, receiver, trained=trained)
     fused = kept(tmp_path / "a", sharer, receiver, fuser)
     own = kept(tmp_path / "b", receiver, receiver, fuser_between(receiver, receiver, trained=False))
-    plan = fuse.FuseBench(bridge=fused, self_bridge=own)
+    plan = fuse.FusePlan(bridge=fused, self_bridge=own)
     rows, summary = fuse.compare(sharer, receiver, questions, lambda line: None, plan)
     table = {row["way"]: row for row in rows}
     empty = Audit(date=date.today(), machine={}, files=(), rows=(), summary={}, earned=0.5)
@@ -307,11 +307,11 @@ def test_what_is_fitted_can_be_kept(
 ) -> None:
     """A second run fits nothing and finds the same; each fuser's folder is a bridge as well."""
     keep = tmp_path / "kept"
-    plan = fuse.FuseBench(keep=keep, settings=FuseSettings(**SMALL, steps=2), command="unspoken")
+    plan = fuse.FusePlan(keep=keep, settings=FuseSettings(**SMALL, steps=2), command="unspoken")
     first = fuse.compare(*pair, questions, lambda line: None, plan)
     assert len(fitted) == 2
     assert read_manifest(keep / "self-fused").fit["command"] == "unspoken"
-    named = fuse.FuseBench(bridge=keep / "fused", self_bridge=keep / "self-fused")
+    named = fuse.FusePlan(bridge=keep / "fused", self_bridge=keep / "self-fused")
     for again in (plan, named):
         assert fuse.compare(*pair, questions, lambda line: None, again) == first
     assert len(fitted) == 2
@@ -327,7 +327,7 @@ def test_no_fit_begins_for_a_folder_that_cannot_keep_it(
     (notes / "fused").mkdir(parents=True)
     (notes / "fused" / "notes.txt").write_text("mine")
     for keep, found in ((theirs, "holds the bridge"), (notes, "is no bridge's folder")):
-        plan = fuse.FuseBench(keep=keep, settings=FuseSettings(**SMALL, steps=2))
+        plan = fuse.FusePlan(keep=keep, settings=FuseSettings(**SMALL, steps=2))
         with pytest.raises(BridgeError, match=found):
             fuse.compare(*pair, questions, lambda line: None, plan)
     assert not fitted
@@ -341,8 +341,8 @@ def test_a_named_bridge_without_fuse_mode_is_refused(
     folder = kept(tmp_path / "a", *pair, fuser)
     sharer, receiver = pair
     with pytest.raises(BridgeError, match="no bridge at"):
-        fuse.compare(*pair, questions, print, fuse.FuseBench(bridge=tmp_path / "none"))
-    plan = fuse.FuseBench(bridge=folder, self_bridge=folder)
+        fuse.compare(*pair, questions, print, fuse.FusePlan(bridge=tmp_path / "none"))
+    plan = fuse.FusePlan(bridge=folder, self_bridge=folder)
     with pytest.raises(Exception, match="the sharer was made by a model with other weights"):
         fuse.compare(sharer, receiver, questions, lambda line: None, plan)
 

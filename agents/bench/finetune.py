@@ -1,9 +1,8 @@
-"""Fine-tunes of a base model by a fixed recipe, for what is measured between a base and its
-fine-tunes.
+"""Fine-tunes by a fixed recipe, for measurements between a base and its fine-tunes.
 
-They learn to answer questions about documents of invented facts and to go on with plain English, in
-the chat turns that a workflow composes. Not meant to be good at anything: meant to be different
-from their base, and the same each time.
+They learn to answer questions about documents of invented facts and to continue plain English, in
+the chat turns that a workflow composes. They need not be good at anything: they must differ from
+their base and be the same each time.
 """
 
 import json
@@ -45,8 +44,7 @@ class Recipe:
         kind: All weights, or a LoRA on every linear layer of the decoder.
         steps: Steps of AdamW.
         batch: Sequences a step.
-        learning_rate: At its height, after a tenth of the steps; it falls to nothing as a cosine
-            does.
+        learning_rate: Its maximum, after a tenth of the steps; a cosine brings it down to 0.
         rank: Rank of the LoRA.
         seed: Of the data and of the LoRA's first weights.
         tokens: Most tokens of a sequence.
@@ -112,12 +110,12 @@ def finetune(
         if not _is_there(folder, settings):
             _require_empty(folder)
             trained = _trained(base, recipe, report)
-            with staged(folder, _require_empty) as made:
+            with staged(folder, _require_empty) as stage:
                 if recipe.kind == "full":
-                    base.tokenizer.save_pretrained(made)
-                trained.save_pretrained(made)
+                    base.tokenizer.save_pretrained(stage)
+                trained.save_pretrained(stage)
                 text = json.dumps(settings, indent=2) + "\n"
-                (made / DONE).write_text(text, encoding="utf-8")
+                (stage / DONE).write_text(text, encoding="utf-8")
     if recipe.kind == "lora":
         return base.with_adapter(str(folder))
     return LocalModel.load(str(folder), dtype=base.dtype, device=base.device)
@@ -137,10 +135,10 @@ def _is_there(folder: Path, settings: Mapping[str, Any]) -> bool:
     if not (folder / DONE).is_file():
         return False
     try:
-        found = json.loads((folder / DONE).read_bytes())
+        stored = json.loads((folder / DONE).read_bytes())
     except (OSError, ValueError):
-        found = None
-    if found != settings:
+        stored = None
+    if stored != settings:
         raise InputError(
             f"{folder} holds a fine-tune of another base, or by another recipe",
             expected=f"a new folder, or one with the recipe {dict(settings)}",
@@ -187,7 +185,7 @@ def _train(
     base: LocalModel, model: Any, recipe: Recipe, report: Callable[[str, float], None]
 ) -> None:
     model.train()
-    weights = [one for one in model.parameters() if one.requires_grad]
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _pace(step, recipe.steps))
     rows = _sequences(base, recipe)
@@ -205,7 +203,7 @@ def _train(
 
 
 def _pace(step: int, steps: int) -> float:
-    """The share of the learning rate's height at a step."""
+    """The share of the maximal learning rate at a step."""
     warm = max(steps // 10, 1)
     if step < warm:
         return (step + 1) / warm
@@ -213,9 +211,7 @@ def _pace(step: int, steps: int) -> float:
 
 
 def _sequences(base: LocalModel, recipe: Recipe) -> Iterator[tuple[list[int], list[int]]]:
-    """Ids and labels without end: by turns a document with a question and its answer, and plain
-    text in a turn.
-    """
+    """Ids and labels without end: a question about a document and plain text, by turns."""
     rng = random.Random(recipe.seed)
     pieces = load_corpus(seed=recipe.seed).stream(recipe.seed)
     for passage in fact_passages(recipe.seed):

@@ -88,12 +88,11 @@ def _forms(
     most = _most(sharer, receiver)
     counts = sorted({min(count, most) for count in (LAYERS, *COUNTS, total)})
     chosen = choose(sharer, receiver, corpus, counts)
-    layers = chosen[min(LAYERS, most)]
-    every = sorted({layer for found in chosen.values() for layer in found})
+    every = sorted({layer for layers in chosen.values() for layer in layers})
     forms = ClosedForms(sharer, receiver, every)
     progress(f"one closed form of {forms.columns} features, source layers {tuple(every)}")
     forms.fit(corpus, TOKENS)
-    return forms, dict(_variants(layers, chosen))
+    return forms, dict(_variants(chosen[min(LAYERS, most)], chosen))
 
 
 def _most(sharer: LocalModel, receiver: LocalModel) -> int:
@@ -175,11 +174,11 @@ def _switched(projector: Projector) -> Iterator[tuple[str, Projector]]:
 @torch.no_grad()
 def _zeroed(projector: Projector, names: Sequence[str]) -> Projector:
     """A copy whose parameters of these names are zero; a sigmoid makes 0.5 of that."""
-    made = deepcopy(projector)
-    for name, parameter in made.named_parameters():
+    copy = deepcopy(projector)
+    for name, parameter in copy.named_parameters():
         if name in names:
             parameter.zero_()
-    return made
+    return copy
 
 
 def main() -> None:

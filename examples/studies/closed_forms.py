@@ -34,9 +34,7 @@ def choose(
     messages: int = 10,
     seed: int = 0,
 ) -> dict[int, tuple[int, ...]]:
-    """For each count, the sharer's layers that together explain most of the receiver's rows, on a
-    few messages.
-    """
+    """For each count, the sharer's layers that together explain the receiver's rows best."""
     lessons = teach(corpus.stream(seed), seed)
     cases = [prepare(next(lessons), sharer, receiver) for _ in range(messages)]
     every = range(len(sharer.geometry.layers))
@@ -57,12 +55,10 @@ def choose(
 def _read(
     case: TokenizedSample, receiver: TextModel, natives: Sequence[int]
 ) -> tuple[KVState, Mapping[int, Tensor]]:
-    """The receiver's own state of the whole context, and the message's hidden states at the inputs
-    of some layers.
-    """
+    """The receiver's state of the whole context, and the message's hidden states at some layers."""
     ids = torch.tensor(case.ids, device=receiver.device)
-    found = receiver.prefill(ids, capture=natives)
-    return found.state, {layer: found.hidden[layer][case.at :] for layer in natives}
+    prefill = receiver.prefill(ids, capture=natives)
+    return prefill.state, {layer: prefill.hidden[layer][case.at :] for layer in natives}
 
 
 class ClosedForms:
@@ -134,13 +130,13 @@ class ClosedForms:
     def columns_of(self, config: ProjectorConfig) -> list[int]:
         """The columns that a configuration's projector reads, in its order."""
         hidden = self.receiver.geometry.hidden_size
-        found = [column for layer in config.source_layers for column in self._layers[layer]]
-        found += range(self._extra, self._extra + config.embeddings * hidden)
+        columns = [column for layer in config.source_layers for column in self._layers[layer]]
+        columns += range(self._extra, self._extra + config.embeddings * hidden)
         if config.native_layers:
             place = self.wide.embeddings + self.natives.index(config.native_layers)
             start = self._extra + place * hidden
-            found += range(start, start + hidden)
-        return found
+            columns += range(start, start + hidden)
+        return columns
 
     def projector(self, config: ProjectorConfig, *, seed: int = 0) -> Projector:
         """The closed form of a configuration; a rank of 0 leaves it uncut.
@@ -157,14 +153,14 @@ class ClosedForms:
             self._solved = columns, self._gram.solve(where)
         solution = self._for_targets(self._solved[1], config)
         plain = replace(config, hidden=0, rank=config.rank or len(columns))
-        made = Projector(plain, self.sharer.geometry, self.receiver.geometry)
-        made = made.to(self.receiver.device)
+        projector = Projector(plain, self.sharer.geometry, self.receiver.geometry)
+        projector = projector.to(self.receiver.device)
         if config.rank:
-            start_from(made, solution, *solution.cut(config.rank, seed=seed))
+            start_from(projector, solution, *solution.cut(config.rank, seed=seed))
         else:
             eye = torch.eye(len(columns), device=self.receiver.device)
-            start_from(made, solution, eye, solution.full())
-        return made.eval().requires_grad_(False)
+            start_from(projector, solution, eye, solution.full())
+        return projector.eval().requires_grad_(False)
 
     def _for_targets(self, solution: Solution, config: ProjectorConfig) -> Solution:
         """The solution for the layers that are projected."""
@@ -179,7 +175,7 @@ class ClosedForms:
         )
 
     def ways(self, config: ProjectorConfig, projector: Projector) -> tuple[Way, Way]:
-        """The way of a closed form, and the same with another example's message."""
+        """The state that a closed form makes, and the same from another example's message."""
         columns = torch.tensor(self.columns_of(config), device=self.receiver.device)
         theirs = width(self.sharer.geometry, config.source_layers)
 

@@ -22,9 +22,7 @@ PASSAGES, SIZE, REPEATS = 24, 1024, 5
 def measure(
     sharer: LocalModel, receiver: LocalModel, *, text: Path | None = None, progress: Progress
 ) -> Measured:
-    """A row per number of native layers, closed forms only: what is kept with and without the
-    sharer, and the speed.
-    """
+    """A row per number of native layers: what a closed form keeps, and its speed."""
     corpus = load_corpus()
     natives = settings(len(receiver.geometry.layers))
     count = min(LAYERS, len(sharer.geometry.layers))
@@ -33,7 +31,7 @@ def measure(
     progress(f"one closed form of {forms.columns} features, source layers {layers}")
     forms.fit(corpus, TOKENS)
     trials, passages = passages_of(text, corpus, forms, PASSAGES)
-    made = scene(passages, SIZE, sharer, receiver)
+    place = scene(passages, SIZE, sharer, receiver)
     variants = {}
     for native in natives:
         progress(f"solve: {native} native layers")
@@ -43,22 +41,20 @@ def measure(
     forms.release()
     progress("judge")
     judged = judged_rows(trials, {name: forms.ways(*form) for name, form in variants.items()})
-    rows = []
+    rows: list[dict[str, Any]] = []
     for native in natives:
-        found: dict[str, Any] = {
+        row: dict[str, Any] = {
             "native_layers": native,
             **judged[f"bridge {native}"],
             "without_sharer": judged[f"alone {native}"]["retention"],
         }
-        if made is not None:
+        if place is not None:
             progress(f"time: {native} native layers")
             bridge = _bridge(variants[f"bridge {native}"][1], sharer, receiver)
-            seconds = timings(bridge, made, receiver, REPEATS)
-            found |= {
-                "ttft_s": round(seconds["bridge"], 5),
-                "speedup_over_text": round(seconds["text"] / seconds["bridge"], 2),
-            }
-        rows.append(found)
+            seconds = timings(bridge, place, receiver, REPEATS)
+            row["ttft_s"] = round(seconds["bridge"], 5)
+            row["speedup_over_text"] = round(seconds["text"] / seconds["bridge"], 2)
+        rows.append(row)
     first = rows[0]
     return rows, {
         "retention_native_0": first["retention"],

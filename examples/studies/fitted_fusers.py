@@ -19,7 +19,7 @@ from unspoken.channels.data.text import load_corpus
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.storage.side import ModelDescription
 
-__all__ = ["FUSED", "SELF", "Figures", "FuseBench", "fusers"]
+__all__ = ["FUSED", "SELF", "Figures", "FusePlan", "fusers"]
 
 FUSED, SELF = "fused", "self-fused"
 
@@ -32,7 +32,7 @@ Figures = Mapping[str, float | int | str | None]
 
 
 @dataclass(frozen=True, slots=True)
-class FuseBench:
+class FusePlan:
     """What the study runs on.
 
     Attributes:
@@ -58,10 +58,9 @@ class FuseBench:
 
 
 def fusers(
-    sharer: LocalModel, receiver: LocalModel, plan: FuseBench, progress: Progress
+    sharer: LocalModel, receiver: LocalModel, plan: FusePlan, progress: Progress
 ) -> tuple[tuple[Fuser, Figures], tuple[Fuser, Figures]]:
-    """The pair's fuser and its control, the receiver fused with itself, each with the figures of
-    its fit.
+    """The pair's fuser and its control, the receiver fused with itself, with the figures of fits.
 
     A fit that was killed goes on from what it left in the user's store.
 
@@ -82,7 +81,7 @@ def fusers(
 
 
 def _stored(
-    sharer: LocalModel, receiver: LocalModel, plan: FuseBench
+    sharer: LocalModel, receiver: LocalModel, plan: FusePlan
 ) -> tuple[Fuser, Figures] | None:
     """The fuser of the folder that was named, or of the store's bridge where that has one."""
     folder = plan.bridge or BridgeStore().find(sharer.identity, receiver.identity)
@@ -97,14 +96,12 @@ def _stored(
 def _fitted(
     sharer: LocalModel,
     receiver: LocalModel,
-    plan: FuseBench,
+    plan: FusePlan,
     settings: FuseSettings,
     name: str,
     progress: Progress,
 ) -> tuple[Fuser, Figures]:
-    """The fuser that was kept under a name, or one that is fitted now, and kept there where
-    anything is.
-    """
+    """The fuser that was kept under a name, or one that is fitted now and kept there."""
     place = None if plan.keep is None else plan.keep / name
     if place is not None and (place / MANIFEST).exists():
         return load_fuser(place, sharer, receiver)
@@ -112,31 +109,29 @@ def _fitted(
     work, corpus = work_folder(store, *ends), load_corpus()
     watch = _watch(progress, f"fitting {name}: {sharer.ref} -> {receiver.ref}")
     with store.lock(*ends, waiting=progress):
-        made = fit_fuser(sharer, receiver, corpus, settings, watch, work=work)
+        fitted = fit_fuser(sharer, receiver, corpus, settings, watch, work=work)
         if place is not None:
             manifest = BridgeManifest.new(
                 ModelDescription.of(sharer, sharer.ref),
                 ModelDescription.of(receiver, receiver.ref),
-                config={"fuse": made.fuser.config.to_dict()},
+                config={"fuse": fitted.fuser.config.to_dict()},
                 dtype=DTYPE,
                 data=FitData(
                     sources=corpus.sources,
                     digest=corpus.digest,
-                    tokens=made.tokens,
+                    tokens=fitted.tokens,
                     seed=settings.seed,
                 ),
-                fit={**made.figures, **({"command": plan.command} if plan.command else {})},
+                fit={**fitted.figures, **({"command": plan.command} if plan.command else {})},
             )
-            write(place, manifest, fuse_tensors(made.fuser, DTYPE))
+            write(place, manifest, fuse_tensors(fitted.fuser, DTYPE))
         forget(work, "fuse")
-    # What was kept is measured as it is kept.
-    return (made.fuser, made.figures) if place is None else load_fuser(place, sharer, receiver)
+    # What is kept is stored in few bits: it is measured as it was stored.
+    return (fitted.fuser, fitted.figures) if place is None else load_fuser(place, sharer, receiver)
 
 
 def _control(settings: FuseSettings, fuser: Fuser, fit: Figures) -> FuseSettings:
-    """The fuser's widths and steps: neither a busy machine nor patience leaves the control with
-    fewer.
-    """
+    """The fuser's widths and steps, so that its control does not get fewer."""
     config, steps = fuser.config, fit.get("fuse_steps")
     if isinstance(steps, int):
         settings = replace(settings, steps=steps, minutes=DAY, patience=max(steps, 1))
@@ -153,9 +148,9 @@ def _control(settings: FuseSettings, fuser: Fuser, fit: Figures) -> FuseSettings
 
 
 def _watch(progress: Progress, what: str) -> Callable[[FuseProgress], None]:
-    def told(one: FuseProgress) -> None:
-        if one.gain is not None:
-            gains = ", ".join(f"{name} {value:+.3f}" for name, value in one.gain.items())
-            progress(f"{what}: {one.fraction:.0%}, held-out loss taken off: {gains}")
+    def show(step: FuseProgress) -> None:
+        if step.gain is not None:
+            gains = ", ".join(f"{name} {value:+.3f}" for name, value in step.gain.items())
+            progress(f"{what}: {step.fraction:.0%}, held-out loss taken off: {gains}")
 
-    return told
+    return show

@@ -47,15 +47,14 @@ def judged_rows(
 
 def line(judged: Judged, name: str) -> dict[str, Any]:
     """What a variant keeps, and what its mismatched message does."""
-    misled = judged.loss[f"{name}, {MISMATCHED}"]
-    found = kept(judged.none, judged.text, judged.loss[name], misled)
-    lost = kept(judged.none, judged.text, misled).retention.value
+    mismatched = judged.loss[f"{name}, {MISMATCHED}"]
+    share = kept(judged.none, judged.text, judged.loss[name], mismatched)
     figures = {
-        "retention": found.retention.value,
-        "retention_low": found.retention.low,
-        "retention_high": found.retention.high,
-        "mismatched": lost,
-        "specific": found.specific.value,
+        "retention": share.retention.value,
+        "retention_low": share.retention.low,
+        "retention_high": share.retention.high,
+        "mismatched": kept(judged.none, judged.text, mismatched).retention.value,
+        "specific": share.specific.value,
         "kl": float(judged.kl[name].mean()),
     }
     return {key: None if value is None else round(value, 4) for key, value in figures.items()}

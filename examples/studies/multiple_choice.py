@@ -51,24 +51,23 @@ def choose(
     """
     ids = [model.words(f" {option}")[0] for option in options]
     sums = _log_likelihoods(model, last, states, ids)
-    ways = (
-        [total / len(option) for total, option in zip(sums, options, strict=True)],
-        sums,
-    )
-    return Chosen(*(max(range(len(way)), key=way.__getitem__) == answer for way in ways))
+    by_characters = [total / len(option) for total, option in zip(sums, options, strict=True)]
+    return Chosen(_best(by_characters) == answer, _best(sums) == answer)
+
+
+def _best(scores: Sequence[float]) -> int:
+    return max(range(len(scores)), key=scores.__getitem__)
 
 
 def _log_likelihoods(
     model: LocalModel, last: int, states: Sequence[KVState], options: Sequence[tuple[int, ...]]
 ) -> list[float]:
-    """Summed log-probability of each option after the same input, all options in one pass of
-    transformers.
-    """
+    """Summed log-probability of each option after one input, all in one pass of transformers."""
     state = KVState.concat(states)
     cache = DynamicCache()
     for number, layer in enumerate(state.layers):
-        keys, values = (one.expand(len(options), -1, -1, -1) for one in (layer.keys, layer.values))
-        cache.update(keys, values, number)
+        copies = (len(options), -1, -1, -1)
+        cache.update(layer.keys.expand(copies), layer.values.expand(copies), number)
     longest = max(map(len, options))
     fed = [(last, *option[:-1], *[last] * (longest - len(option))) for option in options]
     hf: Any = model.hf
