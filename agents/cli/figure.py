@@ -56,15 +56,13 @@ def require_drawable(file: Path) -> None:
     """
     _require_kind(file)
     if not file.absolute().parent.is_dir():
-        raise InputError(
-            f"there is no folder {file.absolute().parent}", expected="a folder for the figure"
-        )
+        found = f"there is no folder {file.absolute().parent}"
+        raise InputError(found, expected="a folder for the figure")
     _figure()
 
 
 def draw_profile(profile: "Profile", file: Path) -> None:
-    """Draw a profile's front, KL over the share of layers recomputed, a line per place, with 95
-    % intervals.
+    """Draw KL over the share of layers recomputed, a line per place, with 95 % intervals.
 
     Args:
         profile: The profile.
@@ -76,21 +74,13 @@ def draw_profile(profile: "Profile", file: Path) -> None:
     figure = _figure()(figsize=(6.4, 4.0), layout="constrained")
     panel = figure.subplots()
     for place in profile.points[0].places:
-        shown = [(point.share, point.places[place]) for point in profile.points]
-        values = [max(one.kl, 1e-7) for _, one in shown]
-        low = [
-            max(value - max(one.low, 1e-8), 0)
-            for value, (_, one) in zip(values, shown, strict=True)
-        ]
-        high = [max(one.high - value, 0) for value, (_, one) in zip(values, shown, strict=True)]
-        panel.errorbar(
-            [share for share, _ in shown],
-            values,
-            yerr=[low, high],
-            marker="o",
-            capsize=2,
-            label=place,
-        )
+        divergences = [point.places[place] for point in profile.points]
+        values = [max(divergence.kl, 1e-7) for divergence in divergences]
+        pairs = list(zip(values, divergences, strict=True))
+        low = [max(value - max(divergence.low, 1e-8), 0) for value, divergence in pairs]
+        high = [max(divergence.high - value, 0) for value, divergence in pairs]
+        shares = [point.share for point in profile.points]
+        panel.errorbar(shares, values, yerr=[low, high], marker="o", capsize=2, label=place)
     panel.set_yscale("log")
     panel.set_xlabel("share of layers recomputed")
     panel.set_ylabel("KL to the receiver's own prefill, nats a token")
@@ -130,16 +120,20 @@ def _save(figure: Any, file: Path) -> None:
 def _panel(panel: Any, data: str, rows: Any) -> None:
     ways = [str(row["way"]) for row in rows]
     values = [float(row["retention"]) for row in rows]
-    errors: list[list[float]] = [[], []]
-    for row, value in zip(rows, values, strict=True):
-        for side, name in enumerate(("retention_low", "retention_high")):
-            bound = row.get(name)
-            errors[side].append(abs(value - bound) if bound is not None else 0.0)
+    bounds = ([row.get(name) for row in rows] for name in ("retention_low", "retention_high"))
+    errors = [
+        [
+            0.0 if bound is None else abs(value - bound)
+            for value, bound in zip(values, side, strict=True)
+        ]
+        for side in bounds
+    ]
     colours = ["#1f6f8b" if way == "bridge" else "#b8c4cc" for way in ways]
     panel.barh(ways, values, xerr=errors, color=colours, ecolor="#444444", capsize=2)
     panel.axvline(1, color="#444444", linewidth=0.8)
     panel.axvline(0, color="#444444", linewidth=0.8)
     panel.set_xlim(min(-0.1, *values, -0.1), max(1.1, *values))
-    panel.invert_yaxis() if not panel.yaxis_inverted() else None
+    if not panel.yaxis_inverted():
+        panel.invert_yaxis()
     panel.set_title(data, fontsize=10)
     panel.set_xlabel("kept of the text's gain")

@@ -6,6 +6,7 @@ Commands import what they need when they run, so that ``unspoken --help`` is qui
 import errno
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -78,24 +79,24 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-_HELP = {"help_option_names": ["-h", "--help"]}
-
 app = typer.Typer(
-    name="unspoken", no_args_is_help=True, add_completion=False, context_settings=_HELP
-)
-_models = typer.Typer(
-    name="models", no_args_is_help=True, help="Models: list, show and prepare them."
-)
-_profiles = typer.Typer(
-    name="profiles",
+    name="unspoken",
     no_args_is_help=True,
-    help="Profiles of fine-tunes: list, show and remove them.",
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-_bridges = typer.Typer(
-    name="bridge",
-    no_args_is_help=True,
-    help="Bridges that carry a cache from one model to another.",
-)
+
+
+def _group(name: str, what: str) -> typer.Typer:
+    group = typer.Typer(name=name, no_args_is_help=True, help=what)
+    app.add_typer(group)
+    return group
+
+
+def _add(group: typer.Typer, *commands: Callable[..., None]) -> None:
+    """Add commands under the names of their functions."""
+    for command in commands:
+        group.command(command.__name__.rstrip("_"), cls=_Command)(command)
 
 
 @app.callback()
@@ -110,29 +111,15 @@ def _options(
     """Run workflows of local models whose agents hand over KV caches instead of words."""
 
 
-app.command("run", cls=_Command)(run.run)
-app.command("plan", cls=_Command)(plan.plan)
-app.command("validate", cls=_Command)(plan.validate)
-app.command("graph", cls=_Command)(plan.graph)
-app.command("schema", cls=_Command)(plan.schema)
-app.command("profile", cls=_Command)(profile.profile)
+_add(app, run.run, plan.plan, plan.validate, plan.graph, plan.schema, profile.profile)
 app.command("bench", cls=_Bench)(bench.bench)
-app.add_typer(_models)
-_models.command("list", cls=_Command)(models.list_)
-_models.command("show", cls=_Command)(models.show)
-_models.command("prepare", cls=_Command)(models.prepare)
-app.add_typer(_profiles)
-_profiles.command("list", cls=_Command)(profiles.list_)
-_profiles.command("show", cls=_Command)(profiles.show)
-_profiles.command("remove", cls=_Command)(profiles.remove)
-app.add_typer(_bridges)
-_bridges.command("fit", cls=_Command)(fitting.fit)
-_bridges.command("audit", cls=_Command)(fitting.audit)
-_bridges.command("list", cls=_Command)(bridge.list_)
-_bridges.command("show", cls=_Command)(bridge.show)
-_bridges.command("remove", cls=_Command)(bridge.remove)
-_bridges.command("push", cls=_Command)(bridge.push)
-_bridges.command("pull", cls=_Command)(bridge.pull)
+_models = _group("models", "Models: list, show and prepare them.")
+_add(_models, models.list_, models.show, models.prepare)
+_profiles = _group("profiles", "Profiles of fine-tunes: list, show and remove them.")
+_add(_profiles, profiles.list_, profiles.show, profiles.remove)
+_bridges = _group("bridge", "Bridges that carry a cache from one model to another.")
+_add(_bridges, fitting.fit, fitting.audit, bridge.list_, bridge.show, bridge.remove)
+_add(_bridges, bridge.push, bridge.pull)
 
 
 def main() -> None:

@@ -34,10 +34,10 @@ def list_(as_json: JsonOption = False) -> None:
         print_json([asdict(line) for line in listings])
         return
     console = stdout()
-    rows = [
-        [line.ref, _readiness(line), size(line.bytes) if line.bytes else "–", line.description]
-        for line in listings
-    ]
+    rows = []
+    for line in listings:
+        on_disk = size(line.bytes) if line.bytes else "–"
+        rows.append([line.ref, _readiness(line), on_disk, line.description])
     print_table(console, "Models", ["reference", "state", "on disk", "what"], rows, (0, 1, 3))
     for line in listings:
         if line.install and not line.installed and not line.prepared:
@@ -85,8 +85,8 @@ def _found(ref: str) -> "tuple[Path | None, ModelListing | None]":
     names = {ref, reference.name}
     if reference.path is not None:
         names = {str(reference.path.resolve())}
-    lines = [one for one in list_models() if one.kind == reference.kind and one.ref in names]
-    listing = min(lines, key=lambda one: not one.prepared, default=None)
+    lines = [line for line in list_models() if line.kind == reference.kind and line.ref in names]
+    listing = min(lines, key=lambda line: not line.prepared, default=None)
     return (listing.path if listing and listing.prepared else None), listing
 
 
@@ -125,10 +125,8 @@ def _hollow(ref: str, folder: Path) -> "LocalModel":
 
     quiet_libraries()
     try:
-        config, tokenizer = (
-            AutoConfig.from_pretrained(folder),
-            AutoTokenizer.from_pretrained(folder),
-        )
+        config = AutoConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, KeyError) as error:
@@ -196,13 +194,10 @@ def prepare(
     ] = False,
 ) -> None:
     """Download or convert a model before a run needs it, and print its folder."""
+    from unspoken.agents.loading import step_of
     from unspoken.agents.models.catalog import prepare as prepare_model
 
     with reporting(stderr(), f"preparing {ref}") as report:
-        folder = prepare_model(
-            ref,
-            revision=revision,
-            verify=verify,
-            progress=lambda stage, fraction: report(ref, stage, fraction),
-        )
+        step = step_of(report, ref)
+        folder = prepare_model(ref, revision=revision, verify=verify, progress=step)
     typer.echo(folder)

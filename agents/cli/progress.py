@@ -30,10 +30,8 @@ def reporting(console: Console, title: str, *, quiet: bool = False) -> Iterator[
     if not is_live(console):
         yield _lines(console, quiet)
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(
-        *columns, BarColumn(), TimeElapsedColumn(), console=console, transient=True
-    ) as bars:
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn()
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
         yield _bars(bars, bars.add_task(title, total=None))
 
 
@@ -75,9 +73,7 @@ def quiet_libraries() -> None:
 def load_flow(
     source: "LoadedWorkflow", console: Console, *, quiet: bool, fit: bool = False
 ) -> "Workflow":
-    """The workflow of a valid file, its models loaded; with `fit`, the bridges that it asks for
-    fitted.
-    """
+    """The workflow of a valid file, its models loaded and, with `fit`, its bridges fitted."""
     with reporting(console, "loading models", quiet=quiet) as report:
         from unspoken.agents.workflow import Workflow
 
@@ -92,13 +88,11 @@ def load_pair(
 ) -> "tuple[LocalModel, LocalModel]":
     """Both models of a bridge."""
     with reporting(console, "loading models", quiet=quiet) as report:
+        from unspoken.agents.loading import step_of
         from unspoken.agents.models.model import LocalModel
 
         quiet_libraries()
-
-        def load(ref: str) -> LocalModel:
-            return LocalModel.load(
-                ref, progress=lambda stage, fraction: report(ref, stage, fraction)
-            )
-
-        return load(sharer), load(receiver)
+        return (
+            LocalModel.load(sharer, progress=step_of(report, sharer)),
+            LocalModel.load(receiver, progress=step_of(report, receiver)),
+        )

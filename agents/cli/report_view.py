@@ -40,7 +40,8 @@ def _print_turns(console: Console, report: "RunReport") -> None:
     for name, turns in report.agents.items():
         for turn in turns:
             tokens = [turn.prompt_tokens, turn.prefilled_tokens, turn.reused_tokens]
-            tokens += [turn.recomputed_tokens, *[turn.projected_tokens] * projects]
+            tokens += [turn.recomputed_tokens]
+            tokens += [turn.projected_tokens] if projects else []
             tokens += [turn.generated_tokens]
             times = [duration(turn.ttft_s), duration(turn.seconds)]
             rows.append([name, str(turn.turn), *map(count, tokens), *times])
@@ -56,7 +57,8 @@ def _print_messages(console: Console, report: "RunReport") -> None:
     columns += ["size", "time"]
     rows = []
     for edge in report.edges:
-        tokens = [edge.tokens, edge.reused, edge.repaired, *[edge.projected] * projects]
+        tokens = [edge.tokens, edge.reused, edge.repaired]
+        tokens += [edge.projected] if projects else []
         words = [edge.sharer, edge.receiver, edge.channel, "yes" if edge.exact else "no"]
         rows.append([*words, *map(count, tokens), size(edge.bytes), duration(edge.seconds)])
     print_table(console, "Edges", columns, rows, range(4))

@@ -87,12 +87,7 @@ def run(
 
 
 def _watched(
-    flow: "Workflow",
-    values: Mapping[str, object],
-    write: Watcher,
-    console: Console,
-    *,
-    quiet: bool,
+    flow: "Workflow", values: Mapping[str, object], write: Watcher, console: Console, *, quiet: bool
 ) -> "RunResult":
     import anyio
 

@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass, field
 from time import perf_counter
-from types import TracebackType
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -76,11 +76,11 @@ class _Picture:
         grid.add_column(no_wrap=True)
         grid.add_column(no_wrap=True, ratio=1, overflow="crop")
         grid.add_column(no_wrap=True, justify="right", width=8)
-        taken = max(map(cell_len, self.rows), default=0)
-        room = max(8, wide - min(taken, wide // 4) - 38)
+        longest = max(map(cell_len, self.rows), default=0)
+        room = max(8, wide - min(longest, wide // 4) - 38)
         for name, row in list(self.rows.items()):
-            taken_s = row.seconds if row.seconds is not None else _since(row)
-            clock = Text(duration(taken_s) if taken_s is not None else "", style="dim")
+            seconds = perf_counter() - row.began if row.seconds is None else row.seconds
+            clock = Text(duration(seconds) if row.began else "", style="dim")
             grid.add_row(self._mark(row), shown(name), _status(row), _tail(row, room), clock)
         yield grid
         yield from list(self.edges)
@@ -88,10 +88,6 @@ class _Picture:
     def _mark(self, row: _Row) -> Text | Spinner:
         marks = {"waiting": ("·", "dim"), "done": ("✓", "green"), "skipped": ("–", "dim")}
         return Text(*marks[row.status]) if row.status in marks else self.spinner
-
-
-def _since(row: _Row) -> float | None:
-    return perf_counter() - row.began if row.began else None
 
 
 def _status(row: _Row) -> Text:
@@ -136,23 +132,14 @@ class LiveView:
 
     def __init__(self, console: Console, spec: WorkflowSpec) -> None:
         self.picture = _Picture(spec.name, {name: _Row() for name in spec.agents})
-        self._live = Live(
-            self.picture,
-            console=console,
-            refresh_per_second=REFRESHES_A_SECOND,
-            transient=True,
-        )
+        rate = REFRESHES_A_SECOND
+        self._live = Live(self.picture, console=console, refresh_per_second=rate, transient=True)
 
     def __enter__(self) -> "LiveView":
         self._live.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._live.transient = error is None
         self._live.__exit__(kind, error, trace)
 

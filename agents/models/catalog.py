@@ -173,11 +173,7 @@ def _no_such_form(ref: str) -> ModelReferenceError:
 
 
 def prepare(
-    ref: str,
-    *,
-    revision: str | None = None,
-    verify: bool = False,
-    progress: Progress | None = None,
+    ref: str, *, revision: str | None = None, verify: bool = False, progress: Progress | None = None
 ) -> Path:
     """The local folder with the weights, configuration and tokenizer of `ref`.
 

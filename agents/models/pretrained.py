@@ -20,10 +20,7 @@ __all__ = ["cast", "find_device", "find_dtype", "read_pretrained"]
 
 
 def read_pretrained(
-    ref: str,
-    folder: Path,
-    dtype: torch.dtype | None,
-    progress: Callable[[str, float], None] | None,
+    ref: str, folder: Path, dtype: torch.dtype | None, progress: Callable[[str, float], None] | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A checkpoint's weights and tokenizer, on the CPU.
 
