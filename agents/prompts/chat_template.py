@@ -78,14 +78,14 @@ def read_template(render: Render, *, bos: str = "", plain: bool = False) -> Chat
     Returns:
         The parts, or None where even one user turn does not come through.
     """
-    one = _attempt(render, "u")
-    if one is None:
+    single = _attempt(render, "u")
+    if single is None:
         return None
     notes: list[str] = []
-    before_first, user_after = one.split(_WORDS[0], 1)
+    before_first, user_after = single.split(_WORDS[0], 1)
     user_before, assistant = _later_wrappers(render, before_first, user_after, notes)
-    asked = _attempt(render, "u", prompt=True) or one
-    if not asked.startswith(one):
+    asked = _attempt(render, "u", prompt=True) or single
+    if not asked.startswith(single):
         notes.append("its generation prompt rewrites the turn before it")
     pair = _attempt(render, "uu")
     merges = pair is None or not _between(pair, 0, 1).endswith(user_before)
@@ -105,7 +105,7 @@ def read_template(render: Render, *, bos: str = "", plain: bool = False) -> Chat
         system,
         {"user": (user_before, user_after), "assistant": assistant},
         first,
-        asked.removeprefix(one) if asked.startswith(one) else "",
+        asked.removeprefix(single) if asked.startswith(single) else "",
         merges,
         plain,
         tuple(notes),

@@ -179,7 +179,9 @@ class ContextBuilder:
     def _append(self, context: Context, group: Sequence[ChatTurn]) -> Context:
         role = group[-1].role
         before, after = self.template.wrappers[role]
-        if role == "user" and not any(one.role != "system" or one.text for one in context.segments):
+        if role == "user" and not any(
+            segment.role != "system" or segment.text for segment in context.segments
+        ):
             before = self.template.first
         whole = self._kept_whole(group, before, after)
         if whole is not None:

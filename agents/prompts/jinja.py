@@ -102,8 +102,8 @@ def references(template: str, *, expression: bool = False) -> tuple[Reference, .
     """
     tree = _parse(template, expression)
     free = meta.find_undeclared_variables(tree)
-    found = dict.fromkeys(_read(tree, free))
-    return tuple(sorted(found, key=lambda reference: reference.line))
+    each_once = dict.fromkeys(_read(tree, free))
+    return tuple(sorted(each_once, key=lambda reference: reference.line))
 
 
 def _read(node: nodes.Node, free: set[str]) -> Iterator[Reference]:

@@ -60,7 +60,7 @@ def order_of_parts(prompt: str, messages: Sequence[InEdge]) -> PartOrder:
     mentioned = {reference.root for reference in references(prompt)}
     inside = {message.number for name, message in first.items() if name in mentioned}
     return PartOrder(
-        tuple(one.number for one in messages if one.fresh and one.number not in inside),
+        tuple(item.number for item in messages if item.fresh and item.number not in inside),
         {name: message.number for name, message in first.items()},
-        frozenset(one.number for one in first.values() if one.fresh and one.one_turn),
+        frozenset(item.number for item in first.values() if item.fresh and item.one_turn),
     )

@@ -49,8 +49,8 @@ class LoadedWorkflow:
         """Return a problem that was found later, with its place in the file where it has one."""
         if _path(problem.where)[:2] not in self.positions:
             return problem
-        at = self.locate(problem.where)
-        return replace(problem, file=self.file, line=at.line, column=at.column)
+        position = self.locate(problem.where)
+        return replace(problem, file=self.file, line=position.line, column=position.column)
 
     @contextmanager
     def placing(self, where: str) -> Iterator[None]:
@@ -100,9 +100,9 @@ def _decode(content: bytes, file: str) -> str:
         if len(content) > MAX_BYTES:
             return content.decode("utf-8-sig", "replace")
         before = content[: error.start].decode("utf-8", "replace")
-        at = Position(before.count("\n") + 1, len(before) - before.rfind("\n"))
+        position = Position(before.count("\n") + 1, len(before) - before.rfind("\n"))
         found = f"byte 0x{content[error.start]:02x} is not UTF-8"
-        raise failure(found, file, at, "text in UTF-8", "save the file as UTF-8") from None
+        raise failure(found, file, position, "text in UTF-8", "save the file as UTF-8") from None
 
 
 def loads(text: str, file: str = "<string>") -> LoadedWorkflow:
@@ -141,9 +141,9 @@ def _validated(document: Document, file: str) -> WorkflowSpec:
         raise WorkflowError(_merged(document.problems, placed)) from None
     if document.problems:
         raise WorkflowError(_merged(document.problems, []))
-    found = [_placed(item, _path(item.where), document, file) for item in validate(spec)]
-    if found:
-        raise WorkflowError(_merged([], found))
+    problems = [_placed(item, _path(item.where), document, file) for item in validate(spec)]
+    if problems:
+        raise WorkflowError(_merged([], problems))
     return spec
 
 
@@ -164,9 +164,9 @@ def _placed(problem: Problem, path: Path, document: Document, file: str) -> Prob
         path = path[:-1]
     elif problem.message.startswith("unknown key"):
         about_key = True
-    at = document.keys.get(path) if about_key else None
-    at = at or _locate(path, document.values)
-    return replace(problem, file=file, line=at.line, column=at.column)
+    position = document.keys.get(path) if about_key else None
+    position = position or _locate(path, document.values)
+    return replace(problem, file=file, line=position.line, column=position.column)
 
 
 def _locate(path: Path, values: Mapping[Path, Position]) -> Position:

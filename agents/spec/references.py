@@ -15,7 +15,7 @@ __all__ = ["template_problems"]
 _OUTPUT_ATTRIBUTES = ("text", "skipped", "items")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Scope:
     """What one template may read.
 
@@ -50,22 +50,26 @@ def template_problems(spec: WorkflowSpec, *, all_connected: bool = False) -> Ite
         all_connected: Take every agent to have an edge to every other, as not all are known.
     """
     inputs, agents = tuple(spec.inputs), tuple(spec.agents)
-    sharers: dict[str, dict[str, None]] = {name: {} for name in agents}
-    for edge in spec.edges:
-        if edge.from_ in sharers and edge.to in sharers:
-            sharers[edge.to][edge.from_] = None
     for name in agents:
-        reach = agents if all_connected else tuple(sharers[name])
+        sharers = {edge.from_ for edge in spec.edges if edge.to == name}
+        reach = tuple(agent for agent in agents if all_connected or agent in sharers)
         yield from _agent_problems(spec, name, reach)
     for n, edge in enumerate(spec.edges):
         if edge.when is not None:
             sharer = (edge.from_,) if edge.from_ in spec.agents else ()
             why = ("a condition reads its edge's sharer only", f"use {edge.from_}.text")
-            where = f"edges[{n}].when"
-            scope = _Scope(where, inputs, sharer, others=agents, out_of_reach=why)
+            scope = _Scope(
+                where=f"edges[{n}].when",
+                inputs=inputs,
+                agents=sharer,
+                others=agents,
+                out_of_reach=why,
+            )
             yield from _check(edge.when, scope, expression=True)
     for name, template in spec.outputs.items():
-        yield from _check(template, _Scope(f"outputs.{name}", inputs, agents, _OUTPUT_ATTRIBUTES))
+        where, attributes = f"outputs.{name}", _OUTPUT_ATTRIBUTES
+        scope = _Scope(where=where, inputs=inputs, agents=agents, attributes=attributes)
+        yield from _check(template, scope)
 
 
 def _agent_problems(spec: WorkflowSpec, name: str, sharers: tuple[str, ...]) -> Iterator[Problem]:
@@ -83,7 +87,8 @@ def _agent_problems(spec: WorkflowSpec, name: str, sharers: tuple[str, ...]) -> 
     if agent.system is not None:
         why = ("a system prompt reads inputs only", "move it to the prompt")
         where = f"agents.{name}.system"
-        yield from _check(agent.system, _Scope(where, inputs, others=agents, out_of_reach=why))
+        scope = _Scope(where=where, inputs=inputs, others=agents, out_of_reach=why)
+        yield from _check(agent.system, scope)
     if agent.for_each is not None:
         yield from _for_each_problems(spec, name, agent.for_each)
 
@@ -92,9 +97,11 @@ def _for_each_problems(spec: WorkflowSpec, name: str, expression: str) -> Iterat
     lists = tuple(key for key, given in spec.inputs.items() if given.type == "list")
     where = f"agents.{name}.for_each"
     expected = listed(f"inputs.{key}" for key in lists) or "an input of type list"
-    found = list(_check(expression, _Scope(where, tuple(spec.inputs)), expression=True))
-    if found:
-        yield from found
+    problems = list(
+        _check(expression, _Scope(where=where, inputs=tuple(spec.inputs)), expression=True)
+    )
+    if problems:
+        yield from problems
         return
     read = {reference.attribute for reference in references(expression, expression=True)}
     if not read.intersection(lists):

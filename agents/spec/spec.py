@@ -252,12 +252,12 @@ class EdgeSpec(_Spec):
 
     @model_validator(mode="after")
     def _groups_ascend(self) -> EdgeSpec:
-        at = 0
+        covered = 0
         for first, last in self.recompute if isinstance(self.recompute, tuple) else ():
-            if not at <= first < last:
+            if not covered <= first < last:
                 found = f"the range of layers [{first}, {last}] stands in recompute"
                 wrong(found, "[first, last + 1], ascending and without overlap")
-            at = last
+            covered = last
         return self
 
     @model_validator(mode="after")

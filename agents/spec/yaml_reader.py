@@ -128,30 +128,30 @@ class _Reader:
             yield event
             event = self.next()
 
-    def value(self, event: Any, path: Path, at: Position | None = None) -> object:
-        at = at or _position(event.start_mark)
+    def value(self, event: Any, path: Path, position: Position | None = None) -> object:
+        position = position or _position(event.start_mark)
         if isinstance(event, AliasEvent):
-            return self.alias(event, at, path)
+            return self.alias(event, position, path)
         self.size += 1
         if len(path) > MAX_DEPTH:
-            self.fail(at, f"more than {MAX_DEPTH} levels of nesting", path[:2], *_TOO_LARGE)
+            self.fail(position, f"more than {MAX_DEPTH} levels of nesting", path[:2], *_TOO_LARGE)
         if self.size > MAX_VALUES:
-            self.fail(at, f"more than {MAX_VALUES} values", path[:2], *_TOO_LARGE)
+            self.fail(position, f"more than {MAX_VALUES} values", path[:2], *_TOO_LARGE)
         anchor = None if self.replayed_at else event.anchor
         if anchor:
             self.anchors[anchor] = None
             self.recordings.append([event])
-        value = self.plain(event, at, path)
+        value = self.plain(event, position, path)
         if anchor:
             self.anchors[anchor] = self.recordings.pop()
         within = isinstance(value, list | dict) and value
-        self.values.setdefault(path, self.keys.get(path, at) if within else at)
+        self.values.setdefault(path, self.keys.get(path, position) if within else position)
         return value
 
-    def plain(self, event: Any, at: Position, path: Path) -> object:
-        self.check_tag(event, at, path)
+    def plain(self, event: Any, position: Position, path: Path) -> object:
+        self.check_tag(event, position, path)
         if isinstance(event, ScalarEvent):
-            return self.scalar(event, at, path)
+            return self.scalar(event, position, path)
         if isinstance(event, MappingStartEvent):
             return self.mapping(path)
         items: list[object] = []
@@ -159,67 +159,73 @@ class _Reader:
             items.append(self.value(item, (*path, len(items))))
         return items
 
-    def alias(self, event: Any, at: Position, path: Path) -> object:
+    def alias(self, event: Any, position: Position, path: Path) -> object:
         name = event.anchor
         self.aliases += 1
         if self.aliases > MAX_ALIASES:
-            self.fail(at, f"more than {MAX_ALIASES} aliases", path, *_TOO_LARGE)
+            self.fail(position, f"more than {MAX_ALIASES} aliases", path, *_TOO_LARGE)
         events = self.anchors.get(name)
         if events is None:
             inside = "stands inside its own anchor" if name in self.anchors else "has no anchor"
             found, fix = f"alias '*{name}' {inside}", "write the value out"
-            self.fail(at, found, path, f"an anchor '&{name}' before it", fix)
+            self.fail(position, found, path, f"an anchor '&{name}' before it", fix)
         for recording in self.recordings:
             recording.pop()  # what the alias stands for is recorded in its place
-        outer, self.replayed_at = self.replayed_at, self.replayed_at or at
+        outer, self.replayed_at = self.replayed_at, self.replayed_at or position
         self.events = chain(events, self.events)
-        value = self.value(self.next(), path, at)
+        value = self.value(self.next(), path, position)
         self.replayed_at = outer
         return value
 
     def mapping(self, path: Path) -> dict[str, object]:
         data: dict[str, object] = {}
         for event in self.until(MappingEndEvent):
-            at = _position(event.start_mark)
-            key = self.key(event, at, path)
+            position = _position(event.start_mark)
+            key = self.key(event, position, path)
             inner = (*path, "?" if key is None else key)
             if key in data:
                 first = f"one '{key}'; the first is on line {self.keys[inner].line}"
-                self.note(at, f"key '{key}' is given twice", inner, first, "remove one of the two")
-            self.keys.setdefault(inner, at)
+                self.note(
+                    position, f"key '{key}' is given twice", inner, first, "remove one of the two"
+                )
+            self.keys.setdefault(inner, position)
             value = self.value(self.next(), inner)
             if key is not None:
                 data.setdefault(key, value)
         return data
 
-    def key(self, event: Any, at: Position, path: Path) -> str | None:
+    def key(self, event: Any, position: Position, path: Path) -> str | None:
         value = self.value(event, (*path, "?"))
         self.values.pop((*path, "?"), None)
         if isinstance(value, str):
             return value
         if isinstance(event, MappingStartEvent):
             found, fix = "braces stand where text is expected", QUOTE_TEMPLATES
-            self.note(at, found, path, "text in quotes", fix)
+            self.note(position, found, path, "text in quotes", fix)
         elif isinstance(event, ScalarEvent) and event.value:
             found, fix = f"key {event.value} is not text", f'put it in quotes: "{event.value}"'
-            self.note(at, found, path, "a name", fix)
+            self.note(position, found, path, "a name", fix)
         else:
-            self.note(at, "a key is not text", path, "a name", "write the name before the ':'")
+            self.note(
+                position, "a key is not text", path, "a name", "write the name before the ':'"
+            )
         return None
 
-    def check_tag(self, event: Any, at: Position, path: Path) -> None:
+    def check_tag(self, event: Any, position: Position, path: Path) -> None:
         tag = str(event.tag) if event.tag is not None else ""
         kinds = ["map"] if isinstance(event, MappingStartEvent) else ["seq"]
         if isinstance(event, ScalarEvent):
             kinds = ["str", "int", "float", "bool", "null"]
         if tag not in ("", "!", *(_CORE + kind for kind in kinds)):
             shown = tag.replace(_CORE, "!!")
-            self.note(at, f"tag '{shown}' is not allowed", path, "plain values", "remove the tag")
+            self.note(
+                position, f"tag '{shown}' is not allowed", path, "plain values", "remove the tag"
+            )
 
-    def scalar(self, event: ScalarEvent, at: Position, path: Path) -> object:
+    def scalar(self, event: ScalarEvent, position: Position, path: Path) -> object:
         text, tag = event.value, str(event.tag or "").removeprefix(_CORE)
         if re.search("[\ud800-\udfff]", text):
-            self.note(at, "half of a surrogate pair is not text", path, "whole characters")
+            self.note(position, "half of a surrogate pair is not text", path, "whole characters")
             return ""
         if tag == "!" or tag == "str" or (event.style is not None and not tag):
             return text
@@ -228,18 +234,22 @@ class _Reader:
             return float(text)
         if tag in ("int", "float", "bool", "null") and tag != kind:
             found, expected = f"'{text}' is not of type {tag}", f"a value of type {tag}"
-            self.note(at, found, path, expected, "remove the tag")
+            self.note(position, found, path, expected, "remove the tag")
         return value
 
-    def note(self, at: Position, found: str, path: Path, expected: str = "", fix: str = "") -> None:
+    def note(
+        self, position: Position, found: str, path: Path, expected: str = "", fix: str = ""
+    ) -> None:
         if not self.replayed_at:  # what is wrong behind an anchor was noted there
             place = path_text(path)
-            problem = Problem(found, place, expected, fix, self.file, at.line, at.column)
+            problem = Problem(
+                found, place, expected, fix, self.file, position.line, position.column
+            )
             self.problems.append(problem)
 
-    def fail(self, at: Position, found: str, path: Path, expected: str, fix: str) -> NoReturn:
-        at, self.replayed_at = self.replayed_at or at, None
-        self.note(at, found, path, expected, fix)
+    def fail(self, position: Position, found: str, path: Path, expected: str, fix: str) -> NoReturn:
+        position, self.replayed_at = self.replayed_at or position, None
+        self.note(position, found, path, expected, fix)
         raise WorkflowError(self.problems)
 
 
@@ -273,9 +283,9 @@ def _events(text: str, file: str) -> Iterator[Any]:
         raise _syntax_error(error, text, file) from None
     except ReaderError as error:
         before = text[: error.position]
-        at = Position(before.count("\n") + 1, error.position - before.rfind("\n"))
+        position = Position(before.count("\n") + 1, error.position - before.rfind("\n"))
         found = f"character U+{ord(text[error.position]):04X} is not allowed in YAML"
-        raise failure(found, file, at, fix="remove it or write it as an escape") from None
+        raise failure(found, file, position, fix="remove it or write it as an escape") from None
     except Exception as error:
         # ruamel lets a few of Python's own exceptions through, such as chr() of a large escape.
         raise failure(f"not valid YAML: {error}", file, Position(1, 1)) from error
@@ -285,24 +295,24 @@ def _syntax_error(error: Any, text: str, file: str) -> WorkflowError:
     problem = str(error.problem or error.context or "unreadable")
     unclosed = "unexpected end of stream" in problem and "quoted" in str(error.context)
     mark = (error.context_mark if unclosed else error.problem_mark) or error.context_mark
-    at = _position(mark) if mark else Position(1, 1)
+    position = _position(mark) if mark else Position(1, 1)
     if unclosed:
-        return failure("a quote is never closed", file, at, "the same quote at its end")
+        return failure("a quote is never closed", file, position, "the same quote at its end")
     if "'\\t'" in problem:
         found = "a tab stands where indentation is expected"
-        return failure(found, file, at, "spaces", "indent with spaces")
+        return failure(found, file, position, "spaces", "indent with spaces")
     within = f" ({error.context})" if error.context and error.problem else ""
     fix = ""
     if "mapping values are not allowed" in problem:
         fix = "put a value that contains ': ' in quotes, and check the indentation"
-    elif "{{" in "".join(text.splitlines()[at.line - 1 : at.line]):
+    elif "{{" in "".join(text.splitlines()[position.line - 1 : position.line]):
         fix = QUOTE_TEMPLATES
-    return failure(f"not valid YAML: {problem}{within}", file, at, fix=fix)
+    return failure(f"not valid YAML: {problem}{within}", file, position, fix=fix)
 
 
 def failure(
-    found: str, file: str, at: Position | None, expected: str = "", fix: str = ""
+    found: str, file: str, position: Position | None, expected: str = "", fix: str = ""
 ) -> WorkflowError:
     """The error of a file that nothing more can be said of, at a position or of the whole."""
-    line, column = (at.line, at.column) if at else (0, 0)
+    line, column = (position.line, position.column) if position else (0, 0)
     return WorkflowError([Problem(found, "", expected, fix, file, line, column)])
