@@ -219,24 +219,9 @@ BAD_INPUTS: tuple[BadInput, ...] = (
         InputError,
         "the channel of an edge is int",
     ),
-    BadInput(
-        "negative repair",
-        lambda: SameModelCacheChannel(sink=-1),
-        InputError,
-        "sink is -1",
-    ),
-    BadInput(
-        "writing out a model made in memory",
-        _in_memory,
-        InputError,
-        "was made in memory",
-    ),
-    BadInput(
-        "unknown benchmark",
-        lambda: run_bench("hopp"),
-        InputError,
-        "did you mean 'hop'?",
-    ),
+    BadInput("negative repair", lambda: SameModelCacheChannel(sink=-1), InputError, "sink is -1"),
+    BadInput("writing out a model made in memory", _in_memory, InputError, "was made in memory"),
+    BadInput("unknown benchmark", lambda: run_bench("hopp"), InputError, "did you mean 'hop'?"),
     # Packets
     BadInput(
         "packet into a folder that is not there",

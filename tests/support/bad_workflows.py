@@ -122,20 +122,8 @@ BAD_WORKFLOWS: tuple[BadWorkflow, ...] = (
         "the range of layers [1, 2]",
         22,
     ),
-    _changed(
-        "negative bound",
-        "to: critic}",
-        "to: critic, max_kl: -1}",
-        "expected: 0 or more",
-        22,
-    ),
-    _changed(
-        "unknown codec",
-        "to: critic}",
-        "to: critic, codec: int2}",
-        "'int8'",
-        22,
-    ),
+    _changed("negative bound", "to: critic}", "to: critic, max_kl: -1}", "expected: 0 or more", 22),
+    _changed("unknown codec", "to: critic}", "to: critic, codec: int2}", "'int8'", 22),
     _changed(
         "text for retention",
         "to: critic}",

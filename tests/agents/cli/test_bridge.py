@@ -73,12 +73,7 @@ def test_list_shows_broken_bridges(saved: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
-    [
-        lambda saved: PAIR,
-        lambda saved: (saved,),
-        lambda saved: (saved.name,),
-    ],
+    "words", [lambda saved: PAIR, lambda saved: (saved,), lambda saved: (saved.name,)]
 )
 def test_show_by_models_or_folder(saved: Path, words: Callable[[Path], tuple[object, ...]]) -> None:
     """Both models, the folder, or its name in the store lead to the bridge."""

@@ -38,11 +38,7 @@ def flow_of(
 
 # Each case: agents, edges, and per edge the mode that is planned and taken.
 CASES: dict[str, tuple[list[Agent], list[tuple[str, str, dict[str, Any]]], list[str]]] = {
-    "reader and solver": (
-        [reads("r"), agent("s")],
-        [("r", "s", {})],
-        ["continuation"],
-    ),
+    "reader and solver": ([reads("r"), agent("s")], [("r", "s", {})], ["continuation"]),
     "a system prompt at the receiver": (
         [reads("r"), agent("s", system="Solve.")],
         [("r", "s", {})],
@@ -63,11 +59,7 @@ CASES: dict[str, tuple[list[Agent], list[tuple[str, str, dict[str, Any]]], list[
         [("r1", "s", {}), ("r2", "s", {})],
         ["continuation", "splice"],
     ),
-    "the output of a writer": (
-        [agent("w"), agent("s")],
-        [("w", "s", {})],
-        ["splice"],
-    ),
+    "the output of a writer": ([agent("w"), agent("s")], [("w", "s", {})], ["splice"]),
     "the output as an assistant's": (
         [agent("w"), agent("s")],
         [("w", "s", {"as_": "assistant"})],
@@ -133,11 +125,7 @@ CASES: dict[str, tuple[list[Agent], list[tuple[str, str, dict[str, Any]]], list[
         ],
         ["continuation", "continuation", "continuation", "splice"],
     ),
-    "a condition": (
-        [reads("r"), agent("s")],
-        [("r", "s", {"when": "r.text"})],
-        ["continuation"],
-    ),
+    "a condition": ([reads("r"), agent("s")], [("r", "s", {"when": "r.text"})], ["continuation"]),
     "a loop's way there": (
         [agent("d", "{% if turn > 1 %}{{ c.text }}{% endif %} draft", max_turns=2), agent("c")],
         [("d", "c", {"share": "context"}), ("c", "d", {"loop": True})],

@@ -177,8 +177,7 @@ def test_two_loops_into_one_agent_start_one_wave_together() -> None:
 def test_two_agents_that_loop_to_each_other_take_turns_side_by_side() -> None:
     """Debaters that are ready together share a wave, and their judge hears both of one round."""
     flow = dataflow(
-        {"a": {"max_turns": 2}, "b": {"max_turns": 2}, "j": {}},
-        *("a->j", "b->j", "a=>b", "b=>a"),
+        {"a": {"max_turns": 2}, "b": {"max_turns": 2}, "j": {}}, *("a->j", "b->j", "a=>b", "b=>a")
     )
     flow.start()
     flow.complete("a", {0: "a1", 2: "a1"})
@@ -192,8 +191,7 @@ def test_two_agents_that_loop_to_each_other_take_turns_side_by_side() -> None:
 def test_an_inner_loop_is_done_before_the_outer_one_goes_on() -> None:
     """Of two loops that wait, the one inside the other's region goes first."""
     flow = dataflow(
-        {"o": {"max_turns": 2}, "i": {"max_turns": 9}, "e": {}},
-        *("o->i", "i->e", "e=>i", "e=>o"),
+        {"o": {"max_turns": 2}, "i": {"max_turns": 9}, "e": {}}, *("o->i", "i->e", "e=>i", "e=>o")
     )
     flow.start()
     flow.complete("o", {0: "o"})
@@ -206,8 +204,7 @@ def test_an_inner_loop_is_done_before_the_outer_one_goes_on() -> None:
 def test_a_loop_waits_for_a_target_that_has_not_fired_yet() -> None:
     """A loop's message never stands in for the forward message that its target still waits for."""
     flow = dataflow(
-        {"slow": {}, "a": {"max_turns": 2}, "b": {"max_turns": 2}},
-        *("slow->a", "a=>b", "b=>a"),
+        {"slow": {}, "a": {"max_turns": 2}, "b": {"max_turns": 2}}, *("slow->a", "a=>b", "b=>a")
     )
     assert fired(flow.start()) == ["slow", "b"]
     assert flow.complete("b", {2: "early"}) == []

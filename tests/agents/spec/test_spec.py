@@ -120,14 +120,7 @@ def test_a_share_that_is_none_is_refused(share: object) -> None:
         edge(repair={"deviation": share})
 
 
-@pytest.mark.parametrize(
-    "later",
-    [
-        {"batch": 2},
-        {"channel": "recompute_cache"},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("later", [{"batch": 2}, {"channel": "recompute_cache"}], ids=str)
 def test_keys_of_later_versions_are_refused(later: dict[str, Any]) -> None:
     """An edge takes no key that this version does not act on."""
     with pytest.raises(ValidationError):

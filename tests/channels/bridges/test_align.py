@@ -31,12 +31,7 @@ def unigram(prepend: str = "never") -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=prepend)
     strip = [decoders.Strip(" ", 1, 0)] if prepend != "never" else []
     backend.decoder = decoders.Sequence(
-        [
-            decoders.Replace(Regex("▁"), " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            *strip,
-        ]
+        [decoders.Replace(Regex("▁"), " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend, unk_token="<unk>", clean_up_tokenization_spaces=False

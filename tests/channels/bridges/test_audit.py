@@ -126,9 +126,7 @@ def test_a_mismatched_message_that_harms_is_not_counted_as_a_gain() -> None:
     assert kept(none, text, way, torch.tensor([3.0, 3.0])).specific.value == 0.25
 
 
-def test_perfect_rows_keep_all_and_another_ones_do_not(
-    pair: tuple[LocalModel, LocalModel],
-) -> None:
+def test_perfect_rows_keep_all_and_another_ones_do_not(pair: tuple[LocalModel, LocalModel]) -> None:
     """The receiver's own rows give the full text's loss, KL and first choices."""
     trials = Trials(lessons(), CONFIG, *pair)
 

@@ -16,12 +16,7 @@ def layer_of(heads: int, rows: int, dim: int, seed: int = 0) -> LayerState:
     return LayerState(keys, 3 * torch.randn(heads, rows, dim, generator=made), 0)
 
 
-@given(
-    st.sampled_from(CODECS),
-    st.integers(1, 3),
-    st.integers(0, 2 * GROUP + 3),
-    st.integers(1, 9),
-)
+@given(st.sampled_from(CODECS), st.integers(1, 3), st.integers(0, 2 * GROUP + 3), st.integers(1, 9))
 def test_what_is_stored_has_the_announced_shapes(
     codec: Codec, heads: int, rows: int, dim: int
 ) -> None:
