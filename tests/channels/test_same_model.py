@@ -150,12 +150,6 @@ def test_a_message_without_state_is_refused() -> None:
         SameModelCacheChannel().carry(arrival, model)
 
 
-def test_a_negative_sink_is_refused() -> None:
-    """Options are checked where they are written."""
-    with pytest.raises(InputError, match="sink is -1"):
-        SameModelCacheChannel(sink=-1)
-
-
 def test_text_carries_no_state_and_is_exact() -> None:
     """The reference hands over ids and nothing else."""
     model = make("llama")

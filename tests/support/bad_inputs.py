@@ -79,219 +79,205 @@ def _packet(file: str, codec: Any = "raw") -> None:
     write_packet(message, file, key=b"0123456789abcdef", codec=codec)
 
 
+def _raising(
+    error: type[UnspokenError], *rows: tuple[str, Callable[[], object], str]
+) -> tuple[BadInput, ...]:
+    return tuple(BadInput(name, do, error, message) for name, do, message in rows)
+
+
 BAD_INPUTS: tuple[BadInput, ...] = (
     # Model references
-    BadInput(
-        "embedded model that is not there",
-        lambda: LocalModel.load("embedded:smollm2"),
+    *_raising(
         ModelReferenceError,
-        "did you mean embedded:smollm2-135m-instruct?",
+        (
+            "embedded model that is not there",
+            lambda: LocalModel.load("embedded:smollm2"),
+            "did you mean embedded:smollm2-135m-instruct?",
+        ),
+        (
+            "misspelt scheme",
+            lambda: LocalModel.load("embeded:smollm2-135m-instruct"),
+            "is not a model reference",
+        ),
+        (
+            "model folder that is not there",
+            lambda: LocalModel.load("./modle"),
+            "there is no ./modle",
+        ),
+        (
+            "folder without a model",
+            lambda: LocalModel.load("./empty"),
+            "a folder without a config.json",
+        ),
+        (
+            "GGUF file that is not there",
+            lambda: LocalModel.load("none.gguf"),
+            "there is no GGUF file",
+        ),
+        ("file that only ends in .gguf", lambda: LocalModel.load("notes.gguf"), "is no GGUF file"),
+        (
+            "one part of a split GGUF",
+            lambda: LocalModel.load("big-00001-of-00002.gguf"),
+            "one part of a GGUF that was split",
+        ),
+        (
+            "revision of a folder",
+            lambda: LocalModel.load("model", revision="main"),
+            "has no revisions",
+        ),
+        (
+            "adapter folder that is not there",
+            lambda: LocalModel.load("model", adapter="./adaptr"),
+            "there is no adapter folder './adaptr'",
+        ),
+        (
+            "folder without an adapter",
+            lambda: LocalModel.load("model", adapter="./empty"),
+            "it has no adapter_config.json",
+        ),
     ),
-    BadInput(
-        "misspelt scheme",
-        lambda: LocalModel.load("embeded:smollm2-135m-instruct"),
-        ModelReferenceError,
-        "is not a model reference",
-    ),
-    BadInput(
-        "model folder that is not there",
-        lambda: LocalModel.load("./modle"),
-        ModelReferenceError,
-        "there is no ./modle",
-    ),
-    BadInput(
-        "folder without a model",
-        lambda: LocalModel.load("./empty"),
-        ModelReferenceError,
-        "a folder without a config.json",
-    ),
-    BadInput(
-        "GGUF file that is not there",
-        lambda: LocalModel.load("none.gguf"),
-        ModelReferenceError,
-        "there is no GGUF file",
-    ),
-    BadInput(
-        "file that only ends in .gguf",
-        lambda: LocalModel.load("notes.gguf"),
-        ModelReferenceError,
-        "is no GGUF file",
-    ),
-    BadInput(
-        "one part of a split GGUF",
-        lambda: LocalModel.load("big-00001-of-00002.gguf"),
-        ModelReferenceError,
-        "one part of a GGUF that was split",
-    ),
-    BadInput(
-        "revision of a folder",
-        lambda: LocalModel.load("model", revision="main"),
-        ModelReferenceError,
-        "has no revisions",
-    ),
-    BadInput(
-        "adapter folder that is not there",
-        lambda: LocalModel.load("model", adapter="./adaptr"),
-        ModelReferenceError,
-        "there is no adapter folder './adaptr'",
-    ),
-    BadInput(
-        "folder without an adapter",
-        lambda: LocalModel.load("model", adapter="./empty"),
-        ModelReferenceError,
-        "it has no adapter_config.json",
-    ),
-    BadInput(
-        "unknown dtype",
-        lambda: LocalModel.load("model", dtype="float7"),
+    *_raising(
         ModelSupportError,
-        "dtype 'float7' is unknown",
+        (
+            "unknown dtype",
+            lambda: LocalModel.load("model", dtype="float7"),
+            "dtype 'float7' is unknown",
+        ),
     ),
     # Files and inputs
-    BadInput(
-        "workflow file that is not there",
-        lambda: Workflow.from_yaml("flwo.yaml"),
+    *_raising(
         WorkflowError,
-        "there is no file",
+        (
+            "workflow file that is not there",
+            lambda: Workflow.from_yaml("flwo.yaml"),
+            "there is no file",
+        ),
+        ("folder instead of a workflow file", lambda: Workflow.from_yaml("empty"), "is a folder"),
     ),
-    BadInput(
-        "folder instead of a workflow file",
-        lambda: Workflow.from_yaml("empty"),
-        WorkflowError,
-        "is a folder",
-    ),
-    BadInput("missing input", lambda: _flow().run(words="a"), InputError, "'count' is missing"),
-    BadInput(
-        "misspelt input",
-        lambda: _flow().run(wrods="a", words="a", count=1),
+    *_raising(
         InputError,
-        "did you mean 'words'?",
+        ("missing input", lambda: _flow().run(words="a"), "'count' is missing"),
+        (
+            "misspelt input",
+            lambda: _flow().run(wrods="a", words="a", count=1),
+            "did you mean 'words'?",
+        ),
+        ("input of another type", lambda: _flow().run(words="a", count="1"), "not of type integer"),
+        ("-i without =", lambda: _read("words"), "'words' is not an input"),
+        ("-i twice", lambda: _read("count=1", "count=2"), "is given twice"),
+        (
+            "-i with a file that is not there",
+            lambda: _read("words=@none.txt"),
+            "cannot be read from 'none.txt'",
+        ),
+        ("-i with a word for a number", lambda: _read("count=two"), "type integer"),
     ),
-    BadInput(
-        "input of another type",
-        lambda: _flow().run(words="a", count="1"),
-        InputError,
-        "not of type integer",
-    ),
-    BadInput("-i without =", lambda: _read("words"), InputError, "'words' is not an input"),
-    BadInput("-i twice", lambda: _read("count=1", "count=2"), InputError, "is given twice"),
-    BadInput(
-        "-i with a file that is not there",
-        lambda: _read("words=@none.txt"),
-        InputError,
-        "cannot be read from 'none.txt'",
-    ),
-    BadInput("-i with a word for a number", lambda: _read("count=two"), InputError, "type integer"),
     # Python
-    BadInput(
-        "two agents of one name",
-        lambda: Workflow("two", [Agent("a", "model", "Why?"), Agent("a", "model", "How?")]),
+    *_raising(
         WorkflowError,
-        "two agents are called 'a'",
+        (
+            "two agents of one name",
+            lambda: Workflow("two", [Agent("a", "model", "Why?"), Agent("a", "model", "How?")]),
+            "two agents are called 'a'",
+        ),
+        (
+            "misspelt key of an agent's generate",
+            lambda: Agent("a", "model", "Why?", generate={"max_token": 3}),
+            "did you mean 'max_new_tokens'?",
+        ),
+        (
+            "agent without a turn",
+            lambda: Agent("a", "model", "Why?", max_turns=0),
+            "expected: 1 or more",
+        ),
+        (
+            "edge to an agent that is not there",
+            lambda: _flow().connect("writer", "raeder"),
+            "did you mean 'reader'?",
+        ),
+        (
+            "channel that is not there",
+            lambda: _flow().connect("writer", "reader", "same_model_cach"),
+            "did you mean 'same_model_cache'?",
+        ),
     ),
-    BadInput(
-        "misspelt key of an agent's generate",
-        lambda: Agent("a", "model", "Why?", generate={"max_token": 3}),
-        WorkflowError,
-        "did you mean 'max_new_tokens'?",
-    ),
-    BadInput(
-        "agent without a turn",
-        lambda: Agent("a", "model", "Why?", max_turns=0),
-        WorkflowError,
-        "expected: 1 or more",
-    ),
-    BadInput(
-        "edge to an agent that is not there",
-        lambda: _flow().connect("writer", "raeder"),
-        WorkflowError,
-        "did you mean 'reader'?",
-    ),
-    BadInput(
-        "channel that is not there",
-        lambda: _flow().connect("writer", "reader", "same_model_cach"),
-        WorkflowError,
-        "did you mean 'same_model_cache'?",
-    ),
-    BadInput(
-        "no channel at all",
-        lambda: _flow().connect("writer", "reader", 4),  # type: ignore[arg-type]
+    *_raising(
         InputError,
-        "the channel of an edge is int",
+        (
+            "no channel at all",
+            lambda: _flow().connect("writer", "reader", 4),
+            "the channel of an edge is int",
+        ),
+        ("negative repair", lambda: SameModelCacheChannel(sink=-1), "sink is -1"),
+        ("writing out a model made in memory", _in_memory, "was made in memory"),
+        ("unknown benchmark", lambda: run_bench("hopp"), "did you mean 'hop'?"),
     ),
-    BadInput("negative repair", lambda: SameModelCacheChannel(sink=-1), InputError, "sink is -1"),
-    BadInput("writing out a model made in memory", _in_memory, InputError, "was made in memory"),
-    BadInput("unknown benchmark", lambda: run_bench("hopp"), InputError, "did you mean 'hop'?"),
     # Packets
-    BadInput(
-        "packet into a folder that is not there",
-        lambda: _packet("none/message.packet"),
+    *_raising(
         InputError,
-        "there is no folder 'none'",
-    ),
-    BadInput(
-        "packet with an unknown codec",
-        lambda: _packet("message.packet", "int2"),
-        InputError,
-        "there is no codec 'int2'",
-    ),
-    BadInput(
-        "packet file that is not there",
-        lambda: PacketReader("none.packet", key=None),
-        InputError,
-        "the packet 'none.packet' cannot be opened",
-    ),
-    BadInput(
-        "key in the place of the key's file",
-        lambda: packet_key(cast("Any", b"0123456789abcdef")),
-        InputError,
-        "the packet key's file is",
+        (
+            "packet into a folder that is not there",
+            lambda: _packet("none/message.packet"),
+            "there is no folder 'none'",
+        ),
+        (
+            "packet with an unknown codec",
+            lambda: _packet("message.packet", "int2"),
+            "there is no codec 'int2'",
+        ),
+        (
+            "packet file that is not there",
+            lambda: PacketReader("none.packet", key=None),
+            "the packet 'none.packet' cannot be opened",
+        ),
+        (
+            "key in the place of the key's file",
+            lambda: packet_key(cast("Any", b"0123456789abcdef")),
+            "the packet key's file is",
+        ),
     ),
     # Plans and runs
-    BadInput(
-        "cache from other weights, no fallback",
-        _other_weights,
+    *_raising(
         WorkflowError,
-        "no profile from other to model",
+        ("cache from other weights, no fallback", _other_weights, "no profile from other to model"),
     ),
-    BadInput(
-        "layers to recompute that the model does not have",
-        lambda: SameModelCacheChannel(layer_ranges=((1, 99),)).check(
-            LocalModel.load("other"), LocalModel.load("model")
+    *_raising(
+        InputError,
+        (
+            "layers to recompute that the model does not have",
+            lambda: SameModelCacheChannel(layer_ranges=((1, 99),)).check(
+                LocalModel.load("other"), LocalModel.load("model")
+            ),
+            "[1, 99]",
         ),
-        InputError,
-        "[1, 99]",
-    ),
-    BadInput(
-        "profile of one model",
-        lambda: profile_pair(LocalModel.load("model"), LocalModel.load("model")),
-        InputError,
-        "have the same weights",
-    ),
-    BadInput(
-        "profile on messages longer than the context",
-        lambda: profile_pair(
-            LocalModel.load("other"), LocalModel.load("model"), ProfilePlan(Path("flow.yaml"))
+        (
+            "profile of one model",
+            lambda: profile_pair(LocalModel.load("model"), LocalModel.load("model")),
+            "have the same weights",
         ),
-        InputError,
-        "may take 824 positions",
+        (
+            "profile on messages longer than the context",
+            lambda: profile_pair(
+                LocalModel.load("other"), LocalModel.load("model"), ProfilePlan(Path("flow.yaml"))
+            ),
+            "may take 824 positions",
+        ),
     ),
-    BadInput(
-        "prompt longer than the context",
-        lambda: _run(words="what " * 100),
+    *_raising(
         AgentError,
-        "fewer than the 64 of model",
+        (
+            "prompt longer than the context",
+            lambda: _run(words="what " * 100),
+            "fewer than the 64 of model",
+        ),
+        (
+            "prompt that reads an item that is not there",
+            lambda: _run("{{ inputs.words.split()[9] }}"),
+            "agent 'writer' failed",
+        ),
     ),
-    BadInput(
-        "prompt that reads an item that is not there",
-        lambda: _run("{{ inputs.words.split()[9] }}"),
-        AgentError,
-        "agent 'writer' failed",
-    ),
-    BadInput(
-        "agent that takes too long",
-        lambda: _run(timeout=0.001),
+    *_raising(
         RunTimeout,
-        "took longer than its timeout",
+        ("agent that takes too long", lambda: _run(timeout=0.001), "took longer than its timeout"),
     ),
 )

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from command_line import call, done, refused
-from processes import python
 from sample_bridges import AUDIT, identity, manifest, tensors
 
 from unspoken.agents.models.identity import remember
@@ -200,15 +199,3 @@ def test_push_and_pull_refuse(saved: Path, tmp_path: Path) -> None:
     assert "has 10 bytes" in bridge_refused("push", tmp_path / "cut", tmp_path / "out")
     assert "owner/nowhere cannot be pulled" in bridge_refused("pull", "owner/nowhere")
     assert "owner/name" in bridge_refused("pull", "not an id")
-
-
-def test_listing_imports_no_torch(saved: Path) -> None:
-    """Looking at bridges is quick."""
-    code = (
-        "import sys\n"
-        "from unspoken.agents.cli.main import app\n"
-        f"for words in (['list'], ['show', {str(saved)!r}]):\n"
-        "    app(['bridge', *words], standalone_mode=False)\n"
-        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
-    )
-    assert python(code).stdout.splitlines()[-1] == "[]"

@@ -49,7 +49,7 @@ def _words(outcome: Taken) -> list[int]:
 def test_greedy_tokens_equal_generate(name: str) -> None:
     """Greedy decoding gives generate's tokens, with windows shorter than the prompt too."""
     model = make(name)
-    for ids in _prompts(model, 20):
+    for ids in _prompts(model, 6):
         outcome, _ = decode(model, ids, GenerateSpec(max_new_tokens=NEW))
         assert _words(outcome) == _generated(model, ids, NEW)
 
@@ -57,11 +57,7 @@ def test_greedy_tokens_equal_generate(name: str) -> None:
 @pytest.mark.model
 def test_greedy_tokens_equal_generate_on_a_real_model(smollm2: LocalModel) -> None:
     """SmolLM2 writes generate's tokens after real prompts."""
-    for question in (
-        "What is the capital of France?",
-        "Name three primes.",
-        "Why is the sky blue?",
-    ):
+    for question in ("What is the capital of France?", "Name three primes."):
         ids = list(smollm2.text.encode(f"<|im_start|>user\n{question}<|im_end|>\n"))
         outcome, _ = decode(smollm2, ids, GenerateSpec(max_new_tokens=NEW))
         assert _words(outcome) == _generated(smollm2, ids, NEW)
@@ -80,37 +76,12 @@ def test_the_state_of_a_closed_turn_is_that_of_its_tokens(name: str) -> None:
         torch.testing.assert_close(ours.values, theirs.values, atol=2e-5, rtol=1e-4)
 
 
-def test_a_stop_string_crops_text_tokens_and_state() -> None:
-    """What stands behind a stop string is in no token and in no state that is kept."""
-    model = make("llama")
-    prompt = _prompts(model, 1)[0]
-    free, _ = decode(model, prompt, GenerateSpec(max_new_tokens=NEW))
-    at = next(i for i in range(4, len(free.text)) if free.text.find(free.text[i : i + 2]) == i)
-    stop = free.text[at : at + 2]
-    outcome, pieces = decode(model, prompt, GenerateSpec(max_new_tokens=NEW, stop=(stop,)))
-    assert outcome.text == free.text[:at] == "".join(pieces)
-    assert model.text.decode(_words(outcome)) == outcome.text
-    fresh = model.prefill(model.tensor(outcome.context.ids)).state
-    assert outcome.state is not None
-    torch.testing.assert_close(
-        outcome.state.layers[-1].keys, fresh.layers[-1].keys, atol=2e-5, rtol=1e-4
-    )
-
-
 def test_the_streamed_text_is_the_text() -> None:
     """The pieces given out on the way are the words at the end."""
     model = make("llama")
     for prompt in _prompts(model, 5):
         outcome, pieces = decode(model, prompt, GenerateSpec(max_new_tokens=NEW))
         assert "".join(pieces) == outcome.text == model.text.decode(_words(outcome))
-
-
-def test_a_context_that_fills_up_ends_the_turn() -> None:
-    """Decoding stops at the end of the context rather than past it."""
-    model = make("llama")
-    outcome, _ = decode(model, _prompts(model, 1, 240)[0], GenerateSpec(max_new_tokens=200))
-    assert outcome.finish in ("length", "stop")
-    assert outcome.usage.prompt_tokens + outcome.usage.generated_tokens <= model.max_positions
 
 
 def test_a_seed_makes_sampling_repeatable() -> None:

@@ -27,20 +27,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModel]:
 WORDS = "the reader was in the document with the key " * 3
 
 
-def greedy(model: LocalModel, ids: tuple[int, ...], count: int) -> list[int]:
-    """What transformers itself writes, up to a stop token."""
-    hf: Any = model.hf
-    out = hf.generate(
-        model.tensor(ids)[None],
-        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-        max_new_tokens=count,
-        do_sample=False,
-    )
-    new = out[0, len(ids) :].tolist()
-    stop = next((n for n, token in enumerate(new) if token in model.stop_ids), len(new))
-    return list(new[:stop])
-
-
 def close_to(left: KVState, right: KVState) -> None:
     assert (left.start, left.stop) == (right.start, right.stop)
     for one, other in zip(left.layers, right.layers, strict=True):
@@ -73,26 +59,6 @@ def delivered(
     return context, (inbound(0, channel, arrival, fallback),)
 
 
-def test_a_turn_writes_what_transformers_writes(model: LocalModel) -> None:
-    """Greedy decoding gives the tokens of `generate` over the same ids."""
-    context = context_of(model, WORDS)
-    _, outcome = take(model, Turn(context, generate=writes(12)))
-    ids = context.ids + model.context_builder.ask(context)
-    words = outcome.context.segments[-1].words
-    assert list(words) == greedy(model, ids, 12)
-    assert outcome.text == model.text.decode(words)
-
-
-def test_the_closed_turn_has_its_state(model: LocalModel) -> None:
-    """The state kept covers the whole context, closing tokens too, as if computed from its ids."""
-    request = Turn(context_of(model, WORDS), generate=writes(), keep_state=True)
-    outcome = take(model, request)[1]
-    closing = model.context_builder.close()
-    assert outcome.context.ids[-len(closing) :] == closing
-    assert outcome.state is not None
-    close_to(outcome.state, computed(model, outcome.context.ids))
-
-
 @pytest.mark.parametrize("at", [1, 3, 6])
 def test_a_stop_string_leaves_a_state_of_the_kept_words(model: LocalModel, at: int) -> None:
     """After a stop string the state is that of the words before it, wherever in a token it fell."""
@@ -105,12 +71,6 @@ def test_a_stop_string_leaves_a_state_of_the_kept_words(model: LocalModel, at: i
     assert model.text.decode(outcome.context.segments[-1].words) == outcome.text
     assert outcome.state is not None
     close_to(outcome.state, computed(model, outcome.context.ids))
-
-
-def test_text_is_streamed_as_it_is_written(model: LocalModel) -> None:
-    """The events' pieces put together are the text."""
-    events, outcome = take(model, Turn(context_of(model, WORDS), generate=writes(16)))
-    assert "".join(one for one in events if isinstance(one, str)) == outcome.text
 
 
 def test_a_long_prefill_comes_in_steps_of_256(model: LocalModel) -> None:
@@ -259,15 +219,3 @@ def test_a_turn_stops_at_the_end_of_the_model_s_context(
     assert 0 < room < 40
     outcome = take(model, Turn(context, generate=writes(200)))[1]
     assert (outcome.finish, outcome.usage.generated_tokens) == ("length", room)
-
-
-def test_a_seed_makes_sampling_repeatable(model: LocalModel) -> None:
-    """Equal seeds write equally, other seeds differently."""
-    texts = [
-        take(
-            model,
-            Turn(context_of(model, WORDS), generate=writes(temperature=2.0, seed=seed)),
-        )[1].text
-        for seed in (1, 1, 2)
-    ]
-    assert texts[0] == texts[1] != texts[2]

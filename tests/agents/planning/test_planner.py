@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from flows import DOCUMENT, QUESTION, reader_solver
 
-from unspoken.agents import Agent, EdgePlan, LocalModel, Plan, Workflow
+from unspoken.agents import Agent, EdgePlan, LocalModel, Workflow
 from unspoken.agents.planning.outline import outline
 from unspoken.agents.planning.planner import plan_workflow
 from unspoken.channels import SameModelCacheChannel, TextChannel
@@ -302,15 +302,6 @@ def test_a_template_s_oddities_are_noted(models: dict[str, LocalModel]) -> None:
 def _notes(model: LocalModel) -> tuple[str, ...]:
     (notes,) = reader_solver(model, model).plan().notes.values()
     return notes
-
-
-def test_a_plan_is_plain_data(models: dict[str, LocalModel]) -> None:
-    """`plan --json` has the ends under from and to."""
-    model = models["chatml"]
-    plan = reader_solver(model, model).plan()
-    assert isinstance(plan, Plan)
-    (edge,) = plan.to_dict()["edges"]
-    assert (edge["from"], edge["to"], edge["mode"]) == ("reader", "solver", "continuation")
 
 
 def test_planning_does_not_need_the_inputs(models: dict[str, LocalModel]) -> None:

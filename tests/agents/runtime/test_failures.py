@@ -15,11 +15,9 @@ from unspoken.channels import SameModelCacheChannel
 from unspoken.channels.errors import (
     AgentError,
     ContextLengthError,
-    InputError,
     RunTimeout,
     StateError,
     TemplateError,
-    WorkflowError,
 )
 
 pytestmark = pytest.mark.anyio
@@ -158,19 +156,3 @@ async def test_breaking_out_of_a_stream_stops_after_the_operation_under_way(
                     tasks.start_soon(release_soon)
                     break
     assert calls == 3
-
-
-async def test_inputs_are_checked_before_anything_runs(model: LocalModel) -> None:
-    """A missing input is an input error, and no event is sent."""
-    with pytest.raises(InputError, match="'question' is missing"):
-        await events_of(reader_solver(model, model), document="x")
-
-
-async def test_a_cache_that_must_not_fall_back_is_refused_before_it_runs(
-    models: tuple[LocalModel, LocalModel],
-) -> None:
-    """By name and with fallback: error, the plan refuses and names the field that differs."""
-    flow = reader_solver(*models, CACHE, fallback="error")
-    with pytest.raises(WorkflowError, match="other weights") as caught:
-        await flow.arun(**GIVEN)
-    assert caught.value.problems[0].where == "edges[0].channel"

@@ -1,7 +1,5 @@
 """The graph of a workflow: its shape, its faults, its regions and its picture."""
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -220,23 +218,3 @@ def test_mermaid_escapes_what_it_would_read_as_markup() -> None:
     label = line.split('|"')[1].split('"|')[0].replace("<br/>", "")
     assert not set(label) & set('"|<>[]`\n')
     assert "#34;" in label
-
-
-@pytest.mark.parametrize(
-    ("module", "forbidden"),
-    [
-        ("spec.spec", ("torch", "transformers", "networkx", "jinja2")),
-        ("spec.loader", ("torch", "transformers", "networkx", "jinja2")),
-        ("prompts.jinja", ("torch", "transformers", "networkx")),
-        ("spec.graph", ("torch", "transformers")),
-    ],
-)
-def test_module_imports_nothing_heavy(module: str, forbidden: tuple[str, ...]) -> None:
-    """Validating a file needs no tensor library, and reading one no graph library."""
-    script = f"import sys, unspoken.agents.{module}; print(*{forbidden!r} & sys.modules.keys())"
-    script = script.replace(repr(forbidden), f"set({forbidden!r})")
-    path = f"import sys; sys.path[:0] = {sys.path!r}; "
-    run = subprocess.run(
-        [sys.executable, "-c", path + script], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.split() == []

@@ -82,21 +82,6 @@ def test_two_at_signs_stand_for_one(text: str) -> None:
     assert read_inputs(spec(x="text"), [f"x=@@{text}"]) == {"x": f"@{text}"}
 
 
-@pytest.mark.parametrize(
-    ("words", "found"),
-    [
-        (["x"], "'x' is not an input"),
-        (["x=1", "x=2"], "given twice"),
-        (["x=@/no/such/file"], "cannot be read from '/no/such/file'"),
-        (["n=abc"], "input 'n' is 'abc'"),
-    ],
-)
-def test_words_that_cannot_be_read_are_refused(words: list[str], found: str) -> None:
-    """Each kind of mistake says what was found."""
-    with pytest.raises(InputError, match=found):
-        read_inputs(spec(x="text", n="integer"), words)
-
-
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     """Bytes that are not UTF-8 are an input error, not a crash."""
     file = tmp_path / "bytes"

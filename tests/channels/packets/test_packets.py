@@ -212,9 +212,3 @@ def test_a_place_that_takes_no_file_is_named(
         write_packet(message, tmp_path / "message.packet", key=KEY)
     assert f".{os.getpid()}" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_unknown_codec_is_refused_with_the_known_ones(message: Message) -> None:
-    with pytest.raises(InputError, match="no codec 'int2'") as caught:
-        written(message, codec="int2")  # type: ignore[arg-type]
-    assert caught.value.expected == "raw, int8 or int4"
