@@ -162,7 +162,7 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove a bridge, broken or not."""
-    from unspoken.channels.bridges.store import remove as remove_folder
+    from unspoken.channels.bridges.folder import remove as remove_folder
 
     folder = find_folder([first, second] if second else [first])
     if not yes:

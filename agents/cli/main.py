@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.text import Text
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from unspoken.agents.bench import BENCHES
-from unspoken.agents.cli import bench, bridge, models, plan, profile, profiles, run
+from unspoken.agents.cli import bench, bridge, models, plan, profile, run
 from unspoken.agents.cli import bridge_fit as fitting
 from unspoken.agents.cli.console import print_error, shown, stderr
 from unspoken.channels.errors import UnspokenError
@@ -68,6 +68,15 @@ class _Bench(_Command):
         super().format_help(ctx, formatter)
 
 
+class _Profiles(TyperGroup):
+    """The commands of ``unspoken profile``; two models in place of one are told which they want."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if len(args) > 1 and self.get_command(ctx, args[0]) is None:
+            raise typer.Exit(_explain(profile.no_command(args), debug=False))
+        return super().resolve_command(ctx, args)
+
+
 def _version(asked: bool) -> None:
     if asked:
         from importlib.metadata import PackageNotFoundError, version
@@ -87,8 +96,8 @@ app = typer.Typer(
 )
 
 
-def _group(name: str, what: str) -> typer.Typer:
-    group = typer.Typer(name=name, no_args_is_help=True, help=what)
+def _group(name: str, what: str, cls: type[TyperGroup] = TyperGroup) -> typer.Typer:
+    group = typer.Typer(name=name, cls=cls, no_args_is_help=True, help=what)
     app.add_typer(group)
     return group
 
@@ -111,12 +120,12 @@ def _options(
     """Run workflows of local models whose agents hand over KV caches instead of words."""
 
 
-_add(app, run.run, plan.plan, plan.validate, plan.graph, plan.schema, profile.profile)
+_add(app, run.run, plan.plan, plan.validate, plan.graph, plan.schema)
 app.command("bench", cls=_Bench)(bench.bench)
 _models = _group("models", "Models: list, show and prepare them.")
 _add(_models, models.list_, models.show, models.prepare)
-_profiles = _group("profiles", "Profiles of fine-tunes: list, show and remove them.")
-_add(_profiles, profiles.list_, profiles.show, profiles.remove)
+_profiles = _group("profile", "Profiles of fine-tunes: which layers to recompute.", _Profiles)
+_add(_profiles, profile.fit, profile.list_, profile.show, profile.remove)
 _bridges = _group("bridge", "Bridges that carry a cache from one model to another.")
 _add(_bridges, fitting.fit, fitting.audit, bridge.list_, bridge.show, bridge.remove)
 _add(_bridges, bridge.push, bridge.pull)

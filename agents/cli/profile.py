@@ -4,7 +4,7 @@ import sys
 from math import log10
 from pathlib import Path
 from shlex import join
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,20 +12,39 @@ from rich.console import Console
 from unspoken.agents.cli.console import print_json, print_table, shown, size, stderr, stdout
 from unspoken.agents.cli.progress import quiet_libraries, reporting
 from unspoken.agents.cli.run import JsonOption
-from unspoken.channels.errors import InputError
+from unspoken.channels.errors import InputError, ProfileError
 
 if TYPE_CHECKING:
     from unspoken.agents.models.model import LocalModel
     from unspoken.channels.finetunes.profile import Estimate, Profile
+    from unspoken.channels.finetunes.store import ProfileStore
+    from unspoken.channels.storage.store import StoreEntry
 
-__all__ = ["print_profile", "profile"]
+__all__ = ["fit", "list_", "no_command", "remove", "show"]
 
 WIDTH = 24
 LEAST, MOST = -6, 0
 """Powers of ten, in nats, between which the bars run."""
 
+BOUND = 0.01
+"""Nats: an edge's own ``max_kl`` where it names none."""
 
-def profile(
+Named = Annotated[
+    str,
+    typer.Argument(metavar="PROFILE", help="Its folder, or the folder's name in your store."),
+]
+
+
+def no_command(words: list[str]) -> InputError:
+    """The error of two models that stand where a command is expected."""
+    return InputError(
+        f"there is no command `unspoken profile {words[0]}`",
+        expected="fit, list, show or remove",
+        fix=f"unspoken profile fit {join(words)}",
+    )
+
+
+def fit(
     sharer: Annotated[
         str, typer.Argument(metavar="SHARER", help="The model whose cache is handed over.")
     ],
@@ -76,32 +95,88 @@ def profile(
     from unspoken.channels.finetunes.measure import ProfilePlan, profile_pair
     from unspoken.channels.finetunes.passages import Settings
 
-    looked = max(passages // 3, 2)
-    settings = Settings(tokens=tokens, search=looked, judge=passages - looked, seed=seed)
+    searched = max(passages // 3, 2)
+    settings = Settings(tokens=tokens, search=searched, judge=passages - searched, seed=seed)
     plan = ProfilePlan(data, settings, again, command=join(["unspoken", *sys.argv[1:]]))
     title = f"{sharer} -> {receiver}"
     with reporting(console, f"measuring {title}", quiet=as_json) as report:
-        found, folder = profile_pair(
+        profile, folder = profile_pair(
             *models,
             plan,
             report=lambda stage, part: report(title, stage, part),
             draw=draw_profile if can_draw() else None,
         )
     if figure is not None:
-        draw_profile(found, figure)
-    asked = data is not None and found.data.name != data.name
-    if not again and (asked or found.command != plan.command):
-        when = f"measured on {found.created} on {found.data.name}"
+        draw_profile(profile, figure)
+    asked = data is not None and profile.data.name != data.name
+    if not again and (asked or profile.command != plan.command):
+        when = f"measured on {profile.created} on {profile.data.name}"
         console.print(shown(f"this pair has a profile already, {when}; --again measures it again"))
     if not can_draw():
         console.print(
             shown('no figure: matplotlib is not installed (pip install "unspoken[figures]")')
         )
     if as_json:
-        print_json({"path": str(folder), **found.model_dump(mode="json", by_alias=True)})
+        _print_json(profile, folder)
         return
-    print_profile(stdout(), found)
+    _print_profile(stdout(), profile)
     console.print(shown(f"kept in {folder}"))
+
+
+def list_(as_json: JsonOption = False) -> None:
+    """List the profiles in your store, broken ones with their error."""
+    store = _store()
+    lines = [_line(entry) for entry in store.entries()]
+    if as_json:
+        print_json(lines)
+        return
+    console = stdout()
+    if not lines:
+        console.print(shown(f"no profiles in {store.root}; measure one: unspoken profile fit A B"))
+        return
+    columns = ["sharer", "receiver", "dtype", "layers recomputed at 0.01 nats", "speed", "date"]
+    rows = [_row(line) for line in lines]
+    print_table(console, "Profiles", [*columns, "path"], rows, (0, 1, 2, 5, 6))
+    for line in lines:
+        if line["error"] is not None:
+            console.print(shown("broken: " + line["error"].replace("\n", "\n  ")), soft_wrap=True)
+
+
+def show(
+    name: Named,
+    figure: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw it into a .png or .svg file.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a profile: its front, as it was measured."""
+    from unspoken.agents.cli.figure import draw_profile
+
+    store = _store()
+    folder = _find(store, name)
+    profile = store.manifest(folder)
+    if figure is not None:
+        draw_profile(profile, figure)
+    if as_json:
+        _print_json(profile, folder)
+        return
+    console = stdout()
+    _print_profile(console, profile)
+    when = f"measured on {profile.created.isoformat()}"
+    console.print(shown(f"{when} by: {profile.command}" if profile.command else when))
+
+
+def remove(
+    name: Named,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove a profile, broken or not."""
+    store = _store()
+    folder = _find(store, name)
+    if not yes:
+        typer.confirm(f"Remove the profile {folder}?", abort=True, err=True)
+    store.kind.discard(folder)
+    typer.echo(folder)
 
 
 def _loaded(
@@ -121,60 +196,92 @@ def _loaded(
     return load(*sharer), load(*receiver)
 
 
-def print_profile(console: Console, profile: "Profile") -> None:
-    """Print a profile: a row per point of the front, with a bar for its KL on a scale of powers of
-    ten.
-    """
-    places = list(profile.points[0].places)
-    columns = [
-        "layers recomputed",
-        "share",
-        "speed",
-        "bytes a token",
-        *_columns(places),
-        "prefix, log scale",
-    ]
-    cells = []
+def _store() -> "ProfileStore":
+    from unspoken.channels.finetunes.store import ProfileStore
+
+    return ProfileStore()
+
+
+def _find(store: "ProfileStore", name: str) -> Path:
+    """The folder that a person named."""
+    for folder in (Path(name).expanduser(), store.root / name):
+        if folder.is_dir():
+            return folder
+    names = [entry.path.name for entry in store.entries()]
+    raise ProfileError(
+        f"there is no profile {name}",
+        expected="one of: " + "; ".join(names) if names else "a profile, and there is none yet",
+        fix="see `unspoken profile list`, or measure one: unspoken profile fit SHARER RECEIVER",
+    )
+
+
+def _line(entry: "StoreEntry[Profile]") -> dict[str, Any]:
+    """A profile in JSON, broken or not."""
+    profile = entry.manifest if entry.error is None else None
+    within = profile.within(BOUND, moved=False) if profile else []
+    point = within[0] if within else None
+    return {
+        "sharer": profile.sharer.ref if profile else None,
+        "receiver": profile.receiver.ref if profile else None,
+        "dtype": profile.receiver.layer_dtype if profile else None,
+        "recompute": [list(layers) for layers in point.layer_ranges] if point else None,
+        "layers": point.named if point else None,
+        "speedup": point.speedup if point else None,
+        "date": profile.created.isoformat() if profile else None,
+        "path": str(entry.path),
+        "error": str(entry.error) if entry.error else None,
+    }
+
+
+def _row(line: dict[str, Any]) -> list[str]:
+    ends = [line[name] or "?" for name in ("sharer", "receiver", "dtype")]
+    speed = _speed(line["speedup"])
+    return [*ends, line["layers"] or "–", speed, line["date"] or "broken", line["path"]]
+
+
+def _speed(speedup: float | None) -> str:
+    return "–" if speedup is None else f"{speedup:.2f}x"
+
+
+def _print_json(profile: "Profile", folder: Path) -> None:
+    print_json({"path": str(folder), **profile.model_dump(mode="json", by_alias=True)})
+
+
+def _print_profile(console: Console, profile: "Profile") -> None:
+    """Print a row per point of the front, with a bar for its KL on a scale of powers of ten."""
+    first, *others = profile.points[0].places
+    columns = ["layers recomputed", "share", "speed", "bytes a token", f"KL {first}", "top-1"]
+    columns += [*(f"KL {place}" for place in others), "prefix, log scale"]
+    rows = []
     for point in profile.points:
-        found = [point.places[place] for place in places]
-        speed = "–" if point.speedup is None else f"{point.speedup:.2f}x"
-        figures = [text for one in found for text in _cells(one, first=one is found[0])]
-        cells.append(
+        at_first = point.places[first]
+        rows.append(
             [
                 point.named,
                 f"{point.share:.0%}",
-                speed,
+                _speed(point.speedup),
                 size(point.bytes_per_token),
-                *figures,
-                _bar(found[0].kl),
+                _kl(at_first),
+                f"{at_first.top1:.1%}",
+                *(_kl(point.places[place]) for place in others),
+                _bar(at_first.kl),
             ]
         )
     title = f"{profile.sharer.ref} -> {profile.receiver.ref}"
-    print_table(console, title, columns, cells, words=[0, len(columns) - 1])
-    told = profile.settings
+    print_table(console, title, columns, rows, words=[0, len(columns) - 1])
+    settings = profile.settings
     console.print(
         shown(
             "KL in nats a token to the receiver's own prefill, upper end of its 95 % interval in "
-            "brackets; "
-            f"{told['judged_on']} messages of {profile.data.name}, {profile.searched} choices "
-            "searched on "
-            f"{told['searched_on']} others; speed: first token by text over this, "
-            f"{told['timed_tokens']} tokens"
+            f"brackets; {settings['judged_on']} messages of {profile.data.name}, "
+            f"{profile.searched} choices searched on {settings['searched_on']} others; speed: "
+            f"first token by text over this, {settings['timed_tokens']} tokens"
         )
     )
 
 
-def _columns(places: list[str]) -> list[str]:
-    return [
-        name
-        for place in places
-        for name in ((f"KL {place}", "top-1") if place == places[0] else (f"KL {place}",))
-    ]
-
-
-def _cells(one: "Estimate", *, first: bool) -> list[str]:
-    kl = f"{one.kl:.4f} ({one.high:.4f})"
-    return [kl, f"{one.top1:.1%}"] if first else [kl]
+def _kl(estimate: "Estimate") -> str:
+    return f"{estimate.kl:.4f} ({estimate.high:.4f})"
 
 
 def _bar(kl: float) -> str:

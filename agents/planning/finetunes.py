@@ -162,8 +162,8 @@ def _called(model: "LocalModel", agent: str) -> str:
 
 def _profile_command(sharer: "LocalModel", receiver: "LocalModel") -> str:
     if not sharer.ref or not receiver.ref:
-        return "load both models by reference and run `unspoken profile` on them"
-    words = ["unspoken", "profile", sharer.ref, receiver.ref]
+        return "load both models by reference and run `unspoken profile fit` on them"
+    words = ["unspoken", "profile", "fit", sharer.ref, receiver.ref]
     for flag, model in (("--sharer-adapter", sharer), ("--receiver-adapter", receiver)):
         words += [flag, model.adapter] if model.adapter is not None else []
     return join(words)

@@ -1,7 +1,7 @@
 """One bridge in one folder: its weights, its manifest and its card."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 from unspoken.channels.bridges.card import card
 from unspoken.channels.bridges.manifest import AGAIN, TENSORS, BridgeManifest, TensorFile
 from unspoken.channels.errors import BridgeError
-from unspoken.channels.storage.atomic_folder import discard, staged, steady
+from unspoken.channels.storage.atomic_folder import steady
 from unspoken.channels.storage.files import digest_blake3
+from unspoken.channels.storage.store import EntryKind, few
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "BRIDGE",
     "CARD",
     "FILES",
     "MANIFEST",
@@ -24,18 +26,23 @@ __all__ = [
     "read",
     "read_manifest",
     "remove",
-    "require_ours",
     "verify",
     "write",
 ]
 
 CARD, MANIFEST = "README.md", "bridge.json"
-FILES = (CARD, MANIFEST, TENSORS)
+FILES = (MANIFEST, TENSORS, CARD)
 
 MANIFEST_LIMIT = 64 * 1024 * 1024
-OURS = frozenset((*FILES, ".cache", ".DS_Store", ".gitattributes"))
-"""What may lie in a folder that is replaced or removed: a bridge, and what the Hub and macOS add.
-"""
+BRIDGE = EntryKind(
+    what="bridge",
+    making="making this bridge",
+    files=FILES,
+    marks=(MANIFEST, TENSORS),
+    beside=(".cache", ".DS_Store", ".gitattributes"),  # what the Hub and macOS add
+    error=BridgeError,
+    again=AGAIN,
+)
 
 
 def write(
@@ -56,7 +63,7 @@ def write(
             holds other things.
     """
     _require_sound(tensors)
-    with staged(folder, require_ours) as made:
+    with BRIDGE.staged(folder) as made:
         _save(tensors, made / TENSORS)
         size, digest = (made / TENSORS).stat().st_size, digest_blake3(made / TENSORS)
         filled = manifest.model_copy(update={"tensors": TensorFile(blake3=digest, bytes=size)})
@@ -113,7 +120,7 @@ def copy(source: Path, folder: Path) -> BridgeManifest:
 
     def once(found: Path) -> BridgeManifest:
         _verify(found, alone=False)
-        with staged(folder, require_ours) as made:
+        with BRIDGE.staged(folder) as made:
             for name in FILES:
                 shutil.copyfile(found / name, made / name)
             return _verify(made, alone=True)
@@ -127,29 +134,7 @@ def remove(folder: Path) -> None:
     Raises:
         BridgeError: There is none, or the folder holds other things or cannot be removed.
     """
-    discard(folder, _require_bridge)
-
-
-def require_ours(folder: Path) -> None:
-    """Refuse to replace what is not a bridge."""
-    if not folder.exists():
-        return
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if folder.is_dir() and names <= OURS and (not names or {MANIFEST, TENSORS} & names):
-        return
-    what = f"holds {_few(sorted(names - OURS) or sorted(names))}" if names else "is a file"
-    raise BridgeError(
-        f"{folder} is no bridge's folder: it {what}",
-        expected="a new or empty folder, or one that holds a bridge and nothing else",
-        fix=f"name another folder, such as {folder / 'bridge' if names else f'{folder}-bridge'}",
-    )
-
-
-def _require_bridge(folder: Path) -> None:
-    """Refuse to remove what is not a bridge."""
-    require_ours(folder)
-    if not any((folder / name).exists() for name in (MANIFEST, TENSORS)):
-        raise _nothing_at(folder)
+    BRIDGE.discard(folder)
 
 
 def _require_sound(tensors: "Mapping[str, Tensor]") -> None:
@@ -249,23 +234,23 @@ def _require_files(folder: Path, *, alone: bool) -> None:
     try:
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     except OSError as error:
-        raise _nothing_at(folder) from error
+        raise BRIDGE.missing(folder) from error
     if missing := sorted(set(FILES) - names):
         raise BridgeError(
-            f"the bridge {folder} lacks {_few(missing)}", expected=_few(FILES), fix=AGAIN
+            f"the bridge {folder} lacks {few(missing)}", expected=few(FILES), fix=AGAIN
         )
     if alone and (extra := sorted(names - set(FILES))):
         raise BridgeError(
-            f"the bridge {folder} holds {_few(extra)} too",
-            expected=f"{_few(FILES)} alone",
-            fix=f"move {_few(extra)} out of the folder",
+            f"the bridge {folder} holds {few(extra)} too",
+            expected=f"{few(FILES)} alone",
+            fix=f"move {few(extra)} out of the folder",
         )
 
 
 def _manifest(folder: Path) -> BridgeManifest:
     file = folder / MANIFEST
     if not file.is_file():
-        raise _nothing_at(folder)
+        raise BRIDGE.missing(folder)
     try:
         if (size := file.stat().st_size) > MANIFEST_LIMIT:
             raise BridgeError(
@@ -275,14 +260,3 @@ def _manifest(folder: Path) -> BridgeManifest:
     except OSError as error:
         raise BridgeError(f"{file} cannot be read: {error}", fix=AGAIN) from error
     return BridgeManifest.parse(text, str(file))
-
-
-def _nothing_at(folder: Path) -> BridgeError:
-    return BridgeError(
-        f"there is no bridge at {folder}", expected=f"a folder with {_few(FILES)}", fix=AGAIN
-    )
-
-
-def _few(names: Sequence[str]) -> str:
-    more = len(names) - 5
-    return ", ".join(names[:5]) + (f" and {more} more" if more > 0 else "")

@@ -19,11 +19,11 @@ from unspoken.channels.bridges.fit.progress import FitProgress, FuseProgress
 from unspoken.channels.bridges.fit.settings import FuseSettings
 from unspoken.channels.bridges.fit.training import FitResult, check_pair, fit
 from unspoken.channels.bridges.folder import (
+    BRIDGE,
     MANIFEST,
     check,
     read,
     read_manifest,
-    require_ours,
     write,
 )
 from unspoken.channels.bridges.fuser import fuse_tensors, fuser_of, load_fuser
@@ -124,7 +124,7 @@ def check_place(folder: Path, sharer: ModelIdentity, receiver: ModelIdentity) ->
     Raises:
         BridgeError: It holds another pair's bridge, or other things.
     """
-    require_ours(folder)
+    BRIDGE.require_ours(folder)
     if not (folder / MANIFEST).exists():
         return
     theirs = read_manifest(folder)

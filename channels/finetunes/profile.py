@@ -30,7 +30,7 @@ SETTINGS = (
 PREFIX = "prefix"
 """The place of a message that stands after the same tokens at both ends."""
 
-AGAIN = "measure it again with `unspoken profile SHARER RECEIVER --again`"
+AGAIN = "measure it again with `unspoken profile fit SHARER RECEIVER --again`"
 
 
 class Estimate(Part):

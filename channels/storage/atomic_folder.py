@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from unspoken.channels.errors import BridgeError
+from unspoken.channels.errors import ChannelError
 from unspoken.channels.storage.files import flush, flush_folder
 
 __all__ = ["discard", "present", "settle", "staged", "steady", "unfinished"]
@@ -25,22 +25,25 @@ __all__ = ["discard", "present", "settle", "staged", "steady", "unfinished"]
 WRITE_LIMIT_S = 600.0
 TRIES, PAUSE_S = 200, 0.01
 
-_Found = TypeVar("_Found")
+_Seen = TypeVar("_Seen")
 
 
 @contextmanager
-def staged(folder: Path, guard: Callable[[Path], None]) -> Iterator[Path]:
+def staged(
+    folder: Path, guard: Callable[[Path], None], error: type[ChannelError] = ChannelError
+) -> Iterator[Path]:
     """Yield an empty folder to fill; it takes the place of `folder` when the block ends well.
 
     Args:
         folder: Where; its parents are made.
         guard: Called with `folder` while nobody else writes it; raises if it must not be replaced.
+        error: Class of what is raised.
 
     Raises:
-        BridgeError: The place cannot be written.
+        ChannelError: The place cannot be written.
     """
     folder = folder.resolve()
-    with _writing(folder):
+    with _writing(folder, error):
         guard(folder)
         staging = _staging(folder)
         new = staging / "new"
@@ -55,31 +58,33 @@ def staged(folder: Path, guard: Callable[[Path], None]) -> Iterator[Path]:
         flush(folder.parent)
 
 
-def discard(folder: Path, guard: Callable[[Path], None]) -> None:
+def discard(
+    folder: Path, guard: Callable[[Path], None], error: type[ChannelError] = ChannelError
+) -> None:
     """Remove `folder` at one stroke, unless `guard` raises.
 
     Raises:
-        BridgeError: It cannot be removed.
+        ChannelError: It cannot be removed.
     """
     folder = folder.resolve()
-    with _writing(folder):
+    with _writing(folder, error):
         guard(folder)
         os.replace(folder, _staging(folder) / "old")
         flush(folder.parent)
 
 
-def steady(folder: Path, look: Callable[[Path], _Found]) -> _Found:
+def steady(folder: Path, look: Callable[[Path], _Seen]) -> _Seen:
     """What `look` finds in `folder`; where a writer changed the folder meanwhile, it looks again.
 
     Raises:
-        BridgeError: What `look` raises for a folder that stays as it is.
+        ChannelError: What `look` raises for a folder that stays as it is.
     """
     folder = folder.expanduser().resolve()
     for _ in range(TRIES):
         before = _mark(folder)
         try:
             return look(folder)
-        except BridgeError:
+        except ChannelError:
             waiting = any(map(_is_between, _left(folder)))  # asked first: a swap may end meanwhile
             if waiting and not folder.exists():
                 if not settle(folder):
@@ -106,27 +111,26 @@ def settle(folder: Path) -> bool:
 
 
 def present(root: Path, pattern: str = "*") -> list[Path]:
-    """What `root` holds by a pattern that starts with ``*``: also what is being replaced, but
-    nothing hidden.
+    """What `root` holds by a pattern that starts with ``*``; what is being replaced is there too.
+
+    Hidden folders are left out.
     """
-    found: set[Path] = set()
+    paths: set[Path] = set()
     for _ in range(3):  # a folder may be away at each look, and nowhere between two of them
-        found.update(root.glob(f"[!.]{pattern}"))
-        found.update(unfinished(root, pattern, between=True))
-    return sorted(found)
+        paths.update(root.glob(f"[!.]{pattern}"))
+        paths.update(unfinished(root, pattern, between=True))
+    return sorted(paths)
 
 
 def unfinished(root: Path, pattern: str = "*", *, between: bool = False) -> list[Path]:
-    """The folders of `root` that writers are at work on, or died writing; with `between`, those
-    moved away just now.
-    """
+    """Folders that writers are at work on, or died writing; with `between`, those moved away."""
     left = root.glob(f".{pattern}.tmp-*")
     names = {path.name for path in left if not between or _is_between(path)}
     return sorted(root / name[1:].rpartition(".tmp-")[0] for name in names)
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _writing(folder: Path, error: type[ChannelError]) -> Iterator[None]:
     """Be the only writer of `folder`, with nothing left beside it before and after."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -137,17 +141,17 @@ def _writing(folder: Path) -> Iterator[None]:
             finally:
                 _settle(folder)
     except Timeout:
-        raise BridgeError(
+        raise error(
             f"another process has been writing {folder} for {WRITE_LIMIT_S:.0f} s",
-            expected=f"the lock {_lock_file(folder)} to be let go",
+            expected=f"the lock {_lock_file(folder)} to be released",
             fix="end that process, then try again",
         ) from None
-    except OSError as error:
-        raise BridgeError(
-            f"{folder} cannot be written: {error}",
+    except OSError as cause:
+        raise error(
+            f"{folder} cannot be written: {cause}",
             expected="a folder that you may write, on a disk with room",
             fix="free some space, or choose another place ($UNSPOKEN_CACHE moves the store)",
-        ) from error
+        ) from cause
 
 
 def _lock_file(folder: Path) -> Path:
@@ -184,6 +188,6 @@ def _settle(folder: Path) -> None:
 def _mark(folder: Path) -> tuple[int, int] | None:
     """Tells a folder from another that takes its place; None where there is none."""
     with suppress(OSError):
-        found = folder.stat()
-        return found.st_ino, found.st_mtime_ns
+        about = folder.stat()
+        return about.st_ino, about.st_mtime_ns
     return None

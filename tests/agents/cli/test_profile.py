@@ -39,7 +39,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(*args: object) -> Result:
-    return CliRunner().invoke(app, ["profile", *map(str, args)])
+    return CliRunner().invoke(app, ["profile", "fit", *map(str, args)])
 
 
 def measured(*args: object) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def test_nothing_is_kept_of_a_measurement_that_failed(
 
     monkeypatch.setattr(profiling, "clocked", fail)
     assert "no clock" in refused(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
-    assert ProfileStore().entry_layers() == []
+    assert ProfileStore().entries() == []
 
 
 def test_a_figure_that_cannot_be_drawn_costs_nothing_else(
@@ -153,13 +153,13 @@ def test_a_figure_that_cannot_be_drawn_costs_nothing_else(
 
 
 def listed(*args: object) -> Result:
-    return CliRunner().invoke(app, ["profiles", *map(str, args)])
+    return CliRunner().invoke(app, ["profile", *map(str, args)])
 
 
 def test_profiles_are_listed_shown_and_removed(root: Path, tmp_path: Path) -> None:
     """By folder or by its name; a figure is drawn again from what is kept."""
     empty = listed("list")
-    assert empty.exit_code == 0 and "measure one: unspoken profile A B" in empty.stdout
+    assert empty.exit_code == 0 and "measure one: unspoken profile fit A B" in empty.stdout
     made = measured(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
     folder = Path(made["path"])
     (line,) = json.loads(listed("list", "--json").stdout)
@@ -190,3 +190,9 @@ def test_only_profiles_are_removed(tmp_path: Path) -> None:
     kept = listed("remove", tmp_path, "-y")
     assert kept.exit_code == 1 and (tmp_path / "notes.txt").exists()
     assert "there is no profile nowhere" in listed("show", "nowhere").stderr
+
+
+def test_two_models_without_a_command_are_told_which(root: Path) -> None:
+    refusal = listed("embedded:a", "embedded:b", "--again")
+    assert refusal.exit_code == 2
+    assert "unspoken profile fit embedded:a embedded:b --again" in refusal.stderr

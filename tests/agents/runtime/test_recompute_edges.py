@@ -194,7 +194,7 @@ def test_an_edge_that_must_not_fall_back_is_an_error(models: tuple[LocalModel, L
 
 def test_a_broken_profile_is_said_to_be_one(models: tuple[LocalModel, LocalModel]) -> None:
     keep(models, point((), 0.0, 2))
-    (folder,) = ProfileStore().entry_layers()
+    (folder,) = (entry.path for entry in ProfileStore().entries())
     (folder / "profile.json").write_text("{")
     (edge,) = flow(models).plan().edges
     assert edge.mode == "text" and "profile.json" in edge.reason

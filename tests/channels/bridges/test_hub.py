@@ -11,7 +11,7 @@ from sample_bridges import ALPHA, BETA, flip, manifest, same, tensors
 
 from unspoken.channels.bridges import hub
 from unspoken.channels.bridges.folder import FILES, read
-from unspoken.channels.bridges.store import BridgeStore, folder_name
+from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.errors import BridgeError, IdentityMismatch
 
 
@@ -21,7 +21,7 @@ def test_push_and_pull_by_a_folder(store: BridgeStore, bridge: Path, tmp_path: P
     out.mkdir(parents=True)
     assert store.push(bridge, str(out)) == str(out)
     folder = store.pull(str(out))
-    assert folder == store.root / folder_name(manifest())
+    assert folder == store.folder(manifest())
     assert read(folder)[0] == read(bridge)[0] and same(read(folder)[1], tensors())
     assert store.pull(str(out), sharer=ALPHA, receiver=BETA) == folder
     assert (folder / "README.md").read_text() == (bridge / "README.md").read_text()
