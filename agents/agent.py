@@ -55,17 +55,8 @@ class Agent:
 
     def spec(self, model: str) -> AgentSpec:
         """Its settings, with `model` for the model's name."""
-        settings = {
-            "model": model,
-            "prompt": self.prompt,
-            "system": self.system,
-            "generate": self.generate,
-            "memory": self.memory,
-            "join": self.join,
-            "max_turns": self.max_turns,
-            "for_each": self.for_each,
-            "timeout": self.timeout,
-        }
+        settings = {**vars(self), "model": model}
+        del settings["name"]
         try:
             return AgentSpec.model_validate(settings)
         except ValidationError as error:

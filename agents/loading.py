@@ -32,29 +32,25 @@ def load_models(
     Raises:
         ModelReferenceError: A model that is not available.
     """
-    loaded: dict[tuple[str, str, str, str | None], LocalModel] = {}
-    adapted: dict[tuple[str | None, ...], LocalModel] = {}
+    loaded: dict[tuple[str | None, ...], LocalModel] = {}
     for name, model in spec.models.items():
         if name in models:
             continue
-        key = (model.ref, model.dtype, model.device, model.revision)
-        if key not in loaded:
+        base = (model.ref, model.dtype, model.device, model.revision, None)
+        if base not in loaded:
             with _placing(source, f"models.{name}"):
-                loaded[key] = LocalModel.load(
+                loaded[base] = LocalModel.load(
                     model.ref,
                     dtype=model.dtype,
                     device=model.device,
                     revision=model.revision,
                     progress=step_of(progress, name),
                 )
-        base = loaded[key]
-        if model.adapter is not None:
-            again = (*key, model.adapter)
-            if again not in adapted:
-                with _placing(source, f"models.{name}.adapter"):
-                    adapted[again] = base.with_adapter(model.adapter)
-            base = adapted[again]
-        models[name] = base
+        key = (*base[:-1], model.adapter)
+        if model.adapter is not None and key not in loaded:
+            with _placing(source, f"models.{name}.adapter"):
+                loaded[key] = loaded[base].with_adapter(model.adapter)
+        models[name] = loaded[key]
 
 
 def engines_for(

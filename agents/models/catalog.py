@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from unspoken.agents.models.embedded import EMBEDDED, SCHEME, EmbeddedModel, embedded, installed
+from unspoken.agents.models.embedded import EMBEDDED, SCHEME, EmbeddedModel, embedded
 from unspoken.agents.models.gguf import MANIFEST, GgufSource, is_whole, prepare_gguf
 from unspoken.agents.models.hub import cached_models, download, require_model_files
 from unspoken.channels.errors import ModelReferenceError
@@ -283,7 +283,7 @@ def _embedded_listing(model: EmbeddedModel) -> ModelListing:
     return ModelListing(
         ref=model.ref,
         kind="embedded",
-        installed=installed(model.name),
+        installed=model.installed,
         prepared=False,
         description=model.description,
         install=model.pip,

