@@ -71,8 +71,8 @@ class Bridge(Protocol):
         """Whether it can enrich the receiver's own rows."""
 
     @property
-    def earned(self) -> float | None:
-        """The retention an edge's `min_retention` is held against; None where it was never audited."""
+    def retention_lower_bound(self) -> float | None:
+        """What an edge's `min_retention` is compared with; None where it was never audited."""
 
     def check(self, sharer: CausalModel, receiver: CausalModel) -> None:
         """Refuse other models than its own two.
@@ -317,7 +317,7 @@ def _aligned(arrival: Arrival) -> list[tuple[int, tuple[int, ...]]]:
 
 
 def _same_tokens(message: Message, span: Span) -> list[tuple[int, tuple[int, ...]]]:
-    """The words of a span alone: a turn's wrapper is the receiver's own, and a bridge knows words."""
+    """The words of a span alone: its turn's wrapper is the receiver's own."""
     pieces = []
     for segment in message.segments:
         start, stop = (segment.position + end for end in segment.content)

@@ -232,13 +232,13 @@ def test_all_ways_are_measured_on_the_same_rows(
 def fitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, FuseSettings]]:
     """What is fitted from now on: both ends, and how."""
     seen: list[tuple[str, str, FuseSettings]] = []
-    fit = fitted_fusers.fit_fuser
+    fit = fitted_fusers.FuserFit
 
     def noted(sharer: LocalModel, receiver: LocalModel, *rest: Any, **more: Any) -> Any:
         seen.append((sharer.ref, receiver.ref, rest[1]))
         return fit(sharer, receiver, *rest, **more)
 
-    monkeypatch.setattr(fitted_fusers, "fit_fuser", noted)
+    monkeypatch.setattr(fitted_fusers, "FuserFit", noted)
     return seen
 
 
@@ -279,7 +279,9 @@ def test_an_audit_finds_what_the_benchmark_finds(
     plan = fuse.FusePlan(bridge=fused, self_bridge=own)
     rows, summary = fuse.compare(sharer, receiver, questions, lambda line: None, plan)
     table = {row["way"]: row for row in rows}
-    empty = Audit(date=date.today(), machine={}, files=(), rows=(), summary={}, earned=0.5)
+    empty = Audit(
+        date=date.today(), machine={}, files=(), rows=(), summary={}, retention_lower_bound=0.5
+    )
     bridge = bridge_between(sharer, receiver, tmp_path / "c", fuser, "float32")
     brought = AuditRows.load(choice=questions)
     found = with_fuse(empty, bridge.fuser, sharer, receiver, brought)
@@ -295,7 +297,7 @@ def test_an_audit_finds_what_the_benchmark_finds(
         for end in ("", "_low", "_high"):
             theirs = table[WAYS[key]][f"fused_minus{end}"]
             assert found.summary[f"fuse_over_{name}{end}"] == theirs
-    assert found.summary["fuse_n"] == 7 and found.earned == 0.5
+    assert found.summary["fuse_n"] == 7 and found.retention_lower_bound == 0.5
     plain = bridge_between(sharer, receiver, tmp_path / "d", None)
     assert with_fuse(empty, plain.fuser, sharer, receiver, brought) is empty
     builtin = with_fuse(empty, bridge.fuser, sharer, receiver, AuditRows.load(choices=3))

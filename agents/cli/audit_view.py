@@ -12,13 +12,13 @@ from unspoken.agents.cli.console import print_table, shown
 if TYPE_CHECKING:
     from unspoken.channels.bridges.manifest import Audit
 
-__all__ = ["figure_of", "kept_by_way", "print_audit"]
+__all__ = ["figure_of", "print_audit", "retention_rows"]
 
 WIDTH = 40
 """Columns of a bar that keeps all of the text's gain."""
 
 LEFT_OUT = ("text", "none")
-"""Ways whose retention is 1 and 0 by definition."""
+"""Conditions whose retention is 1 and 0 by definition."""
 
 
 def figure_of(value: Any) -> str:
@@ -28,7 +28,7 @@ def figure_of(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def kept_by_way(
+def retention_rows(
     rows: Sequence[Mapping[str, Any]],
 ) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     """Rows with a retention, by data set."""
@@ -40,7 +40,7 @@ def kept_by_way(
 
 
 def print_audit(console: Console, audit: "Audit") -> None:
-    """Print an audit: bars of what each way keeps, the tables, the summary, the files."""
+    """Print an audit: bars of what each condition keeps, the tables, the summary, the files."""
     _print_bars(console, audit.rows)
     title = f"Audit of {audit.date.isoformat()}"
     for index, rows in enumerate(_alike(audit.rows)):
@@ -52,7 +52,7 @@ def print_audit(console: Console, audit: "Audit") -> None:
             if any(isinstance(row.get(name), str) for row in rows)
         ]
         print_table(console, title if index == 0 else "", columns, cells, words)
-    figures = {"earned": audit.earned, **audit.summary}
+    figures = {"retention_lower_bound": audit.retention_lower_bound, **audit.summary}
     lines = [[name, figure_of(value)] for name, value in figures.items()]
     print_table(console, "Summary", ["figure", "value"], lines)
     for file in audit.files:
@@ -77,10 +77,10 @@ def _shape(row: Mapping[str, Any]) -> str:
 
 
 def _print_bars(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
-    for data, ways in kept_by_way(rows).items():
+    for data, measured in retention_rows(rows).items():
         console.print(Text(f"{data}: kept of the text's gain (│ is all of it)", style="bold"))
         grid = Table.grid(padding=(0, 1))
-        for row in ways:
+        for row in measured:
             low, high = row.get("retention_low"), row.get("retention_high")
             between = (
                 f"{low:.2f} … {high:.2f}" if isinstance(low, float) and high is not None else ""

@@ -51,7 +51,7 @@ def list_(as_json: JsonOption = False) -> None:
         "size",
         "retention",
         "specific",
-        "earned",
+        "lower bound",
         "date",
         "path",
     ]
@@ -81,7 +81,7 @@ def _line(entry: "BridgeEntry") -> dict[str, Any]:
         "bytes": entry.bytes,
         "retention": audit.figure("retention") if audit else None,
         "specific": audit.figure("specific_retention") if audit else None,
-        "earned": audit.earned if audit else None,
+        "retention_lower_bound": audit.retention_lower_bound if audit else None,
         "date": manifest.created.isoformat() if manifest else None,
         "path": str(entry.path),
         "error": str(entry.error) if entry.error else None,
@@ -90,7 +90,7 @@ def _line(entry: "BridgeEntry") -> dict[str, Any]:
 
 def _row(entry: "BridgeEntry") -> list[str]:
     line = _line(entry)
-    figures = (figure_of(line[name]) for name in ("retention", "specific", "earned"))
+    figures = (figure_of(line[name]) for name in ("retention", "specific", "retention_lower_bound"))
     date = "broken" if entry.error else line["date"]
     return [
         line["sharer"] or "?",
@@ -134,12 +134,12 @@ def _print_facts(console: Console, folder: Path, manifest: "BridgeManifest") -> 
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
-    for name, value in _told(folder, manifest):
+    for name, value in _facts(folder, manifest):
         grid.add_row(shown(name), shown(value))
     console.print(grid)
 
 
-def _told(folder: Path, manifest: "BridgeManifest") -> Iterator[tuple[str, str]]:
+def _facts(folder: Path, manifest: "BridgeManifest") -> Iterator[tuple[str, str]]:
     """A manifest in words."""
     for end in ("sharer", "receiver"):
         side: ModelDescription = getattr(manifest, end)

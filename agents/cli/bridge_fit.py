@@ -196,17 +196,12 @@ def _watcher(console: Console, *, quiet: bool) -> "Callable[[FitProgress], None]
 
 
 def progress_line(progress: "FitProgress") -> str:
-    """Where training stands: its loss, and what the bridge keeps on held-out rows."""
+    """Where training stands: its loss, and what the bridge keeps on validation rows."""
     parts = [f"{progress.fraction:.0%} trained"]
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")
-    scores = progress.scores
-    if scores is not None:
-        parts += [
-            f"{group} {kept:.2f} ({scores.mismatched[group]:.2f} with another message)"
-            for group, kept in scores.retention.items()
-        ]
-        parts.append(f"KL {scores.kl:.3f}")
+    if progress.scores is not None:
+        parts.append(progress.scores.describe())
     return ", ".join(parts)
 
 

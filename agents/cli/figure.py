@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unspoken.agents.cli.audit_view import kept_by_way
+from unspoken.agents.cli.audit_view import retention_rows
 from unspoken.channels.errors import BridgeError, InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def draw(manifest: "BridgeManifest", file: Path) -> None:
         BridgeError: The bridge was never audited.
     """
     _require_kind(file)
-    kept = kept_by_way(manifest.audit.rows) if manifest.audit else {}
+    kept = retention_rows(manifest.audit.rows) if manifest.audit else {}
     if not kept:
         raise BridgeError(
             "the bridge has no audit to draw",

@@ -103,14 +103,15 @@ def _held_to_retention(edge: EdgeSpec, bridge: Bridge, *, given: bool) -> Channe
     """Use a bridge that keeps enough; one given as an object needs no audit where the edge asks for
     nothing.
     """
-    ends, least, earned = bridge.manifest, edge.min_retention, bridge.earned
+    ends, least = bridge.manifest, edge.min_retention
+    bound = bridge.retention_lower_bound
     name = f"bridge {ends.sharer.ref} -> {ends.receiver.ref}"
     expected = f"an audited retention of {least:g} or more"
     kept = "never audited"
-    if earned is not None:
-        shown = floor(round(earned * 100, 6)) / 100  # down, so that what is shown is kept
+    if bound is not None:
+        shown = floor(round(bound * 100, 6)) / 100  # down, so that what is shown is kept
         kept = f"keeps at least {shown:.2f} ({least:g} asked)"
-        if earned < least:
+        if bound < least:
             reason = f"the {name} keeps at least {shown:.2f}, and this edge asks for {least:g}"
             allow = f"min_retention: {shown:.2f} on this edge would allow it" if shown >= 0 else ""
             return ChannelChoice("text", reason, expected=expected, advice=allow)

@@ -125,7 +125,7 @@ def _plan_edge(
         advice=choice.advice,
         tokens=_known_tokens(spec, edge, model, inputs),
         bytes_per_token=_bytes_per_token(edge, choice, model),
-        retention=None if audited is None else audited.earned,
+        retention=None if audited is None else audited.retention_lower_bound,
         native_layers=0 if audited is None else audited.native_layers,
         unfitted=choice.unfitted,
         recompute=choice.layer_ranges,

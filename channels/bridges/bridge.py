@@ -20,7 +20,7 @@ from unspoken.channels.bridges.fuser import (
 from unspoken.channels.bridges.manifest import BridgeManifest
 from unspoken.channels.bridges.projection import feature_rows, native_part, projected_state
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
-from unspoken.channels.bridges.quantize import pack, unpack
+from unspoken.channels.bridges.quantize import dequantize, quantize
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel
@@ -33,14 +33,14 @@ def tensors_of(
 ) -> dict[str, Tensor]:
     """A projector's weights, and a fuser's beside them, as `folder.write` stores them."""
     fused = {} if fuser is None else fuse_tensors(fuser, dtype)
-    return {**pack(projector.state_dict(), dtype), **fused}
+    return {**quantize(projector.state_dict(), dtype), **fused}
 
 
 class Bridge:
     """The trained module of a pair, with its manifest.
 
     Args:
-        manifest: Whose caches it maps, and what it earned.
+        manifest: Whose caches it maps, and how good it is.
         projector: The module.
         fuser: The module of fuse mode, where it was fitted.
     """
@@ -77,7 +77,7 @@ class Bridge:
         try:
             config = ProjectorConfig.from_dict(settings)
             projector = Projector(config, sharer, receiver)
-            projector.load_state_dict(unpack(weights), strict=True)
+            projector.load_state_dict(dequantize(weights), strict=True)
         except (TypeError, KeyError, ValueError, IndexError, RuntimeError) as error:
             said = next(iter(str(error).splitlines()), type(error).__name__)
             raise BridgeError(
@@ -98,9 +98,9 @@ class Bridge:
         return self.fuser is not None
 
     @property
-    def earned(self) -> float | None:
-        """The retention an edge's `min_retention` is held against; None where it was never audited."""
-        return self.manifest.audit.earned if self.manifest.audit else None
+    def retention_lower_bound(self) -> float | None:
+        """What an edge's `min_retention` is compared with; None where it was never audited."""
+        return self.manifest.audit.retention_lower_bound if self.manifest.audit else None
 
     def describe(self) -> str:
         """Its size and what it keeps, in a few words."""
@@ -176,7 +176,7 @@ class Bridge:
     def _bare(
         self, state: KVState, layers: Sequence[int], rows: Sequence[int], device: torch.device
     ) -> Tensor:
-        """The sharer's bare rows of some layers at some positions, (tokens, columns), on a device."""
+        """The sharer's bare rows of some layers at some positions, (tokens, columns)."""
         if device not in self._rotary:
             self._rotary[device] = self.manifest.sharer.to_rotary(device)
         asked = torch.tensor(rows, device=device)

@@ -1,4 +1,4 @@
-"""Keys and values as plain rows, one per token, free of position: what a bridge maps from and to."""
+"""Keys and values as plain rows, one per token, free of position: what a bridge maps."""
 
 from collections.abc import Mapping, Sequence
 

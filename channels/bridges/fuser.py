@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from unspoken.channels.bridges.features import bare_rows, layer_states, width, widths
 from unspoken.channels.bridges.folder import read
 from unspoken.channels.bridges.projection import SINK
-from unspoken.channels.bridges.quantize import pack, unpack
+from unspoken.channels.bridges.quantize import dequantize, quantize
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.kv.geometry import CacheGeometry
 from unspoken.channels.kv.state import KVState
@@ -158,14 +158,6 @@ class Fuser(nn.Module):
         rows: Tensor = own + weight * residual
         return rows
 
-    def encoders(self) -> list[nn.Parameter]:
-        """The parameters that a closed form initialised."""
-        return [self.encode, self.own_encode]
-
-    def products(self) -> int:
-        """Multiply-adds per token."""
-        return sum(one.numel() for one in self.parameters() if one.dim() == 2)
-
 
 def _columns(geometry: CacheGeometry, layers: tuple[int, ...]) -> Tensor:
     """Columns of some layers in a row of all, (columns,) int64."""
@@ -218,7 +210,7 @@ def fuse_tensors(fuser: Fuser, dtype: str = "int8") -> dict[str, Tensor]:
     """A fuser's weights as `folder.write` stores them; its `FuserConfig.to_dict` goes to
     ``config["fuse"]``.
     """
-    return {PREFIX + name: tensor for name, tensor in pack(fuser.state_dict(), dtype).items()}
+    return {PREFIX + name: tensor for name, tensor in quantize(fuser.state_dict(), dtype).items()}
 
 
 def without_fuser(
@@ -247,7 +239,7 @@ def fuser_of(
         return None
     try:
         fuser = Fuser(FuserConfig.from_dict(config[CONFIG]), sharer, receiver)
-        fuser.load_state_dict(unpack(ours), strict=True)
+        fuser.load_state_dict(dequantize(ours), strict=True)
     except (TypeError, KeyError, ValueError, IndexError, RuntimeError) as error:
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise BridgeError(

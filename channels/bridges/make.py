@@ -13,11 +13,12 @@ from unspoken.channels.bridges.audit.fuse_audit import with_fuse
 from unspoken.channels.bridges.audit.rows import AuditRows
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
 from unspoken.channels.bridges.fit.checkpoint import forget, peak_memory_gb
-from unspoken.channels.bridges.fit.fuse_training import FuseResult, fit_fuser
+from unspoken.channels.bridges.fit.fuse_training import FuserFit
 from unspoken.channels.bridges.fit.initialization import peak_gigabytes
-from unspoken.channels.bridges.fit.progress import FitProgress, FuseProgress
+from unspoken.channels.bridges.fit.loop import Fitted, Models, check_pair
+from unspoken.channels.bridges.fit.progress import FitProgress
 from unspoken.channels.bridges.fit.settings import FuseSettings
-from unspoken.channels.bridges.fit.training import FitResult, check_pair, fit
+from unspoken.channels.bridges.fit.training import ProjectorFit
 from unspoken.channels.bridges.folder import (
     BRIDGE,
     MANIFEST,
@@ -26,9 +27,10 @@ from unspoken.channels.bridges.folder import (
     read_manifest,
     write,
 )
-from unspoken.channels.bridges.fuser import fuse_tensors, fuser_of, load_fuser
+from unspoken.channels.bridges.fuser import Fuser, fuse_tensors, fuser_of, load_fuser
 from unspoken.channels.bridges.manifest import Audit, BridgeManifest, FitData
 from unspoken.channels.bridges.plan import DEFAULT, FitPlan
+from unspoken.channels.bridges.projector import Projector
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.data.text import Corpus, load_corpus
 from unspoken.channels.errors import BridgeError, InputError
@@ -175,7 +177,7 @@ class _Job:
         if rows is not None:  # here, so that bad rows fail now and not after the fit
             rows.check(self.receiver)
         fitted, fused = self._fit(corpus, standing, watch)
-        tensors = tensors_of(fitted.projector, DTYPE, fused.fuser if fused else None)
+        tensors = tensors_of(fitted.module, DTYPE, fused.module if fused else None)
         manifest = self._describe(corpus, fitted, fused, tensors)
         measured = self._audit(manifest, tensors, rows, corpus)
         minutes = {"minutes_with_audit": round((monotonic() - began) / 60, 2)}
@@ -189,8 +191,8 @@ class _Job:
         corpus = self._corpus()
         fused = self._fit_fuser(corpus, settings, self._train_models())
         manifest, tensors = read(folder)
-        added = fuse_tensors(fused.fuser, DTYPE)
-        config = {**manifest.config, "fuse": fused.fuser.config.to_dict()}
+        added = fuse_tensors(fused.module, DTYPE)
+        config = {**manifest.config, "fuse": fused.module.config.to_dict()}
         measured = manifest.audit
         if self.plan.audit is not None and measured is not None:
             ends = self.sharer.geometry, self.receiver.geometry
@@ -204,14 +206,14 @@ class _Job:
     def _corpus(self) -> Corpus:
         return load_corpus(self.plan.sources, seed=self.plan.settings.seed)
 
-    def _train_models(self) -> tuple[TextModel, TextModel] | None:
+    def _train_models(self) -> Models | None:
         """Both models in the dtype to train in, where that is another than their own."""
         dtype = self.plan.train_dtype
         return None if dtype is None else (self.sharer.cast(dtype), self.receiver.cast(dtype))
 
     def _fit(
         self, corpus: Corpus, standing: Path | None, watch: Callable[[FitProgress], None]
-    ) -> tuple[FitResult, FuseResult | None]:
+    ) -> tuple[Fitted[Projector], Fitted[Fuser] | None]:
         """A projector, and a fuser where there is to be one."""
 
         def on_progress(progress: FitProgress) -> None:
@@ -220,31 +222,44 @@ class _Job:
 
         sharer, receiver, plan = self.sharer, self.receiver, self.plan
         models = self._train_models()
-        fitted = fit(
-            sharer, receiver, corpus, plan.settings, self.work, on_progress, train_models=models
-        )
+        fitted = ProjectorFit(
+            sharer,
+            receiver,
+            corpus,
+            plan.settings,
+            report=on_progress,
+            work=self.work,
+            train_models=models,
+        ).run()
         if plan.fuse is not None:
             return fitted, self._fit_fuser(corpus, plan.fuse, models)
         if standing is None or "fuse" not in read_manifest(standing).config:
             return fitted, None
         fuser, figures = load_fuser(standing, sharer, receiver)  # it depends on no projector
         own = {name: value for name, value in figures.items() if name.startswith("fuse_")}
-        return fitted, FuseResult(fuser, own, 0)
+        return fitted, Fitted(fuser, own, 0)
 
     def _fit_fuser(
-        self, corpus: Corpus, settings: FuseSettings, models: tuple[TextModel, TextModel] | None
-    ) -> FuseResult:
-        def on_progress(progress: FuseProgress) -> None:
+        self, corpus: Corpus, settings: FuseSettings, models: Models | None
+    ) -> Fitted[Fuser]:
+        def on_progress(progress: FitProgress) -> None:
             self.report(f"fuse: {progress.stage}", progress.fraction)
 
-        ends = self.sharer, self.receiver
-        return fit_fuser(*ends, corpus, settings, on_progress, work=self.work, train_models=models)
+        return FuserFit(
+            self.sharer,
+            self.receiver,
+            corpus,
+            settings,
+            report=on_progress,
+            work=self.work,
+            train_models=models,
+        ).run()
 
     def _describe(
         self,
         corpus: Corpus,
-        fitted: FitResult,
-        fused: FuseResult | None,
+        fitted: Fitted[Projector],
+        fused: Fitted[Fuser] | None,
         tensors: "dict[str, Tensor]",
     ) -> BridgeManifest:
         """The manifest, but for what an audit finds."""
@@ -252,9 +267,9 @@ class _Job:
         figures["peak_memory_gb"] = peak_memory_gb()
         if self.plan.command:
             figures["command"] = self.plan.command
-        config = fitted.projector.config.to_dict()
+        config = fitted.module.config.to_dict()
         if fused is not None:
-            config["fuse"] = fused.fuser.config.to_dict()
+            config["fuse"] = fused.module.config.to_dict()
         data = FitData(
             sources=corpus.sources,
             digest=corpus.digest,

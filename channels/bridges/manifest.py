@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NoReturn, Self
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.storage.side import (
@@ -22,6 +22,7 @@ __all__ = [
     "TENSORS",
     "Audit",
     "BridgeManifest",
+    "Figures",
     "FitData",
     "ModelDescription",
     "TensorFile",
@@ -41,6 +42,9 @@ AGAIN = (
 
 
 MOST_PROBLEMS = 3
+
+Figures = dict[str, float | int | str | None]
+"""Figures of a fit or an audit, by name."""
 
 
 class FitData(Part):
@@ -68,15 +72,18 @@ class Audit(Part):
         files: What was read.
         rows: The table, a mapping from column to value per row.
         summary: The figures that matter, by name.
-        earned: The retention that an edge's ``min_retention`` is held against.
+        retention_lower_bound: The lowest 95 % lower bound of specific retention, which an edge's
+            ``min_retention`` is compared with; ``earned`` in files of older versions.
     """
 
     date: dt.date
     machine: dict[str, Any]
     files: tuple[AuditFile, ...]
     rows: tuple[dict[str, Any], ...]
-    summary: dict[str, float | int | str | None]
-    earned: float | None
+    summary: Figures
+    retention_lower_bound: float | None = Field(
+        validation_alias=AliasChoices("retention_lower_bound", "earned")
+    )
 
     def figure(self, name: str) -> float | None:
         """A number of the summary, measured on files or, failing that, on the built-in data."""
@@ -126,7 +133,7 @@ class BridgeManifest(Part):
     config: dict[str, Any]
     dtype: str
     data: FitData
-    fit: dict[str, float | int | str | None]
+    fit: Figures
     audit: Audit | None
     tensors: TensorFile
 
@@ -204,7 +211,7 @@ class BridgeManifest(Part):
             return cls.model_validate(found)
         except ValidationError as error:
             raise BridgeError(
-                f"{where} is no manifest of a bridge: {_told(error)}",
+                f"{where} is no manifest of a bridge: {_problems(error)}",
                 expected=f"the keys of format {FORMAT}",
                 fix=AGAIN,
             ) from error
@@ -233,7 +240,7 @@ def _require_format(found: Mapping[str, Any], where: str) -> None:
     )
 
 
-def _told(error: ValidationError) -> str:
+def _problems(error: ValidationError) -> str:
     """The first problems, each with its place in the file."""
     problems = error.errors(include_url=False, include_input=False)
     lines = [

@@ -1,4 +1,4 @@
-"""Weights of a bridge on disk: large matrices as int8 with a scale per group, the rest as they are."""
+"""Weights of a bridge on disk: large matrices in int8 with a scale per group, the rest as is."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unspoken.channels.errors import BridgeError
 
-__all__ = ["GROUP", "pack", "packed_bytes", "unpack"]
+__all__ = ["GROUP", "dequantize", "quantize", "quantized_bytes"]
 
 GROUP = 64
 """Neighbouring weights that share a scale."""
@@ -16,52 +16,52 @@ SMALLEST = 4096
 SCALE = ".scale"
 
 
-def pack(weights: Mapping[str, Tensor], dtype: str = "int8") -> dict[str, Tensor]:
+def quantize(weights: Mapping[str, Tensor], dtype: str = "int8") -> dict[str, Tensor]:
     """Tensors as they are stored, on the CPU.
 
     Args:
         weights: Float tensors by name.
         dtype: ``int8``, or ``float32`` to store all as they are.
     """
-    packed = {}
+    quantized = {}
     for name, tensor in weights.items():
         tensor = tensor.detach().float().cpu().contiguous()
-        if dtype == "float32" or not _is_packed(tensor.shape):
-            packed[name] = tensor
+        if dtype == "float32" or not _is_quantized(tensor.shape):
+            quantized[name] = tensor
             continue
         flat = tensor.flatten()
         groups = torch.nn.functional.pad(flat, (0, -flat.numel() % GROUP)).reshape(-1, GROUP)
         scale = (groups.abs().amax(dim=1) / 127).clamp_min(6e-8).to(torch.float16)
         levels = torch.round(groups / scale.float()[:, None]).clamp(-127, 127).to(torch.int8)
-        packed[name] = levels.flatten()[: flat.numel()].reshape(tensor.shape)
-        packed[name + SCALE] = scale
-    return packed
+        quantized[name] = levels.flatten()[: flat.numel()].reshape(tensor.shape)
+        quantized[name + SCALE] = scale
+    return quantized
 
 
-def packed_bytes(shape: torch.Size) -> int:
+def quantized_bytes(shape: torch.Size) -> int:
     """Bytes that a tensor takes as ``int8``."""
     count = shape.numel()
-    return count + 2 * -(-count // GROUP) if _is_packed(shape) else 4 * count
+    return count + 2 * -(-count // GROUP) if _is_quantized(shape) else 4 * count
 
 
-def _is_packed(shape: torch.Size) -> bool:
+def _is_quantized(shape: torch.Size) -> bool:
     return len(shape) > 1 and shape.numel() >= SMALLEST
 
 
-def unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def dequantize(quantized: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Float32 tensors from what is stored.
 
     Raises:
         BridgeError: An int8 tensor whose scales are missing or too few.
     """
     weights = {}
-    for name, tensor in packed.items():
+    for name, tensor in quantized.items():
         if name.endswith(SCALE):
             continue
         if tensor.dtype != torch.int8:
             weights[name] = tensor.float()
             continue
-        scale = packed.get(name + SCALE)
+        scale = quantized.get(name + SCALE)
         groups = -(-tensor.numel() // GROUP)
         if scale is None or scale.shape != (groups,):
             raise BridgeError(

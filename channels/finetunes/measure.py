@@ -233,7 +233,7 @@ def clocked(
     plan: ProfilePlan,
     report: Report,
 ) -> dict[LayerRanges, float]:
-    """Time to the first token by text over that by each choice, each way in turn, medians.
+    """Time to the first token by text over that by each choice.
 
     Text is the faster of our prefill in chunks and one pass.
 

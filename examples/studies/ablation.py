@@ -12,7 +12,7 @@ from closed_forms import ClosedForms, choose
 from judged_forms import judged_rows, passages_of, questions_of
 from study import Measured, Progress
 from unspoken.agents.models.model import LocalModel
-from unspoken.channels.bridges.audit.controls import BRIDGE, MISMATCHED, ways_of
+from unspoken.channels.bridges.audit.controls import BRIDGE, MISMATCHED, conditions_of
 from unspoken.channels.bridges.audit.trial import Trials
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.features import width
@@ -137,7 +137,7 @@ def _parts(bridge: Bridge, trials: Trials, asked: Trials | None) -> list[dict[st
     columns = width(trials.sharer.geometry, config.source_layers)
     conditions = {}
     for name, projector in _switched(bridge.projector):
-        ways = ways_of(projector, columns, trials.receiver)
+        ways = conditions_of(projector, columns, trials.receiver)
         conditions[name] = ways[BRIDGE], ways[MISMATCHED]
     passages = judged_rows(_with(trials, config), conditions)
     questions = judged_rows(_with(asked, config), conditions) if asked else {}
@@ -159,7 +159,7 @@ def _rows(
 
 def _with(trials: Trials, config: ProjectorConfig) -> Trials:
     """The same rows with the features of another configuration."""
-    return Trials(trials.lessons, config, trials.sharer, trials.receiver)
+    return Trials(trials.samples, config, trials.sharer, trials.receiver)
 
 
 def _switched(projector: Projector) -> Iterator[tuple[str, Projector]]:

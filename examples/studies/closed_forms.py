@@ -6,12 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from unspoken.channels.bridges.audit.trial import Trial, Way
+from unspoken.channels.bridges.audit.trial import Condition, Trial
 from unspoken.channels.bridges.features import width, widths
 from unspoken.channels.bridges.fit.example import sharer_rows, target_rows
 from unspoken.channels.bridges.fit.initialization import start_from
 from unspoken.channels.bridges.fit.ridge import Gram, Solution, choose_layers
-from unspoken.channels.bridges.fit.samples import TokenizedSample, prepare, teach
+from unspoken.channels.bridges.fit.samples import TokenizedSample, draw_samples, prepare
 from unspoken.channels.bridges.projection import SINK, feature_rows, projected_state
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.data.text import Corpus
@@ -35,17 +35,20 @@ def choose(
     seed: int = 0,
 ) -> dict[int, tuple[int, ...]]:
     """For each count, the sharer's layers that together explain the receiver's rows best."""
-    lessons = teach(corpus.stream(seed), seed)
-    cases = [prepare(next(lessons), sharer, receiver) for _ in range(messages)]
+    samples = draw_samples(corpus.stream(seed), seed)
+    tokenized = [prepare(next(samples), sharer, receiver) for _ in range(messages)]
     every = range(len(sharer.geometry.layers))
     plain = ProjectorConfig((), embeddings=embeddings)
-    theirs = [sharer_rows(case, sharer, every) for case in cases]
+    theirs = [sharer_rows(sample, sharer, every) for sample in tokenized]
     known = [
-        feature_rows(plain, rows[:, :0], case.ids, case.at, receiver, None)
-        for rows, case in zip(theirs, cases, strict=True)
+        feature_rows(plain, rows[:, :0], sample.ids, sample.at, receiver, None)
+        for rows, sample in zip(theirs, tokenized, strict=True)
     ]
     layers = range(len(receiver.geometry.layers))
-    targets = [target_rows(_read(case, receiver, ())[0], case, receiver, layers) for case in cases]
+    targets = [
+        target_rows(_read(sample, receiver, ())[0], sample, receiver, layers)
+        for sample in tokenized
+    ]
     blocks = list(torch.split(torch.cat(theirs), list(widths(sharer.geometry, every)), dim=1))
     most = max(counts, default=0)
     chosen = choose_layers(blocks, torch.cat(known), torch.cat(targets), most, seed=seed)
@@ -53,12 +56,12 @@ def choose(
 
 
 def _read(
-    case: TokenizedSample, receiver: TextModel, natives: Sequence[int]
+    sample: TokenizedSample, receiver: TextModel, natives: Sequence[int]
 ) -> tuple[KVState, Mapping[int, Tensor]]:
     """The receiver's state of the whole context, and the message's hidden states at some layers."""
-    ids = torch.tensor(case.ids, device=receiver.device)
+    ids = torch.tensor(sample.ids, device=receiver.device)
     prefill = receiver.prefill(ids, capture=natives)
-    return prefill.state, {layer: prefill.hidden[layer][case.at :] for layer in natives}
+    return prefill.state, {layer: prefill.hidden[layer][sample.at :] for layer in natives}
 
 
 class ClosedForms:
@@ -109,22 +112,22 @@ class ClosedForms:
         """Fill the Gram matrices from a corpus."""
         layers = range(len(self.receiver.geometry.layers))
         gram = Gram(self.columns, width(self.receiver.geometry, layers), self.receiver.device)
-        for lesson in teach(corpus.stream(seed), seed):
-            case = prepare(lesson, self.sharer, self.receiver)
-            full, hidden = _read(case, self.receiver, self.natives)
-            skip = max(SINK - case.at, 0)
-            features = self._features(case, hidden)
+        for drawn in draw_samples(corpus.stream(seed), seed):
+            sample = prepare(drawn, self.sharer, self.receiver)
+            full, hidden = _read(sample, self.receiver, self.natives)
+            skip = max(SINK - sample.at, 0)
+            features = self._features(sample, hidden)
             if len(features) > skip:
-                targets = target_rows(full, case, self.receiver, layers)
+                targets = target_rows(full, sample, self.receiver, layers)
                 gram.add(features[skip:], targets[skip:])
             report(min(gram.count / tokens, 1.0))
             if gram.count >= tokens:
                 break
         self._gram = gram
 
-    def _features(self, case: TokenizedSample, hidden: Mapping[int, Tensor]) -> Tensor:
-        theirs = sharer_rows(case, self.sharer, self.wide.source_layers)
-        rows = feature_rows(self.wide, theirs, case.ids, case.at, self.receiver, None)
+    def _features(self, sample: TokenizedSample, hidden: Mapping[int, Tensor]) -> Tensor:
+        theirs = sharer_rows(sample, self.sharer, self.wide.source_layers)
+        rows = feature_rows(self.wide, theirs, sample.ids, sample.at, self.receiver, None)
         return torch.cat([rows, *(hidden[layer].float() for layer in self.natives)], dim=1)
 
     def columns_of(self, config: ProjectorConfig) -> list[int]:
@@ -174,7 +177,7 @@ class ClosedForms:
             deviation=solution.deviation[first:],
         )
 
-    def ways(self, config: ProjectorConfig, projector: Projector) -> tuple[Way, Way]:
+    def ways(self, config: ProjectorConfig, projector: Projector) -> tuple[Condition, Condition]:
         """The state that a closed form makes, and the same from another example's message."""
         columns = torch.tensor(self.columns_of(config), device=self.receiver.device)
         theirs = width(self.sharer.geometry, config.source_layers)
@@ -182,13 +185,13 @@ class ClosedForms:
         def make(trial: Trial, features: Tensor) -> KVState:
             native = tuple(
                 LayerState(
-                    layer.keys[:, trial.case.at - layer.first :],
-                    layer.values[:, trial.case.at - layer.first :],
-                    trial.case.at,
+                    layer.keys[:, trial.sample.at - layer.first :],
+                    layer.values[:, trial.sample.at - layer.first :],
+                    trial.sample.at,
                 )
                 for layer in trial.full.layers[: config.native_layers]
             )
-            return projected_state(projector, features, native, trial.case.at, self.receiver)
+            return projected_state(projector, features, native, trial.sample.at, self.receiver)
 
         def own(trial: Trial, other: Trial) -> KVState:
             return make(trial, self._of(trial)[:, columns])
@@ -205,8 +208,8 @@ class ClosedForms:
         if trial.index not in self._held:
             while len(self._held) > 2:
                 self._held.pop(next(iter(self._held)))
-            hidden = _read(trial.case, self.receiver, self.natives)[1] if self.natives else {}
-            self._held[trial.index] = self._features(trial.case, hidden)
+            hidden = _read(trial.sample, self.receiver, self.natives)[1] if self.natives else {}
+            self._held[trial.index] = self._features(trial.sample, hidden)
         return self._held[trial.index]
 
     def release(self) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from study import Progress
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.fit.checkpoint import forget
-from unspoken.channels.bridges.fit.fuse_training import fit_fuser
-from unspoken.channels.bridges.fit.progress import FuseProgress
+from unspoken.channels.bridges.fit.fuse_training import FuserFit
+from unspoken.channels.bridges.fit.progress import FitProgress
 from unspoken.channels.bridges.fit.settings import FuseSettings
 from unspoken.channels.bridges.folder import MANIFEST, write
 from unspoken.channels.bridges.fuser import Fuser, fuse_tensors, load_fuser
@@ -109,12 +109,12 @@ def _fitted(
     work, corpus = work_folder(store, *ends), load_corpus()
     watch = _watch(progress, f"fitting {name}: {sharer.ref} -> {receiver.ref}")
     with store.lock(*ends, waiting=progress):
-        fitted = fit_fuser(sharer, receiver, corpus, settings, watch, work=work)
+        fitted = FuserFit(sharer, receiver, corpus, settings, report=watch, work=work).run()
         if place is not None:
             manifest = BridgeManifest.new(
                 ModelDescription.of(sharer, sharer.ref),
                 ModelDescription.of(receiver, receiver.ref),
-                config={"fuse": fitted.fuser.config.to_dict()},
+                config={"fuse": fitted.module.config.to_dict()},
                 dtype=DTYPE,
                 data=FitData(
                     sources=corpus.sources,
@@ -124,10 +124,10 @@ def _fitted(
                 ),
                 fit={**fitted.figures, **({"command": plan.command} if plan.command else {})},
             )
-            write(place, manifest, fuse_tensors(fitted.fuser, DTYPE))
+            write(place, manifest, fuse_tensors(fitted.module, DTYPE))
         forget(work, "fuse")
     # What is kept is stored in few bits: it is measured as it was stored.
-    return (fitted.fuser, fitted.figures) if place is None else load_fuser(place, sharer, receiver)
+    return (fitted.module, fitted.figures) if place is None else load_fuser(place, sharer, receiver)
 
 
 def _control(settings: FuseSettings, fuser: Fuser, fit: Figures) -> FuseSettings:
@@ -147,10 +147,10 @@ def _control(settings: FuseSettings, fuser: Fuser, fit: Figures) -> FuseSettings
     )
 
 
-def _watch(progress: Progress, what: str) -> Callable[[FuseProgress], None]:
-    def show(step: FuseProgress) -> None:
-        if step.gain is not None:
-            gains = ", ".join(f"{name} {value:+.3f}" for name, value in step.gain.items())
+def _watch(progress: Progress, what: str) -> Callable[[FitProgress], None]:
+    def show(step: FitProgress) -> None:
+        if step.scores is not None:
+            gains = step.scores.describe()
             progress(f"{what}: {step.fraction:.0%}, held-out loss taken off: {gains}")
 
     return show

@@ -167,7 +167,7 @@ def _caches(
         }
         for condition, (module, read) in inputs.items():
             states = fused_context(module, read, receiver)
-            last = read.case.ids[-1]
+            last = read.sample.ids[-1]
             chosen[condition].append(choose(receiver, last, states, row.options, row.answer))
         prompt = choice_prompt(row.question)
         chosen[SHARER].append(answer_text(sharer, prompt, row.options, row.answer))

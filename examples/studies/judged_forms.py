@@ -7,7 +7,7 @@ from typing import Any
 from closed_forms import ClosedForms
 from unspoken.channels.bridges.audit.controls import MISMATCHED
 from unspoken.channels.bridges.audit.rows import AuditRows
-from unspoken.channels.bridges.audit.trial import Judged, Trials, Way, judge
+from unspoken.channels.bridges.audit.trial import Condition, Judged, Trials, judge
 from unspoken.channels.data.text import Corpus
 from unspoken.channels.metrics import kept
 
@@ -19,19 +19,19 @@ def passages_of(
 ) -> tuple[Trials, str]:
     """Passages to judge forms on, and the text that they come of."""
     rows = AuditRows.load(file, passages=count, questions=0, records=0, corpus=corpus)
-    lessons = rows.lessons("continuation", forms.receiver)
-    return Trials(lessons, forms.wide, forms.sharer, forms.receiver), rows.text
+    samples = rows.samples("continuation", forms.receiver)
+    return Trials(samples, forms.wide, forms.sharer, forms.receiver), rows.text
 
 
 def questions_of(file: Path, corpus: Corpus, forms: ClosedForms, count: int) -> Trials:
     """Questions to judge forms on."""
     rows = AuditRows.load(None, file, questions=count, records=0, corpus=corpus)
-    lessons = rows.lessons("question", forms.receiver)
-    return Trials(lessons, forms.wide, forms.sharer, forms.receiver)
+    samples = rows.samples("question", forms.receiver)
+    return Trials(samples, forms.wide, forms.sharer, forms.receiver)
 
 
 def judged_rows(
-    trials: Trials, conditions: Mapping[str, tuple[Way, Way]]
+    trials: Trials, conditions: Mapping[str, tuple[Condition, Condition]]
 ) -> dict[str, dict[str, Any]]:
     """A line of figures per condition.
 

@@ -32,7 +32,7 @@ class FakeBridge:
 
     theirs: LocalModel
     ours: LocalModel
-    earned: float | None = 0.9
+    retention_lower_bound: float | None = 0.9
     native_layers: int = 0
     needs_full_state: bool = True
     fuses: bool = True

@@ -22,7 +22,7 @@ AUDIT = Audit(
         {"task": "qa", "message": "a | b", "loss": 2.5, "accuracy": None},
     ),
     summary={"retention": 0.8125, "specific_retention": 0.75, "note": "on two files", "gap": None},
-    earned=0.7,
+    retention_lower_bound=0.7,
 )
 
 

@@ -1,6 +1,4 @@
-"""Answers of a receiver over a message it was handed: the likeliest of several, or a few words of
-its own.
-"""
+"""Answers of a receiver over a message: the likeliest of several, or a few words of its own."""
 
 from collections.abc import Sequence
 
@@ -44,8 +42,7 @@ def losses_of(
 def greedy(
     receiver: TextModel, states: Sequence[KVState], asked: Sequence[int], tokens: int = 16
 ) -> str:
-    """The receiver's likeliest next words, up to `tokens` tokens, the end of its turn, or of the
-    line.
+    """The receiver's likeliest next words, up to `tokens` tokens or the end of its turn or line.
 
     Args:
         receiver: Answers.

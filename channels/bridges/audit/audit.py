@@ -1,22 +1,26 @@
-"""What a bridge carries of a message, measured against the text, no message, and messages that say
-nothing.
-"""
+"""What a bridge carries of a message, held against the text, no message, and empty messages."""
 
 import datetime as dt
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from unspoken.channels.bridges.audit.answers import greedy, losses_of
-from unspoken.channels.bridges.audit.controls import BRIDGE, MISMATCHED, Controls, ways_of
+from unspoken.channels.bridges.audit.controls import (
+    BRIDGE,
+    MISMATCHED,
+    Controls,
+    conditions_of,
+)
 from unspoken.channels.bridges.audit.fuse_audit import with_fuse
 from unspoken.channels.bridges.audit.rows import AuditRows
 from unspoken.channels.bridges.audit.tables import NONE, TEXT, Row, figures, mean, table
 from unspoken.channels.bridges.audit.timing import OWN, SIZES, scene, timings
-from unspoken.channels.bridges.audit.trial import Trial, Trials, Way, judge
+from unspoken.channels.bridges.audit.trial import Condition, Trial, Trials, judge
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.features import width
-from unspoken.channels.bridges.manifest import Audit
+from unspoken.channels.bridges.manifest import Audit, Figures
 from unspoken.channels.data.text import Corpus
 from unspoken.channels.errors import InputError
 from unspoken.channels.kv.state import KVState
@@ -26,7 +30,6 @@ from unspoken.channels.model import TextModel
 __all__ = ["AuditSettings", "audit"]
 
 Report = Callable[[str, float], None]
-Summary = dict[str, float | int | str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +67,11 @@ def audit(
     """Measure a bridge.
 
     Every row is answered under: the full text; no message; the bridge; the bridge with another
-    example's message, with
-    zeros, and with noise of the message's own mean and deviation per column; and two maps of the
-    bridge's rank refitted on `corpus`, one without the sharer, one with the receiver as its own
-    sharer. All ways keep the receiver's own state of the context's first tokens and of the
-    message's last. A bridge with fuse mode is measured on questions with options besides; see
-    `with_fuse`.
+    example's message, with zeros, and with noise of the message's own mean and deviation per
+    column; and two maps of the bridge's rank refitted on `corpus`, one without the sharer, one with
+    the receiver as its own sharer. All conditions keep the receiver's own state of the context's
+    first tokens and of the message's last. A bridge with fuse mode is measured on questions with
+    options besides; see `with_fuse`.
 
     Args:
         bridge: The bridge, as it is stored.
@@ -93,9 +95,8 @@ def audit(
             fix="leave --choice out",
         )
     settings = settings or AuditSettings()
-    run = _Audit(bridge, sharer, receiver, settings, report)
-    found, summary = run.all(rows, corpus)
-    earned = summary["earned"]
+    table, summary = _Audit(bridge, sharer, receiver, settings, report).all(rows, corpus)
+    bound = summary["retention_lower_bound"]
     summary = {
         name if rows.brought & _kinds(name) else f"{name}_builtin": value
         for name, value in summary.items()
@@ -104,15 +105,17 @@ def audit(
         date=dt.date.today(),
         machine=dict(machine or {}),
         files=rows.files,
-        rows=tuple(found),
+        rows=tuple(table),
         summary=summary,
-        earned=float(earned) if isinstance(earned, int | float) else None,
+        retention_lower_bound=float(bound) if isinstance(bound, int | float) else None,
     )
     return with_fuse(measured, bridge.fuser, sharer, receiver, rows, report)
 
 
 def _kinds(figure: str) -> frozenset[str]:
     """The kinds of rows that a figure comes of; those of none in particular count for all."""
+    if figure == "retention_lower_bound":
+        return frozenset(("text", "qa", "recall"))
     if figure.startswith(("retention", "specific", "kl", "top1")):
         return frozenset(("text",))
     kind = figure.partition("_")[0]
@@ -131,8 +134,9 @@ class _Audit:
         self.bridge, self.sharer, self.receiver = bridge, sharer, receiver
         self.settings, self.report = settings, report
         self.config = bridge.projector.config
+        self.conditions: dict[str, Condition] = {}
 
-    def all(self, rows: AuditRows, corpus: Corpus) -> tuple[list[Row], Summary]:
+    def all(self, rows: AuditRows, corpus: Corpus) -> tuple[list[Row], Figures]:
         settings = self.settings
         bridge, receiver = self.bridge, self.receiver
         bridge.projector.to(receiver.device)
@@ -146,75 +150,61 @@ class _Audit:
             seed=settings.seed,
         )
         columns = width(self.sharer.geometry, self.config.source_layers)
-        ways = ways_of(bridge.projector, columns, receiver, seed=settings.seed)
-        ways |= controls.ways()
-        found = [
-            *self._passages(rows, ways),
-            *self._questions(rows, ways),
-            *self._records(rows, ways),
+        conditions = conditions_of(bridge.projector, columns, receiver, seed=settings.seed)
+        self.conditions = {**conditions, **controls.conditions()}
+        table = [
+            *self._measure("continuation", rows),
+            *self._measure("question", rows, "f1", partial(self._f1, rows)),
+            *self._measure("recall", rows, "accuracy", partial(self._choice, rows)),
         ]
         timed = self._timed(rows.text)
-        summary = _fit_figures(bridge) | _summary(found) | _speed(timed)
+        summary = _fit_figures(bridge) | _summary(table) | _speed(timed)
         state = self.sharer.geometry.bytes_per_token(self.sharer.dtype.itemsize)
         summary["bytes_per_token_state"] = state
-        return [*found, *timed], summary
+        return [*table, *timed], summary
 
-    def _trials(self, rows: AuditRows, kind: str) -> Trials:
-        lessons = rows.lessons(kind, self.receiver)
-        return Trials(lessons, self.config, self.sharer, self.receiver)
-
-    def _passages(self, rows: AuditRows, ways: Mapping[str, Way]) -> list[Row]:
-        trials = self._trials(rows, "continuation")
-        judged = judge(trials, ways, self._each("continuation", len(trials)))
-        return table("continuation", judged, seed=self.settings.seed)
-
-    def _questions(self, rows: AuditRows, ways: Mapping[str, Way]) -> list[Row]:
-        trials = self._trials(rows, "question")
+    def _measure(
+        self,
+        data: str,
+        rows: AuditRows,
+        figure: str = "",
+        score: Callable[[Trial, Sequence[KVState]], float | None] = lambda trial, states: None,
+    ) -> list[Row]:
+        """The table of one data set, with a figure of the receiver's answers where there is one."""
+        samples = rows.samples(data, self.receiver)
+        trials = Trials(samples, self.config, self.sharer, self.receiver)
         scores: dict[str, list[float]] = {}
 
-        def answer(trial: Trial, made: Mapping[str, KVState]) -> None:
-            if trial.index < self.settings.answered:
-                for way, states in _asked(trial, made).items():
-                    said = greedy(self.receiver, states, trial.asked, self.settings.written)
-                    scores.setdefault(way, []).append(f1(said, rows.qa[trial.index].answers))
+        def each(trial: Trial, projected: Mapping[str, KVState]) -> None:
+            for condition, states in _asked(trial, projected).items():
+                value = score(trial, states)
+                if value is not None:
+                    scores.setdefault(condition, []).append(value)
+            self.report(data, (trial.index + 1) / len(trials))
 
-        judged = judge(trials, ways, self._each("question", len(trials), answer))
-        more = {way: {"f1": mean(found)} for way, found in scores.items()}
-        return table("question", judged, seed=self.settings.seed, more=more)
+        judged = judge(trials, self.conditions, each)
+        more = {condition: {figure: mean(values)} for condition, values in scores.items()}
+        return table(data, judged, seed=self.settings.seed, more=more)
 
-    def _records(self, rows: AuditRows, ways: Mapping[str, Way]) -> list[Row]:
-        trials = self._trials(rows, "recall")
-        right: dict[str, list[float]] = {}
+    def _f1(self, rows: AuditRows, trial: Trial, states: Sequence[KVState]) -> float | None:
+        """Of an answer in words, for the first few questions."""
+        if trial.index >= self.settings.answered:
+            return None
+        said = greedy(self.receiver, states, trial.asked, self.settings.written)
+        return f1(said, rows.qa[trial.index].answers)
 
-        def choose(trial: Trial, made: Mapping[str, KVState]) -> None:
-            row = rows.recall[trial.index]
-            values = list(dict(row.records).values())
-            answers = [self._value(value) for value in values]
-            for way, states in _asked(trial, made).items():
-                losses = losses_of(self.receiver, states, trial.asked, answers)
-                best = values[losses.index(min(losses))]
-                right.setdefault(way, []).append(float(best == row.value))
-
-        judged = judge(trials, ways, self._each("recall", len(trials), choose))
-        more = {way: {"accuracy": mean(found)} for way, found in right.items()}
-        return table("recall", judged, seed=self.settings.seed, more=more)
+    def _choice(self, rows: AuditRows, trial: Trial, states: Sequence[KVState]) -> float:
+        """1 where the likeliest of the records' values is the one that was asked for."""
+        row = rows.recall[trial.index]
+        values = list(dict(row.records).values())
+        answers = [self._value(value) for value in values]
+        losses = losses_of(self.receiver, states, trial.asked, answers)
+        return float(values[losses.index(min(losses))] == row.value)
 
     def _value(self, value: str) -> tuple[int, ...]:
-        """A value's ids, written the way `prepare` writes the answer."""
+        """A value's ids, written as `prepare` writes the answer."""
         ask = self.receiver.frame("chat").ask
         return self.receiver.words(value if ask else f" {value}")[0][:64]
-
-    def _each(
-        self,
-        stage: str,
-        rows: int,
-        also: Callable[[Trial, Mapping[str, KVState]], None] = lambda trial, made: None,
-    ) -> Callable[[Trial, Mapping[str, KVState]], None]:
-        def each(trial: Trial, made: Mapping[str, KVState]) -> None:
-            also(trial, made)
-            self.report(stage, (trial.index + 1) / rows)
-
-        return each
 
     def _timed(self, text: str) -> list[Row]:
         rows: list[Row] = []
@@ -225,31 +215,31 @@ class _Audit:
                 continue
             seconds = timings(self.bridge, made, self.receiver, self.settings.repeats)
             least = seconds["floor"] + seconds["products"]
-            for way, found in seconds.items():
-                rows.append(
-                    {
-                        "data": "time",
-                        "tokens": size,
-                        "way": way,
-                        "own_tokens": OWN,
-                        "ttft_s": round(found, 5),
-                        "speedup_over_text": round(seconds["text"] / found, 2),
-                        "over_floor_and_products": round(found / least, 3),
-                        "state_bytes": made.state.nbytes,
-                        "text_bytes": made.text_bytes,
-                    }
-                )
+            rows += [
+                {
+                    "data": "time",
+                    "tokens": size,
+                    "way": condition,
+                    "own_tokens": OWN,
+                    "ttft_s": round(taken, 5),
+                    "speedup_over_text": round(seconds["text"] / taken, 2),
+                    "over_floor_and_products": round(taken / least, 3),
+                    "state_bytes": made.state.nbytes,
+                    "text_bytes": made.text_bytes,
+                }
+                for condition, taken in seconds.items()
+            ]
         self.report("time", 1.0)
         return rows
 
 
-def _asked(trial: Trial, made: Mapping[str, KVState]) -> dict[str, list[KVState]]:
-    """What a question follows, by the ways whose answers are looked at."""
-    by_state = {way: trial.states(made[way]) for way in (BRIDGE, MISMATCHED)}
+def _asked(trial: Trial, projected: Mapping[str, KVState]) -> dict[str, list[KVState]]:
+    """What a question follows, by the conditions whose answers are looked at."""
+    by_state = {name: trial.states(projected[name]) for name in (BRIDGE, MISMATCHED)}
     return {TEXT: trial.own, NONE: [trial.head], **by_state}
 
 
-def _fit_figures(bridge: Bridge) -> Summary:
+def _fit_figures(bridge: Bridge) -> Figures:
     fit, stored = bridge.manifest.fit, bridge.manifest.tensors.bytes
     names = ("fit_minutes_closed_form", "fit_minutes_total")
     return {name: fit.get(name) for name in names} | {
@@ -257,7 +247,7 @@ def _fit_figures(bridge: Bridge) -> Summary:
     }
 
 
-def _summary(rows: list[Row]) -> Summary:
+def _summary(rows: list[Row]) -> Figures:
     """The figures that matter, of the bridge."""
     text, asked, recalled = (
         figures(rows, data, BRIDGE) for data in ("continuation", "question", "recall")
@@ -278,14 +268,12 @@ def _summary(rows: list[Row]) -> Summary:
         "recall_accuracy": recalled.get("accuracy"),
         "recall_accuracy_text": figures(rows, "recall", TEXT).get("accuracy"),
         "recall_accuracy_mismatched": figures(rows, "recall", MISMATCHED).get("accuracy"),
-        "earned": _earned([text, asked, recalled]),
+        "retention_lower_bound": _lower_bound([text, asked, recalled]),
     }
 
 
-def _earned(rows: list[Row]) -> float:
-    """The lower bound of the weakest specific retention; a kind whose text gains nothing has none
-    to keep.
-    """
+def _lower_bound(rows: list[Row]) -> float:
+    """The lowest lower bound of specific retention; kinds whose text gains nothing are skipped."""
     measured = [row for row in rows if row["specific"] is not None]
     lows = [row["specific_low"] for row in measured]
     if not lows or any(low is None for low in lows):
@@ -293,14 +281,14 @@ def _earned(rows: list[Row]) -> float:
     return float(min(lows))
 
 
-def _speed(rows: list[Row]) -> Summary:
+def _speed(rows: list[Row]) -> Figures:
     by_size = {row["tokens"]: row for row in rows if row["way"] == BRIDGE}
-    found: Summary = {
+    summary: Figures = {
         f"ttft_speedup_{size}": by_size[size]["speedup_over_text"] for size in by_size
     }
     if 1024 in by_size:
-        found["ttft_over_floor_and_products_1024"] = by_size[1024]["over_floor_and_products"]
+        summary["ttft_over_floor_and_products_1024"] = by_size[1024]["over_floor_and_products"]
     if by_size:
         longest = by_size[max(by_size)]
-        found["bytes_per_token_text"] = round(longest["text_bytes"] / longest["tokens"], 2)
-    return found
+        summary["bytes_per_token_text"] = round(longest["text_bytes"] / longest["tokens"], 2)
+    return summary

@@ -1,42 +1,41 @@
-"""What a bridge is held against: messages that say nothing, and maps refitted on other features."""
+"""What a bridge is held against: messages that say nothing, and maps of other features."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
-from unspoken.channels.bridges.audit.trial import Trial, Way
+from unspoken.channels.bridges.audit.trial import Condition, Trial
 from unspoken.channels.bridges.features import width
-from unspoken.channels.bridges.fit.example import Example, example, target_rows
-from unspoken.channels.bridges.fit.initialization import start_from
+from unspoken.channels.bridges.fit.example import Example, features_of
+from unspoken.channels.bridges.fit.initialization import add_rows, new_projector, start_from
 from unspoken.channels.bridges.fit.ridge import Gram, Solution
-from unspoken.channels.bridges.fit.samples import Sample, TokenizedSample, teach
+from unspoken.channels.bridges.fit.samples import Sample, TokenizedSample, draw_samples
 from unspoken.channels.bridges.fit.validation import swapped
-from unspoken.channels.bridges.projection import SINK, projected_state
+from unspoken.channels.bridges.projection import projected_state
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.data.text import Corpus
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import TextModel
 
-__all__ = ["BRIDGE", "MISMATCHED", "Controls", "own_case", "projector_of", "ways_of"]
+__all__ = ["BRIDGE", "MISMATCHED", "Controls", "as_own_sharer", "conditions_of", "projector_of"]
 
 BRIDGE, MISMATCHED = "bridge", "another example's message"
 COLUMNS = 12_288
 
 
-def own_case(case: TokenizedSample, full: KVState) -> TokenizedSample:
-    """A case whose sharer is the receiver itself, by its own state of the whole context."""
-    rows = torch.arange(case.at, len(case.ids), device=full.device)
-    return replace(case, state=full, rows=rows)
+def as_own_sharer(sample: TokenizedSample, full: KVState) -> TokenizedSample:
+    """A sample whose sharer is the receiver itself, by its own state of the whole context."""
+    rows = torch.arange(sample.at, len(sample.ids), device=full.device)
+    return replace(sample, state=full, rows=rows)
 
 
-def read_alone(lesson: Sample, receiver: TextModel) -> TokenizedSample:
-    """A lesson's message as the receiver alone reads it, without tails."""
-    frame = receiver.frame(lesson.frame)
-    ids = (*frame.before, *receiver.words(lesson.text)[0])
+def read_alone(sample: Sample, receiver: TextModel) -> TokenizedSample:
+    """A sample's message as the receiver alone reads it, without targets."""
+    frame = receiver.frame(sample.frame)
+    ids, at = (*frame.before, *receiver.words(sample.text)[0]), len(frame.before)
     full = receiver.read(ids)
-    at = len(frame.before)
-    return TokenizedSample(ids, at, full, torch.arange(at, len(ids), device=full.device), ())
+    return TokenizedSample(ids, at, full, torch.arange(at, len(ids), device=full.device))
 
 
 def projector_of(
@@ -47,15 +46,12 @@ def projector_of(
     *,
     seed: int = 0,
 ) -> Projector:
-    """The closed form of a solution, as a projector without a residual; None gives the one that
-    maps all to zero.
-    """
-    plain = replace(config, hidden=0)
-    made = Projector(plain, sharer.geometry, receiver.geometry).to(receiver.device)
+    """The closed form as a projector without a residual; None gives one that maps all to zero."""
+    projector = new_projector(replace(config, hidden=0), sharer, receiver)
     if solution is not None:
-        encode, decode = solution.cut(plain.rank, seed=seed)
-        start_from(made, solution, encode, decode)
-    return made.eval().requires_grad_(False)
+        encode, decode = solution.cut(config.rank, seed=seed)
+        start_from(projector, solution, encode, decode)
+    return projector.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +99,9 @@ class Controls:
         targets = config.target_layers(receiver.geometry)
         inputs = width(receiver.geometry, layers)
         gram = Gram(inputs + extra, width(receiver.geometry, targets), receiver.device)
-        for lesson in teach(corpus.stream(seed), seed + 31):
-            case = read_alone(lesson, receiver)
-            made = example(own, case, receiver, receiver, case.state, teach=False)
-            skip = max(SINK - case.at, 0)
-            rows = target_rows(case.state, case, receiver, targets)
-            if len(rows) > skip:
-                gram.add(made.features[skip:].float(), rows[skip:])
+        for drawn in draw_samples(corpus.stream(seed), seed + 31):
+            sample = read_alone(drawn, receiver)
+            add_rows(gram, own, sample, receiver, receiver, sample.state)
             if gram.count >= tokens:
                 break
         columns = torch.arange(inputs, inputs + extra, device=receiver.device)
@@ -124,26 +116,23 @@ class Controls:
             width(sharer.geometry, config.source_layers),
         )
 
-    def ways(self) -> Mapping[str, Way]:
-        """The two ways, by name."""
+    def conditions(self) -> Mapping[str, Condition]:
+        """The two, by name."""
 
         def without(trial: Trial, other: Trial) -> KVState:
-            features = trial.made.features[:, self.columns :]
-            return _project(self.alone, replace(trial.made, features=features), self.receiver)
+            features = trial.example.features[:, self.columns :]
+            return _project(self.alone, replace(trial.example, features=features), self.receiver)
 
         def itself(trial: Trial, other: Trial) -> KVState:
-            case, model = own_case(trial.case, trial.full), self.receiver
-            config = self.itself.config
-            made = example(config, case, model, model, trial.full, teach=False)
-            return _project(self.itself, made, model)
+            sample, model = as_own_sharer(trial.sample, trial.full), self.receiver
+            features, native = features_of(self.itself.config, sample, model, model)
+            return projected_state(self.itself, features, native, sample.at, model)
 
         return {"without the sharer": without, "the receiver as its own sharer": itself}
 
 
 def _spaced(config: ProjectorConfig, receiver: TextModel, columns: int) -> tuple[int, ...]:
-    """As many of the receiver's layers as the bridge reads of its sharer's, evenly spread, within
-    the columns.
-    """
+    """As many of the receiver's layers as the bridge reads of its sharer's, within the columns."""
     count = len(receiver.geometry.layers)
     wanted = min(max(len(config.source_layers), 1), count)
     while True:
@@ -154,13 +143,13 @@ def _spaced(config: ProjectorConfig, receiver: TextModel, columns: int) -> tuple
         wanted -= 1
 
 
-def _project(projector: Projector, made: Example, receiver: TextModel) -> KVState:
-    return projected_state(projector, made.features, made.native, made.at, receiver)
+def _project(projector: Projector, ex: Example, receiver: TextModel) -> KVState:
+    return projected_state(projector, ex.features, ex.native, ex.at, receiver)
 
 
-def ways_of(
+def conditions_of(
     projector: Projector, columns: int, receiver: TextModel, *, seed: int = 0
-) -> dict[str, Way]:
+) -> dict[str, Condition]:
     """The bridge itself, and the bridge with a message that says nothing of this example.
 
     Args:
@@ -171,23 +160,23 @@ def ways_of(
     """
 
     def bridge(trial: Trial, other: Trial) -> KVState:
-        return _project(projector, trial.made, receiver)
+        return _project(projector, trial.example, receiver)
 
     def mismatched(trial: Trial, other: Trial) -> KVState:
-        return _project(projector, swapped(trial.made, other.made, columns), receiver)
+        return _project(projector, swapped(trial.example, other.example, columns), receiver)
 
     def zeros(trial: Trial, other: Trial) -> KVState:
-        features = trial.made.features.clone()
+        features = trial.example.features.clone()
         features[:, :columns] = 0
-        return _project(projector, replace(trial.made, features=features), receiver)
+        return _project(projector, replace(trial.example, features=features), receiver)
 
     def noise(trial: Trial, other: Trial) -> KVState:
-        features = trial.made.features.clone()
+        features = trial.example.features.clone()
         own = features[:, :columns].float()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + trial.index)
         drawn = torch.randn(own.shape, generator=generator).to(own.device)
         spread = own.std(dim=0, correction=0)
         features[:, :columns] = (own.mean(dim=0) + spread * drawn).to(features.dtype)
-        return _project(projector, replace(trial.made, features=features), receiver)
+        return _project(projector, replace(trial.example, features=features), receiver)
 
     return {BRIDGE: bridge, MISMATCHED: mismatched, "zeros": zeros, "noise": noise}

@@ -1,5 +1,4 @@
-"""What fuse mode adds: questions with options, answered by the receiver alone, fused, and fused
-with another's state.
+"""What fuse mode adds: questions with options, answered alone, fused, and with another's state.
 
 The options are not shown; each is scored by its log-likelihood over its characters (lm-eval's
 ``acc_norm``).
@@ -48,15 +47,15 @@ def with_fuse(
     marks = _marks(fuser, sharer, receiver, rows.choice, report)
     end = "" if "choice" in rows.brought else "_builtin"
     summary = {"fuse_n": len(rows.choice), "fuse_accuracy": _share(marks[FUSED])}
-    for name, way in (("alone", ALONE), ("mismatched", OTHER)):
-        gap = paired(marks[FUSED], marks[way])
+    for name, condition in (("alone", ALONE), ("mismatched", OTHER)):
+        gap = paired(marks[FUSED], marks[condition])
         names = (f"fuse_over_{name}{part}" for part in ("", "_low", "_high"))
-        summary |= {f"fuse_accuracy_{name}": _share(marks[way])}
+        summary |= {f"fuse_accuracy_{name}": _share(marks[condition])}
         summary |= {key: round(value, 4) for key, value in zip(names, gap, strict=True)}
     table = []
-    for way, found in marks.items():
-        low, high = (round(one, 4) for one in wilson(sum(found), len(found)))
-        line = {"data": FUSE, "way": way, "rows": len(found), "accuracy": _share(found)}
+    for condition, right in marks.items():
+        low, high = (round(end, 4) for end in wilson(sum(right), len(right)))
+        line = {"data": FUSE, "way": condition, "rows": len(right), "accuracy": _share(right)}
         table.append(line | {"accuracy_low": low, "accuracy_high": high})
     named = {name + end: value for name, value in summary.items()}
     both = {"rows": (*audit.rows, *table), "summary": {**audit.summary, **named}}
@@ -71,25 +70,29 @@ def _marks(
     rows: Sequence[ChoiceRow],
     report: Callable[[str, float], None],
 ) -> dict[str, list[bool]]:
-    """Per way, whether each row was answered rightly."""
+    """Per condition, whether each row was answered rightly."""
     fuser.to(receiver.device)
-    marks: dict[str, list[bool]] = {way: [] for way in (ALONE, FUSED, OTHER)}
+    marks: dict[str, list[bool]] = {condition: [] for condition in (ALONE, FUSED, OTHER)}
     before = read_both(rows[-1], fuser, sharer, receiver).theirs
     for number, row in enumerate(rows, 1):
-        made = read_both(row, fuser, sharer, receiver)
-        other = replace(made, theirs=ending_as(before, len(made.theirs)))
-        for way, module, one in ((ALONE, None, made), (FUSED, fuser, made), (OTHER, fuser, other)):
-            states = fused_context(module, one, receiver)
-            marks[way].append(_right(receiver, one.case.ids[-1], states, row))
-        before = made.theirs
+        own = read_both(row, fuser, sharer, receiver)
+        other = replace(own, theirs=ending_as(before, len(own.theirs)))
+        for condition, module, given in (
+            (ALONE, None, own),
+            (FUSED, fuser, own),
+            (OTHER, fuser, other),
+        ):
+            states = fused_context(module, given, receiver)
+            marks[condition].append(_right(receiver, own.sample.ids[-1], states, row))
+        before = own.theirs
         report(FUSE, number / len(rows))
     return marks
 
 
 def read_both(row: ChoiceRow, fuser: Fuser, sharer: TextModel, receiver: TextModel) -> FuseInput:
     """A question, without its options, as both models have read it."""
-    case = prepare(Sample(choice_prompt(row.question), ()), sharer, receiver)
-    return fuse_input(fuser.config, case, sharer, receiver)
+    sample = prepare(Sample(choice_prompt(row.question), ()), sharer, receiver)
+    return fuse_input(fuser.config, sample, sharer, receiver)
 
 
 def ending_as(theirs: Tensor, length: int) -> Tensor:

@@ -18,7 +18,9 @@ from unspoken.channels.data.rows import (
     read_choice,
     read_qa,
     read_recall,
-    sample,
+)
+from unspoken.channels.data.rows import (
+    sample as draw,
 )
 from unspoken.channels.data.sources import read_text
 from unspoken.channels.data.text import Corpus
@@ -97,18 +99,16 @@ class AuditRows:
                 field.
         """
         unseen = seed + UNSEEN
-        asked = (
-            builtin_qa(questions, unseen) if qa is None else sample(read_qa(qa), questions, seed)
-        )
+        asked = builtin_qa(questions, unseen) if qa is None else draw(read_qa(qa), questions, seed)
         known = (
             builtin_recall(records, unseen)
             if recall is None
-            else sample(read_recall(recall), records, seed)
+            else draw(read_recall(recall), records, seed)
         )
         chosen = (
             builtin_choice(choices, unseen)
             if choice is None
-            else sample(read_choice(choice), choices, seed)
+            else draw(read_choice(choice), choices, seed)
         )
         words = _held_out(corpus) if text is None else read_text(text)
         counts = ((text, passages), (qa, len(asked)), (recall, len(known)), (choice, len(chosen)))
@@ -130,9 +130,9 @@ class AuditRows:
             InputError: The text is too short, or all rows of a kind have one message.
         """
         for kind in ("continuation", "question", "recall"):
-            require_two(self.lessons(kind, receiver))
+            require_two(self.samples(kind, receiver))
 
-    def lessons(self, kind: str, receiver: TextModel) -> list[Sample]:
+    def samples(self, kind: str, receiver: TextModel) -> list[Sample]:
         """Messages with one answer each, of ``continuation``, ``question`` or ``recall``.
 
         Raises:
@@ -148,15 +148,15 @@ class AuditRows:
         return made[kind]()
 
 
-def require_two(lessons: Sequence[Sample]) -> None:
+def require_two(samples: Sequence[Sample]) -> None:
     """Refuse rows among which no message can be held against another's.
 
     Raises:
         InputError: All have one message.
     """
-    if len({lesson.text for lesson in lessons}) < 2:
+    if len({sample.text for sample in samples}) < 2:
         raise InputError(
-            f"{len(lessons)} rows with one message between them",
+            f"{len(samples)} rows with one message between them",
             expected="at least two different messages, so that one can be compared with another",
             fix="give a file with more rows",
         )
@@ -186,20 +186,20 @@ def passages(
             fix="give a longer file",
         )
     stride = (len(ends) - needed - 1) // max(count - 1, 1)
-    lessons = []
+    samples = []
     for index in range(count):
         first = index * stride
         start, cut, stop = (
             ends[at - 1] if at else 0 for at in (first, first + message, first + needed)
         )
-        tail = Target("", text[cut:stop])
-        lessons.append(Sample(text[start:cut], (tail,)))
-    return lessons
+        target = Target("", text[cut:stop])
+        samples.append(Sample(text[start:cut], (target,)))
+    return samples
 
 
 def _question(row: QaRow) -> Sample:
-    tail = Target(question_prompt(row.question), f" {row.answers[0]}", "question")
-    return Sample(row.context, (tail,), "chat")
+    target = Target(question_prompt(row.question), f" {row.answers[0]}", "question")
+    return Sample(row.context, (target,), "chat")
 
 
 def _records(row: RecallRow) -> Sample:

@@ -1,8 +1,10 @@
-"""An audit's losses as a table: a row per data set and way."""
+"""An audit's losses as a table: a row per data set and condition."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
+
+from torch import Tensor
 
 from unspoken.channels.bridges.audit.controls import MISMATCHED
 from unspoken.channels.bridges.audit.trial import Judged
@@ -17,33 +19,27 @@ Row = dict[str, Any]
 def table(
     data: str, judged: Judged, *, seed: int = 0, more: Mapping[str, Row] | None = None
 ) -> list[Row]:
-    """A row per way: losses, what it keeps with its intervals, distance to the full text, and what
-    `more` adds.
+    """A row per condition: losses, what it keeps, distance to the full text, and what `more` adds.
 
     Args:
         data: Name of the data set.
-        judged: Losses by way; specific figures need that of another example's message.
+        judged: Losses by condition; specific figures need that of another example's message.
         seed: Of the bootstrap.
-        more: Further figures, by way.
+        more: Further figures, by condition.
     """
     misled = judged.loss.get(MISMATCHED)
     losses = {TEXT: judged.text, NONE: judged.none, **judged.loss}
     rows = []
-    for way, loss in losses.items():
-        found = kept(judged.none, judged.text, loss, misled, seed=seed)
-        rows.append(
-            {"data": data, "way": way, "rows": len(loss), "loss": _round(float(loss.mean()))}
-            | _told(found)
-            | {
-                "kl": _round(float(judged.kl[way].mean())) if way in judged.kl else None,
-                "top1": _round(float(judged.top1[way].mean())) if way in judged.top1 else None,
-            }
-            | dict((more or {}).get(way, {}))
-        )
+    for condition, loss in losses.items():
+        row = {"data": data, "way": condition, "rows": len(loss), "loss": _round(loss.mean())}
+        row |= _estimates(kept(judged.none, judged.text, loss, misled, seed=seed))
+        for name, values in (("kl", judged.kl), ("top1", judged.top1)):
+            row[name] = _round(values[condition].mean()) if condition in values else None
+        rows.append(row | dict((more or {}).get(condition, {})))
     return rows
 
 
-def _told(found: Kept) -> Row:
+def _estimates(found: Kept) -> Row:
     """Both estimates as columns."""
     columns: Row = {}
     for name, one in (("retention", found.retention), ("specific", found.specific)):
@@ -51,13 +47,13 @@ def _told(found: Kept) -> Row:
     return {name: _round(value) for name, value in columns.items()}
 
 
-def _round(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+def _round(value: Tensor | float | None) -> float | None:
+    return None if value is None else round(float(value), 4)
 
 
-def figures(rows: Sequence[Row], data: str, way: str) -> Row:
-    """The row of a data set and a way."""
-    return next(row for row in rows if row["data"] == data and row.get("way") == way)
+def figures(rows: Sequence[Row], data: str, condition: str) -> Row:
+    """The row of a data set and a condition."""
+    return next(row for row in rows if row["data"] == data and row.get("way") == condition)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -47,9 +47,7 @@ class Scene:
 
 @torch.no_grad()
 def scene(text: str, tokens: int, sharer: TextModel, receiver: TextModel) -> Scene | None:
-    """A message of `tokens` receiver tokens from the beginning of a text; None where text or models
-    are too short.
-    """
+    """A message of `tokens` receiver tokens; None where the text or a model is too short."""
     theirs, ours = sharer.frame("bare").before, receiver.frame("bare").before
     ids, ends = receiver.words(text[: 40 * (tokens + OWN)])
     if len(ids) < tokens + OWN:
@@ -70,7 +68,7 @@ def scene(text: str, tokens: int, sharer: TextModel, receiver: TextModel) -> Sce
 
 @torch.no_grad()
 def timings(bridge: Bridge, made: Scene, receiver: TextModel, repeats: int = 7) -> dict[str, float]:
-    """Seconds to the first token, each way in turn, medians of `repeats` after a warm-up.
+    """Seconds to the first token, medians of `repeats`; see `medians`.
 
     ``text`` computes everything, ``bridge`` projects and computes the sink and the receiver's own
     tokens, ``floor`` computes the own tokens over the receiver's cache in place, ``products`` is
@@ -94,9 +92,7 @@ def _first(
 
 
 def _bridged(bridge: Bridge, made: Scene, receiver: TextModel) -> int:
-    """As a receiver takes a projected message over: its sink and what follows the message computed
-    in one pass.
-    """
+    """As a receiver takes a message over: its sink and what follows it in one pass."""
     projected = bridge.project(made.state, made.rows, made.context, made.at, receiver)
     sink = range(min(made.at + SINK, made.stop))
     own = range(made.stop, len(made.context))

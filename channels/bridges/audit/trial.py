@@ -1,6 +1,4 @@
-"""Rows of an audit, made ready: the receiver's own view of a message, and the message as a bridge
-sees it.
-"""
+"""Rows of an audit, made ready: a message as the receiver reads it, and as a bridge sees it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from unspoken.channels.errors import InputError
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import TextModel
 
-__all__ = ["Judged", "Trial", "Trials", "Way", "judge"]
+__all__ = ["Condition", "Judged", "Trial", "Trials", "judge"]
 
 KEPT = 4
 """Trials held at once; their states are large."""
@@ -37,52 +35,51 @@ class Trial:
 
     Attributes:
         index: Its number.
-        case: The message in the receiver's tokens, with the sharer's state of it.
+        sample: The message in the receiver's tokens, with the sharer's state of it.
         full: The receiver's own state of the whole context.
-        made: The bridge's features, and what the full text says.
+        example: The bridge's features, and what the full text says.
         head: The receiver's own state of what stands before the message.
         none: Loss of the answer without the message.
     """
 
     index: int
-    case: TokenizedSample
+    sample: TokenizedSample
     full: KVState
-    made: Example
+    example: Example
     head: KVState
     none: float
 
     @property
     def text(self) -> float:
         """Loss of the answer after the full text."""
-        return float(self.made.taught[0].loss)
+        return float(self.example.teacher[0].loss)
 
     @property
     def asked(self) -> tuple[int, ...]:
-        """The message's last token, which every way computes itself, and the ids between message
-        and answer.
-        """
-        ids, count = self.case.tails[0]
-        return (self.case.ids[-1], *ids[: len(ids) - count])
+        """The message's last token, which is always computed, and the ids up to the answer."""
+        target = self.sample.targets[0]
+        return (self.sample.ids[-1], *target.ids[: -target.count])
 
-    def states(self, made: KVState) -> list[KVState]:
+    def states(self, projected: KVState) -> list[KVState]:
         """What `asked` follows, where the message is projected."""
-        return [self.head, made.slice(max(self.head.stop, self.case.at), len(self.case.ids) - 1)]
+        start, stop = max(self.head.stop, self.sample.at), len(self.sample.ids) - 1
+        return [self.head, projected.slice(start, stop)]
 
     @property
     def own(self) -> list[KVState]:
         """What `asked` follows, where the receiver has read the message itself."""
-        return [self.full.slice(0, len(self.case.ids) - 1)]
+        return [self.full.slice(0, len(self.sample.ids) - 1)]
 
 
-Way = Callable[[Trial, Trial], KVState]
-"""A way to make the receiver's state of a message; the second trial is another example."""
+Condition = Callable[[Trial, Trial], KVState]
+"""Makes the receiver's state of a message; the second trial is another example."""
 
 
 class Trials:
     """The rows of one kind, each with one answer; a few are held at a time.
 
     Args:
-        lessons: The rows.
+        samples: The rows.
         config: Which features the bridge reads.
         sharer: Reads the messages.
         receiver: Answers.
@@ -93,62 +90,60 @@ class Trials:
 
     def __init__(
         self,
-        lessons: Sequence[Sample],
+        samples: Sequence[Sample],
         config: ProjectorConfig,
         sharer: TextModel,
         receiver: TextModel,
     ) -> None:
-        require_two(lessons)
-        self.lessons, self.config = tuple(lessons), config
+        require_two(samples)
+        self.samples, self.config = tuple(samples), config
         self.sharer, self.receiver = sharer, receiver
         self._at = lru_cache(KEPT)(self._make)
 
     def __len__(self) -> int:
-        return len(self.lessons)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> Trial:
         return self._at(index)
 
     def partner(self, index: int) -> Trial:
-        """Another example: the nearest row before this one (after it, for the first) with another
-        message.
-        """
-        mine = self.lessons[index].text
-        before = (n for n in range(index - 1, -1, -1) if self.lessons[n].text != mine)
-        after = (n for n in range(index + 1, len(self)) if self.lessons[n].text != mine)
-        found = next(before, None)
-        return self[next(after) if found is None else found]
+        """The nearest row before this one (for the first, after it) with another message."""
+        mine = self.samples[index].text
+        before = (n for n in range(index - 1, -1, -1) if self.samples[n].text != mine)
+        after = (n for n in range(index + 1, len(self)) if self.samples[n].text != mine)
+        nearest = next(before, None)
+        return self[next(after) if nearest is None else nearest]
 
     @torch.no_grad()
     def _make(self, index: int) -> Trial:
-        case = prepare(self.lessons[index], self.sharer, self.receiver)
-        if not case.tails or case.tokens < 2:
+        sample = prepare(self.samples[index], self.sharer, self.receiver)
+        if not sample.targets or sample.tokens < 2:
             raise InputError(
-                f"row {index + 1} has {'no answer' if case.tokens >= 2 else 'no message'} in the "
+                f"row {index + 1} has {'no answer' if sample.tokens >= 2 else 'no message'} in the "
                 "receiver's tokens",
                 expected="a message of some words, and an answer",
             )
-        full = self.receiver.read(case.ids)
+        full = self.receiver.read(sample.ids)
         return Trial(
-            index,
-            case,
-            full,
-            example(self.config, case, self.sharer, self.receiver, full),
-            head_of(self.receiver, case.ids, case.at),
-            float(none_losses(self.receiver, case)[0]),
+            index=index,
+            sample=sample,
+            full=full,
+            example=example(self.config, sample, self.sharer, self.receiver, full),
+            head=head_of(self.receiver, sample.ids, sample.at),
+            none=float(none_losses(self.receiver, sample)[0]),
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Losses of every row, by every way.
+    """Losses of every row, under every condition.
 
     Attributes:
         none: Without the message, (rows,).
         text: After the full text, (rows,).
-        loss: Per way, (rows,).
-        kl: Per way, KL to the full text in nats, (rows,).
-        top1: Per way, share of the answer's tokens with the full text's first choice, (rows,).
+        loss: Per condition, (rows,).
+        kl: Per condition, KL to the full text in nats, (rows,).
+        top1: Per condition, share of the answer's tokens with the text's first choice, (rows,).
     """
 
     none: Tensor
@@ -161,37 +156,35 @@ class Judged:
 @torch.no_grad()
 def judge(
     trials: Trials,
-    ways: Mapping[str, Way],
-    each: Callable[[Trial, Mapping[str, KVState]], None] = lambda trial, made: None,
+    conditions: Mapping[str, Condition],
+    each: Callable[[Trial, Mapping[str, KVState]], None] = lambda trial, states: None,
 ) -> Judged:
-    """Let the receiver answer every row by every way.
+    """Let the receiver answer every row under every condition.
 
     Args:
         trials: The rows.
-        ways: The ways by name.
-        each: Called with each row and its states by way, for what else is to be measured.
+        conditions: By name.
+        each: Called with each row and its states by condition, for what else is to be measured.
     """
     figures: dict[str, dict[str, list[float]]] = {
-        what: {name: [] for name in ways} for what in ("loss", "kl", "top1")
+        what: {name: [] for name in conditions} for what in ("loss", "kl", "top1")
     }
     none, text = [], []
     for index in range(len(trials)):
         trial, other = trials[index], trials.partner(index)
-        made = {name: way(trial, other) for name, way in ways.items()}
+        states = {name: make(trial, other) for name, make in conditions.items()}
         none.append(trial.none)
         text.append(trial.text)
-        known, (tail, count) = trial.made.taught[0], trial.made.tails[0]
-        for name, state in made.items():
-            logs = student(trials.receiver, trial.made, state, trial.head)[0]
-            figures["loss"][name].append(float(answer_loss(logs, tail, count)))
-            figures["kl"][name].append(float(divergence(logs, known)))
+        known, target = trial.example.teacher[0], trial.example.targets[0]
+        for name, state in states.items():
+            logs = student(trials.receiver, trial.example, state, trial.head)[0]
             same = logs.argmax(dim=-1) == known.tokens[:, 0]
+            figures["loss"][name].append(float(answer_loss(logs, target)))
+            figures["kl"][name].append(float(divergence(logs, known)))
             figures["top1"][name].append(float(same.float().mean()))
-        each(trial, made)
+        each(trial, states)
     tensors = {
-        what: {name: torch.tensor(found) for name, found in by_way.items()}
-        for what, by_way in figures.items()
+        what: {name: torch.tensor(values) for name, values in by_condition.items()}
+        for what, by_condition in figures.items()
     }
-    return Judged(
-        torch.tensor(none), torch.tensor(text), tensors["loss"], tensors["kl"], tensors["top1"]
-    )
+    return Judged(none=torch.tensor(none), text=torch.tensor(text), **tensors)

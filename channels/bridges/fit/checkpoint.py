@@ -1,6 +1,5 @@
-"""What a killed fit goes on from, and what two kinds of fits share of their training."""
+"""What a killed fit goes on from, and what makes it go on the same."""
 
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 from blake3 import blake3
-from torch import Tensor, nn
 
 from unspoken.channels.storage.files import replace_file
 
@@ -19,9 +17,7 @@ __all__ = [
     "fingerprint",
     "forget",
     "peak_memory_gb",
-    "schedule",
     "seeded",
-    "weights_of",
 ]
 
 
@@ -37,9 +33,7 @@ class Checkpoint:
 
     @classmethod
     def of(cls, work: Path | None, kind: str, print_of_fit: str) -> "Checkpoint":
-        """The file of a fit in a folder; one of another kind or with other settings keeps its own
-        beside it.
-        """
+        """The file of a fit in a folder; each kind and each settings have a file of their own."""
         return cls(None if work is None else work / f"{kind}-{print_of_fit}.pt")
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
@@ -47,17 +41,17 @@ class Checkpoint:
         if self.file is None or not self.file.is_file():
             return None
         try:
-            found = torch.load(self.file, map_location=device, weights_only=True)
+            state = torch.load(self.file, map_location=device, weights_only=True)
         except Exception:  # a half-written or foreign file: begin anew, the fit is seeded
             return None
-        return found if isinstance(found, dict) else None
+        return state if isinstance(state, dict) else None
 
-    def save(self, found: Mapping[str, Any]) -> None:
+    def save(self, state: Mapping[str, Any]) -> None:
         """Put plain data and tensors in the place of what was saved before, at once."""
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(self.file, lambda path: torch.save(dict(found), path))
+        replace_file(self.file, lambda path: torch.save(dict(state), path))
 
 
 def forget(work: Path, kind: str) -> None:
@@ -93,16 +87,6 @@ def peak_memory_gb() -> float | None:
         return None
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(held * (1 if sys.platform == "darwin" else 1024) / 1e9, 2)
-
-
-def schedule(update: float, part: float) -> float:
-    """Ten updates of warm-up, then a cosine over what is done."""
-    return min(1.0, (update + 1) / 10) * (0.5 + 0.5 * math.cos(math.pi * min(part, 1.0)))
-
-
-def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of a module's weights, which its training leaves alone."""
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A case as tensors: features of its message, and what the receiver says after the full text."""
+"""A sample as tensors: features of its message, and what the receiver says after the full text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unspoken.channels.bridges.features import bare_rows
-from unspoken.channels.bridges.fit.samples import TokenizedSample
+from unspoken.channels.bridges.fit.samples import TokenizedSample, TokenizedTarget
 from unspoken.channels.bridges.projection import SINK, feature_rows, native_part
 from unspoken.channels.bridges.projector import ProjectorConfig
 from unspoken.channels.kv.state import KVState, LayerState
@@ -16,15 +16,17 @@ from unspoken.channels.model import CausalModel, TextModel, rotaries
 __all__ = [
     "Example",
     "TeacherTargets",
+    "answer_logs",
     "answer_loss",
     "divergence",
     "example",
+    "features_of",
     "head_of",
     "none_losses",
     "sharer_rows",
     "student",
     "target_rows",
-    "taught",
+    "teacher_targets",
 ]
 
 LIKELIEST = 128
@@ -32,8 +34,7 @@ LIKELIEST = 128
 
 @dataclass(frozen=True, eq=False)
 class TeacherTargets:
-    """The receiver's distributions over a tail's answer after the full text: the likeliest tokens,
-    and the rest as one.
+    """What the receiver says of an answer after the full text: its likeliest tokens, and the rest.
 
     Attributes:
         tokens: (answer tokens, k) ids.
@@ -49,127 +50,124 @@ class TeacherTargets:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A case ready to be projected.
+    """A sample ready to be projected.
 
     Attributes:
         ids: The receiver's context up to the message's last token.
         at: Position of the message's first token.
         features: (message tokens, columns), half precision.
         native: Layers that the receiver ran itself over the message.
-        tails: Per tail, its ids (the answer's last), and how many of them are the answer's.
-        kinds: Per tail, its kind.
-        taught: Per tail, what the full text says.
+        targets: What is asked of the message.
+        teacher: Per target, what the full text says.
     """
 
     ids: tuple[int, ...]
     at: int
     features: Tensor
     native: tuple[LayerState, ...]
-    tails: tuple[tuple[tuple[int, ...], int], ...]
-    kinds: tuple[str, ...]
-    taught: tuple[TeacherTargets, ...]
+    targets: tuple[TokenizedTarget, ...]
+    teacher: tuple[TeacherTargets, ...]
 
 
 def target_rows(
-    state: KVState, case: TokenizedSample, receiver: CausalModel, layers: Sequence[int]
+    state: KVState, sample: TokenizedSample, receiver: CausalModel, layers: Sequence[int]
 ) -> Tensor:
     """The receiver's own bare rows of the message, (tokens, columns)."""
-    positions = torch.arange(case.at, len(case.ids), device=state.device)
+    positions = torch.arange(sample.at, len(sample.ids), device=state.device)
     return bare_rows(state, layers, positions, receiver.geometry, rotaries(receiver))
 
 
-def sharer_rows(case: TokenizedSample, sharer: CausalModel, layers: Sequence[int]) -> Tensor:
+def sharer_rows(sample: TokenizedSample, sharer: CausalModel, layers: Sequence[int]) -> Tensor:
     """The sharer's bare rows for each of the message's tokens, (tokens, columns)."""
-    return bare_rows(case.state, layers, case.rows, sharer.geometry, rotaries(sharer))
+    return bare_rows(sample.state, layers, sample.rows, sharer.geometry, rotaries(sharer))
 
 
 @torch.no_grad()
-def taught(receiver: TextModel, case: TokenizedSample, full: KVState) -> tuple[TeacherTargets, ...]:
-    """What the receiver says of each tail after the full text.
-
-    Args:
-        receiver: The receiver.
-        case: The case.
-        full: Its own state of the whole context.
-    """
-    found = []
-    before = full.slice(0, len(case.ids) - 1)
-    for tail, count in case.tails:
-        logs = _after(receiver, case.ids[-1], tail, count, [before])
-        top, tokens = logs.topk(min(LIKELIEST, logs.shape[1]), dim=-1)
-        rest = torch.log1p(-top.exp().sum(dim=-1).clamp(max=1 - 1e-6))
-        found.append(
-            TeacherTargets(
-                tokens, torch.cat([top, rest[:, None]], dim=1), answer_loss(logs, tail, count)
-            )
-        )
-    return tuple(found)
-
-
-def _after(
-    receiver: CausalModel,
-    last: int,
-    tail: Sequence[int],
-    count: int,
-    states: Sequence[KVState],
-    *,
-    grad: bool = False,
-) -> Tensor:
-    """Log-probabilities of the tail's last `count` tokens, (count, vocabulary)."""
-    ids = torch.tensor((last, *tail[:-1]), device=receiver.device)
-    return receiver.logits(ids, states, last=count, grad=grad).float().log_softmax(dim=-1)
-
-
-def answer_loss(logs: Tensor, tail: Sequence[int], count: int) -> Tensor:
-    """Mean negative log-likelihood of the tail's last `count` tokens."""
-    answer = torch.tensor(tail[-count:], device=logs.device)
-    return -logs.gather(1, answer[:, None]).mean()
+def features_of(
+    config: ProjectorConfig, sample: TokenizedSample, sharer: CausalModel, receiver: CausalModel
+) -> tuple[Tensor, tuple[LayerState, ...]]:
+    """Features of a message, (tokens, columns), and the receiver's native layers over it."""
+    hidden, native = native_part(receiver, config.native_layers, sample.ids, sample.at)
+    rows = sharer_rows(sample, sharer, config.source_layers)
+    return feature_rows(config, rows, sample.ids, sample.at, receiver, hidden), native
 
 
 @torch.no_grad()
 def example(
     config: ProjectorConfig,
-    case: TokenizedSample,
+    sample: TokenizedSample,
     sharer: TextModel,
     receiver: TextModel,
     full: KVState,
-    *,
-    teach: bool = True,
 ) -> Example:
-    """A case as an example for a projector of this configuration; without what the full text says
-    where not `teach`.
+    """A sample ready for a projector; `full` is the receiver's state of the whole context."""
+    features, native = features_of(config, sample, sharer, receiver)
+    teacher = teacher_targets(receiver, sample, full)
+    features = features.to(torch.float16)
+    return Example(sample.ids, sample.at, features, native, sample.targets, teacher)
+
+
+@torch.no_grad()
+def teacher_targets(
+    receiver: TextModel, sample: TokenizedSample, full: KVState
+) -> tuple[TeacherTargets, ...]:
+    """What the receiver says of each target after the full text, whose state `full` is."""
+    before, teacher = full.slice(0, len(sample.ids) - 1), []
+    for target in sample.targets:
+        logs = answer_logs(receiver, sample.ids[-1], target, [before])
+        top, tokens = logs.topk(min(LIKELIEST, logs.shape[1]), dim=-1)
+        rest = torch.log1p(-top.exp().sum(dim=-1).clamp(max=1 - 1e-6))
+        top = torch.cat([top, rest[:, None]], dim=1)
+        teacher.append(TeacherTargets(tokens, top, answer_loss(logs, target)))
+    return tuple(teacher)
+
+
+def answer_logs(
+    receiver: CausalModel,
+    last: int,
+    target: TokenizedTarget,
+    states: Sequence[KVState],
+    *,
+    grad: bool = False,
+) -> Tensor:
+    """Log-probabilities of a target's answer, (answer tokens, vocabulary).
+
+    Args:
+        receiver: Says them.
+        last: The context's last token, computed anew.
+        target: What follows it.
+        states: State of the context but its last token.
+        grad: Whether gradients flow into `states`.
     """
-    hidden, native = native_part(receiver, config.native_layers, case.ids, case.at)
-    rows = sharer_rows(case, sharer, config.source_layers)
-    features = feature_rows(config, rows, case.ids, case.at, receiver, hidden)
-    return Example(
-        case.ids,
-        case.at,
-        features.to(torch.float16) if teach else features,
-        native,
-        case.tails,
-        case.kinds,
-        taught(receiver, case, full) if teach else (),
-    )
+    ids = torch.tensor((last, *target.ids[:-1]), device=receiver.device)
+    return receiver.logits(ids, states, last=target.count, grad=grad).float().log_softmax(dim=-1)
+
+
+def answer_loss(logs: Tensor, target: TokenizedTarget) -> Tensor:
+    """Mean negative log-likelihood of a target's answer."""
+    answer = torch.tensor(target.ids[-target.count :], device=logs.device)
+    return -logs.gather(1, answer[:, None]).mean()
 
 
 def student(
-    receiver: TextModel, ex: Example, made: KVState, head: KVState, *, grad: bool = False
+    receiver: TextModel,
+    ex: Example,
+    projected: KVState,
+    head: KVState,
+    *,
+    grad: bool = False,
 ) -> list[Tensor]:
-    """Log-probabilities of every tail's answer over a projected message, each (answer tokens,
-    vocabulary).
+    """Log-probabilities of every answer over a projected message, each (answer tokens, vocabulary).
 
     Args:
         receiver: The receiver.
-        ex: The example.
-        made: The projected state of the message.
+        ex: What was projected.
+        projected: The projected state of the message.
         head: The receiver's own state of the context's first tokens, `SINK` or more of them.
-        grad: Whether gradients flow into `made`.
+        grad: Whether gradients flow into `projected`.
     """
-    states = [head, made.slice(max(head.stop, ex.at), len(ex.ids) - 1)]
-    return [
-        _after(receiver, ex.ids[-1], tail, count, states, grad=grad) for tail, count in ex.tails
-    ]
+    states = [head, projected.slice(max(head.stop, ex.at), len(ex.ids) - 1)]
+    return [answer_logs(receiver, ex.ids[-1], target, states, grad=grad) for target in ex.targets]
 
 
 def head_of(receiver: TextModel, ids: Sequence[int], at: int) -> KVState:
@@ -179,21 +177,16 @@ def head_of(receiver: TextModel, ids: Sequence[int], at: int) -> KVState:
 
 
 @torch.no_grad()
-def none_losses(receiver: TextModel, case: TokenizedSample) -> list[Tensor]:
-    """Loss of every tail's answer where the message is left out: its frame stays, and its first and
-    last tokens.
-    """
-    head = head_of(receiver, case.ids, case.at)
+def none_losses(receiver: TextModel, sample: TokenizedSample) -> list[Tensor]:
+    """Loss of every answer without the message; the frame stays, and the first and last tokens."""
+    head, last = [head_of(receiver, sample.ids, sample.at)], sample.ids[-1]
     return [
-        answer_loss(_after(receiver, case.ids[-1], tail, count, [head]), tail, count)
-        for tail, count in case.tails
+        answer_loss(answer_logs(receiver, last, target, head), target) for target in sample.targets
     ]
 
 
 def divergence(logs: Tensor, known: TeacherTargets) -> Tensor:
-    """KL(full text || student) in nats, mean over the answer, all but the likeliest tokens taken as
-    one.
-    """
+    """KL(full text || student) in nats a token; all but the likeliest tokens count as one."""
     at = logs.gather(1, known.tokens)
     rest = torch.log((1 - at.exp().sum(dim=-1)).clamp_min(1e-6))
     mine = torch.cat([at, rest[:, None]], dim=1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unspoken.channels.bridges.features import width
 from unspoken.channels.bridges.fit.fuse_example import FuseInput
-from unspoken.channels.bridges.fit.progress import FuseProgress, FuseReport
+from unspoken.channels.bridges.fit.progress import FitProgress, FitReport
 from unspoken.channels.bridges.fit.ridge import Gram, Solution
 from unspoken.channels.bridges.fit.settings import FuseSettings
 from unspoken.channels.bridges.fuser import Fuser, FuserConfig
@@ -31,9 +31,9 @@ def closed_form_fuser(
     config: FuserConfig,
     sharer: TextModel,
     receiver: TextModel,
-    inputs: Iterator[tuple[int, FuseInput]],
+    inputs: Iterator[FuseInput],
     settings: FuseSettings,
-    report: FuseReport,
+    report: FitReport,
 ) -> tuple[Fuser, int]:
     """Encoders of either model's rows, and the tokens seen.
 
@@ -51,7 +51,7 @@ def closed_form_fuser(
         theirs.add(*rows)
         chosen = rows[1].index_select(1, fuser._columns)
         own.add(chosen, chosen)
-        report(FuseProgress("gram", min(theirs.count / settings.gram_tokens, 1.0)))
+        report(FitProgress("gram", min(theirs.count / settings.gram_tokens, 1.0)))
     solution = theirs.solve()
     fuser.encode.copy_(_encoder(solution, config.rank, settings.seed))
     fuser.mean.copy_(solution.mean)
@@ -64,14 +64,14 @@ def closed_form_fuser(
     return fuser, theirs.count
 
 
-def _bulk(inputs: Iterator[tuple[int, FuseInput]], tokens: int) -> tuple[Tensor, Tensor]:
+def _bulk(inputs: Iterator[FuseInput], tokens: int) -> tuple[Tensor, Tensor]:
     """Rows of both models for `tokens` tokens or more, the attention sink left out."""
     theirs, own, count = [], [], 0
     while count < tokens:
-        _, made = next(inputs)
-        skip = max(SINK - made.case.at, 0)
-        theirs.append(made.theirs[skip:])
-        own.append(made.own[skip:])
+        given = next(inputs)
+        skip = max(SINK - given.sample.at, 0)
+        theirs.append(given.theirs[skip:])
+        own.append(given.own[skip:])
         count += len(own[-1])
     return torch.cat(theirs), torch.cat(own)
 

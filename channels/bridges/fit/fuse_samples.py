@@ -3,27 +3,23 @@
 import random
 from collections.abc import Iterator, Sequence
 
-from unspoken.channels.bridges.fit.samples import Sample, Target
+from unspoken.channels.bridges.fit.samples import Sample, Target, fact_sample
 from unspoken.channels.data.passages import fact_passages
-from unspoken.channels.data.rows import question_prompt
 from unspoken.channels.data.trivia import common_question, kept_back
 
-__all__ = ["choice_prompt", "teach_fusing"]
+__all__ = ["choice_prompt", "draw_fuse_samples"]
 
 
 def choice_prompt(question: str, hint: str = "") -> str:
-    """A question without a context, as every model reads it; a hint stands between it and the
-    answer.
-    """
+    """A question without a context; a hint stands between it and the answer."""
     said = f"\nHint: {hint}" if hint else ""
     return f"Question: {question}{said}\nAnswer:"
 
 
-def teach_fusing(
+def draw_fuse_samples(
     pieces: Iterator[str], seed: int, *, held_out: bool = False, words: int = 60
 ) -> Iterator[Sample]:
-    """Lessons without end: questions of common knowledge, plain text to go on with, private facts
-    to be found.
+    """Samples without end: questions of common knowledge, plain text, private facts.
 
     Args:
         pieces: Pieces of plain text, without end.
@@ -36,20 +32,15 @@ def teach_fusing(
     while True:
         frame = "chat" if rng.random() < 0.25 else "bare"
         draw = rng.random()
-        lesson: Sample | None
+        sample: Sample | None
         if draw < 0.5:
-            lesson = _choice(rng, frame, held_out=held_out)
+            sample = _choice(rng, frame, held_out=held_out)
         elif draw < 0.85:
-            lesson = _plain(next(pieces), rng, words, frame)
+            sample = _plain(next(pieces), rng, words, frame)
         else:
-            passage = next(facts)
-            asked = rng.sample(passage.questions, min(2, len(passage.questions)))
-            tails = tuple(
-                Target(question_prompt(q.question), f" {q.answer}", "fact") for q in asked
-            )
-            lesson = Sample(passage.text, tails, frame)
-        if lesson is not None:
-            yield lesson
+            sample = fact_sample(next(facts), rng, 2, frame)
+        if sample is not None:
+            yield sample
 
 
 def _choice(rng: random.Random, frame: str, *, held_out: bool) -> Sample:
@@ -64,8 +55,8 @@ def _choice(rng: random.Random, frame: str, *, held_out: bool) -> Sample:
         return Sample(
             choice_prompt(asked), tuple(Target("", f" {one}", kind) for one, kind in shown)
         )
-    tails = tuple(Target("\nAnswer in a few words.", f" {one}", kind) for one, kind in shown)
-    return Sample(f"Question: {asked}", tails, frame)
+    targets = tuple(Target("\nAnswer in a few words.", f" {one}", kind) for one, kind in shown)
+    return Sample(f"Question: {asked}", targets, frame)
 
 
 def _listing(question: str, options: Sequence[str]) -> str:

@@ -1,30 +1,31 @@
-"""What a bridge's training starts from: chosen source layers, and the closed form of a projector
-that reads them.
-"""
+"""What a bridge's training starts from: source layers, and the closed form that reads them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from unspoken.channels.bridges.features import width, widths
-from unspoken.channels.bridges.fit.example import example, sharer_rows, target_rows
+from unspoken.channels.bridges.fit.example import features_of, sharer_rows, target_rows
 from unspoken.channels.bridges.fit.progress import FitProgress, FitReport
 from unspoken.channels.bridges.fit.ridge import Gram, Solution, choose_layers, gram_bytes
-from unspoken.channels.bridges.fit.samples import TokenizedSample, prepare, teach
+from unspoken.channels.bridges.fit.samples import TokenizedSample, draw_samples, prepare
 from unspoken.channels.bridges.fit.settings import FitSettings
 from unspoken.channels.bridges.projection import SINK, feature_rows
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
-from unspoken.channels.bridges.quantize import packed_bytes
+from unspoken.channels.bridges.quantize import quantized_bytes
 from unspoken.channels.data.text import Corpus
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.kv.geometry import CacheGeometry
+from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import TextModel
 
 __all__ = [
     "BYTES",
     "LEAST",
+    "add_rows",
     "closed_form_projector",
     "new_projector",
     "peak_gigabytes",
@@ -45,36 +46,24 @@ def closed_form_projector(
     sharer: TextModel, receiver: TextModel, corpus: Corpus, settings: FitSettings, report: FitReport
 ) -> tuple[Projector, int]:
     """A projector in closed form, and the tokens that it was solved from."""
-    cases = _lessons(sharer, receiver, corpus, settings.seed)
-    first = [next(cases) for _ in range(10)]
+    samples = draw_samples(corpus.stream(settings.seed), settings.seed)
+    tokenized = (prepare(sample, sharer, receiver) for sample in samples)
+    first = list(islice(tokenized, 10))
     report(FitProgress("layers", 0.0))
-    sizes = widths(sharer.geometry, range(len(sharer.geometry.layers)))
-    config = ProjectorConfig(
-        _choose(first, sharer, receiver, settings),
-        settings.native_layers,
-        within_columns(settings, sizes, receiver)[1],
-        hidden=settings.hidden,
-        bottleneck=settings.bottleneck,
-    )
-    rank = settings.rank or widest_rank(config, sharer.geometry, receiver.geometry)
-    config = replace(config, rank=rank)
+    config = _configure(first, sharer, receiver, settings)
     inputs = sum(config.features(sharer.geometry, receiver.geometry))
     outputs = width(receiver.geometry, config.target_layers(receiver.geometry))
     if inputs > settings.columns:
         raise BridgeError(
             f"{len(config.source_layers)} source layers give {inputs} columns of features, and "
-            "their Gram "
-            f"matrices {gram_bytes(inputs, outputs) / 2**30:.1f} GiB",
+            f"their Gram matrices {gram_bytes(inputs, outputs) / 2**30:.1f} GiB",
             expected=f"at most {settings.columns} columns",
             fix="read fewer source layers (--source-layers)",
         )
     gram = Gram(inputs, outputs, receiver.device)
     while gram.count < settings.gram_tokens:
-        case = first.pop() if first else next(cases)
-        made = example(config, case, sharer, receiver, full := receiver.read(case.ids), teach=False)
-        skip = max(SINK - case.at, 0)
-        targets = target_rows(full, case, receiver, config.target_layers(receiver.geometry))
-        gram.add(made.features[skip:], targets[skip:])
+        sample = first.pop() if first else next(tokenized)
+        add_rows(gram, config, sample, sharer, receiver, receiver.read(sample.ids))
         report(FitProgress("gram", min(gram.count / settings.gram_tokens, 1.0)))
     report(FitProgress("solve", 0.0))
     solution = gram.solve()
@@ -84,6 +73,25 @@ def closed_form_projector(
     encode, decode = solution.cut(config.rank, seed=settings.seed)
     start_from(projector, solution, encode, decode)
     return projector, tokens
+
+
+def add_rows(
+    gram: Gram,
+    config: ProjectorConfig,
+    sample: TokenizedSample,
+    sharer: TextModel,
+    receiver: TextModel,
+    full: KVState,
+) -> None:
+    """Take a message into a Gram matrix: its features, and the receiver's own rows of it in `full`.
+
+    The first `SINK` positions of a context are left out.
+    """
+    features, _ = features_of(config, sample, sharer, receiver)
+    rows = target_rows(full, sample, receiver, config.target_layers(receiver.geometry))
+    skip = max(SINK - sample.at, 0)
+    if len(rows) > skip:
+        gram.add(features[skip:], rows[skip:])
 
 
 @torch.no_grad()
@@ -117,42 +125,41 @@ def peak_gigabytes(settings: FitSettings, sharer: TextModel, receiver: TextModel
     return gram_bytes(inputs, width(receiver.geometry, targets)) / 1e9
 
 
-def _choose(
-    cases: list[TokenizedSample], sharer: TextModel, receiver: TextModel, settings: FitSettings
-) -> tuple[int, ...]:
-    """Source layers, by what they add on the first few messages."""
+def _configure(
+    samples: list[TokenizedSample], sharer: TextModel, receiver: TextModel, settings: FitSettings
+) -> ProjectorConfig:
+    """The projector's shape; its source layers are those that add most on a few messages."""
     count = len(sharer.geometry.layers)
     sizes = widths(sharer.geometry, range(count))
     device = receiver.device
-    rows = [sharer_rows(case, sharer, range(count)).to(device) for case in cases]
+    rows = [sharer_rows(sample, sharer, range(count)).to(device) for sample in samples]
     wanted, embeddings = within_columns(settings, sizes, receiver)
     plain = ProjectorConfig((), embeddings=embeddings)
-    known = torch.cat(
-        [
-            feature_rows(plain, every[:, :0], case.ids, case.at, receiver, None)
-            for every, case in zip(rows, cases, strict=True)
-        ]
-    )
+    known = [
+        feature_rows(plain, every[:, :0], sample.ids, sample.at, receiver, None)
+        for every, sample in zip(rows, samples, strict=True)
+    ]
     layers = range(len(receiver.geometry.layers))
-    targets = [target_rows(receiver.read(case.ids), case, receiver, layers) for case in cases]
+    targets = [
+        target_rows(receiver.read(sample.ids), sample, receiver, layers) for sample in samples
+    ]
     blocks = list(torch.split(torch.cat(rows), list(sizes), dim=1))
-    chosen = choose_layers(blocks, known, torch.cat(targets), wanted, seed=settings.seed)
-    return tuple(sorted(chosen))
-
-
-def _lessons(
-    sharer: TextModel, receiver: TextModel, corpus: Corpus, seed: int
-) -> Iterator[TokenizedSample]:
-    for lesson in teach(corpus.stream(seed), seed):
-        yield prepare(lesson, sharer, receiver)
+    chosen = choose_layers(blocks, torch.cat(known), torch.cat(targets), wanted, seed=settings.seed)
+    config = ProjectorConfig(
+        source_layers=tuple(sorted(chosen)),
+        native_layers=settings.native_layers,
+        embeddings=embeddings,
+        hidden=settings.hidden,
+        bottleneck=settings.bottleneck,
+    )
+    rank = settings.rank or widest_rank(config, sharer.geometry, receiver.geometry)
+    return replace(config, rank=rank)
 
 
 def within_columns(
     settings: FitSettings, sizes: Sequence[int], receiver: TextModel
 ) -> tuple[int, int]:
-    """How many source layers and embeddings are read, so that the features of wide models stay
-    within the columns.
-    """
+    """How many source layers and embeddings are read, within the columns also for wide models."""
     if settings.source_layers is not None:
         return min(settings.source_layers, len(sizes)), settings.embeddings
     size, width_of_one = max(sizes), receiver.geometry.hidden_size
@@ -165,9 +172,7 @@ def within_columns(
 
 
 def _layers_to_read(columns: int) -> int:
-    """Source layers worth their products: where that was measured, a wider code kept more than more
-    layers.
-    """
+    """Source layers worth their products: where measured, a wider code kept more than they do."""
     return max(4, min(12, 1536 // columns))
 
 
@@ -185,7 +190,7 @@ STEP = 32
 def projector_bytes(config: ProjectorConfig, sharer: CacheGeometry, receiver: CacheGeometry) -> int:
     """Bytes of a projector's weights as int8."""
     weights = Projector(config, sharer, receiver).state_dict()
-    return sum(packed_bytes(tensor.shape) for tensor in weights.values())
+    return sum(quantized_bytes(tensor.shape) for tensor in weights.values())
 
 
 def widest_rank(

@@ -1,11 +1,24 @@
 """Where the fits of bridges and of their fusers stand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from unspoken.channels.bridges.fit.validation import Scores
+__all__ = ["FitProgress", "FitReport", "Verdict"]
 
-__all__ = ["FitProgress", "FitReport", "FuseProgress", "FuseReport"]
+
+class Verdict(Protocol):
+    """What a validation round says of a module."""
+
+    @property
+    def score(self) -> float:
+        """What the best weights are chosen by."""
+
+    def to_dict(self) -> Mapping[str, float]:
+        """Its figures by name."""
+
+    def describe(self) -> str:
+        """Its figures in a few words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,31 +29,13 @@ class FitProgress:
         stage: ``layers``, ``gram``, ``solve``, ``train`` or ``done``.
         fraction: Done of the stage, 0 to 1.
         loss: Training loss since the last report, where there is one.
-        scores: The last held-out scores.
+        scores: What the last validation round says.
     """
 
     stage: str
     fraction: float
     loss: float | None = None
-    scores: Scores | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FuseProgress:
-    """Where a fit stands.
-
-    Attributes:
-        stage: ``gram``, ``train`` or ``done``.
-        fraction: Done of the stage, 0 to 1.
-        loss: Training loss since the last report, where there is one.
-        gain: Per kind of lesson, the share of the receiver's own held-out loss that is gone.
-    """
-
-    stage: str
-    fraction: float
-    loss: float | None = None
-    gain: dict[str, float] | None = None
+    scores: Verdict | None = None
 
 
 FitReport = Callable[[FitProgress], None]
-FuseReport = Callable[[FuseProgress], None]

@@ -108,12 +108,6 @@ class Solution:
     offset: Tensor
     deviation: Tensor
 
-    @property
-    def explained(self) -> Tensor:
-        """Share of each target's variance that the uncut map explains on its own rows, (targets,)."""
-        explained: Tensor = self.half.square().sum(dim=0)
-        return explained
-
     def full(self) -> Tensor:
         """The uncut map, (features, targets), standardised on both sides."""
         weights: Tensor = torch.linalg.solve_triangular(self.factor.mT, self.half, upper=True)

@@ -1,17 +1,15 @@
-"""Texts turned into what a bridge learns from and is measured on: a message, and what the receiver
-writes after it.
-"""
+"""What a bridge learns from and is measured on: a message, and what the receiver says after it."""
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from unspoken.channels.bridges.align import align
 from unspoken.channels.data.passages import (
+    FactPassage,
     cloze,
     fact_passages,
     recall_question,
@@ -26,8 +24,10 @@ __all__ = [
     "Sample",
     "Target",
     "TokenizedSample",
+    "TokenizedTarget",
+    "draw_samples",
+    "fact_sample",
     "prepare",
-    "teach",
 ]
 
 SHORTEST = 30
@@ -52,21 +52,21 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A message with its tails.
+    """A message, and what is asked of it.
 
     Attributes:
         text: The message's words.
-        tails: What may follow it.
+        targets: What may follow it.
         frame: Frame at both ends.
     """
 
     text: str
-    tails: tuple[Target, ...]
+    targets: tuple[Target, ...]
     frame: str = "bare"
 
 
-def teach(pieces: Iterator[str], seed: int, *, words: int = 190) -> Iterator[Sample]:
-    """Lessons without end: half plain text, half private facts.
+def draw_samples(pieces: Iterator[str], seed: int, *, words: int = 190) -> Iterator[Sample]:
+    """Samples without end: half plain text, half private facts.
 
     Of plain text the receiver is asked to go on with the message, to repeat a stretch of it and to
     fill a blank; of synthetic passages, for their facts; of records, for a value.
@@ -82,18 +82,20 @@ def teach(pieces: Iterator[str], seed: int, *, words: int = 190) -> Iterator[Sam
         frame = rng.choice(("bare", "chat"))
         draw = rng.random()
         if draw < 0.56:
-            lesson = _plain(next(pieces), rng, words, frame)
+            sample = _plain(next(pieces), rng, words, frame)
         elif draw < 0.84:
-            passage = next(facts)
-            asked = rng.sample(passage.questions, min(3, len(passage.questions)))
-            tails = tuple(
-                Target(question_prompt(q.question), f" {q.answer}", "fact") for q in asked
-            )
-            lesson = Sample(passage.text, tails, frame)
+            sample = fact_sample(next(facts), rng, 3, frame)
         else:
-            lesson = _records(rng, frame)
-        if lesson is not None:
-            yield lesson
+            sample = _records(rng, frame)
+        if sample is not None:
+            yield sample
+
+
+def fact_sample(passage: FactPassage, rng: random.Random, most: int, frame: str) -> Sample:
+    """A passage, and at most `most` of the questions about it."""
+    asked = rng.sample(passage.questions, min(most, len(passage.questions)))
+    targets = (Target(question_prompt(q.question), f" {q.answer}", "fact") for q in asked)
+    return Sample(passage.text, tuple(targets), frame)
 
 
 def _plain(piece: str, rng: random.Random, words: int, frame: str) -> Sample | None:
@@ -105,18 +107,20 @@ def _plain(piece: str, rng: random.Random, words: int, frame: str) -> Sample | N
     start = rng.randrange(len(spaces) - length - 55)
     first, cut, end = (spaces[start + n] for n in (0, length, length + 55))
     text = piece[first:cut].lstrip()
-    tails = [Target("", piece[cut:end])]
+    targets = [Target("", piece[cut:end])]
     for _ in range(rng.choice((1, 2))):
         question = cloze(text, rng)
         if question is not None:
-            tails.append(Target(question_prompt(question.question), f" {question.answer}", "cloze"))
+            targets.append(
+                Target(question_prompt(question.question), f" {question.answer}", "cloze")
+            )
     if rng.random() < 0.5:
-        tails.append(_copy(text, rng))
-    return Sample(text, tuple(tails), frame)
+        targets.append(_copy(text, rng))
+    return Sample(text, tuple(targets), frame)
 
 
 def _copy(text: str, rng: random.Random) -> Target:
-    """A stretch of the message once more: its first words as the cue, the next ones to be repeated."""
+    """A stretch of the message once more: its first words are the cue, the next the answer."""
     spaces = [at for at, letter in enumerate(text) if letter.isspace()]
     start = rng.randrange(max(len(spaces) - 34, 1))
     a, b, c = (spaces[min(start + n, len(spaces) - 1)] for n in (0, 8, 32))
@@ -129,31 +133,44 @@ def _records(rng: random.Random, frame: str) -> Sample:
     records, key, value = recall_records(
         rng, rng.randint(2, 6) if uuid else rng.randint(3, 8), **style
     )
-    tails = [Target(f"\n\n{recall_question(key)}", f" {value}", "recall")]
-    return Sample(render_recall(records), tuple(tails), frame)
+    targets = [Target(f"\n\n{recall_question(key)}", f" {value}", "recall")]
+    return Sample(render_recall(records), tuple(targets), frame)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedTarget:
+    """A target in the receiver's tokens.
+
+    Attributes:
+        ids: Those of the prompt, then those of the answer.
+        count: How many of them are the answer's.
+        kind: As `Target.kind`.
+    """
+
+    ids: tuple[int, ...]
+    count: int
+    kind: str
 
 
 @dataclass(frozen=True, eq=False)
 class TokenizedSample:
-    """A lesson in the receiver's tokens, with the sharer's state for it.
+    """A sample in the receiver's tokens, with the sharer's state of its message.
 
     Attributes:
         ids: The receiver's context up to the message's last token.
         at: Position of the message's first token.
         state: The sharer's state over the message.
         rows: The sharer's position for each message token, (message tokens,) int64.
-        tails: Per tail, its ids (the answer's last), and how many of them are the answer's.
-        kinds: Per tail, its kind.
+        targets: What is asked of it.
     """
 
     ids: tuple[int, ...]
     at: int
     state: KVState
     rows: Tensor
-    tails: tuple[tuple[tuple[int, ...], int], ...]
-    kinds: tuple[str, ...] = field(default=())
+    targets: tuple[TokenizedTarget, ...] = ()
 
-    @cached_property
+    @property
     def tokens(self) -> int:
         """Tokens of the message."""
         return len(self.ids) - self.at
@@ -161,29 +178,27 @@ class TokenizedSample:
 
 @torch.no_grad()
 def prepare(
-    lesson: Sample, sharer: TextModel, receiver: TextModel, *, longest: int = 64
+    sample: Sample, sharer: TextModel, receiver: TextModel, *, longest: int = 64
 ) -> TokenizedSample:
-    """Tokenise a lesson for both models and let the sharer read its message.
+    """Tokenize a sample for both models and let the sharer read its message.
 
     Args:
-        lesson: The lesson.
+        sample: The sample.
         sharer: Reads the message.
         receiver: Gets the message's ids.
         longest: Most tokens of an answer.
     """
-    theirs, ours = sharer.frame(lesson.frame), receiver.frame(lesson.frame)
-    read, ends = sharer.words(lesson.text)
-    words, receiver_ends = receiver.words(lesson.text)
+    theirs, ours = sharer.frame(sample.frame), receiver.frame(sample.frame)
+    read, ends = sharer.words(sample.text)
+    words, receiver_ends = receiver.words(sample.text)
     state = sharer.read((*theirs.before, *read))
     rows = torch.tensor(align(ends, receiver_ends), device=sharer.device) + len(theirs.before)
-    tails, kinds = [], []
-    for tail in lesson.tails:
-        asked = receiver.words(tail.prompt)[0] + (ours.ask if tail.prompt else ())
-        shown = tail.answer.lstrip() if tail.prompt and ours.ask else tail.answer
+    targets = []
+    for target in sample.targets:
+        asked = receiver.words(target.prompt)[0] + (ours.ask if target.prompt else ())
+        shown = target.answer.lstrip() if target.prompt and ours.ask else target.answer
         answer = receiver.words(shown)[0][:longest]
         if answer:
-            tails.append(((*asked, *answer), len(answer)))
-            kinds.append(tail.kind)
-    return TokenizedSample(
-        (*ours.before, *words), len(ours.before), state, rows, tuple(tails), tuple(kinds)
-    )
+            targets.append(TokenizedTarget((*asked, *answer), len(answer), target.kind))
+    before = ours.before
+    return TokenizedSample((*before, *words), len(before), state, rows, tuple(targets))

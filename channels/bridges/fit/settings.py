@@ -2,96 +2,90 @@
 
 from dataclasses import dataclass
 
-__all__ = ["FitSettings", "FuseSettings"]
+__all__ = ["FitSettings", "FuseSettings", "TrainSettings"]
 
 
 @dataclass(frozen=True, slots=True)
-class FitSettings:
-    """How a bridge is fitted.
+class TrainSettings:
+    """What both kinds of fits have to be told.
 
     Attributes:
-        minutes: Most minutes of training after the closed form; 0 leaves the closed form as it is.
+        minutes: Most minutes of training; 0 leaves the closed form as it is.
         steps: Most training steps, one message each; None for as many as the minutes allow.
-        source_layers: How many of the sharer's layers are read; None for some 1,500 columns of
-            them, 4 to 12.
-        native_layers: How many layers the receiver runs itself over the message.
-        embeddings: How many of the receiver's token embeddings are features.
-        rank: Width of the code; None for the widest whose weights stay within 16 MB, and 512 at
-            least.
-        hidden, bottleneck: Widths of the projector's residual; see `ProjectorConfig`.
+        hidden, bottleneck: Widths of the trained part; see `ProjectorConfig` and `FuserConfig`.
         gram_tokens: Tokens that the closed form is solved from.
-        columns: Most columns of features, which bounds the memory.
-        pool: Messages kept to be learnt from again.
-        fresh: Every how many steps a message is new.
         batch: Messages per update.
-        rate: Learning rate of encode and decode.
+        rate: Learning rate of what the closed form gave.
         residual_rate: Learning rate of all else.
-        likelihood: Weight of the cross-entropy beside the KL.
-        patience: Held-out rounds without a gain until training stops.
-        every: Seconds between held-out rounds.
+        patience: Validation rounds without a gain until training stops.
+        every: Seconds between validation rounds.
         seed: Of all that is drawn.
     """
 
     minutes: float = 40.0
     steps: int | None = None
-    source_layers: int | None = None
-    native_layers: int = 0
-    embeddings: int = 2
-    rank: int | None = None
     hidden: int = 512
     bottleneck: int = 128
     gram_tokens: int = 32_000
-    columns: int = 12_288
-    pool: int = 320
-    fresh: int = 3
     batch: int = 4
     rate: float = 1e-4
     residual_rate: float = 1e-3
-    likelihood: float = 0.3
     patience: int = 6
     every: float = 360.0
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class FuseSettings:
-    """How a fuser is fitted.
+class FitSettings(TrainSettings):
+    """How a bridge is fitted.
 
     Attributes:
-        minutes: Most minutes of training, its held-out rounds included; 0 leaves the receiver's
-            cache as it is.
-        steps: Most training steps, one input each; None for as many as the minutes allow.
+        source_layers: How many of the sharer's layers are read; None for some 1,500 columns of
+            them, 4 to 12.
+        native_layers: How many layers the receiver runs itself over the message.
+        embeddings: How many of the receiver's token embeddings are features.
+        rank: Width of the code; None for the widest whose weights stay within 16 MB, and 512 at
+            least.
+        columns: Most columns of features, which bounds the memory.
+        pool: Messages kept to be learnt from again.
+        fresh: Every how many steps a message is new.
+        likelihood: Weight of the cross-entropy beside the KL.
+    """
+
+    source_layers: int | None = None
+    native_layers: int = 0
+    embeddings: int = 2
+    rank: int | None = None
+    columns: int = 12_288
+    pool: int = 320
+    fresh: int = 3
+    likelihood: float = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class FuseSettings(TrainSettings):
+    """How a fuser is fitted; its minutes include the validation rounds.
+
+    Attributes:
         source_layers, own_layers: How many layers of either model are read, spread evenly up to the
             last.
-        rank, own_rank, hidden, bottleneck: Widths; see `FuserConfig`.
+        rank, own_rank: Widths of both codes; see `FuserConfig`.
         last: Whether every token gets the sharer's code of the last token too.
-        gram_tokens: Tokens that the encoders are solved from.
-        batch: Inputs per update.
-        rate: Learning rate of the encoders.
-        residual_rate: Learning rate of all else.
-        contrast: Weight of the cross-entropy over a question's options beside that over the tail's
-            tokens.
-        held_out: Held-out inputs.
-        patience: Held-out rounds without a gain until training stops.
-        every: Seconds between held-out rounds.
-        seed: Of all that is drawn.
+        contrast: Weight of the cross-entropy over a question's options beside that over the tokens
+            of its answer.
+        held_out: Inputs of the validation.
     """
 
     minutes: float = 20.0
-    steps: int | None = None
+    hidden: int = 768
+    bottleneck: int = 192
+    gram_tokens: int = 6_000
+    batch: int = 6
+    every: float = 60.0
     source_layers: int = 6
     own_layers: int = 6
     rank: int = 256
     own_rank: int = 128
-    hidden: int = 768
-    bottleneck: int = 192
     last: bool = True
-    gram_tokens: int = 6_000
-    batch: int = 6
-    rate: float = 1e-4
-    residual_rate: float = 1e-3
     contrast: float = 0.5
     held_out: int = 72
-    patience: int = 6
-    every: float = 60.0
-    seed: int = 0

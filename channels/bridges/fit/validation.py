@@ -1,7 +1,8 @@
-"""How a fit judges itself while it runs: retention on a few held-out lessons, by kind."""
+"""How a projector's fit judges itself: retention on a few samples it does not learn from."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from statistics import fmean
 
 import torch
@@ -37,8 +38,7 @@ MESSAGES = 16
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Retention per group of tails, of the bridge and with another message's state, and the mean
-    KL.
+    """Retention per group of targets, with the message and with another, and the mean KL.
 
     Attributes:
         retention: Share of the full text's gain over no message.
@@ -67,15 +67,23 @@ class Scores:
         lost = {f"mismatched_{name}": value for name, value in self.mismatched.items()}
         return {**kept, **lost, "kl": self.kl, "score": self.score}
 
+    def describe(self) -> str:
+        """What is kept by group, and the KL, in a few words."""
+        parts = [
+            f"{group} {kept:.2f} ({self.mismatched[group]:.2f} with another message)"
+            for group, kept in self.retention.items()
+        ]
+        return ", ".join([*parts, f"KL {self.kl:.3f}"])
+
 
 @dataclass(frozen=True, eq=False)
 class ValidationSet:
-    """Held-out examples with their losses without a message.
+    """Examples that are not learnt from, with their losses without a message.
 
     Attributes:
         receiver: The receiver.
         examples: The examples.
-        none: Per example and tail, the loss without the message.
+        none: Per example and target, the loss without the message.
         sharer_columns: Columns of the features that come of the sharer.
     """
 
@@ -88,60 +96,59 @@ class ValidationSet:
     def make(
         cls,
         config: ProjectorConfig,
-        lessons: Iterator[Sample],
+        samples: Iterator[Sample],
         sharer: TextModel,
         receiver: TextModel,
         count: int = MESSAGES,
     ) -> "ValidationSet":
-        """Prepare the first `count` lessons."""
-        made: list[Example] = []
-        none = []
-        while len(made) < count:
-            case = prepare(next(lessons), sharer, receiver)
-            full = receiver.read(case.ids)
-            made.append(example(config, case, sharer, receiver, full))
-            none.append(tuple(float(loss) for loss in none_losses(receiver, case)))
+        """Prepare the first `count` samples."""
+        examples, none = [], []
+        for drawn in islice(samples, count):
+            sample = prepare(drawn, sharer, receiver)
+            full = receiver.read(sample.ids)
+            examples.append(example(config, sample, sharer, receiver, full))
+            none.append(tuple(float(loss) for loss in none_losses(receiver, sample)))
         columns = width(sharer.geometry, config.source_layers)
-        return cls(receiver, tuple(made), tuple(none), columns)
+        return cls(receiver, tuple(examples), tuple(none), columns)
 
     @torch.no_grad()
     def score(self, projector: Projector) -> Scores:
         """Judge a projector."""
-        gain: dict[str, float] = {}
-        kept: dict[str, float] = {}
-        lost: dict[str, float] = {}
+        gain, kept, lost = (dict.fromkeys(sorted(set(KINDS.values())), 0.0) for _ in range(3))
         kls, losses = [], []
-        for number, made in enumerate(self.examples):
-            other = swapped(made, self.examples[number - 1], self.sharer_columns)
-            head = head_of(self.receiver, made.ids, made.at)
-            said = self._say(projector, made, head)
-            misled = self._say(projector, other, head)
-            for index, (tail, count) in enumerate(made.tails):
-                group = KINDS[made.kinds[index]]
-                none, text = self.none[number][index], float(made.taught[index].loss)
-                mine = float(answer_loss(said[index], tail, count))
-                gain[group] = gain.get(group, 0.0) + none - text
-                kept[group] = kept.get(group, 0.0) + none - mine
-                lost[group] = (
-                    lost.get(group, 0.0) + none - float(answer_loss(misled[index], tail, count))
-                )
-                kls.append(float(divergence(said[index], made.taught[index])))
-                losses.append(mine)
-        alive = [group for group in sorted(gain) if gain[group] > 0]
+        for number, ex in enumerate(self.examples):
+            other = swapped(ex, self.examples[number - 1], self.sharer_columns)
+            head = head_of(self.receiver, ex.ids, ex.at)
+            answers = zip(
+                ex.targets,
+                self.none[number],
+                ex.teacher,
+                self._say(projector, ex, head),
+                self._say(projector, other, head),
+                strict=True,
+            )
+            for target, none, teacher, logs, misled in answers:
+                group, loss = KINDS[target.kind], float(answer_loss(logs, target))
+                gain[group] += none - float(teacher.loss)
+                kept[group] += none - loss
+                lost[group] += none - float(answer_loss(misled, target))
+                kls.append(float(divergence(logs, teacher)))
+                losses.append(loss)
+        alive = [group for group in gain if gain[group] > 0]
         return Scores(
-            {group: kept[group] / gain[group] for group in alive},
-            {group: lost[group] / gain[group] for group in alive},
-            fmean(kls),
-            fmean(losses),
+            retention={group: kept[group] / gain[group] for group in alive},
+            mismatched={group: lost[group] / gain[group] for group in alive},
+            kl=fmean(kls),
+            loss=fmean(losses),
         )
 
-    def _say(self, projector: Projector, made: Example, head: KVState) -> list[Tensor]:
-        state = projected_state(projector, made.features, made.native, made.at, self.receiver)
-        return student(self.receiver, made, state, head)
+    def _say(self, projector: Projector, ex: Example, head: KVState) -> list[Tensor]:
+        state = projected_state(projector, ex.features, ex.native, ex.at, self.receiver)
+        return student(self.receiver, ex, state, head)
 
 
-def swapped(made: Example, other: Example, columns: int) -> Example:
-    """An example whose sharer's columns are another example's, its own repeated or cut to length."""
-    rows = torch.arange(len(made.features), device=made.features.device) % len(other.features)
-    features = torch.cat([other.features[rows, :columns], made.features[:, columns:]], dim=1)
-    return replace(made, features=features)
+def swapped(ex: Example, other: Example, columns: int) -> Example:
+    """An example with another's sharer columns, repeated or cut to its length."""
+    rows = torch.arange(len(ex.features), device=ex.features.device) % len(other.features)
+    features = torch.cat([other.features[rows, :columns], ex.features[:, columns:]], dim=1)
+    return replace(ex, features=features)

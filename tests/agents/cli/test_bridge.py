@@ -42,7 +42,7 @@ def test_list_shows_the_figures(saved: Path) -> None:
     """One line per bridge; unknown figures are dashes."""
     BridgeStore().save(manifest("c/d"), tensors())
     said = bridge("list")
-    heads = "sharer receiver size retention specific earned date path"
+    heads = "sharer receiver size retention specific lower bound date path"
     assert all(name in said for name in heads.split())
     (line,) = [line for line in said.splitlines() if str(saved) in line]
     for part in (*PAIR, "0.812", "0.750", "0.700", "kB"):
@@ -56,7 +56,11 @@ def test_list_json(saved: Path) -> None:
     (line,) = json.loads(bridge("list", "--json"))
     assert line["path"] == str(saved) and line["error"] is None
     assert (line["sharer"], line["receiver"]) == PAIR
-    assert (line["retention"], line["specific"], line["earned"]) == (0.8125, 0.75, 0.7)
+    assert (line["retention"], line["specific"], line["retention_lower_bound"]) == (
+        0.8125,
+        0.75,
+        0.7,
+    )
     assert line["bytes"] > 1000
 
 
@@ -88,7 +92,7 @@ def test_show_by_models_or_folder(saved: Path, words: Callable[[Path], tuple[obj
         "accuracy",
         "retention",
         "0.812",
-        "earned",
+        "retention_lower_bound",
         "qa.jsonl",
     ):
         assert part in said, part

@@ -15,7 +15,7 @@ from sample_bridges import AUDIT as SAMPLE
 from sample_bridges import manifest, tensors
 
 from unspoken.agents.cli import audit_view as view
-from unspoken.agents.cli.audit_view import kept_by_way
+from unspoken.agents.cli.audit_view import retention_rows
 from unspoken.agents.cli.bridge_fit import progress_line
 from unspoken.channels.bridges import make as bridging
 from unspoken.channels.bridges.audit import stored as auditing
@@ -96,7 +96,10 @@ def test_fit_then_audit_then_show(
     assert done("bridge", "fit", *pair).splitlines()[-1] == str(folder)
     found = json.loads(done("bridge", "audit", *pair, "--json"))
     kept, _ = read(folder)
-    assert kept.audit is not None and found["earned"] == kept.audit.earned
+    assert (
+        kept.audit is not None
+        and found["retention_lower_bound"] == kept.audit.retention_lower_bound
+    )
     said = done("bridge", "show", *pair)
     for part in ("another example's message", "the receiver as its own sharer", "ttft_speedup_32"):
         assert part in said
@@ -121,7 +124,7 @@ def test_bench_bridge_gives_the_audit(pair: tuple[Path, Path], root: Path) -> No
     wanted = (
         "fit_minutes_closed_form fit_minutes_total size_mb retention specific_retention "
         "qa_retention "
-        "recall_accuracy recall_accuracy_mismatched earned"
+        "recall_accuracy recall_accuracy_mismatched retention_lower_bound"
     )
     assert {f"{name}_builtin" for name in wanted.split()} <= set(found["summary"])
 
@@ -153,7 +156,7 @@ def test_an_interrupted_fit_says_what_is_kept(
 
     args = ("bridge", "fit", *pair, "--corpus", corpus(root), *SMALL)
     with monkeypatch.context() as patch:
-        patch.setattr(bridging, "fit", stop)
+        patch.setattr(bridging, "ProjectorFit", stop)
         result = call(*args)
     assert result.exit_code == 130 and "nothing was kept yet" in result.stderr
     with monkeypatch.context() as patch:
@@ -209,6 +212,6 @@ def test_bars_show_what_is_kept() -> None:
     (line,) = {line.strip() for line in said.splitlines() if "█" in line and "0.80" in line}
     assert "0.70 … 0.90" in line and line.startswith("bridge")
     assert line.count("█") + line.count("▓") == 32
-    assert {way["way"] for way in kept_by_way(ROWS)["recall"]} == {"bridge", "zeros"}
+    assert {way["way"] for way in retention_rows(ROWS)["recall"]} == {"bridge", "zeros"}
     assert view._bar(-0.4, -0.5, -0.3).strip() == "│"
     assert view._bar(2.0, 1.5, 2.5) == "█" * view.WIDTH + "│"

@@ -41,28 +41,58 @@ def bridged(
 @pytest.mark.parametrize(
     ("bridge", "edge", "mode", "reason", "advice"),
     [
-        ({"earned": 0.91}, {}, "projected", "keeps at least 0.91 (0.8 asked)", ""),
-        ({"earned": 0.8}, {}, "projected", "rank 512, 11 MB, retention 0.93", ""),
-        ({"earned": 0.9, "native_layers": 2}, {}, "projected", "runs its first 2 layers", ""),
+        ({"retention_lower_bound": 0.91}, {}, "projected", "keeps at least 0.91 (0.8 asked)", ""),
+        ({"retention_lower_bound": 0.8}, {}, "projected", "rank 512, 11 MB, retention 0.93", ""),
         (
-            {"earned": 0.7999},
+            {"retention_lower_bound": 0.9, "native_layers": 2},
+            {},
+            "projected",
+            "runs its first 2 layers",
+            "",
+        ),
+        (
+            {"retention_lower_bound": 0.7999},
             {},
             TEXT,
             "keeps at least 0.79, and this edge asks",
             "min_retention: 0.79",
         ),
-        ({"earned": 0.29}, {}, TEXT, "keeps at least 0.29", "min_retention: 0.29 on this edge"),
-        ({"earned": 0.29}, {"min_retention": 0.29}, "projected", "keeps at least 0.29", ""),
-        ({"earned": 0.9}, {"min_retention": 0.95}, TEXT, "this edge asks for 0.95", "0.90"),
-        ({"earned": -0.1}, {"min_retention": 0.0}, TEXT, "keeps at least -0.10", ""),
         (
-            {"earned": None},
+            {"retention_lower_bound": 0.29},
+            {},
+            TEXT,
+            "keeps at least 0.29",
+            "min_retention: 0.29 on this edge",
+        ),
+        (
+            {"retention_lower_bound": 0.29},
+            {"min_retention": 0.29},
+            "projected",
+            "keeps at least 0.29",
+            "",
+        ),
+        (
+            {"retention_lower_bound": 0.9},
+            {"min_retention": 0.95},
+            TEXT,
+            "this edge asks for 0.95",
+            "0.90",
+        ),
+        ({"retention_lower_bound": -0.1}, {"min_retention": 0.0}, TEXT, "keeps at least -0.10", ""),
+        (
+            {"retention_lower_bound": None},
             {},
             TEXT,
             "never audited",
             "unspoken bridge audit their/model our/model",
         ),
-        ({"earned": None}, {"min_retention": 0.0}, TEXT, "never audited", "bridge audit"),
+        (
+            {"retention_lower_bound": None},
+            {"min_retention": 0.0},
+            TEXT,
+            "never audited",
+            "bridge audit",
+        ),
         (None, {}, TEXT, "other weights, and no bridge from", "unspoken bridge fit"),
     ],
 )
@@ -82,7 +112,7 @@ def test_a_bridge_is_held_to_what_the_edge_asks(
     assert advice in plan.advice and (bool(advice) or "min_retention" not in plan.advice)
     assert (plan.fallback is not None) == (channel == PROJECTED and mode == TEXT)
     used = bridge if bridge and mode == "projected" else {}
-    assert plan.retention == used.get("earned")
+    assert plan.retention == used.get("retention_lower_bound")
     assert plan.native_layers == used.get("native_layers", 0)
     assert (plan.bytes_per_token > 0) == (mode == "projected")
 
@@ -123,8 +153,10 @@ def test_a_bridge_given_in_python_is_held_to_the_edge_too(models: dict[str, Loca
     """It needs no store; unaudited it is used only where the edge asks for nothing."""
     pair = models["chatml"], models["other"]
 
-    def plan(earned: float | None, **edge: Any) -> EdgePlan:
-        return bridged(models, ProjectedCacheChannel(FakeBridge(*pair, earned)), **edge)
+    def plan(retention_lower_bound: float | None, **edge: Any) -> EdgePlan:
+        return bridged(
+            models, ProjectedCacheChannel(FakeBridge(*pair, retention_lower_bound)), **edge
+        )
 
     assert plan(0.9).mode == "projected"
     assert plan(0.7).mode == TEXT and plan(0.7, min_retention=0.5).mode == "projected"

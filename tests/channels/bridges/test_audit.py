@@ -13,7 +13,7 @@ from pairs import AUDIT, quick_fits, text
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.answers import greedy, losses_of
 from unspoken.channels.bridges.audit.audit import audit
-from unspoken.channels.bridges.audit.controls import BRIDGE, MISMATCHED, Controls, ways_of
+from unspoken.channels.bridges.audit.controls import BRIDGE, MISMATCHED, Controls, conditions_of
 from unspoken.channels.bridges.audit.rows import AuditRows, passages
 from unspoken.channels.bridges.audit.tables import figures, table
 from unspoken.channels.bridges.audit.trial import Trial, Trials, judge
@@ -70,10 +70,10 @@ def rows(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> AuditRows:
 
 def perfect(trial: Trial, other: Trial) -> KVState:
     """The receiver's own rows."""
-    return trial.full.slice(trial.case.at, len(trial.case.ids))
+    return trial.full.slice(trial.sample.at, len(trial.sample.ids))
 
 
-def lessons(count: int = 6) -> list[Sample]:
+def samples(count: int = 6) -> list[Sample]:
     words = "the key of the value in the document is what the reader and the solver were for"
     return [
         Sample(f"{number} {words} {number * 7}", (Target("", f" and {number} it"),))
@@ -128,7 +128,7 @@ def test_a_mismatched_message_that_harms_is_not_counted_as_a_gain() -> None:
 
 def test_perfect_rows_keep_all_and_another_ones_do_not(pair: tuple[LocalModel, LocalModel]) -> None:
     """The receiver's own rows give the full text's loss, KL and first choices."""
-    trials = Trials(lessons(), CONFIG, *pair)
+    trials = Trials(samples(), CONFIG, *pair)
 
     def constant(trial: Trial, other: Trial) -> KVState:
         state = perfect(trial, other)
@@ -151,9 +151,9 @@ def test_perfect_rows_keep_all_and_another_ones_do_not(pair: tuple[LocalModel, L
 def test_none_keeps_the_frame_and_the_last_token(pair: tuple[LocalModel, LocalModel]) -> None:
     """Without the message the receiver has the context's first tokens and the message's last."""
     receiver = pair[1]
-    trial = Trials(lessons(), CONFIG, *pair)[1]
-    ids = [*trial.case.ids[:4], trial.case.ids[-1], *trial.case.tails[0][0]]
-    count = trial.case.tails[0][1]
+    trial = Trials(samples(), CONFIG, *pair)[1]
+    ids = [*trial.sample.ids[:4], trial.sample.ids[-1], *trial.sample.targets[0].ids]
+    count = trial.sample.targets[0].count
     logs = receiver.logits(receiver.tensor(ids[:-1])).log_softmax(dim=-1)[-count:]
     wanted = -logs.gather(1, receiver.tensor(ids[-count:])[:, None]).mean()
     assert trial.none == pytest.approx(float(wanted), abs=1e-4)
@@ -168,15 +168,15 @@ def test_controls_say_nothing_of_the_message(
     projector = Projector(CONFIG, sharer.geometry, receiver.geometry)
     projector.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     columns = CONFIG.features(sharer.geometry, receiver.geometry)[0]
-    trials = Trials(lessons(), CONFIG, *pair)
+    trials = Trials(samples(), CONFIG, *pair)
     trial, other = trials[2], trials.partner(2)
-    for way in ways_of(projector, columns, receiver).values():
+    for way in conditions_of(projector, columns, receiver).values():
         way(trial, other)
         way(trial, other)
     own, misled, zeros, noise = seen[::2]
-    assert torch.equal(own, trial.made.features.float())
+    assert torch.equal(own, trial.example.features.float())
     assert all(torch.equal(one[:, columns:], own[:, columns:]) for one in (misled, zeros, noise))
-    assert torch.equal(misled[:1, :columns], other.made.features[:1, :columns].float())
+    assert torch.equal(misled[:1, :columns], other.example.features[:1, :columns].float())
     assert not zeros[:, :columns].any()
     assert torch.equal(noise, seen[-1]) and not torch.equal(noise, own)
     gap = (noise[:, :columns].mean(dim=0) - own[:, :columns].mean(dim=0)).abs()
@@ -191,8 +191,8 @@ def test_refitted_controls(pair: tuple[LocalModel, LocalModel], corpus: Corpus) 
     assert controls.alone.config.source_layers == ()
     assert len(controls.alone.mean) == 2 * receiver.geometry.hidden_size
     assert controls.itself.config.source_layers == (0, 1)  # all that it has
-    trials = Trials(lessons(), config, *pair)
-    judged = judge(trials, controls.ways())
+    trials = Trials(samples(), config, *pair)
+    judged = judge(trials, controls.conditions())
     itself, alone = (
         judged.kl[name] for name in ("the receiver as its own sharer", "without the sharer")
     )
@@ -211,7 +211,7 @@ def test_controls_without_any_feature_of_the_receiver(
 
 def test_another_example_has_another_message(pair: tuple[LocalModel, LocalModel]) -> None:
     """Questions about one context are not held against each other; one message alone is refused."""
-    one, two, three = lessons(3)
+    one, two, three = samples(3)
     trials = Trials([one, one, two, two, three], CONFIG, *pair)
     assert [trials.partner(index).index for index in range(5)] == [2, 2, 1, 1, 3]
     with pytest.raises(InputError, match="one message"):
@@ -248,7 +248,7 @@ def test_passages_are_spread_over_the_text(pair: tuple[LocalModel, LocalModel]) 
     """Messages and their continuations are consecutive, spread over the whole text."""
     text = " ".join(f"{number} the key of" for number in range(400))
     made = passages(text, pair[1], 5, 64, 16)
-    places = [text.index(one.text + one.tails[0].answer) for one in made]
+    places = [text.index(one.text + one.targets[0].answer) for one in made]
     assert places == sorted(places) and places[0] == 0
     assert places[-1] > 0.9 * (len(text) - 200)
     with pytest.raises(InputError, match="tokens") as caught:
@@ -288,9 +288,9 @@ def test_an_audit_is_whole_and_deterministic(
 
     found = run()
     sets = ("continuation", "question", "recall")
-    ways = ("text", "none", BRIDGE, MISMATCHED, "zeros", "noise", "without the sharer")
+    conditions = ("text", "none", BRIDGE, MISMATCHED, "zeros", "noise", "without the sharer")
     for data in sets:
-        for way in (*ways, "the receiver as its own sharer"):
+        for way in (*conditions, "the receiver as its own sharer"):
             row = figures(list(found.rows), data, way)
             assert row["rows"] == 2 and row["loss"] > 0
         mine, other = (figures(list(found.rows), data, way) for way in (BRIDGE, MISMATCHED))
@@ -303,7 +303,7 @@ def test_an_audit_is_whole_and_deterministic(
     assert summary["fit_minutes_total_builtin"] == 2.5
     for name in ("qa_f1_text", "qa_f1_bridge", "recall_accuracy", "ttft_speedup_32"):
         assert isinstance(summary[f"{name}_builtin"], float)
-    assert found.earned == summary["earned_builtin"] <= 0
+    assert found.retention_lower_bound == summary["retention_lower_bound_builtin"] <= 0
     timed = {row["way"] for row in found.rows if row["data"] == "time"}
     assert timed == {"text", "bridge", "floor", "products"}
     again = run()

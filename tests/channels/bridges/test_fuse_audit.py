@@ -21,7 +21,9 @@ def test_an_audit_needs_two_questions(tmp_path: Path) -> None:
     text = "Please choose: who is it?\n\nAnswer1: the key Answer2: the reader\n\nAnswer format: x"
     questions = tmp_path / "rows.jsonl"
     questions.write_text(json.dumps({"instruction": text, "answer": "answer1"}))
-    empty = Audit(date=date.today(), machine={}, files=(), rows=(), summary={}, earned=0.5)
+    empty = Audit(
+        date=date.today(), machine={}, files=(), rows=(), summary={}, retention_lower_bound=0.5
+    )
     pair = make("qwen3"), make("llama", 1)
     bridge = bridge_between(*pair, tmp_path / "c", fuser_between(*pair, trained=False))
     with pytest.raises(InputError, match="1 rows with one message"):

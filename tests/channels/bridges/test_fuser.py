@@ -10,16 +10,16 @@ from fusers import CORPUS, PIECES, SMALL, bridge_between, fuser_between
 
 from unspoken.agents import LocalModel
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
-from unspoken.channels.bridges.fit.fuse_example import fuse_input, fused_context, tail_losses
-from unspoken.channels.bridges.fit.fuse_samples import choice_prompt, teach_fusing
-from unspoken.channels.bridges.fit.fuse_training import fit_fuser
-from unspoken.channels.bridges.fit.progress import FuseProgress
+from unspoken.channels.bridges.fit.fuse_example import answer_losses, fuse_input, fused_context
+from unspoken.channels.bridges.fit.fuse_samples import choice_prompt, draw_fuse_samples
+from unspoken.channels.bridges.fit.fuse_training import FuserFit
+from unspoken.channels.bridges.fit.progress import FitProgress
 from unspoken.channels.bridges.fit.samples import Sample, Target, prepare
 from unspoken.channels.bridges.fit.settings import FuseSettings
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.errors import BridgeError
 
-LESSON = Sample("the question of the reader", (Target("", " was in the document"),))
+SAMPLE = Sample("the question of the reader", (Target("", " was in the document"),))
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,13 @@ def pair() -> tuple[LocalModel, LocalModel]:
 def test_an_untrained_fuser_leaves_the_receivers_own_cache(name: str) -> None:
     """In every geometry an untrained fuser changes nothing, and a trained one does."""
     sharer, receiver = make("qwen3"), make(name, 1)
-    case = prepare(LESSON, sharer, receiver)
+    sample = prepare(SAMPLE, sharer, receiver)
     for trained in (False, True):
         fuser = fuser_between(sharer, receiver, trained=trained)
-        made = fuse_input(fuser.config, case, sharer, receiver)
-        own = receiver.prefill(receiver.tensor(case.ids)).state
+        made = fuse_input(fuser.config, sample, sharer, receiver)
+        own = receiver.prefill(receiver.tensor(sample.ids)).state
         head, state = fused_context(fuser, made, receiver)
-        assert (head.start, head.stop, state.stop) == (0, state.start, len(case.ids) - 1)
+        assert (head.start, head.stop, state.stop) == (0, state.start, len(sample.ids) - 1)
         same = [
             torch.allclose(mine.keys, layer.keys, atol=1e-4)
             and torch.allclose(mine.values, layer.values, atol=1e-4)
@@ -48,7 +48,7 @@ def test_an_untrained_fuser_leaves_the_receivers_own_cache(name: str) -> None:
             )
         ]
         assert all(same) != trained
-        ((alone,), (fused,)) = (tail_losses(one, made, receiver) for one in (None, fuser))
+        ((alone,), (fused,)) = (answer_losses(one, made, receiver) for one in (None, fuser))
         assert torch.isclose(alone, fused, atol=1e-4) != trained
 
 
@@ -58,8 +58,8 @@ def test_the_state_s_first_positions_stay_the_receiver_s(
     """The attention sink is not touched."""
     sharer, receiver = pair
     fuser = fuser_between(sharer, receiver, trained=True)
-    made = fuse_input(fuser.config, prepare(LESSON, sharer, receiver), sharer, receiver)
-    own = receiver.prefill(receiver.tensor(made.case.ids)).state
+    made = fuse_input(fuser.config, prepare(SAMPLE, sharer, receiver), sharer, receiver)
+    own = receiver.prefill(receiver.tensor(made.sample.ids)).state
     head, _ = fused_context(fuser, made, receiver)
     assert len(head) >= 4
     for mine, layer in zip(head.layers, own.slice(0, len(head)).layers, strict=True):
@@ -74,8 +74,10 @@ def test_a_fit_is_seeded_and_never_worse_than_the_receiver(
     sharer, receiver = (pair[1], pair[1]) if alone else pair
     settings = FuseSettings(**SMALL, steps=8, residual_rate=1e-2)
     stages = []
-    first = fit_fuser(sharer, receiver, CORPUS, settings, lambda one: stages.append(one.stage))
-    second = fit_fuser(sharer, receiver, CORPUS, settings)
+    first = FuserFit(
+        sharer, receiver, CORPUS, settings, report=lambda one: stages.append(one.stage)
+    ).run()
+    second = FuserFit(sharer, receiver, CORPUS, settings).run()
     assert stages[0] == "gram" and "train" in stages and stages[-1] == "done"
     assert first.figures["fuse_steps"] == 8 and first.tokens > 700
     gains = [
@@ -83,9 +85,9 @@ def test_a_fit_is_seeded_and_never_worse_than_the_receiver(
         for name, value in first.figures.items()
         if "gain" in name and isinstance(value, float)
     ]
-    assert sum(gains) >= 0 and bool(gains) == bool(first.fuser.spread.abs().max() > 0)
-    for name, tensor in first.fuser.state_dict().items():
-        assert torch.equal(tensor, second.fuser.state_dict()[name]), name
+    assert sum(gains) >= 0 and bool(gains) == bool(first.module.spread.abs().max() > 0)
+    for name, tensor in first.module.state_dict().items():
+        assert torch.equal(tensor, second.module.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 3])
@@ -94,21 +96,23 @@ def test_a_stopped_fit_ends_where_it_would_have_ended(
 ) -> None:
     """A stopped fit goes on to the same weights and figures."""
     settings = FuseSettings(**{**SMALL, "every": 0.0}, steps=8, residual_rate=1e-2)
-    whole = fit_fuser(*pair, CORPUS, settings)
+    whole = FuserFit(*pair, CORPUS, settings).run()
     stages: list[str] = []
 
-    def stop(one: FuseProgress) -> None:
+    def stop(one: FitProgress) -> None:
         stages.append(one.stage)
         if stages.count("train") == rounds > 0 or one.stage == "done":
             raise KeyboardInterrupt
 
     first = settings if rounds else replace(settings, steps=0)
     with pytest.raises(KeyboardInterrupt):
-        fit_fuser(*pair, CORPUS, first, stop, work=tmp_path)
+        FuserFit(*pair, CORPUS, first, report=stop, work=tmp_path).run()
     (file,) = tmp_path.glob("fuse-*.pt")
     assert torch.load(file, weights_only=True)["step"] == 2 * rounds
     stages.clear()
-    again = fit_fuser(*pair, CORPUS, settings, lambda one: stages.append(one.stage), work=tmp_path)
+    again = FuserFit(
+        *pair, CORPUS, settings, report=lambda one: stages.append(one.stage), work=tmp_path
+    ).run()
     assert "gram" not in stages and stages.count("train") == 4 - rounds
     assert again.tokens == whole.tokens
     timeless = [
@@ -116,10 +120,10 @@ def test_a_stopped_fit_ends_where_it_would_have_ended(
         for one in (again, whole)
     ]
     assert timeless[0] == timeless[1] and timeless[0]["fuse_steps"] == 8
-    for name, tensor in whole.fuser.state_dict().items():
-        assert torch.equal(tensor, again.fuser.state_dict()[name]), name
+    for name, tensor in whole.module.state_dict().items():
+        assert torch.equal(tensor, again.module.state_dict()[name]), name
     other = replace(settings, seed=1, steps=0)
-    fit_fuser(*pair, CORPUS, other, lambda one: stages.append(one.stage), work=tmp_path)
+    FuserFit(*pair, CORPUS, other, report=lambda one: stages.append(one.stage), work=tmp_path).run()
     assert "gram" in stages and len(list(tmp_path.iterdir())) == 2  # its own, beside the other's
 
 
@@ -127,9 +131,9 @@ def test_steps_can_be_taken_in_a_cheaper_dtype(pair: tuple[LocalModel, LocalMode
     """The closed form is that of the models themselves, and the steps run on their casts."""
     train_models = pair[0].cast(torch.bfloat16), pair[1].cast(torch.bfloat16)
     settings = FuseSettings(**SMALL, steps=4, residual_rate=1e-2)
-    cast = fit_fuser(*pair, CORPUS, settings, train_models=train_models)
-    plain = fit_fuser(*pair, CORPUS, settings)
-    assert torch.equal(cast.fuser.mean, plain.fuser.mean)
+    cast = FuserFit(*pair, CORPUS, settings, train_models=train_models).run()
+    plain = FuserFit(*pair, CORPUS, settings).run()
+    assert torch.equal(cast.module.mean, plain.module.mean)
     assert cast.figures["fuse_steps"] == 4
 
 
@@ -137,12 +141,12 @@ def test_training_lowers_the_loss_it_trains_on(pair: tuple[LocalModel, LocalMode
     """Gradients reach all parameters, and a few steps on one input help on it."""
     sharer, receiver = pair
     fuser = fuser_between(sharer, receiver, trained=True).requires_grad_(True)
-    made = fuse_input(fuser.config, prepare(LESSON, sharer, receiver), sharer, receiver)
+    made = fuse_input(fuser.config, prepare(SAMPLE, sharer, receiver), sharer, receiver)
     optimizer = torch.optim.Adam(fuser.parameters(), lr=1e-2)
     losses = []
     for _ in range(12):
         optimizer.zero_grad()
-        (loss,) = tail_losses(fuser, made, receiver, grad=True)
+        (loss,) = answer_losses(fuser, made, receiver, grad=True)
         torch.autograd.backward(loss)
         assert all(
             one.grad is not None and bool(one.grad.abs().max() > 0) for one in fuser.parameters()
@@ -156,11 +160,11 @@ def test_held_out_questions_are_never_trained_on() -> None:
     """A question of common knowledge stands on one side only."""
 
     def asked(*, held_out: bool) -> set[tuple[str, str]]:
-        lessons = teach_fusing(iter(lambda: PIECES[0], ""), 3, held_out=held_out)
-        drawn = [next(lessons) for _ in range(400)]
+        samples = draw_fuse_samples(iter(lambda: PIECES[0], ""), 3, held_out=held_out)
+        drawn = [next(samples) for _ in range(400)]
         return {
-            (one.text.removeprefix("Question: ").partition("\n")[0], one.tails[0].answer)
-            for one in drawn if one.tails[0].kind == "choice"
+            (one.text.removeprefix("Question: ").partition("\n")[0], one.targets[0].answer)
+            for one in drawn if one.targets[0].kind == "choice"
         }  # fmt: skip
 
     trained, kept = asked(held_out=False), asked(held_out=True)

@@ -49,7 +49,7 @@ def test_a_fit_is_kept_with_its_figures_and_its_audit(
     assert not work_folder(store, pair[0].identity, pair[1].identity).exists()
     bridge = Bridge.load(folder)
     bridge.check(*pair)
-    assert bridge.earned == manifest.audit.earned
+    assert bridge.retention_lower_bound == manifest.audit.retention_lower_bound
     assert fit_bridge(*pair, made) == folder  # found, not fitted again
 
 

@@ -119,15 +119,15 @@ def test_a_workflow_fits_what_it_lacks(
     assert folder is not None
     (edge,) = result.report.edges
     manifest, _ = read(folder)
-    assert manifest.audit is not None and manifest.audit.earned is not None
-    if manifest.audit.earned < 0.8:
+    assert manifest.audit is not None and manifest.audit.retention_lower_bound is not None
+    if manifest.audit.retention_lower_bound < 0.8:
         (planned,) = fitting.plan().edges
         assert edge.channel == "text"
     # One that is good enough is used.
-    keep_audit(folder, manifest.audit.model_copy(update={"earned": 0.9}), manifest)
+    keep_audit(folder, manifest.audit.model_copy(update={"retention_lower_bound": 0.9}), manifest)
     again = reader_solver(*pair)
     (planned,) = again.plan().edges
-    assert "keeps 0.90" in planned.reason
+    assert planned.retention == 0.9
     (edge,) = again.run(document=DOCUMENT, question=QUESTION).report.edges
     assert edge.channel == "projected_cache" and edge.projected > 0
 
@@ -148,7 +148,7 @@ def test_no_turn_takes_place_during_a_fit(
         raise BridgeError("not these two")
 
     monkeypatch.setattr(bridge_shelf, "DEFAULT", plan(source, None))
-    monkeypatch.setattr(bridging, "fit", fit)
+    monkeypatch.setattr(bridging, "ProjectorFit", fit)
     flow = reader_solver(*pair)
     fitting = Workflow.from_spec(flow.spec.model_copy(update={"bridges": "fit"}))
     fitting._models = flow._models

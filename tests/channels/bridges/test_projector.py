@@ -30,7 +30,7 @@ from unspoken.channels.model import rotaries
 from unspoken.channels.storage.side import ModelDescription
 
 TEXT = "the reader of the document was that which is for the key and the value of a cache"
-LESSON = Sample(TEXT, (Target("", " and this is what comes after"), Target(" question", " answer")))
+SAMPLE = Sample(TEXT, (Target("", " and this is what comes after"), Target(" question", " answer")))
 
 
 def draws(rows: int, columns: int, seed: int) -> torch.Tensor:
@@ -68,12 +68,12 @@ def pair() -> tuple[LocalModel, LocalModel]:
 
 
 @pytest.fixture(scope="module")
-def case(pair: tuple[LocalModel, LocalModel]) -> TokenizedSample:
-    return prepare(LESSON, *pair)
+def sample(pair: tuple[LocalModel, LocalModel]) -> TokenizedSample:
+    return prepare(SAMPLE, *pair)
 
 
-def full(model: LocalModel, case: TokenizedSample) -> KVState:
-    return model.prefill(model.tensor(case.ids)).state
+def full(model: LocalModel, sample: TokenizedSample) -> KVState:
+    return model.prefill(model.tensor(sample.ids)).state
 
 
 def config(**changes: int) -> ProjectorConfig:
@@ -100,44 +100,46 @@ def test_before_the_first_token_there_is_nothing(pair: tuple[LocalModel, LocalMo
 
 
 def test_what_the_full_text_says_is_what_transformers_says(
-    pair: tuple[LocalModel, LocalModel], case: TokenizedSample
+    pair: tuple[LocalModel, LocalModel], sample: TokenizedSample
 ) -> None:
     sharer, receiver = pair
-    made = example(config(), case, sharer, receiver, full(receiver, case))
-    for known, (tail, count) in zip(made.taught, case.tails, strict=True):
-        logits = receiver.hf(torch.tensor([(*case.ids, *tail)])).logits[0, -count - 1 : -1]
+    made = example(config(), sample, sharer, receiver, full(receiver, sample))
+    for known, target in zip(made.teacher, sample.targets, strict=True):
+        logits = receiver.hf(torch.tensor([(*sample.ids, *target.ids)])).logits[
+            0, -target.count - 1 : -1
+        ]
         logs = logits.log_softmax(-1)
-        loss = torch.nn.functional.nll_loss(logs, torch.tensor(tail[-count:]))
+        loss = torch.nn.functional.nll_loss(logs, torch.tensor(target.ids[-target.count :]))
         assert torch.allclose(known.loss, loss, atol=1e-4)
         assert torch.allclose(known.logs[:, 0], logs.amax(-1), atol=1e-4)
 
 
 def test_the_receivers_own_rows_give_the_full_texts_answers(
-    pair: tuple[LocalModel, LocalModel], case: TokenizedSample
+    pair: tuple[LocalModel, LocalModel], sample: TokenizedSample
 ) -> None:
     sharer, receiver = pair
-    own = full(receiver, case)
-    made = example(config(), case, sharer, receiver, own)
-    head = head_of(receiver, case.ids, case.at)
-    said = student(receiver, made, own.slice(case.at, len(case.ids)), head)
-    for logs, known in zip(said, made.taught, strict=True):
+    own = full(receiver, sample)
+    made = example(config(), sample, sharer, receiver, own)
+    head = head_of(receiver, sample.ids, sample.at)
+    said = student(receiver, made, own.slice(sample.at, len(sample.ids)), head)
+    for logs, known in zip(said, made.teacher, strict=True):
         assert abs(float(divergence(logs, known))) < 1e-5
 
 
 def test_a_projector_that_knows_the_targets_restores_the_state(
-    pair: tuple[LocalModel, LocalModel], case: TokenizedSample
+    pair: tuple[LocalModel, LocalModel], sample: TokenizedSample
 ) -> None:
     """An offset that is one token's true rows comes out as that token's keys and values."""
     _, receiver = pair
-    own = full(receiver, case)
+    own = full(receiver, sample)
     layers = range(len(receiver.geometry.layers))
-    truth = target_rows(own, case, receiver, layers)
+    truth = target_rows(own, sample, receiver, layers)
     projector = Projector(config(), make("gemma3").geometry, receiver.geometry)
     torch.nn.init.zeros_(projector.decode)
     projector.offset.copy_(truth[2])
     inputs = sum(config().features(make("gemma3").geometry, receiver.geometry))
-    made = projected_state(projector, torch.zeros(len(truth), inputs), (), case.at, receiver)
-    at = case.at + 2
+    made = projected_state(projector, torch.zeros(len(truth), inputs), (), sample.at, receiver)
+    at = sample.at + 2
     for mine, true in zip(made.layers, own.layers, strict=True):
         assert torch.allclose(mine.keys[:, 2], true.keys[:, at], atol=1e-4)
         assert torch.allclose(mine.values[:, 2], true.values[:, at], atol=1e-5)
@@ -180,38 +182,41 @@ def test_the_residual_begins_at_nothing() -> None:
 
 
 def test_gradients_reach_every_weight(
-    pair: tuple[LocalModel, LocalModel], case: TokenizedSample
+    pair: tuple[LocalModel, LocalModel], sample: TokenizedSample
 ) -> None:
     sharer, receiver = pair
-    made = example(config(), case, sharer, receiver, full(receiver, case))
+    made = example(config(), sample, sharer, receiver, full(receiver, sample))
     projector = Projector(config(), sharer.geometry, receiver.geometry)
     torch.manual_seed(0)
     for parameter in projector.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     state = projected_state(projector, made.features, (), made.at, receiver)
     said = student(receiver, made, state, head_of(receiver, made.ids, made.at), grad=True)
-    torch.stack([divergence(a, b) for a, b in zip(said, made.taught, strict=True)]).sum().backward()
+    torch.stack(
+        [divergence(a, b) for a, b in zip(said, made.teacher, strict=True)]
+    ).sum().backward()
     for name, parameter in projector.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
 def test_without_the_message_only_its_ends_are_read(
-    pair: tuple[LocalModel, LocalModel], case: TokenizedSample
+    pair: tuple[LocalModel, LocalModel], sample: TokenizedSample
 ) -> None:
     _, receiver = pair
-    (tail, count) = case.tails[1]
-    ids = torch.tensor([(*case.ids[:4], case.ids[-1], *tail)])
-    logits = receiver.hf(ids, past_key_values=DynamicCache()).logits[0, -count - 1 : -1]
-    plain = torch.nn.functional.cross_entropy(logits, torch.tensor(tail[-count:]))
-    assert torch.allclose(none_losses(receiver, case)[1], plain, atol=1e-4)
-    assert torch.allclose(answer_loss(logits.log_softmax(-1), tail, count), plain, atol=1e-5)
+    target = sample.targets[1]
+    answer = torch.tensor(target.ids[-target.count :])
+    ids = torch.tensor([(*sample.ids[:4], sample.ids[-1], *target.ids)])
+    logits = receiver.hf(ids, past_key_values=DynamicCache()).logits[0, -target.count - 1 : -1]
+    plain = torch.nn.functional.cross_entropy(logits, answer)
+    assert torch.allclose(none_losses(receiver, sample)[1], plain, atol=1e-4)
+    assert torch.allclose(answer_loss(logits.log_softmax(-1), target), plain, atol=1e-5)
 
 
 def test_another_examples_state_keeps_the_receivers_own_features(
-    pair: tuple[LocalModel, LocalModel], case: TokenizedSample
+    pair: tuple[LocalModel, LocalModel], sample: TokenizedSample
 ) -> None:
     sharer, receiver = pair
-    made = example(config(), case, sharer, receiver, full(receiver, case))
+    made = example(config(), sample, sharer, receiver, full(receiver, sample))
     short = prepare(Sample("of the key", (Target("", " is"),)), sharer, receiver)
     other = example(config(), short, sharer, receiver, full(receiver, short))
     columns = width(sharer.geometry, (1, 2))
@@ -221,14 +226,14 @@ def test_another_examples_state_keeps_the_receivers_own_features(
 
 
 def test_native_layers_keep_their_own_keys_and_values(
-    pair: tuple[LocalModel, LocalModel], case: TokenizedSample
+    pair: tuple[LocalModel, LocalModel], sample: TokenizedSample
 ) -> None:
     sharer, receiver = pair
-    own = full(receiver, case)
-    made = example(config(native_layers=2), case, sharer, receiver, own)
+    own = full(receiver, sample)
+    made = example(config(native_layers=2), sample, sharer, receiver, own)
     for mine, true in zip(made.native, own.layers, strict=False):
-        assert torch.allclose(mine.keys, true.keys[:, case.at :], atol=1e-4)
-        assert torch.allclose(mine.values, true.values[:, case.at :], atol=1e-4)
+        assert torch.allclose(mine.keys, true.keys[:, sample.at :], atol=1e-4)
+        assert torch.allclose(mine.values, true.values[:, sample.at :], atol=1e-4)
     assert len(made.native) == 2
 
 
@@ -251,17 +256,17 @@ def bridge_of(sharer: LocalModel, receiver: LocalModel, **changes: int) -> Bridg
 
 @pytest.mark.parametrize("native", [0, 2])
 def test_a_bridge_projects_as_its_training_did(
-    pair: tuple[LocalModel, LocalModel], case: TokenizedSample, native: int
+    pair: tuple[LocalModel, LocalModel], sample: TokenizedSample, native: int
 ) -> None:
     """What `project` makes in a turn is what the fit saw for the same message."""
     sharer, receiver = pair
     bridge = bridge_of(sharer, receiver, native_layers=native)
-    made = bridge.project(case.state, case.rows.tolist(), case.ids, case.at, receiver)
-    seen = example(bridge.projector.config, case, sharer, receiver, full(receiver, case))
+    made = bridge.project(sample.state, sample.rows.tolist(), sample.ids, sample.at, receiver)
+    seen = example(bridge.projector.config, sample, sharer, receiver, full(receiver, sample))
     wanted = projected_state(
-        bridge.projector, seen.features.float(), seen.native, case.at, receiver
+        bridge.projector, seen.features.float(), seen.native, sample.at, receiver
     )
-    assert (made.start, made.stop, made.identity) == (case.at, len(case.ids), receiver.identity)
+    assert (made.start, made.stop, made.identity) == (sample.at, len(sample.ids), receiver.identity)
     for mine, true in zip(made.layers, wanted.layers, strict=True):
         assert torch.allclose(mine.keys, true.keys, atol=5e-3)
         assert torch.allclose(mine.values, true.values, atol=5e-3)

@@ -5,7 +5,7 @@ import torch
 
 from unspoken.channels.bridges.fit.initialization import LEAST, projector_bytes, widest_rank
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
-from unspoken.channels.bridges.quantize import GROUP, pack, unpack
+from unspoken.channels.bridges.quantize import GROUP, dequantize, quantize
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry
 
@@ -16,23 +16,23 @@ def draws(rows: int, columns: int, seed: int) -> torch.Tensor:
 
 def test_int8_weights_are_within_half_a_step() -> None:
     tensor = draws(130, 67, 0)
-    packed = pack({"encode": tensor, "gate": draws(1, 4, 1)[0]})
-    assert packed["encode"].dtype == torch.int8 and packed["gate"].dtype == torch.float32
-    steps = packed["encode.scale"].float().repeat_interleave(GROUP)[: tensor.numel()]
-    error = (unpack(packed)["encode"] - tensor).abs().flatten()
+    quantized = quantize({"encode": tensor, "gate": draws(1, 4, 1)[0]})
+    assert quantized["encode"].dtype == torch.int8 and quantized["gate"].dtype == torch.float32
+    steps = quantized["encode.scale"].float().repeat_interleave(GROUP)[: tensor.numel()]
+    error = (dequantize(quantized)["encode"] - tensor).abs().flatten()
     assert bool((error <= 0.51 * steps).all())
 
 
 def test_weights_stored_whole_come_back_whole() -> None:
     tensor = draws(130, 67, 0)
-    assert torch.equal(unpack(pack({"encode": tensor}, "float32"))["encode"], tensor)
+    assert torch.equal(dequantize(quantize({"encode": tensor}, "float32"))["encode"], tensor)
 
 
 def test_int8_weights_without_scales_are_refused() -> None:
-    packed = pack({"encode": draws(130, 67, 0)})
-    del packed["encode.scale"]
+    quantized = quantize({"encode": draws(130, 67, 0)})
+    del quantized["encode.scale"]
     with pytest.raises(BridgeError, match=r"'encode' have no scales"):
-        unpack(packed)
+        dequantize(quantized)
 
 
 WIDE = CacheGeometry((LayerGeometry(4, 64, "default", None),) * 6, 256, 4096)
@@ -41,7 +41,7 @@ WIDE = CacheGeometry((LayerGeometry(4, 64, "default", None),) * 6, 256, 4096)
 def stored(rank: int) -> int:
     """Bytes of a projector's tensors as they are stored."""
     made = Projector(ProjectorConfig((0, 2), rank=rank, hidden=64, bottleneck=32), WIDE, WIDE)
-    return sum(one.numel() * one.element_size() for one in pack(made.state_dict()).values())
+    return sum(one.numel() * one.element_size() for one in quantize(made.state_dict()).values())
 
 
 def test_the_size_of_a_projector_is_what_it_takes_on_disk() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from unspoken.channels.bridges.fit.fuse_samples import teach_fusing
+from unspoken.channels.bridges.fit.fuse_samples import draw_fuse_samples
 from unspoken.channels.data.rows import (
     ChoiceRow,
     QaRow,
@@ -189,21 +189,21 @@ def test_builtin_choices() -> None:
 
 
 def test_no_fuser_is_trained_on_a_builtin_choice() -> None:
-    """What the built-in rows ask, the lessons never ask."""
+    """What the built-in rows ask, the samples never ask."""
     asked = {(row.question, row.options[row.answer]) for row in builtin_choice(200)}
-    lessons = (
-        lesson
-        for lesson in islice(teach_fusing(repeat("one word " * 200), 0), 3000)
-        if "choice" in {tail.kind for tail in lesson.tails}
+    samples = (
+        sample
+        for sample in islice(draw_fuse_samples(repeat("one word " * 200), 0), 3000)
+        if "choice" in {target.kind for target in sample.targets}
     )
-    taught = [
-        (question, lesson.tails[0].answer.strip())
-        for lesson in lessons
+    trained = [
+        (question, sample.targets[0].answer.strip())
+        for sample in samples
         for question, _ in asked
-        if question in lesson.text
+        if question in sample.text
     ]
-    assert taught, "some questions stand with other answers"
-    assert not asked & set(taught)
+    assert trained, "some questions stand with other answers"
+    assert not asked & set(trained)
 
 
 def test_samples_keep_the_order() -> None:
