@@ -12,7 +12,7 @@ from typing import Any
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 176, 96  # of an agent's box, in pixels
-ACROSS, DOWN = 214, 30  # between two columns of agents, and between two agents of a column
+ACROSS, DOWN = 204, 30  # between two columns of agents, and between two agents of a column
 MARGIN, FOOT = 20, 62
 GROUND, GREEN = "#f5f7fa", "#2f9e77"
 COLOURS = {
@@ -85,13 +85,13 @@ def line(carried: Mapping[str, Any], start: Point, end: Point) -> str:
 
 
 def label(carried: Mapping[str, Any], start: Point, end: Point) -> Iterator[str]:
-    """The channel, tokens, bytes and time of a message, in the middle of its line."""
+    """The mode, tokens, bytes and time of a message, in the middle of its line."""
     x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-    exact = "exact" if carried["exact"] else "approximate"
-    tokens = f"{carried['reused']} of {carried['tokens']} reused, {exact}"
+    how = f"{carried['mode']}, {'exact' if carried['exact'] else 'approximate'}"
+    tokens = f"{carried['reused']} of {carried['tokens']} tokens reused"
     size = f"{carried['bytes'] / 1e6:.1f} MB, {1000 * carried['seconds']:.1f} ms"
-    yield rectangle(x - 83, y - 23, 166, 46, GROUND)
-    for row, words in enumerate((carried["channel"], tokens, size)):
+    yield rectangle(x - 76, y - 23, 152, 46, GROUND)
+    for row, words in enumerate((how, tokens, size)):
         yield text(x, y - 10 + 15 * row, words, "small", "middle")
 
 

@@ -102,3 +102,11 @@ def test_no_page_loads_a_script() -> None:
     """A mermaid fence would fetch its renderer from another site."""
     for page in PAGES:
         assert "```mermaid" not in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"])
+def test_prose_has_lines_of_at_most_100_columns(page: Path) -> None:
+    """Tables, blocks of code and what is generated may be wider."""
+    text = _BLOCK.sub("", re.sub(r"(?s)<!-- generated.*?<!-- end", "", page.read_text("utf-8")))
+    wide = [line for line in text.splitlines() if len(line) > 100 and not line.startswith("|")]
+    assert not wide, f"{page.name}: {wide}"
