@@ -104,7 +104,9 @@ def test_no_page_loads_a_script() -> None:
         assert "```mermaid" not in page.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name
+)
 def test_prose_has_lines_of_at_most_100_columns(page: Path) -> None:
     """Tables, blocks of code and what is generated may be wider."""
     text = _BLOCK.sub("", re.sub(r"(?s)<!-- generated.*?<!-- end", "", page.read_text("utf-8")))
