@@ -1,6 +1,4 @@
-"""A drafter writes, a critic judges, and a "no" sends the drafter back once; a reviser has the last
-word.
-"""
+"""A drafter writes, a critic judges and may send it back once, a reviser has the last word."""
 
 import sys
 
@@ -13,7 +11,7 @@ TOPIC = "an old oak tree"
 
 
 def build(model: LocalModel | str = MODEL) -> Workflow:
-    """The workflow of workflow.yaml; a model given by reference is loaded when it first runs."""
+    """The workflow of workflow.yaml; a model given by reference is loaded at the first run."""
     drafter = Agent(
         "drafter",
         model,
@@ -54,7 +52,8 @@ def main() -> None:
         for number, text in enumerate(agent.turns, start=1):
             print(f"{name} {number}: {text}")
     for name, turns in result.report.agents.items():
-        reused, total = sum(t.reused_tokens for t in turns), sum(t.prompt_tokens for t in turns)
+        reused = sum(turn.reused_tokens for turn in turns)
+        total = sum(turn.prompt_tokens for turn in turns)
         print(f"{name}: {reused} of {total} prompt tokens reused")
 
 

@@ -1,6 +1,4 @@
-"""One reader takes in a document once; three solvers go on from its cache; a judge reads what they
-wrote.
-"""
+"""A reader reads a document once, three solvers continue its cache, a judge reads their answers."""
 
 from pathlib import Path
 
@@ -16,7 +14,7 @@ TASKS = {
 
 
 def build(model: LocalModel | str = MODEL) -> Workflow:
-    """The workflow of workflow.yaml; a model given by reference is loaded when it first runs."""
+    """The workflow of workflow.yaml; a model given by reference is loaded at the first run."""
     reader = Agent("reader", model, prompt="{{ inputs.document }}", generate=None)
     solvers = [
         Agent(name, model, prompt=task, generate={"max_new_tokens": 24, "stop": stop})
@@ -28,12 +26,12 @@ def build(model: LocalModel | str = MODEL) -> Workflow:
         prompt="Which of the three sentences above is the most interesting?",
         generate={"max_new_tokens": 40},
     )
+    outputs = {name: f"{{{{ {name}.text }}}}" for name in TASKS}
     flow = Workflow(
         "fan-out-panel",
         [reader, *solvers, judge],
         models={"small": model},
-        outputs={name: f"{{{{ {name}.text }}}}" for name in TASKS}
-        | {"verdict": "{{ judge.text }}"},
+        outputs={**outputs, "verdict": "{{ judge.text }}"},
     )
     for solver in solvers:
         flow.connect(reader, solver)

@@ -1,6 +1,4 @@
-"""A base reads, its fine-tune answers: made by a fixed recipe, profiled once, and fed the cache of
-its base.
-"""
+"""A base model reads a document, and its fine-tune answers from the base's cache."""
 
 import sys
 from pathlib import Path
@@ -32,7 +30,7 @@ def build(base: LocalModel | str = BASE, tuned: LocalModel | str = TUNED) -> Wor
 
 
 def main() -> None:
-    """Make what is missing, then run."""
+    """Make the fine-tune and the profile where they are missing, then run."""
 
     def report(stage: str, part: float) -> None:
         print(f"\r{stage}: {part:.0%}", end="\033[K", file=sys.stderr)

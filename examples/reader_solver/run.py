@@ -1,4 +1,4 @@
-"""A reader takes in a document; a solver answers from the reader's cache."""
+"""A reader reads a document, and a solver answers from the reader's cache."""
 
 import sys
 from pathlib import Path
@@ -11,13 +11,10 @@ QUESTION = "In which year was the station built?"
 
 
 def build(model: LocalModel | str = MODEL) -> Workflow:
-    """The workflow of workflow.yaml; a model given by reference is loaded when it first runs."""
+    """The workflow of workflow.yaml; a model given by reference is loaded at the first run."""
     reader = Agent("reader", model, prompt="{{ inputs.document }}", generate=None)
     solver = Agent(
-        "solver",
-        model,
-        prompt="Question: {{ inputs.question }}",
-        generate={"max_new_tokens": 32},
+        "solver", model, prompt="Question: {{ inputs.question }}", generate={"max_new_tokens": 32}
     )
     flow = Workflow(
         "reader-solver",

@@ -1,6 +1,4 @@
-"""Two model families on one document: each reads it once, and the other one answers from that
-reader's cache.
-"""
+"""Two models of different families read a document, and each answers from the other's cache."""
 
 import sys
 from pathlib import Path
@@ -16,16 +14,20 @@ QUESTION = "When was the lighthouse lit for the first time?"
 
 def build(gemma: LocalModel | str = GEMMA, smollm: LocalModel | str = SMOLLM) -> Workflow:
     """The workflow of workflow.yaml."""
-    read = "{{ inputs.document }}"
-    short, long = (
-        "Question: {{ inputs.question }}\nAnswer:",
-        "Question: {{ inputs.question }}\nAnswer in a few words.",
-    )
+    read, question = "{{ inputs.document }}", "Question: {{ inputs.question }}\n"
     gemma_reader = Agent("gemma_reader", gemma, prompt=read, generate=None)
-    smollm_answers = Agent("smollm_answers", smollm, prompt=long, generate={"max_new_tokens": 24})
+    smollm_answers = Agent(
+        "smollm_answers",
+        smollm,
+        prompt=f"{question}Answer in a few words.",
+        generate={"max_new_tokens": 24},
+    )
     smollm_reader = Agent("smollm_reader", smollm, prompt=read, generate=None)
     gemma_answers = Agent(
-        "gemma_answers", gemma, prompt=short, generate={"max_new_tokens": 24, "stop": ["\n"]}
+        "gemma_answers",
+        gemma,
+        prompt=f"{question}Answer:",
+        generate={"max_new_tokens": 24, "stop": ["\n"]},
     )
     flow = Workflow(
         "two-families",
@@ -45,10 +47,8 @@ def main() -> None:
     for name, answer in result.outputs.items():
         print(f"{name}: {answer.strip()}")
     for edge in result.report.edges:
-        print(
-            f"{edge.sharer} -> {edge.receiver}: {edge.channel}, {edge.projected} of {edge.tokens} "
-            "tokens"
-        )
+        share = f"{edge.projected} of {edge.tokens} tokens"
+        print(f"{edge.sharer} -> {edge.receiver}: {edge.channel}, {share}")
 
 
 if __name__ == "__main__":

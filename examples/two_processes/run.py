@@ -30,16 +30,16 @@ def build(model: LocalModel | str = MODEL) -> Workflow:
 
 
 def read() -> None:
-    """The first process: text comes in on stdin, a packet goes out on stdout."""
+    """The first process reads a text from stdin and writes a packet to stdout."""
     message = LocalModel.load(MODEL).message(sys.stdin.read(), sharer="reader")
     write_packet(message, sys.stdout.buffer, key=packet_key())
 
 
 def main() -> None:
-    """The second process: starts the first, and answers from its packet."""
+    """The second process starts the first and answers from its packet."""
     document = DOCUMENT.read_text(encoding="utf-8").removesuffix("\n")
     question = " ".join(sys.argv[1:]) or QUESTION
-    key = secrets.token_hex(32)  # both ends have it; between machines, a key file at each
+    key = secrets.token_hex(32)  # both ends need it; two machines would each have a key file
     model = LocalModel.load(MODEL)
     with subprocess.Popen(
         [sys.executable, __file__, "--read"],
@@ -58,4 +58,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    read() if sys.argv[1:] == ["--read"] else main()
+    if sys.argv[1:] == ["--read"]:
+        read()
+    else:
+        main()
