@@ -1,14 +1,13 @@
 """Edges between different models: whether a bridge serves them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from math import floor
 from shlex import join
 from typing import TYPE_CHECKING
 
-from unspoken.agents.planning.choice import ChannelChoice, shifts_keys
-from unspoken.agents.planning.outline import Piece
+from unspoken.agents.planning.choice import ChannelChoice, EdgeEnds, shifts_keys
 from unspoken.agents.planning.same_model import rewritten
-from unspoken.agents.spec.spec import EdgeSpec, WorkflowSpec
+from unspoken.agents.spec.spec import EdgeSpec
 from unspoken.channels.errors import ChannelError, ModelSupportError
 from unspoken.channels.projected import Bridge
 
@@ -21,24 +20,16 @@ FindBridge = Callable[["LocalModel", "LocalModel"], Bridge | None]
 """The bridge from a sharer's model to a receiver's, or None."""
 
 
-def other_weights(
-    spec: WorkflowSpec,
-    number: int,
-    contexts: Mapping[str, Sequence[Piece]],
-    models: Mapping[str, "LocalModel"],
-    find_bridge: FindBridge,
-    given: Bridge | None,
-) -> ChannelChoice:
+def other_weights(ends: EdgeEnds, find_bridge: FindBridge, given: Bridge | None) -> ChannelChoice:
     """What a bridge, or the lack of one, makes of an edge between two models."""
-    edge = spec.edges[number]
-    sharer, receiver = models[edge.from_], models[edge.to]
-    changed = None if edge.loop else rewritten(spec, number, contexts)
+    edge, sharer, receiver = ends.edge, ends.sharer, ends.receiver
+    changed = None if edge.loop else rewritten(ends)
     if changed is not None and changed.mode == "text":
         return changed
     try:
         bridge = given or find_bridge(sharer, receiver)
         if bridge is None:
-            return _without_bridge(spec, edge, sharer, receiver)
+            return _without_bridge(ends)
         bridge.check(sharer, receiver)
     except (ChannelError, ModelSupportError) as error:
         reason = f"the bridge cannot be used: {error.found}"
@@ -52,17 +43,13 @@ def other_weights(
 
 
 def _fused(edge: EdgeSpec, bridge: Bridge) -> ChannelChoice:
-    """Use a bridge's fuse mode where it has one; retention says nothing of it, since the receiver
-    reads it all.
-    """
-    ends = bridge.manifest
-    name = f"bridge {ends.sharer.ref} -> {ends.receiver.ref}"
+    """Use a bridge's fuse mode where it has one; its retention is of the other mode."""
+    sharer, receiver = bridge.manifest.sharer.ref, bridge.manifest.receiver.ref
+    name = f"bridge {sharer} -> {receiver}"
     if not bridge.fuses:
         reason = f"the {name} was fitted without fuse mode"
-        fit = f"{_fit_command(ends.sharer.ref, ends.receiver.ref)} --fuse"
-        return ChannelChoice(
-            "text", reason, expected="a bridge that was fitted with --fuse", advice=fit
-        )
+        expected, fit = "a bridge that was fitted with --fuse", _fit_command(sharer, receiver)
+        return ChannelChoice("text", reason, expected=expected, advice=f"{fit} --fuse")
     reason = (
         f"other weights; {edge.to} reads the message itself, and the {name} enriches its cache "
         "(audits do not cover fuse mode)"
@@ -70,29 +57,26 @@ def _fused(edge: EdgeSpec, bridge: Bridge) -> ChannelChoice:
     return ChannelChoice("fused", reason, bridge=bridge)
 
 
-def _without_bridge(
-    spec: WorkflowSpec, edge: EdgeSpec, sharer: "LocalModel", receiver: "LocalModel"
-) -> ChannelChoice:
+def _without_bridge(ends: EdgeEnds) -> ChannelChoice:
+    edge, sharer, receiver = ends.edge, ends.sharer, ends.receiver
     if sharer.identity == receiver.identity:
         reason = (
             f"{edge.from_} and {edge.to} have the same weights, so no bridge leads between them"
         )
-        return ChannelChoice(
-            "text", reason, expected="two models", advice="use channel: same_model_cache"
-        )
-    ends = f"{sharer.ref or edge.from_} to {receiver.ref or edge.to}"
-    if spec.bridges == "fit" and not edge.fuse:
+        advice = "use channel: same_model_cache"
+        return ChannelChoice("text", reason, expected="two models", advice=advice)
+    between = f"{sharer.ref or edge.from_} to {receiver.ref or edge.to}"
+    if ends.spec.bridges == "fit" and not edge.fuse:
         reason = (
-            f"other weights; no bridge from {ends} yet: one is fitted on the first run, "
+            f"other weights; no bridge from {between} yet: one is fitted on the first run, "
             f"and used if it keeps {edge.min_retention:g}"
         )
         return ChannelChoice("projected", reason, unfitted=True)
     expected = "a bridge from the sharer's model to the receiver's"
     fit = _fit_command(sharer.ref, receiver.ref) + (" --fuse" if edge.fuse else "")
     fit = fit if sharer.ref and receiver.ref else "load both models by reference and fit a bridge"
-    return ChannelChoice(
-        "text", f"other weights, and no bridge from {ends}", expected=expected, advice=fit
-    )
+    reason = f"other weights, and no bridge from {between}"
+    return ChannelChoice("text", reason, expected=expected, advice=fit)
 
 
 def _fit_command(sharer: str, receiver: str) -> str:
@@ -100,12 +84,10 @@ def _fit_command(sharer: str, receiver: str) -> str:
 
 
 def _held_to_retention(edge: EdgeSpec, bridge: Bridge, *, given: bool) -> ChannelChoice:
-    """Use a bridge that keeps enough; one given as an object needs no audit where the edge asks for
-    nothing.
-    """
-    ends, least = bridge.manifest, edge.min_retention
-    bound = bridge.retention_lower_bound
-    name = f"bridge {ends.sharer.ref} -> {ends.receiver.ref}"
+    """Use a bridge that keeps enough; one that is given needs no audit where nothing is asked."""
+    sharer, receiver = bridge.manifest.sharer.ref, bridge.manifest.receiver.ref
+    least, bound = edge.min_retention, bridge.retention_lower_bound
+    name = f"bridge {sharer} -> {receiver}"
     expected = f"an audited retention of {least:g} or more"
     kept = "never audited"
     if bound is not None:
@@ -116,10 +98,9 @@ def _held_to_retention(edge: EdgeSpec, bridge: Bridge, *, given: bool) -> Channe
             allow = f"min_retention: {shown:.2f} on this edge would allow it" if shown >= 0 else ""
             return ChannelChoice("text", reason, expected=expected, advice=allow)
     elif not given or least > 0:
-        audit = f"unspoken bridge audit {join((ends.sharer.ref, ends.receiver.ref))}"
-        return ChannelChoice(
-            "text", f"the {name} was never audited", expected=expected, advice=audit
-        )
+        reason, audit = f"the {name} was never audited", join((sharer, receiver))
+        advice = f"unspoken bridge audit {audit}"
+        return ChannelChoice("text", reason, expected=expected, advice=advice)
     native = bridge.native_layers
     runs = f"; {edge.to} runs its first {native} layers itself" if native else ""
     reason = f"other weights; {name}: {bridge.describe()}, {kept}{runs}"

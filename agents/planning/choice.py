@@ -1,9 +1,11 @@
 """What can cross an edge, as the planner decides it, and the channel that follows from it."""
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from unspoken.agents.spec.spec import EdgeSpec
+from unspoken.agents.planning.outline import Piece
+from unspoken.agents.spec.spec import EdgeSpec, WorkflowSpec
 from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.finetunes.recompute import LayerRanges
 from unspoken.channels.projected import Bridge, ProjectedCacheChannel
@@ -14,7 +16,33 @@ if TYPE_CHECKING:
     from unspoken.agents.models.model import LocalModel
     from unspoken.channels.base import Channel, Mode
 
-__all__ = ["ChannelChoice", "make_channel", "shifts_keys"]
+__all__ = ["ChannelChoice", "EdgeEnds", "make_channel", "shifts_keys"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeEnds:
+    """An edge of a workflow, and what is known of both its ends before anything ran.
+
+    Attributes:
+        spec: The workflow.
+        number: The edge.
+        sharer: The sharer's model.
+        receiver: The receiver's model.
+        sharer_context: Outline of the sharer's context.
+        receiver_context: Outline of the receiver's context.
+    """
+
+    spec: WorkflowSpec
+    number: int
+    sharer: "LocalModel"
+    receiver: "LocalModel"
+    sharer_context: Sequence[Piece]
+    receiver_context: Sequence[Piece]
+
+    @property
+    def edge(self) -> EdgeSpec:
+        """What the workflow says of the edge."""
+        return self.spec.edges[self.number]
 
 
 @dataclass(frozen=True, slots=True)

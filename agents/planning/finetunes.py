@@ -1,13 +1,13 @@
 """Edges between fine-tunes of one base: what their policy or a profile of the pair allows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from shlex import join
 from typing import TYPE_CHECKING
 
-from unspoken.agents.planning.choice import ChannelChoice, shifts_keys
-from unspoken.agents.planning.outline import Piece
+from unspoken.agents.planning.choice import ChannelChoice, EdgeEnds, shifts_keys
 from unspoken.agents.planning.same_model import same_weights
-from unspoken.agents.spec.spec import EdgeSpec, WorkflowSpec
+from unspoken.agents.spec.spec import EdgeSpec
 from unspoken.channels.errors import ChannelError
 from unspoken.channels.finetunes.profile import Profile
 from unspoken.channels.finetunes.recompute import LayerRanges, check_layer_ranges, named
@@ -34,25 +34,17 @@ def of_one_base(sharer: "LocalModel", receiver: "LocalModel") -> bool:
     return equal and ours != theirs and sharer.dtype == receiver.dtype
 
 
-def across(
-    spec: WorkflowSpec,
-    number: int,
-    contexts: Mapping[str, Sequence[Piece]],
-    models: Mapping[str, "LocalModel"],
-    find_profile: FindProfile,
-) -> ChannelChoice:
+def across(ends: EdgeEnds, find_profile: FindProfile) -> ChannelChoice:
     """What the edge's policy makes of a cache from other weights of the receiver's base."""
-    edge = spec.edges[number]
-    sharer, receiver = models[edge.from_], models[edge.to]
-    place = same_weights(spec, number, _with_one_opening(spec, edge, contexts, models))
+    edge, sharer, receiver = ends.edge, ends.sharer, ends.receiver
+    place = same_weights(_with_one_opening(ends))
     if place.mode == "text":
         return place
     moved = place.mode == "splice"
     if moved and not shifts_keys(receiver):
         reason = f"keys of {edge.to}'s model cannot be put at other positions"
-        return ChannelChoice(
-            "text", reason, expected="the same tokens before the message at both ends"
-        )
+        expected = "the same tokens before the message at both ends"
+        return ChannelChoice("text", reason, expected=expected)
     if edge.recompute is None:
         reason = "other weights of one base, and the workflow refuses their cache (recompute: none)"
         return ChannelChoice("text", reason, expected="recompute: profile, or ranges of layers")
@@ -63,78 +55,67 @@ def across(
     except ChannelError as error:
         reason = f"the profile cannot be used: {error.found}"
         return ChannelChoice("text", reason, expected=error.expected, advice=error.fix)
-    ends = f"{_called(sharer, edge.from_)} to {_called(receiver, edge.to)}"
+    between = f"{_called(sharer, edge.from_)} to {_called(receiver, edge.to)}"
     if profile is None:
-        reason = f"other weights of one base, and no profile from {ends}"
-        return ChannelChoice(
-            "text",
-            reason,
-            expected="a profile of the pair",
-            advice=_profile_command(sharer, receiver),
-        )
-    return _by_profile(edge, profile, receiver, ends, moved=moved)
+        reason = f"other weights of one base, and no profile from {between}"
+        advice = _profile_command(sharer, receiver)
+        return ChannelChoice("text", reason, expected="a profile of the pair", advice=advice)
+    return _by_profile(ends, profile, between, moved=moved)
 
 
-def _with_one_opening(
-    spec: WorkflowSpec,
-    edge: EdgeSpec,
-    contexts: Mapping[str, Sequence[Piece]],
-    models: Mapping[str, "LocalModel"],
-) -> Mapping[str, Sequence[Piece]]:
+def _with_one_opening(ends: EdgeEnds) -> EdgeEnds:
     """The outlines, with one opening at both ends where both templates give the same tokens."""
-    if any(spec.agents[name].system is not None for name in (edge.from_, edge.to)):
-        return contexts
-    openings = [models[name].context_builder.opening(None).ids for name in (edge.from_, edge.to)]
-    if openings[0] != openings[1]:
-        return contexts
-    return {**contexts, edge.to: (contexts[edge.from_][0], *contexts[edge.to][1:])}
+    agents, edge = ends.spec.agents, ends.edge
+    if agents[edge.from_].system is not None or agents[edge.to].system is not None:
+        return ends
+    theirs, ours = ends.sharer.context_builder, ends.receiver.context_builder
+    if theirs.opening(None).ids != ours.opening(None).ids:
+        return ends
+    return replace(ends, receiver_context=(ends.sharer_context[0], *ends.receiver_context[1:]))
 
 
 def _by_groups(edge: EdgeSpec, layer_ranges: LayerRanges) -> ChannelChoice:
     """Layers that the workflow itself names."""
     what = f"layers {named(layer_ranges)} recomputed" if layer_ranges else "taken as it is"
     reason = f"other weights of one base; {what}, as the workflow says"
-    return ChannelChoice(
-        "recompute", reason, layer_ranges=layer_ranges, evidence="as the workflow says"
-    )
+    evidence = "as the workflow says"
+    return ChannelChoice("recompute", reason, layer_ranges=layer_ranges, evidence=evidence)
 
 
-def _by_profile(
-    edge: EdgeSpec, profile: Profile, receiver: "LocalModel", ends: str, *, moved: bool
-) -> ChannelChoice:
+def _by_profile(ends: EdgeEnds, profile: Profile, between: str, *, moved: bool) -> ChannelChoice:
     """The cheapest point of a profile within the edge's bound."""
-    unfit = _unfit(edge, profile, receiver, moved=moved)
+    unfit = _unfit(ends, profile, moved=moved)
     if unfit is not None:
         return unfit
-    timed = str(profile.machine.get("device", "")).partition(":")[0] == receiver.device.type
+    edge, device = ends.edge, str(profile.machine.get("device", "")).partition(":")[0]
+    timed = device == ends.receiver.device.type
     within = profile.within(edge.max_kl, moved=moved)
-    point = next((one for one in within if not (timed and one.slow)), None)
-    found = None if point is None else point.worst(moved=moved)
-    if point is None or found is None:
-        highs = sorted(one.high for one in profile.at(moved=moved))
-        reason = f"no choice of layers keeps {ends} within {edge.max_kl:g} nats"
+    point = next((point for point in within if not (timed and point.slow)), None)
+    worst = None if point is None else point.worst(moved=moved)
+    if point is None or worst is None:
+        highs = sorted(divergence.high for divergence in profile.at(moved=moved))
+        reason = f"no choice of layers keeps {between} within {edge.max_kl:g} nats"
         reason += f"; the nearest keeps {highs[0]:.4f}" if highs else ""
         if within:
-            reason = f"no choice within {edge.max_kl:g} nats for {ends} was faster than text"
+            reason = f"no choice within {edge.max_kl:g} nats for {between} was faster than text"
         return ChannelChoice("text", reason, expected="a profile within the edge's max_kl")
     speed = f", {point.speedup:.1f}x" if point.speedup and timed else ""
-    evidence = f"profile: {found.kl:.4f} nats, interval up to {found.high:.4f}{speed}"
+    evidence = f"profile: {worst.kl:.4f} nats, interval up to {worst.high:.4f}{speed}"
     what = f"layers {point.named} recomputed" if point.layer_ranges else "taken as it is"
     return ChannelChoice(
         "recompute",
         f"other weights of one base; {what} ({evidence}; {edge.max_kl:g} allowed)",
         layer_ranges=point.layer_ranges,
         evidence=evidence,
-        max_kl=found.high,
+        max_kl=worst.high,
         prefix_only=not moved,
     )
 
 
-def _unfit(
-    edge: EdgeSpec, profile: Profile, receiver: "LocalModel", *, moved: bool
-) -> ChannelChoice | None:
+def _unfit(ends: EdgeEnds, profile: Profile, *, moved: bool) -> ChannelChoice | None:
     """Text, where a profile's bound says nothing of an edge."""
-    measured, dtype = profile.receiver.layer_dtype, str(receiver.dtype).removeprefix("torch.")
+    edge, dtype = ends.edge, str(ends.receiver.dtype).removeprefix("torch.")
+    measured = profile.receiver.layer_dtype
     sink = edge.repair.sink if edge.repair else 0
     least = profile.settings.get("sink", 0) if moved else 0
     if measured != dtype:

@@ -1,12 +1,12 @@
 """Which channel each edge gets, and why: EXPLAIN for a workflow."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from unspoken.agents.planning.bridges import FindBridge, other_weights
-from unspoken.agents.planning.choice import ChannelChoice, make_channel, shifts_keys
+from unspoken.agents.planning.choice import ChannelChoice, EdgeEnds, make_channel, shifts_keys
 from unspoken.agents.planning.finetunes import FindProfile, across, of_one_base
-from unspoken.agents.planning.outline import Piece, outline
+from unspoken.agents.planning.outline import outline
 from unspoken.agents.planning.plan import EdgePlan, Plan
 from unspoken.agents.planning.same_model import same_weights
 from unspoken.agents.prompts.context import ChatTurn
@@ -28,10 +28,7 @@ if TYPE_CHECKING:
     from unspoken.agents.models.model import LocalModel
     from unspoken.channels.base import Channel
 
-__all__ = [
-    "choose_channel",
-    "plan_workflow",
-]
+__all__ = ["plan_workflow"]
 
 
 def plan_workflow(
@@ -62,36 +59,41 @@ def plan_workflow(
     contexts = {name: outline(spec, name) for name in spec.agents}
     edges, channels, problems = [], {}, []
     for number, edge in enumerate(spec.edges):
-        problem = _impossible_layers(edge, number, models[edge.to])
+        ends = EdgeEnds(
+            spec=spec,
+            number=number,
+            sharer=models[edge.from_],
+            receiver=models[edge.to],
+            sharer_context=contexts[edge.from_],
+            receiver_context=contexts[edge.to],
+        )
+        problem = _impossible_layers(ends)
         if problem is not None:
             problems.append(problem)
             continue
-        given = (bridges or {}).get(number)
-        mine = (custom or {}).get(number)
-        choice = choose_channel(
-            spec, number, contexts, models, find_bridge, given, find_profile, mine
-        )
+        channel, bridge = (custom or {}).get(number), (bridges or {}).get(number)
+        choice = _choose(ends, channel, bridge, find_bridge, find_profile)
         if choice.mode == "text" and edge.channel != "text" and edge.fallback == "error":
             where, fix = f"edges[{number}].channel", "use channel: text, or fallback: text"
             fix = f"{choice.advice}, or {fix}" if choice.advice else fix
             problems.append(Problem(choice.reason, where, choice.expected, fix))
             continue
         channels[number] = make_channel(edge, choice.channel, choice.bridge, choice)
-        edges.append(_plan_edge(spec, number, choice, models, inputs))
+        edges.append(_plan_edge(ends, choice, inputs))
     if problems:
         raise WorkflowError(problems)
     notes = {spec.agents[name].model: _notes(model) for name, model in models.items()}
     return Plan(workflow=spec.name, edges=tuple(edges), channels=channels, notes=notes)
 
 
-def _impossible_layers(edge: EdgeSpec, number: int, receiver: "LocalModel") -> Problem | None:
-    """Groups of layers that the receiver does not have: a mistake, and no reason to fall back."""
-    if not isinstance(edge.recompute, tuple):
+def _impossible_layers(ends: EdgeEnds) -> Problem | None:
+    """Ranges of layers that the receiver does not have: a mistake, and no reason to fall back."""
+    if not isinstance(ends.edge.recompute, tuple):
         return None
     try:
-        check_layer_ranges(edge.recompute, len(receiver.geometry.layers))
+        check_layer_ranges(ends.edge.recompute, len(ends.receiver.geometry.layers))
     except InputError as error:
-        return Problem(error.found, f"edges[{number}].recompute", error.expected, error.fix)
+        return Problem(error.found, f"edges[{ends.number}].recompute", error.expected, error.fix)
     return None
 
 
@@ -101,30 +103,25 @@ def _notes(model: "LocalModel") -> tuple[str, ...]:
 
 
 def _plan_edge(
-    spec: WorkflowSpec,
-    number: int,
-    choice: ChannelChoice,
-    models: Mapping[str, "LocalModel"],
-    inputs: Mapping[str, object] | None,
+    ends: EdgeEnds, choice: ChannelChoice, inputs: Mapping[str, object] | None
 ) -> EdgePlan:
-    edge = spec.edges[number]
-    model = models[edge.from_]
+    edge = ends.edge
     compressed = edge.codec != "raw" and _brings_state(choice)
     audited = None if choice.mode == "fused" else choice.bridge
     # Text in place of a cache that the workflow names is a fallback; ``auto`` asks for none.
     fell_back = edge.channel not in ("auto", choice.channel)
     return EdgePlan(
-        number=number,
+        number=ends.number,
         sharer=edge.from_,
         receiver=edge.to,
         asked=edge.channel,
         channel=choice.channel,
-        share=spec.share_of(edge),
+        share=ends.spec.share_of(edge),
         mode=choice.mode,
         reason=choice.reason + (f"; kept as {edge.codec}, so not exact" if compressed else ""),
         advice=choice.advice,
-        tokens=_known_tokens(spec, edge, model, inputs),
-        bytes_per_token=_bytes_per_token(edge, choice, model),
+        tokens=_known_tokens(ends, inputs),
+        bytes_per_token=_bytes_per_token(edge, choice, ends.sharer),
         retention=None if audited is None else audited.retention_lower_bound,
         native_layers=0 if audited is None else audited.native_layers,
         unfitted=choice.unfitted,
@@ -146,76 +143,54 @@ def _bytes_per_token(edge: EdgeSpec, choice: ChannelChoice, model: "LocalModel")
     return compressed_bytes_per_token(edge.codec, model.geometry, model.dtype)
 
 
-def _known_tokens(
-    spec: WorkflowSpec,
-    edge: EdgeSpec,
-    model: "LocalModel",
-    inputs: Mapping[str, object] | None,
-) -> int | None:
+def _known_tokens(ends: EdgeEnds, inputs: Mapping[str, object] | None) -> int | None:
     """Tokens of a shared prompt's turn, where the prompt depends on inputs alone."""
-    prompt = spec.agents[edge.from_].prompt
-    read = references(prompt)
-    known = inputs is not None and {one.attribute for one in read} <= inputs.keys()
-    if spec.share_of(edge) != "prompt" or not known or {one.root for one in read} - {"inputs"}:
+    prompt = ends.spec.agents[ends.edge.from_].prompt
+    reads = references(prompt)
+    known = inputs is not None and {name.attribute for name in reads} <= inputs.keys()
+    shares_prompt = ends.spec.share_of(ends.edge) == "prompt"
+    if not known or not shares_prompt or {name.root for name in reads} - {"inputs"}:
         return None
-    turn = ChatTurn(edge.as_, (render(prompt, {"inputs": dict(inputs or {})}),))
-    return len(model.context_builder.compose([turn]).segments[-1].ids)
+    turn = ChatTurn(ends.edge.as_, (render(prompt, {"inputs": dict(inputs or {})}),))
+    return len(ends.sharer.context_builder.compose([turn]).segments[-1].ids)
 
 
-def choose_channel(
-    spec: WorkflowSpec,
-    number: int,
-    contexts: Mapping[str, Sequence[Piece]],
-    models: Mapping[str, "LocalModel"],
-    find_bridge: FindBridge = lambda sharer, receiver: None,
-    given: Bridge | None = None,
-    find_profile: FindProfile = lambda sharer, receiver: None,
-    custom: "Channel | None" = None,
+def _choose(
+    ends: EdgeEnds,
+    custom: "Channel | None",
+    given: Bridge | None,
+    find_bridge: FindBridge,
+    find_profile: FindProfile,
 ) -> ChannelChoice:
-    """Decide, before anything ran, how one edge's message can be carried.
-
-    Args:
-        spec: A valid workflow.
-        number: The edge.
-        contexts: Outline of every agent's context.
-        models: The loaded model of every agent, by agent.
-        find_bridge: Where bridges are looked for.
-        given: A bridge that the workflow names for this very edge.
-        find_profile: Where profiles of fine-tunes are looked for.
-        custom: A channel of the workflow's own class that was connected here.
-    """
-    edge = spec.edges[number]
+    """Decide how one edge's message can be carried, by its own channel or bridge where given."""
+    edge, sharer, receiver = ends.edge, ends.sharer, ends.receiver
     if edge.channel == "text":
         return ChannelChoice("text", "the workflow asks for text")
     carries_state = custom is None or custom.carries_state
-    if spec.agents[edge.from_].for_each is not None and carries_state:
+    if ends.spec.agents[edge.from_].for_each is not None and carries_state:
         reason = f"{edge.from_} runs once per item, and its items have contexts of their own"
         return ChannelChoice("text", reason, expected="a sharer with one context")
-    sharer, receiver = models[edge.from_], models[edge.to]
     if custom is not None:
         return _by_custom(custom, sharer, receiver)
     if edge.channel == "projected_cache":
-        return other_weights(spec, number, contexts, models, find_bridge, given)
+        return other_weights(ends, find_bridge, given)
     if of_one_base(sharer, receiver):
-        choice = across(spec, number, contexts, models, find_profile)
+        choice = across(ends, find_profile)
         if choice.mode != "text" or edge.channel != "auto":
             return choice
-        other = other_weights(spec, number, contexts, models, find_bridge, None)
-        return other if other.mode != "text" else _neither(choice, other)
+        bridged = other_weights(ends, find_bridge, None)
+        return bridged if bridged.mode != "text" else _neither(choice, bridged)
     try:
         make_channel(edge, "same_model_cache").check(sharer, receiver)
     except ChannelError as error:
         if edge.channel != "auto" or sharer.identity == receiver.identity:
             return ChannelChoice("text", error.found, expected=error.expected)
-        return other_weights(spec, number, contexts, models, find_bridge, None)
-    choice = same_weights(spec, number, contexts)
+        return other_weights(ends, find_bridge, None)
+    choice = same_weights(ends)
     if choice.mode == "splice" and not shifts_keys(receiver):
-        reason = (
-            "this model's keys cannot be moved, and the message stands elsewhere than at its sharer"
-        )
-        return ChannelChoice(
-            "text", reason, expected="the same tokens before the message at both ends"
-        )
+        reason = "this model's keys cannot be moved, and the message stands elsewhere than at its"
+        expected = "the same tokens before the message at both ends"
+        return ChannelChoice("text", f"{reason} sharer", expected=expected)
     return choice
 
 
@@ -233,7 +208,6 @@ def _neither(across: ChannelChoice, bridged: ChannelChoice) -> ChannelChoice:
     """Text for two reasons: each step down from `auto` is told."""
     if across.reason == bridged.reason:
         return bridged
-    advice = ", or ".join(one for one in (across.advice, bridged.advice) if one)
-    return ChannelChoice(
-        "text", f"{across.reason}; {bridged.reason}", expected=across.expected, advice=advice
-    )
+    reason = f"{across.reason}; {bridged.reason}"
+    advice = ", or ".join(filter(None, (across.advice, bridged.advice)))
+    return ChannelChoice("text", reason, expected=across.expected, advice=advice)

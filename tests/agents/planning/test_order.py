@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from unspoken.agents import LocalModel
 from unspoken.agents.engines.base import Inbound
+from unspoken.agents.planning.choice import EdgeEnds
 from unspoken.agents.planning.outline import outline
 from unspoken.agents.planning.same_model import same_weights
 from unspoken.agents.prompts.context import Context
@@ -129,7 +130,15 @@ def test_a_planned_continuation_has_the_same_tokens(model: LocalModel, spec: Wor
     contexts, messages = compose(model, spec)
     outlines = {name: outline(spec, name) for name in spec.agents}
     for number, edge in enumerate(spec.edges):
-        if same_weights(spec, number, outlines).mode == "continuation":
+        ends = EdgeEnds(
+            spec=spec,
+            number=number,
+            sharer=model,
+            receiver=model,
+            sharer_context=outlines[edge.from_],
+            receiver_context=outlines[edge.to],
+        )
+        if same_weights(ends).mode == "continuation":
             spans = contexts[edge.to].spans(messages[number])
             stop = max(span.at + span.length for span in spans)
             ours, theirs = contexts[edge.to].ids[:stop], contexts[edge.from_].ids[:stop]
