@@ -1,7 +1,9 @@
 """What all tests share."""
 
 import os
+from functools import cache as cache_results
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,13 +37,34 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+_load = LocalModel.load
+
+
+@cache_results
+def embedded(ref: str) -> LocalModel:
+    """An embedded model, prepared on first use and loaded once a worker."""
+    return _load(ref)
+
+
+@pytest.fixture(autouse=True)
+def _embedded_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test of an embedded model loads by reference is the worker's one."""
+    if request.node.get_closest_marker("model") is None:
+        return
+
+    def load(ref: str, **settings: Any) -> LocalModel:
+        asked = {key: value for key, value in settings.items() if key != "progress"}
+        plain = all(value in (None, "auto") for value in asked.values())
+        return embedded(ref) if plain and ref.startswith("embedded:") else _load(ref, **settings)
+
+    monkeypatch.setattr(LocalModel, "load", load)
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> LocalModel:
-    """The embedded SmolLM2, prepared on first use."""
-    return LocalModel.load("embedded:smollm2-135m-instruct")
+    return embedded("embedded:smollm2-135m-instruct")
 
 
 @pytest.fixture(scope="session")
 def gemma3() -> LocalModel:
-    """The embedded Gemma 3, prepared on first use."""
-    return LocalModel.load("embedded:gemma3-270m")
+    return embedded("embedded:gemma3-270m")

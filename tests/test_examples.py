@@ -2,7 +2,9 @@
 
 import importlib.util
 import sys
+from contextlib import redirect_stdout
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,8 +21,6 @@ NAMES = ("draft_critique_revise", "fan_out_panel", "reader_solver", "two_familie
 TRAINED = ("fine_tunes",)
 """Examples that train a model for minutes before they run; here only their workflows are looked at.
 """
-
-every_example = pytest.mark.parametrize("name", NAMES)
 
 
 @cache
@@ -47,8 +47,26 @@ def inputs(name: str) -> dict[str, Any]:
 
 
 @cache
+def script_ran(name: str) -> tuple[RunResult, str]:
+    """The result of an example's script, run once, and what it printed."""
+    results: list[RunResult] = []
+    run = Workflow.run
+
+    def spy(flow: Workflow, *given: Any, **inputs: Any) -> RunResult:
+        results.append(run(flow, *given, **inputs))
+        return results[-1]
+
+    printed = StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(Workflow, "run", spy)
+        patch.setattr(sys, "argv", ["run.py"])
+        script(name).main()
+    (result,) = results
+    return result, printed.getvalue()
+
+
 def ran(name: str) -> RunResult:
-    return from_file(name).run(**inputs(name))
+    return script_ran(name)[0]
 
 
 def reused(name: str, agent: str) -> list[tuple[int, int]]:
@@ -73,19 +91,21 @@ def test_both_forms_are_one_workflow(name: str) -> None:
 
 
 @pytest.mark.model
-@every_example
-def test_script_prints_what_the_file_gives(
-    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Run from Python, an example writes the same words as its file does."""
-    monkeypatch.setattr(sys, "argv", ["run.py"])
-    script(name).main()
-    printed = capsys.readouterr().out
-    outputs = ran(name).outputs
-    assert outputs
-    for text in outputs.values():
+@pytest.mark.parametrize("name", NAMES)
+def test_script_prints_its_outputs(name: str) -> None:
+    """Run from Python, an example prints what its agents wrote."""
+    result, printed = script_ran(name)
+    assert result.outputs
+    for text in result.outputs.values():
         assert text.strip()
         assert text in printed
+
+
+@pytest.mark.model
+def test_a_packet_from_another_process_gives_what_the_file_gives() -> None:
+    """The solver answers from the packet as from its own process's reader."""
+    flow = from_file("two_processes")
+    assert flow.run(**inputs("two_processes")).outputs == ran("two_processes").outputs
 
 
 @pytest.mark.model
