@@ -62,7 +62,7 @@ class Workflow:
             reference.
         timeout: Most seconds a run may take.
         description: What it does, for people.
-        bridges: ``stored`` uses the bridges at hand, ``fit`` fits one where an edge has none.
+        bridges: ``stored`` uses stored bridges, ``fit`` fits one where an edge has none.
         bridge_folders: Where bridges are looked for after the user's store; for a file, ``bridges``
             beside it.
 
@@ -294,7 +294,7 @@ class Workflow:
         for number in plan.unfitted:
             edge = self.spec.edges[number]
             step = step_of(progress, f"{edge.from_} -> {edge.to}")
-            with suppress(ChannelError, ModelSupportError):  # the shelf tells the plan why
+            with suppress(ChannelError, ModelSupportError):  # the plan says why
                 self.bridge_shelf.fit(models[edge.from_], models[edge.to], step)
         return self._planned() if plan.unfitted else plan
 

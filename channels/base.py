@@ -96,7 +96,7 @@ class Arrival:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the message in the receiver's context, its turn's wrapper where that is kept."""
+        """Tokens of the message in the receiver's context, its turn's markers where kept."""
         return sum(span.length for span in self.placed) or self.message.tokens
 
     @property
@@ -135,7 +135,7 @@ class CarryReport:
         reason: One sentence for people on how the message was carried, and why so.
         tokens: Tokens of the message in the receiver's context.
         reused: Message tokens whose state is taken over.
-        repaired: Message tokens whose state is at hand but computed again.
+        repaired: Message tokens that have a state but were computed again.
         bytes: Bytes of state handed over, or of UTF-8 text.
         projected: Message tokens whose state a bridge made and that are not computed again.
         layer_tokens: Layers times tokens that the receiver runs of its own to make that state.

@@ -78,7 +78,7 @@ class CausalModel(Protocol):
         Args:
             ids: New tokens.
             state: States at their final positions; together with `positions` they cover 0 … last
-                without a gap. A position that both name is computed anew.
+                without a gap. A position that both name is recomputed.
             positions: Ascending, (tokens,); by default those right after the last state.
             capture: Layers whose input is wanted.
 

@@ -1,4 +1,4 @@
-"""Which tokens of a spliced message are worth computing anew."""
+"""Which tokens of a spliced message are worth recomputing."""
 
 import math
 from collections.abc import Sequence

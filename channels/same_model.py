@@ -37,20 +37,20 @@ class SameModelCacheChannel(Channel):
 
     Where the same tokens stand before the message at both ends, its state continues the receiver's
     context exactly. Elsewhere it is spliced: keys are shifted to the receiver's positions, and the
-    first `sink` message tokens are computed anew, since those drew the attention of all that
+    first `sink` message tokens are recomputed, since those drew the attention of all that
     followed in the sharer's context (EPIC, arXiv 2410.15332).
 
     Attributes:
         share: What the sharer publishes; None stands for its output, or its prompt where it
             generates nothing.
         as_: Role of the message's turn in the receiver's template.
-        sink: Tokens of a spliced message to compute anew; 0 for none, a number past its length for
+        sink: Tokens of a spliced message to recompute; 0 for none, a number past its length for
             all (then exact).
-        deviation: Share of the spliced tokens to compute anew besides, 0 to 1: those whose values
+        deviation: Share of the spliced tokens to recompute besides, 0 to 1: those whose values
             on the second layer deviate most from what the receiver computes there (CacheBlend,
             arXiv 2405.16444). Finding them runs two layers over the context up to the message's
             end.
-        layer_ranges: Layers to compute anew where the message was made by other weights of the
+        layer_ranges: Layers to recompute where the message was made by other weights of the
             receiver's base, as (first, last + 1) pairs; of no pair the sharer's state is taken as
             it is. None refuses other weights.
         evidence: What speaks for these groups, for the report.

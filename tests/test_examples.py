@@ -146,7 +146,7 @@ def test_panel_reads_its_document_once() -> None:
 
 @pytest.mark.model
 def test_loop_gives_the_drafter_a_second_turn() -> None:
-    """A "no" sends the drafter back once, and every later turn goes on from state at hand."""
+    """A "no" sends the drafter back once, and every later turn goes on from a state."""
     result = ran("draft_critique_revise")
     assert len(result["drafter"].turns) == len(result["reviser"].turns) == 2
     assert "no" in result["critic"].turns[0].lower()

@@ -80,7 +80,7 @@ def run_bench(
         qa: Question-answering rows, for benchmarks that ask.
         recall: Recall rows, for benchmarks that recall.
         bridge: Folder of the bridge, for the benchmark of that name; None for the store's.
-        refit: Whether that benchmark fits the bridge anew.
+        refit: Whether that benchmark fits the bridge again.
         progress: Called with a line now and then.
 
     Returns:

@@ -1,4 +1,4 @@
-"""``unspoken bridge``: the trained bridges at hand, and moving them between machines."""
+"""``unspoken bridge``: the trained bridges of this machine, and moving them between machines."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

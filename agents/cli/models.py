@@ -1,4 +1,4 @@
-"""``unspoken models``: which models are at hand, what they are, and preparing them."""
+"""``unspoken models``: which models there are, what they are, and preparing them."""
 
 from collections.abc import Iterator
 from dataclasses import asdict

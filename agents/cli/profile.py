@@ -1,4 +1,4 @@
-"""``unspoken profile``: which layers a fine-tune must compute anew of another's cache."""
+"""``unspoken profile``: which layers a fine-tune must recompute of another's cache."""
 
 import sys
 from math import log10

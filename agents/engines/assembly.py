@@ -100,7 +100,7 @@ def assemble(
     past: Past | None = None,
     resolve: Resolve | None = None,
 ) -> Assembly:
-    """Find state for a context: the longest exact prefix at hand, then pieces, then what is left.
+    """Find state for a context: the longest exact prefix, then pieces, then what is left.
 
     Args:
         model: The receiver.

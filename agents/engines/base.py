@@ -230,9 +230,9 @@ class Usage:
 
     Attributes:
         prompt_tokens: Tokens of the context, those that ask for the assistant's words included.
-        prefilled_tokens: Computed because no state was at hand, by a channel too.
+        prefilled_tokens: Computed because there was no state, by a channel too.
         reused_tokens: Taken over.
-        recomputed_tokens: State was at hand but computed again (repair), or some layers of it were.
+        recomputed_tokens: Computed though there was a state: repair, or some layers of it.
         projected_tokens: Mapped from another model's state.
         generated_tokens: Sampled, the one that ends the turn included.
         layer_tokens_computed: Layers times prompt tokens computed, for a bridge too.

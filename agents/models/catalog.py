@@ -252,7 +252,7 @@ def _known_sha256(path: Path, progress: Progress | None) -> str:
 
 
 def list_models() -> list[ModelListing]:
-    """Every model at hand: the embedded ones, what was prepared, and the Hub's cache."""
+    """Every model of this machine: the embedded ones, what was prepared, and the Hub's cache."""
     folders = sorted(file.parent for file in (cache_root() / "models").glob(f"[!.]*/{MANIFEST}"))
     prepared = [_prepared_listing(folder) for folder in folders]
     done = {line.ref for line in prepared if line.prepared}

@@ -172,7 +172,7 @@ def first_gap(states: Sequence[KVState], new: Sequence[int], stop: int) -> int |
 
 
 def first_approximate(states: Sequence[KVState], new: Sequence[int]) -> int | None:
-    """The first position whose rows are approximate and not computed anew, or None."""
+    """The first position whose rows are approximate and not recomputed, or None."""
     anew = set(new)
     rough = [
         next((p for p in range(state.approximate_from, state.stop) if p not in anew), None)

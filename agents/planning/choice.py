@@ -57,7 +57,7 @@ class ChannelChoice:
         advice: What would make it faster, empty for nothing.
         bridge: The bridge of a projected edge.
         unfitted: Whether a bridge has to be fitted before this is known.
-        layer_ranges: Layers that the receiver computes anew of a message from other weights of its
+        layer_ranges: Layers that the receiver recomputes of a message from other weights of its
             base.
         evidence: What speaks for these groups.
         max_kl: The most that the profile's KL may be, by its interval; None without a profile.

@@ -40,7 +40,7 @@ class ChatTurn:
 
     Attributes:
         role: ``user`` or ``assistant``.
-        pieces: Words of one's own and words of messages, in order.
+        pieces: The prompt's own words and words of messages, in order.
     """
 
     role: str

@@ -52,7 +52,7 @@ def order_of_parts(prompt: str, messages: Sequence[InEdge]) -> PartOrder:
 
     Args:
         prompt: The receiver's prompt template.
-        messages: The messages at hand, in the order of the edges.
+        messages: The messages of the turn, in the order of the edges.
     """
     first: dict[str, InEdge] = {}
     for message in messages:

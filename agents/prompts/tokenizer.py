@@ -184,7 +184,7 @@ class Detokenizer:
         return self._text
 
     def kept(self) -> tuple[tuple[int, ...], int]:
-        """Ids whose text is `text`, and how many of them are tokens taken; others are cut anew."""
+        """Ids whose text is `text`, and how many of them are tokens taken; others are cut again."""
         whole, rest, _ = self._cut()
         return (*self._ids[:whole], *rest), whole
 

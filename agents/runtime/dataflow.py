@@ -2,7 +2,7 @@
 
 An edge delivers a message or a skip. An agent waits for the edges it expects in the present wave. A
 loop edge's message starts a new wave at its target: every agent that follows from the target
-expects anew those edges whose sharers are part of the wave, while what other edges brought stands.
+expects again those edges whose sharers are part of the wave, while what other edges brought stands.
 It waits until the agents of its region are done with the present wave, so that no agent mixes
 messages of two waves or runs twice at a time; what several loop edges bring to one target until
 then starts one wave.
@@ -30,7 +30,7 @@ class Firing(Generic[Item]):
     Attributes:
         agent: Its name.
         turn: Which turn of it this is, counted from 1.
-        inbox: Messages at hand by edge number, in the workflow's order.
+        inbox: Messages by edge number, in the workflow's order.
         fresh: Edges whose message arrived since its last turn.
     """
 
@@ -125,29 +125,29 @@ class Dataflow(Generic[Item]):
         )
 
     def _deliver(self, sent: Mapping[int, Item | None]) -> list[Action[Item]]:
-        happenings: list[Action[Item]] = []
+        actions: list[Action[Item]] = []
         reached: dict[str, None] = {}
         for key, item in sent.items():
             edge = self._edges[key]
             node = self._nodes[edge.to]
             if edge.loop:
-                happenings += self._replace(node.waiting, key, item)
+                actions += self._replace(node.waiting, key, item)
                 continue
             reached[edge.to] = None
             node.expects.discard(key)
             if item is None:
                 continue
             if node.fired and self.last_turn(edge.to):
-                happenings.append(Unread(key, item))
+                actions.append(Unread(key, item))
                 continue
             if key in node.fresh:
-                happenings.append(Unread(key, node.standing[key]))
+                actions.append(Unread(key, node.standing[key]))
             node.standing[key] = item
             node.fresh.add(key)
             node.called = True
         for name in reached:
-            happenings += self._settle(name)
-        return happenings
+            actions += self._settle(name)
+        return actions
 
     def _replace(
         self, waiting: dict[int, Item], key: int, item: Item | None
@@ -183,12 +183,12 @@ class Dataflow(Generic[Item]):
         return firing
 
     def _next_waves(self) -> list[Action[Item]]:
-        """Start the waves whose regions are at rest; those that are ready together share one wave."""
-        happenings: list[Action[Item]] = []
+        """Start the waves whose regions are at rest; those ready together share one wave."""
+        actions: list[Action[Item]] = []
         while ready := self._ready():
             for target in ready:
-                happenings += self._wave(target)
-        return happenings
+                actions += self._wave(target)
+        return actions
 
     def _ready(self) -> list[str]:
         """Targets that a message waits for, whose region is at rest, and in whose region no other

@@ -83,7 +83,7 @@ def prepare_turn(
     Args:
         builder: Context builder of the agent's model.
         prompt: The agent's prompt template.
-        inbound: Messages at hand, in the order of the edges.
+        inbound: Messages of the turn, in the order of the edges.
         variables: What templates may read besides the agents.
         system: The rendered system prompt.
         earlier: The agent's context so far.

@@ -47,7 +47,7 @@ class EdgeReport:
         reason: How, and why so, in a sentence for people.
         tokens: Tokens of the message.
         reused: Message tokens whose state was taken over.
-        repaired: Message tokens computed again though state was at hand.
+        repaired: Message tokens computed again though there was a state.
         bytes: Bytes of state, or of text.
         seconds: Work of the carry.
         projected: Message tokens whose state a bridge made.

@@ -148,14 +148,12 @@ class Scheduler:
         read = {edge.from_ for edge in self.spec.edges if not edge.loop}
         return {name: str(texts[name]["text"]) for name in self.agents if name not in read}
 
-    def _act(self, tasks: TaskGroup, happenings: list[Action[InFlight]]) -> None:
-        for happening in happenings:
-            match happening:
+    def _act(self, tasks: TaskGroup, actions: list[Action[InFlight]]) -> None:
+        for action in actions:
+            match action:
                 case Firing():
-                    self.agents[happening.agent].skipped = False
-                    tasks.start_soon(
-                        self._guarded, tasks, happening, name=f"turn of {happening.agent}"
-                    )
+                    self.agents[action.agent].skipped = False
+                    tasks.start_soon(self._guarded, tasks, action, name=f"turn of {action.agent}")
                 case Skipped(agent):
                     self.agents[agent].skipped = True
                     self.log.info("agent skipped", agent=agent)

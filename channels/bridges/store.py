@@ -1,4 +1,4 @@
-"""The bridges at hand: the user's store, and places that bring bridges along."""
+"""The stored bridges: the user's store, and places that bring bridges along."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ __all__ = ["BridgeEntry", "BridgeStore"]
 VARIABLE = "UNSPOKEN_BRIDGES"
 
 BridgeEntry = StoreEntry[BridgeManifest]
-"""A bridge at hand, whole or broken; its tensors' digest is compared on reading only."""
+"""A stored bridge, whole or broken; its tensors' digest is compared on reading only."""
 
 
 class BridgeStore(PairStore[BridgeManifest]):

@@ -53,9 +53,9 @@ def carry_across(
         arrival: The message in its place.
         receiver: The receiving model.
         state: The sharer's state, of other weights of the receiver's base.
-        layer_ranges: Layers to compute anew.
+        layer_ranges: Layers to recompute.
         sink: Tokens at the start of what is shifted that the receiver computes itself.
-        deviation: Share of the tokens to compute anew in all layers, those whose values deviate
+        deviation: Share of the tokens to recompute in all layers, those whose values deviate
             most.
         evidence: What speaks for these layers, for the report.
         prefix_only: Whether these layers are for messages alone that stand where they stood at

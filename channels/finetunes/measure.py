@@ -1,4 +1,4 @@
-"""Measuring a pair of fine-tunes: which layers their receiver must compute anew, and what that
+"""Measuring a pair of fine-tunes: which layers their receiver must recompute, and what that
 costs and keeps.
 """
 
@@ -71,7 +71,7 @@ def profile_pair(
 
     Args:
         sharer: Whose state is read.
-        receiver: Who computes some layers anew.
+        receiver: Who recomputes some layers.
         plan: How.
         store: Where profiles are; the user's if not given.
         hold: Keeps the models' devices from other work meanwhile.

@@ -50,7 +50,7 @@ class Estimate(Part):
 
 
 class Point(Part):
-    """One choice of layers to compute anew.
+    """One choice of layers to recompute.
 
     Attributes:
         layer_ranges: First and last + 1 of each group.
@@ -100,7 +100,7 @@ class Profile(Part):
         unspoken: The version that wrote it.
         created: The day.
         sharer: Whose state is read.
-        receiver: Who computes some layers anew.
+        receiver: Who recomputes some layers.
         data: What it was measured on.
         settings: How: tokens of a message and of what is forced after it, passages, seed.
         machine: What it ran on.
@@ -145,7 +145,7 @@ class Profile(Part):
 
     @property
     def reuse_all(self) -> Point | None:
-        """The point that computes nothing anew."""
+        """The point that recomputes nothing."""
         return next((point for point in self.points if not point.layer_ranges), None)
 
     def at(self, *, moved: bool) -> list[Estimate]:
@@ -160,7 +160,7 @@ class Profile(Part):
         One that computes all layers is not among them: text is exact.
 
         Args:
-            max_kl: Bound in nats a token, held against the upper end of the interval.
+            max_kl: Bound in nats a token, compared with the upper end of the interval.
             moved: Whether the message stands after other tokens than at its sharer.
         """
         found = []

@@ -1,4 +1,4 @@
-"""A cache across fine-tunes of one base: some layers' states are computed anew, the others are the
+"""A cache across fine-tunes of one base: some layers' states are recomputed, the others are the
 sharer's.
 
 After DroidSpeak (arXiv 2411.02820). Between two fine-tunes of one base most layers' keys and values

@@ -1,4 +1,4 @@
-"""Which groups of layers to compute anew: a coarse grid first, then refinement around the front.
+"""Which ranges of layers to recompute: a coarse grid first, then refinement around the front.
 
 After the offline profile of DroidSpeak (arXiv 2411.02820), which looks at all groups. What a group
 computes depends on its entry alone, not on where it ends: one run from each entry to the last layer
@@ -60,7 +60,7 @@ def search(
 
     Args:
         sharer: Whose state is read.
-        receiver: Who computes groups anew.
+        receiver: Who recomputes ranges.
         trials: Messages to search on, at the same place at both ends.
         report: Told of the stage and a fraction.
     """
@@ -191,7 +191,7 @@ def _distances(
     from fewer runs.
 
     Args:
-        receiver: Computes groups anew.
+        receiver: Recomputes ranges.
         arrival: The message in its place, its state with hidden states at the entries.
         trial: The trial.
         wanted: Choices of groups.
@@ -289,7 +289,7 @@ def thinned(
 
 
 def random_groups(layer_ranges: LayerRanges, layers: int, rng: random.Random) -> LayerRanges:
-    """Groups of the same sizes at places drawn anew."""
+    """Ranges of the same sizes at places drawn again."""
     sizes = [last - first for first, last in layer_ranges]
     rng.shuffle(sizes)
     spare = layers - sum(sizes)

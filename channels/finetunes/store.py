@@ -1,4 +1,4 @@
-"""The profiles at hand: one folder per pair of models, stored as bridges are."""
+"""The stored profiles: one folder per pair of models, stored as bridges are."""
 
 from collections.abc import Callable
 from pathlib import Path

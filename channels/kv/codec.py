@@ -52,7 +52,7 @@ class Part:
 def layout(
     codec: Codec, kv_heads: int, rows: int, head_dim: int, dtype: torch.dtype
 ) -> tuple[Part, ...]:
-    """The tensors that `encode` makes of one layer, known before any of them is at hand.
+    """The tensors that `encode` makes of one layer, known before any of them is there.
 
     Args:
         codec: The codec.

@@ -1,4 +1,4 @@
-"""Where packets are written to and read from: paths, bytes at hand, binary streams, and nothing
+"""Where packets are written to and read from: paths, bytes, binary streams, and nothing
 else.
 """
 

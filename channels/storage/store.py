@@ -56,7 +56,7 @@ class EntryKind:
         marks: Files of which any tells its folder from others.
         beside: What else may lie in its folder, and goes with it.
         error: Class of the errors that are raised about one.
-        again: How to get one anew, in errors.
+        again: How to get one again, in errors.
     """
 
     what: str

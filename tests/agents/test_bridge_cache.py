@@ -48,12 +48,12 @@ def test_a_bridge_is_looked_for_until_it_is_there(
     pair: tuple[LocalModel, LocalModel], store: Store
 ) -> None:
     """What is found is kept; what is missing may come, so it is looked for again; ways differ."""
-    shelf = BridgeCache()
-    assert shelf.find(*pair) is None and shelf.find(*pair) is None
+    bridges = BridgeCache()
+    assert bridges.find(*pair) is None and bridges.find(*pair) is None
     bridge = store.stored[pair[0].identity, pair[1].identity] = FakeBridge(*pair)
-    assert shelf.find(*pair) is bridge and shelf.find(*pair) is bridge
+    assert bridges.find(*pair) is bridge and bridges.find(*pair) is bridge
     assert store.looked == 3
-    assert shelf.find(pair[1], pair[0]) is None
+    assert bridges.find(pair[1], pair[0]) is None
 
 
 def test_a_stored_bridge_is_not_fitted(pair: tuple[LocalModel, LocalModel], store: Store) -> None:
@@ -66,7 +66,7 @@ def test_two_first_runs_fit_a_pair_once(
     pair: tuple[LocalModel, LocalModel], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second waits for the first and takes its bridge."""
-    shelf, found = BridgeCache(), list[Any]()
+    bridges, found = BridgeCache(), list[Any]()
     find, both = BridgeCache.find, Barrier(2, timeout=30)
 
     def together(self: BridgeCache, *ends: LocalModel) -> Any:
@@ -75,9 +75,9 @@ def test_two_first_runs_fit_a_pair_once(
         return seen
 
     monkeypatch.setattr(BridgeCache, "find", together)
-    threads = [Thread(target=lambda: found.append(shelf.fit(*pair))) for _ in range(2)]
+    threads = [Thread(target=lambda: found.append(bridges.fit(*pair))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert store.fitted == 1 and found[0] is found[1] is find(shelf, *pair)
+    assert store.fitted == 1 and found[0] is found[1] is find(bridges, *pair)

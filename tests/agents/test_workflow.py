@@ -179,7 +179,7 @@ def test_the_graph_has_the_agents_and_the_edges(model: LocalModel) -> None:
 
 
 def test_another_edge_makes_another_plan(model: LocalModel) -> None:
-    """A workflow that ran and is extended is planned anew."""
+    """A workflow that ran and is extended is planned again."""
     flow = in_python(model)
     flow.run(**GIVEN)
     flow.connect("reader", "solver", TextChannel(share="context"))

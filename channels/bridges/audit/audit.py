@@ -1,4 +1,4 @@
-"""What a bridge carries of a message, held against the text, no message, and empty messages."""
+"""What a bridge carries of a message, against the text, no message, and empty messages."""
 
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a bridge is held against: messages that say nothing, and maps of other features."""
+"""What a bridge is compared with: messages that say nothing, and maps of other features."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -149,7 +149,7 @@ class AuditRows:
 
 
 def require_two(samples: Sequence[Sample]) -> None:
-    """Refuse rows among which no message can be held against another's.
+    """Refuse rows among which no message can be compared with another's.
 
     Raises:
         InputError: All have one message.

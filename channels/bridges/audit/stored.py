@@ -125,7 +125,7 @@ def keep_audit(folder: Path, measured: Audit, audited: BridgeManifest) -> None:
 
 
 def corpus_of(manifest: BridgeManifest) -> Corpus:
-    """What a bridge was fitted on, or the built-in text where that very text is not at hand.
+    """What a bridge was fitted on, or the built-in text where that very text is not available.
 
     Nothing is downloaded because a manifest names it, and a file that only has the same name does
     not count.

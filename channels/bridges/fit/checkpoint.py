@@ -42,7 +42,7 @@ class Checkpoint:
             return None
         try:
             state = torch.load(self.file, map_location=device, weights_only=True)
-        except Exception:  # a half-written or foreign file: begin anew, the fit is seeded
+        except Exception:  # a half-written or foreign file: begin again, the fit is seeded
             return None
         return state if isinstance(state, dict) else None
 

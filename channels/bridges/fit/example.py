@@ -134,7 +134,7 @@ def answer_logs(
 
     Args:
         receiver: Says them.
-        last: The context's last token, computed anew.
+        last: The context's last token, recomputed.
         target: What follows it.
         states: State of the context but its last token.
         grad: Whether gradients flow into `states`.

@@ -20,7 +20,7 @@ def model() -> LocalModel:
 def test_hop_measures_every_way_against_the_best_text(
     model: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each way has a row, and no text is faster than the text its rivals are held against."""
+    """Each way has a row, and no text is faster than the text its rivals are compared with."""
     monkeypatch.setattr(hop, "SIZES", (32,))
     rows, summary = hop.measure(model, progress=lambda line: None)
     ways = {row["way"]: row for row in rows}
@@ -87,7 +87,7 @@ def test_break_even_is_where_all_longer_ones_gain(
 def test_profile_holds_the_front_against_random_groups_and_controls(
     model: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All layers anew are text; reuse of all is nearer to it than another's message."""
+    """All layers recomputed are text; reuse of all is nearer to it than another's message."""
     small = Settings(tokens=24, forced=4, search=2, judge=2, prompts=(7,), sink=2)
     for name, value in (("SETTINGS", small), ("QUESTIONS", 2), ("KINDS", ("full",))):
         monkeypatch.setattr(profile, name, value)

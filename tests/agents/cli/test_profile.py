@@ -149,7 +149,7 @@ def test_a_figure_that_cannot_be_drawn_costs_nothing_else(
     assert [path.name for path in Path(found["path"]).iterdir()] == ["profile.json"]
 
 
-# The profiles at hand
+# The stored profiles
 
 
 def listed(*args: object) -> Result:

@@ -123,7 +123,7 @@ def test_log_level_logs_to_stderr_alone(workflow: Path) -> None:
 
 
 def test_failed_run_exits_with_1(tmp_path: Path, model: Path) -> None:
-    """A run that fails names the agent and how to mend it on stderr, and exits with 1."""
+    """A run that fails names the agent and how to fix it on stderr, and exits with 1."""
     result = call("run", write_workflow(tmp_path, model, 1500, timeout="0.001"), *INPUTS, "--json")
     assert result.exit_code == 1
     assert result.stdout == ""

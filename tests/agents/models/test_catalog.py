@@ -74,7 +74,7 @@ def test_good_references(
 def test_bad_references(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ref: str, says: str
 ) -> None:
-    """A reference that leads nowhere is refused with what was found and how to mend it."""
+    """A reference that leads nowhere is refused with what was found and how to fix it."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     tmp_path.joinpath("page.gguf").write_bytes(b"<html>")
     tmp_path.joinpath("big-00001-of-00002.gguf").write_bytes(b"GGUF....")

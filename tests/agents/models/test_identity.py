@@ -294,7 +294,7 @@ def test_hub_links_are_followed(folder: Path, tmp_path: Path) -> None:
 
 
 def test_other_readers_forget(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another version of transformers may read a file otherwise, so it computes anew."""
+    """Another version of transformers may read a file otherwise, so it computes again."""
     remember(folder, ModelIdentity("a", "b", "c"))
     monkeypatch.setattr(metadata, "version", lambda name: "0")
     assert cached_identity(folder) is None

@@ -72,7 +72,7 @@ def test_prefill_equals_transformers(model: LocalModel) -> None:
 
 
 def test_continuation_equals_transformers(model: LocalModel) -> None:
-    """A prefill over a state at hand gives what one over all tokens gives."""
+    """A prefill over a state gives what one over all tokens gives."""
     ids = _ids(model)
     logits, cache = _plain(model, ids)
     first = model.prefill(ids[:23]).state

@@ -1,4 +1,4 @@
-"""The plan: which channel each edge gets and why, held against what runs then do."""
+"""The plan: which channel each edge gets and why, against what runs then do."""
 
 from dataclasses import replace
 from typing import Any

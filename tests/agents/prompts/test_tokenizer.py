@@ -76,7 +76,7 @@ def test_kept_ids_are_the_text_and_begin_with_the_tokens_taken(text: str, stops:
 
 
 def test_a_stop_string_in_the_middle_of_a_token_keeps_the_part_before_it() -> None:
-    """A token that a stop string cuts is cut anew from its letters."""
+    """A token that a stop string cuts is cut again from its letters."""
     detokenizer = Detokenizer(CODEC, ["er"])
     stream(detokenizer, CODEC.encode_words("the reader"))
     assert detokenizer.text == "the read"

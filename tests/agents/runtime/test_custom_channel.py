@@ -1,4 +1,4 @@
-"""Channels of a class of one's own, in a workflow: the one that the docs show."""
+"""Channels of a user's own class, in a workflow: the one that the docs show."""
 
 import re
 from collections.abc import Callable, Iterator

@@ -34,15 +34,15 @@ def dataflow(agents: dict[str, dict[str, Any]] | str, *edges: str) -> "Dataflow[
     return Dataflow(build_graph(spec))
 
 
-def sole(happenings: list[Any]) -> "Firing[str]":
+def sole(actions: list[Any]) -> "Firing[str]":
     """The one firing that is all that happened."""
-    (firing,) = happenings
+    (firing,) = actions
     assert isinstance(firing, Firing)
     return firing
 
 
-def fired(happenings: list[Any]) -> list[str]:
-    return [one.agent for one in happenings if isinstance(one, Firing)]
+def fired(actions: list[Any]) -> list[str]:
+    return [one.agent for one in actions if isinstance(one, Firing)]
 
 
 def test_agents_without_in_edges_fire_at_the_start() -> None:
@@ -98,8 +98,8 @@ def test_a_passed_on_skip_completes_a_join_that_holds_a_message() -> None:
     """A skip that arrives over a skipped agent counts like any other."""
     flow = dataflow("a b c", "a->b", "a->c", "b->c")
     flow.start()
-    happenings = flow.complete("a", {0: None, 1: "x"})
-    assert happenings == [Skipped("b"), Firing("c", 1, {1: "x"}, frozenset({1}))]
+    actions = flow.complete("a", {0: None, 1: "x"})
+    assert actions == [Skipped("b"), Firing("c", 1, {1: "x"}, frozenset({1}))]
 
 
 def test_a_loop_fires_its_target_again_with_the_standing_messages() -> None:
@@ -184,8 +184,8 @@ def test_two_agents_that_loop_to_each_other_take_turns_side_by_side() -> None:
     assert fired(flow.complete("b", {1: "b1", 3: "b1"})) == ["j"]
     assert fired(flow.complete("j", {})) == ["a", "b"]
     assert flow.complete("a", {0: "a2", 2: "a2"}) == []
-    happenings = flow.complete("b", {1: "b2", 3: "b2"})
-    assert happenings[0] == Firing("j", 2, {0: "a2", 1: "b2"}, frozenset({0, 1}))
+    actions = flow.complete("b", {1: "b2", 3: "b2"})
+    assert actions[0] == Firing("j", 2, {0: "a2", 1: "b2"}, frozenset({0, 1}))
 
 
 def test_an_inner_loop_is_done_before_the_outer_one_goes_on() -> None:
@@ -260,9 +260,9 @@ def play(
     while running:
         running.rotate(-pick(len(running)))
         firing = running.popleft()
-        happenings = flow.complete(firing.agent, sends(firing))
-        log += happenings
-        running += [one for one in happenings if isinstance(one, Firing)]
+        actions = flow.complete(firing.agent, sends(firing))
+        log += actions
+        running += [one for one in actions if isinstance(one, Firing)]
         busy = [one.agent for one in running]
         assert len(busy) == len(set(busy)), "an agent runs twice at a time"
     return log

@@ -70,7 +70,7 @@ def test_text_edges_have_nothing_to_keep(models: tuple[LocalModel, LocalModel]) 
 def test_layers_computed_anew_begin_from_exact_hidden_states(
     models: tuple[LocalModel, LocalModel],
 ) -> None:
-    """Of a fine-tune's message the codec rounds keys and values alone; all layers anew are text."""
+    """The codec rounds only keys and values of a fine-tune's message; all layers again are text."""
     made = reader_solver(*models, "same_model_cache", codec="int8", recompute=[[0, 2]])
     text = reader_solver(*models, "text").run(document=DOCUMENT, question=QUESTION)
     found = made.run(document=DOCUMENT, question=QUESTION)

@@ -119,7 +119,7 @@ async def test_other_weights_go_by_text_with_the_reason(
 async def test_a_cache_asked_for_between_other_weights_is_a_recorded_fallback(
     models: tuple[LocalModel, LocalModel],
 ) -> None:
-    """A cache by name that cannot be had is text, and the run says so once."""
+    """A cache by name that is not available is text, and the run says so once."""
     result = await reader_solver(*models, CACHE).arun(**GIVEN)
     ((edge, reason),) = result.report.fallbacks
     assert edge == "reader -> solver" and "other weights" in reason

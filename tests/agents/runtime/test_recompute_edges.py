@@ -62,7 +62,7 @@ def test_without_a_profile_the_cache_is_refused_with_the_command_for_one(
 
 
 def test_with_a_profile_within_the_bound_it_is_used(models: tuple[LocalModel, LocalModel]) -> None:
-    """The layers of the cheapest point are computed anew, and the report says which, and why."""
+    """The layers of the cheapest point are recomputed, and the report says which, and why."""
     keep(models, point((), 0.5, 2), point(((1, 2),), 0.004, 2), point(((0, 2),), 0.0, 2))
     (edge,) = flow(models, "auto").plan(document=DOCUMENT, question=QUESTION).edges
     assert (edge.mode, edge.channel, edge.recompute) == ("recompute", CACHE, ((1, 2),))

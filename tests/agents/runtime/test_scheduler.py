@@ -61,7 +61,7 @@ async def test_a_splice_with_every_token_repaired_writes_what_text_writes(
 
 
 async def test_a_splice_repairs_the_first_tokens_only(model: LocalModel) -> None:
-    """By default four tokens are computed anew, and the report calls it inexact."""
+    """By default four tokens are recomputed, and the report calls it inexact."""
     state = await reader_solver(model, model, CACHE, system="You solve.").arun(**GIVEN)
     (edge,) = sound(state.report).edges
     assert (edge.repaired, edge.exact) == (4, False)
@@ -84,7 +84,7 @@ async def test_a_loop_writes_the_same_over_both_channels(model: LocalModel, memo
 
 
 def _agents(flow: Workflow, model: LocalModel) -> list[Agent]:
-    """The agents of a workflow anew, without its edges."""
+    """The agents of a workflow made again, without its edges."""
     fields = ("prompt", "generate", "max_turns", "memory")
     return [
         Agent(name, model, **{field: getattr(one, field) for field in fields})

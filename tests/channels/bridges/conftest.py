@@ -1,4 +1,4 @@
-"""What the tests of bridges share: two tiny models, a text, a store of one's own."""
+"""What the tests of bridges share: two tiny models, a text, a store of their own."""
 
 from pathlib import Path
 
@@ -41,6 +41,6 @@ def bridge(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(cache: Path, monkeypatch: pytest.MonkeyPatch) -> BridgeStore:
-    """A store of one's own, which processes share that a test starts; fits into it are quick."""
+    """A store of their own, which processes share that a test starts; fits into it are quick."""
     quick_fits(monkeypatch)
     return BridgeStore()

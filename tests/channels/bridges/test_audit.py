@@ -210,7 +210,7 @@ def test_controls_without_any_feature_of_the_receiver(
 
 
 def test_another_example_has_another_message(pair: tuple[LocalModel, LocalModel]) -> None:
-    """Questions about one context are not held against each other; one message alone is refused."""
+    """Questions about one context are no controls of each other; one message alone is refused."""
     one, two, three = samples(3)
     trials = Trials([one, one, two, two, three], CONFIG, *pair)
     assert [trials.partner(index).index for index in range(5)] == [2, 2, 1, 1, 3]

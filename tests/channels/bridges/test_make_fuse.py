@@ -74,7 +74,7 @@ def test_an_audit_is_added_to_with_fuse_mode(
 def test_a_stopped_fit_of_fuse_mode_goes_on(
     pair: tuple[LocalModel, LocalModel], source: str, store: BridgeStore, standing: bool
 ) -> None:
-    """Neither part begins anew; only another fit's work is left."""
+    """Neither part begins again; only another fit's work is left."""
     made = replace(
         plan(source, None, steps=0),
         fuse=FuseSettings(minutes=5, steps=2, gram_tokens=300, held_out=2),

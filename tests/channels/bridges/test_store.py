@@ -88,7 +88,7 @@ def test_broken_bridges_are_listed(store: BridgeStore) -> None:
 
 
 def test_a_bridge_under_another_pairs_name_is_not_used(store: BridgeStore) -> None:
-    """A folder's name is held against the identities in it."""
+    """A folder's name is compared with the identities in it."""
     wrong = store.root / f"x--y-{pair_digest(ALPHA, BETA)}"
     write(wrong, manifest("a/b"), tensors())
     with pytest.raises(BridgeError, match="is named for the pair"):

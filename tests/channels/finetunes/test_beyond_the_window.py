@@ -89,7 +89,7 @@ def test_a_continuation_is_exact(gemma3: LocalModel, message: Message) -> None:
 
 
 def test_a_splice_comes_nearer_with_repair(gemma3: LocalModel, message: Message) -> None:
-    """Moved keys with two rope bases; sinks and deviating tokens computed anew in one pass."""
+    """Moved keys with two rope bases; sinks and deviating tokens recomputed in one pass."""
     far = {}
     for name, channel in {
         "none": SameModelCacheChannel(sink=0),

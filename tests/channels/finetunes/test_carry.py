@@ -132,7 +132,7 @@ def test_the_receivers_own_past_stays_its_own() -> None:
 
 
 def test_a_second_message_builds_on_the_first() -> None:
-    """Two messages of two models: with all layers anew in both, the receiver's own prefill."""
+    """Two messages of two models, all layers recomputed in both: the receiver's own prefill."""
     first, second, receiver = make("llama"), tuned("llama", 0.1), tuned("llama")
     ids = (*OPENING, *WORDS, *OTHER, *WORDS, *NEXT)
     whole = channel(everything(receiver))
@@ -195,7 +195,7 @@ def test_groups_beyond_the_models_layers_are_refused_at_once() -> None:
 
 
 def test_groups_leave_equal_weights_as_they_are() -> None:
-    """Between agents on one model nothing is computed anew, whatever the channel's layers."""
+    """Between agents on one model nothing is recomputed, whatever the channel's layers."""
     model = make("llama")
     ids = (*OPENING, *WORDS, *NEXT)
     parts = assemble(model, ids, [delivered(message_of(model), ids, 3, channel((0, 2)))])

@@ -157,7 +157,7 @@ def test_a_reader_leaves_a_stream_open_that_it_did_not_open(packet: bytes) -> No
 def test_a_named_pipe_is_read_to_the_end_of_its_packet(
     tmp_path: Path, model: LocalModel, message: Message, packet: bytes
 ) -> None:
-    """Its length is known to nobody, so nothing is held against it."""
+    """Its length is known to nobody, so nothing is compared with it."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     sender = threading.Thread(target=pipe.write_bytes, args=(packet,))
