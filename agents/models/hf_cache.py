@@ -156,7 +156,11 @@ class ContextCache(Cache):
             )
         rough = self.approximate_from
         return KVState(
-            tuple(layers), 0, stop, identity, rough if rough is not None and rough < stop else None
+            layers=tuple(layers),
+            start=0,
+            stop=stop,
+            identity=identity,
+            approximate_from=rough if rough is not None and rough < stop else None,
         )
 
 

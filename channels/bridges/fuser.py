@@ -200,7 +200,13 @@ def fused_state(
     made = layer_states(
         rows, layers, positions, at, receiver.geometry, rotaries(receiver), receiver.dtype
     )
-    return KVState(made, at, at + len(rows), receiver.identity, at)
+    return KVState(
+        layers=made,
+        start=at,
+        stop=at + len(rows),
+        identity=receiver.identity,
+        approximate_from=at,
+    )
 
 
 # In a bridge's folder, beside the projector or alone

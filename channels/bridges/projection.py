@@ -89,4 +89,10 @@ def projected_state(
         rotaries(receiver),
         receiver.dtype,
     )
-    return KVState((*native, *made), at, at + len(features), receiver.identity, at)
+    return KVState(
+        layers=(*native, *made),
+        start=at,
+        stop=at + len(features),
+        identity=receiver.identity,
+        approximate_from=at,
+    )

@@ -144,7 +144,13 @@ def recompute_layers(
         layers += receiver.run_layers(hidden, first, last, positions, before)[1]
     whole = layer_ranges == ((0, count),)
     rough = None if whole and all(piece.exact for piece in before) else state.start
-    return KVState(tuple(layers), state.start, state.stop, receiver.identity, rough)
+    return KVState(
+        layers=tuple(layers),
+        start=state.start,
+        stop=state.stop,
+        identity=receiver.identity,
+        approximate_from=rough,
+    )
 
 
 def _require_entries(state: KVState, wanted: Sequence[int]) -> None:

@@ -232,7 +232,13 @@ def _composed(
     layers = list(sent.to(receiver.device).layers)
     for first, last in layer_ranges:
         layers[first:last] = runs[first][: last - first]
-    return KVState(tuple(layers), sent.start, sent.stop, receiver.identity, sent.start)
+    return KVState(
+        layers=tuple(layers),
+        start=sent.start,
+        stop=sent.stop,
+        identity=receiver.identity,
+        approximate_from=sent.start,
+    )
 
 
 def _after(

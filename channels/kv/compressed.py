@@ -13,7 +13,7 @@ from unspoken.channels.kv.state import KVState, LayerState
 __all__ = ["CompressedState", "compress", "compressed_bytes_per_token"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class CompressedState:
     """Keys and values through a lossy codec; hidden states as they are.
 
@@ -54,7 +54,14 @@ class CompressedState:
         for parts, (head_dim, first) in zip(self.layers, self.shapes, strict=True):
             keys, values = decode(self.codec, parts, head_dim, self.dtype)
             layers.append(LayerState(keys, values, first))
-        return KVState(tuple(layers), self.start, self.stop, self.identity, self.start, self.hidden)
+        return KVState(
+            layers=tuple(layers),
+            start=self.start,
+            stop=self.stop,
+            identity=self.identity,
+            approximate_from=self.start,
+            hidden=self.hidden,
+        )
 
 
 def compress(state: KVState, codec: Codec) -> CompressedState:
@@ -64,16 +71,16 @@ def compress(state: KVState, codec: Codec) -> CompressedState:
         ChannelError: Values that are not finite, or too large for the codec's scales.
     """
     return CompressedState(
-        codec,
-        tuple(encode(codec, layer) for layer in state.layers),
-        tuple((layer.keys.shape[2], layer.first) for layer in state.layers),
-        state.start,
-        state.stop,
-        state.identity,
-        state.dtype,
+        codec=codec,
+        layers=tuple(encode(codec, layer) for layer in state.layers),
+        shapes=tuple((layer.keys.shape[2], layer.first) for layer in state.layers),
+        start=state.start,
+        stop=state.stop,
+        identity=state.identity,
+        dtype=state.dtype,
         # A slice shares the memory of the whole, which would be kept for it.
-        {layer: tensor.clone() for layer, tensor in state.hidden.items()},
-        state.nbytes,
+        hidden={layer: tensor.clone() for layer, tensor in state.hidden.items()},
+        raw_bytes=state.nbytes,
     )
 
 

@@ -23,8 +23,7 @@ class LayerState:
     Attributes:
         keys: Rotated keys, shape (kv_heads, rows, head_dim).
         values: Values, same shape.
-        first: Position of the first row; later than the state's start where a sliding layer was
-            trimmed.
+        first: Position of the first row; after the state's start where the layer was trimmed.
     """
 
     keys: Tensor
@@ -41,8 +40,26 @@ class LayerState:
         """Bytes of keys and values."""
         return self.keys.nbytes + self.values.nbytes
 
+    def slice(self, start: int, stop: int) -> "LayerState":
+        """Those of the rows of positions start … stop - 1 that are there, sharing memory."""
+        rows = _rows(self.first, start, stop)
+        first = min(max(self.first, start), stop)
+        return LayerState(self.keys[:, rows], self.values[:, rows], first)
 
-@dataclass(frozen=True, slots=True, eq=False)
+    def trim(self, window: int | None) -> "LayerState":
+        """The last window - 1 rows in memory of their own; the layer itself if it has no more."""
+        spare = 0 if window is None else self.rows - (window - 1)
+        if spare <= 0:
+            return self
+        keys, values = self.keys[:, spare:].clone(), self.values[:, spare:].clone()
+        return LayerState(keys, values, self.first + spare)
+
+    def to(self, device: torch.device) -> "LayerState":
+        """The same rows on `device`, sharing memory where they are there already."""
+        return LayerState(self.keys.to(device), self.values.to(device), self.first)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class KVState:
     """Keys and values of the tokens at positions start … stop - 1, never changed once made.
 
@@ -54,11 +71,10 @@ class KVState:
         start: Position of the first token.
         stop: Position after the last token.
         identity: The model that computed it.
-        approximate_from: First position whose rows are not just what the model computes over all
-            tokens before it, as after a splice; None where there is no such position.
-        hidden: Hidden states at the inputs of some layers (the E-cache), each (rows, hidden_size);
-            they belong to the last rows of the state, to all of them where it was computed in one
-            piece.
+        approximate_from: First position whose rows differ from what the model computes over all
+            tokens before it, as after a splice; None for no such position.
+        hidden: Hidden states at the inputs of some layers (the E-cache), each (rows, hidden_size).
+            They belong to the last rows of the state, and to all rows of one prefill.
     """
 
     layers: tuple[LayerState, ...]
@@ -84,11 +100,11 @@ class KVState:
                     f"{tuple(layer.values.shape)}",
                     expected="equal shapes (kv_heads, rows, head_dim)",
                 )
-        kept = {tensor.shape[0] for tensor in self.hidden.values()}
-        if len(kept) > 1 or any(rows > len(self) for rows in kept):
+        counts = {tensor.shape[0] for tensor in self.hidden.values()}
+        if len(counts) > 1 or any(rows > len(self) for rows in counts):
+            listed = ", ".join(map(str, sorted(counts)))
             raise GeometryMismatch(
-                f"hidden states of {', '.join(map(str, sorted(kept)))} tokens in a state of "
-                f"{len(self)}",
+                f"hidden states of {listed} tokens in a state of {len(self)}",
                 expected="hidden states of the same tokens at every layer, all of them in the "
                 "state",
             )
@@ -100,6 +116,11 @@ class KVState:
     def exact(self) -> bool:
         """Whether every row is what the model computes over the tokens before it."""
         return self.approximate_from is None
+
+    @property
+    def whole(self) -> bool:
+        """Whether every layer holds every row, as it does unless the state was trimmed."""
+        return all(layer.first == self.start for layer in self.layers)
 
     @property
     def hidden_first(self) -> int:
@@ -139,21 +160,12 @@ class KVState:
                 f"positions {start} to {stop} were asked of a state",
                 expected=f"positions within {self.start} to {self.stop}, which it covers",
             )
-        layers = []
-        for layer in self.layers:
-            first = min(max(layer.first, start), stop)
-            rows = slice(
-                min(first - layer.first, layer.rows) if first >= layer.first else 0,
-                max(stop - layer.first, 0),
-            )
-            layers.append(LayerState(layer.keys[:, rows], layer.values[:, rows], first))
-        at = self.hidden_first
-        rows = slice(max(start - at, 0), max(stop - at, 0))
+        rows = _rows(self.hidden_first, start, stop)
         hidden = {layer: tensor[rows] for layer, tensor in self.hidden.items()}
         rough = self.approximate_from
         return replace(
             self,
-            layers=tuple(layers),
+            layers=tuple(layer.slice(start, stop) for layer in self.layers),
             start=start,
             stop=stop,
             approximate_from=max(rough, start) if rough is not None and rough < stop else None,
@@ -192,34 +204,39 @@ class KVState:
         )
 
     def trim(self, geometry: CacheGeometry) -> "KVState":
-        """Drop what no token from `stop` on can see: all but the last window - 1 rows of sliding
-        layers.
+        """The state without the rows that no token from `stop` on sees.
 
-        The dropped rows are copied away from, so that their memory is given back once the original
-        goes.
+        A sliding layer keeps its last window - 1 rows, in memory of its own, so that the memory of
+        the others is free once the original goes. Such a state can be continued at `stop`. What
+        needs other rows must have the whole state: a splice, a repair, another model, a
+        continuation at an earlier position.
+
+        Args:
+            geometry: Geometry of the model that made the state.
         """
-        layers = []
+        pairs = zip(self.layers, geometry.layers, strict=True)
+        return replace(self, layers=tuple(layer.trim(shape.window) for layer, shape in pairs))
+
+    def continues(self, geometry: CacheGeometry) -> bool:
+        """Whether a token at `stop` finds every row that it sees.
+
+        It always does in a whole state. It does in a trimmed one too, but not in the beginning of a
+        trimmed one.
+
+        Args:
+            geometry: Geometry of the model that made the state.
+        """
         for layer, shape in zip(self.layers, geometry.layers, strict=True):
-            keep = layer.rows if shape.window is None else min(layer.rows, shape.window - 1)
-            if keep == layer.rows:
-                layers.append(layer)
-                continue
-            rows = slice(layer.rows - keep, None)
-            layers.append(
-                LayerState(
-                    layer.keys[:, rows].clone(), layer.values[:, rows].clone(), self.stop - keep
-                )
-            )
-        return replace(self, layers=tuple(layers))
+            oldest = 0 if shape.window is None else self.stop - shape.window + 1
+            if layer.first > max(oldest, self.start):
+                return False
+        return True
 
     def to(self, device: torch.device) -> "KVState":
-        """The same state on `device`: itself where it is there already, otherwise an explicit copy."""
+        """The same state on `device`: itself where it is there already, otherwise a copy."""
         if self.device == device:
             return self
-        layers = tuple(
-            LayerState(layer.keys.to(device), layer.values.to(device), layer.first)
-            for layer in self.layers
-        )
+        layers = tuple(layer.to(device) for layer in self.layers)
         hidden = {layer: tensor.to(device) for layer, tensor in self.hidden.items()}
         return replace(self, layers=layers, hidden=MappingProxyType(hidden))
 
@@ -236,16 +253,16 @@ class KVState:
         head, *rest = states
         if not rest:
             return head
-        at = head.stop
+        stop = head.stop
         for state in rest:
             head.identity.require(state.identity, "a state to be concatenated")
-            if state.start != at or any(layer.first != state.start for layer in state.layers):
+            if state.start != stop or not state.whole:
                 raise StateError(
                     f"a state of positions {state.start} to {state.stop} cannot follow one that "
-                    f"ends at {at}",
-                    expected=f"an untrimmed state that starts at position {at}",
+                    f"ends at {stop}",
+                    expected=f"an untrimmed state that starts at position {stop}",
                 )
-            at = state.stop
+            stop = state.stop
         layers = tuple(
             LayerState(
                 torch.cat([layer.keys for layer in parts], dim=1),
@@ -254,14 +271,13 @@ class KVState:
             )
             for parts in zip(*(state.layers for state in states), strict=True)
         )
-        hidden = _joined(states)
         starts = [state.approximate_from for state in states if state.approximate_from is not None]
         return replace(
             head,
             layers=layers,
-            stop=at,
+            stop=stop,
             approximate_from=min(starts, default=None),
-            hidden=MappingProxyType(hidden),
+            hidden=MappingProxyType(_joined(states)),
         )
 
     def check(self, geometry: CacheGeometry, dtype: torch.dtype) -> None:
@@ -275,10 +291,10 @@ class KVState:
                 f"a state of {len(self.layers)} layers", expected=f"{len(geometry.layers)} layers"
             )
         for number, (layer, shape) in enumerate(zip(self.layers, geometry.layers, strict=True)):
-            found = (layer.keys.shape[0], layer.keys.shape[2])
-            if found != (shape.kv_heads, shape.head_dim):
+            heads, _, size = layer.keys.shape
+            if (heads, size) != (shape.kv_heads, shape.head_dim):
                 raise GeometryMismatch(
-                    f"layer {number} of a state has {found[0]} heads of {found[1]}",
+                    f"layer {number} of a state has {heads} heads of {size}",
                     expected=f"{shape.kv_heads} heads of {shape.head_dim}",
                 )
         if self.dtype != dtype:
@@ -289,10 +305,13 @@ class KVState:
             )
 
 
+def _rows(first: int, start: int, stop: int) -> slice:
+    """Positions start … stop - 1 as rows of a tensor whose first row is at position `first`."""
+    return slice(max(start - first, 0), max(stop - first, 0))
+
+
 def _joined(states: Sequence[KVState]) -> dict[int, Tensor]:
-    """Hidden states of as many of the last rows as have them without a gap, at the layers that all
-    of those have.
-    """
+    """Hidden states of as many of the last rows as have them, at the layers where all have them."""
     tail: list[KVState] = []
     for state in reversed(states):
         if not state.hidden or (tail and not set(state.hidden) & set(tail[0].hidden)):

@@ -224,12 +224,12 @@ class PacketReader:
                 hidden[number] = entry
         rough = manifest.approximate_from if manifest.codec == "raw" else 0
         state = KVState(
-            tuple(layers),
-            0,
-            len(manifest.context),
-            receiver.identity,
-            rough,
-            MappingProxyType(hidden),
+            layers=tuple(layers),
+            start=0,
+            stop=len(manifest.context),
+            identity=receiver.identity,
+            approximate_from=rough,
+            hidden=MappingProxyType(hidden),
         )
         return manifest.message(state)
 

@@ -158,7 +158,10 @@ def test_gradients_flow_into_a_state(model: LocalModel) -> None:
         leaves = [(k.clone().requires_grad_(), v.clone().requires_grad_()) for k, v in layers]
         if ours:
             leaf = KVState(
-                tuple(type(state.layers[0])(k, v, 0) for k, v in leaves), 0, 5, model.identity
+                layers=tuple(type(state.layers[0])(k, v, 0) for k, v in leaves),
+                start=0,
+                stop=5,
+                identity=model.identity,
             )
             logits = model.logits(ids[5:], [leaf], grad=True)
         else:

@@ -17,7 +17,8 @@ IDS = (5, 6, 7, 8)
 
 def state(tokens: int = 4, rough: int | None = None, identity: ModelIdentity = IDENTITY) -> KVState:
     keys = torch.zeros(2, tokens, 4)
-    return KVState((LayerState(keys, keys.clone(), 0),), 0, tokens, identity, rough)
+    layers = (LayerState(keys, keys.clone(), 0),)
+    return KVState(layers=layers, start=0, stop=tokens, identity=identity, approximate_from=rough)
 
 
 def test_every_ticket_gives_the_same_state() -> None:

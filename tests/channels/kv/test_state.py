@@ -26,7 +26,7 @@ def make_state(start: int, stop: int) -> KVState:
         tensor = rows.expand(shape.kv_heads, -1, shape.head_dim).contiguous()
         layers.append(LayerState(tensor, tensor.clone(), start))
     hidden = {1: torch.arange(start, stop, dtype=torch.float32)[:, None].expand(-1, 16)}
-    return KVState(tuple(layers), start, stop, IDENTITY, hidden=hidden)
+    return KVState(layers=tuple(layers), start=start, stop=stop, identity=IDENTITY, hidden=hidden)
 
 
 @given(st.data())
