@@ -53,8 +53,8 @@ class SameModelCacheChannel(Channel):
         layer_ranges: Layers to recompute where the message was made by other weights of the
             receiver's base, as (first, last + 1) pairs; of no pair the sharer's state is taken as
             it is. None refuses other weights.
-        evidence: What speaks for these groups, for the report.
-        prefix_only: Whether these groups are for messages alone that stand where they stood at
+        evidence: What speaks for these ranges, for the report.
+        prefix_only: Whether these ranges are for messages alone that stand where they stood at
             their sharer.
     """
 
@@ -80,11 +80,11 @@ class SameModelCacheChannel(Channel):
 
     @property
     def captures(self) -> tuple[int, ...]:
-        """The entries of the groups."""
+        """The entries of the ranges."""
         return entry_layers(self.layer_ranges or ())
 
     def check(self, sharer: CausalModel, receiver: CausalModel) -> None:
-        """Both ends must have the same weights, config, tokenizer and dtype; with groups, the
+        """Both ends must have the same weights, config, tokenizer and dtype; with ranges, the
         weights may differ.
 
         Raises:

@@ -24,7 +24,7 @@ from unspoken.channels.finetunes.search import (
     estimate,
     judge,
     layers_of,
-    random_groups,
+    random_ranges,
     search,
     thinned,
 )
@@ -106,13 +106,13 @@ def _front(kl: Mapping[LayerRanges, float], layers: int) -> list[LayerRanges]:
 def _drawn(
     front: Sequence[LayerRanges], layers: int
 ) -> Mapping[tuple[LayerRanges, int], LayerRanges]:
-    """For every choice between the ends and every seed, random groups of the same sizes."""
+    """For every choice between the ends and every seed, random ranges of the same sizes."""
     drawn = {}
     for seed in SEEDS:
         rng = random.Random(seed)
         for layer_ranges in front:
             if 0 < layers_of(layer_ranges) < layers:
-                drawn[layer_ranges, seed] = random_groups(layer_ranges, layers, rng)
+                drawn[layer_ranges, seed] = random_ranges(layer_ranges, layers, rng)
     return drawn
 
 

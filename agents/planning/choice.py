@@ -59,9 +59,9 @@ class ChannelChoice:
         unfitted: Whether a bridge has to be fitted before this is known.
         layer_ranges: Layers that the receiver recomputes of a message from other weights of its
             base.
-        evidence: What speaks for these groups.
+        evidence: What speaks for these ranges.
         max_kl: The most that the profile's KL may be, by its interval; None without a profile.
-        prefix_only: Whether these groups are for messages alone that stand where they stood at
+        prefix_only: Whether these ranges are for messages alone that stand where they stood at
             their sharer.
         custom: A channel of the workflow's own class, which carries the message.
     """

@@ -38,7 +38,7 @@ class EdgePlan:
         retention: What a bridge's audit lets an edge count on; None without a bridge.
         native_layers: Layers the receiver runs itself over a projected message.
         unfitted: Whether the bridge is still to be fitted; only then is it known whether it serves.
-        recompute: Groups of layers, as [first, last + 1], that the receiver computes anew of a
+        recompute: Ranges of layers, as [first, last + 1], that the receiver recomputes of a
             message from other weights of its base; None where it is not that.
         kl: The most nats a token, by a profile's interval, that this leaves between it and its own
             reading.

@@ -21,7 +21,7 @@ class Settings:
     Attributes:
         tokens: Tokens of a message, at most.
         forced: Tokens that are forced after it, at most.
-        search: Messages that groups are searched on.
+        search: Messages that ranges are searched on.
         judge: Other messages, on which what was found is measured.
         prompts: Lengths in tokens of the receiver's own prompts before a message, besides none.
         sink: Tokens at the start of a shifted message that the receiver computes itself.

@@ -53,8 +53,8 @@ class Point(Part):
     """One choice of layers to recompute.
 
     Attributes:
-        layer_ranges: First and last + 1 of each group.
-        share: Layers in groups, as a share of all.
+        layer_ranges: First and last + 1 of each range.
+        share: Layers in ranges, as a share of all.
         bytes_per_token: Bytes of state that travel per token: the other layers, and hidden states
             at the entries.
         places: By place: ``prefix``, or ``after N`` tokens of the receiver's own.
@@ -73,7 +73,7 @@ class Point(Part):
 
     @property
     def named(self) -> str:
-        """The groups as layer numbers, for people."""
+        """The ranges as layer numbers, for people."""
         return named(self.layer_ranges)
 
     def worst(self, *, moved: bool) -> Estimate | None:
@@ -203,7 +203,7 @@ def _broken(name: str, error: ValidationError) -> NoReturn:
 def front_of(
     found: Iterable[tuple[LayerRanges, int, float]],
 ) -> list[tuple[LayerRanges, int, float]]:
-    """The Pareto front of (groups, layers, KL): ascending layers, each with less KL than all before
+    """The Pareto front of (ranges, layers, KL): ascending layers, each with less KL than all before
     it.
     """
     front: list[tuple[LayerRanges, int, float]] = []

@@ -3,8 +3,8 @@ sharer's.
 
 After DroidSpeak (arXiv 2411.02820). Between two fine-tunes of one base most layers' keys and values
 are much the same, a few are not. The receiver takes the sharer's for most layers, and computes
-those of some **groups** of neighbouring layers itself. What enters a group is the sharer's hidden
-state there, which the sharer keeps for that purpose (the E-cache); a group that begins at layer 0
+those of some **ranges** of neighbouring layers itself. What enters a range is the sharer's hidden
+state there, which the sharer keeps for that purpose (the E-cache); a range that begins at layer 0
 needs none, since the receiver embeds the tokens itself.
 """
 
@@ -28,26 +28,26 @@ __all__ = [
 ]
 
 LayerRanges = tuple[tuple[int, int], ...]
-"""Layers first … last - 1 of each group, ascending, with at least one layer between two groups."""
+"""Layers first … last - 1 of each range, ascending, with at least one layer between two ranges."""
 
 
 def check_layer_ranges(layer_ranges: Sequence[Sequence[int]], layers: int) -> LayerRanges:
-    """Groups of a model of so many layers, neighbours joined.
+    """Ranges of a model of so many layers, neighbours joined.
 
     Raises:
-        InputError: A group that is empty, out of range, or overlaps the one before.
+        InputError: A range that is empty, out of range, or overlaps the one before.
     """
     made: list[tuple[int, int]] = []
-    for group in layer_ranges:
-        if len(group) != 2 or not 0 <= group[0] < group[1] <= layers:
+    for layer_range in layer_ranges:
+        if len(layer_range) != 2 or not 0 <= layer_range[0] < layer_range[1] <= layers:
             raise InputError(
-                f"the range of layers {list(group)} cannot be recomputed",
+                f"the range of layers {list(layer_range)} cannot be recomputed",
                 expected=f"[first, last + 1] within 0 and {layers}, the model's layers",
             )
-        first, last = group
+        first, last = layer_range
         if made and first < made[-1][1]:
             raise InputError(
-                f"the range of layers {list(group)} begins inside the one before it, "
+                f"the range of layers {list(layer_range)} begins inside the one before it, "
                 f"{list(made[-1])}",
                 expected="ranges in ascending order that do not overlap",
             )
@@ -59,7 +59,7 @@ def check_layer_ranges(layer_ranges: Sequence[Sequence[int]], layers: int) -> La
 
 
 def named(layer_ranges: LayerRanges) -> str:
-    """The groups as layer numbers, for people."""
+    """The ranges as layer numbers, for people."""
     return ", ".join(f"{first}-{last - 1}" for first, last in layer_ranges) or "none"
 
 
@@ -69,7 +69,7 @@ def entry_layers(layer_ranges: LayerRanges) -> tuple[int, ...]:
 
 
 def bytes_per_token(geometry: CacheGeometry, itemsize: int, layer_ranges: LayerRanges) -> int:
-    """Bytes of state that travel per token: layers outside the groups, and hidden states at their
+    """Bytes of state that travel per token: layers outside the ranges, and hidden states at their
     entries.
     """
     inside = {layer for first, last in layer_ranges for layer in range(first, last)}
@@ -102,16 +102,16 @@ def recompute_layers(
     layer_ranges: LayerRanges,
     before: Sequence[KVState] = (),
 ) -> KVState:
-    """The receiver's state of some tokens: its own keys and values in the groups, the sharer's
+    """The receiver's state of some tokens: its own keys and values in the ranges, the sharer's
     elsewhere.
 
     Args:
-        receiver: Computes the groups.
+        receiver: Computes the ranges.
         state: The sharer's state of these tokens, at the receiver's positions, with its hidden
-            states at the groups' entries. What is taken of it is copied to the receiver's device,
+            states at the ranges' entries. What is taken of it is copied to the receiver's device,
             and nothing else.
         ids: The tokens, as many as the state has.
-        layer_ranges: See `check_layer_ranges`; of no group the sharer's state remains, of all
+        layer_ranges: See `check_layer_ranges`; of no range the sharer's state remains, of all
             layers the receiver's own prefill.
         before: The receiver's states of all that stands before these tokens.
 

@@ -1,8 +1,8 @@
 """Which ranges of layers to recompute: a coarse grid first, then refinement around the front.
 
-After the offline profile of DroidSpeak (arXiv 2411.02820), which looks at all groups. What a group
+After the offline profile of DroidSpeak (arXiv 2411.02820), which looks at all ranges. What a range
 computes depends on its entry alone, not on where it ends: one run from each entry to the last layer
-serves every group that begins there.
+serves every range that begins there.
 """
 
 import math
@@ -29,7 +29,7 @@ __all__ = [
     "estimate",
     "judge",
     "layers_of",
-    "random_groups",
+    "random_ranges",
     "search",
     "thinned",
 ]
@@ -38,14 +38,14 @@ COARSE = 6
 MOST_A_ROUND = 40
 
 Measured = dict[LayerRanges, float]
-"""KL in nats by groups, mean over the messages searched on."""
+"""KL in nats by ranges, mean over the messages searched on."""
 
 Scores = dict[str, list[tuple[float, float]]]
 """By place, KL and share of equal likeliest tokens per message."""
 
 
 def layers_of(layer_ranges: LayerRanges) -> int:
-    """How many layers are in groups."""
+    """How many layers are in ranges."""
     return sum(last - first for first, last in layer_ranges)
 
 
@@ -56,7 +56,7 @@ def search(
     trials: Sequence[Trial],
     report: Callable[[str, float], None] = lambda stage, part: None,
 ) -> Measured:
-    """Measure groups on a grid over the layers, then ever nearer to the front of what was found.
+    """Measure ranges on a grid over the layers, then ever nearer to the front of what was found.
 
     Args:
         sharer: Whose state is read.
@@ -69,7 +69,7 @@ def search(
     found: Measured = {}
     wanted = _grid(layers, step)
     while wanted:
-        told = _told(report, f"search: {len(wanted)} groups at a step of {step}")
+        told = _told(report, f"search: {len(wanted)} ranges at a step of {step}")
         found |= _measured(sharer, receiver, trials, wanted, told)
         if step == 1:
             break
@@ -94,7 +94,7 @@ def _grid(layers: int, step: int) -> list[LayerRanges]:
 
 
 def _near(front: Sequence[LayerRanges], layers: int, step: int) -> list[LayerRanges]:
-    """Groups one step away from those on the front: an end moved, or a small group more, each
+    """Ranges one step away from those on the front: an end moved, or a small range more, each
     point's in turn.
     """
     by_point = []
@@ -138,7 +138,7 @@ def _measured(
     wanted: Sequence[LayerRanges],
     told: Callable[[float], None],
 ) -> Measured:
-    """Mean KL of each choice of groups over the trials."""
+    """Mean KL of each choice of ranges over the trials."""
     scores: dict[LayerRanges, list[float]] = {layer_ranges: [] for layer_ranges in wanted}
     for number, trial in enumerate(trials):
         sent = sharer.read(trial.ids, _entries(wanted))
@@ -194,7 +194,7 @@ def _distances(
         receiver: Recomputes ranges.
         arrival: The message in its place, its state with hidden states at the entries.
         trial: The trial.
-        wanted: Choices of groups.
+        wanted: Choices of ranges.
         skip: Tokens at the start of the message that the receiver computes itself.
     """
     ids, state = arrival.context, arrival.message.state
@@ -294,7 +294,7 @@ def thinned(
     return kept
 
 
-def random_groups(layer_ranges: LayerRanges, layers: int, rng: random.Random) -> LayerRanges:
+def random_ranges(layer_ranges: LayerRanges, layers: int, rng: random.Random) -> LayerRanges:
     """Ranges of the same sizes at places drawn again."""
     sizes = [last - first for first, last in layer_ranges]
     rng.shuffle(sizes)

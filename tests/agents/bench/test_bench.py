@@ -84,7 +84,7 @@ def test_break_even_is_where_all_longer_ones_gain(
     assert packet.crossing(gains) == wanted
 
 
-def test_profile_holds_the_front_against_random_groups_and_controls(
+def test_profile_holds_the_front_against_random_ranges_and_controls(
     model: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All layers recomputed are text; reuse of all is nearer to it than another's message."""

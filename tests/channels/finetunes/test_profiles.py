@@ -31,7 +31,7 @@ from unspoken.channels.finetunes.search import (
     estimate,
     judge,
     layers_of,
-    random_groups,
+    random_ranges,
     search,
     thinned,
 )
@@ -101,13 +101,13 @@ def test_points_of_a_front_that_gain_little_are_left_out() -> None:
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(0, 9), st.integers(0, 99))
-def test_random_groups_have_the_same_size(sizes: list[int], spare: int, seed: int) -> None:
+def test_random_ranges_have_the_same_size(sizes: list[int], spare: int, seed: int) -> None:
     layers = sum(sizes) + spare + len(sizes)
     at, layer_ranges = 0, []
     for size in sizes:
         layer_ranges.append((at, at + size))
         at += size + 1
-    made = random_groups(tuple(layer_ranges), layers, random.Random(seed))
+    made = random_ranges(tuple(layer_ranges), layers, random.Random(seed))
     assert layers_of(made) == sum(sizes)
     assert all(0 <= first < last <= layers for first, last in made)
     assert all(a[1] < b[0] for a, b in pairwise(made))
@@ -243,7 +243,7 @@ def test_distances_that_are_not_finite_are_said_to_be() -> None:
 
 
 def test_every_point_of_a_front_gets_its_turn() -> None:
-    """Late rounds try second groups too, and points with many layers as much as those with few."""
+    """Late rounds try second ranges too, and points with many layers as much as those with few."""
     front: list[LayerRanges] = [((0, 5),), ((3, 12),), ((2, 24),), ((0, 25),)]
     near = _near(front, 30, 1)[:40]
     assert sum(len(layer_ranges) > 1 for layer_ranges in near) >= 10

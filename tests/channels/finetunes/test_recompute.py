@@ -1,4 +1,4 @@
-"""Recomputing groups of layers, against transformers' own layers."""
+"""Recomputing ranges of layers, against transformers' own layers."""
 
 import math
 from dataclasses import replace
@@ -54,7 +54,7 @@ def test_no_group_leaves_the_sharers_state() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "qwen3"])
 def test_a_group_is_what_the_receivers_layers_make_of_the_sharers_hidden_states(name: str) -> None:
-    """Keys and values of the group by transformers' own modules; other layers stay."""
+    """Keys and values of the range by transformers' own modules; other layers stay."""
     sharer, receiver = make(name), tuned(name)
     state = sent(sharer)
     made = recompute_layers(receiver, state, IDS, ((2, 3),))
