@@ -3,7 +3,7 @@
 An engine knows nothing of words. Templates, tokenizers and stop strings stay outside of it: a turn
 hands it the ids of a context and the messages whose state may serve it, and a `Reply` that looks at
 each sampled id. `LocalEngine` computes in this process; an engine in another process, or over a
-server, keeps the same contract (tests/agents/engines/contract.py).
+server, keeps the same contract (tests/support/engine_contract.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -325,7 +325,12 @@ class Engine(Protocol):
     def export(
         self, state: StateRef, message: Message, key: bytes | None = None
     ) -> Iterator[bytes | memoryview]:
-        """A message with its state as chunks of a packet."""
+        """A message with its state as chunks of a packet.
+
+        Raises:
+            IdentityMismatch: Another model wrote the message.
+            StateError: The state is not one of all its tokens.
+        """
 
     async def admit(
         self, packet: bytes | Readable, key: bytes | None = None

@@ -229,6 +229,7 @@ class LocalEngine:
                 expected="a state as it was computed",
                 fix="use codec: raw on the edge, and the packet's own codec",
             )
+        whole.identity.require(message.identity, f"the message of {message.sharer!r}")
         begin = whole.slice(0, len(message.context))
         return packet_chunks(replace(message, state=begin), key=key)
 

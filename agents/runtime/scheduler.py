@@ -25,6 +25,7 @@ from unspoken.agents.runtime.events import (
     TokenWritten,
     TurnStarted,
 )
+from unspoken.agents.runtime.failures import blame, first_error
 from unspoken.agents.runtime.inbox import Prepared, prepare_turn
 from unspoken.agents.runtime.outbox import Finished, Sender
 from unspoken.agents.runtime.recorder import Recorder
@@ -33,7 +34,7 @@ from unspoken.agents.runtime.report import RunReport
 from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.spec import WorkflowSpec
-from unspoken.channels.errors import AgentError, InputError, RunError, RunTimeout, UnspokenError
+from unspoken.channels.errors import InputError, RunTimeout
 from unspoken.channels.message import Message
 
 __all__ = ["Scheduler"]
@@ -105,7 +106,7 @@ class Scheduler:
                 fix="raise the workflow's timeout, or shorten the agents' work",
             ) from None
         except BaseExceptionGroup as group:
-            error = _first(group)
+            error = first_error(group)
             raise error from error.__cause__
         finally:
             self._forget()
@@ -179,7 +180,7 @@ class Scheduler:
                 fix="raise the agent's timeout, or lower its max_new_tokens",
             ) from None
         except Exception as error:
-            raise _blame(agent.name, error) from error
+            raise blame(agent.name, error) from error
         self._act(tasks, self.flow.complete(agent.name, sent))
 
     async def _take_turn(
@@ -324,30 +325,3 @@ def _with_composing(usage: Usage, seconds: float) -> Usage:
     """Counts and times with the seconds that composing the context took."""
     ttft = None if usage.ttft_s is None else usage.ttft_s + seconds
     return replace(usage, ttft_s=ttft, seconds=usage.seconds + seconds)
-
-
-def _blame(agent: str, error: Exception) -> RunError:
-    if isinstance(error, RunError) and error.agent:
-        return error
-    edge = error.edge if isinstance(error, RunError) else ""
-    place = f"agent {agent!r}" + (f", on the edge {edge}" if edge else "")
-    known = isinstance(error, UnspokenError)
-    found = error.found if isinstance(error, UnspokenError) else f"{type(error).__name__}: {error}"
-    blamed = AgentError(
-        f"{place} failed: {found}",
-        agent=agent,
-        edge=edge,
-        expected=error.expected if isinstance(error, UnspokenError) else "",
-        fix=error.fix if isinstance(error, UnspokenError) else "",
-    )
-    cause = error.__cause__ if isinstance(error, RunError) else error
-    if known and isinstance(cause, InputError):
-        blamed.exit_code = InputError.exit_code
-    return blamed
-
-
-def _first(error: BaseException) -> BaseException:
-    """The first error of a group, the one that made the others stop."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 import anyio
 
 from unspoken.agents.runtime.events import Event, RunFinished
+from unspoken.agents.runtime.failures import first_error
 from unspoken.agents.runtime.scheduler import Scheduler
 
 __all__ = ["run_events"]
@@ -33,10 +34,4 @@ async def run_events(
                 async for event in receive:
                     yield event
     except BaseExceptionGroup as group:
-        raise _only(group) from group.exceptions[0].__cause__
-
-
-def _only(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+        raise first_error(group) from group.exceptions[0].__cause__

@@ -1,0 +1,32 @@
+"""What went wrong in a run, told by its agent and its edge."""
+
+from unspoken.channels.errors import AgentError, InputError, RunError, UnspokenError
+
+__all__ = ["blame", "first_error"]
+
+
+def blame(agent: str, error: Exception) -> RunError:
+    """The error of an agent's turn, naming the agent, and the edge where one is to blame."""
+    if isinstance(error, RunError) and error.agent:
+        return error
+    edge = error.edge if isinstance(error, RunError) else ""
+    place = f"agent {agent!r}" + (f", on the edge {edge}" if edge else "")
+    known = error if isinstance(error, UnspokenError) else None
+    blamed = AgentError(
+        f"{place} failed: {known.found if known else f'{type(error).__name__}: {error}'}",
+        agent=agent,
+        edge=edge,
+        expected=known.expected if known else "",
+        fix=known.fix if known else "",
+    )
+    cause = error.__cause__ if isinstance(error, RunError) else error
+    if known and isinstance(cause, InputError):
+        blamed.exit_code = InputError.exit_code
+    return blamed
+
+
+def first_error(error: BaseException) -> BaseException:
+    """The first error of a group, the one that made the others stop."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

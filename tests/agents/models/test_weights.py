@@ -1,0 +1,101 @@
+"""One lock per set of weights: whoever computes has them to itself, its own adapter on."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from flows import own_cache, tiny_model
+from sample_adapters import save_adapter
+
+from unspoken.agents import LocalModel
+from unspoken.agents.models.weights import holding, weights_of
+
+ROUNDS = 40
+WORDS = "the key of the cache is in the document"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalModel, LocalModel]:
+    """A base, and the same with an adapter: two models on one set of weights."""
+    root = tmp_path_factory.mktemp("weights")
+    with own_cache(root / "cache"):
+        base = tiny_model(root / "base")
+        save_adapter(root / "base", root / "adapter", 1)
+        return base, base.with_adapter(str(root / "adapter"))
+
+
+def values(model: LocalModel) -> torch.Tensor:
+    """What a message's state holds on the last layer."""
+    state = model.message(WORDS).state
+    assert state is not None
+    return state.layers[-1].values
+
+
+def embedded(model: LocalModel) -> torch.Tensor:
+    return model.embed(model.tensor(range(3, 20)))
+
+
+def prefilled(model: LocalModel) -> torch.Tensor:
+    return model.prefill(model.tensor(range(3, 20))).logits
+
+
+def captured(model: LocalModel) -> torch.Tensor:
+    return model.read(range(3, 20), capture=(1,)).hidden[1]
+
+
+def test_models_on_one_set_of_weights_share_it(models: tuple[LocalModel, LocalModel]) -> None:
+    """A base, its adapters, and another model made of the same object have one lock."""
+    base, adapted = models
+    again = LocalModel(base.hf, base.tokenizer, identity=base.identity)
+    assert base.weights is adapted.weights is again.weights is weights_of(base.hf)
+
+
+@pytest.mark.parametrize("compute", [values, embedded, prefilled, captured])
+def test_models_beside_each_other_compute_what_they_compute_alone(
+    models: tuple[LocalModel, LocalModel], compute: Callable[[LocalModel], torch.Tensor]
+) -> None:
+    """Threads race for the adapter's switch and the hooks; every result is its own model's."""
+    alone = [compute(model) for model in models]
+    start = threading.Barrier(2)
+
+    def run(number: int) -> int:
+        start.wait(20)
+        results = [compute(models[number]) for _ in range(ROUNDS)]
+        return sum(not torch.equal(result, alone[number]) for result in results)
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(run, range(2))) == [0, 0]
+
+
+def test_held_weights_are_nobody_elses(models: tuple[LocalModel, LocalModel]) -> None:
+    """While a fit holds a base, its adapter's model waits; the fit itself computes on."""
+    base, adapted = models
+    with ThreadPoolExecutor(1) as other:
+        with holding([base, adapted]):
+            waiting = other.submit(values, adapted)
+            values(base)
+            assert not waiting.done()
+        assert torch.equal(waiting.result(20), values(adapted))
+
+
+def test_two_who_hold_the_same_weights_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """Whatever the order they name them in."""
+    with own_cache(tmp_path / "cache"):
+        one, two = tiny_model(tmp_path / "one"), tiny_model(tmp_path / "two", 1)
+    inside: list[int] = []
+
+    def hold(*models: LocalModel) -> bool:
+        for _ in range(50):
+            with holding(models):
+                inside.append(1)
+                if len(inside) != 1:
+                    return False
+                inside.clear()
+        return True
+
+    with ThreadPoolExecutor(2) as threads:
+        results = [threads.submit(hold, one, two, one), threads.submit(hold, two, one)]
+        assert [result.result(20) for result in results] == [True, True]

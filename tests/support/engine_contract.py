@@ -1,0 +1,357 @@
+"""What every engine keeps to: subclass `EngineContract`, give it an engine and its model's facts.
+
+The suite speaks to the engine as a turn does: in token ids, tickets and sampling settings.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import anyio
+import pytest
+
+from unspoken.agents.engines.base import (
+    Carried,
+    Engine,
+    History,
+    Inbound,
+    Prefilling,
+    Sampled,
+    Sampling,
+    StateRef,
+    TurnEvent,
+    TurnOutcome,
+    TurnRequest,
+)
+from unspoken.channels.base import Arrival, Span
+from unspoken.channels.errors import (
+    ContextLengthError,
+    IdentityMismatch,
+    PacketError,
+    RunError,
+)
+from unspoken.channels.kv.geometry import ModelIdentity
+from unspoken.channels.message import Message, Segment
+from unspoken.channels.same_model import SameModelCacheChannel
+from unspoken.channels.text import TextChannel
+
+__all__ = ["EngineContract", "Subject"]
+
+PROMPT = tuple(range(20, 60))
+MORE = (70, 71, 72, 73, 74)
+KEY = bytes(range(32))
+
+
+@dataclass
+class Subject:
+    """An engine under test.
+
+    Attributes:
+        engine: The engine.
+        held: Number of states that it keeps.
+        greedy: The ids that its model writes greedily after a context, by other means than an
+            engine: what transformers' ``generate`` gives.
+    """
+
+    engine: Engine
+    held: Callable[[], int]
+    greedy: Callable[[Sequence[int], int], tuple[int, ...]]
+
+
+@dataclass
+class Script:
+    """A reply that ends the turn after some ids, and closes it with others."""
+
+    after: int = 1000
+    closing: tuple[int, ...] = ()
+    kept: int | None = None
+    ids: list[int] = field(default_factory=list)
+
+    def push(self, token: int) -> bool:
+        self.ids.append(token)
+        return len(self.ids) >= self.after
+
+    def close(self) -> tuple[int, ...]:
+        return (*self.ids[: self.kept], *self.closing)
+
+
+def writes(tokens: int, **settings: object) -> Sampling:
+    return Sampling(max_tokens=tokens, **settings)  # type: ignore[arg-type]
+
+
+async def told(engine: Engine, request: TurnRequest) -> tuple[list[TurnEvent], TurnOutcome]:
+    events: list[TurnEvent] = []
+    return events, await engine.turn(request, events.append)
+
+
+async def take(engine: Engine, request: TurnRequest) -> TurnOutcome:
+    return (await told(engine, request))[1]
+
+
+def message_of(ids: tuple[int, ...], identity: ModelIdentity) -> Message:
+    """All of a context as one message."""
+    segment = Segment("user", ids, (0, len(ids)), "words", 0)
+    return Message("sharer", (segment,), True, ids, identity)
+
+
+def inbound(
+    message: Message,
+    state: StateRef | None,
+    context: tuple[int, ...],
+    at: int = 0,
+    channel: SameModelCacheChannel | TextChannel | None = None,
+    fallback: bool = False,
+) -> Inbound:
+    """A message whose tokens stand at position `at` of a context."""
+    span = Span(at, 0, len(message.context))
+    return Inbound(
+        edge=7,
+        sharer="sharer",
+        receiver="receiver",
+        channel=channel or SameModelCacheChannel(),
+        message=message,
+        state=state,
+        arrival=Arrival(message, (span,), context),
+        fallback=fallback,
+    )
+
+
+@pytest.mark.anyio
+class EngineContract:
+    """The contract. A subclass has a fixture `subject`."""
+
+    async def test_a_turn_writes_what_its_model_writes(self, subject: Subject) -> None:
+        """Greedy tokens are those of the model alone; each is an event, after the prefill's."""
+        events, outcome = await told(subject.engine, TurnRequest(ids=PROMPT, sampling=writes(6)))
+        expected = subject.greedy(PROMPT, 6)
+        assert outcome.ids == (*PROMPT, *expected) and outcome.finish == "length"
+        assert tuple(event.token for event in events if isinstance(event, Sampled)) == expected
+        progress = [event for event in events if isinstance(event, Prefilling)]
+        assert progress[0] == Prefilling(0, len(PROMPT))
+        assert events.index(progress[-1]) < events.index(Sampled(expected[0]))
+        assert outcome.state is None and subject.held() == 0
+
+    async def test_a_turn_that_writes_nothing_prefills(self, subject: Subject) -> None:
+        """An agent that only reads leaves the state of its context."""
+        request = TurnRequest(ids=PROMPT, keep_state=True, owner="reader")
+        outcome = await take(subject.engine, request)
+        assert outcome.ids == PROMPT and outcome.finish == "none"
+        assert outcome.usage.ttft_s is None and outcome.usage.prefilled_tokens == len(PROMPT)
+        assert outcome.state is not None and subject.held() == 1
+        subject.engine.release(outcome.state)
+        assert subject.held() == 0
+
+    async def test_a_stop_id_ends_a_turn_and_is_not_kept(self, subject: Subject) -> None:
+        """It counts as generated, has no event, and is not in the finished context."""
+        expected = subject.greedy(PROMPT, 6)
+        stop = expected[3]
+        kept = expected[: expected.index(stop)]
+        sampling = writes(6, stop_ids=frozenset({stop}))
+        events, outcome = await told(
+            subject.engine, TurnRequest(ids=PROMPT, sampling=sampling, keep_state=True)
+        )
+        assert outcome.ids == (*PROMPT, *kept) and outcome.finish == "stop"
+        assert Sampled(stop) not in events
+        assert outcome.usage.generated_tokens == len(kept) + 1
+
+    async def test_a_reply_ends_a_turn_and_closes_it(self, subject: Subject) -> None:
+        """What the reply drops is forgotten; what it closes with is computed."""
+        reply = Script(after=4, closing=MORE, kept=2)
+        request = TurnRequest(ids=PROMPT, sampling=writes(50), reply=reply, keep_state=True)
+        outcome = await take(subject.engine, request)
+        assert reply.ids == list(subject.greedy(PROMPT, 4)) and outcome.finish == "stop"
+        assert outcome.ids == (*PROMPT, *reply.ids[:2], *MORE) and outcome.state is not None
+        longer = (*outcome.ids, *PROMPT[:6])
+        history = History(outcome.ids, outcome.state)
+        again = TurnRequest(ids=longer, history=history, sampling=writes(5))
+        second = await take(subject.engine, again)
+        assert second.ids[len(longer) :] == subject.greedy(longer, 5)
+        assert second.usage.reused_tokens == len(outcome.ids)
+
+    async def test_a_context_that_parts_from_the_history_reuses_what_is_equal(
+        self, subject: Subject
+    ) -> None:
+        """Only the ids that both begin with are taken over."""
+        first = await take(subject.engine, TurnRequest(ids=PROMPT, keep_state=True))
+        assert first.state is not None
+        other = (*PROMPT[:25], *MORE)
+        request = TurnRequest(
+            ids=other, history=History(first.ids, first.state), sampling=writes(5)
+        )
+        outcome = await take(subject.engine, request)
+        assert outcome.ids[len(other) :] == subject.greedy(other, 5)
+        assert outcome.usage.reused_tokens == 25
+
+    async def test_a_message_continues_exactly(self, subject: Subject) -> None:
+        """A state at the start of the context is reused; the tokens are those of text."""
+        engine = subject.engine
+        sharer = await take(engine, TurnRequest(ids=PROMPT, keep_state=True))
+        message, context = message_of(PROMPT, engine.facts.identity), (*PROMPT, *MORE)
+        request = TurnRequest(
+            ids=context, inbound=(inbound(message, sharer.state, context),), sampling=writes(5)
+        )
+        events, outcome = await told(engine, request)
+        (carried,) = [event for event in events if isinstance(event, Carried)]
+        assert (carried.edge, carried.report.mode, carried.report.exact) == (
+            7,
+            "continuation",
+            True,
+        )
+        assert outcome.ids[len(context) :] == subject.greedy(context, 5)
+        assert outcome.usage.reused_tokens == len(PROMPT)
+        assert outcome.usage.prefilled_tokens == len(MORE)
+
+    async def test_a_message_behind_other_tokens_is_spliced(self, subject: Subject) -> None:
+        """All repaired, a splice is text; every prompt token is counted once."""
+        engine = subject.engine
+        sharer = await take(engine, TurnRequest(ids=PROMPT, keep_state=True))
+        message, context = message_of(PROMPT, engine.facts.identity), (*MORE, *PROMPT, 75)
+        for sink in (4, 1000):
+            arrived = inbound(
+                message, sharer.state, context, len(MORE), SameModelCacheChannel(sink=sink)
+            )
+            request = TurnRequest(ids=context, inbound=(arrived,), sampling=writes(5))
+            events, outcome = await told(engine, request)
+            (carried,) = [event for event in events if isinstance(event, Carried)]
+            assert carried.report.mode == "splice"
+            assert carried.report.exact == (sink == 1000)
+            usage = outcome.usage
+            assert usage.recomputed_tokens == min(sink, len(PROMPT))
+            assert usage.prompt_tokens == (
+                usage.prefilled_tokens + usage.reused_tokens + usage.recomputed_tokens
+            )
+        assert outcome.ids[len(context) :] == subject.greedy(context, 5)
+
+    async def test_a_text_message_is_computed(self, subject: Subject) -> None:
+        """Its report says so, and nothing is reused."""
+        message, context = message_of(PROMPT, subject.engine.facts.identity), (*PROMPT, *MORE)
+        arrived = inbound(message, None, context, channel=TextChannel())
+        request = TurnRequest(ids=context, inbound=(arrived,), sampling=writes(5))
+        events, outcome = await told(subject.engine, request)
+        (carried,) = [event for event in events if isinstance(event, Carried)]
+        assert carried.report.mode == "text" and carried.report.fallback is None
+        assert outcome.usage.prefilled_tokens == len(context)
+        assert outcome.ids[len(context) :] == subject.greedy(context, 5)
+
+    async def test_a_carry_that_fails_is_told_or_refused(self, subject: Subject) -> None:
+        """A message without its state goes by text with the cause, or ends the turn."""
+        message, context = message_of(PROMPT, subject.engine.facts.identity), (*PROMPT, *MORE)
+        arrived = inbound(message, None, context, fallback=True)
+        events, outcome = await told(
+            subject.engine, TurnRequest(ids=context, inbound=(arrived,), sampling=writes(5))
+        )
+        (carried,) = [event for event in events if isinstance(event, Carried)]
+        assert carried.report.channel == "text" and carried.report.fallback is not None
+        assert carried.report.fallback.channel == "same_model_cache"
+        assert outcome.ids[len(context) :] == subject.greedy(context, 5)
+        strict = inbound(message, None, context)
+        with pytest.raises(RunError) as caught:
+            await take(
+                subject.engine, TurnRequest(ids=context, inbound=(strict,), sampling=writes(5))
+            )
+        assert caught.value.edge == "sharer -> receiver"
+
+    async def test_too_long_a_context_is_refused(self, subject: Subject) -> None:
+        """The error says how long it may be."""
+        most = subject.engine.facts.max_positions
+        ids = (PROMPT * (most // len(PROMPT) + 1))[:most]
+        with pytest.raises(ContextLengthError, match=str(most)):
+            await take(subject.engine, TurnRequest(ids=ids, sampling=writes(1)))
+
+    async def test_the_footprint_is_known_beforehand(self, subject: Subject) -> None:
+        """It grows with the context, and only a state that is wanted is kept."""
+        engine = subject.engine
+        short = engine.footprint(TurnRequest(ids=PROMPT, sampling=writes(5)))
+        long = engine.footprint(TurnRequest(ids=PROMPT * 2, sampling=writes(5), keep_state=True))
+        assert 0 < short.peak < long.peak and short.kept == 0 < long.kept <= long.peak
+        itemsize = engine.facts.dtype.itemsize
+        assert short.peak >= len(PROMPT) * engine.facts.geometry.bytes_per_token(itemsize)
+
+    async def test_tickets_share_a_state(self, subject: Subject) -> None:
+        """It is held once for all of them, and goes with the last."""
+        engine = subject.engine
+        outcome = await take(engine, TurnRequest(ids=PROMPT, keep_state=True))
+        assert outcome.state is not None
+        ticket = await engine.keep(outcome.state, PROMPT, holder="an edge")
+        assert subject.held() == 1
+        engine.release(outcome.state)
+        context = (*PROMPT, *MORE)
+        request = TurnRequest(ids=context, history=History(PROMPT, ticket), sampling=writes(3))
+        assert (await take(engine, request)).usage.reused_tokens == len(PROMPT)
+        engine.release(ticket)
+        assert subject.held() == 0
+
+    async def test_a_codec_keeps_a_state_that_is_not_exact(self, subject: Subject) -> None:
+        """What was rounded is never called exact."""
+        engine = subject.engine
+        sharer = await take(engine, TurnRequest(ids=PROMPT, keep_state=True))
+        assert sharer.state is not None
+        ticket = await engine.keep(sharer.state, PROMPT, "int8", "an edge")
+        message, context = message_of(PROMPT, engine.facts.identity), (*PROMPT, *MORE)
+        request = TurnRequest(
+            ids=context, inbound=(inbound(message, ticket, context),), sampling=writes(2)
+        )
+        events, _ = await told(engine, request)
+        (carried,) = [event for event in events if isinstance(event, Carried)]
+        assert not carried.report.exact and carried.report.reused == len(PROMPT)
+
+    async def test_a_packet_goes_out_and_comes_in(self, subject: Subject) -> None:
+        """What was exported and admitted continues as the state itself does."""
+        engine = subject.engine
+        sharer = await take(engine, TurnRequest(ids=PROMPT, keep_state=True))
+        assert sharer.state is not None
+        message = message_of(PROMPT, engine.facts.identity)
+        packet = b"".join(bytes(chunk) for chunk in engine.export(sharer.state, message, KEY))
+        engine.release(sharer.state)
+        assert subject.held() == 0
+        admitted, ticket = await engine.admit(packet, KEY)
+        assert admitted.state is None and admitted.context == PROMPT and subject.held() == 1
+        context = (*PROMPT, *MORE)
+        request = TurnRequest(
+            ids=context, inbound=(inbound(admitted, ticket, context),), sampling=writes(5)
+        )
+        outcome = await take(engine, request)
+        assert outcome.ids[len(context) :] == subject.greedy(context, 5)
+        assert outcome.usage.reused_tokens == len(PROMPT)
+        with pytest.raises(PacketError):
+            await engine.admit(packet, bytes(32))
+        other = Message("x", message.segments, True, PROMPT, ModelIdentity("o", "o", "o"))
+        with pytest.raises(IdentityMismatch):
+            engine.export(ticket, other, KEY)
+
+    async def test_a_cancelled_turn_leaves_nothing(self, subject: Subject) -> None:
+        """It ends within one operation, keeps no state, and the engine serves on."""
+        engine = subject.engine
+        sampled = 0
+
+        def count(event: TurnEvent) -> None:
+            nonlocal sampled
+            sampled += isinstance(event, Sampled)
+            if sampled == 2:
+                scope.cancel()
+
+        with anyio.CancelScope() as scope:
+            await engine.turn(TurnRequest(ids=PROMPT, sampling=writes(500), keep_state=True), count)
+        assert scope.cancelled_caught and sampled < 10 and subject.held() == 0
+        outcome = await take(engine, TurnRequest(ids=PROMPT, sampling=writes(3)))
+        assert outcome.ids[len(PROMPT) :] == subject.greedy(PROMPT, 3)
+
+    async def test_turns_side_by_side_write_what_they_write_alone(self, subject: Subject) -> None:
+        """No turn's tokens depend on its neighbours."""
+        prompts = [PROMPT[:length] for length in (10, 25, 40)]
+        written: dict[int, tuple[int, ...]] = {}
+
+        async def go(number: int) -> None:
+            request = TurnRequest(ids=prompts[number], sampling=writes(5))
+            written[number] = (await take(subject.engine, request)).ids
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(len(prompts)):
+                tasks.start_soon(go, number)
+        for number, prompt in enumerate(prompts):
+            assert written[number] == (*prompt, *subject.greedy(prompt, 5))
+
+    async def test_a_seed_repeats_a_turn(self, subject: Subject) -> None:
+        """The draws of a turn are its own, whoever draws beside it."""
+        request = TurnRequest(ids=PROMPT, sampling=writes(12, temperature=1.5, seed=3))
+        first, second = await take(subject.engine, request), await take(subject.engine, request)
+        assert first.ids == second.ids
