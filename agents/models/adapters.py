@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from blake3 import blake3
 
@@ -50,7 +51,8 @@ class AdapterSwitch:
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
-        self._model = model
+        # Weak, since the weights of a model are known by the model itself.
+        self._model = ref(model)
         self._names: set[str] = set()
         self._on: str | None = None
 
@@ -71,7 +73,7 @@ class AdapterSwitch:
                 expected="unspoken with its extra `adapters`",
                 fix='pip install "unspoken[adapters]"',
             ) from error
-        model: Any = self._model
+        model: Any = self._model()
         try:
             with quiet_transformers(Stage("load", silent)), warnings.catch_warnings():
                 # Several adapters are the purpose here.
@@ -95,13 +97,13 @@ class AdapterSwitch:
         if name is None:
             self._off()
             return
-        model: Any = self._model
+        model: Any = self._model()
         model.enable_adapters()
         model.set_adapter(name)
         self._on = name
 
     def _off(self) -> None:
-        model: Any = self._model
+        model: Any = self._model()
         if getattr(model, "_hf_peft_config_loaded", False):
             model.disable_adapters()
         self._on = None

@@ -1,6 +1,8 @@
 """One lock per set of weights: whoever computes has them to itself, its own adapter on."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,3 +101,13 @@ def test_two_who_hold_the_same_weights_do_not_wait_for_each_other(tmp_path: Path
     with ThreadPoolExecutor(2) as threads:
         results = [threads.submit(hold, one, two, one), threads.submit(hold, two, one)]
         assert [result.result(20) for result in results] == [True, True]
+
+
+def test_weights_go_with_their_models(tmp_path: Path) -> None:
+    """Nothing keeps a model that nobody holds."""
+    with own_cache(tmp_path / "cache"):
+        model = tiny_model(tmp_path / "model")
+    weights, held = weakref.ref(model.weights), weakref.ref(model.hf)
+    del model
+    gc.collect()
+    assert weights() is None and held() is None
