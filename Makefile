@@ -1,5 +1,5 @@
-# `make demo` and `make test` do everything on a fresh machine: they find Python, fill .venv with the pinned versions,
-# install the embedded models, then run. Repeated calls skip what is done.
+# `make demo` and `make test` do everything on a fresh machine: they find Python, fill .venv with
+# the pinned versions, install the embedded models, then run. Repeated calls skip what is done.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -14,8 +14,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 QUESTION ?= In which year was the station built?
 
-# One worker per core, at most four: each holds the embedded models. A file stays on one worker, which
-# makes the file's models once. tests/conftest.py orders them: long files first.
+# One worker per core, at most four: each holds the embedded models. A file stays on one worker,
+# which makes the file's models once. tests/conftest.py orders them: long files first.
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # No goal here fetches a model: the embedded ones are package files.
@@ -68,7 +68,8 @@ clean:
 		.mypy_cache .pytest_cache .ruff_cache
 
 $(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv found. Install one, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv found." \
+		"Install one, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 # What the demo needs: the package and the embedded models.
