@@ -39,8 +39,7 @@ class BridgeCache:
         self._lock = Lock()
 
     def find(self, sharer: "LocalModel", receiver: "LocalModel") -> "AnyBridge | None":
-        """The bridge stored for two models, or None; one that is missing is looked for again next
-        time.
+        """The bridge stored for two models, or None; a missing one is looked for again next time.
 
         Raises:
             BridgeError: The one stored is broken, or a fit found that the two cannot be bridged.

@@ -40,9 +40,7 @@ class Prefill:
 
 @runtime_checkable
 class CausalModel(Protocol):
-    """What a channel needs of a model. Token ids are (tokens,) int64 tensors on the model's device,
-    batch size 1.
-    """
+    """What a channel needs of a model; token ids are (tokens,) int64 on its device, one batch."""
 
     @property
     def identity(self) -> ModelIdentity:
@@ -178,9 +176,7 @@ class TextModel(CausalModel, Protocol):
         """Ids that end its turn."""
 
     def frame(self, name: str) -> Frame:
-        """``bare`` (nothing but what every context starts with) or ``chat`` (a user turn of its
-        template).
-        """
+        """``bare``, what every context starts with, or ``chat``, a user turn of its template."""
 
 
 Hold = Callable[[], AbstractContextManager[object]]

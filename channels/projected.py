@@ -176,8 +176,7 @@ class ProjectedCacheChannel(Channel):
             )
 
     def carry(self, arrival: Arrival, receiver: CausalModel) -> Carry:
-        """Project the message's tokens, all but the first; in fuse mode, prefill them and enrich
-        what that gives.
+        """Project the message's tokens, but the first; in fuse mode, enrich what a prefill gives.
 
         Raises:
             BridgeError: Fuse mode, and the bridge was fitted without it.
@@ -308,9 +307,7 @@ def _require(end: BridgeEnd, found: ModelIdentity, what: str, way: str) -> None:
 
 
 def _aligned(arrival: Arrival) -> list[tuple[int, tuple[int, ...]]]:
-    """Per run of the message's tokens, its first position and the sharer's position of each token,
-    ascending.
-    """
+    """First position of each run of the message's tokens, and their sharer positions, ascending."""
     pieces = [piece for span in arrival.spans for piece in _same_tokens(arrival.message, span)]
     pieces += [(span.at, _same_text(arrival.message, span)) for span in arrival.texts]
     return sorted(piece for piece in pieces if piece[1])

@@ -16,7 +16,7 @@ import fuse
 import multiple_choice
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.fuse_audit import with_fuse
-from unspoken.channels.bridges.audit.rows import AuditRows
+from unspoken.channels.bridges.audit.plan import AuditPlan
 from unspoken.channels.bridges.fit.settings import FuseSettings
 from unspoken.channels.bridges.folder import read_manifest, write
 from unspoken.channels.bridges.fuser import Fuser, fuse_tensors
@@ -162,7 +162,7 @@ def test_an_audit_finds_what_the_benchmark_finds(
         date=date.today(), machine={}, files=(), rows=(), summary={}, retention_lower_bound=0.5
     )
     bridge = bridge_between(sharer, receiver, tmp_path / "c", fuser, "float32")
-    brought = AuditRows.load(choice=questions)
+    brought = AuditPlan(choice=questions).rows()
     found = with_fuse(empty, bridge.fuser, sharer, receiver, brought)
     assert [row["way"] for row in found.rows] == [
         WAYS[key] for key in ("receiver", "fused", "mismatched")
@@ -179,7 +179,7 @@ def test_an_audit_finds_what_the_benchmark_finds(
     assert found.summary["fuse_n"] == 7 and found.retention_lower_bound == 0.5
     plain = bridge_between(sharer, receiver, tmp_path / "d", None)
     assert with_fuse(empty, plain.fuser, sharer, receiver, brought) is empty
-    builtin = with_fuse(empty, bridge.fuser, sharer, receiver, AuditRows.load(choices=3))
+    builtin = with_fuse(empty, bridge.fuser, sharer, receiver, AuditPlan(choices=3).rows())
     assert builtin.figure("fuse_n") == builtin.summary["fuse_n_builtin"] == 3
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.models.model import LocalModel
-from unspoken.channels.bridges.audit.stored import AuditPlan, audit_bridge
+from unspoken.channels.bridges.audit.plan import AuditPlan
+from unspoken.channels.bridges.audit.stored import audit_bridge
 from unspoken.channels.bridges.folder import read_manifest
 from unspoken.channels.bridges.make import fit_bridge
 from unspoken.channels.bridges.plan import FitPlan

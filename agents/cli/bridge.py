@@ -264,9 +264,7 @@ def _by_pair(sharer: str, receiver: str) -> Path:
 
 
 def _is_side(side: "ModelDescription", ref: str, identity: "ModelIdentity | None") -> bool:
-    """Whether an end of a bridge is the model that was named: by identity, where that is known
-    without loading.
-    """
+    """Whether an end is the model that was named: by identity where it is known unloaded."""
     return side.ref == ref if identity is None else side.to_identity() == identity
 
 

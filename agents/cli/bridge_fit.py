@@ -104,7 +104,7 @@ def fit(
     dtype = _dtype(train_dtype)
     console = stderr()
     models = load_pair(sharer, receiver, console, quiet=as_json)
-    from unspoken.channels.bridges.audit.stored import AuditPlan
+    from unspoken.channels.bridges.audit.plan import AuditPlan
     from unspoken.channels.bridges.folder import check
     from unspoken.channels.bridges.make import fit_bridge
     from unspoken.channels.bridges.plan import FitPlan
@@ -254,7 +254,8 @@ def audit(
     refs = (first, second) if second else (manifest.sharer.ref, manifest.receiver.ref)
     console = stderr()
     models = load_pair(*refs, console, quiet=as_json)
-    from unspoken.channels.bridges.audit.stored import AuditPlan, audit_bridge, keep_audit
+    from unspoken.channels.bridges.audit.plan import AuditPlan
+    from unspoken.channels.bridges.audit.stored import audit_bridge, keep_audit
 
     quiet_libraries()
     title = f"{refs[0]} -> {refs[1]}"

@@ -20,7 +20,7 @@ from unspoken.channels.bridges.fuser import (
 from unspoken.channels.bridges.manifest import BridgeManifest
 from unspoken.channels.bridges.projection import feature_rows, native_part, projected_state
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
-from unspoken.channels.bridges.quantize import dequantize, quantize
+from unspoken.channels.bridges.quantize import load_quantized, quantize
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel
@@ -74,18 +74,12 @@ class Bridge:
         sharer, receiver = manifest.sharer.to_geometry(), manifest.receiver.to_geometry()
         fuser = fuser_of(manifest.config, tensors, sharer, receiver)
         settings, weights = without_fuser(manifest.config, tensors)
-        try:
-            config = ProjectorConfig.from_dict(settings)
-            projector = Projector(config, sharer, receiver)
-            projector.load_state_dict(dequantize(weights), strict=True)
-        except (TypeError, KeyError, ValueError, IndexError, RuntimeError) as error:
-            said = next(iter(str(error).splitlines()), type(error).__name__)
-            raise BridgeError(
-                f"the bridge's weights do not fit its configuration: {said}",
-                expected="the weights that its manifest describes",
-                fix="pull the bridge again, or fit it again",
-            ) from error
-        return cls(manifest, projector.to(device), None if fuser is None else fuser.to(device))
+
+        def build() -> Projector:
+            return Projector(ProjectorConfig.from_dict(settings), sharer, receiver)
+
+        projector = load_quantized(build, weights, "weights").to(device)
+        return cls(manifest, projector, None if fuser is None else fuser.to(device))
 
     @property
     def native_layers(self) -> int:
@@ -133,9 +127,7 @@ class Bridge:
         at: int,
         receiver: CausalModel,
     ) -> KVState:
-        """The receiver's state of positions at … at + len(rows) - 1; see
-        `unspoken.channels.projected.Bridge`.
-        """
+        """The receiver's state of some positions; see `unspoken.channels.projected.Bridge`."""
         config = self.projector.config
         if self.projector.mean.device != receiver.device:
             self.projector.to(receiver.device)
@@ -154,8 +146,7 @@ class Bridge:
         at: int,
         receiver: CausalModel,
     ) -> KVState:
-        """The receiver's own rows of at … at + len(rows) - 1, enriched; see
-        `unspoken.channels.projected.Bridge`.
+        """The receiver's own rows, enriched; see `unspoken.channels.projected.Bridge`.
 
         Raises:
             BridgeError: It was fitted without fuse mode.

@@ -29,8 +29,7 @@ def bare_rows(
     geometry: CacheGeometry,
     rotary: Mapping[str, Rotary],
 ) -> Tensor:
-    """Un-rotated keys and values of some tokens; of a state on another device, no more than they is
-    copied.
+    """Un-rotated keys and values of some tokens; no others are copied to their device.
 
     Args:
         state: A state that holds all rows of these layers at `positions`.
@@ -69,9 +68,7 @@ def layer_states(
     rotary: Mapping[str, Rotary],
     dtype: torch.dtype,
 ) -> tuple[LayerState, ...]:
-    """The inverse of `bare_rows`: keys rotated to contiguous `positions`, the first of which is
-    `first`.
-    """
+    """The inverse of `bare_rows`: keys rotated to contiguous `positions`, from `first` on."""
     turns = {
         name: turn_to(positions, rotary[name])
         for name in {geometry.layers[number].rope for number in layers}

@@ -1,5 +1,4 @@
-"""Fuse mode's module: a receiver's own cache rows, enriched by what another model made of the same
-input.
+"""Fuse mode's module: a receiver's own cache rows, enriched by another model's of the same input.
 
 After Cache-to-Cache (Fu et al., arXiv 2510.03215, section 3), but on un-rotated keys, with keys and
 values through one joint bottleneck (Latent Cache Flow, arXiv 2605.22863) and plain sigmoid gates::
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from unspoken.channels.bridges.features import bare_rows, layer_states, width, widths
 from unspoken.channels.bridges.folder import read
 from unspoken.channels.bridges.projection import SINK
-from unspoken.channels.bridges.quantize import dequantize, quantize
+from unspoken.channels.bridges.quantize import load_quantized, quantize
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.kv.geometry import CacheGeometry
 from unspoken.channels.kv.state import KVState
@@ -168,9 +167,7 @@ def _columns(geometry: CacheGeometry, layers: tuple[int, ...]) -> Tensor:
 
 
 def own_rows(own: KVState, at: int, receiver: CausalModel) -> Tensor:
-    """The receiver's bare rows of all layers from position `at` to the state's end, (tokens,
-    columns).
-    """
+    """The receiver's bare rows of all layers from position `at` on, (tokens, columns)."""
     geometry = receiver.geometry
     positions = torch.arange(at, own.stop, device=own.device)
     return bare_rows(own, range(len(geometry.layers)), positions, geometry, rotaries(receiver))
@@ -213,9 +210,7 @@ def fused_state(
 
 
 def fuse_tensors(fuser: Fuser, dtype: str = "int8") -> dict[str, Tensor]:
-    """A fuser's weights as `folder.write` stores them; its `FuserConfig.to_dict` goes to
-    ``config["fuse"]``.
-    """
+    """A fuser's weights as `folder.write` stores them, beside a projector's or alone."""
     return {PREFIX + name: tensor for name, tensor in quantize(fuser.state_dict(), dtype).items()}
 
 
@@ -243,24 +238,17 @@ def fuser_of(
     }
     if CONFIG not in config and not ours:
         return None
-    try:
-        fuser = Fuser(FuserConfig.from_dict(config[CONFIG]), sharer, receiver)
-        fuser.load_state_dict(dequantize(ours), strict=True)
-    except (TypeError, KeyError, ValueError, IndexError, RuntimeError) as error:
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise BridgeError(
-            f"the bridge's fuse weights do not fit its configuration: {said}",
-            expected="the weights that its manifest describes",
-            fix="pull the bridge again, or fit it again",
-        ) from error
-    return fuser.eval().requires_grad_(False)
+
+    def build() -> Fuser:
+        return Fuser(FuserConfig.from_dict(config[CONFIG]), sharer, receiver)
+
+    return load_quantized(build, ours, "fuse weights")
 
 
 def load_fuser(
     folder: Path, sharer: CausalModel, receiver: CausalModel
 ) -> tuple[Fuser, dict[str, float | int | str | None]]:
-    """The fuser in a bridge's folder, with a projector beside it or without, and the figures of its
-    fit.
+    """The fuser in a bridge's folder, and the figures of its fit.
 
     Raises:
         BridgeError: The folder is broken, or holds no fuser.

@@ -35,7 +35,6 @@ from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.data.text import Corpus, load_corpus
 from unspoken.channels.errors import BridgeError, InputError
 from unspoken.channels.kv.geometry import ModelIdentity
-from unspoken.channels.machine import describe_machine
 from unspoken.channels.model import Hold, TextModel
 from unspoken.channels.storage.side import ModelDescription, pair_digest
 
@@ -303,7 +302,6 @@ class _Job:
             rows,
             corpus=corpus,
             report=self._report_audit,
-            machine=describe_machine(self.receiver),
             settings=self.plan.audit.settings,
         )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from unspoken.channels.bridges.audit.stored import AuditPlan
+from unspoken.channels.bridges.audit.plan import AuditPlan
 from unspoken.channels.bridges.fit.settings import FitSettings, FuseSettings
 
 __all__ = ["DEFAULT", "FitPlan"]

@@ -29,8 +29,7 @@ def feature_rows(
     receiver: CausalModel,
     hidden: Tensor | None,
 ) -> Tensor:
-    """All features of the message tokens, (tokens, columns): the sharer's rows, embeddings, native
-    layers' output.
+    """Features of the message's tokens, (tokens, columns): sharer rows, embeddings, native output.
 
     Args:
         config: Which features there are.
@@ -56,9 +55,7 @@ def feature_rows(
 def native_part(
     receiver: CausalModel, layers: int, ids: Sequence[int], at: int
 ) -> tuple[Tensor | None, tuple[LayerState, ...]]:
-    """What the receiver's first `layers` layers make of the message: their output, and their keys
-    and values.
-    """
+    """Output of the receiver's first layers over the message, and their keys and values."""
     if not layers:
         return None, ()
     tensor = torch.tensor(ids, device=receiver.device)

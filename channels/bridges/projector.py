@@ -1,5 +1,4 @@
-"""The module of a bridge: from a sharer's bare rows and a receiver's embeddings to the receiver's
-bare rows.
+"""A bridge's module: from a sharer's bare rows and a receiver's embeddings to its bare rows.
 
 Three parts, after reduced-rank regression (Izenman 1975), Cache-to-Cache (arXiv 2510.03215: a
 projection and a weighting module, a gate per layer) and Latent Cache Flow (arXiv 2605.22863: keys

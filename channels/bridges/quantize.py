@@ -1,13 +1,16 @@
 """Weights of a bridge on disk: large matrices in int8 with a scale per group, the rest as is."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unspoken.channels.errors import BridgeError
 
 __all__ = ["GROUP", "dequantize", "quantize", "quantized_bytes"]
+
+Module = TypeVar("Module", bound=nn.Module)
 
 GROUP = 64
 """Neighbouring weights that share a scale."""
@@ -46,6 +49,30 @@ def quantized_bytes(shape: torch.Size) -> int:
 
 def _is_quantized(shape: torch.Size) -> bool:
     return len(shape) > 1 and shape.numel() >= SMALLEST
+
+
+def load_quantized(build: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -> Module:
+    """A module with stored weights.
+
+    Args:
+        build: Makes the module of a configuration.
+        tensors: Its weights as they are stored.
+        what: What to call them in an error.
+
+    Raises:
+        BridgeError: The weights are not those that the configuration describes.
+    """
+    try:
+        module = build()
+        module.load_state_dict(dequantize(tensors), strict=True)
+    except (TypeError, KeyError, ValueError, IndexError, RuntimeError) as error:
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BridgeError(
+            f"the bridge's {what} do not fit its configuration: {said}",
+            expected="the weights that its manifest describes",
+            fix="pull the bridge again, or fit it again",
+        ) from error
+    return module.eval().requires_grad_(False)
 
 
 def dequantize(quantized: Mapping[str, Tensor]) -> dict[str, Tensor]:

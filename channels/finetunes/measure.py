@@ -1,6 +1,4 @@
-"""Measuring a pair of fine-tunes: which layers their receiver must recompute, and what that
-costs and keeps.
-"""
+"""Measuring fine-tunes: which layers their receiver recomputes, what that costs and keeps."""
 
 import datetime as dt
 from collections.abc import Callable, Sequence

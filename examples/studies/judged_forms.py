@@ -6,7 +6,7 @@ from typing import Any
 
 from closed_forms import ClosedForms
 from unspoken.channels.bridges.audit.controls import MISMATCHED
-from unspoken.channels.bridges.audit.rows import AuditRows
+from unspoken.channels.bridges.audit.plan import AuditPlan
 from unspoken.channels.bridges.audit.trial import Condition, Judged, Trials, judge
 from unspoken.channels.data.text import Corpus
 from unspoken.channels.metrics import kept
@@ -18,14 +18,14 @@ def passages_of(
     file: Path | None, corpus: Corpus, forms: ClosedForms, count: int
 ) -> tuple[Trials, str]:
     """Passages to judge forms on, and the text that they come of."""
-    rows = AuditRows.load(file, passages=count, questions=0, records=0, corpus=corpus)
+    rows = AuditPlan(file, passages=count, questions=0, records=0).rows(corpus)
     samples = rows.samples("continuation", forms.receiver)
     return Trials(samples, forms.wide, forms.sharer, forms.receiver), rows.text
 
 
 def questions_of(file: Path, corpus: Corpus, forms: ClosedForms, count: int) -> Trials:
     """Questions to judge forms on."""
-    rows = AuditRows.load(None, file, questions=count, records=0, corpus=corpus)
+    rows = AuditPlan(qa=file, questions=count, records=0).rows(corpus)
     samples = rows.samples("question", forms.receiver)
     return Trials(samples, forms.wide, forms.sharer, forms.receiver)
 

@@ -7,9 +7,8 @@ import pytest
 from tiny import tiny_gemma3, tiny_llama, tiny_tokenizer
 
 from unspoken.agents.models.model import LocalModel
-from unspoken.channels.bridges.audit import rows as audit_rows
-from unspoken.channels.bridges.audit.audit import AuditSettings
-from unspoken.channels.bridges.audit.stored import AuditPlan
+from unspoken.channels.bridges.audit import plan as audit_plan
+from unspoken.channels.bridges.audit.plan import AuditPlan, AuditSettings
 from unspoken.channels.bridges.fit.settings import FitSettings
 from unspoken.channels.bridges.fit.validation import ValidationSet
 from unspoken.channels.bridges.plan import FitPlan
@@ -60,7 +59,7 @@ def quick_fits(patch: pytest.MonkeyPatch, count: int = 4) -> None:
     """Let fits judge themselves on a few rows, and read a small text for the built-in one."""
     make: Any = ValidationSet.make
     patch.setattr(ValidationSet, "make", classmethod(lambda _, *args: make(*args, count)))
-    for module in (audit_rows, sources):
+    for module in (audit_plan, sources):
         patch.setattr(module, "builtin_text", text)
 
 

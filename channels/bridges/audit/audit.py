@@ -2,9 +2,7 @@
 
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from unspoken.channels.bridges.audit.answers import greedy, losses_of
 from unspoken.channels.bridges.audit.controls import (
@@ -14,9 +12,10 @@ from unspoken.channels.bridges.audit.controls import (
     conditions_of,
 )
 from unspoken.channels.bridges.audit.fuse_audit import with_fuse
+from unspoken.channels.bridges.audit.plan import AuditSettings
 from unspoken.channels.bridges.audit.rows import AuditRows
 from unspoken.channels.bridges.audit.tables import NONE, TEXT, Row, figures, mean, table
-from unspoken.channels.bridges.audit.timing import OWN, SIZES, scene, timings
+from unspoken.channels.bridges.audit.timing import OWN, scene, timings
 from unspoken.channels.bridges.audit.trial import Condition, Trial, Trials, judge
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.features import width
@@ -24,33 +23,13 @@ from unspoken.channels.bridges.manifest import Audit, Figures
 from unspoken.channels.data.text import Corpus
 from unspoken.channels.errors import InputError
 from unspoken.channels.kv.state import KVState
+from unspoken.channels.machine import describe_machine
 from unspoken.channels.metrics import f1
 from unspoken.channels.model import TextModel
 
-__all__ = ["AuditSettings", "audit"]
+__all__ = ["audit"]
 
 Report = Callable[[str, float], None]
-
-
-@dataclass(frozen=True, slots=True)
-class AuditSettings:
-    """How much an audit measures.
-
-    Attributes:
-        tokens: Tokens that the two refitted controls are solved from.
-        answered: Questions that are also answered in words, for F1.
-        written: Most tokens of such an answer.
-        sizes: Tokens of the messages that are timed.
-        repeats: How often each is timed.
-        seed: Of all that is drawn.
-    """
-
-    tokens: int = 12_000
-    answered: int = 20
-    written: int = 16
-    sizes: tuple[int, ...] = SIZES
-    repeats: int = 7
-    seed: int = 0
 
 
 def audit(
@@ -61,7 +40,6 @@ def audit(
     *,
     corpus: Corpus,
     report: Report = lambda stage, fraction: None,
-    machine: Mapping[str, Any] | None = None,
     settings: AuditSettings | None = None,
 ) -> Audit:
     """Measure a bridge.
@@ -80,7 +58,6 @@ def audit(
         rows: What to measure on.
         corpus: Plain text that the refitted maps are solved from, best the bridge's own.
         report: Called with a stage and how much of it is done.
-        machine: What this runs on, for the record.
         settings: How much to measure.
 
     Raises:
@@ -103,7 +80,7 @@ def audit(
     }
     measured = Audit(
         date=dt.date.today(),
-        machine=dict(machine or {}),
+        machine=describe_machine(receiver),
         files=rows.files,
         rows=tuple(table),
         summary=summary,

@@ -1,41 +1,16 @@
-"""What an audit measures on: passages of text, questions about a context, records to recall."""
+"""Rows of an audit: passages of text, questions about a context, records to recall from."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from unspoken.channels.bridges.fit.samples import Sample, Target
-from unspoken.channels.data.builtin import builtin_text
 from unspoken.channels.data.recall import recall_question, render_recall
-from unspoken.channels.data.rows import (
-    ChoiceRow,
-    QaRow,
-    RecallRow,
-    builtin_choice,
-    builtin_qa,
-    builtin_recall,
-    question_prompt,
-    read_choice,
-    read_qa,
-    read_recall,
-)
-from unspoken.channels.data.rows import (
-    sample as draw,
-)
-from unspoken.channels.data.sources import read_text
-from unspoken.channels.data.text import Corpus
+from unspoken.channels.data.rows import ChoiceRow, QaRow, RecallRow, question_prompt
 from unspoken.channels.errors import InputError
 from unspoken.channels.model import TextModel
-from unspoken.channels.storage.files import digest_blake3
 from unspoken.channels.storage.side import AuditFile
 
 __all__ = ["AuditRows", "passages", "require_two"]
-
-UNSEEN = 900_001
-"""Far from the seeds that bridges are fitted with, which draw from the same generators."""
-
-ENOUGH = 60_000
-"""Characters that 24 passages take, and some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,65 +39,6 @@ class AuditRows:
     continuation: int = 64
     choice: tuple[ChoiceRow, ...] = ()
 
-    @classmethod
-    def load(
-        cls,
-        text: Path | None = None,
-        qa: Path | None = None,
-        recall: Path | None = None,
-        choice: Path | None = None,
-        *,
-        passages: int = 24,
-        questions: int = 60,
-        records: int = 40,
-        choices: int = 100,
-        corpus: Corpus | None = None,
-        seed: int = 0,
-    ) -> "AuditRows":
-        """Rows of files; built-in ones of each kind that has no file.
-
-        Args:
-            text: Plain text in UTF-8.
-            qa: Lines of ``context``, ``question`` and ``answers``.
-            recall: Lines of ``records``, ``key`` and ``value``.
-            choice: Lines of ``instruction``, a question with its options, and ``answer``.
-            passages: How many passages of the text.
-            questions: How many questions, drawn from the file.
-            records: How many rows of records, drawn from the file.
-            choices: How many questions with options, drawn from the file.
-            corpus: What the bridge was fitted on: without a file of text, passages come of what it
-                holds out.
-            seed: Of the draws.
-
-        Raises:
-            InputError: A file that cannot be read, or holds other rows; naming file, line and
-                field.
-        """
-        unseen = seed + UNSEEN
-        asked = builtin_qa(questions, unseen) if qa is None else draw(read_qa(qa), questions, seed)
-        known = (
-            builtin_recall(records, unseen)
-            if recall is None
-            else draw(read_recall(recall), records, seed)
-        )
-        chosen = (
-            builtin_choice(choices, unseen)
-            if choice is None
-            else draw(read_choice(choice), choices, seed)
-        )
-        words = _held_out(corpus) if text is None else read_text(text)
-        counts = ((text, passages), (qa, len(asked)), (recall, len(known)), (choice, len(chosen)))
-        files = tuple(
-            AuditFile(name=path.name, digest=digest_blake3(path), rows=count)
-            for path, count in counts
-            if path is not None
-        )
-        given = {"text": text, "qa": qa, "recall": recall, "choice": choice}
-        brought = frozenset(kind for kind, path in given.items() if path is not None)
-        return cls(
-            words, tuple(asked), tuple(known), files, brought, passages, choice=tuple(chosen)
-        )
-
     def check(self, receiver: TextModel) -> None:
         """Refuse rows that cannot be measured on.
 
@@ -138,14 +54,11 @@ class AuditRows:
         Raises:
             InputError: The text is too short.
         """
-        made: Mapping[str, Callable[[], list[Sample]]] = {
-            "continuation": lambda: passages(
-                self.text, receiver, self.passages, self.message, self.continuation
-            ),
-            "question": lambda: [_question(row) for row in self.qa],
-            "recall": lambda: [_records(row) for row in self.recall],
-        }
-        return made[kind]()
+        if kind == "question":
+            return [_question(row) for row in self.qa]
+        if kind == "recall":
+            return [_records(row) for row in self.recall]
+        return passages(self.text, receiver, self.passages, self.message, self.continuation)
 
 
 def require_two(samples: Sequence[Sample]) -> None:
@@ -207,9 +120,3 @@ def _records(row: RecallRow) -> Sample:
     return Sample(
         message, (Target(f"\n\n{recall_question(row.key)}", f" {row.value}", "recall"),), "chat"
     )
-
-
-def _held_out(corpus: Corpus | None) -> str:
-    """Text that no bridge of this corpus was fitted on; failing that, the built-in text."""
-    held = "\n\n".join(corpus.held_out) if corpus else ""
-    return held if len(held) >= ENOUGH else builtin_text().replace("\f", "\n\n")

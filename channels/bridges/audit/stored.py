@@ -2,63 +2,18 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from unspoken.channels.bridges.audit.audit import AuditSettings, audit
-from unspoken.channels.bridges.audit.rows import AuditRows
+from unspoken.channels.bridges.audit.audit import audit
+from unspoken.channels.bridges.audit.plan import AuditPlan
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.folder import read, write
 from unspoken.channels.bridges.manifest import Audit, BridgeManifest
 from unspoken.channels.data.text import Corpus, load_corpus
 from unspoken.channels.errors import BridgeError, InputError
-from unspoken.channels.machine import describe_machine
 from unspoken.channels.model import Hold, TextModel
 
-__all__ = ["AuditPlan", "audit_bridge", "corpus_of", "keep_audit"]
-
-
-@dataclass(frozen=True, slots=True)
-class AuditPlan:
-    """What an audit measures on, and how much.
-
-    Attributes:
-        text: Plain text; None for the built-in one.
-        qa: Question-answering rows; None for built-in ones.
-        recall: Recall rows; None for built-in ones.
-        choice: Questions with options, for a bridge with fuse mode; None for built-in ones.
-        passages, questions, records, choices: How many rows of each.
-        settings: How much else.
-    """
-
-    text: Path | None = None
-    qa: Path | None = None
-    recall: Path | None = None
-    choice: Path | None = None
-    passages: int = 24
-    questions: int = 60
-    records: int = 40
-    choices: int = 100
-    settings: AuditSettings = field(default_factory=AuditSettings)
-
-    def rows(self, corpus: Corpus) -> AuditRows:
-        """The rows.
-
-        Raises:
-            InputError: A file that cannot be read.
-        """
-        return AuditRows.load(
-            self.text,
-            self.qa,
-            self.recall,
-            self.choice,
-            passages=self.passages,
-            questions=self.questions,
-            records=self.records,
-            choices=self.choices,
-            corpus=corpus,
-            seed=self.settings.seed,
-        )
+__all__ = ["audit_bridge", "corpus_of", "keep_audit"]
 
 
 def audit_bridge(
@@ -97,7 +52,6 @@ def audit_bridge(
             plan.rows(corpus),
             corpus=corpus,
             report=report,
-            machine=describe_machine(receiver),
             settings=plan.settings,
         )
 

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unspoken.channels.bridges.fit.fuse_example import (
     FuseInput,
@@ -43,7 +43,6 @@ class Gains:
         return fmean(self.by_kind.values())
 
     def to_dict(self) -> Mapping[str, float]:
-        """By kind."""
         return self.by_kind
 
     def describe(self) -> str:
@@ -58,6 +57,7 @@ class FuserFit(Fit[Fuser, FuseInput, FuseSettings]):
     """
 
     kind: ClassVar[str] = "fuse"
+    solved: ClassVar[tuple[str, str]] = ("encode", "own_encode")
     weight_decay: ClassVar[float] = 0.01
 
     @cached_property
@@ -91,12 +91,7 @@ class FuserFit(Fit[Fuser, FuseInput, FuseSettings]):
         return fuser, progressed, None
 
     def build(self, config: dict[str, Any]) -> Fuser:
-        """A fuser whose weights a checkpoint has."""
         return new_fuser(self.config, *self.models)
-
-    def solved(self, module: Fuser) -> list[nn.Parameter]:
-        """Both encoders."""
-        return [module.encode, module.own_encode]
 
     def draw(self, progressed: Progressed) -> Iterator[FuseInput]:
         """Inputs that were not learnt from yet."""
@@ -158,7 +153,6 @@ class FuserFit(Fit[Fuser, FuseInput, FuseSettings]):
         return {name: fmean(values) for name, values in sorted(by_kind.items())}
 
     def figures(self, progressed: Progressed) -> Figures:
-        """What the manifest says of the fit."""
         closed, total = progressed.minutes()
         gains = progressed.best_scores.items()
         return {

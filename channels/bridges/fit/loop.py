@@ -137,6 +137,8 @@ class Fit(ABC, Generic[Module, Given, Settings]):
 
     kind: ClassVar[str]
     """What the names of its checkpoints begin with."""
+    solved: ClassVar[tuple[str, str]]
+    """Names of the parameters that the closed form gave."""
     weight_decay: ClassVar[float]
 
     def __init__(
@@ -166,10 +168,6 @@ class Fit(ABC, Generic[Module, Given, Settings]):
     @abstractmethod
     def build(self, config: dict[str, Any]) -> Module:
         """A module of a configuration, whose weights a checkpoint has."""
-
-    @abstractmethod
-    def solved(self, module: Module) -> list[nn.Parameter]:
-        """The parameters that the closed form gave."""
 
     @abstractmethod
     def draw(self, progressed: Progressed) -> Iterator[Given]:
@@ -255,10 +253,9 @@ class Fit(ABC, Generic[Module, Given, Settings]):
                 since, last = 0, monotonic()
 
     def _optimizer(self, module: Module) -> torch.optim.Optimizer:
-        solved = self.solved(module)
-        known = set(map(id, solved))
-        others = [parameter for parameter in module.parameters() if id(parameter) not in known]
-        groups = [{"params": parameters} for parameters in (solved, others)]
+        named = dict(module.named_parameters())
+        solved = [named.pop(name) for name in self.solved]
+        groups = [{"params": solved}, {"params": list(named.values())}]
         return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=self.weight_decay)
 
     def _update(

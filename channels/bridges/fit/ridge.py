@@ -1,5 +1,4 @@
-"""Reduced-rank ridge regression from a stream: memory is that of the Gram matrices, not of the
-corpus.
+"""Reduced-rank ridge regression from a stream, in the memory of two Gram matrices.
 
 With standardised features X and targets Y, ``W = (XᵀX/n + λ)⁻¹ XᵀY/n`` is cut to rank r along the
 directions that carry most of what it predicts (Izenman, Reduced-rank regression for the
@@ -18,9 +17,7 @@ OVERSAMPLING, ROUNDS = 64, 3
 
 
 def gram_bytes(features: int, targets: int) -> int:
-    """Peak bytes of a fit: both Gram matrices, a standardised copy of each, the factor and the
-    solution.
-    """
+    """Peak bytes: three of each Gram matrix's size, copies, factor and solution among them."""
     return 4 * (3 * features * features + 3 * features * targets)
 
 
@@ -60,9 +57,7 @@ class Gram:
         self.square, self.cross = self.square.new_empty(0), self.cross.new_empty(0)
 
     def solve(self, columns: Tensor | None = None, penalty: float = PENALTY) -> "Solution":
-        """The ridge solution from some columns of the features (by default all), before it is cut
-        to a rank.
-        """
+        """The ridge solution from some columns of the features (by default all), uncut."""
         if self._origin is None or self.count < 2:
             raise ValueError("no rows to solve from")
         mean, target_mean = self.sum_features / self.count, self.sum_targets / self.count
@@ -119,8 +114,7 @@ class Solution:
         return deviations
 
     def cut(self, rank: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Its best approximation of rank `rank`: encode (features, rank) and decode (rank,
-        targets).
+        """Its best approximation: encode (features, rank) and decode (rank, targets).
 
         By randomised subspace iteration (Halko, Martinsson, Tropp 2011); where the rank exceeds
         what there is, the columns beyond are zero.

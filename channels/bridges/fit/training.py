@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unspoken.channels.bridges.fit.checkpoint import peak_memory_gb
 from unspoken.channels.bridges.fit.example import (
@@ -42,6 +42,7 @@ class ProjectorFit(Fit[Projector, Example, FitSettings]):
     """
 
     kind: ClassVar[str] = "fit"
+    solved: ClassVar[tuple[str, str]] = ("encode", "decode")
     weight_decay: ClassVar[float] = 0.0
     config: ProjectorConfig
 
@@ -79,13 +80,8 @@ class ProjectorFit(Fit[Projector, Example, FitSettings]):
         return projector, progressed, scores
 
     def build(self, config: dict[str, Any]) -> Projector:
-        """A projector whose weights a checkpoint has."""
         self.config = ProjectorConfig.from_dict(config)
         return new_projector(self.config, *self.models)
-
-    def solved(self, module: Projector) -> list[nn.Parameter]:
-        """Both factors of the closed form."""
-        return [module.encode, module.decode]
 
     @cached_property
     def validation(self) -> ValidationSet:
@@ -94,7 +90,6 @@ class ProjectorFit(Fit[Projector, Example, FitSettings]):
         return ValidationSet.make(self.config, samples, *self.train_models)
 
     def judge(self) -> Callable[[Projector], Verdict]:
-        """Scores on the validation set."""
         return self.validation.score
 
     def draw(self, progressed: Progressed) -> Iterator[Example]:
@@ -144,7 +139,6 @@ class ProjectorFit(Fit[Projector, Example, FitSettings]):
         return self._heads[before]
 
     def figures(self, progressed: Progressed) -> Figures:
-        """What the manifest says of the fit."""
         closed, total = progressed.minutes()
         scores = progressed.closed_scores.items()
         return {

@@ -18,7 +18,7 @@ from unspoken.agents.cli import audit_view as view
 from unspoken.agents.cli.audit_view import retention_rows
 from unspoken.agents.cli.bridge_fit import progress_line
 from unspoken.channels.bridges import make as bridging
-from unspoken.channels.bridges.audit import stored as auditing
+from unspoken.channels.bridges.audit import plan as auditing
 from unspoken.channels.bridges.fit.progress import FitProgress
 from unspoken.channels.bridges.fit.settings import FitSettings
 from unspoken.channels.bridges.fit.validation import Scores

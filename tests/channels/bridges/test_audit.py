@@ -14,6 +14,7 @@ from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.answers import greedy, losses_of
 from unspoken.channels.bridges.audit.audit import audit
 from unspoken.channels.bridges.audit.controls import BRIDGE, MISMATCHED, Controls, conditions_of
+from unspoken.channels.bridges.audit.plan import AuditPlan
 from unspoken.channels.bridges.audit.rows import AuditRows, passages
 from unspoken.channels.bridges.audit.tables import figures, table
 from unspoken.channels.bridges.audit.trial import Trial, Trials, judge
@@ -263,11 +264,11 @@ def test_rows_come_of_files_or_are_built_in(tmp_path: Path) -> None:
         "\n".join(f'{{"context": "c{n}", "question": "q", "answers": ["a"]}}' for n in range(9))
     )
     corpus = Corpus((), (text(),), ("topics",), "0")
-    rows = AuditRows.load(None, file, None, questions=4, records=3, corpus=corpus)
+    rows = AuditPlan(qa=file, questions=4, records=3).rows(corpus)
     assert [(one.name, one.rows) for one in rows.files] == [("qa.jsonl", 4)]
     assert (len(rows.qa), len(rows.recall)) == (4, 3)
     assert rows.text.startswith(corpus.held_out[0][:50])
-    assert AuditRows.load(corpus=corpus).files == ()
+    assert AuditPlan().rows(corpus).files == ()
 
 
 def test_an_audit_is_whole_and_deterministic(

@@ -10,7 +10,7 @@ from architectures import make
 from fusers import bridge_between, fuser_between
 
 from unspoken.channels.bridges.audit.fuse_audit import ending_as, with_fuse
-from unspoken.channels.bridges.audit.rows import AuditRows
+from unspoken.channels.bridges.audit.plan import AuditPlan
 from unspoken.channels.bridges.manifest import Audit
 from unspoken.channels.errors import InputError
 from unspoken.channels.metrics import paired, wilson
@@ -27,7 +27,7 @@ def test_an_audit_needs_two_questions(tmp_path: Path) -> None:
     pair = make("qwen3"), make("llama", 1)
     bridge = bridge_between(*pair, tmp_path / "c", fuser_between(*pair, trained=False))
     with pytest.raises(InputError, match="1 rows with one message"):
-        with_fuse(empty, bridge.fuser, *pair, AuditRows.load(choice=questions))
+        with_fuse(empty, bridge.fuser, *pair, AuditPlan(choice=questions).rows())
 
 
 def test_another_row_s_rows_end_where_these_end() -> None:
