@@ -65,7 +65,10 @@ def fit(
         str | None, typer.Option(metavar="DIR", help="An adapter on the receiver.")
     ] = None,
     passages: Annotated[
-        int, typer.Option(min=12, help="Messages to measure on; a third of them to search with.")
+        int,
+        typer.Option(
+            min=12, help="How many messages to measure on; a third of them serve the search."
+        ),
     ] = 24,
     tokens: Annotated[int, typer.Option(min=8, help="Tokens of a message.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
@@ -78,7 +81,7 @@ def fit(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure two fine-tunes of one base, and keep what was found for the planner."""
+    """Measure two fine-tunes of one base, and store the profile for the planner."""
     if data is not None and not data.is_file():
         raise InputError(
             f"there is no file {data}",
@@ -145,7 +148,7 @@ def list_(as_json: JsonOption = False) -> None:
 def show(
     name: Named,
     figure: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw it into a .png or .svg file.")
+        Path | None, typer.Option(metavar="FILE", help="Draw the profile into a .png or .svg file.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
