@@ -89,7 +89,7 @@ def _unreadable(path: FilePath, file: str) -> WorkflowError:
         return failure(f"{file} is not a regular file", file, None, "a workflow file")
     folder = path.parent
     near = sorted(item.name for item in folder.glob("*.y*ml"))[:8] if folder.is_dir() else []
-    fix = f"in {folder}: {', '.join(near)}" if near else "check the path"
+    fix = f"files in {folder}: {', '.join(near)}" if near else "check the path"
     return failure(f"there is no file {file}", file, None, "a workflow file", fix)
 
 

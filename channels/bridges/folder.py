@@ -199,7 +199,9 @@ def _opened(folder: Path, *, alone: bool) -> Iterator[tuple[BridgeManifest, Any]
             yield manifest, tensors
         if _stamp(file) != before:  # torch opens the file once more, by its name
             raise BridgeError(
-                f"{file} was changed while it was read", expected="a file at rest", fix="try again"
+                f"{file} was changed while it was read",
+                expected="a file that nobody writes",
+                fix="try again",
             )
     except (SafetensorError, OSError, RuntimeError) as error:  # torch's own is a RuntimeError
         raise BridgeError(

@@ -3,7 +3,7 @@ first layer.
 
 A packet is one safetensors file. Its metadata hold a manifest (who made the state, the message's
 tokens and turns, the shape of every layer, a digest of each layer's bytes) and an HMAC-SHA256 of
-that manifest; its tensors follow layer by layer. So the manifest vouches for every byte, and each
+that manifest; its tensors follow layer by layer. So the manifest covers every byte, and each
 layer is checked when it arrives, before anything is made of it.
 
 ::

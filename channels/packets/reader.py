@@ -203,10 +203,10 @@ class PacketReader:
             tensors[part.name] = tensor
         if not hmac.compare_digest(digest.hexdigest(), self.manifest.digests[number]):
             raise PacketError(
-                f"the bytes of layer {number} are not those that the manifest vouches for",
+                f"the bytes of layer {number} do not match the manifest",
                 kind="tampered",
                 expected=f"BLAKE3 {self.manifest.digests[number][:16]}",
-                fix="send the packet again; if it happens again, somebody changes it on its way",
+                fix="send the packet again; if that fails too, somebody changes it on its way",
             )
         return tensors
 

@@ -38,7 +38,7 @@ def packet_key(file: str | Path | None = None) -> bytes:
         raise InputError(
             f"the packet key's file is an object of type {type(file).__name__}",
             expected="a path as str or Path",
-            fix="give a key that you have as bytes to write_packet and read_packet themselves",
+            fix="pass a key in bytes to write_packet or read_packet directly",
         )
     given = os.environ.get(KEY_VARIABLE)
     named = os.environ.get(KEY_FILE_VARIABLE)
