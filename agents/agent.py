@@ -11,7 +11,7 @@ from unspoken.agents.spec.spec import AgentSpec, GenerateSpec
 from unspoken.channels.errors import WorkflowError
 
 if TYPE_CHECKING:
-    from unspoken.agents.models.model import LocalModel
+    from unspoken.agents.models.base import AgentModel
 
 __all__ = ["Agent"]
 
@@ -40,7 +40,7 @@ class Agent:
     """
 
     name: str
-    model: "LocalModel | str"
+    model: "AgentModel | str"
     prompt: str
     system: str | None = None
     generate: GenerateSpec | Mapping[str, Any] | None = _DEFAULTS

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from unspoken.agents.models.model import LocalModel
 from unspoken.agents.models.weights import holding
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.make import Progress, fit_bridge
@@ -16,7 +17,7 @@ from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.errors import ChannelError, ModelSupportError
 
 if TYPE_CHECKING:
-    from unspoken.agents.models.model import LocalModel
+    from unspoken.agents.models.base import AgentModel
     from unspoken.channels.kv.geometry import ModelIdentity
     from unspoken.channels.projected import Bridge as AnyBridge
 
@@ -38,7 +39,7 @@ class BridgeCache:
         self._refused: dict[_Key, ChannelError | ModelSupportError] = {}
         self._lock = Lock()
 
-    def find(self, sharer: "LocalModel", receiver: "LocalModel") -> "AnyBridge | None":
+    def find(self, sharer: "AgentModel", receiver: "AgentModel") -> "AnyBridge | None":
         """The bridge stored for two models, or None; a missing one is looked for again next time.
 
         Raises:
@@ -56,7 +57,7 @@ class BridgeCache:
             return found
 
     def fit(
-        self, sharer: "LocalModel", receiver: "LocalModel", progress: Progress | None = None
+        self, sharer: "AgentModel", receiver: "AgentModel", progress: Progress | None = None
     ) -> "AnyBridge":
         """The bridge of two models, fitted, audited and stored where there is none yet.
 
@@ -79,19 +80,19 @@ class BridgeCache:
             return self._known[key]
 
 
-def _key(sharer: "LocalModel", receiver: "LocalModel") -> "_Key":
+def _key(sharer: "AgentModel", receiver: "AgentModel") -> "_Key":
     """A bridge's weights are where its receiver is, so a receiver on two devices has two."""
     return sharer.identity, receiver.identity, receiver.device
 
 
-def _lookup(sharer: "LocalModel", receiver: "LocalModel") -> "AnyBridge | None":
+def _lookup(sharer: "AgentModel", receiver: "AgentModel") -> "AnyBridge | None":
     """The stored bridge of a pair."""
     folder = BridgeStore().find(sharer.identity, receiver.identity)
     return None if folder is None else Bridge.load(folder, receiver.device)
 
 
 def _beside(
-    folders: Sequence[Path], sharer: "LocalModel", receiver: "LocalModel"
+    folders: Sequence[Path], sharer: "AgentModel", receiver: "AgentModel"
 ) -> "AnyBridge | None":
     """The pair's bridge in one of these folders, which come with a workflow."""
     for root in folders:
@@ -101,8 +102,14 @@ def _beside(
     return None
 
 
-def _fit(sharer: "LocalModel", receiver: "LocalModel", progress: Progress) -> "AnyBridge":
+def _fit(sharer: "AgentModel", receiver: "AgentModel", progress: Progress) -> "AnyBridge":
     """Fit, audit and store a bridge; no turn of a run computes on its models' devices meanwhile."""
+    if not (isinstance(sharer, LocalModel) and isinstance(receiver, LocalModel)):
+        raise ModelSupportError(
+            "a bridge cannot be fitted between models without weights",
+            expected="two models that were loaded here",
+            fix="give the edge a bridge, or let it go by text",
+        )
     hold = partial(holding, (sharer, receiver))
     folder = fit_bridge(sharer, receiver, DEFAULT, hold=hold, report=progress)
     return Bridge.load(folder, receiver.device)

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from unspoken.agents.agent import Agent
-from unspoken.agents.models.model import LocalModel
+from unspoken.agents.models.base import AgentModel
 from unspoken.agents.prompts.jinja import references
-from unspoken.agents.spec.problems import schema_problems
+from unspoken.agents.spec.problems import listed, schema_problems, suggest
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.base import Channel
 from unspoken.channels.errors import InputError, Problem, WorkflowError
@@ -27,14 +27,15 @@ __all__ = [
     "edge_options",
     "inferred_inputs",
     "name_of",
+    "require_models",
     "require_nameable",
     "with_edge",
 ]
 
 
 def declare(
-    agents: Sequence[Agent], models: Mapping[str, LocalModel | str]
-) -> tuple[dict[str, Any], dict[str, LocalModel]]:
+    agents: Sequence[Agent], models: Mapping[str, AgentModel | str]
+) -> tuple[dict[str, Any], dict[str, AgentModel]]:
     """Agents and their models as a workflow file has them, and the model objects among these by
     name.
 
@@ -47,7 +48,7 @@ def declare(
     """
     _require_distinct(agents)
     refs: dict[str, str] = {}
-    loaded: dict[str, LocalModel] = {}
+    loaded: dict[str, AgentModel] = {}
     specs = {
         agent.name: agent.spec(_model_name(agent.model, models, refs, loaded)) for agent in agents
     }
@@ -82,10 +83,10 @@ def inferred_inputs(agents: Sequence[Agent]) -> dict[str, str]:
 
 
 def _model_name(
-    model: LocalModel | str,
-    named: Mapping[str, LocalModel | str],
+    model: AgentModel | str,
+    named: Mapping[str, AgentModel | str],
     refs: dict[str, str],
-    loaded: dict[str, LocalModel],
+    loaded: dict[str, AgentModel],
 ) -> str:
     """The name of a model in the workflow, entered with its reference."""
     known = next((key for key, one in named.items() if one is model or one == model), None)
@@ -99,13 +100,13 @@ def _model_name(
     while known is None and name in refs and (refs[name] != ref or not isinstance(model, str)):
         name += "_"
     refs[name] = ref
-    if isinstance(model, LocalModel):
+    if not isinstance(model, str):
         loaded[name] = model
     return name
 
 
-def _model_data(ref: str, model: LocalModel | None) -> dict[str, Any]:
-    """A model as a workflow file has it; an object keeps what it was asked for when it was loaded."""
+def _model_data(ref: str, model: AgentModel | None) -> dict[str, Any]:
+    """A model as a workflow file has it; an object keeps what it was loaded with."""
     data: dict[str, Any] = {"ref": ref or "in memory"}
     return data if model is None else {**data, **model.asked, "adapter": model.adapter}
 
@@ -123,9 +124,20 @@ def _require_distinct(agents: Sequence[Agent]) -> None:
         raise WorkflowError(problems)
 
 
+def require_models(spec: WorkflowSpec, models: Mapping[str, AgentModel]) -> None:
+    """Refuse a model object under a name that no model of the workflow has."""
+    for name in models:
+        if name not in spec.models:
+            raise InputError(
+                f"a model was given for {name!r}, which is no model of the workflow",
+                expected=listed(spec.models),
+                fix=suggest(name, spec.models),
+            )
+
+
 def require_nameable(
     spec: WorkflowSpec,
-    models: Mapping[str, LocalModel],
+    models: Mapping[str, AgentModel],
     bridges: Mapping[int, object],
     own: Mapping[int, object],
 ) -> None:
@@ -228,7 +240,7 @@ def checked_spec(data: Mapping[str, Any]) -> WorkflowSpec:
 
 
 def check_ends(
-    spec: WorkflowSpec, channel: Channel | str, models: Mapping[str, LocalModel]
+    spec: WorkflowSpec, channel: Channel | str, models: Mapping[str, AgentModel]
 ) -> None:
     """Ask the channel of the last edge, where both models are loaded and it must not fall back."""
     edge = spec.edges[-1]

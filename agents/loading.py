@@ -5,9 +5,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 from unspoken.agents.engines.base import Engine, HasEngine, States
 from unspoken.agents.engines.local import LocalEngine, Workers
+from unspoken.agents.models.base import AgentModel
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.spec.loader import LoadedWorkflow
 from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.channels.errors import InputError
 
 __all__ = ["Progress", "engines_for", "load_models", "step_of"]
 
@@ -17,7 +19,7 @@ Progress = Callable[[str, str, float], None]
 
 def load_models(
     spec: WorkflowSpec,
-    models: dict[str, LocalModel],
+    models: dict[str, AgentModel],
     source: LoadedWorkflow | None,
     progress: Progress | None,
 ) -> None:
@@ -54,7 +56,7 @@ def load_models(
 
 
 def engines_for(
-    models: Mapping[str, LocalModel], states: States, workers: Workers
+    models: Mapping[str, AgentModel], states: States, workers: Workers
 ) -> dict[str, Engine]:
     """What computes the turns of each agent: one engine a model, the model's own if it has one.
 
@@ -68,8 +70,13 @@ def engines_for(
         if id(model) not in engines:
             if isinstance(model, HasEngine):
                 engines[id(model)] = model.make_engine(states)
-            else:
+            elif isinstance(model, LocalModel):
                 engines[id(model)] = LocalEngine(model, states, workers.of(model.device))
+            else:
+                raise InputError(
+                    f"nothing computes the turns of a {type(model).__name__}",
+                    expected="a LocalModel, or a model with make_engine",
+                )
     return {name: engines[id(model)] for name, model in models.items()}
 
 

@@ -19,12 +19,13 @@ from unspoken.agents.builder import (
     edge_options,
     inferred_inputs,
     name_of,
+    require_models,
     require_nameable,
     with_edge,
 )
 from unspoken.agents.engines.local import Workers
 from unspoken.agents.loading import Progress, engines_for, load_models, step_of
-from unspoken.agents.models.model import LocalModel
+from unspoken.agents.models.base import AgentModel
 from unspoken.agents.planning.finetunes import stored_profile
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.planning.planner import plan_workflow
@@ -77,7 +78,7 @@ class Workflow:
         *,
         inputs: Mapping[str, str | InputSpec] | None = None,
         outputs: Mapping[str, str] | None = None,
-        models: Mapping[str, LocalModel | str] | None = None,
+        models: Mapping[str, AgentModel | str] | None = None,
         timeout: float | None = None,
         description: str = "",
         bridges: Literal["stored", "fit"] = "stored",
@@ -114,6 +115,7 @@ class Workflow:
         *,
         bridge_folders: Sequence[str | Path] = (),
         source: LoadedWorkflow | None = None,
+        models: Mapping[str, AgentModel] | None = None,
     ) -> "Workflow":
         """A workflow of a valid spec; its models are loaded when it first runs.
 
@@ -122,22 +124,34 @@ class Workflow:
             bridge_folders: Where bridges are looked for after the user's store.
             source: The file that the spec was read from; errors of its models and edges then name
                 their lines.
+            models: Model objects to use under these names, in place of what the spec refers to.
+
+        Raises:
+            InputError: The spec has no model of such a name.
         """
         flow = cls.__new__(cls)
-        flow.spec, flow._models = spec, {}
+        flow.spec, flow._models = spec, dict(models or {})
+        require_models(spec, flow._models)
         flow._begin(bridge_folders, source)
         return flow
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> "Workflow":
+    def from_yaml(
+        cls, path: str | Path, *, models: Mapping[str, AgentModel] | None = None
+    ) -> "Workflow":
         """Read a workflow file.
+
+        Args:
+            path: The file.
+            models: Model objects to use under these names, in place of what the file refers to.
 
         Raises:
             WorkflowError: Everything wrong with it, with line and column.
+            InputError: The file has no model of such a name.
         """
         loaded = load_workflow(path)
         beside = Path(path).parent / "bridges"
-        return cls.from_spec(loaded.spec, bridge_folders=[beside], source=loaded)
+        return cls.from_spec(loaded.spec, bridge_folders=[beside], source=loaded, models=models)
 
     def to_yaml(self) -> str:
         """The workflow as a file's text; read again, it is the same.
@@ -215,7 +229,7 @@ class Workflow:
         return build_graph(self.spec)
 
     @property
-    def models(self) -> Mapping[str, LocalModel]:
+    def models(self) -> Mapping[str, AgentModel]:
         """The models loaded so far, by name."""
         return dict(self._models)
 
@@ -298,7 +312,7 @@ class Workflow:
                 self.bridge_shelf.fit(models[edge.from_], models[edge.to], step)
         return self._planned() if plan.unfitted else plan
 
-    def _by_agent(self) -> dict[str, LocalModel]:
+    def _by_agent(self) -> dict[str, AgentModel]:
         return {name: self._models[agent.model] for name, agent in self.spec.agents.items()}
 
     def run(self, received: Mapping[str, Message] | None = None, /, **inputs: object) -> RunResult:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 from unspoken.agents.engines.base import Carried, Inbound, StateRef
+from unspoken.agents.models.base import TurnModel
 from unspoken.agents.models.hf_cache import first_approximate
-from unspoken.agents.models.model import LocalModel
 from unspoken.channels.base import Arrival, Carry, CarryReport, Fallback, Origin, Piece
 from unspoken.channels.errors import ChannelError, ModelSupportError, RunError, StateError
 from unspoken.channels.kv.compressed import CompressedState
@@ -94,7 +94,7 @@ class Assembly:
 
 
 def assemble(
-    model: LocalModel,
+    model: TurnModel,
     ids: tuple[int, ...],
     inbound: Sequence[Inbound],
     past: Past | None = None,
@@ -145,7 +145,7 @@ def assemble(
 
 
 def _offers(
-    model: LocalModel,
+    model: TurnModel,
     ids: tuple[int, ...],
     inbound: Sequence[Inbound],
     past: Past | None,
@@ -227,7 +227,7 @@ def _settled(
 
 
 def _offer(
-    inbound: Inbound, before: tuple[KVState, ...], model: LocalModel, resolve: Resolve | None
+    inbound: Inbound, before: tuple[KVState, ...], model: TurnModel, resolve: Resolve | None
 ) -> Carry:
     """What a message offers; a state that is kept in fewer bytes counts as it is kept."""
     arrival = inbound.arrival
@@ -250,7 +250,7 @@ def _offer(
     return replace(carry, report=replace(carry.report, bytes=smaller, reason=reason))
 
 
-def _carry(inbound: Inbound, arrival: Arrival, model: LocalModel) -> Carry:
+def _carry(inbound: Inbound, arrival: Arrival, model: TurnModel) -> Carry:
     try:
         carry = inbound.channel.carry(arrival, model)
         if _moves_keys(carry, arrival) and not model.shifts_keys:

@@ -28,7 +28,7 @@ from unspoken.agents.engines.base import (
     TurnRequest,
 )
 from unspoken.agents.engines.turn import CLOSING, run_turn
-from unspoken.agents.models.model import LocalModel
+from unspoken.agents.models.base import TurnModel
 from unspoken.agents.models.weights import Weights
 from unspoken.channels.errors import StateError
 from unspoken.channels.kv.codec import Codec
@@ -156,7 +156,7 @@ class LocalEngine:
         worker: Its device's worker.
     """
 
-    def __init__(self, model: LocalModel, states: States, worker: Worker) -> None:
+    def __init__(self, model: TurnModel, states: States, worker: Worker) -> None:
         self.model, self.states, self.worker = model, states, worker
 
     @property
@@ -193,7 +193,7 @@ class LocalEngine:
             if isinstance(state, CompressedState):
                 state = state.decompress()
             past = Past(request.history.ids, state)
-        steps = run_turn(self.model, request, past, self.states.get)
+        steps = run_turn(self.model_for(request), request, past, self.states.get)
         computed = await self.worker.run(steps, on_event, self.model.weights)
         kept = None
         if computed.state is not None:
@@ -201,6 +201,10 @@ class LocalEngine:
         return TurnOutcome(
             ids=computed.ids, state=kept, usage=computed.usage, finish=computed.finish
         )
+
+    def model_for(self, request: TurnRequest) -> TurnModel:
+        """What computes this turn."""
+        return self.model
 
     async def keep(
         self, state: StateRef, ids: tuple[int, ...], codec: Codec = "raw", holder: str = ""

@@ -21,10 +21,10 @@ from unspoken.agents.engines.base import (
     Usage,
 )
 from unspoken.agents.engines.sampling import Sampler
+from unspoken.agents.models.base import TurnModel
 from unspoken.agents.models.decoder import CHUNK
 from unspoken.agents.models.hf import Capture
 from unspoken.agents.models.hf_cache import ContextCache
-from unspoken.agents.models.model import LocalModel
 from unspoken.channels.errors import ContextLengthError
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
@@ -91,7 +91,7 @@ class _Turn:
         ttft: Seconds to the first of them.
     """
 
-    model: LocalModel
+    model: TurnModel
     request: TurnRequest
     assembly: Assembly
     cache: ContextCache
@@ -109,7 +109,7 @@ class _Turn:
 
 
 def run_turn(
-    model: LocalModel,
+    model: TurnModel,
     request: TurnRequest,
     past: Past | None = None,
     resolve: Resolve | None = None,
@@ -154,7 +154,7 @@ def run_turn(
 
 @torch.no_grad()
 def drive_turn(
-    model: LocalModel, request: TurnRequest, past: Past | None = None
+    model: TurnModel, request: TurnRequest, past: Past | None = None
 ) -> tuple[list[TurnEvent], Computed]:
     """Run a turn to its end on this thread: its events, and what it computed."""
     steps, events = run_turn(model, request, past), list[TurnEvent]()

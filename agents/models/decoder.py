@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unspoken.agents.models.hf import Backbone, Capture
-from unspoken.agents.models.hf_cache import ContextCache, first_approximate, first_gap
+from unspoken.agents.models.hf_cache import ContextCache, open_cache
 from unspoken.agents.models.weights import Weights
 from unspoken.channels.errors import StateError
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
@@ -125,26 +125,7 @@ class Decoder:
             StateError: A gap, or rows missing that a new token must see.
             GeometryMismatch, IdentityMismatch: A state that is not this model's.
         """
-        for piece in state:
-            self.identity.require(
-                piece.identity, f"a state of positions {piece.start} to {piece.stop}"
-            )
-            piece.check(self.geometry, self.dtype)
-        end = max((piece.stop for piece in state), default=0)
-        stop = max(end, positions[-1] + 1 if positions else 0)
-        gap = first_gap(state, positions, stop)
-        if gap is not None:
-            raise StateError(
-                f"nothing covers position {gap}",
-                expected=f"states and new tokens that cover positions 0 to {stop} together",
-            )
-        cache = ContextCache(self.geometry, stop + spare)
-        cache.approximate_from = first_approximate(state, positions)
-        for piece in state:
-            cache.place(piece, layers)
-        if positions:
-            cache.check_window(positions[0])
-        return cache
+        return open_cache(self, state, positions, spare=spare, layers=layers)
 
     def prefill_steps(
         self,

@@ -10,8 +10,9 @@ from transformers.cache_utils import CacheLayerMixin
 from unspoken.channels.errors import StateError
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry, ModelIdentity
 from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.model import CausalModel
 
-__all__ = ["ContextCache", "first_approximate", "first_gap"]
+__all__ = ["ContextCache", "first_approximate", "open_cache"]
 
 _ALL = slice(None)
 
@@ -162,6 +163,37 @@ class ContextCache(Cache):
             identity=identity,
             approximate_from=rough if rough is not None and rough < stop else None,
         )
+
+
+def open_cache(
+    model: CausalModel,
+    state: Sequence[KVState],
+    positions: Sequence[int],
+    *,
+    spare: int,
+    layers: slice = _ALL,
+) -> ContextCache:
+    """A cache of a model with states in place; see `Decoder.open`."""
+    for piece in state:
+        model.identity.require(
+            piece.identity, f"a state of positions {piece.start} to {piece.stop}"
+        )
+        piece.check(model.geometry, model.dtype)
+    end = max((piece.stop for piece in state), default=0)
+    stop = max(end, positions[-1] + 1 if positions else 0)
+    gap = first_gap(state, positions, stop)
+    if gap is not None:
+        raise StateError(
+            f"nothing covers position {gap}",
+            expected=f"states and new tokens that cover positions 0 to {stop} together",
+        )
+    cache = ContextCache(model.geometry, stop + spare)
+    cache.approximate_from = first_approximate(state, positions)
+    for piece in state:
+        cache.place(piece, layers)
+    if positions:
+        cache.check_window(positions[0])
+    return cache
 
 
 def first_gap(states: Sequence[KVState], new: Sequence[int], stop: int) -> int | None:

@@ -3,9 +3,7 @@
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,7 +14,7 @@ from unspoken.agents.models.decoder import Decoder
 from unspoken.agents.models.hf import Backbone
 from unspoken.agents.models.identity import cached_identity, model_identity
 from unspoken.agents.models.pretrained import cast, find_device, find_dtype, read_pretrained
-from unspoken.agents.prompts.chat_template import PLAIN_TEMPLATE, ChatTemplate, read_template
+from unspoken.agents.prompts.chat_template import ChatTemplate, template_of
 from unspoken.agents.prompts.context import ChatTurn, ContextBuilder
 from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.channels.errors import ModelSupportError
@@ -153,34 +151,7 @@ class LocalModel(Decoder):
     @cached_property
     def template(self) -> ChatTemplate:
         """Its chat template, taken apart; a plain one where it brings none."""
-        source = self.tokenizer.chat_template
-        if isinstance(source, dict):
-            source = source.get("default")
-        bos = self.text.bos
-        if source:
-            parts = read_template(self._renderer(source), bos=bos)
-            if parts is not None:
-                return parts
-        plain = read_template(self._renderer(PLAIN_TEMPLATE), bos=bos, plain=True)
-        if plain is None:
-            raise ModelSupportError("the plain chat template could not be rendered")
-        if source:
-            note = "its own chat template could not be taken apart: turns are plain paragraphs"
-            return replace(plain, plain=False, notes=(*plain.notes, note))
-        return plain
-
-    def _renderer(self, source: Any) -> Callable[[Sequence[Mapping[str, str]], bool], str]:
-        def render(turns: Sequence[Mapping[str, str]], prompt: bool) -> str:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    [dict(turn) for turn in turns],
-                    chat_template=source,
-                    tokenize=False,
-                    add_generation_prompt=prompt,
-                )
-            )
-
-        return render
+        return template_of(self.text)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:

@@ -12,11 +12,11 @@ from unspoken.channels.errors import ChannelError, ModelSupportError
 from unspoken.channels.projected import Bridge
 
 if TYPE_CHECKING:
-    from unspoken.agents.models.model import LocalModel
+    from unspoken.agents.models.base import AgentModel
 
 __all__ = ["FindBridge", "other_weights"]
 
-FindBridge = Callable[["LocalModel", "LocalModel"], Bridge | None]
+FindBridge = Callable[["AgentModel", "AgentModel"], Bridge | None]
 """The bridge from a sharer's model to a receiver's, or None."""
 
 

@@ -13,7 +13,7 @@ from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel
 
 if TYPE_CHECKING:
-    from unspoken.agents.models.model import LocalModel
+    from unspoken.agents.models.base import AgentModel
     from unspoken.channels.base import Channel, Mode
 
 __all__ = ["ChannelChoice", "EdgeEnds", "make_channel", "shifts_keys"]
@@ -34,8 +34,8 @@ class EdgeEnds:
 
     spec: WorkflowSpec
     number: int
-    sharer: "LocalModel"
-    receiver: "LocalModel"
+    sharer: "AgentModel"
+    receiver: "AgentModel"
     sharer_context: Sequence[Piece]
     receiver_context: Sequence[Piece]
 
@@ -116,7 +116,7 @@ def make_channel(
     return TextChannel(edge.share, edge.as_)
 
 
-def shifts_keys(model: "LocalModel") -> bool:
+def shifts_keys(model: "AgentModel") -> bool:
     """Whether a model's keys can be moved; not where nothing says how they are rotated."""
     try:
         return model.shifts_keys

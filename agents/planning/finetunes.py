@@ -14,20 +14,20 @@ from unspoken.channels.finetunes.recompute import LayerRanges, check_layer_range
 from unspoken.channels.finetunes.store import ProfileStore
 
 if TYPE_CHECKING:
-    from unspoken.agents.models.model import LocalModel
+    from unspoken.agents.models.base import AgentModel
 
 __all__ = ["FindProfile", "across", "of_one_base", "stored_profile"]
 
-FindProfile = Callable[["LocalModel", "LocalModel"], Profile | None]
+FindProfile = Callable[["AgentModel", "AgentModel"], Profile | None]
 """The profile of a sharer's model and a receiver's, or None."""
 
 
-def stored_profile(sharer: "LocalModel", receiver: "LocalModel") -> Profile | None:
+def stored_profile(sharer: "AgentModel", receiver: "AgentModel") -> Profile | None:
     """The profile in the user's store; it may have been measured since a former plan."""
     return ProfileStore().find(sharer.identity, receiver.identity)
 
 
-def of_one_base(sharer: "LocalModel", receiver: "LocalModel") -> bool:
+def of_one_base(sharer: "AgentModel", receiver: "AgentModel") -> bool:
     """Whether two models differ in their weights alone, as fine-tunes of one base do."""
     ours, theirs = receiver.identity, sharer.identity
     equal = ours.config == theirs.config and ours.tokenizer == theirs.tokenizer
@@ -135,13 +135,13 @@ def _unfit(ends: EdgeEnds, profile: Profile, *, moved: bool) -> ChannelChoice | 
     return ChannelChoice("text", reason, expected=expected, advice=advice)
 
 
-def _called(model: "LocalModel", agent: str) -> str:
+def _called(model: "AgentModel", agent: str) -> str:
     if model.adapter is not None:
         return f"{model.ref} with {model.adapter}"
     return model.ref or agent
 
 
-def _profile_command(sharer: "LocalModel", receiver: "LocalModel") -> str:
+def _profile_command(sharer: "AgentModel", receiver: "AgentModel") -> str:
     if not sharer.ref or not receiver.ref:
         return "load both models by reference and run `unspoken profile fit` on them"
     words = ["unspoken", "profile", "fit", sharer.ref, receiver.ref]

@@ -25,7 +25,7 @@ from unspoken.channels.kv.compressed import compressed_bytes_per_token
 from unspoken.channels.projected import Bridge
 
 if TYPE_CHECKING:
-    from unspoken.agents.models.model import LocalModel
+    from unspoken.agents.models.base import AgentModel
     from unspoken.channels.base import Channel
 
 __all__ = ["plan_workflow"]
@@ -33,7 +33,7 @@ __all__ = ["plan_workflow"]
 
 def plan_workflow(
     spec: WorkflowSpec,
-    models: Mapping[str, "LocalModel"],
+    models: Mapping[str, "AgentModel"],
     inputs: Mapping[str, object] | None = None,
     *,
     find_bridge: FindBridge = lambda sharer, receiver: None,
@@ -97,7 +97,7 @@ def _impossible_layers(ends: EdgeEnds) -> Problem | None:
     return None
 
 
-def _notes(model: "LocalModel") -> tuple[str, ...]:
+def _notes(model: "AgentModel") -> tuple[str, ...]:
     plain = "it brings no chat template: turns are plain paragraphs"
     return ((plain,) if model.template.plain else ()) + model.template.notes
 
@@ -135,7 +135,7 @@ def _brings_state(choice: ChannelChoice) -> bool:
     return choice.channel != "text" if choice.custom is None else choice.custom.carries_state
 
 
-def _bytes_per_token(edge: EdgeSpec, choice: ChannelChoice, model: "LocalModel") -> int:
+def _bytes_per_token(edge: EdgeSpec, choice: ChannelChoice, model: "AgentModel") -> int:
     if not _brings_state(choice):
         return 0
     if choice.layer_ranges is not None:
@@ -194,7 +194,7 @@ def _choose(
     return choice
 
 
-def _by_custom(channel: "Channel", sharer: "LocalModel", receiver: "LocalModel") -> ChannelChoice:
+def _by_custom(channel: "Channel", sharer: "AgentModel", receiver: "AgentModel") -> ChannelChoice:
     """A channel of the workflow's own class, where it takes the pair."""
     try:
         channel.check(sharer, receiver)

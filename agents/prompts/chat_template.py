@@ -1,9 +1,15 @@
 """A chat template taken apart once: what stands before and after the words of each role's turn."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-__all__ = ["PLAIN_TEMPLATE", "ChatTemplate", "read_template"]
+from unspoken.channels.errors import ModelSupportError
+
+if TYPE_CHECKING:
+    from unspoken.agents.prompts.tokenizer import TextTokenizer
+
+__all__ = ["PLAIN_TEMPLATE", "ChatTemplate", "read_template", "template_of"]
 
 Render = Callable[[Sequence[Mapping[str, str]], bool], str]
 
@@ -110,6 +116,42 @@ def read_template(render: Render, *, bos: str = "", plain: bool = False) -> Chat
         plain,
         tuple(notes),
     )
+
+
+def template_of(text: "TextTokenizer") -> ChatTemplate:
+    """The template that a tokenizer brings, taken apart; a plain one where it brings none.
+
+    Raises:
+        ModelSupportError: A tokenizer that cannot render even the plain one.
+    """
+    source = text.tokenizer.chat_template
+    if isinstance(source, dict):
+        source = source.get("default")
+    if source:
+        parts = read_template(_renderer(text, source), bos=text.bos)
+        if parts is not None:
+            return parts
+    plain = read_template(_renderer(text, PLAIN_TEMPLATE), bos=text.bos, plain=True)
+    if plain is None:
+        raise ModelSupportError("the plain chat template could not be rendered")
+    if source:
+        note = "its own chat template could not be taken apart: turns are plain paragraphs"
+        return replace(plain, plain=False, notes=(*plain.notes, note))
+    return plain
+
+
+def _renderer(text: "TextTokenizer", source: str) -> Render:
+    def render(turns: Sequence[Mapping[str, str]], prompt: bool) -> str:
+        return str(
+            text.tokenizer.apply_chat_template(
+                [dict(turn) for turn in turns],
+                chat_template=source,
+                tokenize=False,
+                add_generation_prompt=prompt,
+            )
+        )
+
+    return render
 
 
 def _later_wrappers(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from unspoken.agents.engines.base import Engine, History, StateRef
-from unspoken.agents.models.model import LocalModel
+from unspoken.agents.models.base import AgentModel
 from unspoken.agents.prompts.context import Context
 from unspoken.agents.runtime.dataflow import Firing
 from unspoken.agents.runtime.report import TurnReport
@@ -41,7 +41,7 @@ class AgentRun:
 
     name: str
     spec: AgentSpec
-    model: LocalModel
+    model: AgentModel
     engine: Engine
     context: Context | None = None
     state: StateRef | None = None

@@ -15,7 +15,7 @@ from unspoken.channels.errors import InputError
 from unspoken.channels.message import Message
 
 if TYPE_CHECKING:
-    from unspoken.agents.models.model import LocalModel
+    from unspoken.agents.models.base import AgentModel
 
 __all__ = [
     "Prepared",
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def check_received(
-    spec: WorkflowSpec, models: Mapping[str, "LocalModel"], received: Mapping[str, Message]
+    spec: WorkflowSpec, models: Mapping[str, "AgentModel"], received: Mapping[str, Message]
 ) -> None:
     """Refuse a message that the agent of its name cannot have published.
 

@@ -3,7 +3,7 @@
 from collections import deque
 
 from unspoken.agents.engines.base import Sampling
-from unspoken.agents.models.model import LocalModel
+from unspoken.agents.models.base import AgentModel
 from unspoken.agents.prompts.context import Context
 from unspoken.agents.prompts.tokenizer import Detokenizer
 from unspoken.agents.spec.spec import GenerateSpec
@@ -12,7 +12,7 @@ from unspoken.channels.message import Segment
 __all__ = ["TurnReply", "sampling_of"]
 
 
-def sampling_of(settings: GenerateSpec, model: LocalModel) -> Sampling:
+def sampling_of(settings: GenerateSpec, model: AgentModel) -> Sampling:
     """An agent's settings as its engine takes them."""
     return Sampling(
         max_tokens=settings.max_new_tokens,
@@ -35,7 +35,7 @@ class TurnReply:
         stop: Strings that end the turn.
     """
 
-    def __init__(self, model: LocalModel, context: Context, stop: tuple[str, ...] = ()) -> None:
+    def __init__(self, model: AgentModel, context: Context, stop: tuple[str, ...] = ()) -> None:
         self._builder, self._context = model.context_builder, context
         self._ask = self._builder.ask(context)
         self._detokenizer = Detokenizer(model.text, stop)

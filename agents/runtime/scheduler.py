@@ -12,7 +12,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from unspoken.agents.engines.base import Engine, Inbound, TurnRequest, Usage
-from unspoken.agents.models.model import LocalModel
+from unspoken.agents.models.base import AgentModel
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.prompts.jinja import evaluate, render
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
@@ -64,7 +64,7 @@ class Scheduler:
         self,
         spec: WorkflowSpec,
         *,
-        models: Mapping[str, LocalModel],
+        models: Mapping[str, AgentModel],
         engines: Mapping[str, Engine],
         states: StateStore,
         plan: Plan,

@@ -1,0 +1,108 @@
+"""What a workflow needs of a model, and what a turn computed in this process needs besides."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from unspoken.channels.model import CausalModel
+
+if TYPE_CHECKING:
+    from unspoken.agents.models.hf import Capture
+    from unspoken.agents.models.hf_cache import ContextCache
+    from unspoken.agents.models.weights import Weights
+    from unspoken.agents.prompts.chat_template import ChatTemplate
+    from unspoken.agents.prompts.context import ContextBuilder
+    from unspoken.agents.prompts.tokenizer import TextTokenizer
+    from unspoken.channels.kv.state import KVState
+
+__all__ = ["AgentModel", "TurnModel"]
+
+
+class AgentModel(CausalModel, Protocol):
+    """What a workflow needs of a model: how words become ids, and what a plan asks.
+
+    Who computes its turns is another matter. A model that has `make_engine` brings its own engine
+    (see `unspoken.agents.engines.base.HasEngine`); a `LocalModel` gets the engine of this process.
+    """
+
+    @property
+    def ref(self) -> str:
+        """The reference it can be loaded by; empty for a model made in memory."""
+
+    @property
+    def adapter(self) -> str | None:
+        """Its adapter, where it has one."""
+
+    @property
+    def asked(self) -> Mapping[str, str]:
+        """``dtype``, ``device`` and ``revision`` as they were asked for, those that were."""
+
+    @property
+    def max_positions(self) -> int:
+        """Longest context, in tokens."""
+
+    @property
+    def shifts_keys(self) -> bool:
+        """Whether its keys are rotated the way its rotary embeddings say, so that they can move."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end the assistant's turn."""
+
+    @property
+    def text(self) -> "TextTokenizer":
+        """Its tokenizer."""
+
+    @property
+    def template(self) -> "ChatTemplate":
+        """Its chat template, taken apart."""
+
+    @property
+    def context_builder(self) -> "ContextBuilder":
+        """Composes contexts with both."""
+
+
+class TurnModel(CausalModel, Protocol):
+    """What `LocalEngine` computes a turn with. Gradients are off around every call."""
+
+    @property
+    def ref(self) -> str:
+        """What to call it."""
+
+    @property
+    def max_positions(self) -> int:
+        """Longest context, in tokens."""
+
+    @property
+    def shifts_keys(self) -> bool:
+        """Whether its keys can be moved to other positions."""
+
+    @property
+    def weights(self) -> "Weights | None":
+        """The weights it computes on; None for a model that has none."""
+
+    def tensor(self, ids: Sequence[int]) -> Tensor:
+        """Token ids as an int64 tensor on its device, (tokens,)."""
+
+    def open(
+        self, state: Sequence["KVState"], positions: Sequence[int], *, spare: int
+    ) -> "ContextCache":
+        """A cache with `state` in place, and room for `positions` and `spare` more."""
+
+    def prefill_steps(
+        self,
+        ids: Tensor,
+        positions: Sequence[int],
+        cache: "ContextCache",
+        hidden: "Capture | None" = None,
+    ) -> Iterator[Tensor | None]:
+        """Compute `ids` at ascending `positions`, one pass a step.
+
+        Yields:
+            None after every pass but the last, then the logits after the last token, shape
+            (vocabulary,).
+        """
+
+    def step(self, token: Tensor, cache: "ContextCache", hidden: "Capture | None" = None) -> Tensor:
+        """Append one token, shape (1,), to a cache; the logits after it, shape (vocabulary,)."""
