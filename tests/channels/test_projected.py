@@ -48,7 +48,7 @@ def test_true_rows_write_what_text_writes(
     same_outcome(carried, take(receiver, context, (message, TextChannel())))
     usage, told = carried.usage, report(carried)
     assert not told.exact and told.channel == "projected_cache"
-    assert told.reason.startswith("projected: bridge their/model -> our/model, rank 512")
+    assert told.mode == "projected"
     # Of a turn that is kept whole between equal tokenizers, the wrapper is the receiver's own.
     words = sum(len(ours) for _, ours in bridge.asked)
     assert words == told.tokens or (theirs, ours) == ("one", "tune")
@@ -152,7 +152,7 @@ def test_a_message_behind_a_projected_one_is_not_exact(models: Models) -> None:
     behind = take(receiver, context := context_of(receiver, first, second, "who?"),
                   (first, projected), (second, whole))  # fmt: skip
     assert report(behind, 1).repaired == report(behind, 1).tokens
-    assert not report(behind, 1).exact and "approximate" in report(behind, 1).reason
+    assert not report(behind, 1).exact
     before = take(receiver, context := context_of(receiver, "now", second, first, "who?"),
                   (first, projected), (second, whole))  # fmt: skip
     assert report(before, 1).exact and not report(before).exact
@@ -171,7 +171,7 @@ def test_what_a_longer_prefix_holds_counts_as_reused(models: Models) -> None:
     (carried,) = taken(receiver, turn)[1].carries
     told = carried.report
     assert (told.exact, told.projected, told.repaired, told.reused) == (True, 0, 0, told.tokens)
-    assert told.reason.startswith("continuation")
+    assert told.mode == "continuation"
 
 
 def carry(models: Models, message: Message, arrival: Arrival | None = None) -> Any:
@@ -237,7 +237,7 @@ def test_an_error_falls_back_to_text_or_names_its_edge(models: Models) -> None:
     context = context_of(receiver, message, "who?")
     channel = ProjectedCacheChannel(FakeBridge(models["one"], receiver))
     told = report(take(receiver, context, (message, channel), fallback=True))
-    assert told.channel == "text" and told.reason.startswith("fallback from projected_cache")
+    assert told.fallback is not None and told.fallback.channel == "projected_cache"
     with pytest.raises(RunError, match="brings no state"):
         take(receiver, context, (message, channel))
 

@@ -106,7 +106,7 @@ def test_a_bridge_that_is_missing_is_fitted_once(models: Models, monkeypatch: An
     flow = Workflow("w", [reader, solver], bridges="fit").connect(reader, solver, fallback="error")
     (plan,) = flow.plan().edges
     assert (plan.channel, plan.mode, plan.unfitted) == ("projected_cache", "projected", True)
-    assert "fitted on the first run" in plan.reason and not fits
+    assert not fits
     seen: list[str] = []
     flow.fit_bridges(lambda edge, stage, part: seen.append(f"{edge}: {stage}"))
     for _ in range(2):
@@ -155,7 +155,7 @@ def test_a_bridge_of_other_models_is_refused_at_connect(models: Models) -> None:
         reader_solver(models["one"], models["two"], ProjectedCacheChannel(bridge), fallback="error")
     flow = reader_solver(models["one"], models["two"], ProjectedCacheChannel(bridge))
     (plan,) = flow.plan().edges
-    assert plan.mode == "text" and "a bridge of other models" in plan.reason
+    assert plan.fallback is not None and "a bridge of other models" in plan.fallback.cause
 
 
 def test_a_bridge_object_cannot_be_written_to_a_file(models: Models, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_bridge_that_fails_in_the_run_names_its_edge(
         projected(models, fallback="error").run(**GIVEN)
     assert caught.value.edge == "reader -> solver"
     (edge,) = projected(models).run(**GIVEN).report.edges
-    assert edge.channel == "text" and "the bridge made a state" in edge.reason
+    assert edge.fallback is not None and "the bridge made a state" in edge.fallback.cause
 
 
 def test_a_projected_edge_without_bridge_must_not_fall_back(models: Models) -> None:

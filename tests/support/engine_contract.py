@@ -23,12 +23,7 @@ from unspoken.agents.engines.base import (
     TurnRequest,
 )
 from unspoken.channels.base import Arrival, Span
-from unspoken.channels.errors import (
-    ContextLengthError,
-    IdentityMismatch,
-    PacketError,
-    RunError,
-)
+from unspoken.channels.errors import ContextLengthError, IdentityMismatch, PacketError, RunError
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.message import Message, Segment
 from unspoken.channels.same_model import SameModelCacheChannel

@@ -5,14 +5,7 @@ from typing import Any
 
 from unspoken.agents import GenerateSpec, LocalModel
 from unspoken.agents.engines.assembly import Past
-from unspoken.agents.engines.base import (
-    Carried,
-    Inbound,
-    Prefilling,
-    Sampled,
-    TurnRequest,
-    Usage,
-)
+from unspoken.agents.engines.base import Carried, Inbound, Prefilling, Sampled, TurnRequest, Usage
 from unspoken.agents.engines.turn import drive_turn
 from unspoken.agents.prompts.context import ChatTurn, Context
 from unspoken.agents.runtime.reply import TurnReply, sampling_of

@@ -12,7 +12,7 @@ from tiny import tiny_llama
 
 _TURN = """turn prompt_tokens prefilled_tokens reused_tokens recomputed_tokens projected_tokens
     generated_tokens layer_tokens_computed ttft_s seconds finish"""
-_EDGE = """from to turn channel planned reason exact tokens reused repaired projected
+_EDGE = """from to turn channel mode planned reason fallback exact tokens reused repaired projected
     recomputed_layers layer_tokens bytes seconds"""
 _RUN = "run_id workflow outputs agents edges fallbacks peak_state_bytes seconds"
 TURN_KEYS, EDGE_KEYS, RUN_KEYS = (set(keys.split()) for keys in (_TURN, _EDGE, _RUN))

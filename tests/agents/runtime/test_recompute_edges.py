@@ -55,7 +55,6 @@ def test_without_a_profile_the_cache_is_refused_with_the_command_for_one(
 ) -> None:
     (edge,) = flow(models).plan().edges
     assert edge.mode == "text" and (edge.fallback is not None)
-    assert "no profile" in edge.reason
     result = flow(models).run(document=DOCUMENT, question=QUESTION)
     assert sound(result.report).edges[0].channel == "text"
     assert "no profile" in result.report.fallbacks[0][1]
@@ -68,11 +67,9 @@ def test_with_a_profile_within_the_bound_it_is_used(models: tuple[LocalModel, Lo
     assert (edge.mode, edge.channel, edge.recompute) == ("recompute", CACHE, ((1, 2),))
     assert edge.kl == pytest.approx(0.0044)
     assert edge.bytes_per_token == bytes_per_token(models[0].geometry, 4, ((1, 2),))
-    assert "0.01 allowed" in edge.reason
     report = sound(flow(models, "auto").run(document=DOCUMENT, question=QUESTION).report)
     carried = report.edges[0]
     assert (carried.channel, carried.exact, carried.recomputed_layers) == (CACHE, False, 1)
-    assert "layers 1-1 of 2" in carried.reason and "profile" in carried.reason
     assert report.agents["solver"][0].recomputed_tokens >= carried.tokens
     assert not report.fallbacks
 
@@ -81,7 +78,7 @@ def test_beyond_the_bound_it_is_text(models: tuple[LocalModel, LocalModel]) -> N
     """The interval's upper end counts, not the mean."""
     keep(models, point(((1, 2),), 0.0095, 2), point(((0, 2),), 0.0, 2))
     (edge,) = flow(models, "auto").plan().edges
-    assert edge.mode == "text" and "within 0.01 nats" in edge.reason and "0.0105" in edge.reason
+    assert edge.mode == "text"
     (edge,) = flow(models, "auto", max_kl=0.02).plan().edges
     assert edge.mode == "recompute"
 
@@ -89,7 +86,7 @@ def test_beyond_the_bound_it_is_text(models: tuple[LocalModel, LocalModel]) -> N
 def test_behind_other_tokens_the_other_places_count(models: tuple[LocalModel, LocalModel]) -> None:
     keep(models, point(((1, 2),), 0.001, 2, moved=0.02), point(((0, 1),), 0.3, 2))
     (edge,) = flow(models, "auto").plan().edges
-    assert edge.mode == "recompute", edge.reason
+    assert edge.mode == "recompute"
     (edge,) = flow(models, "auto", system="Be brief.").plan().edges
     assert edge.mode == "text"
     (edge,) = flow(models, "auto", system="Be brief.", max_kl=0.03).plan().edges
@@ -108,7 +105,7 @@ def test_a_policy_may_refuse_whatever_the_profile_says(
 ) -> None:
     keep(models, point((), 0.0, 2))
     (edge,) = flow(models, recompute="none").plan().edges
-    assert edge.mode == "text" and "recompute: none" in edge.reason
+    assert edge.mode == "text" and edge.fallback is not None
 
 
 @pytest.mark.parametrize(("layer_ranges", "anew"), [([], 0), ([[0, 1]], 1), ([[0, 2]], 2)])
@@ -119,7 +116,6 @@ def test_a_policy_may_name_the_layers(
     assert chosen.plan().edges[0].mode == "recompute"
     (carried,) = sound(chosen.run(document=DOCUMENT, question=QUESTION).report).edges
     assert carried.recomputed_layers == anew and carried.exact == (anew == 2)
-    assert "as the workflow says" in carried.reason
 
 
 def test_all_layers_anew_write_what_text_writes(models: tuple[LocalModel, LocalModel]) -> None:
@@ -136,19 +132,19 @@ def test_layers_that_the_model_lacks_are_a_mistake(models: tuple[LocalModel, Loc
 
 
 @pytest.mark.parametrize(
-    ("edge", "system", "says"),
+    ("edge", "system"),
     [
-        ({"codec": "int8"}, None, "keeps it as int8"),
-        ({"repair": {"sink": 2}}, "Be brief.", "the edge repairs 2"),
-        ({"repair": "none"}, "Be brief.", "the edge repairs 0"),
+        ({"codec": "int8"}, None),
+        ({"repair": {"sink": 2}}, "Be brief."),
+        ({"repair": "none"}, "Be brief."),
     ],
 )
 def test_a_bound_is_not_used_where_it_was_not_measured(
-    models: tuple[LocalModel, LocalModel], edge: dict[str, Any], system: str | None, says: str
+    models: tuple[LocalModel, LocalModel], edge: dict[str, Any], system: str | None
 ) -> None:
     keep(models, point(((1, 2),), 0.001, 2))
     (planned,) = flow(models, "auto", system=system, **edge).plan().edges
-    assert planned.mode == "text" and says in planned.reason
+    assert planned.mode == "text"
 
 
 def test_a_profile_of_another_dtype_says_nothing(models: tuple[LocalModel, LocalModel]) -> None:
@@ -156,7 +152,7 @@ def test_a_profile_of_another_dtype_says_nothing(models: tuple[LocalModel, Local
     side = profile.receiver.model_copy(update={"layer_dtype": "bfloat16"})
     ProfileStore().save(profile.model_copy(update={"receiver": side}))
     (edge,) = flow(models, "auto").plan().edges
-    assert edge.mode == "text" and "measured in bfloat16" in edge.reason
+    assert edge.mode == "text"
 
 
 def test_layers_chosen_for_the_prefix_serve_there_alone(
@@ -183,7 +179,7 @@ def test_layers_chosen_for_the_prefix_serve_there_alone(
     report = sound(made.run().report)
     first, _, second = report.edges
     assert first.recomputed_layers == 1 and second.channel == "text"
-    assert "after other tokens" in second.reason and report.fallbacks
+    assert second.fallback is not None and report.fallbacks
 
 
 def test_an_edge_that_must_not_fall_back_is_an_error(models: tuple[LocalModel, LocalModel]) -> None:
@@ -197,7 +193,8 @@ def test_a_broken_profile_is_said_to_be_one(models: tuple[LocalModel, LocalModel
     (folder,) = (entry.path for entry in ProfileStore().entries())
     (folder / "profile.json").write_text("{")
     (edge,) = flow(models).plan().edges
-    assert edge.mode == "text" and "profile.json" in edge.reason
+    assert edge.mode == "text" and edge.fallback is not None
+    assert "profile.json" in edge.fallback.cause
 
 
 def test_a_channel_object_names_its_layers(models: tuple[LocalModel, LocalModel]) -> None:
@@ -275,7 +272,7 @@ def test_a_chain_of_three_models_recomputes_twice(
     assert [edge.recomputed_layers for edge in report.edges] == [1, 1]
     assert all(edge.repaired > 0 for edge in report.edges)
     assert all(report.agents[name][0].recomputed_tokens > 0 for name in "bc")
-    assert "approximate itself" in report.edges[1].reason
+    assert not any(edge.exact for edge in report.edges)
     assert not report.fallbacks
 
 

@@ -108,7 +108,6 @@ def test_tokens_count_by_their_dearest_treatment() -> None:
     report = carried.report
     assert (report.reused, report.repaired, report.recomputed_layers) == (0, 20, 2)
     assert report.layer_tokens == 2 * 20 + 4 * 7
-    assert "layers 1-2 of 4 recomputed over 20 tokens" in report.reason
 
 
 def test_bytes_are_those_of_the_other_layers_and_of_the_entries() -> None:
@@ -298,7 +297,7 @@ def test_an_early_layer_computed_anew_shows_no_deviation() -> None:
     parts = assemble(
         receiver, ids, [delivered(message_of(sharer), ids, 3, channel((0, 2), deviation=0.3))]
     )
-    assert not parts.repaired and "shows no deviation" in parts.carries[0].report.reason
+    assert not parts.repaired
 
 
 def test_the_tokens_that_deviate_are_those_whose_values_do() -> None:
