@@ -47,15 +47,13 @@ def measure(
     conditions = {}
     for name, config in variants.items():
         progress(f"solve: {name}")
-        conditions[name] = forms.ways(config, forms.projector(config))
+        conditions[name] = forms.conditions(config, forms.projector(config))
     forms.release()
     passages = judged_rows(trials, conditions)
-    forms.forget()
     questions = judged_rows(asked, conditions) if asked else {}
     ranks = {name: config.rank or "full" for name, config in variants.items()}
     rows = _rows(passages, questions, ranks)
     del conditions
-    forms.forget()
     trained = _trained(sharer, receiver, bridge)
     if trained is not None:
         progress("the trained bridge, and its parts switched off")

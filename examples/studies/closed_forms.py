@@ -1,26 +1,34 @@
 """Many closed forms from one pair of Gram matrices: what each feature, and each width, is worth."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from itertools import islice
 
 import torch
 from torch import Tensor
 
+from unspoken.channels.bridges.audit.controls import projector_of
 from unspoken.channels.bridges.audit.trial import Condition, Trial
 from unspoken.channels.bridges.features import width, widths
 from unspoken.channels.bridges.fit.example import sharer_rows, target_rows
-from unspoken.channels.bridges.fit.initialization import start_from
-from unspoken.channels.bridges.fit.ridge import Gram, Solution, choose_layers
+from unspoken.channels.bridges.fit.initialization import (
+    explaining_layers,
+    new_projector,
+    start_from,
+)
+from unspoken.channels.bridges.fit.ridge import Gram, Solution
 from unspoken.channels.bridges.fit.samples import TokenizedSample, draw_samples, prepare
 from unspoken.channels.bridges.projection import SINK, feature_rows, projected_state
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.data.text import Corpus
-from unspoken.channels.kv.state import KVState, LayerState
-from unspoken.channels.model import TextModel
+from unspoken.channels.kv.state import KVState
+from unspoken.channels.model import Prefill, TextModel
 
-__all__ = ["ClosedForms", "choose"]
+__all__ = ["EMBEDDINGS", "ClosedForms", "choose"]
 
-Report = Callable[[float], None]
+EMBEDDINGS = 2
+"""Most of the receiver's embeddings that a form may read."""
 
 
 @torch.no_grad()
@@ -30,38 +38,13 @@ def choose(
     corpus: Corpus,
     counts: Sequence[int],
     *,
-    embeddings: int = 2,
     messages: int = 10,
-    seed: int = 0,
 ) -> dict[int, tuple[int, ...]]:
     """For each count, the sharer's layers that together explain the receiver's rows best."""
-    samples = draw_samples(corpus.stream(seed), seed)
-    tokenized = [prepare(next(samples), sharer, receiver) for _ in range(messages)]
-    every = range(len(sharer.geometry.layers))
-    plain = ProjectorConfig((), embeddings=embeddings)
-    theirs = [sharer_rows(sample, sharer, every) for sample in tokenized]
-    known = [
-        feature_rows(plain, rows[:, :0], sample.ids, sample.at, receiver, None)
-        for rows, sample in zip(theirs, tokenized, strict=True)
-    ]
-    layers = range(len(receiver.geometry.layers))
-    targets = [
-        target_rows(_read(sample, receiver, ())[0], sample, receiver, layers)
-        for sample in tokenized
-    ]
-    blocks = list(torch.split(torch.cat(theirs), list(widths(sharer.geometry, every)), dim=1))
-    most = max(counts, default=0)
-    chosen = choose_layers(blocks, torch.cat(known), torch.cat(targets), most, seed=seed)
-    return {count: tuple(sorted(chosen[:count])) for count in counts}
-
-
-def _read(
-    sample: TokenizedSample, receiver: TextModel, natives: Sequence[int]
-) -> tuple[KVState, Mapping[int, Tensor]]:
-    """The receiver's state of the whole context, and the message's hidden states at some layers."""
-    ids = torch.tensor(sample.ids, device=receiver.device)
-    prefill = receiver.prefill(ids, capture=natives)
-    return prefill.state, {layer: prefill.hidden[layer][sample.at :] for layer in natives}
+    samples = islice(draw_samples(corpus.stream(), 0), messages)
+    tokenized = [prepare(sample, sharer, receiver) for sample in samples]
+    order = explaining_layers(tokenized, sharer, receiver, embeddings=EMBEDDINGS, most=max(counts))
+    return {count: tuple(sorted(order[:count])) for count in counts}
 
 
 class ClosedForms:
@@ -71,7 +54,6 @@ class ClosedForms:
         sharer: Whose cache is read.
         receiver: Whose cache is made.
         layers: All source layers that a form may read.
-        embeddings: Most embeddings that a form may read.
         natives: Numbers of native layers that a form may have, 0 left out.
     """
 
@@ -81,67 +63,63 @@ class ClosedForms:
         receiver: TextModel,
         layers: Sequence[int],
         *,
-        embeddings: int = 2,
         natives: Sequence[int] = (),
     ) -> None:
         self.sharer, self.receiver = sharer, receiver
-        self.wide = ProjectorConfig(tuple(layers), embeddings=embeddings, hidden=0)
+        self.wide = ProjectorConfig(tuple(layers), embeddings=EMBEDDINGS, hidden=0)
         self.natives = tuple(natives)
-        sizes = widths(sharer.geometry, layers)
-        starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
-        self._layers = {
-            layer: range(start, start + size)
-            for layer, start, size in zip(layers, starts, sizes, strict=False)
-        }
-        self._extra = starts[-1]
-        hidden = receiver.geometry.hidden_size
-        self.columns = self._extra + (embeddings + len(self.natives)) * hidden
+        # Columns stand in this order: source layers, embeddings, native layers.
+        sizes = [*widths(sharer.geometry, layers)]
+        sizes += [receiver.geometry.hidden_size] * (EMBEDDINGS + len(self.natives))
+        *starts, self.columns = torch.tensor([0, *sizes]).cumsum(0).tolist()
+        self._blocks = [
+            range(start, start + size) for start, size in zip(starts, sizes, strict=True)
+        ]
         self._gram: Gram | None = None
         self._solved: tuple[list[int], Solution] | None = None
-        self._held: dict[int, Tensor] = {}
+        self._features_of = lru_cache(maxsize=3)(self._features)  # large; trials come in order
 
     @torch.no_grad()
-    def fit(
-        self,
-        corpus: Corpus,
-        tokens: int,
-        *,
-        seed: int = 0,
-        report: Report = lambda fraction: None,
-    ) -> None:
+    def fit(self, corpus: Corpus, tokens: int) -> None:
         """Fill the Gram matrices from a corpus."""
         layers = range(len(self.receiver.geometry.layers))
         gram = Gram(self.columns, width(self.receiver.geometry, layers), self.receiver.device)
-        for drawn in draw_samples(corpus.stream(seed), seed):
+        for drawn in draw_samples(corpus.stream(), 0):
             sample = prepare(drawn, self.sharer, self.receiver)
-            full, hidden = _read(sample, self.receiver, self.natives)
+            read = self._read(sample)
             skip = max(SINK - sample.at, 0)
-            features = self._features(sample, hidden)
+            features = self._joined(sample, read.hidden)
             if len(features) > skip:
-                targets = target_rows(full, sample, self.receiver, layers)
+                targets = target_rows(read.state, sample, self.receiver, layers)
                 gram.add(features[skip:], targets[skip:])
-            report(min(gram.count / tokens, 1.0))
             if gram.count >= tokens:
                 break
         self._gram = gram
 
-    def _features(self, sample: TokenizedSample, hidden: Mapping[int, Tensor]) -> Tensor:
+    def _read(self, sample: TokenizedSample) -> Prefill:
+        ids = torch.tensor(sample.ids, device=self.receiver.device)
+        return self.receiver.prefill(ids, capture=self.natives)
+
+    def _features(self, sample: TokenizedSample) -> Tensor:
+        return self._joined(sample, self._read(sample).hidden if self.natives else {})
+
+    def _joined(self, sample: TokenizedSample, hidden: Mapping[int, Tensor]) -> Tensor:
+        """All features of a message, (tokens, columns)."""
         theirs = sharer_rows(sample, self.sharer, self.wide.source_layers)
         rows = feature_rows(self.wide, theirs, sample.ids, sample.at, self.receiver, None)
-        return torch.cat([rows, *(hidden[layer].float() for layer in self.natives)], dim=1)
+        native = [hidden[layer][sample.at :].float() for layer in self.natives]
+        return torch.cat([rows, *native], dim=1)
 
     def columns_of(self, config: ProjectorConfig) -> list[int]:
         """The columns that a configuration's projector reads, in its order."""
-        hidden = self.receiver.geometry.hidden_size
-        columns = [column for layer in config.source_layers for column in self._layers[layer]]
-        columns += range(self._extra, self._extra + config.embeddings * hidden)
+        source = len(self.wide.source_layers)
+        blocks = [self.wide.source_layers.index(layer) for layer in config.source_layers]
+        blocks += range(source, source + config.embeddings)
         if config.native_layers:
-            place = self.wide.embeddings + self.natives.index(config.native_layers)
-            start = self._extra + place * hidden
-            columns += range(start, start + hidden)
-        return columns
+            blocks.append(source + EMBEDDINGS + self.natives.index(config.native_layers))
+        return [column for block in blocks for column in self._blocks[block]]
 
-    def projector(self, config: ProjectorConfig, *, seed: int = 0) -> Projector:
+    def projector(self, config: ProjectorConfig) -> Projector:
         """The closed form of a configuration; a rank of 0 leaves it uncut.
 
         Raises:
@@ -151,25 +129,21 @@ class ClosedForms:
             raise ValueError("no rows to solve from")
         columns = self.columns_of(config)
         if self._solved is None or self._solved[0] != columns:
-            self._solved = None
-            where = torch.tensor(columns, device=self.receiver.device)
-            self._solved = columns, self._gram.solve(where)
-        solution = self._for_targets(self._solved[1], config)
-        plain = replace(config, hidden=0, rank=config.rank or len(columns))
-        projector = Projector(plain, self.sharer.geometry, self.receiver.geometry)
-        projector = projector.to(self.receiver.device)
+            self._solved = None  # gives its memory back first
+            places = torch.tensor(columns, device=self.receiver.device)
+            self._solved = columns, self._gram.solve(places)
+        solution = self._projected_part(self._solved[1], config)
         if config.rank:
-            start_from(projector, solution, *solution.cut(config.rank, seed=seed))
-        else:
-            eye = torch.eye(len(columns), device=self.receiver.device)
-            start_from(projector, solution, eye, solution.full())
+            return projector_of(config, solution, self.sharer, self.receiver)
+        uncut = replace(config, hidden=0, rank=len(columns))
+        projector = new_projector(uncut, self.sharer, self.receiver)
+        eye = torch.eye(len(columns), device=self.receiver.device)
+        start_from(projector, solution, eye, solution.full())
         return projector.eval().requires_grad_(False)
 
-    def _for_targets(self, solution: Solution, config: ProjectorConfig) -> Solution:
+    def _projected_part(self, solution: Solution, config: ProjectorConfig) -> Solution:
         """The solution for the layers that are projected."""
         first = width(self.receiver.geometry, range(config.native_layers))
-        if not first:
-            return solution
         return replace(
             solution,
             half=solution.half[:, first:],
@@ -177,45 +151,29 @@ class ClosedForms:
             deviation=solution.deviation[first:],
         )
 
-    def ways(self, config: ProjectorConfig, projector: Projector) -> tuple[Condition, Condition]:
+    def conditions(
+        self, config: ProjectorConfig, projector: Projector
+    ) -> tuple[Condition, Condition]:
         """The state that a closed form makes, and the same from another example's message."""
         columns = torch.tensor(self.columns_of(config), device=self.receiver.device)
         theirs = width(self.sharer.geometry, config.source_layers)
 
-        def make(trial: Trial, features: Tensor) -> KVState:
-            native = tuple(
-                LayerState(
-                    layer.keys[:, trial.sample.at - layer.first :],
-                    layer.values[:, trial.sample.at - layer.first :],
-                    trial.sample.at,
-                )
-                for layer in trial.full.layers[: config.native_layers]
-            )
-            return projected_state(projector, features, native, trial.sample.at, self.receiver)
+        def made(trial: Trial, features: Tensor) -> KVState:
+            at, full = trial.sample.at, trial.full
+            native = full.slice(at, full.stop).layers[: config.native_layers]
+            return projected_state(projector, features, native, at, self.receiver)
 
-        def own(trial: Trial, other: Trial) -> KVState:
-            return make(trial, self._of(trial)[:, columns])
+        def matched(trial: Trial, other: Trial) -> KVState:
+            return made(trial, self._features_of(trial.sample)[:, columns])
 
-        def misled(trial: Trial, other: Trial) -> KVState:
-            mine, its = self._of(trial)[:, columns], self._of(other)[:, columns[:theirs]]
-            rows = torch.arange(len(mine), device=mine.device) % len(its)
-            return make(trial, torch.cat([its[rows], mine[:, theirs:]], dim=1))
+        def mismatched(trial: Trial, other: Trial) -> KVState:
+            ours = self._features_of(trial.sample)[:, columns]
+            rows = self._features_of(other.sample)[:, columns[:theirs]]
+            cycle = torch.arange(len(ours), device=ours.device) % len(rows)
+            return made(trial, torch.cat([rows[cycle], ours[:, theirs:]], dim=1))
 
-        return own, misled
-
-    def _of(self, trial: Trial) -> Tensor:
-        """All features of a trial's message; those of the last few trials are kept."""
-        if trial.index not in self._held:
-            while len(self._held) > 2:
-                self._held.pop(next(iter(self._held)))
-            hidden = _read(trial.sample, self.receiver, self.natives)[1] if self.natives else {}
-            self._held[trial.index] = self._features(trial.sample, hidden)
-        return self._held[trial.index]
+        return matched, mismatched
 
     def release(self) -> None:
         """Give the memory of the Gram matrices back; what was solved stays as it is."""
         self._gram = self._solved = None
-
-    def forget(self) -> None:
-        """Let go of what is kept of the trials, before those of another data set come."""
-        self._held.clear()

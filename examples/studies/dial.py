@@ -40,7 +40,7 @@ def measure(
             variants[f"{name} {native}"] = config, forms.projector(config)
     forms.release()
     progress("judge")
-    judged = judged_rows(trials, {name: forms.ways(*form) for name, form in variants.items()})
+    judged = judged_rows(trials, {name: forms.conditions(*form) for name, form in variants.items()})
     rows: list[dict[str, Any]] = []
     for native in natives:
         row: dict[str, Any] = {

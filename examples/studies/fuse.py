@@ -141,7 +141,7 @@ def _hinted(
     for row, ids in zip(rows, hints, strict=True):
         hint = " ".join(sharer.decode(ids[:length]).split())
         prompt = choice_prompt(row.question, hint)
-        chosen.append(answer_text(receiver, prompt, row.options, row.answer))
+        chosen.append(answer_text(receiver, prompt, row))
     return chosen
 
 
@@ -168,9 +168,9 @@ def _caches(
         for condition, (module, read) in inputs.items():
             states = fused_context(module, read, receiver)
             last = read.sample.ids[-1]
-            chosen[condition].append(choose(receiver, last, states, row.options, row.answer))
+            chosen[condition].append(choose(receiver, last, states, row))
         prompt = choice_prompt(row.question)
-        chosen[SHARER].append(answer_text(sharer, prompt, row.options, row.answer))
+        chosen[SHARER].append(answer_text(sharer, prompt, row))
         before = pair.theirs
         if number % 20 == 0 or number == len(rows):
             progress(f"{number} of {len(rows)} rows fused")

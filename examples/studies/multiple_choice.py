@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from unspoken.agents.bench.turns import generate, until_stop
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import ChatTurn
+from unspoken.channels.bridges.audit.fuse_audit import likeliest, log_likelihoods
+from unspoken.channels.data.rows import ChoiceRow
 from unspoken.channels.kv.state import KVState
 
 __all__ = ["ASKS", "Chosen", "answer_text", "choose", "write_hints"]
@@ -37,53 +37,18 @@ class Chosen:
 
 
 @torch.no_grad()
-def choose(
-    model: LocalModel, last: int, states: Sequence[KVState], options: Sequence[str], answer: int
-) -> Chosen:
-    """Score every option as what follows the input.
-
-    Args:
-        model: Answers.
-        last: The input's last token.
-        states: State of the input but its last token.
-        options: The options, without the space before them.
-        answer: Index of the right one.
-    """
-    ids = [model.words(f" {option}")[0] for option in options]
-    sums = _log_likelihoods(model, last, states, ids)
-    by_characters = [total / len(option) for total, option in zip(sums, options, strict=True)]
-    return Chosen(_best(by_characters) == answer, _best(sums) == answer)
+def choose(model: LocalModel, last: int, states: Sequence[KVState], row: ChoiceRow) -> Chosen:
+    """Score a question's options over the state of an input but its last token."""
+    sums = log_likelihoods(model, last, states, row.options)
+    best = likeliest(sums, row.options), likeliest(sums, row.options, by_characters=False)
+    return Chosen(best[0] == row.answer, best[1] == row.answer)
 
 
-def _best(scores: Sequence[float]) -> int:
-    return max(range(len(scores)), key=scores.__getitem__)
-
-
-def _log_likelihoods(
-    model: LocalModel, last: int, states: Sequence[KVState], options: Sequence[tuple[int, ...]]
-) -> list[float]:
-    """Summed log-probability of each option after one input, all in one pass of transformers."""
-    state = KVState.concat(states)
-    cache = DynamicCache()
-    for number, layer in enumerate(state.layers):
-        copies = (len(options), -1, -1, -1)
-        cache.update(layer.keys.expand(copies), layer.values.expand(copies), number)
-    longest = max(map(len, options))
-    fed = [(last, *option[:-1], *[last] * (longest - len(option))) for option in options]
-    hf: Any = model.hf
-    logits = hf(torch.tensor(fed, device=model.device), past_key_values=cache).logits
-    sums = []
-    for row, option in zip(logits, options, strict=True):
-        logs = row[: len(option)].float().log_softmax(dim=-1)
-        sums.append(float(logs.gather(1, model.tensor(option)[:, None]).sum()))
-    return sums
-
-
-def answer_text(model: LocalModel, text: str, options: Sequence[str], answer: int) -> Chosen:
-    """Let a model read a text and score the options."""
+def answer_text(model: LocalModel, text: str, row: ChoiceRow) -> Chosen:
+    """Let a model read a text and score a question's options."""
     ids = (*model.frame("bare").before, *model.words(text)[0])
     state = model.prefill(model.tensor(ids)).state
-    return choose(model, ids[-1], [state.slice(0, len(ids) - 1)], options, answer)
+    return choose(model, ids[-1], [state.slice(0, len(ids) - 1)], row)
 
 
 @torch.no_grad()

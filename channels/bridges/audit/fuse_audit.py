@@ -22,7 +22,7 @@ from unspoken.channels.kv.state import KVState
 from unspoken.channels.metrics import paired, wilson
 from unspoken.channels.model import TextModel
 
-__all__ = ["FUSE", "ending_as", "read_both", "with_fuse"]
+__all__ = ["FUSE", "ending_as", "likeliest", "log_likelihoods", "read_both", "with_fuse"]
 
 FUSE = "fuse"
 ALONE, FUSED, OTHER = "receiver alone", "fused", "fused, another row's sharer"
@@ -83,7 +83,8 @@ def _marks(
             (OTHER, fuser, other),
         ):
             states = fused_context(module, given, receiver)
-            marks[condition].append(_right(receiver, own.sample.ids[-1], states, row))
+            sums = log_likelihoods(receiver, own.sample.ids[-1], states, row.options)
+            marks[condition].append(likeliest(sums, row.options) == row.answer)
         before = own.theirs
         report(FUSE, number / len(rows))
     return marks
@@ -101,14 +102,29 @@ def ending_as(theirs: Tensor, length: int) -> Tensor:
     return theirs[len(theirs) - 1 - back]
 
 
-def _right(receiver: TextModel, last: int, states: Sequence[KVState], row: ChoiceRow) -> bool:
-    options = [receiver.words(f" {option}")[0] for option in row.options]
-    losses = losses_of(receiver, states, (last,), options)
+def log_likelihoods(
+    receiver: TextModel, last: int, states: Sequence[KVState], options: Sequence[str]
+) -> list[float]:
+    """Log-likelihood of each option as what follows an input.
+
+    Args:
+        receiver: Answers.
+        last: The input's last token.
+        states: State of the input but its last token.
+        options: The options, without the space before them.
+    """
+    tokens = [receiver.words(f" {option}")[0] for option in options]
+    losses = losses_of(receiver, states, (last,), tokens)
+    return [-loss * len(ids) for loss, ids in zip(losses, tokens, strict=True)]
+
+
+def likeliest(sums: Sequence[float], options: Sequence[str], *, by_characters: bool = True) -> int:
+    """Index of the likeliest option, per character (lm-eval's ``acc_norm``) or in all."""
     scores = [
-        -loss * len(ids) / len(option)
-        for loss, ids, option in zip(losses, options, row.options, strict=True)
+        total / len(option) if by_characters else total
+        for total, option in zip(sums, options, strict=True)
     ]
-    return max(range(len(scores)), key=scores.__getitem__) == row.answer
+    return max(range(len(scores)), key=scores.__getitem__)
 
 
 def _share(marks: Sequence[bool]) -> float:

@@ -27,6 +27,7 @@ __all__ = [
     "LEAST",
     "add_rows",
     "closed_form_projector",
+    "explaining_layers",
     "new_projector",
     "peak_gigabytes",
     "projector_bytes",
@@ -129,22 +130,11 @@ def _configure(
     samples: list[TokenizedSample], sharer: TextModel, receiver: TextModel, settings: FitSettings
 ) -> ProjectorConfig:
     """The projector's shape; its source layers are those that add most on a few messages."""
-    count = len(sharer.geometry.layers)
-    sizes = widths(sharer.geometry, range(count))
-    device = receiver.device
-    rows = [sharer_rows(sample, sharer, range(count)).to(device) for sample in samples]
+    sizes = widths(sharer.geometry, range(len(sharer.geometry.layers)))
     wanted, embeddings = within_columns(settings, sizes, receiver)
-    plain = ProjectorConfig((), embeddings=embeddings)
-    known = [
-        feature_rows(plain, every[:, :0], sample.ids, sample.at, receiver, None)
-        for every, sample in zip(rows, samples, strict=True)
-    ]
-    layers = range(len(receiver.geometry.layers))
-    targets = [
-        target_rows(receiver.read(sample.ids), sample, receiver, layers) for sample in samples
-    ]
-    blocks = list(torch.split(torch.cat(rows), list(sizes), dim=1))
-    chosen = choose_layers(blocks, torch.cat(known), torch.cat(targets), wanted, seed=settings.seed)
+    chosen = explaining_layers(
+        samples, sharer, receiver, embeddings=embeddings, most=wanted, seed=settings.seed
+    )
     config = ProjectorConfig(
         source_layers=tuple(sorted(chosen)),
         native_layers=settings.native_layers,
@@ -154,6 +144,31 @@ def _configure(
     )
     rank = settings.rank or widest_rank(config, sharer.geometry, receiver.geometry)
     return replace(config, rank=rank)
+
+
+def explaining_layers(
+    samples: Sequence[TokenizedSample],
+    sharer: TextModel,
+    receiver: TextModel,
+    *,
+    embeddings: int,
+    most: int,
+    seed: int = 0,
+) -> tuple[int, ...]:
+    """The sharer's layers that together explain the receiver's rows best, the first one first."""
+    every = range(len(sharer.geometry.layers))
+    rows = [sharer_rows(sample, sharer, every).to(receiver.device) for sample in samples]
+    plain = ProjectorConfig((), embeddings=embeddings)
+    known = [
+        feature_rows(plain, theirs[:, :0], sample.ids, sample.at, receiver, None)
+        for theirs, sample in zip(rows, samples, strict=True)
+    ]
+    layers = range(len(receiver.geometry.layers))
+    targets = [
+        target_rows(receiver.read(sample.ids), sample, receiver, layers) for sample in samples
+    ]
+    blocks = list(torch.split(torch.cat(rows), list(widths(sharer.geometry, every)), dim=1))
+    return choose_layers(blocks, torch.cat(known), torch.cat(targets), most, seed=seed)
 
 
 def within_columns(

@@ -3,13 +3,19 @@
 import json
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from architectures import make
 from fusers import bridge_between, fuser_between
 
-from unspoken.channels.bridges.audit.fuse_audit import ending_as, with_fuse
+from unspoken.channels.bridges.audit.fuse_audit import (
+    ending_as,
+    likeliest,
+    log_likelihoods,
+    with_fuse,
+)
 from unspoken.channels.bridges.audit.plan import AuditPlan
 from unspoken.channels.bridges.manifest import Audit
 from unspoken.channels.errors import InputError
@@ -44,3 +50,25 @@ def test_intervals_are_those_of_the_books() -> None:
     assert paired([True] * 5, [False] * 5) == (1.0, 1.0, 1.0)
     middle, low, high = paired([True, False, True, True], [True, True, False, True])
     assert middle == 0.0 and low < 0 < high
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gemma2", "gpt-neox, partial rotary"])
+def test_options_are_scored_as_plain_transformers_scores_them(name: str) -> None:
+    """By the sum of log-probabilities, and by that per character; in short windows too."""
+    model = make(name, 1)
+    options = ["the key", "question of the cache", "er"]
+    read = [*model.frame("bare").before, *model.words("Question: who?\nAnswer:")[0]]
+    sums = []
+    for option in options:
+        ids = model.words(f" {option}")[0]
+        with torch.no_grad():
+            logits: Any = model.hf(model.tensor([*read, *ids])[None]).logits[0]
+        logs = logits.log_softmax(-1)[-len(ids) - 1 : -1]
+        sums.append(float(logs.gather(1, model.tensor(ids)[:, None]).sum()))
+    state = model.prefill(model.tensor(read)).state
+    halves = [state.slice(0, 5), state.slice(5, len(read) - 1)]
+    found = log_likelihoods(model, read[-1], halves, options)
+    assert found == pytest.approx(sums, abs=1e-3)
+    assert likeliest(found, options, by_characters=False) == sums.index(max(sums))
+    per = [total / len(option) for total, option in zip(sums, options, strict=True)]
+    assert likeliest(found, options) == per.index(max(per))
