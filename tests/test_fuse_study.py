@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from architectures import make
 from fusers import CORPUS, SMALL, bridge_between, fuser_between
 
 import fitted_fusers
 import fuse
-import multiple_choice
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.fuse_audit import with_fuse
 from unspoken.channels.bridges.audit.plan import AuditPlan
@@ -226,28 +224,3 @@ def test_a_named_bridge_without_fuse_mode_is_refused(
     plan = fuse.FusePlan(bridge=folder, self_bridge=folder)
     with pytest.raises(Exception, match="the sharer was made by a model with other weights"):
         fuse.compare(sharer, receiver, questions, lambda line: None, plan)
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gemma2", "gpt-neox, partial rotary"])
-def test_options_are_scored_as_plain_transformers_scores_them(name: str) -> None:
-    """By the sum of log-probabilities, and by that per character; in short windows too."""
-    model = make(name, 1)
-    text, options = "Question: who?\nAnswer:", ["the key", "question of the cache", "er"]
-    sums, ids = [], [model.words(f" {option}")[0] for option in options]
-    for one in ids:
-        whole = [*model.frame("bare").before, *model.words(text)[0], *one]
-        with torch.no_grad():
-            logits: Any = model.hf(model.tensor(whole)[None]).logits[0]
-        logs = logits.log_softmax(-1)[-len(one) - 1 : -1]
-        sums.append(float(logs.gather(1, model.tensor(one)[:, None]).sum()))
-    read = [*model.frame("bare").before, *model.words(text)[0]]
-    state = model.prefill(model.tensor(read)).state
-    halves = [state.slice(0, 5), state.slice(5, len(read) - 1)]
-    with torch.no_grad():
-        found = multiple_choice._log_likelihoods(model, read[-1], halves, ids)
-    assert found == pytest.approx(sums, abs=1e-3)
-    per = [total / len(option) for total, option in zip(sums, options, strict=True)]
-    for right in range(3):
-        chosen = multiple_choice.answer_text(model, text, options, right)
-        assert chosen.by_sum == (sums[right] == max(sums))
-        assert chosen.by_characters == (per[right] == max(per))
