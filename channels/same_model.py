@@ -143,6 +143,7 @@ class SameModelCacheChannel(Channel):
         spans = tuple(
             _beyond(span, shared) for span in arrival.spans if span.at + span.length > shared
         )
+        _require_rows(state, shared, spans, receiver)
         spliced = tuple(self._place(state, span, receiver) for span in spans)
         repair = _first_positions(spans, self.sink)
         layer_tokens = 0
@@ -191,6 +192,24 @@ class SameModelCacheChannel(Channel):
             repaired=repaired,
             bytes=per_token * (arrival.tokens - beyond)
             + sum(piece.cache_bytes for piece in carried),
+        )
+
+
+def _require_rows(
+    state: KVState, shared: int, spans: Sequence[Span], receiver: CausalModel
+) -> None:
+    """Refuse a trimmed state where more is wanted of it than to go on at its end.
+
+    Raises:
+        StateError: Rows that a continuation or a splice needs were trimmed.
+    """
+    begin = state.slice(state.start, max(shared, state.start))
+    lacking = any(not state.slice(s.source, s.source + s.length).whole for s in spans)
+    if lacking or not begin.continues(receiver.geometry):
+        raise StateError(
+            "the cache was kept for a continuation, and the message stands after other tokens",
+            expected="the same tokens before the message at both ends, as the plan found",
+            fix="use channel: text on this edge, or give both agents the same opening",
         )
 
 

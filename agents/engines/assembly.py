@@ -17,6 +17,7 @@ from unspoken.agents.models.hf_cache import first_approximate
 from unspoken.channels.base import Arrival, Carry, CarryReport, Fallback, Origin, Piece
 from unspoken.channels.errors import ChannelError, ModelSupportError, RunError, StateError
 from unspoken.channels.kv.compressed import CompressedState
+from unspoken.channels.kv.geometry import CacheGeometry
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
 from unspoken.channels.text import TextChannel
@@ -33,9 +34,10 @@ class Past:
     ids: tuple[int, ...]
     state: KVState
 
-    def shared_with(self, ids: tuple[int, ...]) -> Piece:
-        """The part that a new context begins with too."""
-        return Piece(self.state.slice(0, min(common_prefix(ids, self.ids), self.state.stop)))
+    def shared_with(self, ids: tuple[int, ...], geometry: CacheGeometry) -> Piece:
+        """The part that a new context begins with too; nothing, where trimmed rows are lacking."""
+        shared = self.state.slice(0, min(common_prefix(ids, self.ids), self.state.stop))
+        return Piece(shared if shared.continues(geometry) else self.state.slice(0, 0))
 
 
 class Places:
@@ -116,7 +118,8 @@ def assemble(
     carries = [carry for carry, _ in offers]
     # The last token is always computed: its logits choose the first new one.
     places = Places(len(ids) - 1)
-    prefix = _longest_prefix(ids, carries, past)
+    shared = None if past is None else past.shared_with(ids, model.geometry)
+    prefix = _longest_prefix(ids, carries, shared)
     if prefix is not None:
         places.put(prefix)
     reach = sum(map(len, places.states))
@@ -155,7 +158,7 @@ def _offers(
     offers: dict[int, tuple[Carry, float]] = {}
     placed = Places(len(ids) - 1)
     if past is not None:
-        placed.put(past.shared_with(ids))
+        placed.put(past.shared_with(ids, model.geometry))
     for number in _in_order(inbound):
         began = perf_counter()
         before = tuple(sorted(placed.states, key=lambda state: state.start))
@@ -173,9 +176,9 @@ def _in_order(inbound: Sequence[Inbound]) -> list[int]:
 
 
 def _longest_prefix(
-    ids: tuple[int, ...], carries: Sequence[Carry], past: Past | None
+    ids: tuple[int, ...], carries: Sequence[Carry], past: Piece | None
 ) -> Piece | None:
-    """The longest state from position 0 on.
+    """The longest state from position 0 on, of the agent's own past and all prefixes.
 
     No message's prefix reaches into rows that a bridge has enriched. Beside the agent's own past,
     in which an earlier message may be enriched, what a channel computed just now is not wanted.
@@ -187,7 +190,7 @@ def _longest_prefix(
         if prefix is not None and not (prefix.origin == "computed" and past is not None)
     ]
     if past is not None:
-        prefixes.append(past.shared_with(ids))
+        prefixes.append(past)
     return max(prefixes, key=lambda prefix: len(prefix.state), default=None)
 
 

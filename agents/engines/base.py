@@ -12,7 +12,16 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from unspoken.channels.base import Arrival, CarryReport, Channel
+from unspoken.agents.engines.outcome import (
+    Carried,
+    Prefilling,
+    Sampled,
+    StateRef,
+    TurnEvent,
+    TurnOutcome,
+    Usage,
+)
+from unspoken.channels.base import Arrival, Channel
 from unspoken.channels.kv.codec import Codec
 from unspoken.channels.kv.compressed import CompressedState
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
@@ -28,6 +37,7 @@ __all__ = [
     "HasEngine",
     "History",
     "Inbound",
+    "Keep",
     "Prefilling",
     "Reply",
     "Sampled",
@@ -39,13 +49,6 @@ __all__ = [
     "TurnRequest",
     "Usage",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class StateRef:
-    """A ticket for a state that an engine keeps; it goes with one `Engine.release`."""
-
-    number: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +110,26 @@ class Sampling:
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """How a state is kept.
+
+    Attributes:
+        codec: In how many bytes.
+        trimmed: Whether it will only be continued: rows of sliding layers that no later token sees
+            are let go.
+        holder: Who holds the ticket, for statistics.
+    """
+
+    codec: Codec = "raw"
+    trimmed: bool = False
+    holder: str = ""
+
+
+KEEP = Keep()
+"""As it is."""
 
 
 class Reply(Protocol):
@@ -190,84 +213,6 @@ class TurnRequest:
     owner: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Carried:
-    """A message is in the context.
-
-    Attributes:
-        edge: Number of its edge.
-        report: What its channel did.
-        seconds: Work of the carry.
-    """
-
-    edge: int
-    report: CarryReport
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Prefilling:
-    """Prefill goes on: `done` of `total` tokens to compute are computed."""
-
-    done: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """A token was sampled that ends no turn by itself."""
-
-    token: int
-
-
-TurnEvent = Carried | Prefilling | Sampled
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """Token counts of a turn, each prompt token once, by its dearest treatment, and times in
-    seconds of work.
-
-    Attributes:
-        prompt_tokens: Tokens of the context, those that ask for the assistant's words included.
-        prefilled_tokens: Computed because there was no state, by a channel too.
-        reused_tokens: Taken over.
-        recomputed_tokens: Computed though there was a state: repair, or some layers of it.
-        projected_tokens: Mapped from another model's state.
-        generated_tokens: Sampled, the one that ends the turn included.
-        layer_tokens_computed: Layers times prompt tokens computed, for a bridge too.
-        ttft_s: From all inputs there to the first token sampled; None where nothing is generated.
-        seconds: Work of the whole turn; waiting for the device is not in it.
-    """
-
-    prompt_tokens: int
-    prefilled_tokens: int
-    reused_tokens: int
-    recomputed_tokens: int
-    projected_tokens: int
-    generated_tokens: int
-    layer_tokens_computed: int
-    ttft_s: float | None
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnOutcome:
-    """What a turn left behind.
-
-    Attributes:
-        ids: Ids of the finished context.
-        state: The engine's ticket for their state, where it was asked for.
-        usage: Counts and times.
-        finish: Why it ended: ``stop``, ``length`` or ``none``.
-    """
-
-    ids: tuple[int, ...]
-    state: StateRef | None
-    usage: Usage
-    finish: str
-
-
 class States(Protocol):
     """Where an engine keeps states; see `unspoken.agents.runtime.states.StateStore`."""
 
@@ -307,17 +252,8 @@ class Engine(Protocol):
             RunError: A message that cannot be carried, on an edge that does not fall back.
         """
 
-    async def keep(
-        self, state: StateRef, ids: tuple[int, ...], codec: Codec = "raw", holder: str = ""
-    ) -> StateRef:
-        """One more ticket for a state, or for its first `len(ids)` positions.
-
-        Args:
-            state: The ticket of a state of `ids` and maybe more.
-            ids: What is wanted of it.
-            codec: How it is kept.
-            holder: Who holds the new ticket, for `statistics`.
-        """
+    async def keep(self, state: StateRef, ids: tuple[int, ...], how: Keep = KEEP) -> StateRef:
+        """One more ticket for a state of `ids` and maybe more, or for its first `len(ids)` rows."""
 
     def release(self, state: StateRef) -> None:
         """Give a ticket back; the state goes with the last one."""

@@ -19,8 +19,10 @@ import torch
 
 from unspoken.agents.engines.assembly import Past
 from unspoken.agents.engines.base import (
+    KEEP,
     EngineFacts,
     Footprint,
+    Keep,
     StateRef,
     States,
     TurnEvent,
@@ -31,8 +33,8 @@ from unspoken.agents.engines.turn import CLOSING, run_turn
 from unspoken.agents.models.base import TurnModel
 from unspoken.agents.models.weights import Weights
 from unspoken.channels.errors import StateError
-from unspoken.channels.kv.codec import Codec
 from unspoken.channels.kv.compressed import CompressedState, compress
+from unspoken.channels.kv.geometry import CacheGeometry
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message
 from unspoken.channels.packets.files import Readable
@@ -206,17 +208,17 @@ class LocalEngine:
         """What computes this turn."""
         return self.model
 
-    async def keep(
-        self, state: StateRef, ids: tuple[int, ...], codec: Codec = "raw", holder: str = ""
-    ) -> StateRef:
-        """One more ticket for a state or its beginning; a codec's work is done on the device."""
+    async def keep(self, state: StateRef, ids: tuple[int, ...], how: Keep = KEEP) -> StateRef:
+        """One more ticket for a state or its beginning; copies are made on the device's thread."""
         whole = self.states.get(state)
         if isinstance(whole, CompressedState):
             whole = whole.decompress()
         begin: KVState | CompressedState = whole.slice(0, len(ids))
-        if codec != "raw":
-            begin = await self.worker.run(_compressing(whole.slice(0, len(ids)), codec), _ignore)
-        return self.states.put(begin, ids, holder)
+        windowed = any(layer.window for layer in self.model.geometry.layers)
+        if (how.trimmed and windowed) or how.codec != "raw":
+            steps = _kept(whole.slice(0, len(ids)), self.model.geometry, how)
+            begin = await self.worker.run(steps, _ignore)
+        return self.states.put(begin, ids, how.holder)
 
     def release(self, state: StateRef) -> None:
         """Give a ticket back."""
@@ -249,9 +251,12 @@ class LocalEngine:
         return replace(message, state=None), ref
 
 
-def _compressing(state: KVState, codec: Codec) -> Generator[None, None, CompressedState]:
+def _kept(
+    state: KVState, geometry: CacheGeometry, how: Keep
+) -> Generator[None, None, KVState | CompressedState]:
     yield  # the worker turns gradients off around every step
-    return compress(state, codec)
+    trimmed = state.trim(geometry) if how.trimmed else state
+    return trimmed if how.codec == "raw" else compress(trimmed, how.codec)
 
 
 def _ignore(event: object) -> None:

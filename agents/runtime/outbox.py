@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from unspoken.agents.engines.base import StateRef
+from unspoken.agents.engines.base import Keep, StateRef
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.prompts.context import Context
 from unspoken.agents.prompts.jinja import evaluate
@@ -98,6 +98,21 @@ class Sender:
             self.plan.channels[number].carries_state for number in self._out_edges(agent)
         )
 
+    def remembers_trimmed(self, agent: AgentRun) -> bool:
+        """Whether nobody will want more of this agent's own state than to go on at its end."""
+        return all(
+            self._only_continued(number)
+            for number in self._out_edges(agent)
+            if self.plan.channels[number].carries_state
+        )
+
+    def _only_continued(self, number: int) -> bool:
+        """Whether an edge's state will only be gone on from, by the plan.
+
+        Where the ids turn out otherwise, the channel refuses the trimmed state and gives way.
+        """
+        return self.plan.edges[number].mode == "continuation"
+
     def captures(self, agent: AgentRun) -> tuple[int, ...]:
         """Layers whose inputs this agent's readers need."""
         channels = [self.plan.channels[number] for number in self._out_edges(agent)]
@@ -122,9 +137,12 @@ class Sender:
             message = make(number)
             ticket = None
             if state is not None and self.plan.channels[number].carries_state:
-                ticket = await agent.engine.keep(
-                    state, message.context, edge.codec, f"{edge.from_} -> {edge.to}"
+                how = Keep(
+                    codec=edge.codec,
+                    trimmed=self._only_continued(number),
+                    holder=f"{edge.from_} -> {edge.to}",
                 )
+                ticket = await agent.engine.keep(state, message.context, how)
             sent[number] = InFlight(message, ticket)
         return sent
 

@@ -14,6 +14,7 @@ from unspoken.agents.engines.base import (
     Engine,
     History,
     Inbound,
+    Keep,
     Prefilling,
     Sampled,
     Sampling,
@@ -266,7 +267,7 @@ class EngineContract:
         engine = subject.engine
         outcome = await take(engine, TurnRequest(ids=PROMPT, keep_state=True))
         assert outcome.state is not None
-        ticket = await engine.keep(outcome.state, PROMPT, holder="an edge")
+        ticket = await engine.keep(outcome.state, PROMPT, Keep(holder="an edge"))
         assert subject.held() == 1
         engine.release(outcome.state)
         context = (*PROMPT, *MORE)
@@ -280,7 +281,7 @@ class EngineContract:
         engine = subject.engine
         sharer = await take(engine, TurnRequest(ids=PROMPT, keep_state=True))
         assert sharer.state is not None
-        ticket = await engine.keep(sharer.state, PROMPT, "int8", "an edge")
+        ticket = await engine.keep(sharer.state, PROMPT, Keep(codec="int8", holder="an edge"))
         message, context = message_of(PROMPT, engine.facts.identity), (*PROMPT, *MORE)
         request = TurnRequest(
             ids=context, inbound=(inbound(message, ticket, context),), sampling=writes(2)
@@ -288,6 +289,31 @@ class EngineContract:
         events, _ = await told(engine, request)
         (carried,) = [event for event in events if isinstance(event, Carried)]
         assert not carried.report.exact and carried.report.reused == len(PROMPT)
+
+    async def test_a_trimmed_state_goes_on_at_its_end_alone(self, subject: Subject) -> None:
+        """A continuation is exact; where other tokens stand before it, the edge falls back."""
+        engine = subject.engine
+        sharer = await take(engine, TurnRequest(ids=PROMPT, keep_state=True))
+        assert sharer.state is not None
+        ticket = await engine.keep(sharer.state, PROMPT, Keep(trimmed=True))
+        message, context = message_of(PROMPT, engine.facts.identity), (*PROMPT, *MORE)
+        arrived = inbound(message, ticket, context)
+        request = TurnRequest(ids=context, inbound=(arrived,), sampling=writes(5))
+        outcome = await take(engine, request)
+        assert outcome.ids[len(context) :] == subject.greedy(context, 5)
+        assert outcome.usage.reused_tokens == len(PROMPT)
+        moved = (*MORE, *PROMPT, 75)
+        arrived = inbound(message, ticket, moved, len(MORE), fallback=True)
+        request = TurnRequest(ids=moved, inbound=(arrived,), sampling=writes(5))
+        events, outcome = await told(engine, request)
+        (carried,) = [event for event in events if isinstance(event, Carried)]
+        windowed = any(layer.window for layer in engine.facts.geometry.layers)
+        assert carried.report.mode == ("text" if windowed else "splice")
+        history = History(PROMPT, ticket)
+        request = TurnRequest(ids=(*PROMPT[:20], 75), history=history, sampling=writes(5))
+        outcome = await take(engine, request)
+        assert outcome.ids[21:] == subject.greedy((*PROMPT[:20], 75), 5)
+        assert outcome.usage.reused_tokens == (0 if windowed else 20)
 
     async def test_a_packet_goes_out_and_comes_in(self, subject: Subject) -> None:
         """What was exported and admitted continues as the state itself does."""

@@ -4,12 +4,14 @@ import gc
 import weakref
 from collections.abc import Generator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flows import DOCUMENT, sound
-from runs import CACHE, FEW, TEXT, chain, draft_and_critic, fan_out
+from flows import DOCUMENT, own_cache, reader_solver, sound
+from runs import CACHE, FEW, GIVEN, TEXT, chain, draft_and_critic, fan_out
+from tiny import tiny_gemma3
 
 from unspoken.agents import Agent, LocalModel, Workflow
 from unspoken.agents.engines.local import Workers
@@ -92,6 +94,29 @@ async def test_an_agent_that_remembers_lets_go_of_what_it_read(
                 gc.collect()
                 alive.append(stored[0][0]() is not None)
     assert alive == [False]
+
+
+async def test_what_is_only_continued_keeps_no_unseen_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of a sliding layer a continuation's state holds what the next token sees, a splice's all."""
+    with own_cache(tmp_path / "cache"):
+        model = LocalModel.load(str(tiny_gemma3(tmp_path / "gemma", sliding_window=8)))
+    kept: dict[str, KVState] = {}
+    put = StateStore.put
+
+    def spy(store: StateStore, state: KVState, ids: tuple[int, ...], holder: str) -> StateRef:
+        kept[holder] = state
+        return put(store, state, ids, holder)
+
+    monkeypatch.setattr(StateStore, "put", spy)
+    for system, mode in ((None, "continuation"), ("Be brief.", "splice")):
+        result = await reader_solver(model, model, CACHE, system).arun(**GIVEN)
+        text = await reader_solver(model, model, TEXT, system).arun(**GIVEN)
+        assert sound(result.report).edges[0].mode == mode
+        assert system or result.outputs == text.outputs
+        rows = [layer.rows for layer in kept["reader -> solver"].layers]
+        assert (min(rows) == 7) == (mode == "continuation") and max(rows) > 50
 
 
 @pytest.mark.parametrize("memory", ["run", "turn"])
