@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 from fake_bridge import FakeBridge
-from projections import WORDS, arrival_of, context_of, message_of, report, take
-from turns import Taken, Turn, inbound, writes
-from turns import take as taken
+from messages import WORDS, arrival_of, context_of, message_of, report, take_over
+from turns import Taken, Turn, inbound, take, writes
 
 from unspoken.agents import LocalModel
 from unspoken.channels import (
@@ -44,8 +43,8 @@ def test_true_rows_write_what_text_writes(
     message = message_of(sharer, WORDS)
     context = context_of(receiver, *([before] if before else []), message, "who?")
     bridge = FakeBridge(sharer, receiver)
-    carried = take(receiver, context, (message, ProjectedCacheChannel(bridge)))
-    same_outcome(carried, take(receiver, context, (message, TextChannel())))
+    carried = take_over(receiver, context, (message, ProjectedCacheChannel(bridge)))
+    same_outcome(carried, take_over(receiver, context, (message, TextChannel())))
     usage, told = carried.usage, report(carried)
     assert not told.exact and told.channel == "projected_cache"
     assert told.mode == "projected"
@@ -67,7 +66,7 @@ def test_a_sink_is_computed_by_the_receiver(models: Models, sink: int) -> None:
     message = message_of(sharer, WORDS)
     context = context_of(receiver, message, "who?")
     channel = ProjectedCacheChannel(FakeBridge(sharer, receiver), sink=sink)
-    outcome = take(receiver, context, (message, channel))
+    outcome = take_over(receiver, context, (message, channel))
     told = report(outcome)
     assert told.repaired == min(sink, told.tokens) == outcome.usage.recomputed_tokens
     assert told.exact == (sink >= told.tokens)
@@ -80,7 +79,7 @@ def test_native_layers_are_counted(models: Models) -> None:
     message = message_of(sharer, WORDS)
     context = context_of(receiver, message, "who?")
     outcomes = [
-        take(
+        take_over(
             receiver,
             context,
             (message, ProjectedCacheChannel(FakeBridge(sharer, receiver, 0.9, n))),
@@ -102,7 +101,7 @@ def test_every_token_takes_the_sharer_s_token_of_its_text(models: Models) -> Non
     message = message_of(sharer, WORDS, before="something else")
     context = context_of(receiver, "a few words", message, "who?")
     bridge = FakeBridge(sharer, receiver)
-    take(receiver, context, (message, ProjectedCacheChannel(bridge)))
+    take_over(receiver, context, (message, ProjectedCacheChannel(bridge)))
     ((rows, ours),) = bridge.asked
     first = message.segments[0].position + message.segments[0].content[0]
     text = message.segments[0].text
@@ -122,7 +121,7 @@ def test_equal_tokenizers_need_no_alignment(models: Models) -> None:
     message = message_of(sharer, WORDS, before="something else")
     context = context_of(receiver, message, "who?")
     bridge = FakeBridge(sharer, receiver)
-    take(receiver, context, (message, ProjectedCacheChannel(bridge)))
+    take_over(receiver, context, (message, ProjectedCacheChannel(bridge)))
     ((rows, ours),) = bridge.asked
     assert tuple(message.context[row] for row in rows) == ours == message.segments[0].words
 
@@ -136,8 +135,8 @@ def test_two_sharers_in_one_context(models: Models) -> None:
     ]
     context = context_of(receiver, messages[0], "and", messages[1], "who?")
     channels = [ProjectedCacheChannel(FakeBridge(sharer, receiver)) for sharer in sharers]
-    carried = take(receiver, context, *zip(messages, channels, strict=True))
-    same_outcome(carried, take(receiver, context))
+    carried = take_over(receiver, context, *zip(messages, channels, strict=True))
+    same_outcome(carried, take_over(receiver, context))
     told = report(carried), report(carried, 1)
     assert carried.usage.projected_tokens == sum(one.projected for one in told)
     assert carried.usage.recomputed_tokens == 8
@@ -149,11 +148,11 @@ def test_a_message_behind_a_projected_one_is_not_exact(models: Models) -> None:
     first, second = message_of(sharer, WORDS), message_of(receiver, f"and {WORDS}", name="other")
     whole = SameModelCacheChannel(sink=10**6)
     projected = ProjectedCacheChannel(FakeBridge(sharer, receiver))
-    behind = take(receiver, context := context_of(receiver, first, second, "who?"),
+    behind = take_over(receiver, context := context_of(receiver, first, second, "who?"),
                   (first, projected), (second, whole))  # fmt: skip
     assert report(behind, 1).repaired == report(behind, 1).tokens
     assert not report(behind, 1).exact
-    before = take(receiver, context := context_of(receiver, "now", second, first, "who?"),
+    before = take_over(receiver, context := context_of(receiver, "now", second, first, "who?"),
                   (first, projected), (second, whole))  # fmt: skip
     assert report(before, 1).exact and not report(before).exact
     assert context.spans(second)
@@ -168,7 +167,7 @@ def test_what_a_longer_prefix_holds_counts_as_reused(models: Models) -> None:
     channel = ProjectedCacheChannel(FakeBridge(sharer, receiver))
     message = inbound(0, channel, arrival_of(context, first), fallback=False)
     turn = Turn(context, (message,), (context.ids, state), writes(1))
-    (carried,) = taken(receiver, turn)[1].carries
+    (carried,) = take(receiver, turn)[1].carries
     told = carried.report
     assert (told.exact, told.projected, told.repaired, told.reused) == (True, 0, 0, told.tokens)
     assert told.mode == "continuation"
@@ -236,10 +235,10 @@ def test_an_error_falls_back_to_text_or_names_its_edge(models: Models) -> None:
     receiver = models["two"]
     context = context_of(receiver, message, "who?")
     channel = ProjectedCacheChannel(FakeBridge(models["one"], receiver))
-    told = report(take(receiver, context, (message, channel), fallback=True))
+    told = report(take_over(receiver, context, (message, channel), fallback=True))
     assert told.fallback is not None and told.fallback.channel == "projected_cache"
     with pytest.raises(RunError, match="brings no state"):
-        take(receiver, context, (message, channel))
+        take_over(receiver, context, (message, channel))
 
 
 def test_a_negative_sink_is_refused(models: Models) -> None:

@@ -63,7 +63,7 @@ def test_a_splice_with_all_recomputed_is_exact(name: str) -> None:
     model = make(name)
     ids, parts = receive(
         model,
-        message_of(model, WORDS, "one of the keys"),
+        message_of(model, WORDS, system="one of the keys"),
         channel=SameModelCacheChannel(sink=10**6),
     )
     assert report(parts).exact
@@ -75,7 +75,7 @@ def test_a_splice_with_all_recomputed_is_exact(name: str) -> None:
 def test_a_splice_computes_the_sink_and_its_own_tokens_only() -> None:
     """What is left to compute of a spliced message is its first tokens."""
     model = make("llama")
-    message = message_of(model, WORDS, "one of the keys")
+    message = message_of(model, WORDS, system="one of the keys")
     ids, parts = receive(model, message)
     start = common_prefix(ids, message.context)
     stop = len(model.context_builder.opening(None).ids) + len(message.segments[0].ids)
@@ -87,7 +87,7 @@ def test_a_splice_computes_the_sink_and_its_own_tokens_only() -> None:
 def test_a_continuation_of_a_splice_is_not_called_exact() -> None:
     """A context built over a spliced message stays approximate for its readers."""
     model = make("llama")
-    ids, parts = receive(model, message_of(model, WORDS, "one of the keys"))
+    ids, parts = receive(model, message_of(model, WORDS, system="one of the keys"))
     new = model.tensor([ids[position] for position in parts.missing])
     state = model.prefill(new, parts.states, model.tensor(parts.missing)).state
     segment = message_of(model, WORDS).segments[0]
@@ -100,7 +100,9 @@ def test_spliced_keys_stand_at_the_receivers_positions() -> None:
     """Layer 0's keys of a spliced message are exact, since they see no other token."""
     model = make("llama")
     ids, parts = receive(
-        model, message_of(model, WORDS, "one of the keys"), channel=SameModelCacheChannel(sink=0)
+        model,
+        message_of(model, WORDS, system="one of the keys"),
+        channel=SameModelCacheChannel(sink=0),
     )
     full = model.prefill(model.tensor(ids)).state.layers[0]
     piece = parts.states[-1]
@@ -167,7 +169,7 @@ def test_a_splice_of_a_real_model_is_close(smollm2: LocalModel) -> None:
         "moves a pen over a drum of paper. Every morning the keeper reads the drum, and writes the "
         "height down. "
     ) * 2
-    message = message_of(smollm2, text, "You read reports for the harbour office.")
+    message = message_of(smollm2, text, system="You read reports for the harbour office.")
     distances = []
     for sink in (0, 4):
         ids, parts = receive(
@@ -191,7 +193,7 @@ def plain_values(model: LocalModel, ids: tuple[int, ...], layer: int) -> torch.T
 def test_deviation_repairs_the_tokens_whose_values_changed_most(name: str) -> None:
     """The chosen tokens are those whose second layer's values deviate most from a prefill's."""
     model = make(name)
-    message = message_of(model, WORDS, "one of the keys")
+    message = message_of(model, WORDS, system="one of the keys")
     ids, parts = receive(model, message, channel=SameModelCacheChannel(sink=0, deviation=0.2))
     piece = parts.states[-1]
     theirs = piece.layers[1].values.transpose(0, 1).flatten(1)
@@ -207,7 +209,7 @@ def test_deviation_one_is_the_receivers_own_prefill() -> None:
     model = make("gemma3")
     ids, parts = receive(
         model,
-        message_of(model, WORDS, "one of the keys"),
+        message_of(model, WORDS, system="one of the keys"),
         channel=SameModelCacheChannel(sink=0, deviation=1.0),
     )
     assert report(parts).exact

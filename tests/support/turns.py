@@ -7,12 +7,12 @@ from unspoken.agents import GenerateSpec, LocalModel
 from unspoken.agents.engines.assembly import Past
 from unspoken.agents.engines.base import Carried, Inbound, Prefilling, Sampled, TurnRequest, Usage
 from unspoken.agents.engines.turn import drive_turn
-from unspoken.agents.prompts.context import ChatTurn, Context
+from unspoken.agents.prompts.context import Context
 from unspoken.agents.runtime.reply import TurnReply, sampling_of
 from unspoken.channels.base import Arrival, Channel
 from unspoken.channels.kv.state import KVState
 
-__all__ = ["Taken", "Turn", "context_of", "inbound", "take", "writes"]
+__all__ = ["Taken", "Turn", "inbound", "take", "writes"]
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,6 @@ def inbound(
         arrival=arrival,
         fallback=fallback,
     )
-
-
-def context_of(model: LocalModel, *words: str) -> Context:
-    return model.context_builder.compose([ChatTurn("user", (one,)) for one in words])
 
 
 def writes(tokens: int = 8, **settings: Any) -> GenerateSpec:

@@ -6,14 +6,13 @@ from typing import Any
 import pytest
 import torch
 from flows import own_cache, tiny_model
-from turns import Turn, context_of, inbound, take, writes
+from messages import arrival_of, context_of, message_of
+from turns import Turn, inbound, take, writes
 
 from unspoken.agents import LocalModel
 from unspoken.agents.engines.base import Inbound, Prefilling
-from unspoken.agents.prompts.context import ChatTurn, Context, Quote
-from unspoken.agents.runtime.outbox import publish
+from unspoken.agents.prompts.context import ChatTurn, Context
 from unspoken.channels import KVState, Message, SameModelCacheChannel, TextChannel
-from unspoken.channels.base import Arrival
 from unspoken.channels.errors import ContextLengthError, RunError
 
 
@@ -38,25 +37,12 @@ def computed(model: LocalModel, ids: tuple[int, ...]) -> KVState:
     return model.prefill(model.tensor(ids)).state
 
 
-def message_of(model: LocalModel, words: str, share: Any = "prompt") -> Message:
-    """What a mere reader of these words publishes, with its state."""
-    request = Turn(context_of(model, words), keep_state=True)
-    outcome = take(model, request)[1]
-    at = len(outcome.context.segments) - 1
-    one = publish("reader", share, outcome.context, at, model.identity)
-    assert outcome.state is not None
-    return Message(one.sharer, one.segments, one.whole, one.context, one.identity, outcome.state)
-
-
 def delivered(
     model: LocalModel, message: Message, channel: Any, before: str = "", fallback: bool = True
 ) -> tuple[Context, tuple[Inbound, ...]]:
     """A context of some words, a message and a question, and the message's delivery."""
-    turns = [ChatTurn("user", (before,))] if before else []
-    turns += [ChatTurn("user", (Quote(message, message.segments[0]),)), ChatTurn("user", ("who?",))]
-    context = model.context_builder.compose(turns)
-    arrival = Arrival(message, context.spans(message), context.ids)
-    return context, (inbound(0, channel, arrival, fallback),)
+    context = context_of(model, *([before] if before else []), message, "who?")
+    return context, (inbound(0, channel, arrival_of(context, message), fallback),)
 
 
 @pytest.mark.parametrize("at", [1, 3, 6])

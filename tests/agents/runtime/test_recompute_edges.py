@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sibling, sound, tiny_model
+from messages import context_of
 from sample_profiles import point, profile_of
-from turns import Turn, context_of, inbound, take, writes
+from turns import Turn, inbound, take, writes
 
 from unspoken.agents import Agent, LocalModel, Workflow
 from unspoken.agents.prompts.context import ChatTurn, Quote

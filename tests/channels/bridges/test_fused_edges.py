@@ -8,7 +8,7 @@ import torch
 from fake_bridge import FakeBridge, finder
 from flows import DOCUMENT, QUESTION, reader_solver, sound
 from fusers import bridge_between, fuser_between
-from projections import WORDS, context_of, message_of, report, take
+from messages import WORDS, context_of, message_of, report, take_over
 from torch.overrides import TorchFunctionMode
 
 from unspoken.agents import LocalModel, Workflow
@@ -28,11 +28,11 @@ def test_the_channel_enriches_the_receiver_s_own_rows(
     sharer, receiver = models["one"], models["two"]
     message = message_of(sharer, WORDS, before="something else")
     context = context_of(receiver, *([before] if before else []), message, "who?")
-    text = take(receiver, context, (message, TextChannel()))
+    text = take_over(receiver, context, (message, TextChannel()))
     for trained in (False, True):
         fuser = fuser_between(sharer, receiver, trained=trained)
         bridge = bridge_between(sharer, receiver, tmp_path / str(trained), fuser, "float32")
-        fused = take(receiver, context, (message, ProjectedCacheChannel(bridge, mode="fuse")))
+        fused = take_over(receiver, context, (message, ProjectedCacheChannel(bridge, mode="fuse")))
         told, usage = report(fused), fused.usage
         assert told.mode == "fused" and not told.exact
         assert (told.reused, told.repaired, told.projected) == (0, 0, 0) and told.bytes > 0
@@ -80,7 +80,7 @@ def test_only_the_rows_that_a_bridge_reads_go_to_the_receiver_s_device(
     whole: list[KVState] = []
     monkeypatch.setattr(KVState, "to", lambda state, device: whole.append(state) or state)
     with Moves() as moves:
-        take(receiver, context, (message, channel))
+        take_over(receiver, context, (message, channel))
     heads, rows, size = message.state.layers[0].keys.shape
     (span,), (segment,) = context.texts(message), message.segments
     words = len(set(align(segment.ends, span.ends)))
@@ -98,8 +98,10 @@ def test_two_fused_messages_are_both_enriched(models: dict[str, LocalModel]) -> 
     own = message_of(receiver, WORDS, name="own")
     context = context_of(receiver, own, first, "and", second, "who?")
     fuse = ProjectedCacheChannel(FakeBridge(sharer, receiver), mode="fuse")
-    outcome = take(receiver, context, (own, SameModelCacheChannel()), (first, fuse), (second, fuse))
-    alone = take(receiver, context)
+    outcome = take_over(
+        receiver, context, (own, SameModelCacheChannel()), (first, fuse), (second, fuse)
+    )
+    alone = take_over(receiver, context)
     assert outcome.state is not None and alone.state is not None
     for span in context.texts(first) + context.texts(second):
         rows = slice(span.at, span.at + span.length)
