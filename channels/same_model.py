@@ -127,11 +127,11 @@ class SameModelCacheChannel(Channel):
                 arrival,
                 receiver,
                 message.state,
-                check_layer_ranges(self.layer_ranges, len(receiver.geometry.layers)),
-                self.sink,
-                self.deviation,
-                self.evidence,
-                self.prefix_only,
+                layer_ranges=check_layer_ranges(self.layer_ranges, len(receiver.geometry.layers)),
+                sink=self.sink,
+                deviation=self.deviation,
+                evidence=self.evidence,
+                prefix_only=self.prefix_only,
             )
         receiver.identity.require(message.state.identity, f"the cache of {message.sharer!r}")
         message.state.check(receiver.geometry, receiver.dtype)

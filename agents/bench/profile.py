@@ -18,15 +18,15 @@ from unspoken.channels.data.rows import builtin_qa, f1, question_prompt, read_qa
 from unspoken.channels.finetunes.carry import carry_across
 from unspoken.channels.finetunes.measure import ProfilePlan, clocked, trials_of
 from unspoken.channels.finetunes.passages import Settings, Trial, arrival_of
-from unspoken.channels.finetunes.profile import PREFIX, front_of
-from unspoken.channels.finetunes.recompute import LayerRanges, named
+from unspoken.channels.finetunes.profile import PREFIX
+from unspoken.channels.finetunes.recompute import LayerRanges, layers_of, named
 from unspoken.channels.finetunes.search import (
+    THINNING,
     estimate,
+    front_of,
     judge,
-    layers_of,
     random_ranges,
     search,
-    thinned,
 )
 from unspoken.channels.kv.state import KVState
 
@@ -99,8 +99,7 @@ def _measured(
 
 def _front(kl: Mapping[LayerRanges, float], layers: int) -> list[LayerRanges]:
     """The best choices that were searched, between reusing all layers and recomputing all."""
-    points = front_of((ranges, layers_of(ranges), value) for ranges, value in kl.items())
-    return list(dict.fromkeys([(), *thinned(points), ((0, layers),)]))
+    return list(dict.fromkeys([(), *front_of(kl, factor=THINNING), ((0, layers),)]))
 
 
 def _drawn(
@@ -206,6 +205,6 @@ def _states(
         NONE: [tuned.read(before)],
     }
     for layer_ranges in front:
-        carry = carry_across(arrival, tuned, state, layer_ranges, 0, 0.0, "")
+        carry = carry_across(arrival, tuned, state, layer_ranges=layer_ranges)
         states[layer_ranges] = [piece.state for piece in carry.pieces]
     return states

@@ -93,7 +93,7 @@ def _by_profile(ends: EdgeEnds, profile: Profile, between: str, *, moved: bool) 
     point = next((point for point in within if not (timed and point.slow)), None)
     worst = None if point is None else point.worst(moved=moved)
     if point is None or worst is None:
-        highs = sorted(divergence.high for divergence in profile.at(moved=moved))
+        highs = sorted(divergence.high for divergence in profile.estimates(moved=moved))
         reason = f"no choice of layers keeps {between} within {edge.max_kl:g} nats"
         reason += f"; the nearest keeps {highs[0]:.4f}" if highs else ""
         if within:

@@ -1,7 +1,14 @@
-"""A message whose state other weights of the receiver's base have made, brought into the receiver's
-context.
+"""A message whose state a fine-tune of the receiver's base has made, in the receiver's context.
+
+Of most layers the sharer's rows are taken, and the receiver recomputes some ranges of layers from
+the sharer's hidden states. Two things must hold for that. The rows must stand at the receiver's
+positions: the message is cut into runs, stretches of tokens that move by one distance, and the keys
+of each run are shifted. And what stands before a run must be the receiver's own: where no state
+covers it, as its prompt, it is computed first, and the run's ranges over it. The first tokens of a
+span that moved are computed too, since attention rests on them most.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +16,14 @@ import torch
 
 from unspoken.channels.base import Arrival, Carry, CarryReport, Origin, Piece, Span
 from unspoken.channels.errors import StateError
-from unspoken.channels.finetunes.recompute import LayerRanges, entry_layers, named, recompute_layers
+from unspoken.channels.finetunes.recompute import (
+    LayerRanges,
+    entry_layers,
+    layers_of,
+    named,
+    recompute_layers,
+    within,
+)
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
 from unspoken.channels.model import CausalModel
@@ -20,34 +34,33 @@ __all__ = ["carry_across"]
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Tokens of the sharer's state in their place: the receiver computes what lies before `at`
-    itself.
+    """Tokens of the sharer's state in their place.
+
+    Attributes:
+        start, stop: Their positions in the receiver's context.
+        moved: How far they are moved from their positions at the sharer.
     """
 
-    at: int
-    source: int
+    start: int
     stop: int
-
-    @property
-    def tokens(self) -> int:
-        return self.stop - self.at
+    moved: int
 
 
 def carry_across(
     arrival: Arrival,
     receiver: CausalModel,
     state: KVState,
+    *,
     layer_ranges: LayerRanges,
-    sink: int,
-    deviation: float,
-    evidence: str,
+    sink: int = 0,
+    deviation: float = 0.0,
+    evidence: str = "",
     prefix_only: bool = False,
 ) -> Carry:
-    """Some layers of the message anew in the receiver, the others as the sharer made them.
+    """Some layers of the message recomputed by the receiver, the others as the sharer made them.
 
-    Tokens that stand before the message at both ends travel with it. Where other tokens do, the
-    receiver computes those itself, and the message's first `sink` tokens with them; keys of the
-    rest are shifted.
+    Tokens that stand before the message at both ends travel with it. Where other tokens stand, the
+    receiver computes those, and the message's first `sink` tokens; keys of the rest are shifted.
 
     Args:
         arrival: The message in its place.
@@ -55,11 +68,9 @@ def carry_across(
         state: The sharer's state, of other weights of the receiver's base.
         layer_ranges: Layers to recompute.
         sink: Tokens at the start of what is shifted that the receiver computes itself.
-        deviation: Share of the tokens to recompute in all layers, those whose values deviate
-            most.
+        deviation: Share of the tokens to recompute in all layers: those whose values deviate most.
         evidence: What speaks for these layers, for the report.
-        prefix_only: Whether these layers are for messages alone that stand where they stood at
-            their sharer.
+        prefix_only: Whether these layers serve only a message that is not moved.
 
     Raises:
         IdentityMismatch, GeometryMismatch, StateError: As `recompute_layers`, or a message moved
@@ -68,43 +79,43 @@ def carry_across(
     ids = arrival.context
     before = list(arrival.before)
     computed: list[KVState] = []
-    made: list[KVState] = []
+    taken: list[KVState] = []
     for run in _runs(arrival, state, sink, bool(entry_layers(layer_ranges))):
-        if prefix_only and run.at != run.source:
+        if prefix_only and run.moved:
             raise StateError(
                 "the message stands after other tokens than at its sharer",
                 expected="the same tokens before it at both ends, where these layers were found to "
                 "be enough",
                 fix="plan with a profile that covers other places, or raise max_kl",
             )
-        computed += _computed(receiver, ids, run.at, before)
-        before = sorted((*arrival.before, *computed, *made), key=lambda piece: piece.start)
-        source = state.slice(run.source, run.source + run.tokens)
-        moved = source.shift(run.at - run.source, receiver.geometry, receiver.rotary)
-        behind = [piece for piece in before if piece.start < run.at]
-        made.append(recompute_layers(receiver, moved, ids[run.at : run.stop], layer_ranges, behind))
-        before.append(made[-1])
-    report = _report(arrival, receiver, state, layer_ranges, evidence, computed, made)
+        computed += _computed(receiver, ids, run.start, before)
+        before = sorted((*arrival.before, *computed, *taken), key=lambda piece: piece.start)
+        rows = state.slice(run.start - run.moved, run.stop - run.moved)
+        rows = rows.shift(run.moved, receiver.geometry, receiver.rotary)
+        behind = [piece for piece in before if piece.start < run.start]
+        words = ids[run.start : run.stop]
+        taken.append(recompute_layers(receiver, rows, words, layer_ranges, behind))
+        before.append(taken[-1])
+    report = _report(arrival, receiver, state, layer_ranges, evidence, computed, taken)
     repair: tuple[int, ...] = ()
     depth = min(EARLY, len(receiver.geometry.layers))
-    if deviation and made and not _within(depth - 1, layer_ranges):
-        repair = deviating_positions(receiver, ids, made, deviation, depth)
-        report = replace(report, layer_tokens=report.layer_tokens + depth * made[-1].stop)
-    elif deviation and made:
+    if deviation and taken and not within(depth - 1, layer_ranges):
+        repair = deviating_positions(receiver, ids, taken, deviation, depth)
+        report = replace(report, layer_tokens=report.layer_tokens + depth * taken[-1].stop)
+    elif deviation and taken:
         why = f"{report.reason}; layer {depth - 1} is recomputed, so it shows no deviation"
         report = replace(report, reason=why)
     origin: Origin = "recomputed" if layer_ranges else "reused"
     pieces = [Piece(piece, "computed") for piece in computed]
-    pieces += [Piece(piece, origin) for piece in made]
+    pieces += [Piece(piece, origin) for piece in taken]
     return Carry(report, pieces=tuple(pieces), repair=repair)
 
 
 def _runs(arrival: Arrival, state: KVState, sink: int, enters: bool) -> list[_Run]:
-    """What to take of the sharer's state, ascending: the tokens that stand first at both ends, then
-    the spans.
+    """What to take of the sharer's state, ascending: the common beginning, then the spans.
 
-    What is in place already, a span's first `sink` tokens, and tokens whose hidden states are
-    wanted and missing stay out; the receiver computes the latter two.
+    Left out are tokens that are in place already, a span's first `sink` tokens, and tokens whose
+    hidden states are wanted and missing. The receiver computes the latter two.
 
     Args:
         arrival: The message in its place.
@@ -124,12 +135,12 @@ def _runs(arrival: Arrival, state: KVState, sink: int, enters: bool) -> list[_Ru
     for span in (*spans, *arrival.spans):
         fresh = span.at > 0 and not taken[span.at]
         begin = span.at + (min(sink, span.length) if fresh else 0)
-        stop = span.at + span.length
-        start = min(max(begin, span.at + bare - span.source), stop)
-        lost += sum(not there for there in taken[begin:start])
-        for at, end in _free(taken, start, stop):
-            runs.append(_Run(at, at - span.at + span.source, end))
-            taken[at:end] = b"\1" * (end - at)
+        stop, moved = span.at + span.length, span.at - span.source
+        first = min(max(begin, bare + moved), stop)
+        lost += taken.count(b"\0", begin, first)
+        for start, end in _free(taken, first, stop):
+            runs.append(_Run(start, end, moved))
+            taken[start:end] = b"\1" * (end - start)
     if lost and not runs:
         raise StateError(
             f"the sharer's hidden states begin at position {bare}, after the message",
@@ -137,7 +148,7 @@ def _runs(arrival: Arrival, state: KVState, sink: int, enters: bool) -> list[_Ru
             fix="share what the sharer computed itself in this turn, such as its prompt or its "
             "output",
         )
-    return sorted(runs, key=lambda run: run.at)
+    return sorted(runs, key=lambda run: run.start)
 
 
 def _mask(tokens: int, states: Sequence[KVState]) -> bytearray:
@@ -151,14 +162,7 @@ def _mask(tokens: int, states: Sequence[KVState]) -> bytearray:
 
 def _free(taken: bytearray, start: int, stop: int) -> list[tuple[int, int]]:
     """Stretches of positions where nothing stands."""
-    found = []
-    at = taken.find(b"\0", start, stop)
-    while at >= 0:
-        end = taken.find(b"\1", at, stop)
-        end = stop if end < 0 else end
-        found.append((at, end))
-        at = taken.find(b"\0", end, stop)
-    return found
+    return [match.span() for match in re.compile(b"\0+").finditer(taken, start, stop)]
 
 
 def _computed(
@@ -185,10 +189,10 @@ def _report(
     layer_ranges: LayerRanges,
     evidence: str,
     computed: Sequence[KVState],
-    made: Sequence[KVState],
+    taken: Sequence[KVState],
 ) -> CarryReport:
-    layers = len(receiver.geometry.layers)
-    tokens = sum(map(len, made))
+    layers, recomputed = len(receiver.geometry.layers), layers_of(layer_ranges)
+    tokens = sum(map(len, taken))
     report = CarryReport(
         channel="same_model_cache",
         mode="recompute",
@@ -197,31 +201,26 @@ def _report(
         tokens=arrival.tokens,
         layer_tokens=layers * sum(map(len, computed)),
     )
-    if not made:
+    if not taken:
         return report
-    count = sum(last - first for first, last in layer_ranges)
-    moved = [
-        layer for number, layer in enumerate(state.layers) if not _within(number, layer_ranges)
-    ]
-    per_token = sum(layer.nbytes // max(layer.rows, 1) for layer in moved)
-    per_token += sum(
-        state.hidden[at].shape[1] * state.hidden[at].itemsize for at in entry_layers(layer_ranges)
+    per_token = sum(
+        layer.nbytes // max(layer.rows, 1)
+        for number, layer in enumerate(state.layers)
+        if not within(number, layer_ranges)
     )
+    entries = (state.hidden[layer] for layer in entry_layers(layer_ranges))
+    per_token += sum(hidden.shape[1] * hidden.itemsize for hidden in entries)
     of = f"layers {named(layer_ranges)} of {layers}" if layer_ranges else "no layer"
     reason = f"recompute: other weights of one base; {of} recomputed over {tokens} tokens"
-    rough = state.approximate_from is not None and count < layers
+    rough = state.approximate_from is not None and recomputed < layers
     why = "of a state that is approximate itself, so no bound is known" if rough else evidence
     return replace(
         report,
-        exact=count == layers and all(piece.exact for piece in (*arrival.before, *made)),
+        exact=recomputed == layers and all(piece.exact for piece in (*arrival.before, *taken)),
         reason=f"{reason} ({why})" if why else reason,
         reused=0 if layer_ranges else tokens,
         repaired=tokens if layer_ranges else 0,
         bytes=per_token * tokens,
-        layer_tokens=report.layer_tokens + count * tokens,
-        recomputed_layers=count,
+        layer_tokens=report.layer_tokens + recomputed * tokens,
+        recomputed_layers=recomputed,
     )
-
-
-def _within(layer: int, layer_ranges: LayerRanges) -> bool:
-    return any(first <= layer < last for first, last in layer_ranges)

@@ -15,9 +15,14 @@ from unspoken.channels.data.text import load_corpus
 from unspoken.channels.errors import GeometryMismatch, InputError
 from unspoken.channels.finetunes.carry import carry_across
 from unspoken.channels.finetunes.passages import Settings, Trial, arrival_of, from_rows, from_text
-from unspoken.channels.finetunes.profile import Point, Profile, front_of
-from unspoken.channels.finetunes.recompute import LayerRanges, bytes_per_token, require_one_base
-from unspoken.channels.finetunes.search import estimate, judge, layers_of, search, thinned
+from unspoken.channels.finetunes.profile import Point, Profile
+from unspoken.channels.finetunes.recompute import (
+    LayerRanges,
+    bytes_per_token,
+    layers_of,
+    require_one_base,
+)
+from unspoken.channels.finetunes.search import THINNING, estimate, front_of, judge, search
 from unspoken.channels.finetunes.store import ProfileStore
 from unspoken.channels.machine import describe_machine, medians
 from unspoken.channels.model import Hold, TextModel
@@ -176,7 +181,7 @@ def measure_profile(
     looked, judged = trials[: settings.search], trials[settings.search :]
     found = search(sharer, receiver, looked, report)
     layers = len(receiver.geometry.layers)
-    front = thinned(front_of((g, layers_of(g), kl) for g, kl in found.items()))
+    front = front_of(found, factor=THINNING)
     chosen = list(dict.fromkeys([(), *front, ((0, layers),)]))
     scores = judge(sharer, receiver, judged, chosen, settings, report)
     times: dict[LayerRanges, float] = {}
@@ -256,7 +261,7 @@ def clocked(
     def across(layer_ranges: LayerRanges) -> None:
         state = arrival.message.state
         assert state is not None
-        carry = carry_across(arrival, receiver, state, layer_ranges, 0, 0.0, "")
+        carry = carry_across(arrival, receiver, state, layer_ranges=layer_ranges)
         receiver.prefill(own, [piece.state for piece in carry.pieces])
 
     conditions: dict[str | LayerRanges, Callable[[], object]] = dict(texts.items())

@@ -1,19 +1,16 @@
-"""What a profile says: ranges of layers, what each costs, and how far it is from the receiver's own
-prefill.
-"""
+"""What a profile says: ranges of layers, their cost, their distance from the own prefill."""
 
 import datetime as dt
 import json
-from collections.abc import Iterable
-from typing import Any, Final, Literal, NoReturn, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import AliasChoices, Field, ValidationError, model_validator
 
 from unspoken.channels.errors import InputError, ProfileError
-from unspoken.channels.finetunes.recompute import LayerRanges, check_layer_ranges, named
+from unspoken.channels.finetunes.recompute import check_layer_ranges, layers_of, named
 from unspoken.channels.storage.side import AuditFile, ModelDescription, Part, pair_digest
 
-__all__ = ["AGAIN", "FILE", "PREFIX", "Estimate", "Point", "Profile", "front_of"]
+__all__ = ["AGAIN", "FILE", "PREFIX", "Estimate", "Point", "Profile"]
 
 FILE: Final = "profile.json"
 
@@ -56,7 +53,7 @@ class Point(Part):
         layer_ranges: First and last + 1 of each range.
         share: Layers in ranges, as a share of all.
         bytes_per_token: Bytes of state that travel per token: the other layers, and hidden states
-            at the entries.
+            at the first layers of ranges.
         places: By place: ``prefix``, or ``after N`` tokens of the receiver's own.
         speedup: Time to the first token by text over that by this, at the size that the profile
             names.
@@ -77,14 +74,15 @@ class Point(Part):
         return named(self.layer_ranges)
 
     def worst(self, *, moved: bool) -> Estimate | None:
-        """The estimate that counts: at the prefix, or, `moved`, the worst of all; None where no
-        other was measured.
+        """The estimate that counts: at the prefix, or, `moved`, the worst of all places.
+
+        None where only the prefix was measured, and `moved`.
         """
         if not moved:
             return self.places[PREFIX]
         if len(self.places) < 2:
             return None
-        return max(self.places.values(), key=lambda one: one.high)
+        return max(self.places.values(), key=lambda estimate: estimate.high)
 
     @property
     def slow(self) -> bool:
@@ -129,10 +127,10 @@ class Profile(Part):
             raise ValueError(f"settings without {lacking[0]}")
         for point in self.points:
             try:
-                layer_ranges = check_layer_ranges(point.layer_ranges, layers)
+                recomputed = layers_of(check_layer_ranges(point.layer_ranges, layers))
             except InputError as error:
                 raise ValueError(error.found) from None
-            if round(point.share * layers) != sum(last - first for first, last in layer_ranges):
+            if round(point.share * layers) != recomputed:
                 raise ValueError(f"a share of {point.share:g} for the layers {point.named}")
             if PREFIX not in point.places or set(point.places) != set(self.points[0].places):
                 raise ValueError(f"the layers {point.named} were measured at other places")
@@ -143,39 +141,31 @@ class Profile(Part):
         """What it is looked up by."""
         return pair_digest(self.sharer.to_identity(), self.receiver.to_identity())
 
-    @property
-    def reuse_all(self) -> Point | None:
-        """The point that recomputes nothing."""
-        return next((point for point in self.points if not point.layer_ranges), None)
-
-    def at(self, *, moved: bool) -> list[Estimate]:
+    def estimates(self, *, moved: bool) -> list[Estimate]:
         """Estimates of the points that save the receiver work, at the prefix or elsewhere."""
-        found = [point.worst(moved=moved) for point in self.points if point.share < 1]
-        return [one for one in found if one is not None]
+        worst = (point.worst(moved=moved) for point in self.points if point.share < 1)
+        return [estimate for estimate in worst if estimate is not None]
 
     def within(self, max_kl: float, *, moved: bool) -> list[Point]:
-        """The points whose KL is, with its interval, at most `max_kl`, those that compute fewest
-        layers anew first.
+        """The points whose KL is, with its interval, at most `max_kl`; fewest layers first.
 
-        One that computes all layers is not among them: text is exact.
+        One that recomputes all layers is not among them: text is exact.
 
         Args:
             max_kl: Bound in nats a token, compared with the upper end of the interval.
             moved: Whether the message stands after other tokens than at its sharer.
         """
-        found = []
-        for point in sorted(self.points, key=lambda one: one.share):
-            one = point.worst(moved=moved)
-            if one is not None and one.high <= max_kl and point.share < 1:
-                found.append(point)
-        return found
+        chosen = []
+        for point in sorted(self.points, key=lambda point: point.share):
+            worst = point.worst(moved=moved)
+            if worst is not None and worst.high <= max_kl and point.share < 1:
+                chosen.append(point)
+        return chosen
 
     def to_json(self) -> str:
         """Two spaces deep, a newline at the end."""
-        return (
-            json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False)
-            + "\n"
-        )
+        content = self.model_dump(mode="json", by_alias=True)
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, name: str) -> "Profile":
@@ -187,27 +177,10 @@ class Profile(Part):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            _broken(name, error)
-
-
-def _broken(name: str, error: ValidationError) -> NoReturn:
-    first = error.errors()[0]
-    place = ".".join(map(str, first["loc"])) or "the file"
-    raise ProfileError(
-        f"{name} is no profile: {place}: {first['msg']}",
-        expected="a profile.json of format 1",
-        fix=AGAIN,
-    ) from None
-
-
-def front_of(
-    found: Iterable[tuple[LayerRanges, int, float]],
-) -> list[tuple[LayerRanges, int, float]]:
-    """The Pareto front of (ranges, layers, KL): ascending layers, each with less KL than all before
-    it.
-    """
-    front: list[tuple[LayerRanges, int, float]] = []
-    for one in sorted(found, key=lambda each: (each[1], each[2])):
-        if not front or one[2] < front[-1][2]:
-            front.append(one)
-    return front
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise ProfileError(
+                f"{name} is no profile: {place}: {first['msg']}",
+                expected="a profile.json of format 1",
+                fix=AGAIN,
+            ) from None

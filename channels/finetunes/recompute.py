@@ -1,5 +1,4 @@
-"""A cache across fine-tunes of one base: some layers' states are recomputed, the others are the
-sharer's.
+"""A cache across fine-tunes of one base: some layers are recomputed, the others taken over.
 
 After DroidSpeak (arXiv 2411.02820). Between two fine-tunes of one base most layers' keys and values
 are much the same, a few are not. The receiver takes the sharer's for most layers, and computes
@@ -22,9 +21,11 @@ __all__ = [
     "bytes_per_token",
     "check_layer_ranges",
     "entry_layers",
+    "layers_of",
     "named",
     "recompute_layers",
     "require_one_base",
+    "within",
 ]
 
 LayerRanges = tuple[tuple[int, int], ...]
@@ -37,7 +38,7 @@ def check_layer_ranges(layer_ranges: Sequence[Sequence[int]], layers: int) -> La
     Raises:
         InputError: A range that is empty, out of range, or overlaps the one before.
     """
-    made: list[tuple[int, int]] = []
+    checked: list[tuple[int, int]] = []
     for layer_range in layer_ranges:
         if len(layer_range) != 2 or not 0 <= layer_range[0] < layer_range[1] <= layers:
             raise InputError(
@@ -45,17 +46,26 @@ def check_layer_ranges(layer_ranges: Sequence[Sequence[int]], layers: int) -> La
                 expected=f"[first, last + 1] within 0 and {layers}, the model's layers",
             )
         first, last = layer_range
-        if made and first < made[-1][1]:
+        if checked and first < checked[-1][1]:
             raise InputError(
                 f"the range of layers {list(layer_range)} begins inside the one before it, "
-                f"{list(made[-1])}",
+                f"{list(checked[-1])}",
                 expected="ranges in ascending order that do not overlap",
             )
-        if made and first == made[-1][1]:
-            made[-1] = (made[-1][0], last)
-        else:
-            made.append((first, last))
-    return tuple(made)
+        if checked and first == checked[-1][1]:
+            first = checked.pop()[0]
+        checked.append((first, last))
+    return tuple(checked)
+
+
+def layers_of(layer_ranges: LayerRanges) -> int:
+    """How many layers are in ranges."""
+    return sum(last - first for first, last in layer_ranges)
+
+
+def within(layer: int, layer_ranges: LayerRanges) -> bool:
+    """Whether a layer is in one of the ranges."""
+    return any(first <= layer < last for first, last in layer_ranges)
 
 
 def named(layer_ranges: LayerRanges) -> str:
@@ -69,12 +79,12 @@ def entry_layers(layer_ranges: LayerRanges) -> tuple[int, ...]:
 
 
 def bytes_per_token(geometry: CacheGeometry, itemsize: int, layer_ranges: LayerRanges) -> int:
-    """Bytes of state that travel per token: layers outside the ranges, and hidden states at their
-    entries.
-    """
-    inside = {layer for first, last in layer_ranges for layer in range(first, last)}
-    kept = [shape for number, shape in enumerate(geometry.layers) if number not in inside]
-    rows = sum(2 * shape.kv_heads * shape.head_dim for shape in kept)
+    """Bytes that travel per token: layers outside the ranges, hidden states at their beginnings."""
+    rows = sum(
+        2 * shape.kv_heads * shape.head_dim
+        for number, shape in enumerate(geometry.layers)
+        if not within(number, layer_ranges)
+    )
     return itemsize * (rows + geometry.hidden_size * len(entry_layers(layer_ranges)))
 
 
@@ -102,14 +112,13 @@ def recompute_layers(
     layer_ranges: LayerRanges,
     before: Sequence[KVState] = (),
 ) -> KVState:
-    """The receiver's state of some tokens: its own keys and values in the ranges, the sharer's
-    elsewhere.
+    """The receiver's state of some tokens: its own in the ranges of layers, the sharer's elsewhere.
 
     Args:
         receiver: Computes the ranges.
         state: The sharer's state of these tokens, at the receiver's positions, with its hidden
-            states at the ranges' entries. What is taken of it is copied to the receiver's device,
-            and nothing else.
+            states at the ranges' first layers. Only what is taken is copied to the receiver's
+            device.
         ids: The tokens, as many as the state has.
         layer_ranges: See `check_layer_ranges`; of no range the sharer's state remains, of all
             layers the receiver's own prefill.
@@ -133,7 +142,7 @@ def recompute_layers(
     positions = torch.arange(state.start, state.stop, device=device)
     layers: list[LayerState] = []
     for first, last in (*layer_ranges, (count, count)):
-        layers += [_moved(layer, device) for layer in state.layers[len(layers) : first]]
+        layers += [layer.to(device) for layer in state.layers[len(layers) : first]]
         if first == last:
             break
         hidden = (
@@ -170,9 +179,3 @@ def _require_entries(state: KVState, wanted: Sequence[int]) -> None:
             fix="share what the sharer computed itself in this turn, such as its prompt or its "
             "output",
         )
-
-
-def _moved(layer: LayerState, device: torch.device) -> LayerState:
-    if layer.keys.device == device:
-        return layer
-    return LayerState(layer.keys.to(device), layer.values.to(device), layer.first)

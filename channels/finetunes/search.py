@@ -1,13 +1,13 @@
 """Which ranges of layers to recompute: a coarse grid first, then refinement around the front.
 
 After the offline profile of DroidSpeak (arXiv 2411.02820), which looks at all ranges. What a range
-computes depends on its entry alone, not on where it ends: one run from each entry to the last layer
-serves every range that begins there.
+computes depends on its first layer alone, not on where it ends: one run from each first layer to
+the last layer of the model serves every range that begins there.
 """
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, pairwise, zip_longest
 from statistics import mean, stdev
 
@@ -17,46 +17,61 @@ from torch import Tensor
 from unspoken.channels.base import Arrival
 from unspoken.channels.errors import ProfileError
 from unspoken.channels.finetunes.passages import Settings, Trial, arrival_of, prompt_of
-from unspoken.channels.finetunes.profile import PREFIX, Estimate, front_of
-from unspoken.channels.finetunes.recompute import LayerRanges, check_layer_ranges
+from unspoken.channels.finetunes.profile import PREFIX, Estimate
+from unspoken.channels.finetunes.recompute import LayerRanges, check_layer_ranges, layers_of
 from unspoken.channels.kv.state import KVState, LayerState
 from unspoken.channels.metrics import distance
 from unspoken.channels.model import TextModel
 
 __all__ = [
+    "THINNING",
     "Measured",
     "Scores",
     "estimate",
+    "front_of",
     "judge",
-    "layers_of",
     "random_ranges",
     "search",
-    "thinned",
 ]
 
 COARSE = 6
 MOST_A_ROUND = 40
 
+THINNING = 0.85
+"""Factor of `front_of` at which points that gain little are left out of a profile."""
+
 Measured = dict[LayerRanges, float]
-"""KL in nats by ranges, mean over the messages searched on."""
+"""KL in nats by layer ranges, mean over the messages searched on."""
 
 Scores = dict[str, list[tuple[float, float]]]
 """By place, KL and share of equal likeliest tokens per message."""
 
-
-def layers_of(layer_ranges: LayerRanges) -> int:
-    """How many layers are in ranges."""
-    return sum(last - first for first, last in layer_ranges)
+Report = Callable[[str, float], None]
 
 
-@torch.no_grad()
+def front_of(measured: Mapping[LayerRanges, float], factor: float = 1.0) -> list[LayerRanges]:
+    """The Pareto front: choices by ascending layers, each with less KL than all before it.
+
+    Args:
+        measured: KL by choice.
+        factor: A choice's KL must be at most this share of the KL of the one before it.
+    """
+    front: list[LayerRanges] = []
+    last = math.inf
+    for ranges, kl in sorted(measured.items(), key=lambda item: (layers_of(item[0]), item[1])):
+        if kl < last and kl <= factor * last:
+            front.append(ranges)
+            last = kl
+    return front
+
+
 def search(
     sharer: TextModel,
     receiver: TextModel,
     trials: Sequence[Trial],
-    report: Callable[[str, float], None] = lambda stage, part: None,
+    report: Report = lambda stage, part: None,
 ) -> Measured:
-    """Measure ranges on a grid over the layers, then ever nearer to the front of what was found.
+    """Measure ranges on a grid over the layers, then ever nearer to the front that was measured.
 
     Args:
         sharer: Whose state is read.
@@ -66,171 +81,160 @@ def search(
     """
     layers = len(receiver.geometry.layers)
     step = max(layers // COARSE, 1)
-    found: Measured = {}
+    measured: Measured = {}
     wanted = _grid(layers, step)
     while wanted:
-        told = _told(report, f"search: {len(wanted)} ranges at a step of {step}")
-        found |= _measured(sharer, receiver, trials, wanted, told)
+        stage = f"search: {len(wanted)} choices at a step of {step}"
+        scores = _scores(sharer, receiver, trials, wanted, {PREFIX: ()}, 0, (report, stage))
+        for ranges in wanted:
+            measured[ranges] = mean(kl for kl, _ in scores[ranges][PREFIX])
         if step == 1:
             break
         step = max(step // 2, 1)
-        front = [layer_ranges for layer_ranges, _, _ in front_of(_costed(found))]
-        wanted = [one for one in _near(front, layers, step) if one not in found][:MOST_A_ROUND]
-    return found
+        near = _near(front_of(measured), layers, step)
+        wanted = [ranges for ranges in near if ranges not in measured][:MOST_A_ROUND]
+    return measured
 
 
-def _costed(found: Measured) -> Iterator[tuple[LayerRanges, int, float]]:
-    return ((layer_ranges, layers_of(layer_ranges), kl) for layer_ranges, kl in found.items())
-
-
-def _told(report: Callable[[str, float], None], stage: str) -> Callable[[float], None]:
-    return lambda part: report(stage, part)
-
-
-def _grid(layers: int, step: int) -> list[LayerRanges]:
-    ends = sorted({*range(0, layers, step), layers})
-    pairs = [((first, last),) for first in ends for last in ends if first < last]
-    return [(), *pairs]
-
-
-def _near(front: Sequence[LayerRanges], layers: int, step: int) -> list[LayerRanges]:
-    """Ranges one step away from those on the front: an end moved, or a small range more, each
-    point's in turn.
-    """
-    by_point = []
-    for layer_ranges in front:
-        made: dict[LayerRanges, None] = {}
-        moved, more = _moved(layer_ranges, step), _with_one_more(layer_ranges, layers, step)
-        for one in chain.from_iterable(zip_longest(moved, more)):
-            if one is not None:
-                _add(made, one, layers)
-        by_point.append(list(made))
-    turns = chain.from_iterable(zip_longest(*by_point))
-    return list(dict.fromkeys(one for one in turns if one is not None))
-
-
-def _moved(layer_ranges: LayerRanges, step: int) -> list[LayerRanges]:
-    return [
-        (*layer_ranges[:at], (first + a, last + b), *layer_ranges[at + 1 :])
-        for at, (first, last) in enumerate(layer_ranges)
-        for a, b in ((-step, 0), (step, 0), (0, -step), (0, step))
-    ]
-
-
-def _with_one_more(layer_ranges: LayerRanges, layers: int, step: int) -> list[LayerRanges]:
-    return [
-        tuple(sorted((*layer_ranges, (first, min(first + 2 * step, layers)))))
-        for first in range(0, layers, 2 * step)
-    ]
-
-
-def _add(made: dict[LayerRanges, None], layer_ranges: LayerRanges, layers: int) -> None:
-    inside = all(0 <= first < last <= layers for first, last in layer_ranges)
-    if inside and all(a[1] <= b[0] for a, b in pairwise(layer_ranges)):
-        made.setdefault(check_layer_ranges(layer_ranges, layers))
-
-
-@torch.no_grad()
-def _measured(
-    sharer: TextModel,
-    receiver: TextModel,
-    trials: Sequence[Trial],
-    wanted: Sequence[LayerRanges],
-    told: Callable[[float], None],
-) -> Measured:
-    """Mean KL of each choice of ranges over the trials."""
-    scores: dict[LayerRanges, list[float]] = {layer_ranges: [] for layer_ranges in wanted}
-    for number, trial in enumerate(trials):
-        sent = sharer.read(trial.ids, _entries(wanted))
-        for layer_ranges, (kl, _) in _distances(
-            receiver, arrival_of(trial, sent), trial, wanted, 0
-        ):
-            scores[layer_ranges].append(kl)
-        told((number + 1) / len(trials))
-    return {layer_ranges: mean(found) for layer_ranges, found in scores.items()}
-
-
-def _entries(wanted: Sequence[LayerRanges]) -> list[int]:
-    return sorted({first for layer_ranges in wanted for first, _ in layer_ranges if first})
-
-
-@torch.no_grad()
 def judge(
     sharer: TextModel,
     receiver: TextModel,
     trials: Sequence[Trial],
     chosen: Sequence[LayerRanges],
     settings: Settings,
-    report: Callable[[str, float], None] = lambda stage, part: None,
+    report: Report = lambda stage, part: None,
 ) -> dict[LayerRanges, Scores]:
     """How far each choice is from the receiver's own prefill.
 
     At the prefix, and after each of `settings.prompts` tokens of the receiver's own.
     """
-    found: dict[LayerRanges, Scores] = {layer_ranges: {} for layer_ranges in chosen}
-    prompts = {PREFIX: ()} | {f"after {n}": prompt_of(receiver, n) for n in settings.prompts}
-    for number, trial in enumerate(trials):
-        sent = sharer.read(trial.ids, _entries(chosen))
-        for place, prompt in prompts.items():
+    prompts = {f"after {n}": prompt_of(receiver, n) for n in settings.prompts}
+    places = {PREFIX: (), **prompts}
+    return _scores(sharer, receiver, trials, chosen, places, settings.sink, (report, "judge"))
+
+
+@torch.no_grad()
+def _scores(
+    sharer: TextModel,
+    receiver: TextModel,
+    trials: Sequence[Trial],
+    choices: Sequence[LayerRanges],
+    places: Mapping[str, Sequence[int]],
+    sink: int,
+    progress: tuple[Report, str],
+) -> dict[LayerRanges, Scores]:
+    """Per choice and place, the distances of all trials.
+
+    Args:
+        sharer, receiver, trials: As `search`.
+        choices: Choices of layers.
+        places: By name, the tokens of the receiver's own that stand before a message.
+        sink: Tokens at the start of a shifted message that the receiver computes itself.
+        progress: Whom to tell, and the name of the stage.
+    """
+    scores: dict[LayerRanges, Scores] = {ranges: {} for ranges in choices}
+    for number, trial in enumerate(trials, 1):
+        sent = sharer.read(trial.ids, _entries(choices))
+        for place, prompt in places.items():
             arrival = arrival_of(trial, sent, prompt)
-            skip = settings.sink if prompt else 0
-            for layer_ranges, pair in _distances(receiver, arrival, trial, chosen, skip):
-                found[layer_ranges].setdefault(place, []).append(pair)
-        report("judge", (number + 1) / len(trials))
-    return found
+            pairs = _distances(receiver, arrival, trial, choices, sink if prompt else 0)
+            for ranges, pair in zip(choices, pairs, strict=True):
+                scores[ranges].setdefault(place, []).append(pair)
+        report, stage = progress
+        report(stage, number / len(trials))
+    return scores
+
+
+def _grid(layers: int, step: int) -> list[LayerRanges]:
+    ends = sorted({*range(0, layers, step), layers})
+    return [(), *(((first, last),) for first in ends for last in ends if first < last)]
+
+
+def _near(front: Sequence[LayerRanges], layers: int, step: int) -> list[LayerRanges]:
+    """Choices one step away from those on the front, each point's in turn.
+
+    An end is moved, or a small range is added.
+    """
+    by_point = []
+    for ranges in front:
+        moved = [
+            (*ranges[:number], (first + a, last + b), *ranges[number + 1 :])
+            for number, (first, last) in enumerate(ranges)
+            for a, b in ((-step, 0), (step, 0), (0, -step), (0, step))
+        ]
+        more = [
+            tuple(sorted((*ranges, (first, min(first + 2 * step, layers)))))
+            for first in range(0, layers, 2 * step)
+        ]
+        near = (check_layer_ranges(r, layers) for r in _in_turn(moved, more) if _valid(r, layers))
+        by_point.append(list(dict.fromkeys(near)))
+    return list(dict.fromkeys(_in_turn(*by_point)))
+
+
+def _in_turn(*lists: Sequence[LayerRanges]) -> Iterable[LayerRanges]:
+    """The first of each list, then the second of each, and so on."""
+    return (ranges for ranges in chain(*zip_longest(*lists)) if ranges is not None)
+
+
+def _valid(ranges: LayerRanges, layers: int) -> bool:
+    inside = all(0 <= first < last <= layers for first, last in ranges)
+    return inside and all(left[1] <= right[0] for left, right in pairwise(ranges))
+
+
+def _entries(choices: Sequence[LayerRanges]) -> list[int]:
+    return sorted({first for ranges in choices for first, _ in ranges if first})
 
 
 def _distances(
     receiver: TextModel,
     arrival: Arrival,
     trial: Trial,
-    wanted: Sequence[LayerRanges],
+    choices: Sequence[LayerRanges],
     skip: int,
-) -> list[tuple[LayerRanges, tuple[float, float]]]:
-    """KL and share of equal likeliest tokens of each choice: what `carry_across` brings, composed
-    from fewer runs.
+) -> list[tuple[float, float]]:
+    """KL and share of equal likeliest tokens of each choice.
+
+    The states are those that `carry_across` brings, composed from fewer runs.
 
     Args:
         receiver: Recomputes ranges.
-        arrival: The message in its place, its state with hidden states at the entries.
+        arrival: The message in its place, its state with hidden states at the first layers.
         trial: The trial.
-        wanted: Choices of ranges.
+        choices: Choices of layers.
         skip: Tokens at the start of the message that the receiver computes itself.
     """
     ids, state = arrival.context, arrival.message.state
     assert state is not None
     span = arrival.spans[0]
     moved = span.at != span.source
-    at = span.at + skip if moved else 0  # unmoved, what stands before the message travels with it
+    start = span.at + skip if moved else 0  # unmoved, what stands before the message comes with it
     own = receiver.read(ids)
-    sent = state.slice(at - span.at + span.source, state.stop)
+    sent = state.slice(start - span.at + span.source, state.stop)
     sent = sent.shift(span.at - span.source, receiver.geometry, receiver.rotary)
-    before = [own.slice(0, at)] if at else []
-    positions = torch.arange(at, own.stop, device=receiver.device)
-    runs: dict[int, tuple[LayerState, ...]] = {0: own.slice(at, own.stop).layers}
-    for start in _entries(wanted):
-        hidden = sent.hidden[start].to(receiver.device)
-        layers = len(receiver.geometry.layers)
-        runs[start] = receiver.run_layers(hidden, start, layers, positions, before)[1]
+    before = [own.slice(0, start)] if start else []
+    positions = torch.arange(start, own.stop, device=receiver.device)
+    count = len(receiver.geometry.layers)
+    runs: dict[int, tuple[LayerState, ...]] = {0: own.slice(start, own.stop).layers}
+    for first in _entries(choices):
+        hidden = sent.hidden[first].to(receiver.device)
+        runs[first] = receiver.run_layers(hidden, first, count, positions, before)[1]
     full = _after(receiver, [own], ids[-1], trial.forced)
-    pairs = []
-    for layer_ranges in wanted:
-        made = _composed(receiver, sent, runs, layer_ranges)
-        pairs.append(distance(full, _after(receiver, [*before, made], ids[-1], trial.forced)))
-    values = torch.stack([torch.stack(pair) for pair in pairs]).tolist()
-    return [
-        (layer_ranges, (kl, top)) for layer_ranges, (kl, top) in zip(wanted, values, strict=True)
-    ]
+    distances = []
+    for ranges in choices:
+        composed = _composed(receiver, sent, runs, ranges)
+        after = _after(receiver, [*before, composed], ids[-1], trial.forced)
+        distances.append(torch.stack(distance(full, after)))
+    return [(kl, top1) for kl, top1 in torch.stack(distances).tolist()]
 
 
 def _composed(
     receiver: TextModel,
     sent: KVState,
-    runs: dict[int, tuple[LayerState, ...]],
-    layer_ranges: LayerRanges,
+    runs: Mapping[int, tuple[LayerState, ...]],
+    ranges: LayerRanges,
 ) -> KVState:
     layers = list(sent.to(receiver.device).layers)
-    for first, last in layer_ranges:
+    for first, last in ranges:
         layers[first:last] = runs[first][: last - first]
     return KVState(
         layers=tuple(layers),
@@ -244,8 +248,9 @@ def _composed(
 def _after(
     receiver: TextModel, states: Sequence[KVState], last: int, forced: Sequence[int]
 ) -> Tensor:
-    """Log-probabilities after the context's last token and all forced ones but the last, (forced,
-    vocabulary).
+    """Log-probabilities after the context's last token and all forced ones but the last.
+
+    Shape (forced, vocabulary).
     """
     ids = torch.tensor((last, *forced[:-1]), device=receiver.device)
     cut = [*states[:-1], states[-1].slice(states[-1].start, states[-1].stop - 1)]
@@ -253,8 +258,9 @@ def _after(
 
 
 def estimate(scores: Sequence[tuple[float, float]], seed: int = 0, draws: int = 2000) -> Estimate:
-    """Mean and 95 % interval over messages: the wider of a bootstrap's and Student's, since
-    messages are few.
+    """Mean and 95 % interval over messages.
+
+    Messages are few, so it is the wider of a bootstrap's interval and Student's.
 
     Raises:
         ProfileError: A distance that is not finite.
@@ -268,40 +274,22 @@ def estimate(scores: Sequence[tuple[float, float]], seed: int = 0, draws: int = 
         )
     rng = random.Random(seed)
     means = sorted(mean(rng.choices(values, k=len(values))) for _ in range(draws))
-    low, high = means[int(0.025 * draws)], means[int(0.975 * draws)]
-    kl, count = mean(values), len(values)
-    half = 0.0
-    if count > 1:
-        half = (
-            (1.96 + 2.5 / (count - 1)) * stdev(values) / math.sqrt(count)
-        )  # Student's quantile, nearly
-    low, high = max(min(low, kl - half), 0.0), max(high, kl + half)
-    return Estimate(kl=kl, low=min(low, kl), high=high, top1=mean(top for _, top in scores))
+    kl, count, half = mean(values), len(values), 0.0
+    if count > 1:  # Student's quantile, nearly
+        half = (1.96 + 2.5 / (count - 1)) * stdev(values) / math.sqrt(count)
+    low = max(min(means[int(0.025 * draws)], kl - half), 0.0)
+    high = max(means[int(0.975 * draws)], kl + half)
+    return Estimate(kl=kl, low=min(low, kl), high=high, top1=mean(top1 for _, top1 in scores))
 
 
-def thinned(
-    front: Sequence[tuple[LayerRanges, int, float]], least: float = 0.85
-) -> list[LayerRanges]:
-    """Points of a front, those left out that lower the KL by less than a factor of `least` from the
-    one kept before.
-    """
-    kept: list[LayerRanges] = []
-    last = float("inf")
-    for layer_ranges, _, kl in front:
-        if kl <= least * last:
-            kept.append(layer_ranges)
-            last = kl
-    return kept
-
-
-def random_ranges(layer_ranges: LayerRanges, layers: int, rng: random.Random) -> LayerRanges:
-    """Ranges of the same sizes at places drawn again."""
-    sizes = [last - first for first, last in layer_ranges]
+def random_ranges(ranges: LayerRanges, layers: int, rng: random.Random) -> LayerRanges:
+    """Ranges of the same sizes at places drawn anew."""
+    sizes = [last - first for first, last in ranges]
     rng.shuffle(sizes)
     spare = layers - sum(sizes)
-    cuts = sorted(rng.randint(0, spare) for _ in sizes)
-    made, used = [], 0
-    for cut, size in zip(cuts, sizes, strict=True):
-        made.append((cut + used, cut + used + size))
+    gaps = sorted(rng.randint(0, spare) for _ in sizes)
+    drawn, used = [], 0
+    for gap, size in zip(gaps, sizes, strict=True):
+        drawn.append((gap + used, gap + used + size))
         used += size
-    return check_layer_ranges(made, layers)
+    return check_layer_ranges(drawn, layers)

@@ -55,7 +55,9 @@ class LayerState:
         return LayerState(keys, values, self.first + spare)
 
     def to(self, device: torch.device) -> "LayerState":
-        """The same rows on `device`, sharing memory where they are there already."""
+        """The same rows on `device`: the layer itself where it is there already."""
+        if self.keys.device == device:
+            return self
         return LayerState(self.keys.to(device), self.values.to(device), self.first)
 
 

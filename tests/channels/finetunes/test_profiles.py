@@ -24,16 +24,15 @@ from unspoken.channels.finetunes.passages import (
     from_text,
     prompt_of,
 )
-from unspoken.channels.finetunes.profile import Profile, front_of
-from unspoken.channels.finetunes.recompute import LayerRanges
+from unspoken.channels.finetunes.profile import Profile
+from unspoken.channels.finetunes.recompute import LayerRanges, layers_of
 from unspoken.channels.finetunes.search import (
     _near,
     estimate,
+    front_of,
     judge,
-    layers_of,
     random_ranges,
     search,
-    thinned,
 )
 from unspoken.channels.finetunes.store import ProfileStore
 from unspoken.channels.metrics import distance
@@ -64,7 +63,7 @@ def test_what_is_judged_is_what_a_channel_carries(name: str) -> None:
             arrival = arrival_of(trial, sharer.read(trial.ids, range(4)), prompt)
             state = arrival.message.state
             assert state is not None
-            carry = carry_across(arrival, receiver, state, layer_ranges, 2, 0.0, "")
+            carry = carry_across(arrival, receiver, state, layer_ranges=layer_ranges, sink=2)
             stop = len(arrival.context) - 1
             carried = [piece.state for piece in carry.pieces]
             cut = [one.slice(one.start, min(one.stop, stop)) for one in carried]
@@ -83,21 +82,15 @@ def test_a_search_finds_that_all_layers_are_exact(
     found = search(*pair, trials[:2])
     assert found[((0, 4),)] == pytest.approx(0, abs=1e-6)
     assert found[()] > 0.001
-    front = front_of(
-        (layer_ranges, layers_of(layer_ranges), kl) for layer_ranges, kl in found.items()
-    )
-    assert front[0][0] == () and front[-1][0] == ((0, 4),)
-    assert all(a[2] > b[2] for a, b in pairwise(front))
+    front = front_of(found)
+    assert front[0] == () and front[-1] == ((0, 4),)
+    assert all(found[left] > found[right] for left, right in pairwise(front))
 
 
 def test_points_of_a_front_that_gain_little_are_left_out() -> None:
-    front: list[tuple[LayerRanges, int, float]] = [
-        ((), 0, 1.0),
-        (((0, 1),), 1, 0.95),
-        (((0, 2),), 2, 0.5),
-        (((0, 3),), 3, 0.0),
-    ]
-    assert thinned(front) == [(), ((0, 2),), ((0, 3),)]
+    measured = {(): 1.0, ((0, 1),): 0.95, ((1, 2),): 2.0, ((0, 2),): 0.5, ((0, 3),): 0.0}
+    assert front_of(measured) == [(), ((0, 1),), ((0, 2),), ((0, 3),)]
+    assert front_of(measured, 0.85) == [(), ((0, 2),), ((0, 3),)]
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(0, 9), st.integers(0, 99))
