@@ -12,12 +12,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LocalModel]:
     """Three tokenizers, one on a model with sliding layers; and a fine-tune of the first."""
     folder = tmp_path_factory.mktemp("models")
     with own_cache(folder / "cache"):
-        one = tiny_model(folder / "one")
+        base = tiny_model(folder / "one")
         two = tiny_tokenizer((" reader", " document", "tion", " and"))
         three = tiny_tokenizer((" was", " key", "ment"))
         models = {
-            "one": one,
-            "tune": sibling(one, folder / "tune"),
+            "one": base,
+            "tune": sibling(base, folder / "tune"),
             "two": tiny_model(folder / "two", 1, tokenizer=two, num_hidden_layers=3),
             "slides": LocalModel.load(str(tiny_gemma3(folder / "three", 2, tokenizer=three))),
         }

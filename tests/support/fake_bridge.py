@@ -44,8 +44,8 @@ class FakeBridge:
 
     def check(self, sharer: CausalModel, receiver: CausalModel) -> None:
         ends = zip((sharer, receiver), (self.theirs, self.ours), strict=True)
-        for found, wanted in ends:
-            if found.identity != wanted.identity:
+        for given, wanted in ends:
+            if given.identity != wanted.identity:
                 raise IdentityMismatch("a bridge of other models", field="weights", fix="fit one")
 
     def project(
@@ -69,7 +69,7 @@ class FakeBridge:
         """The receiver's own rows, with values a little larger."""
         assert max(rows) < state.stop and own.start == 0
         piece = own.slice(at, at + len(rows))
-        layers = tuple(replace(one, values=one.values * 1.5) for one in piece.layers)
+        layers = tuple(replace(layer, values=layer.values * 1.5) for layer in piece.layers)
         return replace(piece, layers=layers)
 
     def describe(self) -> str:
@@ -81,7 +81,9 @@ def finder(*bridges: FakeBridge) -> Any:
 
     def find(sharer: LocalModel, receiver: LocalModel) -> FakeBridge | None:
         wanted = sharer.identity, receiver.identity
-        found = (one for one in bridges if (one.theirs.identity, one.ours.identity) == wanted)
-        return next(found, None)
+        for bridge in bridges:
+            if (bridge.theirs.identity, bridge.ours.identity) == wanted:
+                return bridge
+        return None
 
     return find

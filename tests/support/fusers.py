@@ -36,8 +36,8 @@ def fuser_between(sharer: LocalModel, receiver: LocalModel, *, trained: bool) ->
     config = FuserConfig((0, 1), (1,), rank=8, own_rank=4, hidden=16, bottleneck=4)
     fuser = Fuser(config, sharer.geometry, receiver.geometry)
     with torch.no_grad():
-        for one in (fuser.encode, fuser.own_encode, *([fuser.spread] if trained else [])):
-            one.normal_(std=0.3)
+        for weight in (fuser.encode, fuser.own_encode, *([fuser.spread] if trained else [])):
+            weight.normal_(std=0.3)
     return fuser.eval().requires_grad_(False)
 
 

@@ -26,8 +26,8 @@ def point(
         share=sum(last - first for first, last in layer_ranges) / layers,
         bytes_per_token=64,
         places={
-            name: Estimate(kl=one, low=0.9 * one, high=1.1 * one, top1=0.9)
-            for name, one in places.items()
+            name: Estimate(kl=kl, low=0.9 * kl, high=1.1 * kl, top1=0.9)
+            for name, kl in places.items()
         },
         speedup=speedup,
     )

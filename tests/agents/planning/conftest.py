@@ -16,7 +16,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Local
     folder = tmp_path_factory.mktemp("models")
     with own_cache(folder / "cache"):
         chatml = tiny_model(folder / "chatml")
-        made = {
+        by_template = {
             name: tiny_model(folder / name, tokenizer=tiny_tokenizer(chat_template=source))
             for name, source in (TEMPLATES | {"plain": None}).items()
         }
@@ -24,4 +24,4 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Local
             "other": sibling(chatml, folder / "other"),
             "third": tiny_model(folder / "third", 3),
         }
-        yield {"chatml": chatml, **others, **made}
+        yield {"chatml": chatml, **others, **by_template}

@@ -13,8 +13,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalMode
     """A model, and one that differs in one weight."""
     folder = tmp_path_factory.mktemp("models")
     with own_cache(folder / "cache"):
-        one = tiny_model(folder / "one")
-        yield one, sibling(one, folder / "other")
+        base = tiny_model(folder / "one")
+        yield base, sibling(base, folder / "other")
 
 
 @pytest.fixture(scope="module")
