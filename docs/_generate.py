@@ -23,12 +23,12 @@ _MARKED = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DO
 
 def pages() -> Mapping[Path, str]:
     """Every page with generated parts, as it should be."""
-    found = {}
+    filled = {}
     for page in sorted(DOCS.glob("*.md")):
         text = page.read_text(encoding="utf-8")
         if _MARKED.search(text):
-            found[page] = _MARKED.sub(_filled, text)
-    return found
+            filled[page] = _MARKED.sub(_filled, text)
+    return filled
 
 
 def _filled(marked: re.Match[str]) -> str:
