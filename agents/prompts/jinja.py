@@ -12,11 +12,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 
 from jinja2 import Template, TemplateSyntaxError, Undefined, UndefinedError, meta, nodes
 from jinja2.exceptions import SecurityError
 
-from unspoken.agents.prompts.sandbox import MAX_OUTPUT, Marks, TextRef, environment, names
+from unspoken.agents.prompts.sandbox import MAX_OUTPUT, TextRef, environment, names
 from unspoken.channels.errors import TemplateError
 
 __all__ = ["Reference", "TextRef", "evaluate", "references", "render", "render_parts"]
@@ -37,8 +38,6 @@ class Reference:
     line: int
 
 
-# What these produce may be changed before it is printed, which would change a stand-in.
-_CAPTURES = (nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.AssignBlock, nodes.Block)
 _LOADS = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
 
@@ -125,20 +124,12 @@ def _read(node: nodes.Node, free: set[str]) -> Iterator[Reference]:
 @lru_cache(maxsize=256)
 def _compiled(template: str) -> Template:
     tree = _parse(template, expression=False)
-    loops = [loop for loop in tree.find_all(nodes.For) if loop.recursive]
-    for capture in (*tree.find_all(_CAPTURES), *loops):
-        for output in capture.find_all(nodes.Output):
-            output.nodes = [_unmarked(item) for item in output.nodes]
+    for block in tree.find_all(nodes.Block):  # others may print it too, so it prints words
+        for output in block.find_all(nodes.Output):
+            output.nodes = [nodes.Concat([item], lineno=item.lineno) for item in output.nodes]
+    tree.set_environment(environment())
     code = environment().compile(tree)
     return Template.from_code(environment(), code, environment().globals)
-
-
-def _unmarked(item: nodes.Expr) -> nodes.Expr:
-    if isinstance(item, nodes.TemplateData):
-        return item
-    plain = nodes.Filter(item, "plain_text", [], [], None, None, lineno=item.lineno)
-    plain.set_environment(environment())
-    return plain
 
 
 @lru_cache(maxsize=256)
@@ -160,21 +151,27 @@ def render_parts(template: str, context: Mapping[str, object]) -> tuple[str | Te
     Raises:
         TemplateError: A name is missing, or the template cannot be rendered.
     """
-    marks = Marks(keep=True)
-    pieces = marks.split(_rendered(template, context, marks))
-    return tuple(piece for piece in pieces if piece)
+    parts: list[str | TextRef] = []
+    for is_message, group in groupby(_printed(template, context), _is_message):
+        pieces = list(group)
+        parts += pieces if is_message else ["".join(pieces)]
+    return tuple(part for part in parts if part)
+
+
+def _is_message(piece: str) -> bool:
+    return isinstance(piece, TextRef)
 
 
 def render(template: str, context: Mapping[str, object]) -> str:
     """Render a template to text; arguments and errors as `render_parts`."""
-    return _rendered(template, context, Marks(keep=False))
+    return "".join(_printed(template, context))
 
 
 def evaluate(expression: str, context: Mapping[str, object]) -> object:
     """Return the value of a bare expression; arguments and errors as `render_parts`."""
     condition = _condition(expression)
     try:
-        value = condition(names(context, Marks(keep=False)))
+        value = condition(names(context))
         if isinstance(value, Undefined):
             str(value)
     except Exception as error:
@@ -182,19 +179,19 @@ def evaluate(expression: str, context: Mapping[str, object]) -> object:
     return value
 
 
-def _rendered(template: str, context: Mapping[str, object], marks: Marks) -> str:
-    compiled = _compiled(template)
-    chunks, size = [], 0
+def _printed(template: str, context: Mapping[str, object]) -> Iterator[str]:
+    """What a template prints, piece by piece; a whole message is a `TextRef`."""
+    compiled, size = _compiled(template), 0
     try:
-        for chunk in compiled.generate(names(context, marks)):
-            size += len(chunk)
+        for value in compiled.generate(names(context)):
+            piece = value if isinstance(value, TextRef) else str(value)
+            size += len(piece)
             if size > MAX_OUTPUT:
                 raise SecurityError(f"it writes more than {MAX_OUTPUT} characters")
-            chunks.append(chunk)
+            yield piece
     except Exception as error:
         # A template can make Python raise anything, from a division by zero to a recursion.
         raise _runtime_error(error, template, context) from error
-    return "".join(chunks)
 
 
 def _runtime_error(error: Exception, source: str, context: Mapping[str, object]) -> TemplateError:

@@ -1,24 +1,27 @@
-"""The jinja environment: what templates may do, and how messages survive being printed."""
+"""The jinja environment: what templates may do, and how messages survive being printed.
+
+Jinja joins what a template prints into text. Its generator of code for native types gives out every
+printed value as it is instead, so that a whole message comes out as the object it was. What is
+captured (by a macro, a filter or a block that is set) is joined to text as usual.
+"""
 
 from __future__ import annotations
 
-import re
-import secrets
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, pass_context
 from jinja2.exceptions import SecurityError
+from jinja2.nativetypes import NativeCodeGenerator
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-__all__ = ["MAX_OUTPUT", "Marks", "TextRef", "environment", "names"]
+__all__ = ["MAX_OUTPUT", "TextRef", "environment", "names"]
 
 MAX_OUTPUT = 10_000_000
 MAX_RANGE = 100_000
-_MARKS = "the messages of this call"  # no identifier, so no template can name it
+_RANGES = "the ranges of this call"  # no identifier, so no template can name it
 # These make long text from short; the sandbox has no measure for that.
 _FORBIDDEN_FILTERS = ("batch", "center", "format", "slice")
 _FORBIDDEN_METHODS = frozenset(
@@ -51,26 +54,6 @@ class TextRef(str):
         return TextRef, (str(self), self.agent)
 
 
-@dataclass
-class Marks:
-    """Stand-ins for the messages printed in one call; the nonce makes them unforgeable."""
-
-    keep: bool
-    nonce: str = field(default_factory=lambda: secrets.token_hex(16))
-    texts: list[TextRef] = field(default_factory=list)
-    ranged: int = 0
-
-    def mark(self, text: TextRef) -> str:
-        """Return what stands in the output for ``text``."""
-        self.texts.append(text)
-        return f"\x02{self.nonce}:{len(self.texts) - 1}\x03"
-
-    def split(self, output: str) -> Iterator[str | TextRef]:
-        """Yield words and messages in their order."""
-        for n, piece in enumerate(re.split(f"\x02{self.nonce}:([0-9]+)\x03", output)):
-            yield self.texts[int(piece)] if n % 2 else piece
-
-
 class _Fields:
     """A mapping whose keys are attributes in templates, and that has no others."""
 
@@ -97,6 +80,8 @@ class _Undefined(StrictUndefined):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
+    code_generator_class = NativeCodeGenerator
+    concat = staticmethod(lambda printed: "".join(map(str, printed)))
     intercepted_binops = frozenset({"*", "**", "%"})
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -118,44 +103,29 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 @pass_context
-def _finalize(context: Context, value: object) -> object:
-    if not isinstance(value, TextRef):
-        return value
-    marks = context.parent[_MARKS]
-    return marks.mark(value) if marks.keep else str(value)
-
-
-@pass_context
 def _range(context: Context, *bounds: int) -> range:
     numbers = range(*bounds)
-    marks = context.parent[_MARKS]
-    marks.ranged += len(numbers)
-    if marks.ranged > MAX_RANGE:
+    lengths = context.parent[_RANGES]
+    lengths.append(len(numbers))
+    if sum(lengths) > MAX_RANGE:
         raise SecurityError(f"ranges of more than {MAX_RANGE} numbers in one template")
     return numbers
-
-
-def _plain(value: object) -> object:
-    return str(value) if isinstance(value, TextRef) else value
 
 
 @lru_cache(maxsize=1)
 def environment() -> Environment:
     """Return the environment that all templates share; it is never changed."""
-    sandbox = _Environment(
-        undefined=_Undefined, keep_trailing_newline=True, autoescape=False, finalize=_finalize
-    )
+    sandbox = _Environment(undefined=_Undefined, keep_trailing_newline=True, autoescape=False)
     sandbox.globals = {"range": _range, "dict": dict}
     for name in _FORBIDDEN_FILTERS:
         del sandbox.filters[name]
-    sandbox.filters["plain_text"] = _plain
     return sandbox
 
 
-def names(context: Mapping[str, object], marks: Marks) -> dict[str, object]:
+def names(context: Mapping[str, object]) -> dict[str, object]:
     """Return a template's names: mappings become attributes, but for ``item``, the user's own."""
     known: dict[str, object] = {
         name: _Fields(name, value) if isinstance(value, Mapping) and name != "item" else value
         for name, value in context.items()
     }
-    return {**known, _MARKS: marks}
+    return {**known, _RANGES: []}
