@@ -20,21 +20,14 @@ from unspoken.channels.bridges.folder import read_manifest, write
 from unspoken.channels.bridges.fuser import Fuser, fuse_tensors
 from unspoken.channels.bridges.manifest import Audit, BridgeManifest, FitData
 from unspoken.channels.bridges.store import BridgeStore
-from unspoken.channels.errors import BridgeError
+from unspoken.channels.errors import BridgeError, IdentityMismatch
 from unspoken.channels.storage.side import ModelDescription
 
-WAYS = {
-    "receiver": "receiver alone",
-    "sharer": "sharer alone",
-    "text": "text-to-text",
-    "self_fused": "self-fused",
-    "fused": "fused",
-    "mismatched": "fused, another row's sharer",
-}
+Pair = tuple[LocalModel, LocalModel]
 
 
 @pytest.fixture(scope="module")
-def pair() -> tuple[LocalModel, LocalModel]:
+def pair() -> Pair:
     return make("qwen3"), make("llama", 1)
 
 
@@ -59,7 +52,7 @@ def small(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitted_fusers, "load_corpus", lambda: CORPUS)
 
 
-def kept(folder: Path, sharer: LocalModel, receiver: LocalModel, fuser: Fuser) -> Path:
+def stored(folder: Path, sharer: LocalModel, receiver: LocalModel, fuser: Fuser) -> Path:
     """A folder with a fuser alone."""
     manifest = BridgeManifest.new(
         ModelDescription.of(sharer, "their/model"),
@@ -73,32 +66,38 @@ def kept(folder: Path, sharer: LocalModel, receiver: LocalModel, fuser: Fuser) -
     return folder
 
 
-def test_all_ways_are_measured_on_the_same_rows(
-    pair: tuple[LocalModel, LocalModel], questions: Path, tmp_path: Path
+def stored_plan(folder: Path, pair: Pair, *, trained: bool) -> fuse.FusePlan:
+    """A fuser, and a control that changes nothing."""
+    itself = (pair[1], pair[1])
+    fused = stored(folder / "a", *pair, fuser_between(*pair, trained=trained))
+    control = stored(folder / "b", *itself, fuser_between(*itself, trained=False))
+    return fuse.FusePlan(bridge=fused, self_bridge=control)
+
+
+def compared(
+    pair: Pair, questions: Path | None, plan: fuse.FusePlan
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The table by condition, and the summary."""
+    rows, summary = fuse.compare(*pair, questions, lambda line: None, plan)
+    return {row["way"]: row for row in rows}, summary
+
+
+def test_all_conditions_are_measured_on_the_same_rows(
+    pair: Pair, questions: Path, tmp_path: Path
 ) -> None:
-    """A fuser that changes nothing is the receiver alone; one that changes much is not."""
-    sharer, receiver = pair
-    fused = kept(tmp_path / "a", sharer, receiver, fuser_between(sharer, receiver, trained=False))
-    own = kept(tmp_path / "b", receiver, receiver, fuser_between(receiver, receiver, trained=False))
-    said: list[str] = []
-    plan = fuse.FusePlan(bridge=fused, self_bridge=own)
-    rows, summary = fuse.compare(sharer, receiver, questions, said.append, plan)
-    table = {row["way"]: row for row in rows}
-    assert set(table) == set(WAYS.values()) and said
-    for key, way in WAYS.items():
-        row = table[way]
+    """A fuser that changes nothing is the receiver alone; text is given its best setting."""
+    table, summary = compared(pair, questions, stored_plan(tmp_path, pair, trained=False))
+    assert list(table) == list(fuse.KEYS.values())
+    for key, condition in fuse.KEYS.items():
+        row = table[condition]
         assert row["n"] == 7 == summary["n"] and summary[f"accuracy_{key}"] == row["accuracy"]
         assert row["low"] <= row["accuracy"] <= row["high"]
-    alone = table["receiver alone"]
-    for way in ("self-fused", "fused", "fused, another row's sharer"):
-        assert table[way]["accuracy"] == alone["accuracy"]
+    alone = table[fuse.RECEIVER]
+    for condition in (fuse.SELF, fuse.FUSED, fuse.OTHER):
+        assert table[condition]["accuracy"] == alone["accuracy"]
     assert (alone["fused_minus"], alone["fused_minus_low"], alone["fused_minus_high"]) == (0, 0, 0)
-    tried = {
-        name: value
-        for name, value in summary.items()
-        if name.startswith("text_tried_") and name[-1].isdigit()
-    }
-    assert len(tried) == 4 and summary["text_tried_on"] == 3
+    tried = {name: summary[name] for name in summary if name.startswith("text_tried_")}
+    assert tried.pop("text_tried_on") == 3 and len(tried) == 4
     chosen = f"text_tried_{summary['text_prompt']}_{summary['text_message_tokens']}"
     assert tried[chosen] == max(tried.values())
     low, middle, high = (summary[f"fused_minus_best{end}"] for end in ("_low", "", "_high"))
@@ -120,107 +119,88 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, FuseSettings
 
 
 def test_fusers_are_fitted_where_none_is_given(
-    pair: tuple[LocalModel, LocalModel], fitted: list[tuple[str, str, FuseSettings]]
+    pair: Pair, fitted: list[tuple[str, str, FuseSettings]]
 ) -> None:
     """The pair's fuser and its control; the built-in questions are asked; nothing is kept."""
     settings = FuseSettings(**SMALL, steps=2)
-    plan = fuse.FusePlan(settings=settings, rows=3)
-    rows, summary = fuse.compare(*pair, None, lambda line: None, plan)
+    table, summary = compared(pair, None, fuse.FusePlan(settings=settings, rows=3))
     assert fitted[0] == ("qwen3", "llama", settings)
     assert fitted[1] == ("llama", "llama", replace(settings, minutes=1440.0, patience=2))
-    assert summary["n"] == 3 and len(rows) == 6
+    assert summary["n"] == 3 and len(table) == 6
     assert not list(BridgeStore().root.glob(".fits/*"))
 
 
-def test_the_control_takes_as_many_steps(
-    pair: tuple[LocalModel, LocalModel], questions: Path, fitted: list[Any]
-) -> None:
+def test_the_control_takes_as_many_steps(pair: Pair, questions: Path) -> None:
     """The control gets as many steps as the fuser had; the rows say how many."""
     impatient = {**SMALL, "every": 0.0, "patience": 1, "residual_rate": 0.0, "rate": 0.0}
     plan = fuse.FusePlan(settings=FuseSettings(**impatient, steps=12))
-    rows, summary = fuse.compare(*pair, questions, lambda line: None, plan)
-    steps = {row["way"]: row["steps"] for row in rows if "steps" in row}
-    assert steps == dict.fromkeys(("fused", "fused, another row's sharer", "self-fused"), 2)
+    table, summary = compared(pair, questions, plan)
+    assert {table[name]["steps"] for name in (fuse.FUSED, fuse.OTHER, fuse.SELF)} == {2}
     assert summary["steps_fused"] == summary["steps_self_fused"] == 2
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_an_audit_finds_what_the_benchmark_finds(
-    pair: tuple[LocalModel, LocalModel], questions: Path, tmp_path: Path, trained: bool
+def test_an_audit_finds_what_the_study_finds(
+    pair: Pair, questions: Path, tmp_path: Path, trained: bool
 ) -> None:
-    """Audit and bench agree on the same rows; a bridge without fuse mode has no such figures."""
-    sharer, receiver = pair
-    fuser = fuser_between(sharer, receiver, trained=trained)
-    fused = kept(tmp_path / "a", sharer, receiver, fuser)
-    own = kept(tmp_path / "b", receiver, receiver, fuser_between(receiver, receiver, trained=False))
-    plan = fuse.FusePlan(bridge=fused, self_bridge=own)
-    rows, summary = fuse.compare(sharer, receiver, questions, lambda line: None, plan)
-    table = {row["way"]: row for row in rows}
+    """Audit and study agree on the same rows; a bridge without fuse mode has no such figures."""
+    table, _ = compared(pair, questions, stored_plan(tmp_path, pair, trained=trained))
     empty = Audit(
         date=date.today(), machine={}, files=(), rows=(), summary={}, retention_lower_bound=0.5
     )
-    bridge = bridge_between(sharer, receiver, tmp_path / "c", fuser, "float32")
+    fuser = fuser_between(*pair, trained=trained)
+    bridge = bridge_between(*pair, tmp_path / "c", fuser, "float32")
     brought = AuditPlan(choice=questions).rows()
-    found = with_fuse(empty, bridge.fuser, sharer, receiver, brought)
-    assert [row["way"] for row in found.rows] == [
-        WAYS[key] for key in ("receiver", "fused", "mismatched")
-    ]
-    for row in found.rows:
-        one = table[row["way"]]
-        assert (row["rows"], row["accuracy"]) == (7, one["accuracy"])
-        assert (row["accuracy_low"], row["accuracy_high"]) == (one["low"], one["high"])
-    for name, key in (("alone", "receiver"), ("mismatched", "mismatched")):
-        assert found.summary[f"fuse_accuracy_{name}"] == summary[f"accuracy_{key}"]
+    audit = with_fuse(empty, bridge.fuser, *pair, brought)
+    assert [row["way"] for row in audit.rows] == [fuse.RECEIVER, fuse.FUSED, fuse.OTHER]
+    for row in audit.rows:
+        line = table[row["way"]]
+        assert (row["rows"], row["accuracy"]) == (7, line["accuracy"])
+        assert (row["accuracy_low"], row["accuracy_high"]) == (line["low"], line["high"])
+    for name, condition in (("alone", fuse.RECEIVER), ("mismatched", fuse.OTHER)):
+        line = table[condition]
+        assert audit.summary[f"fuse_accuracy_{name}"] == line["accuracy"]
         for end in ("", "_low", "_high"):
-            theirs = table[WAYS[key]][f"fused_minus{end}"]
-            assert found.summary[f"fuse_over_{name}{end}"] == theirs
-    assert found.summary["fuse_n"] == 7 and found.retention_lower_bound == 0.5
-    plain = bridge_between(sharer, receiver, tmp_path / "d", None)
-    assert with_fuse(empty, plain.fuser, sharer, receiver, brought) is empty
-    builtin = with_fuse(empty, bridge.fuser, sharer, receiver, AuditPlan(choices=3).rows())
+            assert audit.summary[f"fuse_over_{name}{end}"] == line[f"fused_minus{end}"]
+    assert audit.summary["fuse_n"] == 7 and audit.retention_lower_bound == 0.5
+    plain = bridge_between(*pair, tmp_path / "d", None)
+    assert with_fuse(empty, plain.fuser, *pair, brought) is empty
+    builtin = with_fuse(empty, bridge.fuser, *pair, AuditPlan(choices=3).rows())
     assert builtin.figure("fuse_n") == builtin.summary["fuse_n_builtin"] == 3
 
 
 def test_what_is_fitted_can_be_kept(
-    pair: tuple[LocalModel, LocalModel], questions: Path, tmp_path: Path, fitted: list[Any]
+    pair: Pair, questions: Path, tmp_path: Path, fitted: list[Any]
 ) -> None:
     """A second run fits nothing and finds the same; each fuser's folder is a bridge as well."""
     keep = tmp_path / "kept"
     plan = fuse.FusePlan(keep=keep, settings=FuseSettings(**SMALL, steps=2), command="unspoken")
-    first = fuse.compare(*pair, questions, lambda line: None, plan)
-    assert len(fitted) == 2
+    first = compared(pair, questions, plan)
     assert read_manifest(keep / "self-fused").fit["command"] == "unspoken"
     named = fuse.FusePlan(bridge=keep / "fused", self_bridge=keep / "self-fused")
     for again in (plan, named):
-        assert fuse.compare(*pair, questions, lambda line: None, again) == first
+        assert compared(pair, questions, again) == first
     assert len(fitted) == 2
 
 
 def test_no_fit_begins_for_a_folder_that_cannot_keep_it(
-    pair: tuple[LocalModel, LocalModel], questions: Path, tmp_path: Path, fitted: list[Any]
+    pair: Pair, questions: Path, tmp_path: Path, fitted: list[Any]
 ) -> None:
     """Another pair's fuser, or other files, in either's place are found before the first fit."""
-    sharer, receiver = pair
     theirs, notes = tmp_path / "a", tmp_path / "b"
-    kept(theirs / "self-fused", sharer, receiver, fuser_between(sharer, receiver, trained=True))
+    stored(theirs / "self-fused", *pair, fuser_between(*pair, trained=True))
     (notes / "fused").mkdir(parents=True)
     (notes / "fused" / "notes.txt").write_text("mine")
-    for keep, found in ((theirs, "holds the bridge"), (notes, "is no bridge's folder")):
-        plan = fuse.FusePlan(keep=keep, settings=FuseSettings(**SMALL, steps=2))
-        with pytest.raises(BridgeError, match=found):
-            fuse.compare(*pair, questions, lambda line: None, plan)
+    for keep, says in ((theirs, "holds the bridge"), (notes, "is no bridge's folder")):
+        with pytest.raises(BridgeError, match=says):
+            compared(pair, questions, fuse.FusePlan(keep=keep))
     assert not fitted
 
 
-def test_a_named_bridge_without_fuse_mode_is_refused(
-    pair: tuple[LocalModel, LocalModel], questions: Path, tmp_path: Path
-) -> None:
-    """What a person names is used or refused, never replaced; nor is one of other models taken."""
-    fuser = fuser_between(*pair, trained=True)
-    folder = kept(tmp_path / "a", *pair, fuser)
-    sharer, receiver = pair
+def test_a_named_bridge_is_used_or_refused(pair: Pair, questions: Path, tmp_path: Path) -> None:
+    """One that is not there, or is of other models, is never replaced."""
+    folder = stored(tmp_path / "a", *pair, fuser_between(*pair, trained=True))
     with pytest.raises(BridgeError, match="no bridge at"):
-        fuse.compare(*pair, questions, print, fuse.FusePlan(bridge=tmp_path / "none"))
-    plan = fuse.FusePlan(bridge=folder, self_bridge=folder)
-    with pytest.raises(Exception, match="the sharer was made by a model with other weights"):
-        fuse.compare(sharer, receiver, questions, lambda line: None, plan)
+        compared(pair, questions, fuse.FusePlan(bridge=tmp_path / "none"))
+    with pytest.raises(IdentityMismatch, match="the sharer was made by a model with other weights"):
+        compared(pair, questions, fuse.FusePlan(bridge=folder, self_bridge=folder))

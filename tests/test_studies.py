@@ -1,5 +1,6 @@
 """The studies run on tiny models, and their figures are what they say."""
 
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from closed_forms import choose
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.make import fit_bridge
 from unspoken.channels.data.text import load_corpus
+
+ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -45,6 +48,13 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(dial, name, value)
     for name, values in (("RANKS", (4,)), ("COUNTS", (1,))):
         monkeypatch.setattr(ablation, name, values)
+
+
+def test_every_module_is_type_checked() -> None:
+    """The list of mypy's modules names all scripts of the folder."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    scripts = sorted(file.stem for file in (ROOT / "examples" / "studies").glob("*.py"))
+    assert settings["tool"]["mypy"]["modules"] == scripts
 
 
 def test_dial_has_a_row_per_number_of_native_layers(few: None, stored: tuple[Path, Path]) -> None:

@@ -1,6 +1,5 @@
 """A bridge between two models: what it carries, and how fast; the same figures as its audit."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from unspoken.agents.bench import Measured, Progress
@@ -33,7 +32,10 @@ def measure(
         BridgeError: There is none.
     """
     plan = AuditPlan(text, qa, recall)
-    show = _stages(progress)
+
+    def show(stage: str, fraction: float) -> None:
+        progress(stage)
+
     again = FitPlan(audit=plan, refit=True, out=bridge)
     if refit:
         bridge = fit_bridge(sharer, receiver, again, report=show)
@@ -41,18 +43,6 @@ def measure(
     audit = read_manifest(folder).audit if refit else None
     audit = audit or audit_bridge(folder, sharer, receiver, plan, report=show)
     return [dict(row) for row in audit.rows], dict(audit.summary)
-
-
-def _stages(progress: Progress) -> Callable[[str, float], None]:
-    """Tell of every stage once."""
-    seen: set[str] = set()
-
-    def show(stage: str, fraction: float) -> None:
-        if stage not in seen:
-            seen.add(stage)
-            progress(stage)
-
-    return show
 
 
 def _stored(sharer: LocalModel, receiver: LocalModel) -> Path:

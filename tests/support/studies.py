@@ -7,15 +7,6 @@ from contextlib import redirect_stdout
 from typing import Any
 
 import pytest
-from architectures import make
-
-from unspoken.agents.models.model import LocalModel
-
-
-@pytest.fixture(scope="module")
-def pair() -> tuple[LocalModel, LocalModel]:
-    return make("qwen3"), make("llama", 1)
-
 
 __all__ = ["study_of"]
 
