@@ -52,6 +52,10 @@ def _changed(name: str, old: str, new: str, message: str, line: int) -> BadWorkf
     return BadWorkflow(name, GOOD.replace(old, new, 1), message, line)
 
 
+def _edge(name: str, keys: str, message: str) -> BadWorkflow:
+    return _changed(name, "to: critic}", f"to: critic, {keys}}}", message, 22)
+
+
 _NESTED = "a: " + "[" * 40 + "]" * 40 + "\n"
 _BOMB = "a: &a [x, x]\n" + "".join(
     f"{name}: &{name} [*{before}, *{before}, *{before}, *{before}]\n"
@@ -94,50 +98,14 @@ BAD_WORKFLOWS: tuple[BadWorkflow, ...] = (
     _changed("unknown top key", "outputs:", "output:", "did you mean 'outputs'?", 24),
     _changed("key of a later version", "name:", "plugins: x\nname:", "unknown key 'plugins'", 1),
     _changed("bridges", "name:", "bridges: fitt\nname:", "did you mean 'fit'?", 1),
-    _changed(
-        "channel",
-        "to: critic}",
-        "to: critic, channel: projected}",
-        "did you mean 'projected_cache'?",
-        22,
-    ),
-    _changed(
-        "retention in percent",
-        "to: critic}",
-        "to: critic, min_retention: 80}",
-        "expected: 1 or less",
-        22,
-    ),
-    _changed(
-        "negative retention",
-        "to: critic}",
-        "to: critic, min_retention: -0.5}",
-        "expected: 0 or more",
-        22,
-    ),
-    _changed(
-        "layers in the wrong order",
-        "to: critic}",
-        "to: critic, recompute: [[4, 9], [1, 2]]}",
-        "the range of layers [1, 2]",
-        22,
-    ),
-    _changed("negative bound", "to: critic}", "to: critic, max_kl: -1}", "expected: 0 or more", 22),
-    _changed("unknown codec", "to: critic}", "to: critic, codec: int2}", "'int8'", 22),
-    _changed(
-        "text for retention",
-        "to: critic}",
-        "to: critic, min_retention: '0.5'}",
-        "expected: a number",
-        22,
-    ),
-    _changed(
-        "fuse without a bridge",
-        "to: critic}",
-        "to: critic, fuse: true}",
-        "fuse stands on an edge with channel auto",
-        22,
-    ),
+    _edge("channel", "channel: projected", "did you mean 'projected_cache'?"),
+    _edge("retention in percent", "min_retention: 80", "expected: 1 or less"),
+    _edge("negative retention", "min_retention: -0.5", "expected: 0 or more"),
+    _edge("layers in the wrong order", "recompute: [[4, 9], [1, 2]]", "the range of layers [1, 2]"),
+    _edge("negative bound", "max_kl: -1", "expected: 0 or more"),
+    _edge("unknown codec", "codec: int2", "'int8'"),
+    _edge("text for retention", "min_retention: '0.5'", "expected: a number"),
+    _edge("fuse without a bridge", "fuse: true", "fuse stands on an edge with channel auto"),
     _changed("missing name", "name: reader-solver", "", "key 'name' is missing", 2),
     _changed("missing prompt", '    prompt: "Impr', '    system: "Impr', "'prompt' is missing", 17),
     _changed("missing end", ", to: critic}", "}", "key 'to' is missing", 22),

@@ -96,24 +96,6 @@ def test_dense_graph_is_checked_quickly() -> None:
     assert len(validate(spec)) == 1
 
 
-def test_loop_that_goes_nowhere_back_is_refused() -> None:
-    """``loop: true`` on an edge that closes no cycle is refused at that key."""
-    problem = only(flow("a -> b", "b => c"))
-    assert problem.where == "edges[1].loop"
-    assert "nothing leads from 'c' back to 'b'" in problem.message
-
-
-def test_self_edge_needs_the_loop_mark() -> None:
-    """An edge to the same agent is refused unless it is a loop."""
-    assert "to itself" in only(flow("a -> a")).message
-
-
-def test_loop_needs_more_than_one_turn() -> None:
-    """An agent with a loop edge must be allowed a second turn."""
-    problem = only(flow("a -> b", "b => a", a={"max_turns": 1}))
-    assert problem.where == "agents.a.max_turns"
-
-
 def test_two_edges_may_share_different_things() -> None:
     """Only a second edge with the same share is a duplicate."""
     spec = flow("a -> b", "a -> b")
