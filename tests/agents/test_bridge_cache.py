@@ -5,11 +5,11 @@ from threading import Barrier, Thread
 from typing import Any
 
 import pytest
-from fake_bridge import FakeBridge
 from flows import own_cache, sibling, tiny_model
 
 from unspoken.agents import LocalModel
 from unspoken.agents.bridge_cache import BridgeCache
+from unspoken.agents.testing import FakeBridge
 
 
 @pytest.fixture(scope="module")

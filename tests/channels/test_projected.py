@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from fake_bridge import FakeBridge
 from messages import WORDS, arrival_of, context_of, message_of, report, take_over
 from turns import Taken, Turn, inbound, take, writes
 
 from unspoken.agents import LocalModel
+from unspoken.agents.testing import FakeBridge
 from unspoken.channels import (
     Arrival,
     Message,
@@ -209,7 +209,7 @@ def test_a_state_of_another_model_is_refused(models: Models) -> None:
     message = message_of(models["tune"], WORDS)
     with pytest.raises(IdentityMismatch, match="the cache of 'reader'") as caught:
         carry(models, message)
-    assert caught.value.field == "weights" and "their/model" in caught.value.expected
+    assert caught.value.field == "weights" and models["one"].ref in caught.value.expected
     message = message_of(models["one"], WORDS)
     context = context_of(models["slides"], message)
     channel = ProjectedCacheChannel(FakeBridge(models["one"], models["two"]))

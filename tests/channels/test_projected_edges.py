@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_bridge import FakeBridge, finder
+from fake_bridge import finder
 from flows import DOCUMENT, QUESTION, reader_solver, sound
 
 from unspoken.agents import Agent, LocalModel, Workflow
+from unspoken.agents.testing import FakeBridge
 from unspoken.channels import ProjectedCacheChannel, TextChannel
 from unspoken.channels.errors import AgentError, IdentityMismatch, InputError, WorkflowError
 

@@ -6,7 +6,7 @@ from typing import Any
 from flows import DOCUMENT, QUESTION
 
 from unspoken.agents import Agent, LocalModel, Workflow
-from unspoken.agents.runtime.events import Event
+from unspoken.agents.events import Event
 from unspoken.channels import SameModelCacheChannel, TextChannel
 
 __all__ = ["CACHE", "FEW", "GIVEN", "TEXT", "chain", "draft_and_critic", "events_of", "fan_out"]

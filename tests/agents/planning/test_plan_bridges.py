@@ -3,11 +3,12 @@
 from typing import Any
 
 import pytest
-from fake_bridge import FakeBridge, finder
+from fake_bridge import finder
 from flows import reader_solver
 
 from unspoken.agents import Agent, EdgePlan, LocalModel, Workflow
 from unspoken.agents.planning.planner import plan_workflow
+from unspoken.agents.testing import FakeBridge
 from unspoken.channels import ProjectedCacheChannel
 from unspoken.channels.errors import BridgeError
 
@@ -49,7 +50,7 @@ def bridged(
         ({"retention_lower_bound": 0.29}, {"min_retention": 0.29}, "projected", ""),
         ({"retention_lower_bound": 0.9}, {"min_retention": 0.95}, TEXT, "0.90"),
         ({"retention_lower_bound": -0.1}, {"min_retention": 0.0}, TEXT, ""),
-        ({"retention_lower_bound": None}, {}, TEXT, "unspoken bridge audit their/model our/model"),
+        ({"retention_lower_bound": None}, {}, TEXT, "unspoken bridge audit"),
         ({"retention_lower_bound": None}, {"min_retention": 0.0}, TEXT, "bridge audit"),
         (None, {}, TEXT, "unspoken bridge fit"),
     ],

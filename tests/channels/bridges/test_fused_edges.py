@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from fake_bridge import FakeBridge, finder
+from fake_bridge import finder
 from flows import DOCUMENT, QUESTION, reader_solver, sound
 from fusers import bridge_between, fuser_between
 from messages import WORDS, context_of, message_of, report, take_over
@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from unspoken.agents import LocalModel, Workflow
 from unspoken.agents.spec.spec import EdgeSpec
+from unspoken.agents.testing import FakeBridge
 from unspoken.channels import KVState, ProjectedCacheChannel, SameModelCacheChannel, TextChannel
 from unspoken.channels.bridges.align import align
 from unspoken.channels.errors import BridgeError, WorkflowError
@@ -125,6 +126,7 @@ def test_an_edge_asks_for_fuse_mode(models: dict[str, LocalModel], tmp_path: Pat
         fuses: FakeBridge(models["one"], models["two"], None, fuses=fuses)
         for fuses in (True, False)
     }
+    one, two = models["one"].ref, models["two"].ref
     for fuses, bridge in bridges.items():
         flow = flow_of(models, fuse=True, share="prompt")
         flow.bridge_shelf.find = finder(bridge)  # type: ignore[method-assign]
@@ -132,7 +134,7 @@ def test_an_edge_asks_for_fuse_mode(models: dict[str, LocalModel], tmp_path: Pat
         assert edge.mode == ("fused" if fuses else "text")
         assert edge.channel == ("projected_cache" if fuses else "text")
         assert edge.retention is None
-        assert fuses or edge.advice == "unspoken bridge fit their/model our/model --fuse"
+        assert fuses or edge.advice == f"unspoken bridge fit {one} {two} --fuse"
         result = flow.run(document=DOCUMENT, question=QUESTION)
         (told,) = sound(result.report).edges
         assert told.channel == edge.channel and told.projected == 0

@@ -1,0 +1,31 @@
+"""What `Workflow.stream` tells: a frozen class per kind of event, and `to_dict` for plain data."""
+
+from unspoken.agents.runtime.events import (
+    AgentSkipped,
+    Event,
+    FallbackTaken,
+    LoopEnded,
+    MessageCarried,
+    PrefillProgress,
+    RunFinished,
+    RunStarted,
+    TokenWritten,
+    TurnFinished,
+    TurnStarted,
+    to_dict,
+)
+
+__all__ = [
+    "AgentSkipped",
+    "Event",
+    "FallbackTaken",
+    "LoopEnded",
+    "MessageCarried",
+    "PrefillProgress",
+    "RunFinished",
+    "RunStarted",
+    "TokenWritten",
+    "TurnFinished",
+    "TurnStarted",
+    "to_dict",
+]
