@@ -90,9 +90,7 @@ class Backbone:
         )
 
     def masks(self, positions: Tensor, length: int) -> dict[str, Tensor]:
-        """Masks per layer type for queries at `positions` over rows 0 … length - 1, shape (1, 1,
-        tokens, length).
-        """
+        """Masks per layer type, (1, 1, tokens, length), of queries at `positions` over all rows."""
         rows = torch.arange(length, device=positions.device)
         seen = rows[None, :] <= positions[:, None]
         masks = {}
@@ -107,8 +105,7 @@ class Backbone:
         return masks
 
     def _masks_of_run(self, positions: Tensor, start: int, stop: int) -> dict[str, Tensor | None]:
-        """Masks per layer type for tokens that begin at `start`; None where plain causal attention
-        says the same.
+        """Masks per layer type of tokens from `start` on; None where causal attention will do.
 
         Without a mask attention takes the quicker of its paths, which repeats no keys and values.
         """
@@ -152,9 +149,7 @@ class Backbone:
         keep: int = 1,
         capture: Capture | None = None,
     ) -> Tensor | None:
-        """Append `ids` (tokens,) to a cache without holes; logits after the last `keep` of them (0:
-        none at all).
-        """
+        """Append `ids` to a cache without holes; logits after the last `keep`, None for none."""
         start = cache.length
         positions = torch.arange(start, start + ids.shape[0], device=ids.device)
         with self.computing(), self._captured(capture):
@@ -170,9 +165,7 @@ class Backbone:
         keep: int = 1,
         capture: Capture | None = None,
     ) -> Tensor | None:
-        """Compute `ids` at ascending `positions`, the last of which is `last`, between and after
-        rows at hand.
-        """
+        """Compute `ids` at ascending `positions` up to `last`, between and after rows at hand."""
         masks = self.masks(positions, max(last + 1, cache.length))
         mixed = len(masks) > 1 or self.per_type
         mask: Any = (

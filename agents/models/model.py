@@ -137,9 +137,7 @@ class LocalModel(Decoder):
         return adapted
 
     def cast(self, dtype: torch.dtype) -> "LocalModel":
-        """A copy with weights of another float type, of the same identity: both come of one
-        checkpoint.
-        """
+        """A copy in another float type, of the same identity: both come of one checkpoint."""
         with self.backbone.computing():  # the copy keeps the adapter that is on
             copied = copy.deepcopy(self.hf)
         cast(copied, dtype)
@@ -196,8 +194,7 @@ class LocalModel(Decoder):
         system: str | None = None,
         capture: Collection[int] = (),
     ) -> Message:
-        """Read a text as a user's turn in a context of its own: a message with its state, ready for
-        a packet.
+        """Read a text as a user's turn in a context of its own: a message with its state.
 
         Args:
             text: The words.
