@@ -4,6 +4,7 @@ Keys have a few channels that are large at every token, values have not; so keys
 channel over `GROUP` tokens, and values per token and head (KIVI, arXiv 2402.02750).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,7 +15,7 @@ from torch import Tensor
 from unspoken.channels.errors import ChannelError
 from unspoken.channels.kv.state import LayerState
 
-__all__ = ["CODECS", "GROUP", "Codec", "Part", "decode", "encode", "layout", "recode"]
+__all__ = ["CODECS", "GROUP", "Codec", "Part", "decode", "encode", "layout"]
 
 Codec = Literal["raw", "int8", "int4"]
 
@@ -43,10 +44,7 @@ class Part:
     @property
     def nbytes(self) -> int:
         """Bytes of its elements."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def layout(
@@ -64,55 +62,45 @@ def layout(
         return Part("keys", dtype, shape), Part("values", dtype, shape)
     groups = -(-rows // GROUP)
     per_channel, per_token = (kv_heads, groups, head_dim), (kv_heads, rows)
-    if codec == "int8":
-        return (
-            Part("keys", torch.int8, shape),
-            Part("keys.scale", torch.float16, per_channel),
-            Part("values", torch.int8, shape),
-            Part("values.scale", torch.float16, per_token),
-        )
-    halved = (kv_heads, rows, -(-head_dim // 2))
-    return (
-        Part("keys", torch.uint8, halved),
-        Part("keys.scale", torch.float16, per_channel),
-        Part("keys.low", torch.float16, per_channel),
-        Part("values", torch.uint8, halved),
-        Part("values.scale", torch.float16, per_token),
-        Part("values.low", torch.float16, per_token),
-    )
+    levels, stored_as, suffixes = shape, torch.int8, ["scale"]
+    if codec == "int4":
+        levels, stored_as = (kv_heads, rows, -(-head_dim // 2)), torch.uint8
+        suffixes = ["scale", "low"]
+    parts: list[Part] = []
+    for name, scales in (("keys", per_channel), ("values", per_token)):
+        parts.append(Part(name, stored_as, levels))
+        parts += (Part(f"{name}.{suffix}", torch.float16, scales) for suffix in suffixes)
+    return tuple(parts)
 
 
 def encode(codec: Codec, layer: LayerState) -> dict[str, Tensor]:
-    """One layer's tensors as they are stored, in the order of `layout`, on the device where the
-    layer is.
+    """One layer's tensors as they are stored, in the order of `layout`, on the layer's device.
 
     Raises:
         ChannelError: Values that are not finite, or too large for the scales of a lossy codec.
     """
     if codec == "raw":
         return {"keys": layer.keys, "values": layer.values}
-    keys, key_scales = _quantise(codec, _grouped(layer.keys.float()), 2)
-    values, value_scales = _quantise(codec, layer.values.float(), 2)
-    found = {"keys": _ungrouped(keys, layer.rows), **_named("keys", key_scales)}
-    found |= {"values": values, **_named("values", value_scales)}
-    scales = [part.flatten() for part in found.values() if part.dtype == torch.float16]
-    if not bool(torch.isfinite(torch.cat(scales)).all()):
+    parts = {}
+    for name, tensor in (("keys", _grouped(layer.keys.float())), ("values", layer.values.float())):
+        levels, scales = _quantise(codec, tensor)
+        levels = _ungrouped(levels, layer.rows) if name == "keys" else levels
+        parts[name] = _paired(levels) if codec == "int4" else levels
+        parts |= {f"{name}.{suffix}": scale for suffix, scale in scales.items()}
+    halves = [part.flatten() for part in parts.values() if part.dtype == torch.float16]
+    if not bool(torch.isfinite(torch.cat(halves)).all()):
         raise ChannelError(
             f"the state holds values that {codec} cannot store",
             expected="finite values whose scales fit 16 bits",
             fix="use the codec raw",
         )
-    if codec == "int4":
-        found["keys"], found["values"] = _paired(found["keys"]), _paired(found["values"])
-    return found
+    return parts
 
 
 def decode(
     codec: Codec, parts: Mapping[str, Tensor], head_dim: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values, each (kv_heads, rows, head_dim), in `dtype`; with raw the stored tensors
-    themselves.
-    """
+    """Keys and values, each (kv_heads, rows, head_dim), in `dtype`; of raw the stored tensors."""
     if codec == "raw":
         return parts["keys"], parts["values"]
     levels = {
@@ -124,22 +112,16 @@ def decode(
     return keys.to(dtype), _restored("values", levels["values"], parts).to(dtype)
 
 
-def recode(codec: Codec, layer: LayerState) -> LayerState:
-    """A layer as it is after a trip through the codec."""
-    keys, values = decode(codec, encode(codec, layer), layer.keys.shape[2], layer.keys.dtype)
-    return LayerState(keys, values, layer.first)
-
-
-def _quantise(codec: Codec, tensor: Tensor, dim: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Levels, and what turns them back, along `dim`: a scale, and with int4 the lowest value."""
+def _quantise(codec: Codec, tensor: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Levels, and per row of dimension 2 a scale, and with int4 the lowest value."""
     if codec == "int8":
-        scale = _scale(tensor.abs().amax(dim, keepdim=True) / LARGEST)
+        scale = _scale(tensor.abs().amax(2, keepdim=True) / LARGEST)
         levels = (tensor / scale.float()).round_().clamp_(-LARGEST, LARGEST)
-        return levels.to(torch.int8), {"scale": scale.squeeze(dim)}
-    low = tensor.amin(dim, keepdim=True).half()
-    scale = _scale((tensor.amax(dim, keepdim=True) - low.float()) / 15)
+        return levels.to(torch.int8), {"scale": scale.squeeze(2)}
+    low = tensor.amin(2, keepdim=True).half()
+    scale = _scale((tensor.amax(2, keepdim=True) - low.float()) / 15)
     levels = ((tensor - low.float()) / scale.float()).round_().clamp_(0, 15)
-    return levels.to(torch.uint8), {"scale": scale.squeeze(dim), "low": low.squeeze(dim)}
+    return levels.to(torch.uint8), {"scale": scale.squeeze(2), "low": low.squeeze(2)}
 
 
 def _scale(step: Tensor) -> Tensor:
@@ -147,19 +129,13 @@ def _scale(step: Tensor) -> Tensor:
 
 
 def _restored(name: str, levels: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
-    found = levels * parts[f"{name}.scale"].float().unsqueeze(2)
+    restored = levels * parts[f"{name}.scale"].float().unsqueeze(2)
     low = parts.get(f"{name}.low")
-    return found if low is None else found + low.float().unsqueeze(2)
-
-
-def _named(name: str, scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{name}.{suffix}": part for suffix, part in scales.items()}
+    return restored if low is None else restored + low.float().unsqueeze(2)
 
 
 def _grouped(tensor: Tensor) -> Tensor:
-    """(heads, rows, dim) as (heads, groups, GROUP, dim), the last row repeated to fill the last
-    group.
-    """
+    """(heads, rows, dim) as (heads, groups, GROUP, dim); the last row fills the last group."""
     heads, rows, dim = tensor.shape
     missing = -rows % GROUP
     if missing:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unspoken.channels.errors import ModelSupportError
 
-__all__ = ["Rotary", "Rotation", "rotate", "shift", "turn_back", "turn_to", "unrotate"]
+__all__ = ["Rotary", "Rotation", "shift", "turn_back", "turn_to"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,18 +67,20 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.device.type == "mps" else tensor.double()
 
 
-def turn_to(positions: Tensor, rotary: Rotary) -> Rotation:
-    """The rotation of bare keys to `positions`, (tokens,), scaled as the model does, where the
-    positions live.
-    """
+def _angles(positions: Tensor, rotary: Rotary) -> Tensor:
+    """Angles at positions, (tokens, rotary_dim / 2), where the positions live."""
     frequencies = rotary.inverse_frequencies.to(positions.device)
-    return _turn(_wide(positions)[:, None] * _wide(frequencies), rotary.scale)
+    return _wide(positions)[:, None] * _wide(frequencies)
+
+
+def turn_to(positions: Tensor, rotary: Rotary) -> Rotation:
+    """The rotation of bare keys to `positions`, (tokens,), scaled as the model does."""
+    return _turn(_angles(positions, rotary), rotary.scale)
 
 
 def turn_back(positions: Tensor, rotary: Rotary) -> Rotation:
     """The rotation that makes keys at `positions` bare again, the scale divided back."""
-    frequencies = rotary.inverse_frequencies.to(positions.device)
-    return _turn(-_wide(positions)[:, None] * _wide(frequencies), 1.0 / rotary.scale)
+    return _turn(-_angles(positions, rotary), 1.0 / rotary.scale)
 
 
 def shift(keys: Tensor, delta: int, rotary: Rotary) -> Tensor:
@@ -105,15 +107,3 @@ def shift(keys: Tensor, delta: int, rotary: Rotary) -> Tensor:
         )
     frequencies = rotary.inverse_frequencies.to(keys.device)
     return _turn(_wide(frequencies) * delta, 1.0)(keys)
-
-
-def rotate(keys: Tensor, positions: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate bare keys (kv_heads, tokens, head_dim) to `positions` (tokens,), scaled as the model
-    does.
-    """
-    return turn_to(positions.to(keys.device), rotary)(keys)
-
-
-def unrotate(keys: Tensor, positions: Tensor, rotary: Rotary) -> Tensor:
-    """Undo `rotate`: bare keys, the scale divided back."""
-    return turn_back(positions.to(keys.device), rotary)(keys)

@@ -1,6 +1,6 @@
 """The state of a run of tokens: keys and values per layer, with their positions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -242,46 +242,6 @@ class KVState:
         hidden = {layer: tensor.to(device) for layer, tensor in self.hidden.items()}
         return replace(self, layers=layers, hidden=MappingProxyType(hidden))
 
-    @staticmethod
-    def concat(states: Sequence["KVState"]) -> "KVState":
-        """One state of several that follow on each other; a single one is returned as it is.
-
-        Raises:
-            StateError: They do not follow on each other, or a later one lacks trimmed rows.
-            IdentityMismatch: They were made by different models.
-        """
-        if not states:
-            raise StateError("no states to concatenate", expected="at least one")
-        head, *rest = states
-        if not rest:
-            return head
-        stop = head.stop
-        for state in rest:
-            head.identity.require(state.identity, "a state to be concatenated")
-            if state.start != stop or not state.whole:
-                raise StateError(
-                    f"a state of positions {state.start} to {state.stop} cannot follow one that "
-                    f"ends at {stop}",
-                    expected=f"an untrimmed state that starts at position {stop}",
-                )
-            stop = state.stop
-        layers = tuple(
-            LayerState(
-                torch.cat([layer.keys for layer in parts], dim=1),
-                torch.cat([layer.values for layer in parts], dim=1),
-                parts[0].first,
-            )
-            for parts in zip(*(state.layers for state in states), strict=True)
-        )
-        starts = [state.approximate_from for state in states if state.approximate_from is not None]
-        return replace(
-            head,
-            layers=layers,
-            stop=stop,
-            approximate_from=min(starts, default=None),
-            hidden=MappingProxyType(_joined(states)),
-        )
-
     def check(self, geometry: CacheGeometry, dtype: torch.dtype) -> None:
         """Refuse a state that does not have the model's shape.
 
@@ -310,16 +270,3 @@ class KVState:
 def _rows(first: int, start: int, stop: int) -> slice:
     """Positions start … stop - 1 as rows of a tensor whose first row is at position `first`."""
     return slice(max(start - first, 0), max(stop - first, 0))
-
-
-def _joined(states: Sequence[KVState]) -> dict[int, Tensor]:
-    """Hidden states of as many of the last rows as have them, at the layers where all have them."""
-    tail: list[KVState] = []
-    for state in reversed(states):
-        if not state.hidden or (tail and not set(state.hidden) & set(tail[0].hidden)):
-            break
-        tail.insert(0, state)
-        if state.hidden_first > state.start:
-            break
-    shared = set.intersection(*(set(state.hidden) for state in tail)) if tail else set()
-    return {layer: torch.cat([state.hidden[layer] for state in tail]) for layer in shared}

@@ -13,13 +13,11 @@ from typing import BinaryIO, Protocol, cast
 from unspoken.channels.errors import InputError
 from unspoken.channels.storage.files import replace_file
 
-__all__ = ["OpenPacket", "Readable", "open_packet", "packet_target", "save_whole"]
+__all__ = ["OpenPacket", "Readable", "open_packet", "packet_target", "reason_of", "save_whole"]
 
 
 class Readable(Protocol):
-    """A binary stream that reads into place, as files, ``BytesIO`` and ``socket.makefile("rb")``
-    do.
-    """
+    """A binary stream that reads into place, as files and ``socket.makefile("rb")`` do."""
 
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes; none at the end."""
@@ -69,7 +67,7 @@ def _opened(path: Path) -> BufferedReader:
         return path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         raise InputError(
-            f"the packet {str(path)!r} cannot be opened: {_reason(error)}",
+            f"the packet {str(path)!r} cannot be opened: {reason_of(error)}",
             expected="a file that write_packet made",
             fix="check the path",
         ) from error
@@ -111,16 +109,16 @@ def save_whole(path: Path, write: Callable[[BinaryIO], int]) -> int:
         )
     count = 0
 
-    def fill(made: Path) -> None:
+    def fill(temporary: Path) -> None:
         nonlocal count
-        with made.open("wb") as file:
+        with temporary.open("wb") as file:
             count = write(file)
 
     try:
         replace_file(path, fill)
     except OSError as error:  # its own message would name a file that nobody asked for
         raise InputError(
-            f"{fault}: {_reason(error)}",
+            f"{fault}: {reason_of(error)}",
             expected="a folder with room, where you may make files",
             fix="write to another folder",
         ) from error
@@ -144,5 +142,6 @@ def _named(thing: object) -> str:
     return f"an object of type {type(thing).__name__}"
 
 
-def _reason(error: OSError | ValueError) -> str:
+def reason_of(error: OSError | ValueError) -> str:
+    """What the system says of a file, without the file's name."""
     return getattr(error, "strerror", None) or str(error)

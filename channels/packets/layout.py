@@ -1,6 +1,4 @@
-"""Where a packet's tensors lie: the header that goes with a manifest, and what is stored of each
-layer.
-"""
+"""Where a packet's tensors lie: its header, and what is stored of each layer."""
 
 import json
 from collections.abc import Iterator
@@ -30,14 +28,16 @@ def header_of(manifest: PacketManifest, text: str, signature: str) -> bytes:
     entries: dict[str, object] = {
         "__metadata__": {"format": FORMAT, "manifest": text, "signature": signature}
     }
-    at = 0
+    start = 0
     for number, parts in enumerate(parts_of(manifest)):
         for part in parts:
+            stop = start + part.nbytes
             entries[f"layers.{number}.{part.name}"] = {
                 "dtype": _SAFETENSORS[part.dtype],
                 "shape": part.shape,
-                "data_offsets": (at, at := at + part.nbytes),
+                "data_offsets": (start, stop),
             }
+            start = stop
     head = json.dumps(entries, separators=(",", ":")).encode()
     return head + b" " * (-len(head) % 8)
 
@@ -45,8 +45,8 @@ def header_of(manifest: PacketManifest, text: str, signature: str) -> bytes:
 def metadata_of(head: bytes) -> tuple[str, str]:
     """The manifest and its signature, as text."""
     try:
-        found = json.loads(head)["__metadata__"]
-        kind, text, signature = found["format"], found["manifest"], found["signature"]
+        metadata = json.loads(head)["__metadata__"]
+        kind, text, signature = (metadata[name] for name in ("format", "manifest", "signature"))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PacketError(
             "this is no packet: its header has no manifest",

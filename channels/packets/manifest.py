@@ -1,6 +1,7 @@
 """What a packet says of itself."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, Literal, Self
 
 import torch
@@ -43,9 +44,7 @@ class LayerShape(_Strict):
 
 
 class TurnShape(_Strict):
-    """One turn of the message: where it stands in the context, where its words stand in it, and its
-    words.
-    """
+    """One turn of the message: its place in the context, its words and their place in it."""
 
     role: Literal["system", "user", "assistant"]
     position: Count
@@ -95,7 +94,7 @@ class PacketManifest(_Strict):
     @property
     def identity(self) -> ModelIdentity:
         """The model that made the state."""
-        return ModelIdentity(self.made_by.weights, self.made_by.config, self.made_by.tokenizer)
+        return ModelIdentity(**self.made_by.model_dump())
 
     def message(self, state: KVState | None) -> Message:
         """The message, with a state or without."""
@@ -125,37 +124,34 @@ def manifest_of(
         digests: BLAKE3 of each layer's bytes.
         key: What tells the signing key apart; None for an unsigned packet.
     """
-    maker = state.identity
-    names = {dtype: name for name, dtype in DTYPES.items()}
+    maker, names = state.identity, {dtype: name for name, dtype in DTYPES.items()}
+    turns = [
+        {
+            "role": segment.role,
+            "position": segment.position,
+            "length": len(segment.ids),
+            "content": segment.content,
+            "text": segment.text,
+            "ends": segment.ends,
+        }
+        for segment in message.segments
+    ]
+    layers = [
+        {"kv_heads": layer.keys.shape[0], "head_dim": layer.keys.shape[2], "first": layer.first}
+        for layer in state.layers
+    ]
     return PacketManifest.model_validate(
         {
             "version": VERSION,
             "codec": codec,
             "dtype": names[state.dtype],
-            "made_by": Identity(
-                weights=maker.weights, config=maker.config, tokenizer=maker.tokenizer
-            ),
+            "made_by": asdict(maker),
             "sharer": message.sharer,
             "whole": message.whole,
             "context": message.context,
-            "turns": tuple(
-                TurnShape(
-                    role=segment.role,  # type: ignore[arg-type]
-                    position=segment.position,
-                    length=len(segment.ids),
-                    content=segment.content,
-                    text=segment.text,
-                    ends=segment.ends,
-                )
-                for segment in message.segments
-            ),
+            "turns": tuple(turns),
             "approximate_from": state.approximate_from,
-            "layers": tuple(
-                LayerShape(
-                    kv_heads=layer.keys.shape[0], head_dim=layer.keys.shape[2], first=layer.first
-                )
-                for layer in state.layers
-            ),
+            "layers": tuple(layers),
             "hidden": tuple(sorted(state.hidden)),
             "hidden_first": state.hidden_first,
             "hidden_size": next((t.shape[1] for t in state.hidden.values()), 0),

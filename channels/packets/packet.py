@@ -1,5 +1,4 @@
-"""Packets: a message and its state as bytes, signed, laid out so that a reader can begin with the
-first layer.
+"""Packets: a message and its state as signed bytes, which a reader takes layer by layer.
 
 A packet is one safetensors file. Its metadata hold a manifest (who made the state, the message's
 tokens and turns, the shape of every layer, a digest of each layer's bytes) and an HMAC-SHA256 of
@@ -9,7 +8,7 @@ layer is checked when it arrives, before anything is made of it.
 ::
 
     8 bytes   length of the header, little-endian
-    header    JSON: __metadata__ {format, manifest, signature}, then name, dtype, shape and place
+    header    JSON: __metadata__ {format, manifest, signature}, then tensors' places
     data      layer 0's tensors, layer 1's, …
 """
 
@@ -45,7 +44,7 @@ def packet_chunks(
 
     Raises:
         InputError: An unknown codec, or a key that protects nothing.
-        StateError: The message has no state, or one that was trimmed or does not start its context.
+        StateError: The message has no state, or one that is not that of its whole context.
         ChannelError: Values that the codec cannot store.
     """
     if codec not in CODECS:
@@ -56,13 +55,11 @@ def packet_chunks(
         )
     state = message.state
     if state is None or state.start != 0 or state.stop != len(message.context):
+        held = "no state"
+        if state is not None:
+            held = f"the state of positions {state.start} to {state.stop}"
         raise StateError(
-            f"the message of {message.sharer!r} has "
-            + (
-                "no state"
-                if state is None
-                else f"the state of positions {state.start} to {state.stop}"
-            ),
+            f"the message of {message.sharer!r} has {held}",
             expected=f"the state of all its {len(message.context)} tokens",
             fix="publish the message with its state",
         )
@@ -93,8 +90,9 @@ def packet_chunks(
 def write_packet(
     message: Message, target: str | Path | BinaryIO, *, key: bytes | None, codec: Codec = "raw"
 ) -> int:
-    """Write a packet to a file or a stream; its length in bytes. A file appears whole or not at
-    all.
+    """Write a packet to a file or a stream; its length in bytes.
+
+    A file appears whole or not at all.
 
     Args:
         message: A message with its state.

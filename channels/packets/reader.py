@@ -1,6 +1,4 @@
-"""Reading a packet from a stream: the manifest first, then layer after layer, each checked as it
-arrives.
-"""
+"""Reading a packet from a stream: the manifest, then layer after layer, each checked at once."""
 
 import hmac
 import struct
@@ -92,42 +90,41 @@ class PacketReader:
         self._data = sum(part.nbytes for parts in parts_of(self.manifest) for part in parts)
         total = 8 + len(head) + self._data
         if size is not None and size != total:
+            kind, fix = "size", "write one packet to a file, and nothing after it"
+            if size < total:
+                kind, fix = "truncated", "send it again"
             raise PacketError(
                 f"the packet has {size} bytes",
-                kind="truncated" if size < total else "size",
+                kind=kind,
                 expected=f"{total}, as its manifest says",
-                fix="send it again"
-                if size < total
-                else "write one packet to a file, and nothing after it",
+                fix=fix,
             )
 
     def _head(self, size: int | None) -> bytes:
         (length,) = struct.unpack("<Q", self._exactly(8, "its first 8 bytes"))
         most = MAX_HEADER if size is None else min(MAX_HEADER, size - 8)
         if length > most:
-            big = length > MAX_HEADER
+            kind, why, fix = "truncated", "which it has", "send it again"
+            if length > MAX_HEADER:
+                why = "as a packet's or any safetensors file's first 8 bytes give it"
+                kind, fix = "format", "check that this is a packet"
             raise PacketError(
                 f"the packet announces a header of {length} bytes",
-                kind="format" if big else "truncated",
-                expected=f"at most {most}"
-                + (
-                    ", as a packet's or any safetensors file's first 8 bytes give it"
-                    if big
-                    else ", which it has"
-                ),
-                fix="check that this is a packet" if big else "send it again",
+                kind=kind,
+                expected=f"at most {most}, {why}",
+                fix=fix,
             )
         return self._exactly(length, "its header")
 
     def _exactly(self, count: int, what: str) -> bytes:
         """`count` bytes, in pieces, so that a false length costs no memory."""
-        found = bytearray()
-        while len(found) < count:
-            piece = self._stream.read(min(PIECE, count - len(found)))
+        read = bytearray()
+        while len(read) < count:
+            piece = self._stream.read(min(PIECE, count - len(read)))
             if not piece:
-                raise _ended(what, len(found), count)
-            found += piece
-        return bytes(found)
+                raise _ended(what, len(read), count)
+            read += piece
+        return bytes(read)
 
     def check(self, receiver: CausalModel) -> None:
         """Refuse a packet that is not of the receiver's own model and shape.
@@ -146,11 +143,10 @@ class PacketReader:
                 expected=f"at most {longest}, the receiver's context",
                 fix="share less text, or use a model with a longer context",
             )
-        found = [(layer.kv_heads, layer.head_dim) for layer in manifest.layers]
-        wanted = [(layer.kv_heads, layer.head_dim) for layer in receiver.geometry.layers]
-        if found != wanted or (
-            manifest.hidden and manifest.hidden_size != receiver.geometry.hidden_size
-        ):
+        theirs = [(layer.kv_heads, layer.head_dim) for layer in manifest.layers]
+        ours = [(layer.kv_heads, layer.head_dim) for layer in receiver.geometry.layers]
+        width = receiver.geometry.hidden_size
+        if theirs != ours or (manifest.hidden and manifest.hidden_size != width):
             raise GeometryMismatch(
                 f"the packet holds {_described(manifest.layers)}",
                 expected=f"{_described(receiver.geometry.layers)}, as the receiver has",
@@ -164,8 +160,7 @@ class PacketReader:
             )
 
     def layers(self, receiver: CausalModel) -> Iterator[tuple[LayerState, Tensor | None]]:
-        """Layer after layer as it arrives, on the receiver's device, each with its input where that
-        is sent.
+        """Layers as they arrive, on the receiver's device, each with its input where that is sent.
 
         Every layer's bytes are checked before it is given out. Raw tensors are read into place;
         nothing is held twice.
@@ -176,9 +171,8 @@ class PacketReader:
         """
         self.check(receiver)
         manifest = self.manifest
-        for number, (parts, shape) in enumerate(
-            zip(parts_of(manifest), manifest.layers, strict=True)
-        ):
+        layers = zip(parts_of(manifest), manifest.layers, strict=True)
+        for number, (parts, shape) in enumerate(layers):
             tensors = self._tensors(number, parts)
             keys, values = decode(manifest.codec, tensors, shape.head_dim, receiver.dtype)
             hidden = tensors.get("hidden")

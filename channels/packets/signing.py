@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from unspoken.channels.errors import InputError, PacketError
+from unspoken.channels.packets.files import reason_of
 from unspoken.channels.packets.manifest import VERSION, PacketManifest
 
 __all__ = [
@@ -57,9 +58,8 @@ def packet_key(file: str | Path | None = None) -> bytes:
         try:
             key = path.read_bytes().strip()
         except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-            reason = getattr(error, "strerror", None) or str(error)
             raise InputError(
-                f"the packet key {where!r} cannot be read: {reason}",
+                f"the packet key {where!r} cannot be read: {reason_of(error)}",
                 expected="a file with the key",
                 fix=fix,
             ) from error
@@ -82,9 +82,9 @@ def signature_of(manifest: str, key: bytes | None) -> str:
 def key_id(key: object) -> str:
     """What tells keys apart without giving them away."""
     if not isinstance(key, bytes) or len(key) < KEY_BYTES:
-        found = f"{len(key)} bytes" if isinstance(key, bytes) else f"a {type(key).__name__}"
+        given = f"{len(key)} bytes" if isinstance(key, bytes) else f"a {type(key).__name__}"
         raise InputError(
-            f"the packet key is {found}",
+            f"the packet key is {given}",
             expected=f"at least {KEY_BYTES} bytes, not guessable, or None for an unsigned packet",
             fix="take it from packet_key()",
         )

@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from recoded import recode
 
 from unspoken.channels.errors import ChannelError
-from unspoken.channels.kv.codec import CODECS, GROUP, Codec, decode, encode, layout, recode
+from unspoken.channels.kv.codec import CODECS, GROUP, Codec, decode, encode, layout
 from unspoken.channels.kv.state import LayerState
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unspoken.channels.errors import ModelSupportError
-from unspoken.channels.kv.rope import Rotary, rotate, shift, unrotate
+from unspoken.channels.kv.rope import Rotary, shift, turn_back, turn_to
 
 ROTARY = Rotary(1.0 / 10000 ** (torch.arange(0, 8, 2) / 8), scale=1.3)
 
@@ -21,19 +21,19 @@ def test_shift_is_rotation_at_another_position(start: int, delta: int) -> None:
     """Keys rotated at p and moved by δ are keys rotated at p + δ, to float precision."""
     positions = torch.arange(5) + start
     keys = _keys()
-    moved = shift(rotate(keys, positions, ROTARY), delta, ROTARY)
-    torch.testing.assert_close(moved, rotate(keys, positions + delta, ROTARY), atol=1e-5, rtol=1e-5)
+    moved = shift(turn_to(positions, ROTARY)(keys), delta, ROTARY)
+    expected = turn_to(positions + delta, ROTARY)(keys)
+    torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-5)
 
 
 @given(start=st.integers(0, 4000))
 @settings(max_examples=20, deadline=None)
-def test_unrotate_undoes_rotate(start: int) -> None:
+def test_turning_back_undoes_a_rotation(start: int) -> None:
     """Bare keys come back from rotated ones, scale and all."""
     positions = torch.arange(5) + start
     keys = _keys()
-    torch.testing.assert_close(
-        unrotate(rotate(keys, positions, ROTARY), positions, ROTARY), keys, atol=1e-5, rtol=1e-5
-    )
+    bare = turn_back(positions, ROTARY)(turn_to(positions, ROTARY)(keys))
+    torch.testing.assert_close(bare, keys, atol=1e-5, rtol=1e-5)
 
 
 def test_dimensions_past_the_rotary_ones_stay() -> None:

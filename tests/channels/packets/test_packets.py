@@ -14,11 +14,12 @@ import torch
 from bad_packets import KEY
 from messages import message_of, receive
 from packets import TEXT, read, written
+from recoded import recode
 from safetensors import safe_open
 
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.errors import InputError, PacketError, StateError
-from unspoken.channels.kv.codec import CODECS, Codec, recode
+from unspoken.channels.kv.codec import CODECS, Codec
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message
 from unspoken.channels.packets.packet import read_packet, write_packet
