@@ -1,16 +1,14 @@
 """A workflow: load, plan, run, stream."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import anyio.to_thread
 
 from unspoken.agents.agent import Agent
-from unspoken.agents.bridge_cache import BridgeCache
 from unspoken.agents.builder import (
     OURS,
     check_ends,
@@ -24,25 +22,23 @@ from unspoken.agents.builder import (
     with_edge,
 )
 from unspoken.agents.engines.local import Workers
-from unspoken.agents.loading import Progress, engines_for, load_models, step_of
+from unspoken.agents.loading import Progress, engines_for
 from unspoken.agents.models.base import AgentModel
-from unspoken.agents.planning.finetunes import stored_profile
 from unspoken.agents.planning.plan import Plan
-from unspoken.agents.planning.planner import plan_workflow
+from unspoken.agents.preparation import Preparation
 from unspoken.agents.runtime.events import Event
 from unspoken.agents.runtime.inbox import check_received
 from unspoken.agents.runtime.report import AgentResult, RunResult
 from unspoken.agents.runtime.scheduler import Scheduler
 from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.runtime.stream import run_events
-from unspoken.agents.spec.graph import build_graph, validate
+from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.inputs import check_inputs
 from unspoken.agents.spec.loader import LoadedWorkflow, dumps, load_workflow
 from unspoken.agents.spec.spec import InputSpec, WorkflowSpec
 from unspoken.channels.base import Channel
-from unspoken.channels.errors import ChannelError, ModelSupportError, WorkflowError
 from unspoken.channels.message import Message
-from unspoken.channels.projected import Bridge, ProjectedCacheChannel
+from unspoken.channels.projected import ProjectedCacheChannel
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -84,7 +80,7 @@ class Workflow:
         bridges: Literal["stored", "fit"] = "stored",
         bridge_folders: Sequence[str | Path] = (),
     ) -> None:
-        declared, self._models = declare(agents, models or {})
+        declared, objects = declare(agents, models or {})
         self.spec = checked_spec(
             {
                 **declared,
@@ -96,17 +92,17 @@ class Workflow:
                 "bridges": bridges,
             }
         )
-        self._begin(bridge_folders, None)
+        self._begin(objects, bridge_folders, None)
 
-    def _begin(self, bridge_folders: Sequence[str | Path], source: LoadedWorkflow | None) -> None:
-        """What a workflow has besides its spec and its models."""
-        self._plan: Plan | None = None
-        self._source = source
-        self._loading = Lock()
+    def _begin(
+        self,
+        models: dict[str, AgentModel],
+        bridge_folders: Sequence[str | Path],
+        source: LoadedWorkflow | None,
+    ) -> None:
+        """What a workflow has besides its spec."""
+        self._preparation = Preparation(models, bridge_folders, source)
         self._workers = Workers()
-        self.bridge_shelf = BridgeCache([Path(folder) for folder in bridge_folders])
-        self._bridges: dict[int, Bridge] = {}
-        self._custom: dict[int, Channel] = {}
 
     @classmethod
     def from_spec(
@@ -129,10 +125,10 @@ class Workflow:
         Raises:
             InputError: The spec has no model of such a name.
         """
+        require_models(spec, models or {})
         flow = cls.__new__(cls)
-        flow.spec, flow._models = spec, dict(models or {})
-        require_models(spec, flow._models)
-        flow._begin(bridge_folders, source)
+        flow.spec = spec
+        flow._begin(dict(models or {}), bridge_folders, source)
         return flow
 
     @classmethod
@@ -160,7 +156,8 @@ class Workflow:
             InputError: A model object that was made in memory has no reference to write, nor has a
                 bridge object or a channel of a class of your own.
         """
-        require_nameable(self.spec, self._models, self._bridges, self._custom)
+        ready = self._preparation
+        require_nameable(self.spec, ready.models, ready.bridges, ready.custom)
         return dumps(self.spec)
 
     def connect(
@@ -211,16 +208,15 @@ class Workflow:
             if isinstance(channel, str)
             else edge_options(channel, options)
         )
-        number = len(self.spec.edges)
-        custom = dict(self._custom)
-        if isinstance(channel, Channel) and type(channel) not in OURS:
-            custom[number] = channel
+        number, ready = len(self.spec.edges), self._preparation
+        own = channel if isinstance(channel, Channel) and type(channel) not in OURS else None
+        custom = ready.custom if own is None else {**ready.custom, number: own}
         spec = with_edge(self.spec, data, custom)
         build_graph(spec)
-        check_ends(spec, channel, self._models)
-        if isinstance(channel, ProjectedCacheChannel):
-            self._bridges[number] = channel.bridge
-        self.spec, self._custom, self._plan = spec, custom, None
+        check_ends(spec, channel, ready.models)
+        bridge = channel.bridge if isinstance(channel, ProjectedCacheChannel) else None
+        ready.connected(number, own, bridge)
+        self.spec = spec
         return self
 
     @property
@@ -231,7 +227,7 @@ class Workflow:
     @property
     def models(self) -> Mapping[str, AgentModel]:
         """The models loaded so far, by name."""
-        return dict(self._models)
+        return dict(self._preparation.models)
 
     def load(self, progress: Progress | None = None) -> "Workflow":
         """Load every model that is not loaded yet; one that several names refer to is loaded once.
@@ -243,11 +239,7 @@ class Workflow:
             WorkflowError: The workflow is not valid.
             ModelReferenceError: A model that is not available.
         """
-        problems = validate(self.spec)
-        if problems:
-            raise WorkflowError(problems)
-        with self._loading:  # two first runs at once load each model once
-            load_models(self.spec, self._models, self._source, progress)
+        self._preparation.load(self.spec, progress)
         return self
 
     def plan(self, /, **inputs: object) -> Plan:
@@ -263,25 +255,7 @@ class Workflow:
         """
         known = check_inputs(self.spec, inputs, partial=True)
         self.load()
-        if not inputs:
-            return self._planned()
-        return self._planned(known)
-
-    def _planned(self, inputs: Mapping[str, object] | None = None) -> Plan:
-        try:
-            return plan_workflow(
-                self.spec,
-                self._by_agent(),
-                inputs,
-                find_bridge=self.bridge_shelf.find,
-                bridges=self._bridges,
-                find_profile=stored_profile,
-                custom=self._custom,
-            )
-        except WorkflowError as error:
-            if self._source is None:
-                raise
-            raise WorkflowError([self._source.placed(one) for one in error.problems]) from None
+        return self._preparation.plan(self.spec, known if inputs else None)
 
     def fit_bridges(self, progress: Progress | None = None) -> "Workflow":
         """With ``bridges: fit``, fit what the plan lacks; a first run does it by itself.
@@ -296,24 +270,8 @@ class Workflow:
             WorkflowError: The workflow is not valid, or an edge that must not fall back cannot be
                 served.
         """
-        self.load()
-        with self._loading:
-            if self._plan is None:
-                self._plan = self._fitted(progress)
+        self._preparation.ready(self.spec, progress)
         return self
-
-    def _fitted(self, progress: Progress | None) -> Plan:
-        models = self._by_agent()
-        plan = self._planned()
-        for number in plan.unfitted:
-            edge = self.spec.edges[number]
-            step = step_of(progress, f"{edge.from_} -> {edge.to}")
-            with suppress(ChannelError, ModelSupportError):  # the plan says why
-                self.bridge_shelf.fit(models[edge.from_], models[edge.to], step)
-        return self._planned() if plan.unfitted else plan
-
-    def _by_agent(self) -> dict[str, AgentModel]:
-        return {name: self._models[agent.model] for name, agent in self.spec.agents.items()}
 
     def run(self, received: Mapping[str, Message] | None = None, /, **inputs: object) -> RunResult:
         """Run to the end; call `arun` where an event loop runs already.
@@ -352,18 +310,17 @@ class Workflow:
     ) -> Scheduler:
         """Check the inputs, load and plan; the run is ready to start."""
         known = check_inputs(self.spec, inputs)
-        await anyio.to_thread.run_sync(self.fit_bridges)
-        if self._plan is None:  # pragma: no cover - an edge was added meanwhile
-            self._plan = self._planned()
-        models = self._by_agent()
-        check_received(self.spec, models, received)
+        spec = self.spec
+        plan = await anyio.to_thread.run_sync(self._preparation.ready, spec)
+        models = self._preparation.by_agent(spec)
+        check_received(spec, models, received)
         states = StateStore()
         return Scheduler(
-            self.spec,
+            spec,
             models=models,
             engines=engines_for(models, states, self._workers),
             states=states,
-            plan=self._plan,
+            plan=plan,
             inputs=known,
             emit=emit,
             received=received,

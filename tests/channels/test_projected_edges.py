@@ -86,7 +86,7 @@ def test_a_bridge_is_found_by_its_models(models: Models) -> None:
     """By name and under auto, a workflow looks for its bridges itself."""
     for channel in ("auto", "projected_cache"):
         flow = reader_solver(models["one"], models["two"], channel)
-        flow.bridge_shelf.find = finder(FakeBridge(models["one"], models["two"]))  # type: ignore[method-assign]
+        flow._preparation.bridge_cache.find = finder(FakeBridge(models["one"], models["two"]))  # type: ignore[method-assign]
         result = flow.run(**GIVEN)
         assert [edge.channel for edge in sound(result.report).edges] == ["projected_cache"]
 
@@ -141,7 +141,7 @@ def test_a_loop_between_models_is_projected_both_ways(models: Models) -> None:
     texts = []
     for name in ("projected_cache", "text"):
         flow = Workflow("loop", [draft, critic])
-        flow.bridge_shelf.find = finder(FakeBridge(one, two), FakeBridge(two, one))  # type: ignore[method-assign]
+        flow._preparation.bridge_cache.find = finder(FakeBridge(one, two), FakeBridge(two, one))  # type: ignore[method-assign]
         flow.connect(draft, critic, name).connect(critic, draft, name, loop=True)
         result = flow.run(document=DOCUMENT)
         assert {edge.channel for edge in sound(result.report).edges} == {name}

@@ -129,7 +129,7 @@ def test_an_edge_asks_for_fuse_mode(models: dict[str, LocalModel], tmp_path: Pat
     one, two = models["one"].ref, models["two"].ref
     for fuses, bridge in bridges.items():
         flow = flow_of(models, fuse=True, share="prompt")
-        flow.bridge_shelf.find = finder(bridge)  # type: ignore[method-assign]
+        flow._preparation.bridge_cache.find = finder(bridge)  # type: ignore[method-assign]
         (edge,) = flow.plan().edges
         assert edge.mode == ("fused" if fuses else "text")
         assert edge.channel == ("projected_cache" if fuses else "text")

@@ -68,8 +68,9 @@ def test_a_pair_that_cannot_be_bridged_goes_by_text(
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     dynamic = LocalModel.load(str(tiny_llama(root / "moving", rope_parameters=rope)))
     flow = reader_solver(pair[0], dynamic, "projected_cache")
-    fitting = Workflow.from_spec(flow.spec.model_copy(update={"bridges": "fit"}))
-    fitting._models = flow._models
+    fitting = Workflow.from_spec(
+        flow.spec.model_copy(update={"bridges": "fit"}), models=flow.models
+    )
     result = fitting.run(document=DOCUMENT, question=QUESTION)
     (edge,) = result.report.edges
     assert edge.channel == "text" and "rotary frequencies" in str(result.report.fallbacks)

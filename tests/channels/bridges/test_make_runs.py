@@ -112,8 +112,9 @@ def test_a_workflow_fits_what_it_lacks(
     """`bridges: fit` fits on the first run; a bridge that is good enough is used."""
     monkeypatch.setattr(bridge_shelf, "DEFAULT", plan(source))
     flow = reader_solver(*pair)
-    fitting = Workflow.from_spec(flow.spec.model_copy(update={"bridges": "fit"}))
-    fitting._models = flow._models
+    fitting = Workflow.from_spec(
+        flow.spec.model_copy(update={"bridges": "fit"}), models=flow.models
+    )
     result = fitting.run(document=DOCUMENT, question=QUESTION)
     folder = store.find(pair[0].identity, pair[1].identity)
     assert folder is not None
@@ -150,8 +151,9 @@ def test_no_turn_takes_place_during_a_fit(
     monkeypatch.setattr(bridge_shelf, "DEFAULT", plan(source, None))
     monkeypatch.setattr(bridging, "ProjectorFit", fit)
     flow = reader_solver(*pair)
-    fitting = Workflow.from_spec(flow.spec.model_copy(update={"bridges": "fit"}))
-    fitting._models = flow._models
+    fitting = Workflow.from_spec(
+        flow.spec.model_copy(update={"bridges": "fit"}), models=flow.models
+    )
     (edge,) = fitting.run(document=DOCUMENT, question=QUESTION).report.edges
     assert edge.channel == "text" and free == [False, False]
 

@@ -1,0 +1,119 @@
+"""What a workflow loads, finds and plans before it runs, each once."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+
+from unspoken.agents.bridge_cache import BridgeCache
+from unspoken.agents.loading import Progress, load_models, step_of
+from unspoken.agents.models.base import AgentModel
+from unspoken.agents.planning.finetunes import stored_profile
+from unspoken.agents.planning.plan import Plan
+from unspoken.agents.planning.planner import plan_workflow
+from unspoken.agents.spec.graph import validate
+from unspoken.agents.spec.loader import LoadedWorkflow
+from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.channels.base import Channel
+from unspoken.channels.errors import ChannelError, ModelSupportError, WorkflowError
+from unspoken.channels.projected import Bridge
+
+
+class Preparation:
+    """The models, bridges, channel objects and plan of one workflow.
+
+    Args:
+        models: Model objects by name; the others are loaded by reference.
+        bridge_folders: Where bridges are looked for after the user's store.
+        source: The workflow's file, where there is one; errors then name its lines.
+
+    Attributes:
+        models: The models at hand, by name.
+        bridge_cache: The bridges that were found or fitted.
+        bridges: Bridge objects that were connected, by edge.
+        custom: Channels of the workflow's own classes, by edge.
+    """
+
+    def __init__(
+        self,
+        models: dict[str, AgentModel],
+        bridge_folders: Sequence[str | Path],
+        source: LoadedWorkflow | None,
+    ) -> None:
+        self.models, self._source = models, source
+        self.bridge_cache = BridgeCache([Path(folder) for folder in bridge_folders])
+        self.bridges: dict[int, Bridge] = {}
+        self.custom: dict[int, Channel] = {}
+        self._planned: tuple[WorkflowSpec, Plan] | None = None
+        self._lock = Lock()
+
+    def connected(self, number: int, custom: Channel | None, bridge: Bridge | None) -> None:
+        """Take in the objects that an edge was connected with."""
+        if custom is not None:
+            self.custom[number] = custom
+        if bridge is not None:
+            self.bridges[number] = bridge
+
+    def by_agent(self, spec: WorkflowSpec) -> dict[str, AgentModel]:
+        """The model of every agent."""
+        return {name: self.models[agent.model] for name, agent in spec.agents.items()}
+
+    def load(self, spec: WorkflowSpec, progress: Progress | None = None) -> None:
+        """Load every model that is not at hand.
+
+        Raises:
+            WorkflowError: The workflow is not valid.
+            ModelReferenceError: A model that is not available.
+        """
+        problems = validate(spec)
+        if problems:
+            raise WorkflowError(problems)
+        with self._lock:  # two first runs at once load each model once
+            load_models(spec, self.models, self._source, progress)
+
+    def plan(self, spec: WorkflowSpec, inputs: Mapping[str, object] | None = None) -> Plan:
+        """A plan for these inputs, or for none.
+
+        Raises:
+            WorkflowError: An edge that must not fall back cannot be served.
+        """
+        try:
+            return plan_workflow(
+                spec,
+                self.by_agent(spec),
+                inputs,
+                find_bridge=self.bridge_cache.find,
+                bridges=self.bridges,
+                find_profile=stored_profile,
+                custom=self.custom,
+            )
+        except WorkflowError as error:
+            if self._source is None:
+                raise
+            problems = [self._source.placed(problem) for problem in error.problems]
+            raise WorkflowError(problems) from None
+
+    def ready(self, spec: WorkflowSpec, progress: Progress | None = None) -> Plan:
+        """The plan that runs follow; with ``bridges: fit``, what it lacks is fitted first.
+
+        Two models that cannot be bridged leave their edge to text, or to an error where it must not
+        fall back.
+
+        Raises:
+            WorkflowError: As `load` and `plan`.
+        """
+        self.load(spec, progress)
+        with self._lock:
+            # A spec is never changed: another one means that an edge was added.
+            if self._planned is None or self._planned[0] is not spec:
+                self._planned = spec, self._fitted(spec, progress)
+            return self._planned[1]
+
+    def _fitted(self, spec: WorkflowSpec, progress: Progress | None) -> Plan:
+        models, plan = self.by_agent(spec), self.plan(spec)
+        for number in plan.unfitted:
+            edge = spec.edges[number]
+            step = step_of(progress, f"{edge.from_} -> {edge.to}")
+            with suppress(ChannelError, ModelSupportError):  # the plan says why
+                self.bridge_cache.fit(models[edge.from_], models[edge.to], step)
+        return self.plan(spec) if plan.unfitted else plan
