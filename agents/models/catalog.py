@@ -33,7 +33,7 @@ HUB_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 SPLIT_GGUF = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReference:
     """What a person wrote to name a model.
 
@@ -83,18 +83,18 @@ def parse(ref: str) -> ModelReference:
     """
     if ref.startswith(SCHEME):
         name = ref.removeprefix(SCHEME)
-        return ModelReference("embedded", ref, embedded(name).name)
+        return ModelReference(kind="embedded", text=ref, name=embedded(name).name)
     path = Path(os.path.expanduser(ref)) if ref.strip() else None
     if path and ref.lower().endswith(".gguf"):
         _require_gguf(ref, path)
-        return ModelReference("gguf", ref, path.stem, path)
+        return ModelReference(kind="gguf", text=ref, name=path.stem, path=path)
     if path and os.path.isfile(path / "config.json"):
-        return ModelReference("folder", ref, path.resolve().name, path)
+        return ModelReference(kind="folder", text=ref, name=path.resolve().name, path=path)
     if path and (_looks_like_path(ref) or os.path.isfile(path)):
         raise _no_such_path(ref, path)
     if not is_hub_id(ref):
         raise _no_such_form(ref)
-    return ModelReference("hub", ref, ref)
+    return ModelReference(kind="hub", text=ref, name=ref)
 
 
 def _looks_like_path(ref: str) -> bool:

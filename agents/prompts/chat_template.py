@@ -23,7 +23,7 @@ PLAIN_TEMPLATE = (
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatTemplate:
     """The text around the words of a turn.
 
@@ -107,14 +107,14 @@ def read_template(render: Render, *, bos: str = "", plain: bool = False) -> Chat
     first = user_before if before_first.endswith(user_before) else ""
     opening = before_first.removesuffix(first)
     return ChatTemplate(
-        opening if opening.startswith(bos) else bos + opening,
-        system,
-        {"user": (user_before, user_after), "assistant": assistant},
-        first,
-        asked.removeprefix(single) if asked.startswith(single) else "",
-        merges,
-        plain,
-        tuple(notes),
+        opening=opening if opening.startswith(bos) else bos + opening,
+        system=system,
+        wrappers={"user": (user_before, user_after), "assistant": assistant},
+        first=first,
+        prompt=asked.removeprefix(single) if asked.startswith(single) else "",
+        merges=merges,
+        plain=plain,
+        notes=tuple(notes),
     )
 
 

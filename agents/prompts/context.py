@@ -10,7 +10,7 @@ its state belongs to them. It also keeps its wrapper's where this template write
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import accumulate
 
 from unspoken.agents.prompts.chat_template import ChatTemplate
@@ -113,6 +113,7 @@ class _Place:
 
     start: int
     stop: int
+    _: KW_ONLY
     own: tuple[int, int]
     ends: tuple[int, ...]
 
@@ -264,7 +265,7 @@ class ContextBuilder:
                     places += self._tokenised(ids, text, inside)
                 ids += opening or ()
                 here = len(ids), len(ids) + len(piece.segment.words)
-                places.append(_Place(*here, here, piece.segment.ends))
+                places.append(_Place(*here, own=here, ends=piece.segment.ends))
                 ids += piece.segment.words
                 text, inside = "", []
             else:
@@ -301,7 +302,7 @@ def _place(offsets: Sequence[tuple[int, int]], first: int, last: int, base: int)
     own_stop = next((n + 1 for n in reversed(here) if offsets[n][1] <= last), own_start)
     ends = accumulate((min(max(offsets[n][1], first), last) - first for n in here), max)
     own = base + own_start, base + max(own_start, own_stop)
-    return _Place(base + start, base + stop, own, tuple(ends))
+    return _Place(base + start, base + stop, own=own, ends=tuple(ends))
 
 
 def _joined_ends(places: Sequence[_Place], turn: ChatTurn) -> tuple[int, ...]:
