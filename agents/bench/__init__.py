@@ -93,22 +93,14 @@ def run_bench(
     """
     check_name(name)
     rows = {"text": text, "qa": qa, "recall": recall}
-    options = {**rows, "bridge": bridge, "refit": refit or None}
     for file in rows.values():
         require_file(file)
-    takes = TAKES.get(name, ("text",))
-    given = [option for option, value in options.items() if value is not None]
-    if unread := [f"--{option}" for option in given if option not in takes]:
-        raise InputError(
-            f"the benchmark {name} takes no {' and no '.join(unread)}",
-            expected=f"{listed(f'--{option}' for option in takes)}, or none",
-            fix=f"leave {' and '.join(unread)} out",
-        )
+    options = _taken(name, {**rows, "bridge": bridge, "refit": refit or None})
     from unspoken.agents.models.model import LocalModel
 
     models = [LocalModel.load(ref) for ref in ((sharer, model) if name in PAIRED else (model,))]
     measure = import_module(f"{__name__}.{name}").measure
-    measured = measure(*models, **{key: options[key] for key in takes}, progress=progress)
+    measured = measure(*models, **options, progress=progress)
     return report(models, measured, builtin=not any(rows.values()))
 
 
@@ -120,6 +112,19 @@ def require_file(file: Path | None) -> None:
     """
     if file is not None and not file.is_file():
         raise InputError(f"there is no file {file}", expected="a text file", fix="check the path")
+
+
+def _taken(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a benchmark takes; refuse others that were given."""
+    takes = TAKES.get(name, ("text",))
+    given = [option for option, value in options.items() if value is not None]
+    if unread := [f"--{option}" for option in given if option not in takes]:
+        raise InputError(
+            f"the benchmark {name} takes no {' and no '.join(unread)}",
+            expected=f"{listed(f'--{option}' for option in takes)}, or none",
+            fix=f"leave {' and '.join(unread)} out",
+        )
+    return {option: options[option] for option in takes}
 
 
 def report(models: "Sequence[LocalModel]", measured: Measured, *, builtin: bool) -> dict[str, Any]:

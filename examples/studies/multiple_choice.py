@@ -59,8 +59,7 @@ def write_hints(
     tokens: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[tuple[int, ...]]:
-    """What a model writes, greedily, when it is asked about each question: up to `tokens` ids,
-    batched.
+    """What a model writes, greedily, when it is asked about each question.
 
     Args:
         model: The writer.
