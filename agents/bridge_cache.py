@@ -11,10 +11,11 @@ import torch
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.models.weights import holding
 from unspoken.channels.bridges.bridge import Bridge
-from unspoken.channels.bridges.make import Progress, fit_bridge
+from unspoken.channels.bridges.make import fit_bridge
 from unspoken.channels.bridges.plan import DEFAULT
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.errors import ChannelError, ModelSupportError
+from unspoken.channels.model import Report
 
 if TYPE_CHECKING:
     from unspoken.agents.models.base import AgentModel
@@ -49,15 +50,15 @@ class BridgeCache:
         with self._lock:
             if key in self._refused:
                 raise self._refused[key]
-            found = self._known.get(key) or _lookup(sharer, receiver)
-            if found is None:
-                found = _beside(self._folders, sharer, receiver)
-            if found is not None:
-                self._known[key] = found
-            return found
+            bridge = self._known.get(key) or _lookup(sharer, receiver)
+            if bridge is None:
+                bridge = _beside(self._folders, sharer, receiver)
+            if bridge is not None:
+                self._known[key] = bridge
+            return bridge
 
     def fit(
-        self, sharer: "AgentModel", receiver: "AgentModel", progress: Progress | None = None
+        self, sharer: "AgentModel", receiver: "AgentModel", progress: Report | None = None
     ) -> "AnyBridge":
         """The bridge of two models, fitted, audited and stored where there is none yet.
 
@@ -65,9 +66,9 @@ class BridgeCache:
             InputError: The two are one model.
             BridgeError: The two models cannot be bridged.
         """
-        found = self.find(sharer, receiver)
-        if found is not None:
-            return found
+        bridge = self.find(sharer, receiver)
+        if bridge is not None:
+            return bridge
         with self._lock:  # two first runs at once fit a pair once
             key = _key(sharer, receiver)
             if key not in self._known:
@@ -102,7 +103,7 @@ def _beside(
     return None
 
 
-def _fit(sharer: "AgentModel", receiver: "AgentModel", progress: Progress) -> "AnyBridge":
+def _fit(sharer: "AgentModel", receiver: "AgentModel", progress: Report) -> "AnyBridge":
     """Fit, audit and store a bridge; no turn of a run computes on its models' devices meanwhile."""
     if not (isinstance(sharer, LocalModel) and isinstance(receiver, LocalModel)):
         raise ModelSupportError(

@@ -17,6 +17,7 @@ __all__ = [
     "Frame",
     "Hold",
     "Prefill",
+    "Report",
     "TextModel",
     "rotaries",
 ]
@@ -178,6 +179,9 @@ class TextModel(CausalModel, Protocol):
     def frame(self, name: str) -> Frame:
         """``bare``, what every context starts with, or ``chat``, a user turn of its template."""
 
+
+Report = Callable[[str, float], None]
+"""Told of a stage, and how much of it is done, 0 to 1."""
 
 Hold = Callable[[], AbstractContextManager[object]]
 """Keeps the devices of two models from other work while a fit or an audit computes on them."""

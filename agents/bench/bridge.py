@@ -31,7 +31,7 @@ def measure(
     Raises:
         BridgeError: There is none.
     """
-    plan = AuditPlan(text, qa, recall)
+    plan = AuditPlan(text=text, qa=qa, recall=recall)
 
     def show(stage: str, fraction: float) -> None:
         progress(stage)

@@ -32,11 +32,11 @@ def retention_rows(
     rows: Sequence[Mapping[str, Any]],
 ) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     """Rows with a retention, by data set."""
-    kept: dict[str, list[Mapping[str, Any]]] = {}
+    by_data: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if isinstance(row.get("retention"), int | float) and row.get("way") not in LEFT_OUT:
-            kept.setdefault(str(row.get("data", "")), []).append(row)
-    return kept
+            by_data.setdefault(str(row.get("data", "")), []).append(row)
+    return by_data
 
 
 def print_audit(console: Console, audit: "Audit") -> None:

@@ -228,9 +228,9 @@ def _by_path(word: str) -> Path:
     store, path = _store(), Path(word).expanduser()
     if path.is_dir():
         return path
-    found = [entry.path for entry in store.entries() if entry.path.name == word]
-    if found:
-        return found[0]
+    folders = [entry.path for entry in store.entries() if entry.path.name == word]
+    if folders:
+        return folders[0]
     raise BridgeError(
         f"there is no bridge at {word}",
         expected=_candidates(store.entries()),
@@ -241,21 +241,21 @@ def _by_path(word: str) -> Path:
 def _by_pair(sharer: str, receiver: str) -> Path:
     store = _store()
     entries, ends = store.entries(), (_identity(sharer), _identity(receiver))
-    found = [
+    matches = [
         entry
         for entry in entries
         if entry.manifest
         and _is_side(entry.manifest.sharer, sharer, ends[0])
         and _is_side(entry.manifest.receiver, receiver, ends[1])
     ]
-    if len({entry.manifest.pair for entry in found if entry.manifest}) > 1:
+    if len({entry.manifest.pair for entry in matches if entry.manifest}) > 1:
         raise BridgeError(
             f"more than one bridge from {sharer} to {receiver}",
-            expected="one of " + ", ".join(str(entry.path) for entry in found),
+            expected="one of " + ", ".join(str(entry.path) for entry in matches),
             fix="name the folder",
         )
-    if found:
-        return found[0].path
+    if matches:
+        return matches[0].path
     raise BridgeError(
         f"there is no bridge from {sharer} to {receiver}",
         expected=_candidates(entries),
@@ -282,8 +282,8 @@ def _identity(ref: str) -> "ModelIdentity | None":
     names = {ref, reference.name}
     if reference.path is not None:
         names = {str(reference.path.resolve())}
-    lines = [one for one in list_models() if one.kind == reference.kind and one.ref in names]
-    folders = [one.path for one in lines if one.prepared and one.path]
+    lines = [line for line in list_models() if line.kind == reference.kind and line.ref in names]
+    folders = [line.path for line in lines if line.prepared and line.path]
     return cached_identity(folders[0]) if folders else None
 
 

@@ -1,7 +1,6 @@
 """``unspoken bridge fit`` and ``unspoken bridge audit``: making bridges, and measuring them."""
 
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from shlex import join
@@ -20,7 +19,6 @@ from unspoken.channels.errors import InputError
 if TYPE_CHECKING:
     from unspoken.agents.models.model import LocalModel
     from unspoken.channels.bridges.fit.progress import FitProgress
-    from unspoken.channels.bridges.fit.settings import FitSettings, FuseSettings
     from unspoken.channels.model import Hold
 
 __all__ = ["audit", "fit", "progress_line"]
@@ -105,24 +103,33 @@ def fit(
     console = stderr()
     models = load_pair(sharer, receiver, console, quiet=as_json)
     from unspoken.channels.bridges.audit.plan import AuditPlan
+    from unspoken.channels.bridges.fit.settings import FitSettings, FuseSettings
     from unspoken.channels.bridges.folder import check
     from unspoken.channels.bridges.make import fit_bridge
     from unspoken.channels.bridges.plan import FitPlan
 
-    given = {"minutes": minutes, "steps": steps, "rank": rank, "source_layers": source_layers}
-    more = {"native_layers": native_layers, "seed": seed}
-    residual = {"hidden": hidden, "bottleneck": bottleneck}
+    _require_targets(native_layers, models[1])
+    budget = _given(minutes=minutes, steps=steps)
+    shape = _given(
+        rank=rank, source_layers=source_layers, native_layers=native_layers, hidden=hidden,
+        bottleneck=bottleneck, seed=seed,
+    )  # fmt: skip
     plan = FitPlan(
-        tuple(corpus or ("builtin",)),
-        _settings(given | more | residual, models[1]),
-        None if no_audit else AuditPlan(text, qa, recall),
-        refit,
-        out,
-        dtype,
-        join(["unspoken", *sys.argv[1:]]),
-        _fuse_settings(given) if fuse else None,
+        sources=tuple(corpus or ("builtin",)),
+        settings=FitSettings(**budget, **shape),
+        audit=None if no_audit else AuditPlan(text=text, qa=qa, recall=recall),
+        refit=refit,
+        out=out,
+        train_dtype=dtype,
+        command=join(["unspoken", *sys.argv[1:]]),
+        fuse=FuseSettings(**budget) if fuse else None,
     )
     title = f"{sharer} -> {receiver}"
+
+    def watch(progress: "FitProgress") -> None:
+        if progress.scores is not None and not as_json:
+            console.print(shown(progress_line(progress)), soft_wrap=True)
+
     try:
         with reporting(console, f"fitting {title}", quiet=as_json) as report:
             folder = fit_bridge(
@@ -130,7 +137,7 @@ def fit(
                 plan,
                 hold=_hold(models),
                 report=lambda stage, part: report(title, stage, part),
-                watch=_watcher(console, quiet=as_json),
+                watch=watch,
             )
     except KeyboardInterrupt:
         _say_what_is_kept(console, models)
@@ -157,42 +164,29 @@ def _require_files(*files: Path | None) -> None:
             raise InputError(f"there is no file {file}", expected="a file", fix="check the path")
 
 
-def _settings(given: dict[str, Any], receiver: "LocalModel") -> "FitSettings":
-    from unspoken.channels.bridges.fit.settings import FitSettings
-
-    layers, native = len(receiver.geometry.layers), given["native_layers"]
-    if native >= layers:
+def _require_targets(native_layers: int, receiver: "LocalModel") -> None:
+    layers = len(receiver.geometry.layers)
+    if native_layers >= layers:
         raise InputError(
-            f"--native-layers is {native}, and {receiver.ref} has {layers} layers",
+            f"--native-layers is {native_layers}, and {receiver.ref} has {layers} layers",
             expected=f"0 to {layers - 1}, so that something is left to project",
         )
-    return FitSettings(**{name: value for name, value in given.items() if value is not None})
 
 
-def _fuse_settings(given: dict[str, Any]) -> "FuseSettings":
-    from unspoken.channels.bridges.fit.settings import FuseSettings
-
-    wanted = {name: given[name] for name in ("minutes", "steps") if given[name] is not None}
-    return FuseSettings(**wanted)
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given; the others have their defaults."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _dtype(name: str | None) -> Any:
     import torch
 
-    found = getattr(torch, name, None) if name else None
-    if name and not (isinstance(found, torch.dtype) and found.is_floating_point):
+    dtype = getattr(torch, name, None) if name else None
+    if name and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InputError(
             f"--train-dtype {name!r} is unknown", expected="float32, bfloat16 or float16"
         )
-    return found
-
-
-def _watcher(console: Console, *, quiet: bool) -> "Callable[[FitProgress], None]":
-    def watch(progress: "FitProgress") -> None:
-        if progress.scores is not None and not quiet:
-            console.print(shown(progress_line(progress)), soft_wrap=True)
-
-    return watch
+    return dtype
 
 
 def progress_line(progress: "FitProgress") -> str:
@@ -263,7 +257,7 @@ def audit(
         measured = audit_bridge(
             folder,
             *models,
-            AuditPlan(text, qa, recall, choice),
+            AuditPlan(text=text, qa=qa, recall=recall, choice=choice),
             hold=_hold(models),
             report=lambda stage, part: report(title, stage, part),
         )

@@ -172,5 +172,5 @@ class Bridge:
             self._rotary[device] = self.manifest.sharer.to_rotary(device)
         asked = torch.tensor(rows, device=device)
         once = torch.tensor(sorted(set(rows)), device=device)  # several tokens may read one row
-        found = bare_rows(state, layers, once, self._geometry, self._rotary[device])
-        return found.index_select(0, torch.searchsorted(once, asked))
+        rows_once = bare_rows(state, layers, once, self._geometry, self._rotary[device])
+        return rows_once.index_select(0, torch.searchsorted(once, asked))

@@ -73,7 +73,7 @@ def layer_states(
         name: turn_to(positions, rotary[name])
         for name in {geometry.layers[number].rope for number in layers}
     }
-    made, at = [], 0
+    states, at = [], 0
     for number in layers:
         shape = geometry.layers[number]
         size = shape.kv_heads * shape.head_dim
@@ -83,6 +83,6 @@ def layer_states(
             .transpose(0, 1)
             for start in (at, at + size)
         )
-        made.append(LayerState(turns[shape.rope](keys).to(dtype), values.to(dtype), first))
+        states.append(LayerState(turns[shape.rope](keys).to(dtype), values.to(dtype), first))
         at += 2 * size
-    return tuple(made)
+    return tuple(states)

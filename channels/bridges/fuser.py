@@ -162,8 +162,8 @@ def _columns(geometry: CacheGeometry, layers: tuple[int, ...]) -> Tensor:
     """Columns of some layers in a row of all, (columns,) int64."""
     sizes = widths(geometry, range(len(geometry.layers)))
     starts = [sum(sizes[:number]) for number in layers]
-    found = [torch.arange(at, at + sizes[n]) for at, n in zip(starts, layers, strict=True)]
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.long)
+    columns = [torch.arange(at, at + sizes[n]) for at, n in zip(starts, layers, strict=True)]
+    return torch.cat(columns) if columns else torch.empty(0, dtype=torch.long)
 
 
 def own_rows(own: KVState, at: int, receiver: CausalModel) -> Tensor:
@@ -192,13 +192,13 @@ def fused_state(
     kept = min(max(SINK - at, 0), len(rows))
     if kept:
         rows = torch.cat([own[:kept], rows[kept:]])
-    layers = range(len(receiver.geometry.layers))
+    every = range(len(receiver.geometry.layers))
     positions = torch.arange(at, at + len(rows), device=own.device)
-    made = layer_states(
-        rows, layers, positions, at, receiver.geometry, rotaries(receiver), receiver.dtype
+    layers = layer_states(
+        rows, every, positions, at, receiver.geometry, rotaries(receiver), receiver.dtype
     )
     return KVState(
-        layers=made,
+        layers=layers,
         start=at,
         stop=at + len(rows),
         identity=receiver.identity,

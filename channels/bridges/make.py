@@ -35,16 +35,13 @@ from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.data.text import Corpus, load_corpus
 from unspoken.channels.errors import BridgeError, InputError
 from unspoken.channels.kv.geometry import ModelIdentity
-from unspoken.channels.model import Hold, TextModel
+from unspoken.channels.model import Hold, Report, TextModel
 from unspoken.channels.storage.side import ModelDescription, pair_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Progress", "check_place", "fit_bridge", "work_folder"]
-
-Progress = Callable[[str, float], None]
-"""Called with a stage and a fraction."""
+__all__ = ["check_place", "fit_bridge", "work_folder"]
 
 DTYPE = "int8"
 
@@ -56,7 +53,7 @@ def fit_bridge(
     *,
     store: BridgeStore | None = None,
     hold: Hold = nullcontext,
-    report: Progress = lambda stage, fraction: None,
+    report: Report = lambda stage, fraction: None,
     watch: Callable[[FitProgress], None] = lambda progress: None,
 ) -> Path:
     """Fit, quantize, audit and keep a bridge; one process at a time per pair. Gives its folder.
@@ -162,7 +159,7 @@ class _Job:
     receiver: TextModel
     plan: FitPlan
     work: Path
-    report: Progress
+    report: Report
 
     def make(
         self, standing: Path | None, watch: Callable[[FitProgress], None]

@@ -197,18 +197,18 @@ class BridgeManifest(Part):
             BridgeError: Not JSON, another format, or not what a manifest holds.
         """
         try:
-            found = json.loads(text, parse_constant=_refuse_constant)
+            data = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise BridgeError(
                 f"{where} is not JSON: {error}", expected="a bridge's manifest", fix=AGAIN
             ) from error
-        if not isinstance(found, dict):
+        if not isinstance(data, dict):
             raise BridgeError(
                 f"{where} holds no JSON object", expected="a bridge's manifest", fix=AGAIN
             )
-        _require_format(found, where)
+        _require_format(data, where)
         try:
-            return cls.model_validate(found)
+            return cls.model_validate(data)
         except ValidationError as error:
             raise BridgeError(
                 f"{where} is no manifest of a bridge: {_problems(error)}",
@@ -227,12 +227,12 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _require_format(found: Mapping[str, Any], where: str) -> None:
-    version = found.get("format")
+def _require_format(data: Mapping[str, Any], where: str) -> None:
+    version = data.get("format")
     if version == FORMAT and type(version) is int:
         return
     newer = type(version) is int and version > FORMAT
-    writer = str(found.get("unspoken", "an unknown version"))[:40]
+    writer = str(data.get("unspoken", "an unknown version"))[:40]
     raise BridgeError(
         f"{where} has format {json.dumps(version)[:40]}, written by unspoken {writer}",
         expected=f"format {FORMAT}, the one that unspoken {running_version()} reads",
@@ -244,8 +244,8 @@ def _problems(error: ValidationError) -> str:
     """The first problems, each with its place in the file."""
     problems = error.errors(include_url=False, include_input=False)
     lines = [
-        f"{'.'.join(map(str, one['loc'])) or 'the whole'}: {one['msg']}"
-        for one in problems[:MOST_PROBLEMS]
+        f"{'.'.join(map(str, problem['loc'])) or 'the whole'}: {problem['msg']}"
+        for problem in problems[:MOST_PROBLEMS]
     ]
     more = len(problems) - len(lines)
     return "; ".join([*lines, f"and {more} more"] if more else lines)

@@ -11,7 +11,7 @@ from unspoken.channels.bridges.fit.settings import FitSettings, FuseSettings
 __all__ = ["DEFAULT", "FitPlan"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FitPlan:
     """How a bridge is made.
 

@@ -61,10 +61,10 @@ def native_part(
     tensor = torch.tensor(ids, device=receiver.device)
     positions = torch.arange(len(ids), device=receiver.device)
     hidden, states = receiver.run_layers(receiver.embed(tensor), 0, layers, positions)
-    kept = tuple(
+    native = tuple(
         LayerState(state.keys[:, at:].clone(), state.values[:, at:].clone(), at) for state in states
     )
-    return hidden[at:], kept
+    return hidden[at:], native
 
 
 def projected_state(
@@ -77,7 +77,7 @@ def projected_state(
     """The receiver's state of the message at positions `at` and on, as the projector makes it."""
     config = projector.config
     positions = torch.arange(at, at + len(features), device=receiver.device)
-    made = layer_states(
+    projected = layer_states(
         projector(features.float()),
         config.target_layers(receiver.geometry),
         positions,
@@ -87,7 +87,7 @@ def projected_state(
         receiver.dtype,
     )
     return KVState(
-        layers=(*native, *made),
+        layers=(*native, *projected),
         start=at,
         stop=at + len(features),
         identity=receiver.identity,

@@ -25,12 +25,10 @@ from unspoken.channels.finetunes.recompute import (
 from unspoken.channels.finetunes.search import THINNING, estimate, front_of, judge, search
 from unspoken.channels.finetunes.store import ProfileStore
 from unspoken.channels.machine import describe_machine, medians
-from unspoken.channels.model import Hold, TextModel
+from unspoken.channels.model import Hold, Report, TextModel
 from unspoken.channels.storage.side import AuditFile, ModelDescription, running_version
 
 __all__ = ["ProfilePlan", "clocked", "measure_profile", "profile_pair", "trials_of"]
-
-Report = Callable[[str, float], None]
 
 BUILTIN = "builtin"
 
@@ -179,9 +177,9 @@ def measure_profile(
     settings = plan.settings
     trials, data = trials_of(plan.data, receiver, settings)
     looked, judged = trials[: settings.search], trials[settings.search :]
-    found = search(sharer, receiver, looked, report)
+    choices = search(sharer, receiver, looked, report)
     layers = len(receiver.geometry.layers)
-    front = front_of(found, factor=THINNING)
+    front = front_of(choices, factor=THINNING)
     chosen = list(dict.fromkeys([(), *front, ((0, layers),)]))
     scores = judge(sharer, receiver, judged, chosen, settings, report)
     times: dict[LayerRanges, float] = {}
@@ -195,7 +193,8 @@ def measure_profile(
                 receiver.geometry, receiver.dtype.itemsize, layer_ranges
             ),
             places={
-                place: estimate(one, settings.seed) for place, one in scores[layer_ranges].items()
+                place: estimate(scored, settings.seed)
+                for place, scored in scores[layer_ranges].items()
             },
             speedup=times.get(layer_ranges),
         )
@@ -217,8 +216,8 @@ def measure_profile(
             "seed": settings.seed,
         },
         machine=describe_machine(receiver),
-        points=tuple(sorted(points, key=lambda one: one.share)),
-        searched=len(found),
+        points=tuple(sorted(points, key=lambda point: point.share)),
+        searched=len(choices),
         command=plan.command,
     )
 

@@ -18,7 +18,7 @@ def passages_of(
     file: Path | None, corpus: Corpus, forms: ClosedForms, count: int
 ) -> tuple[Trials, str]:
     """Passages to judge forms on, and the text that they come of."""
-    rows = AuditPlan(file, passages=count, questions=0, records=0).rows(corpus)
+    rows = AuditPlan(text=file, passages=count, questions=0, records=0).rows(corpus)
     samples = rows.samples("continuation", forms.receiver)
     return Trials(samples, forms.wide, forms.sharer, forms.receiver), rows.text
 

@@ -74,4 +74,4 @@ def plan(source: str, audit: AuditPlan | None = AUDIT, **settings: Any) -> FitPl
         "every": 1e9,
         "patience": 100,
     }
-    return FitPlan((source,), settings=FitSettings(**(small | settings)), audit=audit)
+    return FitPlan(sources=(source,), settings=FitSettings(**(small | settings)), audit=audit)

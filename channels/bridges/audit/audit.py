@@ -25,11 +25,9 @@ from unspoken.channels.errors import InputError
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.machine import describe_machine
 from unspoken.channels.metrics import f1
-from unspoken.channels.model import TextModel
+from unspoken.channels.model import Report, TextModel
 
 __all__ = ["audit"]
-
-Report = Callable[[str, float], None]
 
 
 def audit(
@@ -187,10 +185,10 @@ class _Audit:
         rows: list[Row] = []
         for index, size in enumerate(self.settings.sizes):
             self.report("time", index / len(self.settings.sizes))
-            made = scene(text, size, self.sharer, self.receiver)
-            if made is None:
+            given = scene(text, size, self.sharer, self.receiver)
+            if given is None:
                 continue
-            seconds = timings(self.bridge, made, self.receiver, self.settings.repeats)
+            seconds = timings(self.bridge, given, self.receiver, self.settings.repeats)
             least = seconds["floor"] + seconds["products"]
             rows += [
                 {
@@ -201,8 +199,8 @@ class _Audit:
                     "ttft_s": round(taken, 5),
                     "speedup_over_text": round(seconds["text"] / taken, 2),
                     "over_floor_and_products": round(taken / least, 3),
-                    "state_bytes": made.state.nbytes,
-                    "text_bytes": made.text_bytes,
+                    "state_bytes": given.state.nbytes,
+                    "text_bytes": given.text_bytes,
                 }
                 for condition, taken in seconds.items()
             ]

@@ -35,7 +35,8 @@ def read_alone(sample: Sample, receiver: TextModel) -> TokenizedSample:
     frame = receiver.frame(sample.frame)
     ids, at = (*frame.before, *receiver.words(sample.text)[0]), len(frame.before)
     full = receiver.read(ids)
-    return TokenizedSample(ids, at, full, torch.arange(at, len(ids), device=full.device))
+    rows = torch.arange(at, len(ids), device=full.device)
+    return TokenizedSample(ids=ids, at=at, state=full, rows=rows)
 
 
 def projector_of(
@@ -110,10 +111,10 @@ class Controls:
         if not extra:  # nothing to map from: the mean of the targets
             fitted.offset.copy_(gram.solve().offset)
         return cls(
-            fitted,
-            projector_of(own, gram.solve(), receiver, receiver, seed=seed),
-            receiver,
-            width(sharer.geometry, config.source_layers),
+            alone=fitted,
+            itself=projector_of(own, gram.solve(), receiver, receiver, seed=seed),
+            receiver=receiver,
+            columns=width(sharer.geometry, config.source_layers),
         )
 
     def conditions(self) -> Mapping[str, Condition]:

@@ -4,7 +4,7 @@ The options are not shown; each is scored by its log-likelihood over its charact
 ``acc_norm``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -20,7 +20,7 @@ from unspoken.channels.bridges.manifest import Audit
 from unspoken.channels.data.rows import ChoiceRow
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.metrics import paired, wilson
-from unspoken.channels.model import TextModel
+from unspoken.channels.model import Report, TextModel
 
 __all__ = ["FUSE", "ending_as", "likeliest", "log_likelihoods", "read_both", "with_fuse"]
 
@@ -34,7 +34,7 @@ def with_fuse(
     sharer: TextModel,
     receiver: TextModel,
     rows: AuditRows,
-    report: Callable[[str, float], None] = lambda stage, fraction: None,
+    report: Report = lambda stage, fraction: None,
 ) -> Audit:
     """An audit with what a fuser does added to its rows and summary; itself without a fuser.
 
@@ -68,7 +68,7 @@ def _marks(
     sharer: TextModel,
     receiver: TextModel,
     rows: Sequence[ChoiceRow],
-    report: Callable[[str, float], None],
+    report: Report,
 ) -> dict[str, list[bool]]:
     """Per condition, whether each row was answered rightly."""
     fuser.to(receiver.device)

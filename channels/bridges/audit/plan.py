@@ -33,7 +33,7 @@ ENOUGH = 60_000
 """Characters that 24 passages take, and some."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditSettings:
     """How much an audit measures.
 
@@ -54,7 +54,7 @@ class AuditSettings:
     seed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditPlan:
     """What an audit measures on, and how much.
 

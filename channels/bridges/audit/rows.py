@@ -13,7 +13,7 @@ from unspoken.channels.storage.side import AuditFile
 __all__ = ["AuditRows", "passages", "require_two"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRows:
     """Rows of the three kinds.
 

@@ -1,6 +1,5 @@
 """Measuring a stored bridge on anybody's files."""
 
-from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from unspoken.channels.bridges.folder import read, write
 from unspoken.channels.bridges.manifest import Audit, BridgeManifest
 from unspoken.channels.data.text import Corpus, load_corpus
 from unspoken.channels.errors import BridgeError, InputError
-from unspoken.channels.model import Hold, TextModel
+from unspoken.channels.model import Hold, Report, TextModel
 
 __all__ = ["audit_bridge", "corpus_of", "keep_audit"]
 
@@ -23,7 +22,7 @@ def audit_bridge(
     plan: AuditPlan | None = None,
     *,
     hold: Hold = nullcontext,
-    report: Callable[[str, float], None] = lambda stage, fraction: None,
+    report: Report = lambda stage, fraction: None,
 ) -> Audit:
     """Measure a stored bridge.
 

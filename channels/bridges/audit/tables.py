@@ -39,11 +39,15 @@ def table(
     return rows
 
 
-def _estimates(found: Kept) -> Row:
+def _estimates(both: Kept) -> Row:
     """Both estimates as columns."""
     columns: Row = {}
-    for name, one in (("retention", found.retention), ("specific", found.specific)):
-        columns |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+    for name, estimate in (("retention", both.retention), ("specific", both.specific)):
+        columns |= {
+            name: estimate.value,
+            f"{name}_low": estimate.low,
+            f"{name}_high": estimate.high,
+        }
     return {name: _round(value) for name, value in columns.items()}
 
 

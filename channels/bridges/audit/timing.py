@@ -21,7 +21,7 @@ OWN = 32
 """The receiver's own tokens after the message."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Scene:
     """A message in the sharer's cache, and the receiver's context for it.
 
@@ -63,11 +63,21 @@ def scene(text: str, tokens: int, sharer: TextModel, receiver: TextModel) -> Sce
     state = sharer.read((*theirs, *read))
     rows = tuple(len(theirs) + row for row in align(read_ends, ends[:tokens]))
     full = receiver.read(context[:stop])
-    return Scene(context, at, stop, state, rows, full, len(message.encode()))
+    return Scene(
+        context=context,
+        at=at,
+        stop=stop,
+        state=state,
+        rows=rows,
+        full=full,
+        text_bytes=len(message.encode()),
+    )
 
 
 @torch.no_grad()
-def timings(bridge: Bridge, made: Scene, receiver: TextModel, repeats: int = 7) -> dict[str, float]:
+def timings(
+    bridge: Bridge, given: Scene, receiver: TextModel, repeats: int = 7
+) -> dict[str, float]:
     """Seconds to the first token, medians of `repeats`; see `medians`.
 
     ``text`` computes everything, ``bridge`` projects and computes the sink and the receiver's own
@@ -76,10 +86,10 @@ def timings(bridge: Bridge, made: Scene, receiver: TextModel, repeats: int = 7) 
     in its cache already.
     """
     conditions: dict[str, Callable[[], object]] = {
-        "text": lambda: _first(receiver, made.context, 0),
-        "bridge": lambda: _bridged(bridge, made, receiver),
-        "floor": lambda: _first(receiver, made.context, made.stop, made.full),
-        "products": products(bridge.projector, made.stop - made.at),
+        "text": lambda: _first(receiver, given.context, 0),
+        "bridge": lambda: _bridged(bridge, given, receiver),
+        "floor": lambda: _first(receiver, given.context, given.stop, given.full),
+        "products": products(bridge.projector, given.stop - given.at),
     }
     return medians(conditions, repeats, receiver.device)
 
@@ -91,13 +101,13 @@ def _first(
     return int(receiver.prefill(ids, () if state is None else (state,)).logits.argmax())
 
 
-def _bridged(bridge: Bridge, made: Scene, receiver: TextModel) -> int:
+def _bridged(bridge: Bridge, given: Scene, receiver: TextModel) -> int:
     """As a receiver takes a message over: its sink and what follows it in one pass."""
-    projected = bridge.project(made.state, made.rows, made.context, made.at, receiver)
-    sink = range(min(made.at + SINK, made.stop))
-    own = range(made.stop, len(made.context))
+    projected = bridge.project(given.state, given.rows, given.context, given.at, receiver)
+    sink = range(min(given.at + SINK, given.stop))
+    own = range(given.stop, len(given.context))
     positions = torch.tensor([*sink, *own], device=receiver.device)
-    ids = torch.tensor([made.context[at] for at in (*sink, *own)], device=receiver.device)
+    ids = torch.tensor([given.context[at] for at in (*sink, *own)], device=receiver.device)
     return int(receiver.prefill(ids, (projected,), positions).logits.argmax())
 
 

@@ -29,7 +29,7 @@ KEPT = 4
 """Trials held at once; their states are large."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Trial:
     """One row of an audit.
 
@@ -134,7 +134,7 @@ class Trials:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Judged:
     """Losses of every row, under every condition.
 

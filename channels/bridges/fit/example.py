@@ -48,7 +48,7 @@ class TeacherTargets:
     loss: Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Example:
     """A sample ready to be projected.
 
@@ -103,8 +103,14 @@ def example(
     """A sample ready for a projector; `full` is the receiver's state of the whole context."""
     features, native = features_of(config, sample, sharer, receiver)
     teacher = teacher_targets(receiver, sample, full)
-    features = features.to(torch.float16)
-    return Example(sample.ids, sample.at, features, native, sample.targets, teacher)
+    return Example(
+        ids=sample.ids,
+        at=sample.at,
+        features=features.to(torch.float16),
+        native=native,
+        targets=sample.targets,
+        teacher=teacher,
+    )
 
 
 @torch.no_grad()

@@ -22,8 +22,7 @@ BULK = 1000
 
 def new_fuser(config: FuserConfig, sharer: TextModel, receiver: TextModel) -> Fuser:
     """An unfitted fuser between two models, on the receiver's device."""
-    made = Fuser(config, sharer.geometry, receiver.geometry)
-    return made.to(receiver.device)
+    return Fuser(config, sharer.geometry, receiver.geometry).to(receiver.device)
 
 
 @torch.no_grad()

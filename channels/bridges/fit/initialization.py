@@ -39,8 +39,7 @@ __all__ = [
 
 def new_projector(config: ProjectorConfig, sharer: TextModel, receiver: TextModel) -> Projector:
     """An unfitted projector between two models, on the receiver's device."""
-    made = Projector(config, sharer.geometry, receiver.geometry)
-    return made.to(receiver.device)
+    return Projector(config, sharer.geometry, receiver.geometry).to(receiver.device)
 
 
 def closed_form_projector(

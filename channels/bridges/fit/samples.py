@@ -152,7 +152,7 @@ class TokenizedTarget:
     kind: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TokenizedSample:
     """A sample in the receiver's tokens, with the sharer's state of its message.
 
@@ -200,5 +200,5 @@ def prepare(
         answer = receiver.words(shown)[0][:longest]
         if answer:
             targets.append(TokenizedTarget((*asked, *answer), len(answer), target.kind))
-    before = ours.before
-    return TokenizedSample((*before, *words), len(before), state, rows, tuple(targets))
+    ids, at = (*ours.before, *words), len(ours.before)
+    return TokenizedSample(ids=ids, at=at, state=state, rows=rows, targets=tuple(targets))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 __all__ = ["FitSettings", "FuseSettings", "TrainSettings"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
     """What both kinds of fits have to be told.
 
@@ -35,7 +35,7 @@ class TrainSettings:
     seed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FitSettings(TrainSettings):
     """How a bridge is fitted.
 
@@ -62,7 +62,7 @@ class FitSettings(TrainSettings):
     likelihood: float = 0.3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FuseSettings(TrainSettings):
     """How a fuser is fitted; its minutes include the validation rounds.
 

@@ -65,17 +65,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
     made = auditing.AuditPlan.rows
     monkeypatch.setattr(auditing.AuditPlan, "rows", rows)
-    for name in ("tokens", "sizes", "repeats", "answered", "written"):
-        field = auditing.AuditSettings.__init__
-        defaults = list(field.__defaults__ or ())
-        names = list(auditing.AuditSettings.__dataclass_fields__)
-        defaults[names.index(name)] = getattr(AUDIT.settings, name)
-        monkeypatch.setattr(field, "__defaults__", tuple(defaults))
-    fit = FitSettings.__init__
-    defaults = list(fit.__defaults__ or ())
-    for name, value in (("gram_tokens", 300), ("hidden", 8), ("bottleneck", 4)):
-        defaults[list(FitSettings.__dataclass_fields__).index(name)] = value
-    monkeypatch.setattr(fit, "__defaults__", tuple(defaults))
+    audits = {name: getattr(AUDIT.settings, name) for name in AUDIT.settings.__slots__}
+    fits = {"gram_tokens": 300, "hidden": 8, "bottleneck": 4}
+    for make, changes in ((auditing.AuditSettings.__init__, audits), (FitSettings.__init__, fits)):
+        defaults = {**make.__kwdefaults__, **changes}
+        monkeypatch.setattr(make, "__kwdefaults__", defaults)
 
 
 def test_fit_then_audit_then_show(
