@@ -146,14 +146,13 @@ class ScriptedModel:
         positions: Tensor | None = None,
         capture: Collection[int] = (),
     ) -> Prefill:
-        """A state of zeros, up to the last of `positions`."""
+        """A state of zeros, up to the last of `positions`; the script does not go on."""
         end = max((piece.stop for piece in state), default=0)
         where = range(end, end + len(ids)) if positions is None else positions.tolist()
         cache = self.open(state, where, spare=0)
-        hidden: Capture = {layer: [] for layer in capture}
-        logits = [*self.prefill_steps(ids, where, cache, hidden)][-1]
-        inputs = {layer: torch.cat(parts) for layer, parts in hidden.items()}
-        return Prefill(cache.snapshot(self.identity), logits, inputs)
+        cache.place(self._zeros(where[-1], 1))
+        hidden = {layer: self.embed(ids) for layer in capture}
+        return Prefill(cache.snapshot(self.identity), self.logits(ids, last=1)[0], hidden)
 
     def run_layers(
         self,
