@@ -19,7 +19,6 @@ from unspoken.agents.bench.turns import generate, until_stop
 from unspoken.agents.engines.base import Carried, Sampling, TurnRequest
 from unspoken.agents.engines.turn import drive_turn
 from unspoken.agents.models.model import LocalModel
-from unspoken.agents.prompts.context import Context
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel
@@ -94,14 +93,14 @@ def _continuation_equals_text(model: LocalModel, words: tuple[int, ...]) -> bool
 
 
 def _ours(model: LocalModel, ids: tuple[int, ...]) -> tuple[int, ...]:
-    prompt = ids + model.context_builder.ask(Context())
+    prompt = ids + model.context_builder.ask()
     sampling = Sampling(max_tokens=NEW, stop_ids=model.stop_ids)
     _, computed = drive_turn(model, TurnRequest(ids=prompt, sampling=sampling))
     return (*computed.ids[len(prompt) :], *model.context_builder.close())[:NEW]
 
 
 def _theirs(model: LocalModel, ids: tuple[int, ...]) -> tuple[int, ...]:
-    (written,) = generate(model, [ids + model.context_builder.ask(Context())], NEW)
+    (written,) = generate(model, [ids + model.context_builder.ask()], NEW)
     return (*until_stop(model, written), *model.context_builder.close())[:NEW]
 
 

@@ -221,7 +221,7 @@ def _sequences(base: LocalModel, recipe: Recipe) -> Iterator[tuple[list[int], li
             ChatTurn("user", (f"Question: {asked.question}",)),
         ]
         context = base.context_builder.compose(turns)
-        before = [*context.ids, *base.context_builder.ask(context)]
+        before = [*context.ids, *base.context_builder.ask()]
         answer = [*base.text.encode_words(asked.answer), *base.context_builder.close()[:1]]
         if len(before) + len(answer) <= recipe.tokens:
             yield [*before, *answer], [*[-100] * len(before), *answer]

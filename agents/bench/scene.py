@@ -63,7 +63,7 @@ class Scene:
 
         def compose(*turns: ChatTurn) -> tuple[Context, tuple[int, ...]]:
             context = builder.compose(turns, system=receiver_system)
-            return context, context.ids + builder.ask(context)
+            return context, context.ids + builder.ask()
 
         ending = ChatTurn("user", (prompt,))
         context, ids = compose(quote, ending)

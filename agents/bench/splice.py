@@ -82,7 +82,7 @@ def _shared_outputs(model: LocalModel, text: Path | None) -> list[Case]:
     ]
     builder = model.context_builder
     contexts = [builder.compose([ChatTurn("user", (task,))], system=SHARER) for task in tasks]
-    prompts = [context.ids + builder.ask(context) for context in contexts]
+    prompts = [context.ids + builder.ask() for context in contexts]
     sampling = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
     written: list[tuple[int, ...]] = []
     count = TOKENS + FORCED

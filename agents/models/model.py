@@ -183,7 +183,7 @@ class LocalModel(Decoder):
         return Frame(
             name,
             context.ids[: turn.position + start],
-            turn.ids[stop:] + self.context_builder.ask(context),
+            turn.ids[stop:] + self.context_builder.ask(),
         )
 
     def message(

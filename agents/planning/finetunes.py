@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from unspoken.agents.planning.choice import ChannelChoice, EdgeEnds, shifts_keys
 from unspoken.agents.planning.same_model import same_weights
-from unspoken.agents.spec.spec import EdgeSpec
 from unspoken.channels.errors import ChannelError
 from unspoken.channels.finetunes.profile import Profile
 from unspoken.channels.finetunes.recompute import LayerRanges, check_layer_ranges, named
@@ -49,7 +48,7 @@ def across(ends: EdgeEnds, find_profile: FindProfile) -> ChannelChoice:
         reason = "other weights of one base, and the workflow refuses their cache (recompute: none)"
         return ChannelChoice("text", reason, expected="recompute: profile, or ranges of layers")
     if edge.recompute != "profile":
-        return _by_groups(edge, check_layer_ranges(edge.recompute, len(receiver.geometry.layers)))
+        return _by_ranges(check_layer_ranges(edge.recompute, len(receiver.geometry.layers)))
     try:
         profile = find_profile(sharer, receiver)
     except ChannelError as error:
@@ -74,7 +73,7 @@ def _with_one_opening(ends: EdgeEnds) -> EdgeEnds:
     return replace(ends, receiver_context=(ends.sharer_context[0], *ends.receiver_context[1:]))
 
 
-def _by_groups(edge: EdgeSpec, layer_ranges: LayerRanges) -> ChannelChoice:
+def _by_ranges(layer_ranges: LayerRanges) -> ChannelChoice:
     """Layers that the workflow itself names."""
     what = f"layers {named(layer_ranges)} recomputed" if layer_ranges else "taken as it is"
     reason = f"other weights of one base; {what}, as the workflow says"

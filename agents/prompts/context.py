@@ -158,7 +158,7 @@ class ContextBuilder:
             context = self._append(context, group)
         return context
 
-    def ask(self, context: Context) -> tuple[int, ...]:
+    def ask(self) -> tuple[int, ...]:
         """The ids that ask for the assistant's words."""
         return self.text.encode(self.template.prompt)
 

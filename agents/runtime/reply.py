@@ -37,7 +37,7 @@ class TurnReply:
 
     def __init__(self, model: AgentModel, context: Context, stop: tuple[str, ...] = ()) -> None:
         self._builder, self._context = model.context_builder, context
-        self._ask = self._builder.ask(context)
+        self._ask = self._builder.ask()
         self._detokenizer = Detokenizer(model.text, stop)
         self._words: deque[str] = deque()
         self.rest = ""

@@ -77,7 +77,7 @@ def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) 
     rows: list[dict[str, Any]] = []
     passages = cut_passages(model, text, GROUPS * MOST, TOKENS + FORCED)
     empty = model.context_builder.compose([ChatTurn("user", (PROMPT,))])
-    empty_ids = empty.ids + model.context_builder.ask(empty)
+    empty_ids = empty.ids + model.context_builder.ask()
     for count in COUNTS:
         groups = [
             _group(model, passages[first : first + count])
@@ -127,7 +127,7 @@ def _group(model: LocalModel, passages: Sequence[tuple[int, ...]]) -> Group:
     )
     quotes = [ChatTurn("user", (Quote(message, message.segments[0]),)) for message in messages]
     context = model.context_builder.compose([*quotes, ChatTurn("user", (PROMPT,))])
-    ids = context.ids + model.context_builder.ask(context)
+    ids = context.ids + model.context_builder.ask()
     forced = passages[-1][TOKENS:]
     return Group(messages, context, ids, forced, recomputed(model, ids, forced))
 

@@ -72,7 +72,7 @@ def write_hints(
     for question in questions:
         turn = ChatTurn("user", (ASKS[ask].format(question=question),))
         context = model.context_builder.compose([turn])
-        prompts.append(context.ids + model.context_builder.ask(context))
+        prompts.append(context.ids + model.context_builder.ask())
     written: list[tuple[int, ...]] = []
     for first in range(0, len(prompts), BATCH):
         batch = generate(model, prompts[first : first + BATCH], tokens)

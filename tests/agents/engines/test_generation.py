@@ -29,7 +29,7 @@ def _prompts(model: LocalModel, count: int, length: int = PROMPT) -> list[list[i
 
 
 def _generated(model: LocalModel, ids: list[int], new: int) -> list[int]:
-    tensor = torch.tensor([[*ids, *model.context_builder.ask(Context())]])
+    tensor = torch.tensor([[*ids, *model.context_builder.ask()]])
     with torch.no_grad():
         written = model.hf.generate(
             input_ids=tensor,

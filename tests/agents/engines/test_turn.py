@@ -63,7 +63,7 @@ def test_a_long_prefill_comes_in_steps_of_256(model: LocalModel) -> None:
     """Between chunks there is an event, so that a cancel is seen."""
     context = context_of(model, "漢" * 250)
     events, _ = take(model, Turn(context, generate=writes(1)))
-    total = len(context.ids + model.context_builder.ask(context))
+    total = len(context.ids + model.context_builder.ask())
     assert total > 512
     assert [one for one in events if isinstance(one, Prefilling)] == [
         Prefilling(done, total) for done in range(0, total, 256)
@@ -115,7 +115,7 @@ def test_tokens_are_counted_once(model: LocalModel, before: str, sink: int) -> N
     context, deliveries = delivered(model, message, SameModelCacheChannel(sink=sink), before)
     usage = take(model, Turn(context, deliveries, generate=writes(2)))[1].usage
     total = usage.prefilled_tokens + usage.reused_tokens + usage.recomputed_tokens
-    assert usage.prompt_tokens == total == len(context.ids + model.context_builder.ask(context))
+    assert usage.prompt_tokens == total == len(context.ids + model.context_builder.ask())
     size = len(message.segments[0].ids)
     assert usage.recomputed_tokens == (min(sink, size) if before else 0)
     assert usage.layer_tokens_computed == 2 * (usage.prefilled_tokens + usage.recomputed_tokens)
@@ -201,7 +201,7 @@ def test_a_turn_stops_at_the_end_of_the_model_s_context(
     """Decoding ends by length where positions run out."""
     monkeypatch.setitem(vars(model), "stop_ids", frozenset())
     context = context_of(model, "漢" * 677)
-    room = model.max_positions - len(context.ids + model.context_builder.ask(context))
+    room = model.max_positions - len(context.ids + model.context_builder.ask())
     assert 0 < room < 40
     outcome = take(model, Turn(context, generate=writes(200)))[1]
     assert (outcome.finish, outcome.usage.generated_tokens) == ("length", room)

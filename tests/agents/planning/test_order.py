@@ -96,7 +96,7 @@ def compose(model: LocalModel, spec: WorkflowSpec) -> tuple[dict[str, Context], 
         ).context
         prompt_at = len(context.segments) - 1
         if agent.generate is not None:
-            ask, words = builder.ask(context), model.text.encode_words(f"the value of {name}")
+            ask, words = builder.ask(), model.text.encode_words(f"the value of {name}")
             ids, content = (*ask, *words, *builder.close()), (len(ask), len(ask) + len(words))
             text = f"the value of {name}"
             context = context.extended(Segment("assistant", ids, content, text, len(context.ids)))

@@ -91,7 +91,7 @@ def test_ids_are_those_of_the_chat_template(name: str, said: Said, system: str |
     source = (TEMPLATES | {"chatml": CHATML})[name].replace(" | trim", "")
     tokenizer, composer = made(source)
     context = composed(composer, said, system)
-    assert context.ids + composer.ask(context) == rendered(tokenizer, said, system)
+    assert context.ids + composer.ask() == rendered(tokenizer, said, system)
 
 
 @given(
@@ -105,7 +105,7 @@ def test_any_words_give_the_ids_of_the_chat_template(said: list[tuple[str, str]]
     """Whatever the words are, short of markers, the ids are the template's."""
     said = [(role, words.replace("<|", "< |")) for role, words in said]
     context = composed(COMPOSER, said)
-    assert context.ids + COMPOSER.ask(context) == rendered(CHATML_TOKENIZER, said, None)
+    assert context.ids + COMPOSER.ask() == rendered(CHATML_TOKENIZER, said, None)
 
 
 def test_two_user_turns_in_a_row_are_merged_where_the_template_refuses_them() -> None:
@@ -113,7 +113,7 @@ def test_two_user_turns_in_a_row_are_merged_where_the_template_refuses_them() ->
     tokenizer, composer = made(TEMPLATES["gemma"], bos="<|im_start|>")
     context = composed(composer, [("user", "a document"), ("user", "a question")])
     expected = rendered(tokenizer, [("user", "a document\n\na question")], None)
-    assert context.ids + composer.ask(context) == expected
+    assert context.ids + composer.ask() == expected
     assert context.ids.count(1) == 1
 
 
@@ -122,7 +122,7 @@ def test_a_system_prompt_goes_before_the_first_words_where_there_is_no_system_tu
     tokenizer, composer = made(TEMPLATES["gemma"])
     context = composed(composer, [("user", "question")], system="Be short.")
     expected = rendered(tokenizer, [("user", "Be short.\n\nquestion")], None)
-    assert context.ids + composer.ask(context) == expected
+    assert context.ids + composer.ask() == expected
 
 
 def test_the_plain_template_has_bos_once_and_words_alone() -> None:
