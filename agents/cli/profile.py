@@ -289,5 +289,5 @@ def _kl(estimate: "Estimate") -> str:
 
 def _bar(kl: float) -> str:
     """A bar from 10^-6 to 1 nat."""
-    at = min(max(log10(max(kl, 10.0**LEAST)), LEAST), MOST)
-    return "█" * round(WIDTH * (at - LEAST) / (MOST - LEAST))
+    power = min(max(log10(max(kl, 10.0**LEAST)), LEAST), MOST)
+    return "█" * round(WIDTH * (power - LEAST) / (MOST - LEAST))

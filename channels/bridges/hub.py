@@ -19,16 +19,17 @@ def as_folder(place: str) -> Path | None:
 
 
 def download(repo: str, revision: str | None) -> Path:
-    """A bridge's files in the Hub's own cache (``HF_HOME`` and ``HF_HUB_OFFLINE`` apply), not yet
-    checked.
+    """A bridge's files in the Hub's own cache, not yet checked.
+
+    ``HF_HOME`` and ``HF_HUB_OFFLINE`` apply.
 
     Raises:
         BridgeError: Not found, gated or out of reach.
     """
     from huggingface_hub import snapshot_download
 
-    at = f" at revision {revision}" if revision else ""
-    with _explained(f"the bridge {repo}{at} cannot be pulled"):
+    where = f" at revision {revision}" if revision else ""
+    with _explained(f"the bridge {repo}{where} cannot be pulled"):
         return Path(
             snapshot_download(
                 repo,
@@ -56,14 +57,14 @@ def upload(folder: Path, repo: str, *, private: bool | None, message: str) -> st
 
     with _explained(f"the bridge cannot be pushed to {repo}"):
         api = HfApi(library_name="unspoken", library_version=running_version())
-        made = api.create_repo(repo, private=private, exist_ok=True)
+        address = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=made.repo_id,
+            repo_id=address.repo_id,
             folder_path=folder,
             commit_message=message,
             allow_patterns=list(FILES),
         )
-        return str(made)
+        return str(address)
 
 
 @contextmanager

@@ -89,9 +89,9 @@ def _prose(text: str) -> str:
     """`text` dedented and unwrapped, without code, doctests, tables and runs of blank lines."""
     first, newline, rest = text.expandtabs().partition("\n")
     lines = (first.lstrip() + newline + textwrap.dedent(rest)).splitlines()
-    kept = [line.rstrip() for line in lines if not CODE.match(line) and not _indented(line)]
-    whole = re.sub(r"\n{3,}", "\n\n", "\n".join(_unwrapped(kept)).replace("\f", "\n"))
-    return whole.strip()
+    prose = [line.rstrip() for line in lines if not CODE.match(line) and not _indented(line)]
+    joined = "\n".join(_unwrapped(prose)).replace("\f", "\n")
+    return re.sub(r"\n{3,}", "\n\n", joined).strip()
 
 
 def _unwrapped(lines: Sequence[str]) -> list[str]:

@@ -92,9 +92,9 @@ def load_corpus(
         held_out += held_pieces
     held = set(held_out)
     fitted = tuple(piece for piece in dict.fromkeys(train) if piece not in held)
-    kept = tuple(dict.fromkeys(held_out))
-    digest = blake3("\f".join((*fitted, "", *kept)).encode()).hexdigest()
-    return Corpus(fitted, kept, tuple(sources), digest)
+    audited = tuple(dict.fromkeys(held_out))
+    digest = blake3("\f".join((*fitted, "", *audited)).encode()).hexdigest()
+    return Corpus(fitted, audited, tuple(sources), digest)
 
 
 def split(

@@ -172,10 +172,10 @@ def _computed(
     gaps = _free(_mask(stop, before), 0, stop)
     if not gaps:
         return []
-    places = [at for first, end in gaps for at in range(first, end)]
+    places = [position for first, end in gaps for position in range(first, end)]
     behind = [piece for piece in before if piece.start < stop]
     state = receiver.prefill(
-        torch.tensor([ids[at] for at in places], device=receiver.device),
+        torch.tensor([ids[position] for position in places], device=receiver.device),
         behind,
         torch.tensor(places, device=receiver.device),
     ).state

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from unspoken.channels.base import Arrival, Span
 from unspoken.channels.data.rows import QaRow, question_prompt
@@ -75,10 +76,10 @@ def from_text(text: str, model: TextModel, settings: Settings) -> list[Trial]:
     stride = (len(ids) - size) // max(count - 1, 1)
     order = list(range(count))
     random.Random(settings.seed).shuffle(order)
-    cut = [ids[at * stride : at * stride + size] for at in order]
+    passages = [ids[number * stride : number * stride + size] for number in order]
     return [
-        Trial((*before, *one[: settings.tokens]), len(before), one[settings.tokens :])
-        for one in cut
+        Trial((*before, *passage[: settings.tokens]), len(before), passage[settings.tokens :])
+        for passage in passages
     ]
 
 
@@ -90,15 +91,15 @@ def from_rows(rows: Sequence[QaRow], model: TextModel, settings: Settings) -> li
     """
     count = settings.search + settings.judge
     drawn = random.Random(settings.seed).sample(list(rows), len(rows))
-    found = [one for _, one in zip(range(count), _asked(drawn, model, settings), strict=False)]
-    if len(found) < count:
+    trials = list(islice(_asked(drawn, model, settings), count))
+    if len(trials) < count:
         raise InputError(
-            f"{len(found)} of {len(rows)} rows have a context of at most {2 * settings.tokens} "
+            f"{len(trials)} of {len(rows)} rows have a context of at most {2 * settings.tokens} "
             "tokens and an answer",
             expected=f"at least {count}",
             fix="give more rows, or ask for fewer --passages",
         )
-    return found
+    return trials
 
 
 def _asked(rows: Sequence[QaRow], model: TextModel, settings: Settings) -> Iterator[Trial]:
@@ -118,9 +119,8 @@ def prompt_of(model: TextModel, tokens: int) -> tuple[int, ...]:
     opening = model.frame("bare").before
     rules = model.words(
         "You are a careful reader. Read what follows, keep to what it says, and answer in few "
-        "words. "
-        "Where the text does not say something, say that it does not. Never guess a name or a "
-        "number. "
+        "words. Where the text does not say something, say that it does not. Never guess a name "
+        "or a number. "
     )[0]
     need = max(tokens - len(opening), 0)
     return (*opening, *(rules * (need // len(rules) + 1))[:need])
@@ -142,6 +142,5 @@ def arrival_of(
     segment = Segment("user", trial.ids, (trial.at, len(trial.ids)), "", 0)
     message = Message("sharer", (segment,), False, trial.ids, state.identity, state)
     context = (*prompt, *words) if prompt else trial.ids
-    at = len(context) - len(words)
-    spans = (Span(at, trial.at, len(words)),)
+    spans = (Span(len(context) - len(words), trial.at, len(words)),)
     return Arrival(message, spans, context, before=() if own is None else (own,))

@@ -1,6 +1,4 @@
-"""Where packets are written to and read from: paths, bytes, binary streams, and nothing
-else.
-"""
+"""Where packets are written to and read from: paths, bytes and binary streams."""
 
 import os
 import stat

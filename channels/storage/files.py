@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import platformdirs
@@ -22,6 +22,11 @@ __all__ = [
     "replace_file",
     "write_json",
 ]
+
+CHUNK = 8 * 1024 * 1024
+
+Progress = Callable[[str, float], None]
+"""Called with the name of a stage and the fraction of it that is done, 0 to 1."""
 
 
 def cache_root() -> Path:
@@ -57,32 +62,23 @@ def flush_folder(folder: Path) -> None:
 
 
 def replace_file(file: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `file`, then put it in its place at once: a reader finds the
-    old or the new.
-    """
-    made = file.with_name(f".{file.name}.{os.getpid()}")
+    """Let `write` make a file that takes the place of `file` at once: a reader finds old or new."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}-{token_hex(4)}")
     try:
-        write(made)
-        flush(made)
-        made.replace(file)
+        write(temporary)
+        flush(temporary)
+        temporary.replace(file)
     finally:
-        made.unlink(missing_ok=True)
-
-
-Progress = Callable[[str, float], None]
-"""Called with the name of a stage and the fraction of it that is done, 0 to 1."""
-
-
-CHUNK = 8 * 1024 * 1024
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
     """The object in `file`, or None where there is none that can be read."""
     try:
-        found = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
@@ -92,16 +88,8 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
         OSError: the folder cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            json.dump(content, out, indent=1, sort_keys=True)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    text = json.dumps(content, indent=1, sort_keys=True)
+    replace_file(file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def digest_sha256(

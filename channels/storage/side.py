@@ -121,11 +121,11 @@ class ModelDescription(Part):
         """Describe a loaded model."""
         rotary = {}
         for name in sorted({layer.rope for layer in model.geometry.layers}):
-            found = model.rotary(name)
+            embedding = model.rotary(name)
             rotary[name] = _Rotary(
-                inverse_frequencies=tuple(found.inverse_frequencies.float().tolist()),
-                scale=float(found.scale),
-                dynamic=found.dynamic,
+                inverse_frequencies=tuple(embedding.inverse_frequencies.float().tolist()),
+                scale=float(embedding.scale),
+                dynamic=embedding.dynamic,
             )
         return cls(
             ref=ref,
@@ -152,9 +152,9 @@ class ModelDescription(Part):
 
         return {
             name: Rotary(
-                torch.tensor(one.inverse_frequencies, dtype=torch.float32, device=device),
-                one.scale,
-                one.dynamic,
+                torch.tensor(embedding.inverse_frequencies, dtype=torch.float32, device=device),
+                embedding.scale,
+                embedding.dynamic,
             )
-            for name, one in self.rotary.items()
+            for name, embedding in self.rotary.items()
         }
