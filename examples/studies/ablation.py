@@ -9,10 +9,11 @@ import torch
 
 import study
 from closed_forms import ClosedForms, choose
-from judged_forms import judged_rows, passages_of, questions_of
+from judged_forms import Conditions, judged_rows, rows_of
 from study import Measured, Progress
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.controls import BRIDGE, MISMATCHED, conditions_of
+from unspoken.channels.bridges.audit.plan import AuditPlan
 from unspoken.channels.bridges.audit.trial import Trials
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.features import width
@@ -26,6 +27,7 @@ LAYERS, RANK, TOKENS, COLUMNS = 6, 512, 24_000, 12_288
 COUNTS, RANKS = (3, 9), (128, 256, 768)
 PASSAGES, QUESTIONS = 24, 40
 FULL = 0
+ASKED = ("retention", "mismatched", "specific")
 
 Variants = dict[str, ProjectorConfig]
 
@@ -42,17 +44,17 @@ def measure(
     """A row per variant: what it keeps of passages, and of questions where a file is given."""
     corpus = load_corpus()
     forms, variants = _forms(sharer, receiver, corpus, progress)
-    trials, _ = passages_of(text, corpus, forms, PASSAGES)
-    asked = questions_of(qa, corpus, forms, QUESTIONS) if qa else None
+    plan = AuditPlan(text=text, qa=qa, passages=PASSAGES, questions=QUESTIONS, records=0)
+    brought = plan.rows(corpus)
+    trials = rows_of("continuation", brought, forms)
+    asked = rows_of("question", brought, forms) if qa else None
     conditions = {}
     for name, config in variants.items():
         progress(f"solve: {name}")
         conditions[name] = forms.conditions(config, forms.projector(config))
     forms.release()
-    passages = judged_rows(trials, conditions)
-    questions = judged_rows(asked, conditions) if asked else {}
     ranks = {name: config.rank or "full" for name, config in variants.items()}
-    rows = _rows(passages, questions, ranks)
+    rows = _rows(trials, asked, conditions, ranks)
     del conditions
     trained = _trained(sharer, receiver, bridge)
     if trained is not None:
@@ -60,21 +62,9 @@ def measure(
         rows += _parts(trained, trials, asked)
     by_name = {row["variant"]: row for row in rows}
     return rows, {
-        _key(name): by_name[name]["retention"]
+        f"retention_{name.replace(' ', '_')}": by_name[name]["retention"]
         for name in ("closed form", "sharer only", "embeddings only", "trained")
         if name in by_name
-    }
-
-
-def _key(name: str) -> str:
-    return f"retention_{name.replace(' ', '_')}"
-
-
-def _asked(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "qa_retention": row["retention"],
-        "qa_mismatched": row["mismatched"],
-        "qa_specific": row["specific"],
     }
 
 
@@ -137,27 +127,28 @@ def _parts(bridge: Bridge, trials: Trials, asked: Trials | None) -> list[dict[st
     for name, projector in _switched(bridge.projector):
         ways = conditions_of(projector, columns, trials.receiver)
         conditions[name] = ways[BRIDGE], ways[MISMATCHED]
-    passages = judged_rows(_with(trials, config), conditions)
-    questions = judged_rows(_with(asked, config), conditions) if asked else {}
-    return _rows(passages, questions, dict.fromkeys(conditions, config.rank))
+
+    def with_features(rows: Trials) -> Trials:
+        return Trials(rows.samples, config, rows.sharer, rows.receiver)
+
+    ranks = dict.fromkeys(conditions, config.rank)
+    questions = with_features(asked) if asked else None
+    return _rows(with_features(trials), questions, conditions, ranks)
 
 
 def _rows(
-    passages: Mapping[str, dict[str, Any]],
-    questions: Mapping[str, dict[str, Any]],
-    ranks: Mapping[str, int | str],
+    trials: Trials, asked: Trials | None, conditions: Conditions, ranks: Mapping[str, int | str]
 ) -> list[dict[str, Any]]:
     """A row per variant, with the figures of questions where there are any."""
-    return [
-        {"variant": name, "rank": ranks[name], **row}
-        | (_asked(questions[name]) if questions else {})
-        for name, row in passages.items()
-    ]
-
-
-def _with(trials: Trials, config: ProjectorConfig) -> Trials:
-    """The same rows with the features of another configuration."""
-    return Trials(trials.samples, config, trials.sharer, trials.receiver)
+    passages = judged_rows(trials, conditions)
+    questions = judged_rows(asked, conditions) if asked else {}
+    rows = []
+    for name, row in passages.items():
+        line = {"variant": name, "rank": ranks[name], **row}
+        if questions:
+            line |= {f"qa_{key}": questions[name][key] for key in ASKED}
+        rows.append(line)
+    return rows
 
 
 def _switched(projector: Projector) -> Iterator[tuple[str, Projector]]:

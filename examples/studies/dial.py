@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from closed_forms import ClosedForms, choose
-from judged_forms import judged_rows, passages_of
+from judged_forms import judged_rows, rows_of
 from study import TEXT, Measured, Progress, run
 from unspoken.agents.models.model import LocalModel
+from unspoken.channels.bridges.audit.plan import AuditPlan
 from unspoken.channels.bridges.audit.timing import scene, timings
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.manifest import BridgeManifest, FitData, ModelDescription
@@ -30,8 +31,9 @@ def measure(
     forms = ClosedForms(sharer, receiver, layers, natives=[n for n in natives if n])
     progress(f"one closed form of {forms.columns} features, source layers {layers}")
     forms.fit(corpus, TOKENS)
-    trials, passages = passages_of(text, corpus, forms, PASSAGES)
-    place = scene(passages, SIZE, sharer, receiver)
+    brought = AuditPlan(text=text, passages=PASSAGES, questions=0, records=0).rows(corpus)
+    trials = rows_of("continuation", brought, forms)
+    place = scene(brought.text, SIZE, sharer, receiver)
     variants = {}
     for native in natives:
         progress(f"solve: {native} native layers")
