@@ -1,5 +1,6 @@
 """The studies run on tiny models, and their figures are what they say."""
 
+import json
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -74,7 +75,12 @@ def test_ablation_has_a_row_per_variant(
     """Among them the parts of a trained bridge; a wider map is nearer to the text."""
     models = [LocalModel.load(str(folder)) for folder in stored]
     bridge = fit_bridge(*models, replace(plan(corpus(tmp_path), None), out=tmp_path / "bridge"))
-    rows = study_of(ablation, *stored, "--bridge", bridge)["rows"]
+    questions = tmp_path / "qa.jsonl"
+    row = {"question": "where?", "answers": ["here"]}
+    lines = [json.dumps(row | {"context": f"{number} is the key here"}) for number in range(3)]
+    questions.write_text("\n".join(lines))
+    rows = study_of(ablation, *stored, "--bridge", bridge, "--qa", questions)["rows"]
+    assert all("qa_retention" in row for row in rows)
     kl = {row["variant"]: row["kl"] for row in rows}
     assert kl["uncut"] < kl["rank 4"]
     parts = ("sharer only", "embeddings only", "1 source layers", "trained, no residual")
