@@ -43,13 +43,16 @@ def pages_with(language: str) -> list[object]:
 def test_python_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A page's Python blocks run in order, as one program."""
+    """A page's Python blocks run in order, as one program; then the tests that it shows."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
     for block in blocks(page, "python"):
         exec(compile(block, page.name, "exec"), vars(module))
+    for name, thing in list(vars(module).items()):
+        if name.startswith("test_"):
+            thing()
     if "print(" in "".join(blocks(page, "python")):
         assert capsys.readouterr().out.strip()
 
