@@ -1,6 +1,6 @@
 """Which channel each edge gets, and why: EXPLAIN for a workflow."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from unspoken.agents.planning.bridges import FindBridge, other_weights
@@ -56,17 +56,9 @@ def plan_workflow(
         WorkflowError: An edge with ``fallback: error`` whose channel cannot serve it, or layers
             that there are not.
     """
-    contexts = {name: outline(spec, name) for name in spec.agents}
     edges, channels, problems = [], {}, []
-    for number, edge in enumerate(spec.edges):
-        ends = EdgeEnds(
-            spec=spec,
-            number=number,
-            sharer=models[edge.from_],
-            receiver=models[edge.to],
-            sharer_context=contexts[edge.from_],
-            receiver_context=contexts[edge.to],
-        )
+    for ends in _every_edge(spec, models):
+        number, edge = ends.number, ends.edge
         problem = _impossible_layers(ends)
         if problem is not None:
             problems.append(problem)
@@ -84,6 +76,19 @@ def plan_workflow(
         raise WorkflowError(problems)
     notes = {spec.agents[name].model: _notes(model) for name, model in models.items()}
     return Plan(workflow=spec.name, edges=tuple(edges), channels=channels, notes=notes)
+
+
+def _every_edge(spec: WorkflowSpec, models: Mapping[str, "AgentModel"]) -> Iterator[EdgeEnds]:
+    contexts = {name: outline(spec, name) for name in spec.agents}
+    for number, edge in enumerate(spec.edges):
+        yield EdgeEnds(
+            spec=spec,
+            number=number,
+            sharer=models[edge.from_],
+            receiver=models[edge.to],
+            sharer_context=contexts[edge.from_],
+            receiver_context=contexts[edge.to],
+        )
 
 
 def _impossible_layers(ends: EdgeEnds) -> Problem | None:

@@ -41,11 +41,36 @@ def test_long_errors_fit_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def turn_report(generated: int) -> TurnReport:
-    return TurnReport(1, 30, 12, 18, 0, 0, generated, 60, 0.1, 0.5)
+    return TurnReport(
+        turn=1,
+        prompt_tokens=30,
+        prefilled_tokens=12,
+        reused_tokens=18,
+        recomputed_tokens=0,
+        projected_tokens=0,
+        generated_tokens=generated,
+        layer_tokens_computed=60,
+        ttft_s=0.1,
+        seconds=0.5,
+    )
 
 
 CARRIED = MessageCarried(
-    EdgeReport("a", "b", 1, "auto", "same_model_cache", True, "same tokens", 18, 18, 0, 4096, 0.01)
+    EdgeReport(
+        sharer="a",
+        receiver="b",
+        turn=1,
+        planned="auto",
+        channel="same_model_cache",
+        mode="continuation",
+        exact=True,
+        reason="same tokens",
+        tokens=18,
+        reused=18,
+        repaired=0,
+        bytes=4096,
+        seconds=0.01,
+    )
 )
 
 
@@ -120,9 +145,24 @@ def test_plain_view_prints_a_line_per_event_of_note() -> None:
 def test_edges_show_what_a_bridge_made(projected: int) -> None:
     """The table of messages has a column of projected tokens where there are any."""
     edge = EdgeReport(
-        "a", "b", 1, "text", "projected_cache", False, "why", 18, 0, 4, 512, 0.01, projected
+        sharer="a",
+        receiver="b",
+        turn=1,
+        planned="text",
+        channel="projected_cache",
+        mode="projected",
+        exact=False,
+        reason="why",
+        tokens=18,
+        reused=0,
+        repaired=4,
+        bytes=512,
+        seconds=0.01,
+        projected=projected,
     )
-    report = RunReport("r1", "w", {"a": (turn_report(5),)}, (edge,), 0.5)
+    report = RunReport(
+        run_id="r1", workflow="w", agents={"a": (turn_report(5),)}, edges=(edge,), seconds=0.5
+    )
     console = Console(file=StringIO(), width=120)
     print_report(console, report)
     lines = written(console).splitlines()
