@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import call, done, refused
 from flows import DOCUMENT, QUESTION, reader_solver, sibling, tiny_model
 from sample_adapters import save_adapter
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from unspoken.agents import LocalModel
 from unspoken.agents.cli import figure
-from unspoken.agents.cli.main import app
 from unspoken.channels.errors import InputError
 from unspoken.channels.finetunes import measure as profiling
 from unspoken.channels.finetunes.store import ProfileStore
@@ -38,21 +38,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def call(*args: object) -> Result:
-    return CliRunner().invoke(app, ["profile", "fit", *map(str, args)])
+def fit(*args: object) -> Result:
+    return call("profile", "fit", *args)
 
 
 def measured(*args: object) -> dict[str, Any]:
-    result = call(*args, "--json")
-    assert result.exit_code == 0, result.stderr
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
-
-
-def refused(*args: object) -> str:
-    result = call(*args)
-    assert result.exit_code in (1, 2)
-    return result.stderr
+    """A pair's profile, measured or found."""
+    profile: dict[str, Any] = json.loads(done("profile", "fit", *args, "--json"))
+    return profile
 
 
 def test_a_pair_is_measured_kept_and_used(root: Path) -> None:
@@ -76,25 +69,17 @@ def test_a_pair_is_measured_kept_and_used(root: Path) -> None:
     assert edge.mode == "recompute" and edge.recompute == ()
 
 
-def test_a_pair_that_has_one_is_said_to(root: Path) -> None:
-    measured(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
-    result = call(root / "base", root / "tuned", "--data", root / "rows.jsonl", *SMALL)
-    assert "--again" in result.stderr and "text.txt" in result.stdout
-
-
 def test_a_profile_that_is_there_is_shown(root: Path) -> None:
-    first = measured(root / "base", root / "tuned", "--data", root / "rows.jsonl", *SMALL)
-    second = measured(root / "base", root / "tuned")
-    assert second == first
-    third = measured(root / "base", root / "tuned", "--again", "--data", root / "text.txt", *SMALL)
-    assert third["data"]["name"] == "text.txt" and third["path"] == first["path"]
-
-
-def test_a_table_names_layers_and_distances(root: Path) -> None:
-    result = call(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
-    assert result.exit_code == 0, result.stderr
-    for word in ("layers recomputed", "none", "0-1", "KL after 200", "nats a token", "text.txt"):
-        assert word in result.stdout
+    """It is measured again only where that is asked for."""
+    pair = root / "base", root / "tuned"
+    first = measured(*pair, "--data", root / "rows.jsonl", *SMALL)
+    shown = fit(*pair, "--data", root / "text.txt", *SMALL)
+    assert "--again" in shown.stderr
+    for words in ("0-1", "KL after 200", "rows.jsonl"):
+        assert words in shown.stdout
+    assert measured(*pair) == first
+    again = measured(*pair, "--again", "--data", root / "text.txt", *SMALL)
+    assert again["data"]["name"] == "text.txt" and again["path"] == first["path"]
 
 
 def test_an_adapter_is_another_model(root: Path) -> None:
@@ -123,18 +108,20 @@ def test_an_adapter_is_another_model(root: Path) -> None:
 )
 def test_what_cannot_be_measured_is_refused(root: Path, args: tuple[str, ...], says: str) -> None:
     (root / "short.txt").write_text("the key")
-    made = [str(root / one) if not one.startswith("-") else one for one in args]
-    assert says in refused(*made)
+    paths = [arg if arg.startswith("-") else root / arg for arg in args]
+    assert says in refused("profile", "fit", *paths)
 
 
 def test_nothing_is_kept_of_a_measurement_that_failed(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object) -> None:
-        raise InputError("no clock")
+        raise InputError("no time")
 
     monkeypatch.setattr(profiling, "clocked", fail)
-    assert "no clock" in refused(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
+    assert "no time" in refused(
+        "profile", "fit", root / "base", root / "tuned", "--data", root / "text.txt", *SMALL
+    )
     assert ProfileStore().entries() == []
 
 
@@ -149,27 +136,20 @@ def test_a_figure_that_cannot_be_drawn_costs_nothing_else(
     assert [path.name for path in Path(found["path"]).iterdir()] == ["profile.json"]
 
 
-# The stored profiles
-
-
-def listed(*args: object) -> Result:
-    return CliRunner().invoke(app, ["profile", *map(str, args)])
-
-
 def test_profiles_are_listed_shown_and_removed(root: Path, tmp_path: Path) -> None:
     """By folder or by its name; a figure is drawn again from what is kept."""
-    empty = listed("list")
+    empty = call("profile", "list")
     assert empty.exit_code == 0 and "measure one: unspoken profile fit A B" in empty.stdout
     made = measured(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
     folder = Path(made["path"])
-    (line,) = json.loads(listed("list", "--json").stdout)
+    (line,) = json.loads(call("profile", "list", "--json").stdout)
     assert (line["sharer"], line["dtype"], line["error"]) == (str(root / "base"), "float32", None)
-    assert str(root / "tuned") in listed("list").stdout
-    shown = listed("show", folder.name, "--figure", tmp_path / "front.svg")
+    assert str(root / "tuned") in call("profile", "list").stdout
+    shown = call("profile", "show", folder.name, "--figure", tmp_path / "front.svg")
     assert "layers recomputed" in shown.stdout and (tmp_path / "front.svg").exists()
-    assert json.loads(listed("show", folder, "--json").stdout)["points"] == made["points"]
-    assert listed("remove", folder.name, "--yes").exit_code == 0
-    assert not folder.exists() and json.loads(listed("list", "--json").stdout) == []
+    assert json.loads(call("profile", "show", folder, "--json").stdout)["points"] == made["points"]
+    assert call("profile", "remove", folder.name, "--yes").exit_code == 0
+    assert not folder.exists() and json.loads(call("profile", "list", "--json").stdout) == []
 
 
 def test_broken_profiles_are_listed_and_can_be_removed(cache: Path) -> None:
@@ -177,22 +157,22 @@ def test_broken_profiles_are_listed_and_can_be_removed(cache: Path) -> None:
     folder = cache / "profiles" / "a--b-0123456789ab"
     folder.mkdir(parents=True)
     (folder / "profile.json").write_text("{")
-    (line,) = json.loads(listed("list", "--json").stdout)
+    (line,) = json.loads(call("profile", "list", "--json").stdout)
     assert line["sharer"] is None and "profile.json" in line["error"]
-    assert "broken" in listed("list").stdout
-    assert listed("show", folder.name).exit_code == 1
-    assert listed("remove", folder, "-y").exit_code == 0 and not folder.exists()
+    assert "broken" in call("profile", "list").stdout
+    assert call("profile", "show", folder.name).exit_code == 1
+    assert call("profile", "remove", folder, "-y").exit_code == 0 and not folder.exists()
 
 
 def test_only_profiles_are_removed(tmp_path: Path) -> None:
     """A folder with other files is left alone; an unknown name is refused."""
     (tmp_path / "notes.txt").write_text("mine")
-    kept = listed("remove", tmp_path, "-y")
+    kept = call("profile", "remove", tmp_path, "-y")
     assert kept.exit_code == 1 and (tmp_path / "notes.txt").exists()
-    assert "there is no profile nowhere" in listed("show", "nowhere").stderr
+    assert "there is no profile nowhere" in call("profile", "show", "nowhere").stderr
 
 
 def test_two_models_without_a_command_are_told_which(root: Path) -> None:
-    refusal = listed("embedded:a", "embedded:b", "--again")
+    refusal = call("profile", "embedded:a", "embedded:b", "--again")
     assert refusal.exit_code == 2
     assert "unspoken profile fit embedded:a embedded:b --again" in refusal.stderr
