@@ -106,12 +106,22 @@ class Sender:
             if self.plan.channels[number].carries_state
         )
 
-    def _only_continued(self, number: int) -> bool:
-        """Whether an edge's state will only be gone on from, by the plan.
+    def _only_continued(self, number: int, seen: frozenset[int] = frozenset()) -> bool:
+        """Whether an edge's state will only be continued, by the plan.
 
-        Where the ids turn out otherwise, the channel refuses the trimmed state and gives way.
+        A receiver's own state begins with the rows that it took over, so its readers must only
+        continue too: a splice wants all rows of what both contexts begin with. Where the ids turn
+        out otherwise, the channel refuses the trimmed state and gives way.
         """
-        return self.plan.edges[number].mode == "continuation"
+        if self.plan.edges[number].mode != "continuation":
+            return False
+        return all(
+            self._only_continued(onward, seen | {number})
+            for onward, edge in enumerate(self.spec.edges)
+            if edge.from_ == self.spec.edges[number].to
+            and onward not in seen
+            and self.plan.channels[onward].carries_state
+        )
 
     def captures(self, agent: AgentRun) -> tuple[int, ...]:
         """Layers whose inputs this agent's readers need."""
