@@ -52,7 +52,7 @@ def print_audit(console: Console, audit: "Audit") -> None:
             if any(isinstance(row.get(name), str) for row in rows)
         ]
         print_table(console, title if index == 0 else "", columns, cells, words)
-    figures = {"retention_lower_bound": audit.retention_lower_bound, **audit.summary}
+    figures = {"lowest 95 % lower bound": audit.retention_lower_bound, **audit.summary}
     lines = [[name, figure_of(value)] for name, value in figures.items()]
     print_table(console, "Summary", ["figure", "value"], lines)
     for file in audit.files:

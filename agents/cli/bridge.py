@@ -81,7 +81,7 @@ def _line(entry: "BridgeEntry") -> dict[str, Any]:
         "bytes": entry.bytes,
         "retention": audit.figure("retention") if audit else None,
         "specific": audit.figure("specific_retention") if audit else None,
-        "retention_lower_bound": audit.retention_lower_bound if audit else None,
+        "earned": audit.retention_lower_bound if audit else None,
         "date": manifest.created.isoformat() if manifest else None,
         "path": str(entry.path),
         "error": str(entry.error) if entry.error else None,
@@ -90,7 +90,7 @@ def _line(entry: "BridgeEntry") -> dict[str, Any]:
 
 def _row(entry: "BridgeEntry") -> list[str]:
     line = _line(entry)
-    figures = (figure_of(line[name]) for name in ("retention", "specific", "retention_lower_bound"))
+    figures = (figure_of(line[name]) for name in ("retention", "specific", "earned"))
     date = "broken" if entry.error else line["date"]
     return [
         line["sharer"] or "?",
@@ -119,7 +119,7 @@ def show(
     if figure is not None:
         draw(manifest, figure)
     if as_json:
-        print_json({"path": str(folder), **manifest.model_dump(mode="json")})
+        print_json({"path": str(folder), **manifest.model_dump(mode="json", by_alias=True)})
         return
     console = stdout()
     _print_facts(console, folder, manifest)

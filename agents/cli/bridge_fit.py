@@ -144,7 +144,7 @@ def fit(
         raise
     manifest = check(folder)
     if as_json:
-        print_json({"path": str(folder), **manifest.model_dump(mode="json")})
+        print_json({"path": str(folder), **manifest.model_dump(mode="json", by_alias=True)})
         return
     if manifest.audit is not None:
         print_audit(console, manifest.audit)
@@ -266,6 +266,6 @@ def audit(
         keep_audit(folder, measured, manifest)
         console.print(shown(f"kept with the bridge in {folder}"), soft_wrap=True)
     if as_json:
-        print_json({"path": str(folder), **measured.model_dump(mode="json")})
+        print_json({"path": str(folder), **measured.model_dump(mode="json", by_alias=True)})
     else:
         print_audit(stdout(), measured)

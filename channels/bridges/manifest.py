@@ -73,7 +73,7 @@ class Audit(Part):
         rows: The table, a mapping from column to value per row.
         summary: The figures that matter, by name.
         retention_lower_bound: The lowest 95 % lower bound of specific retention, which an edge's
-            ``min_retention`` is compared with; ``earned`` in files of older versions.
+            ``min_retention`` is compared with; ``earned`` in JSON.
     """
 
     date: dt.date
@@ -82,7 +82,8 @@ class Audit(Part):
     rows: tuple[dict[str, Any], ...]
     summary: Figures
     retention_lower_bound: float | None = Field(
-        validation_alias=AliasChoices("retention_lower_bound", "earned")
+        validation_alias=AliasChoices("earned", "retention_lower_bound"),
+        serialization_alias="earned",
     )
 
     def figure(self, name: str) -> float | None:
@@ -177,9 +178,8 @@ class BridgeManifest(Part):
             BridgeError: Something in it has no JSON, or is not finite.
         """
         try:
-            text = json.dumps(
-                self.model_dump(), indent=1, ensure_ascii=False, allow_nan=False, default=_date
-            )
+            data = self.model_dump(by_alias=True)
+            text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False, default=_date)
         except (TypeError, ValueError) as error:
             raise BridgeError(
                 f"the bridge's manifest cannot be written: {error}",

@@ -71,7 +71,7 @@ def audit(
         )
     settings = settings or AuditSettings()
     table, summary = _Audit(bridge, sharer, receiver, settings, report).all(rows, corpus)
-    bound = summary["retention_lower_bound"]
+    bound = summary["earned"]
     summary = {
         name if rows.brought & _kinds(name) else f"{name}_builtin": value
         for name, value in summary.items()
@@ -89,8 +89,6 @@ def audit(
 
 def _kinds(figure: str) -> frozenset[str]:
     """The kinds of rows that a figure comes of; those of none in particular count for all."""
-    if figure == "retention_lower_bound":
-        return frozenset(("text", "qa", "recall"))
     if figure.startswith(("retention", "specific", "kl", "top1")):
         return frozenset(("text",))
     kind = figure.partition("_")[0]
@@ -243,7 +241,7 @@ def _summary(rows: list[Row]) -> Figures:
         "recall_accuracy": recalled.get("accuracy"),
         "recall_accuracy_text": figures(rows, "recall", TEXT).get("accuracy"),
         "recall_accuracy_mismatched": figures(rows, "recall", MISMATCHED).get("accuracy"),
-        "retention_lower_bound": _lower_bound([text, asked, recalled]),
+        "earned": _lower_bound([text, asked, recalled]),
     }
 
 

@@ -56,7 +56,7 @@ def test_list_json(saved: Path) -> None:
     (line,) = json.loads(bridge("list", "--json"))
     assert line["path"] == str(saved) and line["error"] is None
     assert (line["sharer"], line["receiver"]) == PAIR
-    assert (line["retention"], line["specific"], line["retention_lower_bound"]) == (
+    assert (line["retention"], line["specific"], line["earned"]) == (
         0.8125,
         0.75,
         0.7,
@@ -92,7 +92,7 @@ def test_show_by_models_or_folder(saved: Path, words: Callable[[Path], tuple[obj
         "accuracy",
         "retention",
         "0.812",
-        "retention_lower_bound",
+        "lowest 95 % lower bound",
         "qa.jsonl",
     ):
         assert part in said, part

@@ -90,10 +90,7 @@ def test_fit_then_audit_then_show(
     assert done("bridge", "fit", *pair).splitlines()[-1] == str(folder)
     found = json.loads(done("bridge", "audit", *pair, "--json"))
     kept, _ = read(folder)
-    assert (
-        kept.audit is not None
-        and found["retention_lower_bound"] == kept.audit.retention_lower_bound
-    )
+    assert kept.audit is not None and found["earned"] == kept.audit.retention_lower_bound
     said = done("bridge", "show", *pair)
     for part in ("another example's message", "the receiver as its own sharer", "ttft_speedup_32"):
         assert part in said
@@ -118,7 +115,7 @@ def test_bench_bridge_gives_the_audit(pair: tuple[Path, Path], root: Path) -> No
     wanted = (
         "fit_minutes_closed_form fit_minutes_total size_mb retention specific_retention "
         "qa_retention "
-        "recall_accuracy recall_accuracy_mismatched retention_lower_bound"
+        "recall_accuracy recall_accuracy_mismatched earned"
     )
     assert {f"{name}_builtin" for name in wanted.split()} <= set(found["summary"])
 

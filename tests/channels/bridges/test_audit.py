@@ -304,7 +304,7 @@ def test_an_audit_is_whole_and_deterministic(
     assert summary["fit_minutes_total_builtin"] == 2.5
     for name in ("qa_f1_text", "qa_f1_bridge", "recall_accuracy", "ttft_speedup_32"):
         assert isinstance(summary[f"{name}_builtin"], float)
-    assert found.retention_lower_bound == summary["retention_lower_bound_builtin"] <= 0
+    assert found.retention_lower_bound == summary["earned_builtin"] <= 0
     timed = {row["way"] for row in found.rows if row["data"] == "time"}
     assert timed == {"text", "bridge", "floor", "products"}
     again = run()

@@ -62,7 +62,11 @@ def test_a_side_needs_the_rotary_embeddings_of_its_layers() -> None:
 def test_a_manifest_round_trips() -> None:
     """What is written as JSON is read as it was, the audit included."""
     made = manifest(audit=AUDIT)
-    assert BridgeManifest.parse(made.to_json().encode(), "bridge.json") == made
+    text = made.to_json()
+    assert BridgeManifest.parse(text.encode(), "bridge.json") == made
+    assert json.loads(text)["audit"]["earned"] == made.audit.retention_lower_bound == 0.7
+    text = text.replace('"earned"', '"retention_lower_bound"')
+    assert BridgeManifest.parse(text.encode(), "bridge.json") == made
     assert made.format == 1 and made.audit.figure("retention") == 0.8125
     assert made.audit.figure("nothing") is None
 
