@@ -95,6 +95,15 @@ def test_floors_are_typed(floor: str) -> None:
     assert "py.typed" in pyproject()["tool"]["setuptools"]["package-data"][f"unspoken.{floor}"]
 
 
+def test_data_files_are_installed() -> None:
+    """What lies beside the modules and is none is named as package data."""
+    data = pyproject()["tool"]["setuptools"]["package-data"]
+    files = [path for path in repository_files() if path.parts[0] in FLOORS]
+    for file in (path for path in files if path.suffix != ".py"):
+        patterns = data.get(".".join(("unspoken", *file.parent.parts)), [])
+        assert any(file.match(pattern) for pattern in patterns), file
+
+
 def test_command_is_callable() -> None:
     """The `unspoken` command leads to a function."""
     target = pyproject()["project"]["scripts"]["unspoken"]

@@ -37,12 +37,12 @@ def test_every_template_fits_its_slots(kind: Kind) -> None:
     """Slots have makers; an asked slot is in every sentence and in none of its questions."""
     slots = {**kind.shared, **kind.each}
     assert set(slots.values()) <= set(value_names())
-    for one in (*kind.opening, *kind.facts):
-        for slot, questions in one.asks.items():
-            assert all(f"{{{slot}}}" in said for said in one.says), one
-            assert all(f"{{{slot}}}" not in question for question in questions), one
-            assert all(question.endswith("?") for question in questions), one
-        used = {name for text in one.says for name in re.findall(r"{(\w+)}", text)}
+    for fact in (*kind.opening, *kind.facts):
+        for slot, questions in fact.asks.items():
+            assert all(f"{{{slot}}}" in said for said in fact.says), fact
+            assert all(f"{{{slot}}}" not in question for question in questions), fact
+            assert all(question.endswith("?") for question in questions), fact
+        used = {name for text in fact.says for name in re.findall(r"{(\w+)}", text)}
         assert used <= set(slots)
     for aside in kind.asides:
         assert set(re.findall(r"{(\w+)}", aside)) <= set(value_names())
@@ -63,9 +63,9 @@ def test_passages_are_as_promised(kind: Kind) -> None:
         assert 60 <= len(passage.text.split()) <= 250
         assert 4 <= len(passage.questions) <= 12
         assert not set("{}|") & set(passage.text)
-        for one in passage.questions:
-            assert one.answer in passage.text
-            assert one.answer.lower() not in one.question.lower()
+        for asked in passage.questions:
+            assert asked.answer in passage.text
+            assert asked.answer.lower() not in asked.question.lower()
 
 
 def test_equal_seeds_give_equal_passages() -> None:
@@ -77,15 +77,15 @@ def test_equal_seeds_give_equal_passages() -> None:
 def test_passages_vary() -> None:
     """No two texts are equal, and at least 95 % of the questions are asked once."""
     assert len({passage.text for passage in PASSAGES}) == len(PASSAGES)
-    questions = [one.question for passage in PASSAGES for one in passage.questions]
+    questions = [asked.question for passage in PASSAGES for asked in passage.questions]
     assert len(set(questions)) >= 0.95 * len(questions)
 
 
 def test_one_question_has_one_answer_in_its_passage() -> None:
     """Within a passage the same words never ask for two things."""
     for passage in PASSAGES:
-        asked = [one.question for one in passage.questions]
-        assert len(asked) == len(set(asked))
+        questions = [asked.question for asked in passage.questions]
+        assert len(questions) == len(set(questions))
 
 
 def test_another_passage_does_not_hold_the_answer() -> None:
@@ -94,9 +94,9 @@ def test_another_passage_does_not_hold_the_answer() -> None:
     for kind in kinds():
         rng = random.Random(kind.name)
         passages = [fact_passage(rng, kind) for _ in range(60)]
-        for one, other in pairwise(passages):
-            asked += len(one.questions)
-            held += sum(_holds(other.text, question.answer) for question in one.questions)
+        for passage, other in pairwise(passages):
+            asked += len(passage.questions)
+            held += sum(_holds(other.text, question.answer) for question in passage.questions)
     assert held < 0.01 * asked
 
 
@@ -118,9 +118,9 @@ def test_recall_records_of_a_kind() -> None:
     records, key, _ = recall_records(random.Random(1), 5, keys="uuid", values="uuid")
     assert len(records) == 5
     assert all(
-        re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", one)
+        re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", word)
         for pair in records
-        for one in pair
+        for word in pair
     )
     assert recall_question(key) == f'Key: "{key}"\nCorresponding value:'
     assert recall_records(random.Random(2)) == recall_records(random.Random(2))
@@ -128,27 +128,26 @@ def test_recall_records_of_a_kind() -> None:
 
 def test_cloze_answers_stand_in_the_paragraph() -> None:
     """Blanks and continuations, of which there are many, all word for word in the text."""
-    made = [cloze(PARAGRAPH, random.Random(seed)) for seed in range(200)]
-    questions = [one for one in made if one]
+    questions = [q for q in (cloze(PARAGRAPH, random.Random(seed)) for seed in range(200)) if q]
     assert len(questions) == 200
-    assert all(one.answer in PARAGRAPH for one in questions)
-    assert len({one.question for one in questions}) > 60
-    blanks = {one.answer for one in questions if "____" in one.question}
-    assert {"1887", "Henrik Lund", "12 March 1921"} <= blanks
-    assert all(one.answer not in one.question for one in questions if "____" in one.question)
+    assert all(asked.answer in PARAGRAPH for asked in questions)
+    assert len({asked.question for asked in questions}) > 60
+    blanks = [asked for asked in questions if "____" in asked.question]
+    assert {"1887", "Henrik Lund", "12 March 1921"} <= {blank.answer for blank in blanks}
+    assert all(blank.answer not in blank.question for blank in blanks)
 
 
 def test_cloze_restores_the_sentence() -> None:
     """The answer set into the blank gives the sentence back."""
     for seed in range(100):
-        one = cloze(PARAGRAPH, random.Random(seed))
-        assert one is not None
-        if "____" in one.question:
-            gap = next(line for line in re.split(r"(?<=[:?]) ", one.question) if "____" in line)
-            assert gap.replace("____", one.answer) in PARAGRAPH
+        asked = cloze(PARAGRAPH, random.Random(seed))
+        assert asked is not None
+        if "____" in asked.question:
+            gap = next(line for line in re.split(r"(?<=[:?]) ", asked.question) if "____" in line)
+            assert gap.replace("____", asked.answer) in PARAGRAPH
         else:
-            cue = one.question.split("“")[1].split("”")[0]
-            assert f"{cue} {one.answer}" in PARAGRAPH
+            cue = asked.question.split("“")[1].split("”")[0]
+            assert f"{cue} {asked.answer}" in PARAGRAPH
 
 
 @pytest.mark.parametrize(
