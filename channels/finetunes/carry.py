@@ -98,13 +98,14 @@ def carry_across(
         before.append(taken[-1])
     report = _report(arrival, receiver, state, layer_ranges, evidence, computed, taken)
     repair: tuple[int, ...] = ()
-    depth = min(EARLY, len(receiver.geometry.layers))
-    if deviation and taken and not within(depth - 1, layer_ranges):
-        repair = deviating_positions(receiver, ids, taken, deviation, depth)
-        report = replace(report, layer_tokens=report.layer_tokens + depth * taken[-1].stop)
-    elif deviation and taken:
-        why = f"{report.reason}; layer {depth - 1} is recomputed, so it shows no deviation"
-        report = replace(report, reason=why)
+    if deviation and taken:
+        depth = min(EARLY, len(receiver.geometry.layers))
+        if within(depth - 1, layer_ranges):
+            why = f"{report.reason}; layer {depth - 1} is recomputed, so it shows no deviation"
+            report = replace(report, reason=why)
+        else:
+            repair = deviating_positions(receiver, ids, taken, deviation, depth)
+            report = replace(report, layer_tokens=report.layer_tokens + depth * taken[-1].stop)
     origin: Origin = "recomputed" if layer_ranges else "reused"
     pieces = [Piece(piece, "computed") for piece in computed]
     pieces += [Piece(piece, origin) for piece in taken]

@@ -126,9 +126,7 @@ def prompt_of(model: TextModel, tokens: int) -> tuple[int, ...]:
     return (*opening, *(rules * (need // len(rules) + 1))[:need])
 
 
-def arrival_of(
-    trial: Trial, state: KVState, prompt: Sequence[int] = (), own: KVState | None = None
-) -> Arrival:
+def arrival_of(trial: Trial, state: KVState, prompt: Sequence[int] = ()) -> Arrival:
     """The trial's message on its way to a receiver.
 
     Args:
@@ -136,11 +134,10 @@ def arrival_of(
         state: The sharer's state of `trial.ids`.
         prompt: What stands before the message at the receiver; nothing of its own leaves the
             sharer's frame there.
-        own: The receiver's state of `prompt`.
     """
     words = trial.words
     segment = Segment("user", trial.ids, (trial.at, len(trial.ids)), "", 0)
     message = Message("sharer", (segment,), False, trial.ids, state.identity, state)
     context = (*prompt, *words) if prompt else trial.ids
     spans = (Span(len(context) - len(words), trial.at, len(words)),)
-    return Arrival(message, spans, context, before=() if own is None else (own,))
+    return Arrival(message, spans, context)

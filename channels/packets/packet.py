@@ -21,6 +21,7 @@ from blake3 import blake3
 
 from unspoken.channels.errors import InputError, StateError
 from unspoken.channels.kv.codec import CODECS, Codec, encode
+from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message
 from unspoken.channels.model import CausalModel
 from unspoken.channels.packets.files import Readable, packet_target, save_whole
@@ -53,21 +54,7 @@ def packet_chunks(
             expected=" or ".join([", ".join(CODECS[:-1]), CODECS[-1]]),
             fix="use int8 for a quarter of the bytes, raw for every bit",
         )
-    state = message.state
-    if state is None or state.start != 0 or state.stop != len(message.context):
-        held = "no state"
-        if state is not None:
-            held = f"the state of positions {state.start} to {state.stop}"
-        raise StateError(
-            f"the message of {message.sharer!r} has {held}",
-            expected=f"the state of all its {len(message.context)} tokens",
-            fix="publish the message with its state",
-        )
-    if state.dtype not in DTYPES.values():
-        raise StateError(
-            f"a state in {state.dtype} cannot be put in a packet",
-            expected=f"one of {', '.join(DTYPES)}",
-        )
+    state = _whole_state(message)
     stored, digests = [], []
     for number, layer in enumerate(state.layers):
         tensors = encode(codec, layer)
@@ -85,6 +72,26 @@ def packet_chunks(
     yield struct.pack("<Q", len(head)) + head
     for views in stored:
         yield from views
+
+
+def _whole_state(message: Message) -> KVState:
+    """The state of a message's whole context."""
+    state = message.state
+    if state is None or state.start != 0 or state.stop != len(message.context):
+        held = "no state"
+        if state is not None:
+            held = f"the state of positions {state.start} to {state.stop}"
+        raise StateError(
+            f"the message of {message.sharer!r} has {held}",
+            expected=f"the state of all its {len(message.context)} tokens",
+            fix="publish the message with its state",
+        )
+    if state.dtype not in DTYPES.values():
+        raise StateError(
+            f"a state in {state.dtype} cannot be put in a packet",
+            expected=f"one of {', '.join(DTYPES)}",
+        )
+    return state
 
 
 def write_packet(
