@@ -50,9 +50,7 @@ class BridgeCache:
         with self._lock:
             if key in self._refused:
                 raise self._refused[key]
-            bridge = self._known.get(key) or _lookup(sharer, receiver)
-            if bridge is None:
-                bridge = _beside(self._folders, sharer, receiver)
+            bridge = self._known.get(key) or _stored(self._folders, sharer, receiver)
             if bridge is not None:
                 self._known[key] = bridge
             return bridge
@@ -86,18 +84,12 @@ def _key(sharer: "AgentModel", receiver: "AgentModel") -> "_Key":
     return sharer.identity, receiver.identity, receiver.device
 
 
-def _lookup(sharer: "AgentModel", receiver: "AgentModel") -> "AnyBridge | None":
-    """The stored bridge of a pair."""
-    folder = BridgeStore().find(sharer.identity, receiver.identity)
-    return None if folder is None else Bridge.load(folder, receiver.device)
-
-
-def _beside(
+def _stored(
     folders: Sequence[Path], sharer: "AgentModel", receiver: "AgentModel"
 ) -> "AnyBridge | None":
-    """The pair's bridge in one of these folders, which come with a workflow."""
-    for root in folders:
-        folder = BridgeStore(root).find(sharer.identity, receiver.identity)
+    """The pair's bridge in the user's store, or in one of the folders that come with a workflow."""
+    for store in (BridgeStore(), *map(BridgeStore, folders)):
+        folder = store.find(sharer.identity, receiver.identity)
         if folder is not None:
             return Bridge.load(folder, receiver.device)
     return None

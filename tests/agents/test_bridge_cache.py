@@ -26,10 +26,10 @@ class Store:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.stored: dict[Any, FakeBridge] = {}
         self.looked = self.fitted = 0
-        patch.setattr("unspoken.agents.bridge_cache._lookup", self.look)
+        patch.setattr("unspoken.agents.bridge_cache._stored", self.look)
         patch.setattr("unspoken.agents.bridge_cache._fit", self.fit)
 
-    def look(self, sharer: LocalModel, receiver: LocalModel) -> FakeBridge | None:
+    def look(self, folders: Any, sharer: LocalModel, receiver: LocalModel) -> FakeBridge | None:
         self.looked += 1
         return self.stored.get((sharer.identity, receiver.identity))
 

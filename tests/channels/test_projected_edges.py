@@ -100,7 +100,7 @@ def test_a_bridge_that_is_missing_is_fitted_once(models: Models, monkeypatch: An
         progress("fit", 1.0)
         return FakeBridge(sharer, receiver)
 
-    monkeypatch.setattr("unspoken.agents.bridge_cache._lookup", lambda sharer, receiver: None)
+    monkeypatch.setattr("unspoken.agents.bridge_cache._stored", lambda *given: None)
     monkeypatch.setattr("unspoken.agents.bridge_cache._fit", fit)
     reader = Agent("reader", models["one"], prompt="{{ inputs.document }}", generate=None)
     solver = Agent("solver", models["two"], prompt="So?", generate={"max_new_tokens": 4})
@@ -119,7 +119,7 @@ def test_a_bridge_that_is_missing_is_fitted_once(models: Models, monkeypatch: An
 
 def test_a_fit_that_keeps_too_little_goes_by_text(models: Models, monkeypatch: Any) -> None:
     """A fitted bridge is held to the edge's retention like any other."""
-    monkeypatch.setattr("unspoken.agents.bridge_cache._lookup", lambda sharer, receiver: None)
+    monkeypatch.setattr("unspoken.agents.bridge_cache._stored", lambda *given: None)
     monkeypatch.setattr(
         "unspoken.agents.bridge_cache._fit",
         lambda sharer, receiver, progress: FakeBridge(sharer, receiver, 0.3),

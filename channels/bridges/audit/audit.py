@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from unspoken.channels.bridges.audit.answers import greedy, losses_of
@@ -95,34 +96,30 @@ def _kinds(figure: str) -> frozenset[str]:
     return frozenset((kind,) if kind in ("qa", "recall") else ("text", "qa", "recall"))
 
 
+@dataclass(eq=False)
 class _Audit:
-    def __init__(
-        self,
-        bridge: Bridge,
-        sharer: TextModel,
-        receiver: TextModel,
-        settings: AuditSettings,
-        report: Report,
-    ) -> None:
-        self.bridge, self.sharer, self.receiver = bridge, sharer, receiver
-        self.settings, self.report = settings, report
-        self.config = bridge.projector.config
-        self.conditions: dict[str, Condition] = {}
+    bridge: Bridge
+    sharer: TextModel
+    receiver: TextModel
+    settings: AuditSettings
+    report: Report
+    conditions: dict[str, Condition] = field(default_factory=dict)
 
     def all(self, rows: AuditRows, corpus: Corpus) -> tuple[list[Row], Figures]:
         settings = self.settings
         bridge, receiver = self.bridge, self.receiver
+        config = bridge.projector.config
         bridge.projector.to(receiver.device)
         self.report("controls", 0.0)
         controls = Controls.fit(
-            self.config,
+            config,
             self.sharer,
             receiver,
             corpus,
             tokens=settings.tokens,
             seed=settings.seed,
         )
-        columns = width(self.sharer.geometry, self.config.source_layers)
+        columns = width(self.sharer.geometry, config.source_layers)
         conditions = conditions_of(bridge.projector, columns, receiver, seed=settings.seed)
         self.conditions = {**conditions, **controls.conditions()}
         table = [
@@ -145,7 +142,8 @@ class _Audit:
     ) -> list[Row]:
         """The table of one data set, with a figure of the receiver's answers where there is one."""
         samples = rows.samples(data, self.receiver)
-        trials = Trials(samples, self.config, self.sharer, self.receiver)
+        config = self.bridge.projector.config
+        trials = Trials(samples, config, self.sharer, self.receiver)
         scores: dict[str, list[float]] = {}
 
         def each(trial: Trial, projected: Mapping[str, KVState]) -> None:
