@@ -10,8 +10,8 @@ from unspoken.channels.bridges.card import card
 from unspoken.channels.bridges.manifest import AGAIN, TENSORS, BridgeManifest, TensorFile
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.storage.atomic_folder import steady
+from unspoken.channels.storage.entry_kind import EntryKind, few
 from unspoken.channels.storage.files import digest_blake3
-from unspoken.channels.storage.store import EntryKind, few
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,8 +7,9 @@ from unspoken.channels.errors import ProfileError
 from unspoken.channels.finetunes.profile import AGAIN, FILE, Profile
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.storage.atomic_folder import steady
+from unspoken.channels.storage.entry_kind import EntryKind
 from unspoken.channels.storage.files import cache_root
-from unspoken.channels.storage.store import EntryKind, PairStore
+from unspoken.channels.storage.store import PairStore
 
 __all__ = ["ProfileStore"]
 
