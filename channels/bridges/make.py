@@ -88,27 +88,9 @@ def fit_bridge(
     if plan.out is not None:
         check_place(plan.out, *ends)
     with store.lock(*ends, waiting=lambda line: report(line, 0.0)), hold():
-        standing = _standing(store, plan, *ends)
         work = work_folder(store, *ends)
         job = _Job(sharer=sharer, receiver=receiver, plan=plan, work=work, report=report)
-        if standing is None or plan.refit:
-            manifest, tensors = job.make(standing, watch)
-            report("saving", 0.0)
-            if plan.out is None:
-                folder = store.save(manifest, tensors)
-            else:
-                folder = plan.out
-                write(folder, manifest, tensors)
-            shutil.rmtree(work, ignore_errors=True)
-            return folder
-        if plan.fuse is None or "fuse" in read_manifest(standing).config:
-            report(f"there already: {standing}", 1.0)
-            return standing
-        manifest, tensors = job.add_fuser(standing, plan.fuse)
-        report("saving", 0.0)
-        write(standing, manifest, tensors)
-        forget(work, "fuse")  # what a killed refit of the projector left stays
-        return standing
+        return job.run(store, watch)
 
 
 def work_folder(store: BridgeStore, sharer: ModelIdentity, receiver: ModelIdentity) -> Path:
@@ -160,6 +142,28 @@ class _Job:
     plan: FitPlan
     work: Path
     report: Report
+
+    def run(self, store: BridgeStore, watch: Callable[[FitProgress], None]) -> Path:
+        """The bridge's folder, in which it is by then."""
+        standing = _standing(store, self.plan, self.sharer.identity, self.receiver.identity)
+        if standing is None or self.plan.refit:
+            manifest, tensors = self.make(standing, watch)
+            self.report("saving", 0.0)
+            if self.plan.out is None:
+                folder = store.save(manifest, tensors)
+            else:
+                folder = self.plan.out
+                write(folder, manifest, tensors)
+            shutil.rmtree(self.work, ignore_errors=True)
+            return folder
+        if self.plan.fuse is None or "fuse" in read_manifest(standing).config:
+            self.report(f"there already: {standing}", 1.0)
+            return standing
+        manifest, tensors = self.add_fuser(standing, self.plan.fuse)
+        self.report("saving", 0.0)
+        write(standing, manifest, tensors)
+        forget(self.work, "fuse")  # what a killed refit of the projector left stays
+        return standing
 
     def make(
         self, standing: Path | None, watch: Callable[[FitProgress], None]

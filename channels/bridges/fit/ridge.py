@@ -152,8 +152,7 @@ def choose_layers(
     """Choose, one after the other, the source layers that add most to what is explained.
 
     On a small sample, with every layer and the targets thinned to `width` random directions: a
-    cheap score that looks
-    at layers jointly, since neighbours say almost the same.
+    cheap score that looks at layers jointly, since neighbours say almost the same.
 
     Args:
         blocks: Per source layer, its rows (tokens, columns).
@@ -165,20 +164,9 @@ def choose_layers(
         Their numbers in the order of the choice: fewer layers are a beginning of it.
     """
     generator = torch.Generator().manual_seed(seed)
-
-    def thin(rows: Tensor, most: int) -> Tensor:
-        if not rows.shape[1]:
-            return rows
-        rows = rows - rows.mean(dim=0)
-        rows = rows / rows.std(dim=0).clamp_min(1e-6)
-        if rows.shape[1] <= most:
-            return rows
-        draws = torch.randn(rows.shape[1], most, generator=generator).to(rows.device)
-        thinned: Tensor = rows @ draws / rows.shape[1] ** 0.5
-        return thinned
-
-    wanted = thin(targets, 4 * width)
-    parts = [thin(always, 2 * width), *(thin(rows, width) for rows in blocks)]
+    wanted = _thin(targets, 4 * width, generator)
+    parts = [_thin(always, 2 * width, generator)]
+    parts += [_thin(rows, width, generator) for rows in blocks]
     features = torch.cat(parts, dim=1)
     every = torch.arange(features.shape[1], device=features.device)
     known, *layers = torch.split(every, [part.shape[1] for part in parts])
@@ -197,3 +185,16 @@ def choose_layers(
         chosen.append(left[int(torch.stack(losses).argmin())])
         known = torch.cat([known, layers[chosen[-1]]])
     return tuple(chosen)
+
+
+def _thin(rows: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Standardised rows, in at most `most` random directions."""
+    if not rows.shape[1]:
+        return rows
+    rows = rows - rows.mean(dim=0)
+    rows = rows / rows.std(dim=0).clamp_min(1e-6)
+    if rows.shape[1] <= most:
+        return rows
+    draws = torch.randn(rows.shape[1], most, generator=generator).to(rows.device)
+    thinned: Tensor = rows @ draws / rows.shape[1] ** 0.5
+    return thinned
