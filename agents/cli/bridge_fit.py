@@ -126,10 +126,6 @@ def fit(
     )
     title = f"{sharer} -> {receiver}"
 
-    def watch(progress: "FitProgress") -> None:
-        if progress.scores is not None and not as_json:
-            console.print(shown(progress_line(progress)), soft_wrap=True)
-
     try:
         with reporting(console, f"fitting {title}", quiet=as_json) as report:
             folder = fit_bridge(
@@ -137,7 +133,7 @@ def fit(
                 plan,
                 hold=_hold(models),
                 report=lambda stage, part: report(title, stage, part),
-                watch=watch,
+                watch=partial(_tell_scores, console, as_json),
             )
     except KeyboardInterrupt:
         _say_what_is_kept(console, models)
@@ -149,6 +145,12 @@ def fit(
     if manifest.audit is not None:
         print_audit(console, manifest.audit)
     typer.echo(folder)
+
+
+def _tell_scores(console: Console, quiet: bool, progress: "FitProgress") -> None:
+    """Says how a fit does, each time that it was scored."""
+    if progress.scores is not None and not quiet:
+        console.print(shown(progress_line(progress)), soft_wrap=True)
 
 
 def _hold(models: "tuple[LocalModel, LocalModel]") -> "Hold":

@@ -1,6 +1,7 @@
 """``unspoken profile``: what it measures, prints and keeps, and whom it refuses."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def measured(*args: object) -> dict[str, Any]:
     return profile
 
 
-def test_a_pair_is_measured_kept_and_used(root: Path) -> None:
+def test_a_pair_is_measured_kept_and_used(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["unspoken", "profile", "fit", "a b"])
     found = measured(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
     assert set(found["points"][0]["places"]) == {"prefix", "after 24", "after 200"}
     assert found["points"][-1]["share"] == 1
@@ -59,7 +61,7 @@ def test_a_pair_is_measured_kept_and_used(root: Path) -> None:
     ]
     models = [LocalModel.load(str(root / name)) for name in ("base", "tuned")]
     profile = ProfileStore().find(models[0].identity, models[1].identity)
-    assert profile is not None and profile.command.startswith("unspoken ")
+    assert profile is not None and profile.command == "unspoken profile fit 'a b'"
     quick = profile.model_copy(
         update={"points": tuple(one.model_copy(update={"speedup": 2.0}) for one in profile.points)}
     )

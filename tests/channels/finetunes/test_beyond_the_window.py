@@ -17,7 +17,7 @@ from unspoken.channels.metrics import distance
 
 pytestmark = [pytest.mark.long, pytest.mark.model]
 
-LENGTH = 640
+LENGTH = 576
 FORCED = 16
 KEY = b"a key of more than sixteen bytes"
 
@@ -36,12 +36,12 @@ def message(gemma3: LocalModel, words: tuple[int, ...]) -> Message:
 
 
 def moved_a_little(model: LocalModel) -> LocalModel:
-    """A fine-tune: the same model, every matrix moved a little."""
+    """A fine-tune: the same model, every matrix of its layers moved a little."""
     moved = copy.deepcopy(model.hf)
     drawn = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for parameter in moved.parameters():
-            if parameter.dim() > 1:
+        for name, parameter in moved.named_parameters():
+            if ".layers." in name and parameter.dim() > 1:
                 noise = torch.randn(parameter.shape, generator=drawn)
                 parameter += 0.05 * parameter.std() * noise
     return LocalModel(moved, model.tokenizer, ref=f"{model.ref}, tuned")
@@ -90,14 +90,15 @@ def test_a_continuation_is_exact(gemma3: LocalModel, message: Message) -> None:
 
 def test_a_splice_comes_nearer_with_repair(gemma3: LocalModel, message: Message) -> None:
     """Moved keys with two rope bases; sinks and deviating tokens recomputed in one pass."""
-    far = {}
+    far, own = {}, None
     for name, channel in {
         "none": SameModelCacheChannel(sink=0),
         "deviation": SameModelCacheChannel(sink=4, deviation=0.3),
         "all": SameModelCacheChannel(sink=10**6),
     }.items():
         ids, parts = delivered(gemma3, message, OTHER, channel)
-        far[name] = apart(after(gemma3, ids, None), after(gemma3, ids, parts))
+        own = after(gemma3, ids, None) if own is None else own
+        far[name] = apart(own, after(gemma3, ids, parts))
     assert far["all"] < 1e-4
     assert far["all"] < far["deviation"] < 0.5
     assert far["none"] < 1.0
@@ -115,18 +116,16 @@ def test_all_layers_anew_are_a_fine_tunes_own_prefill(
     )
 
 
-@pytest.mark.parametrize("before", [(), OTHER])
-def test_all_layers_anew_are_exact_on_smollm2_too(
-    smollm2: LocalModel, before: tuple[int, ...]
-) -> None:
+def test_all_layers_anew_are_exact_on_smollm2_too(smollm2: LocalModel) -> None:
     receiver = moved_a_little(smollm2)
     sent = smollm2.message("The key of the harbour hangs behind the door of the office. " * 12)
     whole = SameModelCacheChannel(layer_ranges=((0, len(receiver.geometry.layers)),))
-    ids, parts = delivered(receiver, sent, before, whole)
-    assert len(parts.missing) < 8
-    torch.testing.assert_close(
-        after(receiver, ids, parts), after(receiver, ids, None), atol=5e-3, rtol=1e-3
-    )
+    for before in ((), OTHER):
+        ids, parts = delivered(receiver, sent, before, whole)
+        assert len(parts.missing) < 8
+        torch.testing.assert_close(
+            after(receiver, ids, parts), after(receiver, ids, None), atol=5e-3, rtol=1e-3
+        )
 
 
 def test_some_layers_anew_come_nearer(tuned: LocalModel, message: Message) -> None:
