@@ -56,8 +56,8 @@ class FakeBridge:
     def manifest(self) -> _Ends:
         """Its two ends."""
         return _Ends(
-            _End(self.sharer.ref or "the sharer's model", self.sharer.identity),
-            _End(self.receiver.ref or "the receiver's model", self.receiver.identity),
+            _End(self.sharer.ref or "sharer", self.sharer.identity),
+            _End(self.receiver.ref or "receiver", self.receiver.identity),
         )
 
     def check(self, sharer: CausalModel, receiver: CausalModel) -> None:

@@ -5,19 +5,18 @@ from threading import Barrier, Thread
 from typing import Any
 
 import pytest
-from flows import own_cache, sibling, tiny_model
+from flows import own_cache, sibling
 
 from unspoken.agents import LocalModel
 from unspoken.agents.bridge_cache import BridgeCache
-from unspoken.agents.testing import FakeBridge
+from unspoken.agents.testing import FakeBridge, tiny_model
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalModel, LocalModel]]:
-    folder = tmp_path_factory.mktemp("models")
-    with own_cache(folder / "cache"):
-        one = tiny_model(folder / "one")
-        yield one, sibling(one, folder / "other")
+    with own_cache(tmp_path_factory.mktemp("cache")):
+        one = tiny_model()
+        yield one, sibling(one)
 
 
 class Store:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sibling, tiny_model
+from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sibling, stored_model
 
 from unspoken.agents import Agent, LocalModel, RunResult, Workflow
 from unspoken.channels import SameModelCacheChannel, TextChannel
@@ -39,7 +39,7 @@ edges:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModel]:
     folder = tmp_path_factory.mktemp("model")
     with own_cache(folder / "cache"):
-        yield tiny_model(folder / "small")
+        yield stored_model(folder / "small")
 
 
 def in_python(model: LocalModel | str, **settings: Any) -> Workflow:
@@ -117,7 +117,7 @@ def test_a_model_object_is_not_loaded_again(model: LocalModel) -> None:
 
 def test_models_of_equal_names_are_told_apart(model: LocalModel, tmp_path: Path) -> None:
     """Two folders of one name are two models."""
-    other = tiny_model(tmp_path / "small", 1)
+    other = stored_model(tmp_path / "small", 1)
     flow = reader_solver(model, other)
     assert sorted(one.ref for one in flow.load().models.values()) == sorted([model.ref, other.ref])
 
@@ -147,9 +147,9 @@ def test_an_edge_that_cannot_be_is_refused_when_connected(
     assert flow.spec is before
 
 
-def test_models_that_differ_are_refused_when_connected(model: LocalModel, tmp_path: Path) -> None:
+def test_models_that_differ_are_refused_when_connected(model: LocalModel) -> None:
     """A cache channel that must not fall back names the field that differs, before any run."""
-    other = sibling(model, tmp_path / "other")
+    other = sibling(model)
     with pytest.raises(IdentityMismatch, match="other weights") as caught:
         reader_solver(model, other, SameModelCacheChannel(), fallback="error")
     assert caught.value.field == "weights"
@@ -199,7 +199,7 @@ def test_a_model_that_cannot_be_had_is_found_by_line(file: Path, model: LocalMod
 
 def test_an_edge_that_cannot_be_served_is_found_by_line(file: Path, tmp_path: Path) -> None:
     """What the plan refuses stands in the file; an edge added in Python stands in none."""
-    other = tiny_model(tmp_path / "other", seed=1)
+    other = stored_model(tmp_path / "other", seed=1)
     text = file.read_text(encoding="utf-8").replace("models: {", f"models: {{other: {other.ref}, ")
     text = text.replace("solver:\n    model: small", "solver:\n    model: other")
     refused = text.replace("repair: {sink: 2}", "fallback: error")

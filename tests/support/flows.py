@@ -1,19 +1,18 @@
 """Small workflows on tiny models, for the tests of everything that runs."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tiny import tiny_llama
-from transformers import LlamaForCausalLM
 
 from unspoken.agents import Agent, LocalModel, Workflow
 from unspoken.agents.runtime.report import RunReport
 
-__all__ = ["DOCUMENT", "QUESTION", "own_cache", "reader_solver", "sibling", "sound", "tiny_model"]
+__all__ = ["DOCUMENT", "QUESTION", "own_cache", "reader_solver", "sibling", "sound", "stored_model"]
 
 DOCUMENT = "the key of the cache is in the document that the reader was for 漢 🙂\n" * 3
 QUESTION = "who is the reader?"
@@ -27,19 +26,16 @@ def own_cache(folder: Path) -> Iterator[None]:
         yield
 
 
-def tiny_model(folder: Path, seed: int = 0, **settings: Any) -> LocalModel:
+def stored_model(folder: Path, seed: int = 0, **settings: Any) -> LocalModel:
     """A random Llama in float32, written to `folder` and loaded from there."""
     return LocalModel.load(str(tiny_llama(folder, seed, **settings)))
 
 
-def sibling(model: LocalModel, folder: Path) -> LocalModel:
+def sibling(model: LocalModel) -> LocalModel:
     """The same model with one weight changed."""
-    changed = LlamaForCausalLM.from_pretrained(model.ref)
-    with torch.no_grad():
-        changed.model.layers[0].mlp.up_proj.weight[0, 0] += 1
-    changed.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
-    return LocalModel.load(str(folder))
+    changed: Any = copy.deepcopy(model.hf)
+    changed.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+    return LocalModel(changed, model.tokenizer)
 
 
 def reader_solver(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from flows import own_cache, tiny_model
+from flows import own_cache, stored_model
 
 from unspoken.agents import LocalModel
 from unspoken.agents.bench.finetune import KINDS, Kind, Recipe, finetune, finetune_folder
@@ -23,7 +23,7 @@ def short(kind: Kind) -> Recipe:
 def base(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
     folder = tmp_path_factory.mktemp("base")
     with own_cache(folder / "cache"):
-        return tiny_model(folder / "model", max_position_embeddings=1024)
+        return stored_model(folder / "model", max_position_embeddings=1024)
 
 
 @pytest.fixture(autouse=True)

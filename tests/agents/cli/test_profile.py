@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from command_line import call, done, refused
-from flows import DOCUMENT, QUESTION, reader_solver, sibling, tiny_model
+from flows import DOCUMENT, QUESTION, reader_solver, sibling, stored_model
 from sample_adapters import save_adapter
 from typer.testing import Result
 
@@ -26,9 +26,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("profile")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNSPOKEN_CACHE", str(root / "cache"))
-        base = tiny_model(root / "base")
-        sibling(base, root / "tuned")
-        tiny_model(root / "wider", hidden_size=48)
+        base = stored_model(root / "base")
+        tuned = sibling(base)
+        tuned.hf.save_pretrained(root / "tuned")
+        tuned.tokenizer.save_pretrained(root / "tuned")
+        stored_model(root / "wider", hidden_size=48)
     save_adapter(root / "base", root / "poems", 1)
     (root / "text.txt").write_text("the key of the cache is in the document. " * 200)
     rows = [

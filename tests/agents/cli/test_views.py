@@ -11,7 +11,7 @@ from unspoken.agents.cli.console import is_live, print_error, shown
 from unspoken.agents.cli.progress import reporting
 from unspoken.agents.cli.report_view import print_report
 from unspoken.agents.cli.run_view import LiveView, PlainView
-from unspoken.agents.runtime.events import (
+from unspoken.agents.events import (
     AgentSkipped,
     MessageCarried,
     PrefillProgress,

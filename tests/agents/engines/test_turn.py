@@ -1,26 +1,23 @@
 """One turn on one model: states in place, tokens counted, the turn closed."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from flows import own_cache, tiny_model
 from messages import arrival_of, context_of, message_of
 from turns import Turn, inbound, take, writes
 
 from unspoken.agents import LocalModel
 from unspoken.agents.engines.base import Inbound, Prefilling
 from unspoken.agents.prompts.context import ChatTurn, Context
+from unspoken.agents.testing import tiny_model
 from unspoken.channels import KVState, Message, SameModelCacheChannel, TextChannel
 from unspoken.channels.errors import ContextLengthError, RunError
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModel]:
-    folder = tmp_path_factory.mktemp("model")
-    with own_cache(folder / "cache"):
-        yield tiny_model(folder / "model")
+def model() -> LocalModel:
+    return tiny_model()
 
 
 WORDS = "the reader was in the document with the key " * 3

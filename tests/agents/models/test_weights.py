@@ -5,15 +5,15 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
-from flows import own_cache, tiny_model
+from flows import own_cache, stored_model
 from sample_adapters import save_adapter
 
 from unspoken.agents import LocalModel
 from unspoken.agents.models.weights import holding, weights_of
+from unspoken.agents.testing import tiny_model
 
 ROUNDS = 40
 WORDS = "the key of the cache is in the document"
@@ -24,7 +24,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalModel, LocalM
     """A base, and the same with an adapter: two models on one set of weights."""
     root = tmp_path_factory.mktemp("weights")
     with own_cache(root / "cache"):
-        base = tiny_model(root / "base")
+        base = stored_model(root / "base")
         save_adapter(root / "base", root / "adapter", 1)
         return base, base.with_adapter(str(root / "adapter"))
 
@@ -83,10 +83,9 @@ def test_held_weights_are_nobody_elses(models: tuple[LocalModel, LocalModel]) ->
         assert torch.equal(waiting.result(20), values(adapted))
 
 
-def test_two_who_hold_the_same_weights_do_not_wait_for_each_other(tmp_path: Path) -> None:
+def test_two_who_hold_the_same_weights_do_not_wait_for_each_other() -> None:
     """Whatever the order they name them in."""
-    with own_cache(tmp_path / "cache"):
-        one, two = tiny_model(tmp_path / "one"), tiny_model(tmp_path / "two", 1)
+    one, two = tiny_model(), tiny_model(1)
     inside: list[int] = []
 
     def hold(*models: LocalModel) -> bool:
@@ -103,10 +102,9 @@ def test_two_who_hold_the_same_weights_do_not_wait_for_each_other(tmp_path: Path
         assert [result.result(20) for result in results] == [True, True]
 
 
-def test_weights_go_with_their_models(tmp_path: Path) -> None:
+def test_weights_go_with_their_models() -> None:
     """Nothing keeps a model that nobody holds."""
-    with own_cache(tmp_path / "cache"):
-        model = tiny_model(tmp_path / "model")
+    model = tiny_model()
     weights, held = weakref.ref(model.weights), weakref.ref(model.hf)
     del model
     gc.collect()

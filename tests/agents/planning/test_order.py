@@ -5,7 +5,6 @@ from itertools import groupby
 from typing import Any
 
 import pytest
-from flows import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from unspoken.agents.runtime.inbox import prepare_turn
 from unspoken.agents.runtime.outbox import publish
 from unspoken.agents.spec.graph import validate
 from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.agents.testing import tiny_model
 from unspoken.channels.message import Message, Segment
 from unspoken.channels.text import TextChannel
 
@@ -27,8 +27,8 @@ INPUTS = {"document": "the key of the cache"}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
-    return tiny_model(tmp_path_factory.mktemp("order"))
+def model() -> LocalModel:
+    return tiny_model()
 
 
 @st.composite

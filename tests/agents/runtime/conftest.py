@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 
 import pytest
-from flows import own_cache, sibling, tiny_model
+from flows import own_cache, sibling
 
 from unspoken.agents import LocalModel
+from unspoken.agents.testing import tiny_model
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalModel, LocalModel]]:
     """A model, and one that differs in one weight."""
-    folder = tmp_path_factory.mktemp("models")
-    with own_cache(folder / "cache"):
-        base = tiny_model(folder / "one")
-        yield base, sibling(base, folder / "other")
+    with own_cache(tmp_path_factory.mktemp("cache")):
+        base = tiny_model()
+        yield base, sibling(base)
 
 
 @pytest.fixture(scope="module")

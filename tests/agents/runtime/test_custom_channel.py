@@ -1,12 +1,12 @@
 """Channels of a user's own class, in a workflow: the one that the docs show."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sibling, tiny_model
+from flows import DOCUMENT, QUESTION, reader_solver, sibling
 
 from unspoken.agents import Agent, LocalModel
 from unspoken.channels import Channel
@@ -14,13 +14,6 @@ from unspoken.channels.errors import IdentityMismatch, InputError, WorkflowError
 
 GIVEN = {"document": DOCUMENT, "question": QUESTION}
 PAGE = Path(__file__).parents[3] / "docs/channels.md"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModel]:
-    folder = tmp_path_factory.mktemp("model")
-    with own_cache(folder / "cache"):
-        yield tiny_model(folder / "small")
 
 
 @pytest.fixture(scope="module")
@@ -64,20 +57,20 @@ def test_an_own_channel_is_planned_by_its_name(
 
 
 def test_a_pair_that_an_own_channel_refuses_goes_by_text(
-    model: LocalModel, make: Callable[..., Channel], tmp_path: Path
+    model: LocalModel, make: Callable[..., Channel]
 ) -> None:
     """Its `check` is asked when the workflow is planned, and its words are the reason."""
-    (edge,) = reader_solver(sibling(model, tmp_path / "other"), model, make()).plan().edges
+    (edge,) = reader_solver(sibling(model), model, make()).plan().edges
     assert edge.channel == "text" and edge.fallback is not None
     assert "weights" in edge.fallback.cause
 
 
 def test_an_own_channel_without_fallback_refuses_at_connect(
-    model: LocalModel, make: Callable[..., Channel], tmp_path: Path
+    model: LocalModel, make: Callable[..., Channel]
 ) -> None:
     """With ``fallback="error"`` the pair is refused when it is connected."""
     with pytest.raises(IdentityMismatch):
-        reader_solver(sibling(model, tmp_path / "other"), model, make(), fallback="error")
+        reader_solver(sibling(model), model, make(), fallback="error")
 
 
 def test_the_shown_channel_never_splices(model: LocalModel, make: Callable[..., Channel]) -> None:
@@ -110,9 +103,10 @@ def test_own_channels_keep_their_cache_in_fewer_bytes(
 
 
 def test_a_workflow_with_an_own_channel_has_no_file(
-    model: LocalModel, make: Callable[..., Channel]
+    model: LocalModel, make: Callable[..., Channel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A class cannot be named in a file, and that is said."""
+    monkeypatch.setattr(model, "ref", "owner/small")
     with pytest.raises(InputError, match="'continuation', is of a class of your own"):
         reader_solver(model, model, make()).to_yaml()
 

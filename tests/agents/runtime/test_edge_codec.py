@@ -1,25 +1,16 @@
 """A cache in fewer bytes: what is held and reported, and how near it stays."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from architectures import make
-from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sibling, sound, tiny_model
+from flows import DOCUMENT, QUESTION, reader_solver, sound
 
 from unspoken.agents import LocalModel, Workflow
 from unspoken.agents.engines.local import LocalEngine
 from unspoken.channels.errors import WorkflowError
 from unspoken.channels.kv.compressed import compress, compressed_bytes_per_token
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalModel, LocalModel]]:
-    root = tmp_path_factory.mktemp("codec")
-    with own_cache(root / "cache"):
-        model = tiny_model(root / "model")
-        yield model, sibling(model, root / "tuned")
 
 
 def flow(model: LocalModel, **edge: Any) -> Workflow:

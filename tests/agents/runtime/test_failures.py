@@ -10,7 +10,7 @@ from flows import reader_solver, sound
 from runs import CACHE, FEW, GIVEN, TEXT, events_of
 
 from unspoken.agents import Agent, LocalModel, Workflow
-from unspoken.agents.runtime.events import Event, FallbackTaken, RunFinished, TokenWritten
+from unspoken.agents.events import Event, FallbackTaken, RunFinished, TokenWritten
 from unspoken.channels import SameModelCacheChannel
 from unspoken.channels.errors import (
     AgentError,

@@ -1,12 +1,10 @@
 """Edges between fine-tunes of one base: plans by policy and profile, and runs."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sibling, sound, tiny_model
+from flows import DOCUMENT, QUESTION, reader_solver, sibling, sound
 from messages import context_of
 from sample_profiles import point, profile_of
 from turns import Turn, inbound, take, writes
@@ -23,20 +21,7 @@ from unspoken.channels.finetunes.store import ProfileStore
 CACHE = "same_model_cache"
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tunes")
-
-
 pytestmark = pytest.mark.usefixtures("cache")
-
-
-@pytest.fixture(scope="module")
-def models(root: Path) -> Iterator[tuple[LocalModel, LocalModel]]:
-    """A base, and a fine-tune of it."""
-    with own_cache(root / "cache"):
-        base = tiny_model(root / "base")
-        yield base, sibling(base, root / "tuned")
 
 
 def layers(model: LocalModel) -> int:
@@ -255,12 +240,10 @@ def test_a_stopped_turn_keeps_the_hidden_states_of_what_it_keeps(
     torch.testing.assert_close(outcome.state.hidden[1], again.hidden[1], atol=1e-4, rtol=1e-4)
 
 
-def test_a_chain_of_three_models_recomputes_twice(
-    models: tuple[LocalModel, LocalModel], root: Path
-) -> None:
+def test_a_chain_of_three_models_recomputes_twice(models: tuple[LocalModel, LocalModel]) -> None:
     """The middle agent's output has hidden states though what it read was taken over."""
     base, tuned = models
-    third = sibling(tuned, root / "third")
+    third = sibling(tuned)
     agents = [
         Agent("a", base, prompt="{{ inputs.document }}", generate=None),
         Agent("b", tuned, prompt="Say it.", generate={"max_new_tokens": 6}),

@@ -4,22 +4,21 @@ import gc
 import weakref
 from collections.abc import Generator
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flows import DOCUMENT, own_cache, reader_solver, sound
+from flows import DOCUMENT, reader_solver, sound
 from runs import CACHE, FEW, GIVEN, TEXT, chain, draft_and_critic, fan_out
-from tiny import tiny_gemma3
 
 from unspoken.agents import Agent, LocalModel, Workflow
 from unspoken.agents.engines.local import Workers
+from unspoken.agents.events import Event, TokenWritten, TurnStarted
 from unspoken.agents.loading import engines_for
 from unspoken.agents.planning.planner import plan_workflow
-from unspoken.agents.runtime.events import Event, TokenWritten, TurnStarted
 from unspoken.agents.runtime.scheduler import Scheduler
 from unspoken.agents.runtime.states import StateRef, StateStore
+from unspoken.agents.testing import tiny_model
 from unspoken.channels import KVState
 
 pytestmark = pytest.mark.anyio
@@ -96,12 +95,9 @@ async def test_an_agent_that_remembers_lets_go_of_what_it_read(
     assert alive == [False]
 
 
-async def test_what_is_only_continued_keeps_no_unseen_rows(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_what_is_only_continued_keeps_no_unseen_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a sliding layer a continuation's state holds what the next token sees, a splice's all."""
-    with own_cache(tmp_path / "cache"):
-        model = LocalModel.load(str(tiny_gemma3(tmp_path / "gemma", sliding_window=8)))
+    model = tiny_model(family="gemma3")
     kept: dict[str, KVState] = {}
     put = StateStore.put
 

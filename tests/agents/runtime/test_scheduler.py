@@ -6,7 +6,7 @@ from flows import DOCUMENT, reader_solver, sound
 from runs import CACHE, FEW, GIVEN, TEXT, chain, draft_and_critic, events_of, fan_out
 
 from unspoken.agents import Agent, LocalModel, Workflow
-from unspoken.agents.runtime.events import (
+from unspoken.agents.events import (
     AgentSkipped,
     LoopEnded,
     MessageCarried,
