@@ -28,9 +28,7 @@ def figure_of(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def retention_rows(
-    rows: Sequence[Mapping[str, Any]],
-) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+def retention_rows(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     """Rows with a retention, by data set."""
     by_data: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:

@@ -45,16 +45,7 @@ def list_(as_json: JsonOption = False) -> None:
     if not entries:
         console.print(shown(f"no bridges in {_places(store)}; fit one: unspoken bridge fit A B"))
         return
-    columns = [
-        "sharer",
-        "receiver",
-        "size",
-        "retention",
-        "specific",
-        "lower bound",
-        "date",
-        "path",
-    ]
+    columns = ["sharer", "receiver", "size", "retention", "specific", "lower bound", "date", "path"]
     print_table(console, "Bridges", columns, [_row(entry) for entry in entries], (0, 1, 6, 7))
     for entry in entries:
         if entry.error is not None:
@@ -106,8 +97,7 @@ def show(
     first: First,
     second: Second = None,
     figure: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Draw the audit into a .png or .svg file."),
+        Path | None, typer.Option(metavar="FILE", help="Draw the audit into a .png or .svg file.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -82,8 +82,7 @@ def fit(
     fuse: Annotated[
         bool,
         typer.Option(
-            "--fuse",
-            help="Train fuse mode too: 20 minutes more, or as many as --minutes.",
+            "--fuse", help="Train fuse mode too: 20 minutes more, or as many as --minutes."
         ),
     ] = False,
     no_audit: Annotated[

@@ -139,12 +139,7 @@ class Bridge:
 
     @torch.no_grad()
     def fuse(
-        self,
-        state: KVState,
-        rows: Sequence[int],
-        own: KVState,
-        at: int,
-        receiver: CausalModel,
+        self, state: KVState, rows: Sequence[int], own: KVState, at: int, receiver: CausalModel
     ) -> KVState:
         """The receiver's own rows, enriched; see `unspoken.channels.projected.Bridge`.
 

@@ -8,10 +8,7 @@ from typing import Any
 from unspoken.channels.bridges.manifest import Audit, BridgeManifest, ModelDescription
 from unspoken.channels.storage.side import short_name
 
-__all__ = [
-    "card",
-    "fit_command",
-]
+__all__ = ["card", "fit_command"]
 
 ORIGINALS = {
     "embedded:gemma3-270m": "google/gemma-3-270m",

@@ -19,14 +19,7 @@ from unspoken.channels.bridges.fit.loop import Fitted, Models, check_pair
 from unspoken.channels.bridges.fit.progress import FitProgress
 from unspoken.channels.bridges.fit.settings import FuseSettings
 from unspoken.channels.bridges.fit.training import ProjectorFit
-from unspoken.channels.bridges.folder import (
-    BRIDGE,
-    MANIFEST,
-    check,
-    read,
-    read_manifest,
-    write,
-)
+from unspoken.channels.bridges.folder import BRIDGE, MANIFEST, check, read, read_manifest, write
 from unspoken.channels.bridges.fuser import Fuser, fuse_tensors, fuser_of, load_fuser
 from unspoken.channels.bridges.manifest import Audit, BridgeManifest, FitData
 from unspoken.channels.bridges.plan import DEFAULT, FitPlan

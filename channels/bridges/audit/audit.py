@@ -6,12 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from unspoken.channels.bridges.audit.answers import greedy, losses_of
-from unspoken.channels.bridges.audit.controls import (
-    BRIDGE,
-    MISMATCHED,
-    Controls,
-    conditions_of,
-)
+from unspoken.channels.bridges.audit.controls import BRIDGE, MISMATCHED, Controls, conditions_of
 from unspoken.channels.bridges.audit.fuse_audit import with_fuse
 from unspoken.channels.bridges.audit.plan import AuditSettings
 from unspoken.channels.bridges.audit.rows import AuditRows
@@ -112,12 +107,7 @@ class _Audit:
         bridge.projector.to(receiver.device)
         self.report("controls", 0.0)
         controls = Controls.fit(
-            config,
-            self.sharer,
-            receiver,
-            corpus,
-            tokens=settings.tokens,
-            seed=settings.seed,
+            config, self.sharer, receiver, corpus, tokens=settings.tokens, seed=settings.seed
         )
         columns = width(self.sharer.geometry, config.source_layers)
         conditions = conditions_of(bridge.projector, columns, receiver, seed=settings.seed)

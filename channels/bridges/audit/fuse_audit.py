@@ -64,11 +64,7 @@ def with_fuse(
 
 @torch.no_grad()
 def _marks(
-    fuser: Fuser,
-    sharer: TextModel,
-    receiver: TextModel,
-    rows: Sequence[ChoiceRow],
-    report: Report,
+    fuser: Fuser, sharer: TextModel, receiver: TextModel, rows: Sequence[ChoiceRow], report: Report
 ) -> dict[str, list[bool]]:
     """Per condition, whether each row was answered rightly."""
     fuser.to(receiver.device)

@@ -156,12 +156,7 @@ def answer_loss(logs: Tensor, target: TokenizedTarget) -> Tensor:
 
 
 def student(
-    receiver: TextModel,
-    ex: Example,
-    projected: KVState,
-    head: KVState,
-    *,
-    grad: bool = False,
+    receiver: TextModel, ex: Example, projected: KVState, head: KVState, *, grad: bool = False
 ) -> list[Tensor]:
     """Log-probabilities of every answer over a projected message, each (answer tokens, vocabulary).
 

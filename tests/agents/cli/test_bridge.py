@@ -56,11 +56,7 @@ def test_list_json(saved: Path) -> None:
     (line,) = json.loads(bridge("list", "--json"))
     assert line["path"] == str(saved) and line["error"] is None
     assert (line["sharer"], line["receiver"]) == PAIR
-    assert (line["retention"], line["specific"], line["earned"]) == (
-        0.8125,
-        0.75,
-        0.7,
-    )
+    assert (line["retention"], line["specific"], line["earned"]) == (0.8125, 0.75, 0.7)
     assert line["bytes"] > 1000
 
 
