@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from architectures import make
+from flows import Pair
 from fusers import CORPUS, SMALL, bridge_between, fuser_between
 
 import fitted_fusers
@@ -22,8 +23,6 @@ from unspoken.channels.bridges.manifest import Audit, BridgeManifest, FitData
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.errors import BridgeError, IdentityMismatch
 from unspoken.channels.storage.side import ModelDescription
-
-Pair = tuple[LocalModel, LocalModel]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from architectures import make
-from flows import own_cache
+from flows import Pair, own_cache
 from pairs import corpus, folders, plan, quick_fits
 from studies import study_of
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture(scope="module")
-def pair() -> tuple[LocalModel, LocalModel]:
+def pair() -> Pair:
     return make("qwen3"), make("llama", 1)
 
 
@@ -87,9 +87,7 @@ def test_ablation_has_a_row_per_variant(
     assert set(parts) <= set(kl)
 
 
-def test_fewer_layers_are_the_first_of_more(
-    pair: tuple[LocalModel, LocalModel], tmp_path: Path
-) -> None:
+def test_fewer_layers_are_the_first_of_more(pair: Pair, tmp_path: Path) -> None:
     """All counts at once choose what each count alone does."""
     texts = load_corpus([corpus(tmp_path)])
     found = choose(*pair, texts, [2, 1], messages=4)

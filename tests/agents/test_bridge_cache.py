@@ -5,7 +5,7 @@ from threading import Barrier, Thread
 from typing import Any
 
 import pytest
-from flows import own_cache, sibling
+from flows import Pair, own_cache, sibling
 
 from unspoken.agents import LocalModel
 from unspoken.agents.bridge_cache import BridgeCache
@@ -13,7 +13,7 @@ from unspoken.agents.testing import FakeBridge, tiny_model
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalModel, LocalModel]]:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     with own_cache(tmp_path_factory.mktemp("cache")):
         one = tiny_model()
         yield one, sibling(one)
@@ -43,9 +43,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     return Store(monkeypatch)
 
 
-def test_a_bridge_is_looked_for_until_it_is_there(
-    pair: tuple[LocalModel, LocalModel], store: Store
-) -> None:
+def test_a_bridge_is_looked_for_until_it_is_there(pair: Pair, store: Store) -> None:
     """What is found is kept; what is missing may come, so it is looked for again; ways differ."""
     bridges = BridgeCache()
     assert bridges.find(*pair) is None and bridges.find(*pair) is None
@@ -55,14 +53,14 @@ def test_a_bridge_is_looked_for_until_it_is_there(
     assert bridges.find(pair[1], pair[0]) is None
 
 
-def test_a_stored_bridge_is_not_fitted(pair: tuple[LocalModel, LocalModel], store: Store) -> None:
+def test_a_stored_bridge_is_not_fitted(pair: Pair, store: Store) -> None:
     """A fit is for pairs that have none."""
     bridge = store.stored[pair[0].identity, pair[1].identity] = FakeBridge(*pair)
     assert BridgeCache().fit(*pair) is bridge and store.fitted == 0
 
 
 def test_two_first_runs_fit_a_pair_once(
-    pair: tuple[LocalModel, LocalModel], store: Store, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second waits for the first and takes its bridge."""
     bridges, found = BridgeCache(), list[Any]()

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from flows import Models
 from messages import WORDS, arrival_of, context_of, message_of, report, take_over
 from turns import Taken, Turn, inbound, take, writes
 
-from unspoken.agents import LocalModel
 from unspoken.agents.testing import FakeBridge
 from unspoken.channels import (
     Arrival,
@@ -18,8 +18,6 @@ from unspoken.channels import (
     TextChannel,
 )
 from unspoken.channels.errors import IdentityMismatch, InputError, RunError, StateError
-
-Models = dict[str, LocalModel]
 
 
 def same_outcome(one: Taken, other: Taken) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from fake_bridge import finder
-from flows import DOCUMENT, QUESTION, reader_solver, sound
+from flows import DOCUMENT, QUESTION, Models, reader_solver, sound
 
 from unspoken.agents import Agent, LocalModel, Workflow
 from unspoken.agents.testing import FakeBridge
@@ -15,7 +15,6 @@ from unspoken.channels.errors import AgentError, IdentityMismatch, InputError, W
 pytestmark = pytest.mark.usefixtures("cache")
 
 GIVEN = {"document": DOCUMENT, "question": QUESTION}
-Models = dict[str, LocalModel]
 PAIRS = [("one", "two"), ("two", "one"), ("one", "tune"), ("slides", "one"), ("one", "slides")]
 
 

@@ -12,7 +12,20 @@ from tiny import tiny_llama
 from unspoken.agents import Agent, LocalModel, Workflow
 from unspoken.agents.runtime.report import RunReport
 
-__all__ = ["DOCUMENT", "QUESTION", "own_cache", "reader_solver", "sibling", "sound", "stored_model"]
+__all__ = [
+    "DOCUMENT",
+    "QUESTION",
+    "Models",
+    "Pair",
+    "own_cache",
+    "reader_solver",
+    "sibling",
+    "sound",
+    "stored_model",
+]
+
+Pair = tuple[LocalModel, LocalModel]
+Models = dict[str, LocalModel]
 
 DOCUMENT = "the key of the cache is in the document that the reader was for 漢 🙂\n" * 3
 QUESTION = "who is the reader?"

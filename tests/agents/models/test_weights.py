@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from flows import own_cache, stored_model
+from flows import Pair, own_cache, stored_model
 from sample_adapters import save_adapter
 
 from unspoken.agents import LocalModel
@@ -20,7 +20,7 @@ WORDS = "the key of the cache is in the document"
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalModel, LocalModel]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """A base, and the same with an adapter: two models on one set of weights."""
     root = tmp_path_factory.mktemp("weights")
     with own_cache(root / "cache"):
@@ -48,7 +48,7 @@ def captured(model: LocalModel) -> torch.Tensor:
     return model.read(range(3, 20), capture=(1,)).hidden[1]
 
 
-def test_models_on_one_set_of_weights_share_it(models: tuple[LocalModel, LocalModel]) -> None:
+def test_models_on_one_set_of_weights_share_it(models: Pair) -> None:
     """A base, its adapters, and another model made of the same object have one lock."""
     base, adapted = models
     again = LocalModel(base.hf, base.tokenizer, identity=base.identity)
@@ -57,7 +57,7 @@ def test_models_on_one_set_of_weights_share_it(models: tuple[LocalModel, LocalMo
 
 @pytest.mark.parametrize("compute", [values, embedded, prefilled, captured])
 def test_models_beside_each_other_compute_what_they_compute_alone(
-    models: tuple[LocalModel, LocalModel], compute: Callable[[LocalModel], torch.Tensor]
+    models: Pair, compute: Callable[[LocalModel], torch.Tensor]
 ) -> None:
     """Threads race for the adapter's switch and the hooks; every result is its own model's."""
     alone = [compute(model) for model in models]
@@ -72,7 +72,7 @@ def test_models_beside_each_other_compute_what_they_compute_alone(
         assert list(threads.map(run, range(2))) == [0, 0]
 
 
-def test_held_weights_are_nobody_elses(models: tuple[LocalModel, LocalModel]) -> None:
+def test_held_weights_are_nobody_elses(models: Pair) -> None:
     """While a fit holds a base, its adapter's model waits; the fit itself computes on."""
     base, adapted = models
     with ThreadPoolExecutor(1) as other:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from fake_bridge import finder
-from flows import reader_solver
+from flows import Models, reader_solver
 
 from unspoken.agents import Agent, EdgePlan, LocalModel, Workflow
 from unspoken.agents.planning.planner import plan_workflow
@@ -16,7 +16,7 @@ CACHE, PROJECTED, TEXT = "same_model_cache", "projected_cache", "text"
 
 
 def bridged(
-    models: dict[str, LocalModel],
+    models: Models,
     channel: Any = "auto",
     *,
     bridge: dict[str, Any] | None = None,
@@ -56,7 +56,7 @@ def bridged(
     ],
 )
 def test_a_bridge_is_held_to_what_the_edge_asks(
-    models: dict[str, LocalModel],
+    models: Models,
     channel: str,
     bridge: dict[str, Any] | None,
     edge: dict[str, Any],
@@ -74,15 +74,13 @@ def test_a_bridge_is_held_to_what_the_edge_asks(
     assert (plan.bytes_per_token > 0) == (mode == "projected")
 
 
-def test_a_missing_bridge_s_command_names_both_models(models: dict[str, LocalModel]) -> None:
+def test_a_missing_bridge_s_command_names_both_models(models: Models) -> None:
     """It can be copied as it stands."""
     ends = models["chatml"].ref, models["other"].ref
     assert f"unspoken bridge fit {ends[0]} {ends[1]}" in bridged(models).advice
 
 
-def test_a_missing_bridge_is_to_be_fitted_where_the_file_says_so(
-    models: dict[str, LocalModel],
-) -> None:
+def test_a_missing_bridge_is_to_be_fitted_where_the_file_says_so(models: Models) -> None:
     """bridges: fit is no fallback, and no error."""
     for channel in ("auto", PROJECTED):
         plan = bridged(models, channel, bridges="fit", fallback="error")
@@ -91,7 +89,7 @@ def test_a_missing_bridge_is_to_be_fitted_where_the_file_says_so(
     assert not bridged(models, bridges="fit", bridge={}).unfitted
 
 
-def test_equal_weights_need_no_bridge(models: dict[str, LocalModel]) -> None:
+def test_equal_weights_need_no_bridge(models: Models) -> None:
     """Auto continues the state; a bridge by name is text, unless it leads a model to itself."""
     ends = ("chatml", "chatml")
     assert bridged(models, ends=ends, bridge={}).mode == "continuation"
@@ -101,12 +99,12 @@ def test_equal_weights_need_no_bridge(models: dict[str, LocalModel]) -> None:
     assert bridged(models, PROJECTED, ends=ends, bridge={}).mode == "projected"
 
 
-def test_the_same_model_channel_by_name_takes_no_bridge(models: dict[str, LocalModel]) -> None:
+def test_the_same_model_channel_by_name_takes_no_bridge(models: Models) -> None:
     """What was asked for by name is not replaced by something else than text."""
     assert bridged(models, CACHE, bridge={}).mode == TEXT
 
 
-def test_a_bridge_given_in_python_is_held_to_the_edge_too(models: dict[str, LocalModel]) -> None:
+def test_a_bridge_given_in_python_is_held_to_the_edge_too(models: Models) -> None:
     """It needs no store; unaudited it is used only where the edge asks for nothing."""
     pair = models["chatml"], models["other"]
 
@@ -122,7 +120,7 @@ def test_a_bridge_given_in_python_is_held_to_the_edge_too(models: dict[str, Loca
     assert (unaudited.mode, unaudited.retention) == ("projected", None)
 
 
-def test_a_bridge_serves_no_message_that_the_prompt_changes(models: dict[str, LocalModel]) -> None:
+def test_a_bridge_serves_no_message_that_the_prompt_changes(models: Models) -> None:
     """Filtered words are other words."""
     pair = models["chatml"], models["other"]
     reader = Agent("r", pair[0], prompt="words of r", generate=None)
@@ -135,7 +133,7 @@ def test_a_bridge_serves_no_message_that_the_prompt_changes(models: dict[str, Lo
     assert edge.mode == TEXT and edge.fallback is not None
 
 
-def test_a_broken_bridge_is_told(models: dict[str, LocalModel]) -> None:
+def test_a_broken_bridge_is_told(models: Models) -> None:
     """What the store says of it stands in the plan."""
 
     def broken(sharer: LocalModel, receiver: LocalModel) -> None:
@@ -150,7 +148,7 @@ def test_a_broken_bridge_is_told(models: dict[str, LocalModel]) -> None:
     assert edge.advice.endswith("fit it again")
 
 
-def test_every_edge_into_a_receiver_has_its_own_bridge(models: dict[str, LocalModel]) -> None:
+def test_every_edge_into_a_receiver_has_its_own_bridge(models: Models) -> None:
     """Two sharers of two models: each edge carries the bridge that leads from its own."""
     receiver, sharers = models["chatml"], (models["other"], models["third"])
     readers = [

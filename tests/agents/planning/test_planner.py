@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from flows import DOCUMENT, QUESTION, reader_solver
+from flows import DOCUMENT, QUESTION, Models, reader_solver
 
 from unspoken.agents import Agent, EdgePlan, LocalModel, Workflow
 from unspoken.agents.planning.outline import outline
@@ -140,7 +140,7 @@ CASES: dict[str, tuple[list[Agent], list[tuple[str, str, dict[str, Any]]], list[
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_runs_do_what_the_plan_says(models: dict[str, LocalModel], name: str) -> None:
+def test_runs_do_what_the_plan_says(models: Models, name: str) -> None:
     """Continuation, splice or text: planned before the run and reported after it, edge by edge."""
     agents, edges, expected = CASES[name]
     flow = flow_of(models["chatml"], agents, *edges)
@@ -159,9 +159,7 @@ def test_runs_do_what_the_plan_says(models: dict[str, LocalModel], name: str) ->
         for name in CASES
     ],
 )
-def test_plans_hold_in_every_template(
-    models: dict[str, LocalModel], name: str, template: str
-) -> None:
+def test_plans_hold_in_every_template(models: Models, name: str, template: str) -> None:
     """What is planned is what is taken, whatever the template."""
     agents, edges, _ = CASES[name]
     flow = flow_of(models[template], agents, *edges)
@@ -174,9 +172,7 @@ def test_plans_hold_in_every_template(
 
 
 @pytest.mark.parametrize("template", ["smollm2", "llama3", "gemma", "mistral", "qwen3", "plain"])
-def test_a_reader_is_continued_in_every_template(
-    models: dict[str, LocalModel], template: str
-) -> None:
+def test_a_reader_is_continued_in_every_template(models: Models, template: str) -> None:
     """The document is reused where turns stay apart; merged into one turn its words still are."""
     model = models[template]
     report = reader_solver(model, model).run(document=DOCUMENT, question=QUESTION).report
@@ -191,7 +187,7 @@ def only(flow: Workflow) -> EdgePlan:
     return edge
 
 
-def test_a_system_prompt_is_named_and_advised_against(models: dict[str, LocalModel]) -> None:
+def test_a_system_prompt_is_named_and_advised_against(models: Models) -> None:
     """The plan says what stands in the way, and where to put it."""
     model = models["chatml"]
     edge = only(reader_solver(model, model, system="You solve."))
@@ -199,14 +195,14 @@ def test_a_system_prompt_is_named_and_advised_against(models: dict[str, LocalMod
     assert "put the instructions into the prompt" in edge.advice
 
 
-def test_a_message_behind_another_is_advised_to_come_first(models: dict[str, LocalModel]) -> None:
+def test_a_message_behind_another_is_advised_to_come_first(models: Models) -> None:
     """Of two readers the second is told what it could do."""
     agents, edges, _ = CASES["two readers"]
     first, second = flow_of(models["chatml"], agents, *edges).plan().edges
     assert first.advice == "" and "let this edge come first" in second.advice
 
 
-def test_text_by_name_needs_no_excuse(models: dict[str, LocalModel]) -> None:
+def test_text_by_name_needs_no_excuse(models: Models) -> None:
     """An edge that asks for text gets it, costs no state, and is no fallback."""
     model = models["chatml"]
     edge = only(reader_solver(model, model, TextChannel()))
@@ -218,7 +214,7 @@ def test_text_by_name_needs_no_excuse(models: dict[str, LocalModel]) -> None:
     )
 
 
-def test_auto_between_other_weights_is_text_and_says_why(models: dict[str, LocalModel]) -> None:
+def test_auto_between_other_weights_is_text_and_says_why(models: Models) -> None:
     """Auto steps down without a fallback; a cache asked for by name is one."""
     pair = models["chatml"], models["other"]
     auto, named = only(reader_solver(*pair)), only(reader_solver(*pair, CACHE))
@@ -226,7 +222,7 @@ def test_auto_between_other_weights_is_text_and_says_why(models: dict[str, Local
     assert (named.mode, named.fallback is not None) == (TEXT, True)
 
 
-def test_a_cache_that_must_not_fall_back_is_refused(models: dict[str, LocalModel]) -> None:
+def test_a_cache_that_must_not_fall_back_is_refused(models: Models) -> None:
     """Every such edge is named, with the way out."""
     flow = reader_solver(models["chatml"], models["other"], CACHE, fallback="error")
     with pytest.raises(WorkflowError, match="other weights") as caught:
@@ -235,7 +231,7 @@ def test_a_cache_that_must_not_fall_back_is_refused(models: dict[str, LocalModel
     assert problem.where == "edges[0].channel" and "channel: text" in problem.fix
 
 
-def test_for_each_goes_by_text(models: dict[str, LocalModel]) -> None:
+def test_for_each_goes_by_text(models: Models) -> None:
     """Items have contexts of their own, so no one state stands for them."""
     model = models["chatml"]
     each = Agent("each", model, prompt="{{ item }}", for_each="inputs.rows")
@@ -246,7 +242,7 @@ def test_for_each_goes_by_text(models: dict[str, LocalModel]) -> None:
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_keys_that_cannot_be_moved_go_by_text_where_they_would_be_spliced(
-    models: dict[str, LocalModel], monkeypatch: pytest.MonkeyPatch, dynamic: bool
+    models: Models, monkeypatch: pytest.MonkeyPatch, dynamic: bool
 ) -> None:
     """A model whose keys cannot be shifted still continues; what it cannot splice is text."""
     model = models["chatml"]
@@ -265,7 +261,7 @@ def test_keys_that_cannot_be_moved_go_by_text_where_they_would_be_spliced(
     assert carried.channel == TEXT
 
 
-def test_tokens_are_known_where_the_inputs_are(models: dict[str, LocalModel]) -> None:
+def test_tokens_are_known_where_the_inputs_are(models: Models) -> None:
     """A shared prompt of inputs alone is counted; without inputs it is unknown."""
     model = models["chatml"]
     flow = reader_solver(model, model)
@@ -274,13 +270,13 @@ def test_tokens_are_known_where_the_inputs_are(models: dict[str, LocalModel]) ->
     assert edge.tokens == flow.run(document=DOCUMENT, question=QUESTION).report.edges[0].tokens
 
 
-def test_a_token_s_state_is_sized(models: dict[str, LocalModel]) -> None:
+def test_a_token_s_state_is_sized(models: Models) -> None:
     """Two layers of two heads of eight, keys and values, four bytes each."""
     model = models["chatml"]
     assert only(reader_solver(model, model)).bytes_per_token == 2 * 2 * 2 * 8 * 4
 
 
-def test_a_template_s_oddities_are_noted(models: dict[str, LocalModel]) -> None:
+def test_a_template_s_oddities_are_noted(models: Models) -> None:
     """The plan shows what is unusual about a model's template."""
     notes = {name: _notes(models[name]) for name in ("chatml", "gemma", "plain")}
     assert notes["chatml"] == ()
@@ -293,7 +289,7 @@ def _notes(model: LocalModel) -> tuple[str, ...]:
     return notes
 
 
-def test_planning_does_not_need_the_inputs(models: dict[str, LocalModel]) -> None:
+def test_planning_does_not_need_the_inputs(models: Models) -> None:
     """The plan without inputs has the same modes as with them."""
     model = models["chatml"]
     flow = reader_solver(model, model, system="x")
@@ -303,7 +299,7 @@ def test_planning_does_not_need_the_inputs(models: dict[str, LocalModel]) -> Non
     assert [one.mode for one in blind.edges] == [one.mode for one in seen.edges]
 
 
-def test_an_outline_ends_with_the_agent_s_own_words(models: dict[str, LocalModel]) -> None:
+def test_an_outline_ends_with_the_agent_s_own_words(models: Models) -> None:
     """A context is the opening, the messages in order, the prompt, and what is written."""
     agents, edges, _ = CASES["two readers"]
     flow = flow_of(models["chatml"], agents, *edges)

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 
 import pytest
-from flows import own_cache, sibling
+from flows import Pair, own_cache, sibling
 
 from unspoken.agents import LocalModel
 from unspoken.agents.testing import tiny_model
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalModel, LocalModel]]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """A model, and one that differs in one weight."""
     with own_cache(tmp_path_factory.mktemp("cache")):
         base = tiny_model()
@@ -18,5 +18,5 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalMode
 
 
 @pytest.fixture(scope="module")
-def model(models: tuple[LocalModel, LocalModel]) -> LocalModel:
+def model(models: Pair) -> LocalModel:
     return models[0]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import make
-from flows import DOCUMENT, QUESTION, reader_solver, sound
+from flows import DOCUMENT, QUESTION, Pair, reader_solver, sound
 
 from unspoken.agents import LocalModel, Workflow
 from unspoken.agents.engines.local import LocalEngine
@@ -19,7 +19,7 @@ def flow(model: LocalModel, **edge: Any) -> Workflow:
 
 @pytest.mark.parametrize(("codec", "most"), [("int8", 0.4), ("int4", 0.3)])
 def test_a_kept_cache_takes_fewer_bytes_and_is_not_called_exact(
-    models: tuple[LocalModel, LocalModel], codec: str, most: float, monkeypatch: pytest.MonkeyPatch
+    models: Pair, codec: str, most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[int] = []
     turn = LocalEngine.turn
@@ -38,7 +38,7 @@ def test_a_kept_cache_takes_fewer_bytes_and_is_not_called_exact(
     assert small.agents["solver"][0].reused_tokens == raw.agents["solver"][0].reused_tokens
 
 
-def test_the_plan_says_so_with_its_bytes(models: tuple[LocalModel, LocalModel]) -> None:
+def test_the_plan_says_so_with_its_bytes(models: Pair) -> None:
     (raw,) = flow(models[0]).plan().edges
     (small,) = flow(models[0], codec="int8").plan().edges
     assert 0 < small.bytes_per_token < raw.bytes_per_token
@@ -47,15 +47,13 @@ def test_the_plan_says_so_with_its_bytes(models: tuple[LocalModel, LocalModel]) 
     assert small.bytes_per_token == compressed_bytes_per_token("int8", geometry, dtype)
 
 
-def test_text_edges_have_nothing_to_keep(models: tuple[LocalModel, LocalModel]) -> None:
+def test_text_edges_have_nothing_to_keep(models: Pair) -> None:
     made = reader_solver(models[0], models[0], "text", codec="int8")
     report = made.run(document=DOCUMENT, question=QUESTION).report
     assert report.edges[0].exact
 
 
-def test_layers_computed_anew_begin_from_exact_hidden_states(
-    models: tuple[LocalModel, LocalModel],
-) -> None:
+def test_layers_computed_anew_begin_from_exact_hidden_states(models: Pair) -> None:
     """The codec rounds only keys and values of a fine-tune's message; all layers again are text."""
     made = reader_solver(*models, "same_model_cache", codec="int8", recompute=[[0, 2]])
     text = reader_solver(*models, "text").run(document=DOCUMENT, question=QUESTION)
@@ -77,12 +75,12 @@ def test_what_is_unpacked_is_near_what_was_packed(name: str, codec: Any, near: f
             assert float((one - other).norm() / one.norm()) < near
 
 
-def test_a_packed_slice_does_not_keep_the_whole(models: tuple[LocalModel, LocalModel]) -> None:
+def test_a_packed_slice_does_not_keep_the_whole(models: Pair) -> None:
     state = models[0].read(tuple(range(3, 75)), capture=(1,))
     compressed = compress(state.slice(0, 8), "int8")
     assert compressed.hidden[1].untyped_storage().nbytes() == compressed.hidden[1].nbytes
 
 
-def test_a_codec_that_there_is_not_is_refused(models: tuple[LocalModel, LocalModel]) -> None:
+def test_a_codec_that_there_is_not_is_refused(models: Pair) -> None:
     with pytest.raises(WorkflowError, match="codec"):
         flow(models[0], codec="int2")

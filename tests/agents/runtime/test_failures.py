@@ -6,7 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
-from flows import reader_solver, sound
+from flows import Pair, reader_solver, sound
 from runs import CACHE, FEW, GIVEN, TEXT, events_of
 
 from unspoken.agents import Agent, LocalModel, Workflow
@@ -101,9 +101,7 @@ def _broken(*args: object) -> object:
     raise StateError("the state is broken")
 
 
-async def test_other_weights_go_by_text_with_the_reason(
-    models: tuple[LocalModel, LocalModel],
-) -> None:
+async def test_other_weights_go_by_text_with_the_reason(models: Pair) -> None:
     """Between models that differ in one weight, auto takes text, and names the weights."""
     flow = reader_solver(*models)
     (edge,) = flow.plan().edges
@@ -113,9 +111,7 @@ async def test_other_weights_go_by_text_with_the_reason(
     assert result.outputs == expected.outputs and result.report.fallbacks == ()
 
 
-async def test_a_cache_asked_for_between_other_weights_is_a_recorded_fallback(
-    models: tuple[LocalModel, LocalModel],
-) -> None:
+async def test_a_cache_asked_for_between_other_weights_is_a_recorded_fallback(models: Pair) -> None:
     """A cache by name that is not available is text, and the run says so once."""
     result = await reader_solver(*models, CACHE).arun(**GIVEN)
     ((edge, reason),) = result.report.fallbacks

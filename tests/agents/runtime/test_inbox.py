@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from flows import Pair
 from pairs import load
 
 from unspoken.agents import Agent, LocalModel, Workflow
@@ -16,7 +17,7 @@ KEY = b"a key of sixteen bytes"
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalModel, LocalModel]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return load(tmp_path_factory.mktemp("received"))
 
 
@@ -27,9 +28,7 @@ def build(model: LocalModel, share: str | None = None) -> Workflow:
     return flow.connect(reader, solver, "same_model_cache", share=share)
 
 
-def test_a_message_out_of_a_packet_answers_like_the_agent_itself(
-    models: tuple[LocalModel, LocalModel],
-) -> None:
+def test_a_message_out_of_a_packet_answers_like_the_agent_itself(models: Pair) -> None:
     model, _ = models
     stream = io.BytesIO()
     write_packet(model.message(TEXT), stream, key=KEY)
@@ -46,7 +45,7 @@ def test_a_message_out_of_a_packet_answers_like_the_agent_itself(
     assert [edge.exact for edge in there.report.edges] == [True]
 
 
-def test_a_message_without_a_state_goes_by_text(models: tuple[LocalModel, LocalModel]) -> None:
+def test_a_message_without_a_state_goes_by_text(models: Pair) -> None:
     model, _ = models
     message = replace(model.message(TEXT), state=None)
     flow = build(model)
@@ -56,29 +55,27 @@ def test_a_message_without_a_state_goes_by_text(models: tuple[LocalModel, LocalM
     assert result.report.fallbacks
 
 
-def test_a_message_for_nobody_is_refused(models: tuple[LocalModel, LocalModel]) -> None:
+def test_a_message_for_nobody_is_refused(models: Pair) -> None:
     model, _ = models
     with pytest.raises(InputError, match="'raeder'") as caught:
         build(model).run({"raeder": model.message(TEXT)}, document="")
     assert "reader" in caught.value.fix
 
 
-def test_another_models_message_is_refused(models: tuple[LocalModel, LocalModel]) -> None:
+def test_another_models_message_is_refused(models: Pair) -> None:
     model, other = models
     with pytest.raises(IdentityMismatch, match="received for 'reader'"):
         build(model).run({"reader": other.message(TEXT)}, document="")
 
 
-def test_words_do_not_stand_in_for_a_context(models: tuple[LocalModel, LocalModel]) -> None:
+def test_words_do_not_stand_in_for_a_context(models: Pair) -> None:
     model, _ = models
     with pytest.raises(InputError, match="shares context") as caught:
         build(model, "context").run({"reader": model.message(TEXT)}, document="")
     assert "share: prompt" in caught.value.fix
 
 
-def test_a_lossy_packet_is_reused_and_reported_inexact(
-    tmp_path: Path, models: tuple[LocalModel, LocalModel]
-) -> None:
+def test_a_lossy_packet_is_reused_and_reported_inexact(tmp_path: Path, models: Pair) -> None:
     """What int8 rounds is never called exact."""
     model, _ = models
     file = tmp_path / "message.packet"

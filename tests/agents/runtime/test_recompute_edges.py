@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from flows import DOCUMENT, QUESTION, reader_solver, sibling, sound
+from flows import DOCUMENT, QUESTION, Pair, reader_solver, sibling, sound
 from messages import context_of
 from sample_profiles import point, profile_of
 from turns import Turn, inbound, take, writes
@@ -28,17 +28,15 @@ def layers(model: LocalModel) -> int:
     return len(model.geometry.layers)
 
 
-def flow(models: tuple[LocalModel, LocalModel], channel: Any = CACHE, **edge: Any) -> Workflow:
+def flow(models: Pair, channel: Any = CACHE, **edge: Any) -> Workflow:
     return reader_solver(*models, channel, **edge)
 
 
-def keep(models: tuple[LocalModel, LocalModel], *points: Any) -> None:
+def keep(models: Pair, *points: Any) -> None:
     ProfileStore().save(profile_of(*models, *points))
 
 
-def test_without_a_profile_the_cache_is_refused_with_the_command_for_one(
-    models: tuple[LocalModel, LocalModel],
-) -> None:
+def test_without_a_profile_the_cache_is_refused_with_the_command_for_one(models: Pair) -> None:
     (edge,) = flow(models).plan().edges
     assert edge.mode == "text" and (edge.fallback is not None)
     result = flow(models).run(document=DOCUMENT, question=QUESTION)
@@ -46,7 +44,7 @@ def test_without_a_profile_the_cache_is_refused_with_the_command_for_one(
     assert "no profile" in result.report.fallbacks[0][1]
 
 
-def test_with_a_profile_within_the_bound_it_is_used(models: tuple[LocalModel, LocalModel]) -> None:
+def test_with_a_profile_within_the_bound_it_is_used(models: Pair) -> None:
     """The layers of the cheapest point are recomputed, and the report says which, and why."""
     keep(models, point((), 0.5, 2), point(((1, 2),), 0.004, 2), point(((0, 2),), 0.0, 2))
     (edge,) = flow(models, "auto").plan(document=DOCUMENT, question=QUESTION).edges
@@ -60,7 +58,7 @@ def test_with_a_profile_within_the_bound_it_is_used(models: tuple[LocalModel, Lo
     assert not report.fallbacks
 
 
-def test_beyond_the_bound_it_is_text(models: tuple[LocalModel, LocalModel]) -> None:
+def test_beyond_the_bound_it_is_text(models: Pair) -> None:
     """The interval's upper end counts, not the mean."""
     keep(models, point(((1, 2),), 0.0095, 2), point(((0, 2),), 0.0, 2))
     (edge,) = flow(models, "auto").plan().edges
@@ -69,7 +67,7 @@ def test_beyond_the_bound_it_is_text(models: tuple[LocalModel, LocalModel]) -> N
     assert edge.mode == "recompute"
 
 
-def test_behind_other_tokens_the_other_places_count(models: tuple[LocalModel, LocalModel]) -> None:
+def test_behind_other_tokens_the_other_places_count(models: Pair) -> None:
     keep(models, point(((1, 2),), 0.001, 2, moved=0.02), point(((0, 1),), 0.3, 2))
     (edge,) = flow(models, "auto").plan().edges
     assert edge.mode == "recompute"
@@ -79,16 +77,12 @@ def test_behind_other_tokens_the_other_places_count(models: tuple[LocalModel, Lo
     assert edge.recompute == ((1, 2),)
 
 
-def test_a_point_that_is_no_faster_than_text_is_not_taken(
-    models: tuple[LocalModel, LocalModel],
-) -> None:
+def test_a_point_that_is_no_faster_than_text_is_not_taken(models: Pair) -> None:
     keep(models, point(((1, 2),), 0.001, 2, speedup=0.9))
     assert flow(models, "auto").plan().edges[0].mode == "text"
 
 
-def test_a_policy_may_refuse_whatever_the_profile_says(
-    models: tuple[LocalModel, LocalModel],
-) -> None:
+def test_a_policy_may_refuse_whatever_the_profile_says(models: Pair) -> None:
     keep(models, point((), 0.0, 2))
     (edge,) = flow(models, recompute="none").plan().edges
     assert edge.mode == "text" and edge.fallback is not None
@@ -96,7 +90,7 @@ def test_a_policy_may_refuse_whatever_the_profile_says(
 
 @pytest.mark.parametrize(("layer_ranges", "anew"), [([], 0), ([[0, 1]], 1), ([[0, 2]], 2)])
 def test_a_policy_may_name_the_layers(
-    models: tuple[LocalModel, LocalModel], layer_ranges: list[list[int]], anew: int
+    models: Pair, layer_ranges: list[list[int]], anew: int
 ) -> None:
     chosen = flow(models, recompute=layer_ranges)
     assert chosen.plan().edges[0].mode == "recompute"
@@ -104,13 +98,13 @@ def test_a_policy_may_name_the_layers(
     assert carried.recomputed_layers == anew and carried.exact == (anew == 2)
 
 
-def test_all_layers_anew_write_what_text_writes(models: tuple[LocalModel, LocalModel]) -> None:
+def test_all_layers_anew_write_what_text_writes(models: Pair) -> None:
     anew = flow(models, recompute=[[0, 2]]).run(document=DOCUMENT, question=QUESTION)
     text = flow(models, "text").run(document=DOCUMENT, question=QUESTION)
     assert anew.outputs == text.outputs
 
 
-def test_layers_that_the_model_lacks_are_a_mistake(models: tuple[LocalModel, LocalModel]) -> None:
+def test_layers_that_the_model_lacks_are_a_mistake(models: Pair) -> None:
     """Not a reason to fall back: the workflow is wrong."""
     with pytest.raises(WorkflowError) as caught:
         flow(models, recompute=[[0, 7]]).plan()
@@ -126,14 +120,14 @@ def test_layers_that_the_model_lacks_are_a_mistake(models: tuple[LocalModel, Loc
     ],
 )
 def test_a_bound_is_not_used_where_it_was_not_measured(
-    models: tuple[LocalModel, LocalModel], edge: dict[str, Any], system: str | None
+    models: Pair, edge: dict[str, Any], system: str | None
 ) -> None:
     keep(models, point(((1, 2),), 0.001, 2))
     (planned,) = flow(models, "auto", system=system, **edge).plan().edges
     assert planned.mode == "text"
 
 
-def test_a_profile_of_another_dtype_says_nothing(models: tuple[LocalModel, LocalModel]) -> None:
+def test_a_profile_of_another_dtype_says_nothing(models: Pair) -> None:
     profile = profile_of(*models, point(((1, 2),), 0.001, 2))
     side = profile.receiver.model_copy(update={"layer_dtype": "bfloat16"})
     ProfileStore().save(profile.model_copy(update={"receiver": side}))
@@ -141,9 +135,7 @@ def test_a_profile_of_another_dtype_says_nothing(models: tuple[LocalModel, Local
     assert edge.mode == "text"
 
 
-def test_layers_chosen_for_the_prefix_serve_there_alone(
-    models: tuple[LocalModel, LocalModel],
-) -> None:
+def test_layers_chosen_for_the_prefix_serve_there_alone(models: Pair) -> None:
     """The second message of a loop stands behind the first: other tokens than at its sharer."""
     keep(models, point(((1, 2),), 0.001, 2, moved=0.5))
     base, tuned = models
@@ -168,13 +160,13 @@ def test_layers_chosen_for_the_prefix_serve_there_alone(
     assert second.fallback is not None and report.fallbacks
 
 
-def test_an_edge_that_must_not_fall_back_is_an_error(models: tuple[LocalModel, LocalModel]) -> None:
+def test_an_edge_that_must_not_fall_back_is_an_error(models: Pair) -> None:
     with pytest.raises(WorkflowError) as caught:
         flow(models, fallback="error").plan()
     assert "no profile" in str(caught.value)
 
 
-def test_a_broken_profile_is_said_to_be_one(models: tuple[LocalModel, LocalModel]) -> None:
+def test_a_broken_profile_is_said_to_be_one(models: Pair) -> None:
     keep(models, point((), 0.0, 2))
     (folder,) = (entry.path for entry in ProfileStore().entries())
     (folder / "profile.json").write_text("{")
@@ -183,7 +175,7 @@ def test_a_broken_profile_is_said_to_be_one(models: tuple[LocalModel, LocalModel
     assert "profile.json" in edge.fallback.cause
 
 
-def test_a_channel_object_names_its_layers(models: tuple[LocalModel, LocalModel]) -> None:
+def test_a_channel_object_names_its_layers(models: Pair) -> None:
     """In Python as in YAML, and back."""
     made = flow(models, SameModelCacheChannel(share="prompt", layer_ranges=((0, 1),)))
     assert made.spec.edges[0].recompute == ((0, 1),)
@@ -200,9 +192,7 @@ def test_layers_that_make_no_sense_are_refused(value: Any) -> None:
         loads(text)
 
 
-def test_an_output_brings_the_hidden_states_of_its_tokens(
-    models: tuple[LocalModel, LocalModel],
-) -> None:
+def test_an_output_brings_the_hidden_states_of_its_tokens(models: Pair) -> None:
     """A turn that writes keeps the layer inputs that a reading of the same ids gives."""
     model = models[0]
     request = Turn(context_of(model, DOCUMENT), (), None, writes(), True, (1,))
@@ -212,9 +202,7 @@ def test_an_output_brings_the_hidden_states_of_its_tokens(
     torch.testing.assert_close(outcome.state.hidden[1], again.hidden[1], atol=1e-4, rtol=1e-4)
 
 
-def test_hidden_states_reach_back_into_an_agents_own_past(
-    models: tuple[LocalModel, LocalModel],
-) -> None:
+def test_hidden_states_reach_back_into_an_agents_own_past(models: Pair) -> None:
     model = models[0]
     first = take(model, Turn(context_of(model, "one"), (), None, writes(), True, (1,)))[1]
     assert first.state is not None
@@ -226,9 +214,7 @@ def test_hidden_states_reach_back_into_an_agents_own_past(
     torch.testing.assert_close(second.state.hidden[1], again.hidden[1], atol=1e-4, rtol=1e-4)
 
 
-def test_a_stopped_turn_keeps_the_hidden_states_of_what_it_keeps(
-    models: tuple[LocalModel, LocalModel],
-) -> None:
+def test_a_stopped_turn_keeps_the_hidden_states_of_what_it_keeps(models: Pair) -> None:
     """A stop string leaves tokens behind that were computed and are cut off."""
     model = models[0]
     free = take(model, Turn(context_of(model, "go on"), (), None, writes(12), True, (1,)))[1]
@@ -240,7 +226,7 @@ def test_a_stopped_turn_keeps_the_hidden_states_of_what_it_keeps(
     torch.testing.assert_close(outcome.state.hidden[1], again.hidden[1], atol=1e-4, rtol=1e-4)
 
 
-def test_a_chain_of_three_models_recomputes_twice(models: tuple[LocalModel, LocalModel]) -> None:
+def test_a_chain_of_three_models_recomputes_twice(models: Pair) -> None:
     """The middle agent's output has hidden states though what it read was taken over."""
     base, tuned = models
     third = sibling(tuned)
@@ -261,7 +247,7 @@ def test_a_chain_of_three_models_recomputes_twice(models: tuple[LocalModel, Loca
 
 
 def test_hidden_states_are_whole_over_several_passes(
-    models: tuple[LocalModel, LocalModel], monkeypatch: pytest.MonkeyPatch
+    models: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = models[0]
     whole = model.read(context_of(model, DOCUMENT).ids, (1,))
@@ -272,9 +258,7 @@ def test_hidden_states_are_whole_over_several_passes(
     torch.testing.assert_close(outcome.state.hidden[1], whole.hidden[1], atol=1e-4, rtol=1e-4)
 
 
-def test_hidden_states_of_repaired_tokens_are_not_those_they_came_with(
-    models: tuple[LocalModel, LocalModel],
-) -> None:
+def test_hidden_states_of_repaired_tokens_are_not_those_they_came_with(models: Pair) -> None:
     """Rows after a splice's repaired ones keep their hidden states; those before have none."""
     model = models[0]
     message = model.message(DOCUMENT, capture=(1,))

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from flows import Pair
 from hypothesis import given
 from hypothesis import strategies as st
 from pairs import AUDIT, quick_fits, text
 
-from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.answers import greedy, losses_of
 from unspoken.channels.bridges.audit.audit import audit
 from unspoken.channels.bridges.audit.controls import BRIDGE, MISMATCHED, Controls, conditions_of
@@ -37,7 +37,7 @@ def corpus(source: str) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def bridge(pair: tuple[LocalModel, LocalModel]) -> Bridge:
+def bridge(pair: Pair) -> Bridge:
     """A bridge that maps all messages to one and the same random row."""
     sharer, receiver = pair
     projector = Projector(CONFIG, sharer.geometry, receiver.geometry)
@@ -127,7 +127,7 @@ def test_a_mismatched_message_that_harms_is_not_counted_as_a_gain() -> None:
     assert kept(none, text, way, torch.tensor([3.0, 3.0])).specific.value == 0.25
 
 
-def test_perfect_rows_keep_all_and_another_ones_do_not(pair: tuple[LocalModel, LocalModel]) -> None:
+def test_perfect_rows_keep_all_and_another_ones_do_not(pair: Pair) -> None:
     """The receiver's own rows give the full text's loss, KL and first choices."""
     trials = Trials(samples(), CONFIG, *pair)
 
@@ -149,7 +149,7 @@ def test_perfect_rows_keep_all_and_another_ones_do_not(pair: tuple[LocalModel, L
         assert found[BRIDGE]["retention"] == pytest.approx(1, abs=0.02)
 
 
-def test_none_keeps_the_frame_and_the_last_token(pair: tuple[LocalModel, LocalModel]) -> None:
+def test_none_keeps_the_frame_and_the_last_token(pair: Pair) -> None:
     """Without the message the receiver has the context's first tokens and the message's last."""
     receiver = pair[1]
     trial = Trials(samples(), CONFIG, *pair)[1]
@@ -160,9 +160,7 @@ def test_none_keeps_the_frame_and_the_last_token(pair: tuple[LocalModel, LocalMo
     assert trial.none == pytest.approx(float(wanted), abs=1e-4)
 
 
-def test_controls_say_nothing_of_the_message(
-    pair: tuple[LocalModel, LocalModel], bridge: Bridge
-) -> None:
+def test_controls_say_nothing_of_the_message(pair: Pair, bridge: Bridge) -> None:
     """Controls replace the sharer's columns alone; noise is seeded, with the message's mean."""
     sharer, receiver = pair
     seen: list[torch.Tensor] = []
@@ -184,7 +182,7 @@ def test_controls_say_nothing_of_the_message(
     assert (gap < own[:, :columns].std(dim=0) + 0.01).all()
 
 
-def test_refitted_controls(pair: tuple[LocalModel, LocalModel], corpus: Corpus) -> None:
+def test_refitted_controls(pair: Pair, corpus: Corpus) -> None:
     """A map without its sharer has the receiver's features; its own sharer is near perfect."""
     sharer, receiver = pair
     config = replace(CONFIG, source_layers=(0, 1, 2, 3), rank=48)
@@ -200,9 +198,7 @@ def test_refitted_controls(pair: tuple[LocalModel, LocalModel], corpus: Corpus) 
     assert itself.mean() < 0.05 < alone.mean()
 
 
-def test_controls_without_any_feature_of_the_receiver(
-    pair: tuple[LocalModel, LocalModel], corpus: Corpus
-) -> None:
+def test_controls_without_any_feature_of_the_receiver(pair: Pair, corpus: Corpus) -> None:
     """Where a bridge reads its sharer alone, what is left of it is the mean of the rows."""
     config = replace(CONFIG, embeddings=0)
     controls = Controls.fit(config, *pair, corpus, tokens=300)
@@ -210,7 +206,7 @@ def test_controls_without_any_feature_of_the_receiver(
     assert torch.equal(made[0], made[2]) and made.abs().max() > 0
 
 
-def test_another_example_has_another_message(pair: tuple[LocalModel, LocalModel]) -> None:
+def test_another_example_has_another_message(pair: Pair) -> None:
     """Questions about one context are no controls of each other; one message alone is refused."""
     one, two, three = samples(3)
     trials = Trials([one, one, two, two, three], CONFIG, *pair)
@@ -219,7 +215,7 @@ def test_another_example_has_another_message(pair: tuple[LocalModel, LocalModel]
         Trials([one, one], CONFIG, *pair)
 
 
-def test_losses_of_answers_are_those_of_the_whole(pair: tuple[LocalModel, LocalModel]) -> None:
+def test_losses_of_answers_are_those_of_the_whole(pair: Pair) -> None:
     """Each answer's loss after the question's state is that of one pass over both."""
     model = pair[1]
     asked, answers = model.words("the key is")[0], [model.words(word)[0] for word in ("a", " cab")]
@@ -229,7 +225,7 @@ def test_losses_of_answers_are_those_of_the_whole(pair: tuple[LocalModel, LocalM
         assert found == pytest.approx(-float(picked.mean()), abs=1e-4)
 
 
-def test_greedy_answers_are_the_likeliest_tokens(pair: tuple[LocalModel, LocalModel]) -> None:
+def test_greedy_answers_are_the_likeliest_tokens(pair: Pair) -> None:
     """Token by token what one pass over the whole makes likeliest."""
     model = pair[1]
     asked = list(model.words("who is the reader?")[0])
@@ -245,7 +241,7 @@ def test_greedy_answers_are_the_likeliest_tokens(pair: tuple[LocalModel, LocalMo
     assert said == next(iter(model.decode(written).strip().splitlines()), "").strip()
 
 
-def test_passages_are_spread_over_the_text(pair: tuple[LocalModel, LocalModel]) -> None:
+def test_passages_are_spread_over_the_text(pair: Pair) -> None:
     """Messages and their continuations are consecutive, spread over the whole text."""
     text = " ".join(f"{number} the key of" for number in range(400))
     made = passages(text, pair[1], 5, 64, 16)
@@ -272,7 +268,7 @@ def test_rows_come_of_files_or_are_built_in(tmp_path: Path) -> None:
 
 
 def test_an_audit_is_whole_and_deterministic(
-    pair: tuple[LocalModel, LocalModel], bridge: Bridge, rows: AuditRows, corpus: Corpus
+    pair: Pair, bridge: Bridge, rows: AuditRows, corpus: Corpus
 ) -> None:
     """Every data set has every condition; a constant bridge keeps nothing; figures repeat."""
     stages: list[str] = []
@@ -313,7 +309,7 @@ def test_an_audit_is_whole_and_deterministic(
 
 
 def test_an_audit_of_other_models_is_refused(
-    pair: tuple[LocalModel, LocalModel], bridge: Bridge, rows: AuditRows, corpus: Corpus
+    pair: Pair, bridge: Bridge, rows: AuditRows, corpus: Corpus
 ) -> None:
     """Before anything is measured."""
     with pytest.raises(IdentityMismatch, match="the sharer"):

@@ -6,12 +6,12 @@ from typing import Any, Literal
 import pytest
 import torch
 from fake_bridge import finder
-from flows import DOCUMENT, QUESTION, reader_solver, sound
+from flows import DOCUMENT, QUESTION, Models, reader_solver, sound
 from fusers import bridge_between, fuser_between
 from messages import WORDS, context_of, message_of, report, take_over
 from torch.overrides import TorchFunctionMode
 
-from unspoken.agents import LocalModel, Workflow
+from unspoken.agents import Workflow
 from unspoken.agents.spec.spec import EdgeSpec
 from unspoken.agents.testing import FakeBridge
 from unspoken.channels import KVState, ProjectedCacheChannel, SameModelCacheChannel, TextChannel
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 @pytest.mark.parametrize("before", ["", "some words first"])
 def test_the_channel_enriches_the_receiver_s_own_rows(
-    models: dict[str, LocalModel], tmp_path: Path, before: str
+    models: Models, tmp_path: Path, before: str
 ) -> None:
     """An untrained fuser writes what text writes; all its tokens count as prefilled."""
     sharer, receiver = models["one"], models["two"]
@@ -66,10 +66,7 @@ class Moves(TorchFunctionMode):
 
 @pytest.mark.parametrize("mode", ["prefix", "fuse"])
 def test_only_the_rows_that_a_bridge_reads_go_to_the_receiver_s_device(
-    models: dict[str, LocalModel],
-    tmp_path: Path,
-    mode: Literal["prefix", "fuse"],
-    monkeypatch: pytest.MonkeyPatch,
+    models: Models, tmp_path: Path, mode: Literal["prefix", "fuse"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the layers it reads, the message's tokens, and nothing of what stands around them."""
     sharer, receiver = models["one"], models["two"]
@@ -92,7 +89,7 @@ def test_only_the_rows_that_a_bridge_reads_go_to_the_receiver_s_device(
     assert (heads, rows, size) not in moves.shapes
 
 
-def test_two_fused_messages_are_both_enriched(models: dict[str, LocalModel]) -> None:
+def test_two_fused_messages_are_both_enriched(models: Models) -> None:
     """A fused message's prefill replaces neither another's rows nor an exact prefix."""
     sharer, receiver = models["one"], models["two"]
     first, second = (message_of(sharer, f"{n} {WORDS}", name=n) for n in ("a", "b"))
@@ -116,11 +113,11 @@ def test_two_fused_messages_are_both_enriched(models: dict[str, LocalModel]) -> 
     assert report(outcome, 1).reused == report(outcome, 2).reused == 0
 
 
-def flow_of(models: dict[str, LocalModel], **edge: Any) -> Workflow:
+def flow_of(models: Models, **edge: Any) -> Workflow:
     return reader_solver(models["one"], models["two"], "projected_cache", **edge)
 
 
-def test_an_edge_asks_for_fuse_mode(models: dict[str, LocalModel], tmp_path: Path) -> None:
+def test_an_edge_asks_for_fuse_mode(models: Models, tmp_path: Path) -> None:
     """Planned whatever the audit; without a fuser the edge is text, with advice."""
     bridges = {
         fuses: FakeBridge(models["one"], models["two"], None, fuses=fuses)
@@ -143,14 +140,14 @@ def test_an_edge_asks_for_fuse_mode(models: dict[str, LocalModel], tmp_path: Pat
     assert edge.mode == "text" and edge.advice.endswith("--fuse")
 
 
-def test_fuse_needs_a_projected_edge(models: dict[str, LocalModel]) -> None:
+def test_fuse_needs_a_projected_edge(models: Models) -> None:
     """Auto never fuses, and other channels cannot."""
     with pytest.raises(WorkflowError, match="fuse stands on an edge with channel auto"):
         reader_solver(models["one"], models["two"], "auto", fuse=True)
     assert not EdgeSpec(from_="a", to="b", channel="projected_cache").fuse
 
 
-def test_a_channel_object_brings_its_mode(models: dict[str, LocalModel]) -> None:
+def test_a_channel_object_brings_its_mode(models: Models) -> None:
     """A channel given as an object fuses if it says so; one whose bridge cannot is refused."""
     bridge = FakeBridge(models["one"], models["two"])
     flow = reader_solver(models["one"], models["two"], ProjectedCacheChannel(bridge, mode="fuse"))

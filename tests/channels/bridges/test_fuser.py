@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import make
+from flows import Pair
 from fusers import CORPUS, PIECES, SMALL, bridge_between, fuser_between
 
-from unspoken.agents import LocalModel
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
 from unspoken.channels.bridges.fit.fuse_example import answer_losses, fuse_input, fused_context
 from unspoken.channels.bridges.fit.fuse_samples import choice_prompt, draw_fuse_samples
@@ -23,7 +23,7 @@ SAMPLE = Sample("the question of the reader", (Target("", " was in the document"
 
 
 @pytest.fixture(scope="module")
-def pair() -> tuple[LocalModel, LocalModel]:
+def pair() -> Pair:
     return make("gemma3"), make("qwen2", 1)
 
 
@@ -52,9 +52,7 @@ def test_an_untrained_fuser_leaves_the_receivers_own_cache(name: str) -> None:
         assert torch.isclose(alone, fused, atol=1e-4) != trained
 
 
-def test_the_state_s_first_positions_stay_the_receiver_s(
-    pair: tuple[LocalModel, LocalModel],
-) -> None:
+def test_the_state_s_first_positions_stay_the_receiver_s(pair: Pair) -> None:
     """The attention sink is not touched."""
     sharer, receiver = pair
     fuser = fuser_between(sharer, receiver, trained=True)
@@ -67,9 +65,7 @@ def test_the_state_s_first_positions_stay_the_receiver_s(
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_a_fit_is_seeded_and_never_worse_than_the_receiver(
-    pair: tuple[LocalModel, LocalModel], alone: bool
-) -> None:
+def test_a_fit_is_seeded_and_never_worse_than_the_receiver(pair: Pair, alone: bool) -> None:
     """The same seed gives the same weights, also with the receiver as its own sharer."""
     sharer, receiver = (pair[1], pair[1]) if alone else pair
     settings = FuseSettings(**SMALL, steps=8, residual_rate=1e-2)
@@ -92,7 +88,7 @@ def test_a_fit_is_seeded_and_never_worse_than_the_receiver(
 
 @pytest.mark.parametrize("rounds", [0, 1, 3])
 def test_a_stopped_fit_ends_where_it_would_have_ended(
-    pair: tuple[LocalModel, LocalModel], tmp_path: Path, rounds: int
+    pair: Pair, tmp_path: Path, rounds: int
 ) -> None:
     """A stopped fit goes on to the same weights and figures."""
     settings = FuseSettings(**{**SMALL, "every": 0.0}, steps=8, residual_rate=1e-2)
@@ -127,7 +123,7 @@ def test_a_stopped_fit_ends_where_it_would_have_ended(
     assert "gram" in stages and len(list(tmp_path.iterdir())) == 2  # its own, beside the other's
 
 
-def test_steps_can_be_taken_in_a_cheaper_dtype(pair: tuple[LocalModel, LocalModel]) -> None:
+def test_steps_can_be_taken_in_a_cheaper_dtype(pair: Pair) -> None:
     """The closed form is that of the models themselves, and the steps run on their casts."""
     train_models = pair[0].cast(torch.bfloat16), pair[1].cast(torch.bfloat16)
     settings = FuseSettings(**SMALL, steps=4, residual_rate=1e-2)
@@ -137,7 +133,7 @@ def test_steps_can_be_taken_in_a_cheaper_dtype(pair: tuple[LocalModel, LocalMode
     assert cast.figures["fuse_steps"] == 4
 
 
-def test_training_lowers_the_loss_it_trains_on(pair: tuple[LocalModel, LocalModel]) -> None:
+def test_training_lowers_the_loss_it_trains_on(pair: Pair) -> None:
     """Gradients reach all parameters, and a few steps on one input help on it."""
     sharer, receiver = pair
     fuser = fuser_between(sharer, receiver, trained=True).requires_grad_(True)
@@ -173,9 +169,7 @@ def test_held_out_questions_are_never_trained_on() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float32"])
-def test_a_fuser_lives_in_its_bridge_s_folder(
-    pair: tuple[LocalModel, LocalModel], tmp_path: Path, dtype: str
-) -> None:
+def test_a_fuser_lives_in_its_bridge_s_folder(pair: Pair, tmp_path: Path, dtype: str) -> None:
     """Written and read again it fuses as before; a folder without one has no fuse mode."""
     fuser = fuser_between(*pair, trained=True)
     bridge = bridge_between(*pair, tmp_path / "with", fuser, dtype)
@@ -193,9 +187,7 @@ def test_a_fuser_lives_in_its_bridge_s_folder(
     assert caught.value.fix == "unspoken bridge fit their/model our/model --fuse"
 
 
-def test_a_fuser_that_does_not_fit_its_configuration_is_refused(
-    pair: tuple[LocalModel, LocalModel], tmp_path: Path
-) -> None:
+def test_a_fuser_that_does_not_fit_its_configuration_is_refused(pair: Pair, tmp_path: Path) -> None:
     """Weights without a configuration, or the reverse, are an error."""
     fuser = fuser_between(*pair, trained=True)
     manifest = bridge_between(*pair, tmp_path / "a", fuser).manifest

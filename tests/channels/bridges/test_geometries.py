@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from architectures import ARCHITECTURES, make
-from flows import DOCUMENT, QUESTION, reader_solver
+from flows import DOCUMENT, QUESTION, Pair, reader_solver
 from pairs import AUDIT, plan
 from tiny import tiny_llama
 
@@ -36,9 +36,7 @@ def test_every_geometry_is_fitted_and_measured(index: int, store: BridgeStore, s
     assert len(kl) == 3 and all(value >= 0 for value in kl)
 
 
-def test_native_layers_are_fitted_and_measured(
-    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str
-) -> None:
+def test_native_layers_are_fitted_and_measured(pair: Pair, store: BridgeStore, source: str) -> None:
     """With a layer of its own the receiver is nearer to its full text."""
     kl = []
     for native in (0, 1):
@@ -50,7 +48,7 @@ def test_native_layers_are_fitted_and_measured(
 
 
 def test_a_model_that_cannot_be_bridged_is_refused_with_its_reason(
-    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str, root: Path
+    pair: Pair, store: BridgeStore, source: str, root: Path
 ) -> None:
     """Rotary frequencies that change with the length are refused before the fit."""
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
@@ -62,7 +60,7 @@ def test_a_model_that_cannot_be_bridged_is_refused_with_its_reason(
 
 
 def test_a_pair_that_cannot_be_bridged_goes_by_text(
-    pair: tuple[LocalModel, LocalModel], store: BridgeStore, root: Path
+    pair: Pair, store: BridgeStore, root: Path
 ) -> None:
     """With `bridges: fit` the run does not fail; the report has the fallback."""
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from flows import Pair
 from pairs import AUDIT, plan
 from sample_bridges import manifest, tensors
 
-from unspoken.agents import LocalModel
 from unspoken.channels.bridges.audit.stored import audit_bridge, keep_audit
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.features import width
@@ -26,7 +26,7 @@ def scores_of(reports: list[FitProgress]) -> list[float]:
 
 
 def test_a_fit_is_kept_with_its_figures_and_its_audit(
-    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str
+    pair: Pair, store: BridgeStore, source: str
 ) -> None:
     """The folder holds what was audited, in int8; the manifest says how it was made."""
     stages: list[str] = []
@@ -53,9 +53,7 @@ def test_a_fit_is_kept_with_its_figures_and_its_audit(
     assert fit_bridge(*pair, made) == folder  # found, not fitted again
 
 
-def test_training_improves_on_held_out_rows(
-    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str
-) -> None:
+def test_training_improves_on_held_out_rows(pair: Pair, store: BridgeStore, source: str) -> None:
     """More steps bring the receiver nearer to what the full text says."""
     reports: list[FitProgress] = []
     made = plan(source, None, steps=48, rate=3e-3, residual_rate=1e-2, batch=2)
@@ -64,9 +62,7 @@ def test_training_improves_on_held_out_rows(
     assert kl[-1] < kl[0]
 
 
-def test_training_in_another_dtype(
-    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str
-) -> None:
+def test_training_in_another_dtype(pair: Pair, store: BridgeStore, source: str) -> None:
     """Copies in bfloat16 are trained on; the bridge belongs to the models themselves."""
     made = replace(plan(source, None), train_dtype=torch.bfloat16)
     manifest, _ = read(fit_bridge(*pair, made))
@@ -75,7 +71,7 @@ def test_training_in_another_dtype(
 
 
 def test_a_bridge_in_a_folder_of_its_own(
-    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str, tmp_path: Path
+    pair: Pair, store: BridgeStore, source: str, tmp_path: Path
 ) -> None:
     """`out` is another place than the store; `refit` replaces; an audit can be added."""
     out = tmp_path / "mine"
@@ -96,7 +92,7 @@ def test_a_bridge_in_a_folder_of_its_own(
 
 
 def test_no_fit_begins_for_a_folder_that_it_cannot_go_to(
-    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str, tmp_path: Path
+    pair: Pair, store: BridgeStore, source: str, tmp_path: Path
 ) -> None:
     """Another pair's bridge, or other files, are found before the fit; both stay."""
     stages: list[str] = []
@@ -116,7 +112,7 @@ def test_no_fit_begins_for_a_folder_that_it_cannot_go_to(
 
 
 def test_bad_audit_rows_are_found_before_the_fit(
-    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str, tmp_path: Path
+    pair: Pair, store: BridgeStore, source: str, tmp_path: Path
 ) -> None:
     """A text that is too short for its passages stops the fit at its start."""
     short = tmp_path / "short.txt"
@@ -131,9 +127,7 @@ def test_bad_audit_rows_are_found_before_the_fit(
     assert "gram" not in stages
 
 
-def test_a_corpus_of_one_document_serves(
-    pair: tuple[LocalModel, LocalModel], store: BridgeStore, tmp_path: Path
-) -> None:
+def test_a_corpus_of_one_document_serves(pair: Pair, store: BridgeStore, tmp_path: Path) -> None:
     """Nothing of it can be held out; the fit is judged on what there is."""
     notes = tmp_path / "notes.txt"
     notes.write_text("the key of the document is the value with it. " * 60)
@@ -142,10 +136,7 @@ def test_a_corpus_of_one_document_serves(
 
 
 def test_scores_that_are_not_finite_stop_the_fit(
-    pair: tuple[LocalModel, LocalModel],
-    store: BridgeStore,
-    source: str,
-    monkeypatch: pytest.MonkeyPatch,
+    pair: Pair, store: BridgeStore, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A dtype in which the receiver overflows is named, and nothing of it is kept to go on from."""
     nothing = Scores({}, {}, float("nan"), 0.0)
@@ -156,9 +147,7 @@ def test_scores_that_are_not_finite_stop_the_fit(
     assert not work.exists() or not list(work.iterdir())
 
 
-def test_one_model_needs_no_bridge(
-    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str
-) -> None:
+def test_one_model_needs_no_bridge(pair: Pair, store: BridgeStore, source: str) -> None:
     """The error names the channel that serves it."""
     with pytest.raises(InputError, match="one model") as caught:
         fit_bridge(pair[0], pair[0], plan(source))
@@ -166,7 +155,7 @@ def test_one_model_needs_no_bridge(
 
 
 def test_a_code_of_no_given_width_is_as_wide_as_the_small_pair(
-    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str
+    pair: Pair, store: BridgeStore, source: str
 ) -> None:
     """Tiny models are mapped at full rank, which takes far less than the 16 MB that bound it."""
     folder = fit_bridge(*pair, plan(source, None, rank=None, steps=0))

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from flows import Pair
 from pairs import AUDIT, plan
 
-from unspoken.agents import LocalModel
 from unspoken.channels.bridges.audit.stored import audit_bridge
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.fit.settings import FuseSettings
@@ -20,7 +20,7 @@ from unspoken.channels.errors import InputError
 
 
 def test_a_fit_with_fuse_makes_a_bridge_that_fuses(
-    pair: tuple[LocalModel, LocalModel], source: str, store: BridgeStore
+    pair: Pair, source: str, store: BridgeStore
 ) -> None:
     small = FuseSettings(minutes=0.0, steps=0, gram_tokens=300)
     plain = fit_bridge(*pair, plan(source, AUDIT, steps=0))
@@ -50,7 +50,7 @@ def fuse_rows(audit: Audit) -> list[dict[str, Any]]:
 
 
 def test_an_audit_is_added_to_with_fuse_mode(
-    pair: tuple[LocalModel, LocalModel], source: str, store: BridgeStore, tmp_path: Path
+    pair: Pair, source: str, store: BridgeStore, tmp_path: Path
 ) -> None:
     """What was measured of the projector stays; questions with options need a bridge that fuses."""
     choice = tmp_path / "choice.jsonl"
@@ -72,7 +72,7 @@ def test_an_audit_is_added_to_with_fuse_mode(
 
 @pytest.mark.parametrize("standing", [True, False])
 def test_a_stopped_fit_of_fuse_mode_goes_on(
-    pair: tuple[LocalModel, LocalModel], source: str, store: BridgeStore, standing: bool
+    pair: Pair, source: str, store: BridgeStore, standing: bool
 ) -> None:
     """Neither part begins again; only another fit's work is left."""
     made = replace(

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from flows import DOCUMENT, QUESTION, reader_solver
+from flows import DOCUMENT, QUESTION, Pair, reader_solver
 from pairs import corpus, plan
 from processes import environment, until
 
-from unspoken.agents import LocalModel, Workflow
+from unspoken.agents import Workflow
 from unspoken.agents import bridge_cache as bridge_shelf
 from unspoken.agents.bridge_cache import BridgeCache
 from unspoken.channels.bridges import make as bridging
@@ -66,7 +66,7 @@ def saved_step(work: Path) -> int:
 
 
 def test_a_killed_fit_goes_on_from_its_last_step(
-    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str, root: Path
+    pair: Pair, store: BridgeStore, source: str, root: Path
 ) -> None:
     """After kill -9 the next fit goes on from the saved state, then removes it."""
     work = work_folder(store, pair[0].identity, pair[1].identity)
@@ -90,9 +90,7 @@ def test_a_killed_fit_goes_on_from_its_last_step(
     assert not work.exists()
 
 
-def test_two_processes_fit_a_pair_once(
-    pair: tuple[LocalModel, LocalModel], store: BridgeStore, root: Path
-) -> None:
+def test_two_processes_fit_a_pair_once(pair: Pair, store: BridgeStore, root: Path) -> None:
     """The second waits for the first, then takes its bridge."""
     both = [start(root, 3) for _ in range(2)]
     said = [process.communicate(timeout=120) for process in both]
@@ -104,10 +102,7 @@ def test_two_processes_fit_a_pair_once(
 
 
 def test_a_workflow_fits_what_it_lacks(
-    pair: tuple[LocalModel, LocalModel],
-    store: BridgeStore,
-    source: str,
-    monkeypatch: pytest.MonkeyPatch,
+    pair: Pair, store: BridgeStore, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`bridges: fit` fits on the first run; a bridge that is good enough is used."""
     monkeypatch.setattr(bridge_shelf, "DEFAULT", plan(source))
@@ -134,10 +129,7 @@ def test_a_workflow_fits_what_it_lacks(
 
 
 def test_no_turn_takes_place_during_a_fit(
-    pair: tuple[LocalModel, LocalModel],
-    store: BridgeStore,
-    source: str,
-    monkeypatch: pytest.MonkeyPatch,
+    pair: Pair, store: BridgeStore, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run's own fit has both models' weights to itself, and the run ends."""
     free: list[bool] = []
@@ -158,9 +150,7 @@ def test_no_turn_takes_place_during_a_fit(
     assert edge.channel == "text" and free == [False, False]
 
 
-def test_a_broken_bridge_is_said_in_the_plan(
-    pair: tuple[LocalModel, LocalModel], store: BridgeStore, source: str
-) -> None:
+def test_a_broken_bridge_is_said_in_the_plan(pair: Pair, store: BridgeStore, source: str) -> None:
     """The edge falls back to text, and the reason is the bridge's own error."""
     folder = fit_bridge(*pair, plan(source, None))
     os.truncate(folder / "bridge.safetensors", 10)

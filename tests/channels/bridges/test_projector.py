@@ -3,6 +3,7 @@
 import pytest
 import torch
 from architectures import ARCHITECTURES, make
+from flows import Pair
 from transformers import DynamicCache
 
 from unspoken.agents.models.model import LocalModel
@@ -63,12 +64,12 @@ def test_layer_states_is_the_inverse_of_bare_rows(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def pair() -> tuple[LocalModel, LocalModel]:
+def pair() -> Pair:
     return make("gemma3"), make("llama", seed=1)
 
 
 @pytest.fixture(scope="module")
-def sample(pair: tuple[LocalModel, LocalModel]) -> TokenizedSample:
+def sample(pair: Pair) -> TokenizedSample:
     return prepare(SAMPLE, *pair)
 
 
@@ -82,9 +83,7 @@ def config(**changes: int) -> ProjectorConfig:
     )
 
 
-def test_features_are_sharer_rows_then_this_token_then_the_one_before(
-    pair: tuple[LocalModel, LocalModel],
-) -> None:
+def test_features_are_sharer_rows_then_this_token_then_the_one_before(pair: Pair) -> None:
     _, receiver = pair
     ids = (5, 6, 7, 8)
     rows = feature_rows(config(), torch.ones(3, 2), ids, 1, receiver, None)
@@ -92,7 +91,7 @@ def test_features_are_sharer_rows_then_this_token_then_the_one_before(
     assert torch.allclose(rows, torch.cat([torch.ones(3, 2), embedded[1:], embedded[:3]], dim=1))
 
 
-def test_before_the_first_token_there_is_nothing(pair: tuple[LocalModel, LocalModel]) -> None:
+def test_before_the_first_token_there_is_nothing(pair: Pair) -> None:
     rows = feature_rows(config(embeddings=3), torch.ones(2, 0), (5, 6), 0, pair[1], None)
     size = pair[1].geometry.hidden_size
     assert not rows[0, size:].any() and not rows[1, 2 * size :].any()
@@ -100,7 +99,7 @@ def test_before_the_first_token_there_is_nothing(pair: tuple[LocalModel, LocalMo
 
 
 def test_what_the_full_text_says_is_what_transformers_says(
-    pair: tuple[LocalModel, LocalModel], sample: TokenizedSample
+    pair: Pair, sample: TokenizedSample
 ) -> None:
     sharer, receiver = pair
     made = example(config(), sample, sharer, receiver, full(receiver, sample))
@@ -115,7 +114,7 @@ def test_what_the_full_text_says_is_what_transformers_says(
 
 
 def test_the_receivers_own_rows_give_the_full_texts_answers(
-    pair: tuple[LocalModel, LocalModel], sample: TokenizedSample
+    pair: Pair, sample: TokenizedSample
 ) -> None:
     sharer, receiver = pair
     own = full(receiver, sample)
@@ -127,7 +126,7 @@ def test_the_receivers_own_rows_give_the_full_texts_answers(
 
 
 def test_a_projector_that_knows_the_targets_restores_the_state(
-    pair: tuple[LocalModel, LocalModel], sample: TokenizedSample
+    pair: Pair, sample: TokenizedSample
 ) -> None:
     """An offset that is one token's true rows comes out as that token's keys and values."""
     _, receiver = pair
@@ -181,9 +180,7 @@ def test_the_residual_begins_at_nothing() -> None:
     assert torch.allclose(code.std(0), torch.ones(8), atol=0.2)
 
 
-def test_gradients_reach_every_weight(
-    pair: tuple[LocalModel, LocalModel], sample: TokenizedSample
-) -> None:
+def test_gradients_reach_every_weight(pair: Pair, sample: TokenizedSample) -> None:
     sharer, receiver = pair
     made = example(config(), sample, sharer, receiver, full(receiver, sample))
     projector = Projector(config(), sharer.geometry, receiver.geometry)
@@ -199,9 +196,7 @@ def test_gradients_reach_every_weight(
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-def test_without_the_message_only_its_ends_are_read(
-    pair: tuple[LocalModel, LocalModel], sample: TokenizedSample
-) -> None:
+def test_without_the_message_only_its_ends_are_read(pair: Pair, sample: TokenizedSample) -> None:
     _, receiver = pair
     target = sample.targets[1]
     answer = torch.tensor(target.ids[-target.count :])
@@ -213,7 +208,7 @@ def test_without_the_message_only_its_ends_are_read(
 
 
 def test_another_examples_state_keeps_the_receivers_own_features(
-    pair: tuple[LocalModel, LocalModel], sample: TokenizedSample
+    pair: Pair, sample: TokenizedSample
 ) -> None:
     sharer, receiver = pair
     made = example(config(), sample, sharer, receiver, full(receiver, sample))
@@ -225,9 +220,7 @@ def test_another_examples_state_keeps_the_receivers_own_features(
     assert torch.equal(mixed.features[len(other.features), :columns], other.features[0, :columns])
 
 
-def test_native_layers_keep_their_own_keys_and_values(
-    pair: tuple[LocalModel, LocalModel], sample: TokenizedSample
-) -> None:
+def test_native_layers_keep_their_own_keys_and_values(pair: Pair, sample: TokenizedSample) -> None:
     sharer, receiver = pair
     own = full(receiver, sample)
     made = example(config(native_layers=2), sample, sharer, receiver, own)
@@ -256,7 +249,7 @@ def bridge_of(sharer: LocalModel, receiver: LocalModel, **changes: int) -> Bridg
 
 @pytest.mark.parametrize("native", [0, 2])
 def test_a_bridge_projects_as_its_training_did(
-    pair: tuple[LocalModel, LocalModel], sample: TokenizedSample, native: int
+    pair: Pair, sample: TokenizedSample, native: int
 ) -> None:
     """What `project` makes in a turn is what the fit saw for the same message."""
     sharer, receiver = pair
@@ -272,14 +265,14 @@ def test_a_bridge_projects_as_its_training_did(
         assert torch.allclose(mine.values, true.values, atol=5e-3)
 
 
-def test_a_bridge_refuses_other_models(pair: tuple[LocalModel, LocalModel]) -> None:
+def test_a_bridge_refuses_other_models(pair: Pair) -> None:
     bridge = bridge_of(*pair)
     bridge.check(*pair)
     with pytest.raises(IdentityMismatch, match="the receiver"):
         bridge.check(pair[0], make("llama", seed=9))
 
 
-def test_weights_of_another_shape_are_refused(pair: tuple[LocalModel, LocalModel]) -> None:
+def test_weights_of_another_shape_are_refused(pair: Pair) -> None:
     bridge = bridge_of(*pair)
     tensors = tensors_of(bridge.projector)
     tensors["encode"] = tensors["encode"][:-1]

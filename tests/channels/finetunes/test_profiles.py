@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import make, tuned
+from flows import Pair
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_profiles import point, profile_of
 
-from unspoken.agents.models.model import LocalModel
 from unspoken.channels.data.rows import QaRow
 from unspoken.channels.errors import InputError, ProfileError
 from unspoken.channels.finetunes.carry import carry_across
@@ -43,12 +43,12 @@ CHOICES: tuple[LayerRanges, ...] = ((), ((0, 2),), ((1, 3),), ((1, 2), (3, 4)), 
 
 
 @pytest.fixture(scope="module")
-def pair() -> tuple[LocalModel, LocalModel]:
+def pair() -> Pair:
     return make("llama"), tuned("llama")
 
 
 @pytest.fixture(scope="module")
-def trials(pair: tuple[LocalModel, LocalModel]) -> list[Trial]:
+def trials(pair: Pair) -> list[Trial]:
     return from_text(TEXT, pair[1], SETTINGS)
 
 
@@ -76,9 +76,7 @@ def test_what_is_judged_is_what_a_channel_carries(name: str) -> None:
             assert found[layer_ranges][place][0][0] == pytest.approx(kl, rel=1e-3, abs=1e-6)
 
 
-def test_a_search_finds_that_all_layers_are_exact(
-    pair: tuple[LocalModel, LocalModel], trials: list[Trial]
-) -> None:
+def test_a_search_finds_that_all_layers_are_exact(pair: Pair, trials: list[Trial]) -> None:
     found = search(*pair, trials[:2])
     assert found[((0, 4),)] == pytest.approx(0, abs=1e-6)
     assert found[()] > 0.001
@@ -113,13 +111,11 @@ def test_an_interval_holds_its_mean() -> None:
     assert found.high - found.kl > 2.2 * 0.0303 / 10**0.5  # of ten, Student's and not the normal's
 
 
-def test_a_prompt_has_the_tokens_that_are_asked_for(pair: tuple[LocalModel, LocalModel]) -> None:
+def test_a_prompt_has_the_tokens_that_are_asked_for(pair: Pair) -> None:
     assert [len(prompt_of(pair[1], n)) for n in (7, 24, 200)] == [7, 24, 200]
 
 
-def test_rows_become_messages_with_their_question_forced(
-    pair: tuple[LocalModel, LocalModel],
-) -> None:
+def test_rows_become_messages_with_their_question_forced(pair: Pair) -> None:
     rows = [QaRow(f"the key {n} of the cache", "what is it", ("the key",)) for n in range(5)]
     made = from_rows(rows, pair[1], SETTINGS)
     assert len(made) == 4 and len({trial.words for trial in made}) == 4
@@ -128,14 +124,12 @@ def test_rows_become_messages_with_their_question_forced(
         from_rows(rows[:3], pair[1], SETTINGS)
 
 
-def test_a_short_text_is_refused(pair: tuple[LocalModel, LocalModel]) -> None:
+def test_a_short_text_is_refused(pair: Pair) -> None:
     with pytest.raises(InputError, match="tokens"):
         from_text("the key", pair[1], SETTINGS)
 
 
-def test_a_stored_profile_is_found_by_its_pair(
-    tmp_path: Path, pair: tuple[LocalModel, LocalModel]
-) -> None:
+def test_a_stored_profile_is_found_by_its_pair(tmp_path: Path, pair: Pair) -> None:
     store = ProfileStore(tmp_path)
     sharer, receiver = pair
     profile = profile_of(sharer, receiver, point((), 0.5, 4), point(((1, 3),), 0.01, 4))
@@ -158,7 +152,7 @@ def test_a_stored_profile_is_found_by_its_pair(
     ],
 )
 def test_a_profile_that_is_none_is_refused(
-    tmp_path: Path, pair: tuple[LocalModel, LocalModel], change: dict[str, object], says: str
+    tmp_path: Path, pair: Pair, change: dict[str, object], says: str
 ) -> None:
     store = ProfileStore(tmp_path)
     folder = store.save(profile_of(*pair, point((), 0.5, 4)))
@@ -169,9 +163,7 @@ def test_a_profile_that_is_none_is_refused(
     assert "unspoken profile" in caught.value.fix
 
 
-def test_another_pairs_profile_is_refused(
-    tmp_path: Path, pair: tuple[LocalModel, LocalModel]
-) -> None:
+def test_another_pairs_profile_is_refused(tmp_path: Path, pair: Pair) -> None:
     store = ProfileStore(tmp_path)
     folder = store.save(profile_of(*pair, point((), 0.5, 4)))
     other = profile_of(pair[1], pair[0], point((), 0.5, 4))
@@ -180,9 +172,7 @@ def test_another_pairs_profile_is_refused(
         store.find(pair[0].identity, pair[1].identity)
 
 
-def test_a_folder_with_other_things_is_not_replaced(
-    tmp_path: Path, pair: tuple[LocalModel, LocalModel]
-) -> None:
+def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path, pair: Pair) -> None:
     store = ProfileStore(tmp_path)
     folder = store.save(profile_of(*pair, point((), 0.5, 4)))
     (folder / "diary.txt").write_text("mine")
@@ -191,7 +181,7 @@ def test_a_folder_with_other_things_is_not_replaced(
     assert (folder / "diary.txt").read_text() == "mine"
 
 
-def test_the_cheapest_point_within_the_bound_is_chosen(pair: tuple[LocalModel, LocalModel]) -> None:
+def test_the_cheapest_point_within_the_bound_is_chosen(pair: Pair) -> None:
     """By the interval's upper end; text where all layers would be computed or nothing is won."""
     profile = profile_of(
         *pair,
@@ -222,7 +212,7 @@ def test_the_cheapest_point_within_the_bound_is_chosen(pair: tuple[LocalModel, L
     ],
 )
 def test_a_point_that_contradicts_itself_is_refused(
-    pair: tuple[LocalModel, LocalModel], change: dict[str, object], says: str
+    pair: Pair, change: dict[str, object], says: str
 ) -> None:
     data = json.loads(profile_of(*pair, point(((1, 3),), 0.5, 4)).to_json())
     data["points"][0] |= change

@@ -1,6 +1,7 @@
 """What the tests of packets share."""
 
 import pytest
+from flows import Pair
 from messages import message_of
 from packets import TEXT, written
 from pairs import load
@@ -10,12 +11,12 @@ from unspoken.channels.message import Message
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalModel, LocalModel]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return load(tmp_path_factory.mktemp("packets"))
 
 
 @pytest.fixture(scope="session")
-def model(models: tuple[LocalModel, LocalModel]) -> LocalModel:
+def model(models: Pair) -> LocalModel:
     return models[0]
 
 
