@@ -74,7 +74,7 @@ def engines_for(
                 engines[id(model)] = LocalEngine(model, states, workers.of(model.device))
             else:
                 raise InputError(
-                    f"nothing computes the turns of a {type(model).__name__}",
+                    f"nothing computes turns of {type(model).__name__}",
                     expected="a LocalModel, or a model with make_engine",
                 )
     return {name: engines[id(model)] for name, model in models.items()}

@@ -9,6 +9,9 @@ import torch
 from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sibling, stored_model
 
 from unspoken.agents import Agent, LocalModel, RunResult, Workflow
+from unspoken.agents.engines.local import Workers
+from unspoken.agents.loading import engines_for
+from unspoken.agents.runtime.states import StateStore
 from unspoken.channels import SameModelCacheChannel, TextChannel
 from unspoken.channels.errors import (
     GeometryMismatch,
@@ -113,6 +116,12 @@ def test_a_model_is_loaded_once_whatever_its_names(model: LocalModel, tmp_path: 
 def test_a_model_object_is_not_loaded_again(model: LocalModel) -> None:
     """Agents on one object share it."""
     assert list(in_python(model).load().models.values()) == [model]
+
+
+def test_a_model_whose_turns_nothing_computes_is_refused() -> None:
+    """It is neither local nor brings an engine."""
+    with pytest.raises(InputError, match="computes turns of object"):
+        engines_for({"a": object()}, StateStore(), Workers())  # type: ignore[dict-item]
 
 
 def test_models_of_equal_names_are_told_apart(model: LocalModel, tmp_path: Path) -> None:

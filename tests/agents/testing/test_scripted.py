@@ -10,7 +10,13 @@ import pytest
 from unspoken.agents import Agent, Workflow
 from unspoken.agents.events import Event, MessageCarried, RunFinished, TokenWritten
 from unspoken.agents.testing import FakeBridge, ScriptedModel
-from unspoken.channels import AgentError, InputError, ProjectedCacheChannel, RunTimeout
+from unspoken.channels import (
+    AgentError,
+    InputError,
+    ProjectedCacheChannel,
+    RunTimeout,
+    SameModelCacheChannel,
+)
 
 YAML = """
 name: review
@@ -143,6 +149,30 @@ def test_models_of_two_names_are_two_models() -> None:
     carried = pair(*ends, channel=ProjectedCacheChannel(bridge)).run(document="words")
     assert carried.report.edges[0].mode == "projected" and carried["solver"].text == "so"
     assert len(bridge.asked) == 1
+
+
+def test_a_splice_is_repaired_as_its_edge_says() -> None:
+    """Behind a system prompt; finding what deviates runs layers of zeros."""
+    model = ScriptedModel({"solver": "so"})
+    reader = Agent("reader", model, prompt="{{ inputs.document }}", generate=None)
+    solver = Agent("solver", model, prompt="What?", system="Be brief.")
+    flow = Workflow("spliced", [reader, solver])
+    flow.connect(reader, solver, SameModelCacheChannel(sink=2, deviation=0.25))
+    result = flow.run(document="some words of a document")
+    (edge,) = result.report.edges
+    assert edge.mode == "splice" and edge.repaired > 2 and result["solver"].text == "so"
+
+
+def test_no_bridge_is_fitted_between_scripts() -> None:
+    """A workflow that fits what it lacks leaves such an edge to text."""
+    agents = [
+        Agent("reader", ScriptedModel({}, name="one"), prompt="Hello.", generate=None),
+        Agent("solver", ScriptedModel({"solver": "so"}, name="two"), prompt="What?"),
+    ]
+    flow = Workflow("fits", agents, bridges="fit").connect("reader", "solver", "projected_cache")
+    (edge,) = flow.run().report.edges
+    assert edge.mode == "text" and edge.fallback is not None
+    assert "without weights" in edge.fallback.cause
 
 
 @pytest.mark.anyio
