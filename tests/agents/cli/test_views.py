@@ -1,6 +1,7 @@
 """What a person sees of a run: the drawing, the lines, the bars and the errors."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -55,23 +56,22 @@ def turn_report(generated: int) -> TurnReport:
     )
 
 
-CARRIED = MessageCarried(
-    EdgeReport(
-        sharer="a",
-        receiver="b",
-        turn=1,
-        planned="auto",
-        channel="same_model_cache",
-        mode="continuation",
-        exact=True,
-        reason="same tokens",
-        tokens=18,
-        reused=18,
-        repaired=0,
-        bytes=4096,
-        seconds=0.01,
-    )
+CONTINUED = EdgeReport(
+    sharer="a",
+    receiver="b",
+    turn=1,
+    planned="auto",
+    channel="same_model_cache",
+    mode="continuation",
+    exact=True,
+    reason="same tokens",
+    tokens=18,
+    reused=18,
+    repaired=0,
+    bytes=4096,
+    seconds=0.01,
 )
+CARRIED = MessageCarried(CONTINUED)
 
 
 def frames(width: int = 80) -> Iterator[tuple[LiveView, Any]]:
@@ -144,20 +144,14 @@ def test_plain_view_prints_a_line_per_event_of_note() -> None:
 @pytest.mark.parametrize("projected", [0, 14])
 def test_edges_show_what_a_bridge_made(projected: int) -> None:
     """The table of messages has a column of projected tokens where there are any."""
-    edge = EdgeReport(
-        sharer="a",
-        receiver="b",
-        turn=1,
-        planned="text",
+    edge = replace(
+        CONTINUED,
         channel="projected_cache",
         mode="projected",
         exact=False,
-        reason="why",
-        tokens=18,
         reused=0,
         repaired=4,
         bytes=512,
-        seconds=0.01,
         projected=projected,
     )
     report = RunReport(
@@ -168,18 +162,8 @@ def test_edges_show_what_a_bridge_made(projected: int) -> None:
     lines = written(console).splitlines()
     at = lines.index(next(line for line in lines if line.startswith("Edges")))
     assert ("projected" in lines[at + 1].split()) == bool(projected)
-    tokens = ["18", "0", "4", *["14"] * bool(projected)]
-    assert lines[at + 3].split() == [
-        "a",
-        "b",
-        "projected_cache",
-        "no",
-        *tokens,
-        "512",
-        "B",
-        "10",
-        "ms",
-    ]
+    tokens = "18 0 4" + " 14" * bool(projected)
+    assert " ".join(lines[at + 3].split()) == f"a b projected_cache no {tokens} 512 B 10 ms"
 
 
 class Terminal(StringIO):
