@@ -181,4 +181,4 @@ Hold = Callable[[], AbstractContextManager[object]]
 
 def rotaries(model: CausalModel) -> Mapping[str, Rotary]:
     """A model's rotary embeddings by the names that its geometry uses."""
-    return {name: model.rotary(name) for name in {layer.rope for layer in model.geometry.layers}}
+    return {name: model.rotary(name) for name in model.geometry.ropes}

@@ -261,7 +261,7 @@ def _is_side(side: "ModelDescription", ref: str, identity: "ModelIdentity | None
 def _identity(ref: str) -> "ModelIdentity | None":
     """A model's identity, if it is on this disk and its identity was computed before."""
     from unspoken.agents.models.catalog import list_models, parse
-    from unspoken.agents.models.identity import cached_identity
+    from unspoken.agents.models.notes import cached_identity
 
     try:
         reference = parse(ref)

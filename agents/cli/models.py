@@ -96,18 +96,19 @@ def _bytes(folder: Path) -> int:
 
 def _measured(ref: str, folder: Path) -> dict[str, Any]:
     """What a model's configuration and tokenizer say."""
-    from unspoken.agents.models.identity import cached_identity
+    from unspoken.agents.models.notes import cached_identity
 
     model, identity = _hollow(ref, folder), cached_identity(folder)
-    layers = model.geometry.layers
+    geometry = model.backbone.geometry  # as described: nothing is proved without weights
+    layers = geometry.layers
     return {
         "layers": len(layers),
         "kv_heads": sorted({layer.kv_heads for layer in layers}),
         "head_dim": sorted({layer.head_dim for layer in layers}),
         "windows": [layer.window for layer in layers],
         "bytes_per_token": {
-            "float32": model.geometry.bytes_per_token(4),
-            "bfloat16": model.geometry.bytes_per_token(2),
+            "float32": geometry.bytes_per_token(4),
+            "bfloat16": geometry.bytes_per_token(2),
         },
         "max_positions": model.max_positions,
         "template": {"plain": model.template.plain, "notes": list(model.template.notes)},

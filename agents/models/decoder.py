@@ -9,10 +9,12 @@ from torch import Tensor
 
 from unspoken.agents.models.hf import Backbone, Capture
 from unspoken.agents.models.hf_cache import ContextCache, open_cache
+from unspoken.agents.models.notes import KeyPositions
+from unspoken.agents.models.positions import prove_positions
 from unspoken.agents.models.weights import Weights
 from unspoken.channels.errors import StateError
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
-from unspoken.channels.kv.rope import Rotary, shift
+from unspoken.channels.kv.rope import Rotary
 from unspoken.channels.kv.state import KVState, LayerState
 from unspoken.channels.model import Prefill
 
@@ -44,10 +46,25 @@ class Decoder:
         """The weights it computes on, perhaps shared with other models."""
         return self.backbone.weights
 
-    @property
+    @cached_property
+    def key_positions(self) -> tuple[KeyPositions, ...]:
+        """What each layer's keys hold of their positions; proved once, on this very model."""
+        return prove_positions(self.backbone)
+
+    @cached_property
     def geometry(self) -> CacheGeometry:
-        """The shape of its cache."""
-        return self.backbone.geometry
+        """The shape of its cache, and which of its layers hold positions."""
+        described = self.backbone.geometry
+        layers = tuple(
+            replace(layer, rope=None) if positions == "bare" else layer
+            for layer, positions in zip(described.layers, self.key_positions, strict=True)
+        )
+        return replace(described, layers=layers)
+
+    @property
+    def shifts_keys(self) -> bool:
+        """Whether keys of all layers can be moved: rotated as its rotary says, or not at all."""
+        return "other" not in self.key_positions
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,13 +81,14 @@ class Decoder:
     def max_positions(self) -> int:
         """Number of positions its context holds before rotary frequencies change, if they do."""
         config = self.backbone.config
-        if not any(self.rotary(name).dynamic for name in {x.rope for x in self.geometry.layers}):
-            return self.geometry.max_positions
+        if not any(self.rotary(name).dynamic for name in self.backbone.geometry.ropes):
+            return self.backbone.geometry.max_positions
         parameters = getattr(config, "rope_parameters", None) or {}
         base = parameters.get("original_max_position_embeddings") or getattr(
             config, "original_max_position_embeddings", None
         )
-        return min(self.geometry.max_positions, int(base or self.geometry.max_positions))
+        longest = self.backbone.geometry.max_positions
+        return min(longest, int(base or longest))
 
     def rotary(self, name: str) -> Rotary:
         """The rotary embedding of a name in its geometry."""
@@ -213,21 +231,3 @@ class Decoder:
         if logits is None:
             raise StateError("no tokens to compute", expected="at least one")
         return logits
-
-    @cached_property
-    def shifts_keys(self) -> bool:
-        """Whether shifted keys equal those computed further on; measured once, on this very model.
-
-        Layer 0's keys depend on the token and its position alone, so both ways are compared there.
-        This catches an architecture that rotates otherwise than `unspoken.channels.kv.rope` does,
-        before any wrong cache is used.
-        """
-        with torch.no_grad():
-            ids = self.tensor(range(3, 9))
-            near = self.prefill(ids).state.layers[0]
-            far = self.prefill(self.tensor([*[3] * 11, *range(3, 9)])).state.layers[0]
-            rotary = self.rotary(self.geometry.layers[0].rope)
-            moved = shift(near.keys, 11, rotary)
-            error = (moved.float() - far.keys[:, 11:].float()).abs().max()
-            size = far.keys.float().abs().max()
-        return bool(error <= 0.02 * size)

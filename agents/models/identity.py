@@ -3,17 +3,12 @@
 A cache that other weights made gives wrong answers and no error. So models are told apart by what
 they compute with, never by name or path. A checkpoint is one model however it is stored (in shards,
 as GGUF, with tied or copied weights), and any changed value makes another model. The digests of a
-large model take seconds, so they are noted per folder until one of its files changes.
+large model take seconds, so they are noted per folder; see `unspoken.agents.models.notes`.
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import asdict
-from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,21 +16,12 @@ from blake3 import blake3
 
 from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.kv.geometry import ModelIdentity
-from unspoken.channels.storage.files import cache_root, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["cached_identity", "model_identity", "remember"]
-
-FORMAT = 1
 CHUNK = 16 * 1024 * 1024
 """Values brought to the host and hashed at a time."""
-
-KEYED_SUFFIXES = frozenset(
-    (".bin", ".gguf", ".jinja", ".json", ".model", ".safetensors", ".tiktoken", ".txt")
-)
-NOT_KEYED = frozenset(("prepared.json",))
 
 SHAPING = (
     "attention_bias",
@@ -59,10 +45,8 @@ SHAPING = (
 NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 
 
-def model_identity(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path | None
-) -> ModelIdentity:
-    """The identity of a model, from `folder`'s note where its files are unchanged.
+def model_identity(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> ModelIdentity:
+    """The identity of a model, computed from all of its values as they are now.
 
     Call it on the model **as loaded in its checkpoint's own dtype**, before any cast: an identity
     is the checkpoint's, and a copy rounded to fewer bits has other values and another identity.
@@ -71,25 +55,15 @@ def model_identity(
     Args:
         model: The whole model, on any device.
         tokenizer: Its fast tokenizer.
-        folder: Where both were loaded from, unaltered; the identity is remembered for it. None
-            for a model that was built or altered in memory. Not used with adapters.
 
     Raises:
         ModelSupportError: weights that are not in memory, or a tokenizer without a backend.
     """
-    noted = None if _adapters(model) else folder
-    known = cached_identity(noted) if noted else None
-    if known:
-        return known
-    identity = ModelIdentity(
+    return ModelIdentity(
         weights=weights_digest(model),
         config=config_digest(model.config),
         tokenizer=tokenizer_digest(tokenizer),
     )
-    if noted:
-        with suppress(OSError):  # a cache that cannot be written costs time, not the run
-            remember(noted, identity)
-    return identity
 
 
 def weights_digest(model: "PreTrainedModel") -> str:
@@ -254,38 +228,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
     return [_plain(item) for item in value] if isinstance(value, Iterable) else str(value)
-
-
-def cached_identity(folder: Path) -> ModelIdentity | None:
-    """The identity remembered for `folder`, or None where a file of it has changed since."""
-    note = read_json(_note(folder)) or {}
-    try:
-        return ModelIdentity(**note["identity"]) if note["key"] == _key(folder) else None
-    except (OSError, KeyError, TypeError):
-        return None
-
-
-def remember(folder: Path, identity: ModelIdentity) -> None:
-    """Keep `identity` for `folder` until one of its files changes.
-
-    Raises:
-        OSError: the user's cache cannot be written.
-    """
-    write_json(_note(folder), {"key": _key(folder), "identity": asdict(identity)})
-
-
-def _note(folder: Path) -> Path:
-    name = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return cache_root() / "identities" / f"{name}.json"
-
-
-def _key(folder: Path) -> dict[str, Any]:
-    """What an identity depends on: the folder's files, and what reads them."""
-    files = []
-    for file in sorted(folder.iterdir()):
-        if file.suffix in KEYED_SUFFIXES and file.name not in NOT_KEYED and file.is_file():
-            target = file.resolve()  # the Hub's snapshots are links to blobs
-            stat = target.stat()
-            files.append([file.name, target.name, stat.st_size, stat.st_mtime_ns])
-    readers = {name: metadata.version(name) for name in ("tokenizers", "transformers")}
-    return {"format": FORMAT, "folder": str(folder.resolve()), "files": files, "readers": readers}

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,12 +13,19 @@ from unspoken.agents.models.adapters import adapted_identity, adapter_folder
 from unspoken.agents.models.catalog import prepare
 from unspoken.agents.models.decoder import Decoder
 from unspoken.agents.models.hf import Backbone
-from unspoken.agents.models.identity import cached_identity, model_identity
+from unspoken.agents.models.identity import model_identity
+from unspoken.agents.models.notes import (
+    cached_identity,
+    cached_positions,
+    folder_key,
+    remember,
+    remember_positions,
+)
 from unspoken.agents.models.pretrained import cast, find_device, find_dtype, read_pretrained
 from unspoken.agents.prompts.chat_template import ChatTemplate, template_of
 from unspoken.agents.prompts.context import ChatTurn, ContextBuilder
 from unspoken.agents.prompts.tokenizer import TextTokenizer
-from unspoken.channels.errors import ModelSupportError
+from unspoken.channels.errors import ModelReferenceError, ModelSupportError
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.message import Message
 from unspoken.channels.model import Frame
@@ -52,7 +60,7 @@ class LocalModel(Decoder):
         self.hf: PreTrainedModel = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
         self.tokenizer = tokenizer
         backbone = Backbone(model)
-        super().__init__(backbone, identity or model_identity(model, tokenizer, None))
+        super().__init__(backbone, identity or model_identity(model, tokenizer))
         self.text = TextTokenizer(tokenizer, self._identity.tokenizer)
         self.context_builder = ContextBuilder(self.text, self.template)
         self.adapter: str | None = None
@@ -88,21 +96,35 @@ class LocalModel(Decoder):
         folder = prepare(ref, revision=revision, progress=progress)
         target = find_device(device)
         wanted = find_dtype(dtype, target)
-        identity = cached_identity(folder)
+        files, identity = folder_key(folder), cached_identity(folder)
         model, tokenizer = read_pretrained(ref, folder, wanted if identity else None, progress)
         if identity is None:  # before any cast: an identity is of the checkpoint's own values
-            identity = model_identity(model, tokenizer, folder)
+            identity = model_identity(model, tokenizer)
+            with suppress(OSError):  # a cache that cannot be written costs time, not the run
+                remember(folder, identity, files)
+        if folder_key(folder) != files:
+            raise ModelReferenceError(
+                f"files of {folder} were changed while they were being loaded",
+                expected="files that nothing writes to",
+                fix="load the model again",
+            )
         torch.nn.Module.to(model, target)
         cast(model, wanted)
         loaded = cls(model, tokenizer, ref=ref, identity=identity)
         asked = {"dtype": dtype, "device": device, "revision": revision or "auto"}
         named = {name: str(value).removeprefix("torch.") for name, value in asked.items()}
         loaded.asked = {name: value for name, value in named.items() if value != "auto"}
-        with suppress(ModelSupportError):
-            # Here, so that planning computes nothing; it warms up too, so that no agent's first
-            # token pays for it.
-            _ = loaded.shifts_keys
+        loaded._prove_positions(folder)
+        loaded.read(range(3))  # a warm-up, so that no agent's first token pays for it
         return loaded if adapter is None else loaded.with_adapter(adapter)
+
+    def _prove_positions(self, folder: Path) -> None:
+        """Take what was proved of this folder's keys before, or prove it, and note it."""
+        known = cached_positions(folder)
+        if known is not None and len(known) == len(self.backbone.geometry.layers):
+            self.key_positions = known
+        else:
+            remember_positions(folder, self.key_positions)
 
     def with_adapter(self, adapter: str, *, revision: str | None = None) -> "LocalModel":
         """The same base with an adapter: another model, whose weights are shared with this one.

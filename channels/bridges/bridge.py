@@ -24,6 +24,7 @@ from unspoken.channels.bridges.quantize import load_quantized, quantize
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel
+from unspoken.channels.storage.side import ModelDescription
 
 __all__ = ["Bridge", "tensors_of"]
 
@@ -114,9 +115,12 @@ class Bridge:
 
         Raises:
             IdentityMismatch: naming what differs.
+            BridgeError: The bridge takes keys for rotated that are not, or the reverse.
         """
         self.manifest.sharer.to_identity().require(sharer.identity, "the sharer")
         self.manifest.receiver.to_identity().require(receiver.identity, "the receiver")
+        for fitted, model in ((self.manifest.sharer, sharer), (self.manifest.receiver, receiver)):
+            _check_ropes(fitted, model)
 
     @torch.no_grad()
     def project(
@@ -169,3 +173,18 @@ class Bridge:
         once = torch.tensor(sorted(set(rows)), device=device)  # several tokens may read one row
         rows_once = bare_rows(state, layers, once, self._geometry, self._rotary[device])
         return rows_once.index_select(0, torch.searchsorted(once, asked))
+
+
+def _check_ropes(fitted: ModelDescription, model: CausalModel) -> None:
+    """Refuse a bridge that was fitted before its model's layers were proved one by one."""
+    before = [layer.rope for layer in fitted.geometry.layers]
+    proved = [layer.rope for layer in model.geometry.layers]
+    if before == proved:
+        return
+    number = next(n for n, (a, b) in enumerate(zip(before, proved, strict=True)) if a != b)
+    raise BridgeError(
+        f"the bridge takes the rotary embedding of {fitted.ref}'s layer {number} to be "
+        f"{before[number]}",
+        expected=f"{proved[number]}, as was proved on the model",
+        fix="fit the bridge again with --refit",
+    )

@@ -43,10 +43,7 @@ def bare_rows(
         Float32 rows, (tokens, columns); per layer the keys of all heads, then the values of all
         heads.
     """
-    turns = {
-        name: turn_back(positions, rotary[name])
-        for name in {geometry.layers[number].rope for number in layers}
-    }
+    turns = {name: turn_back(positions, rotary[name]) for name in _ropes(geometry, layers)}
     parts, there, here = [], positions.to(state.device), positions.device
     for number in layers:
         layer = state.layers[number]
@@ -54,7 +51,9 @@ def bare_rows(
         keys, values = (
             one.index_select(1, rows).to(here).float() for one in (layer.keys, layer.values)
         )
-        keys = turns[geometry.layers[number].rope](keys)
+        rope = geometry.layers[number].rope
+        if rope is not None:
+            keys = turns[rope](keys)
         parts += [keys.transpose(0, 1).flatten(1), values.transpose(0, 1).flatten(1)]
     return torch.cat(parts, dim=1)
 
@@ -69,10 +68,7 @@ def layer_states(
     dtype: torch.dtype,
 ) -> tuple[LayerState, ...]:
     """The inverse of `bare_rows`: keys rotated to contiguous `positions`, from `first` on."""
-    turns = {
-        name: turn_to(positions, rotary[name])
-        for name in {geometry.layers[number].rope for number in layers}
-    }
+    turns = {name: turn_to(positions, rotary[name]) for name in _ropes(geometry, layers)}
     states, at = [], 0
     for number in layers:
         shape = geometry.layers[number]
@@ -83,6 +79,14 @@ def layer_states(
             .transpose(0, 1)
             for start in (at, at + size)
         )
-        states.append(LayerState(turns[shape.rope](keys).to(dtype), values.to(dtype), first))
+        if shape.rope is not None:
+            keys = turns[shape.rope](keys)
+        states.append(LayerState(keys.to(dtype), values.to(dtype), first))
         at += 2 * size
     return tuple(states)
+
+
+def _ropes(geometry: CacheGeometry, layers: Sequence[int]) -> set[str]:
+    """The rotary embeddings that some layers use."""
+    ropes = {geometry.layers[number].rope for number in layers}
+    return {name for name in ropes if name is not None}

@@ -14,13 +14,14 @@ class LayerGeometry:
     Attributes:
         kv_heads: Number of key and value heads.
         head_dim: Size of one head.
-        rope: Name of the rotary embedding this layer uses (a layer type, or ``default``).
+        rope: Name of the rotary embedding this layer uses (a layer type, or ``default``); None for
+            keys that hold no position.
         window: Number of positions a query sees, itself included; ``None`` sees all.
     """
 
     kv_heads: int
     head_dim: int
-    rope: str = "default"
+    rope: str | None = "default"
     window: int | None = None
 
 
@@ -37,6 +38,11 @@ class CacheGeometry:
     layers: tuple[LayerGeometry, ...]
     hidden_size: int
     max_positions: int
+
+    @property
+    def ropes(self) -> frozenset[str]:
+        """Names of the rotary embeddings in use."""
+        return frozenset(layer.rope for layer in self.layers if layer.rope is not None)
 
     def bytes_per_token(self, itemsize: int) -> int:
         """Bytes of keys and values one token takes over all layers."""

@@ -192,7 +192,10 @@ class KVState:
             return self
         layers = tuple(
             LayerState(
-                shift(layer.keys, delta, rotary(shape.rope)), layer.values, layer.first + delta
+                # Keys that hold no position are the same everywhere.
+                layer.keys if shape.rope is None else shift(layer.keys, delta, rotary(shape.rope)),
+                layer.values,
+                layer.first + delta,
             )
             for layer, shape in zip(self.layers, geometry.layers, strict=True)
         )

@@ -76,7 +76,7 @@ class _Identity(Part):
 class _Layer(Part):
     kv_heads: int = Field(gt=0)
     head_dim: int = Field(gt=0)
-    rope: str
+    rope: str | None
     window: int | None = Field(gt=0)
 
 
@@ -111,7 +111,7 @@ class ModelDescription(Part):
 
     @model_validator(mode="after")
     def _has_every_rotary(self) -> Self:
-        lacking = {layer.rope for layer in self.geometry.layers} - set(self.rotary)
+        lacking = self.to_geometry().ropes - set(self.rotary)
         if lacking:
             raise ValueError(f"no rotary embedding {', '.join(sorted(lacking))}")
         return self
@@ -120,7 +120,7 @@ class ModelDescription(Part):
     def of(cls, model: "CausalModel", ref: str) -> Self:
         """Describe a loaded model."""
         rotary = {}
-        for name in sorted({layer.rope for layer in model.geometry.layers}):
+        for name in sorted(model.geometry.ropes):
             embedding = model.rotary(name)
             rotary[name] = _Rotary(
                 inverse_frequencies=tuple(embedding.inverse_frequencies.float().tolist()),

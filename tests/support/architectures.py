@@ -5,10 +5,16 @@ from typing import Any
 import torch
 from tiny import tiny_tokenizer
 from transformers import (
+    Cohere2Config,
+    Cohere2ForCausalLM,
+    Exaone4Config,
+    Exaone4ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GlmConfig,
+    GlmForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
@@ -20,11 +26,13 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from unspoken.agents.models.model import LocalModel
 
-__all__ = ["ARCHITECTURES", "WINDOW", "make", "tuned"]
+__all__ = ["ARCHITECTURES", "UNMOVABLE", "WINDOW", "make", "tuned"]
 
 WINDOW = 6
 _MIXED = ["sliding_attention", "full_attention"] * 2
@@ -62,17 +70,40 @@ def _configs(vocabulary: int) -> dict[str, tuple[type[PreTrainedModel], Any]]:
             Gemma3TextConfig(**headed, **slides, query_pre_attn_scalar=16),
         ),
         "gpt-neox, partial rotary": (GPTNeoXForCausalLM, GPTNeoXConfig(**neox)),
+        "smollm3, no rotation in layer 2": (
+            SmolLM3ForCausalLM,
+            SmolLM3Config(**gqa, no_rope_layers=[1, 1, 0, 1]),
+        ),
+        "exaone4, no rotation in full attention": (
+            Exaone4ForCausalLM,
+            Exaone4Config(**gqa, **slides),
+        ),
+    }
+
+
+def _otherwise(vocabulary: int) -> dict[str, tuple[type[PreTrainedModel], Any]]:
+    """Those that rotate pairs of neighbours, not halves."""
+    gqa = {**_GQA, "vocab_size": vocabulary}
+    slides = {"sliding_window": WINDOW, "layer_types": _MIXED}
+    return {
+        "cohere2": (Cohere2ForCausalLM, Cohere2Config(**gqa, **slides)),
+        "glm": (GlmForCausalLM, GlmConfig(**gqa, head_dim=16)),
     }
 
 
 _TOKENIZER = tiny_tokenizer()
 ARCHITECTURES = tuple(_configs(len(_TOKENIZER)))
+"""Those whose keys can be moved."""
+
+UNMOVABLE = tuple(_otherwise(len(_TOKENIZER)))
+"""Those whose keys are rotated in a way that we do not know."""
 
 
 def make(name: str, seed: int = 0) -> LocalModel:
     """A random model of an architecture, in float32, named after it."""
     torch.manual_seed(seed)
-    kind, config = _configs(len(_TOKENIZER))[name]
+    size = len(_TOKENIZER)
+    kind, config = (_configs(size) | _otherwise(size))[name]
     config.eos_token_id, config.pad_token_id = _TOKENIZER.eos_token_id, _TOKENIZER.pad_token_id
     # Only eager attention has Gemma 2's soft cap.
     config._attn_implementation = "eager" if name == "gemma2" else "sdpa"

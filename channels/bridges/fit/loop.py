@@ -102,7 +102,7 @@ def check_pair(sharer: TextModel, receiver: TextModel) -> None:
         BridgeError: naming the model.
     """
     for name, model in (("sharer", sharer), ("receiver", receiver)):
-        for rope in {layer.rope for layer in model.geometry.layers}:
+        for rope in model.geometry.ropes:
             if model.rotary(rope).dynamic:
                 raise BridgeError(
                     f"the {name}'s rotary frequencies change with the length of the context",

@@ -1,9 +1,6 @@
 """Digests that say whose a state is."""
 
-import json
-import os
 import shutil
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ from tiny import WORDS, tiny_gemma3, tiny_llama, tiny_tokenizer
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from unspoken.agents.models import identity
-from unspoken.agents.models.identity import cached_identity, model_identity, remember
+from unspoken.agents.models.identity import model_identity
 from unspoken.channels.errors import IdentityMismatch, ModelSupportError
 from unspoken.channels.kv.geometry import ModelIdentity
 
@@ -34,7 +31,7 @@ def load(folder: Path, **settings: Any) -> Any:
 
 def whose(folder: Path, **settings: Any) -> ModelIdentity:
     """The identity of the model in `folder`, computed."""
-    return model_identity(load(folder, **settings), AutoTokenizer.from_pretrained(folder), None)
+    return model_identity(load(folder, **settings), AutoTokenizer.from_pretrained(folder))
 
 
 def test_storage_does_not_matter(folder: Path, tmp_path: Path) -> None:
@@ -67,7 +64,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from unspoken.agents.models.identity import model_identity
 folder = Path({str(folder)!r})
 model = AutoModelForCausalLM.from_pretrained(folder)
-print(model_identity(model, AutoTokenizer.from_pretrained(folder), None))
+print(model_identity(model, AutoTokenizer.from_pretrained(folder)))
 """
     monkeypatch.setenv("PYTHONHASHSEED", "7")
     assert python(code).stdout.strip() == str(whose(folder))
@@ -99,7 +96,7 @@ def test_one_weight_counts(folder: Path, name: str) -> None:
     known, model = whose(folder), load(folder)
     with torch.no_grad():
         model.get_parameter(name).view(-1)[-1] += 1
-    changed = model_identity(model, AutoTokenizer.from_pretrained(folder), None)
+    changed = model_identity(model, AutoTokenizer.from_pretrained(folder))
     assert known.differing(changed) == "weights"
     assert (known.config, known.tokenizer) == (changed.config, changed.tokenizer)
     with pytest.raises(IdentityMismatch) as caught:
@@ -224,111 +221,3 @@ def test_slow_tokenizer_is_refused() -> None:
     slow: Any = object()
     with pytest.raises(ModelSupportError, match="slow tokenizer"):
         identity.tokenizer_digest(slow)
-
-
-# What is remembered
-
-
-def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make hashing weights an error."""
-
-    def fail(model: Any) -> str:
-        raise AssertionError("hashed again")
-
-    monkeypatch.setattr(identity, "weights_digest", fail)
-
-
-def test_identity_is_kept(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unchanged folder is not hashed twice, by whatever path it is reached."""
-    assert cached_identity(folder) is None
-    model, tokenizer = load(folder), AutoTokenizer.from_pretrained(folder)
-    known = model_identity(model, tokenizer, folder)
-    forbid(monkeypatch)
-    link = folder.parent / "link"
-    link.symlink_to(folder)
-    assert model_identity(model, tokenizer, folder) == known
-    assert model_identity(model, tokenizer, link) == known
-    assert model_identity(model, tokenizer, folder / ".." / "llama") == known
-    with pytest.raises(AssertionError, match="hashed again"):
-        model_identity(model, tokenizer, None)
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
-@pytest.mark.parametrize("how", ["touched", "longer", "gone"])
-def test_changed_file_forgets(folder: Path, name: str, how: str) -> None:
-    """A file with another time or size, or a lost one, ends the memory."""
-    remember(folder, ModelIdentity("a", "b", "c"))
-    assert cached_identity(folder) == ModelIdentity("a", "b", "c")
-    file = folder / name
-    stat = file.stat()
-    if how == "touched":
-        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    elif how == "longer":
-        file.write_bytes(file.read_bytes() + b" ")
-        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    else:
-        file.unlink()
-    assert cached_identity(folder) is None
-
-
-def test_new_weights_file_forgets_and_notes_do_not(folder: Path) -> None:
-    """A file that a loader would read ends the memory; a read-me does not."""
-    remember(folder, ModelIdentity("a", "b", "c"))
-    folder.joinpath("README.md").write_text("hello")
-    assert cached_identity(folder) is not None
-    folder.joinpath("adapter_config.json").write_text("{}")
-    assert cached_identity(folder) is None
-
-
-def test_hub_links_are_followed(folder: Path, tmp_path: Path) -> None:
-    """In a snapshot of links, it is the blobs that count."""
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
-    for file in folder.iterdir():
-        (snapshot / file.name).symlink_to(file)
-    remember(snapshot, ModelIdentity("a", "b", "c"))
-    assert cached_identity(snapshot) is not None
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes() + b" ")
-    assert cached_identity(snapshot) is None
-
-
-def test_other_readers_forget(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another version of transformers may read a file otherwise, so it computes again."""
-    remember(folder, ModelIdentity("a", "b", "c"))
-    monkeypatch.setattr(metadata, "version", lambda name: "0")
-    assert cached_identity(folder) is None
-
-
-@pytest.mark.parametrize("note", ["", "[]", "{", '{"key": 1}'])
-def test_broken_note_is_no_note(folder: Path, cache: Path, note: str) -> None:
-    """A note that cannot be read counts as none, and the next one replaces it."""
-    remember(folder, ModelIdentity("a", "b", "c"))
-    (kept,) = (cache / "identities").iterdir()
-    kept.write_text(note)
-    assert cached_identity(folder) is None
-    remember(folder, ModelIdentity("a", "b", "c"))
-    assert json.loads(kept.read_text())["identity"]["weights"] == "a"
-
-
-def test_unwritable_cache_costs_no_run(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the cache cannot be written, the identity is computed all the same."""
-    tmp_path.joinpath("file").write_text("")
-    monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "file" / "cache"))
-    found = model_identity(load(folder), AutoTokenizer.from_pretrained(folder), folder)
-    assert found == whose(folder)
-
-
-def test_adapted_model_is_not_remembered(folder: Path) -> None:
-    """A model with an adapter neither takes nor leaves the folder's identity."""
-    model, tokenizer = load(folder), AutoTokenizer.from_pretrained(folder)
-    remember(folder, ModelIdentity("a", "b", "c"))
-
-    class Settings(dict[str, Any]):
-        to_dict = dict.copy
-
-    model.peft_config = {"default": Settings(r=8)}
-    assert model_identity(model, tokenizer, folder).weights != "a"
-    assert cached_identity(folder) == ModelIdentity("a", "b", "c")

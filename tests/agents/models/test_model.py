@@ -103,18 +103,6 @@ def test_logits_equal_transformers(model: LocalModel) -> None:
     torch.testing.assert_close(model.logits(ids[17:], [state]), logits[17:], atol=1e-4, rtol=1e-4)
 
 
-def test_shifted_keys_are_those_of_other_positions(model: LocalModel) -> None:
-    """The self-check finds that this architecture's keys can be moved."""
-    assert model.shifts_keys
-
-
-def test_a_wrong_rotation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that rotates otherwise than we do is found out before its keys are moved."""
-    model = make("llama")
-    monkeypatch.setattr(decoder, "shift", lambda keys, delta, rotary: keys)
-    assert not model.shifts_keys
-
-
 def test_captured_hidden_states_are_layer_inputs(model: LocalModel) -> None:
     """The hidden states captured in a chunked prefill are the inputs of the layers named."""
     ids = _ids(model)

@@ -1,5 +1,7 @@
 """The projector and its features, against plain formulas and plain transformers."""
 
+import json
+
 import pytest
 import torch
 from architectures import ARCHITECTURES, make
@@ -270,6 +272,19 @@ def test_a_bridge_refuses_other_models(pair: Pair) -> None:
     bridge.check(*pair)
     with pytest.raises(IdentityMismatch, match="the receiver"):
         bridge.check(pair[0], make("llama", seed=9))
+
+
+def test_a_bridge_fitted_on_wrongly_turned_keys_is_refused() -> None:
+    """A manifest that takes a bare layer for rotated was fitted before layers were proved."""
+    pair = make("smollm3, no rotation in layer 2"), make("llama", seed=1)
+    bridge = bridge_of(*pair)
+    bridge.check(*pair)
+    stored = json.loads(bridge.manifest.model_dump_json())
+    stored["sharer"]["geometry"]["layers"][2]["rope"] = "default"
+    bridge.manifest = BridgeManifest.model_validate(stored)
+    with pytest.raises(BridgeError, match="layer 2 to be default") as caught:
+        bridge.check(*pair)
+    assert "--refit" in caught.value.fix
 
 
 def test_weights_of_another_shape_are_refused(pair: Pair) -> None:

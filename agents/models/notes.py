@@ -1,0 +1,92 @@
+"""What is kept on disk of a model's folder, so that it costs once: who it is, how it rotates keys.
+
+A note holds until a file of the folder changes. Size and time of a file are not enough: a copy can
+have both of the file that it replaces. So the file's inode and the time of its last change of any
+kind, which no program sets, count too.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from unspoken.channels.kv.geometry import ModelIdentity
+from unspoken.channels.storage.files import cache_root, read_json, write_json
+
+KeyPositions = Literal["rotated", "bare", "other"]
+"""What a layer's keys hold of their position: its rotary embedding, nothing, something else."""
+
+FORMAT = 2
+
+KEYED_SUFFIXES = frozenset(
+    (".bin", ".gguf", ".jinja", ".json", ".model", ".safetensors", ".tiktoken", ".txt")
+)
+NOT_KEYED = frozenset(("prepared.json",))
+
+
+def cached_identity(folder: Path) -> ModelIdentity | None:
+    """The identity remembered for `folder`, or None where a file of it has changed since."""
+    try:
+        return ModelIdentity(**_read(folder)["identity"])
+    except (KeyError, TypeError):
+        return None
+
+
+def remember(folder: Path, identity: ModelIdentity, files: Mapping[str, Any]) -> None:
+    """Keep `identity` for `folder` until one of its files changes.
+
+    Args:
+        folder: Where the model was loaded from.
+        identity: The model's.
+        files: `folder_key` of it, taken before the model was read.
+
+    Raises:
+        OSError: the user's cache cannot be written.
+    """
+    write_json(_note(folder), {"key": dict(files), "identity": asdict(identity)})
+
+
+def cached_positions(folder: Path) -> tuple[KeyPositions, ...] | None:
+    """What was proved of each layer's keys in `folder`, or None where nothing holds any more."""
+    noted = _read(folder).get("key_positions")
+    if isinstance(noted, list) and all(name in get_args(KeyPositions) for name in noted):
+        return tuple(noted)
+    return None
+
+
+def remember_positions(folder: Path, positions: Sequence[str]) -> None:
+    """Add what was proved of each layer's keys to a note that still holds, if there is one."""
+    note = _read(folder)
+    if note:
+        with suppress(OSError):  # a cache that cannot be written costs time, not the run
+            write_json(_note(folder), {**note, "key_positions": list(positions)})
+
+
+def folder_key(folder: Path) -> dict[str, Any]:
+    """What a note depends on: the folder's files, and what reads them."""
+    files = []
+    for file in sorted(folder.iterdir()):
+        if file.suffix in KEYED_SUFFIXES and file.name not in NOT_KEYED and file.is_file():
+            target = file.resolve()  # the Hub's snapshots are links to blobs
+            stat = target.stat()
+            times = (stat.st_mtime_ns, stat.st_ctime_ns)
+            files.append([file.name, target.name, stat.st_size, stat.st_ino, *times])
+    readers = {name: metadata.version(name) for name in ("tokenizers", "transformers")}
+    return {"format": FORMAT, "folder": str(folder.resolve()), "files": files, "readers": readers}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The note of a folder as it is now; empty where there is none."""
+    note = read_json(_note(folder))
+    try:
+        return note if note and note["key"] == folder_key(folder) else {}
+    except (OSError, KeyError, TypeError):
+        return {}
+
+
+def _note(folder: Path) -> Path:
+    name = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return cache_root() / "identities" / f"{name}.json"
