@@ -32,10 +32,11 @@ class BridgeCache:
 
     Args:
         folders: Where bridges are looked for besides the user's store.
+        trust: Whether audits made on other machines are believed.
     """
 
-    def __init__(self, folders: Sequence[Path] = ()) -> None:
-        self._folders = tuple(folders)
+    def __init__(self, folders: Sequence[Path] = (), *, trust: bool = False) -> None:
+        self._folders, self._trust = tuple(folders), trust
         self._known: dict[_Key, AnyBridge] = {}
         self._refused: dict[_Key, ChannelError | ModelSupportError] = {}
         self._lock = Lock()
@@ -50,7 +51,7 @@ class BridgeCache:
         with self._lock:
             if key in self._refused:
                 raise self._refused[key]
-            bridge = self._known.get(key) or _stored(self._folders, sharer, receiver)
+            bridge = self._known.get(key) or _stored(self._folders, sharer, receiver, self._trust)
             if bridge is not None:
                 self._known[key] = bridge
             return bridge
@@ -85,13 +86,13 @@ def _key(sharer: "AgentModel", receiver: "AgentModel") -> "_Key":
 
 
 def _stored(
-    folders: Sequence[Path], sharer: "AgentModel", receiver: "AgentModel"
+    folders: Sequence[Path], sharer: "AgentModel", receiver: "AgentModel", trust: bool
 ) -> "AnyBridge | None":
     """The pair's bridge in the user's store, or in one of the folders that come with a workflow."""
     for store in (BridgeStore(), *map(BridgeStore, folders)):
         folder = store.find(sharer.identity, receiver.identity)
         if folder is not None:
-            return Bridge.load(folder, receiver.device)
+            return Bridge.load(folder, receiver.device, trust=trust)
     return None
 
 

@@ -26,6 +26,7 @@ class Preparation:
         models: Model objects by name; the others are loaded by reference.
         bridge_folders: Where bridges are looked for after the user's store.
         source: The workflow's file, where there is one; errors then name its lines.
+        trust_bridges: Whether audits made on other machines are believed.
 
     Attributes:
         models: The models at hand, by name.
@@ -39,9 +40,12 @@ class Preparation:
         models: dict[str, AgentModel],
         bridge_folders: Sequence[str | Path],
         source: LoadedWorkflow | None,
+        *,
+        trust_bridges: bool = False,
     ) -> None:
         self.models, self._source = models, source
-        self.bridge_cache = BridgeCache([Path(folder) for folder in bridge_folders])
+        folders = [Path(folder) for folder in bridge_folders]
+        self.bridge_cache = BridgeCache(folders, trust=trust_bridges)
         self.bridges: dict[int, Bridge] = {}
         self.custom: dict[int, Channel] = {}
         self._planned: tuple[WorkflowSpec, Plan] | None = None

@@ -59,7 +59,8 @@ class Workflow:
             reference.
         timeout: Most seconds a run may take.
         description: What it does, for people.
-        bridges: ``stored`` uses stored bridges, ``fit`` fits one where an edge has none.
+        bridges: ``stored`` uses stored bridges that this machine measured, ``fit`` fits one where
+            an edge has none, ``trust`` believes the audits of bridges from elsewhere.
         bridge_folders: Where bridges are looked for after the user's store; for a file, ``bridges``
             beside it.
 
@@ -77,7 +78,7 @@ class Workflow:
         models: Mapping[str, AgentModel | str] | None = None,
         timeout: float | None = None,
         description: str = "",
-        bridges: Literal["stored", "fit"] = "stored",
+        bridges: Literal["stored", "fit", "trust"] = "stored",
         bridge_folders: Sequence[str | Path] = (),
     ) -> None:
         declared, objects = declare(agents, models or {})
@@ -101,7 +102,8 @@ class Workflow:
         source: LoadedWorkflow | None,
     ) -> None:
         """What a workflow has besides its spec."""
-        self._preparation = Preparation(models, bridge_folders, source)
+        trust = self.spec.bridges == "trust"
+        self._preparation = Preparation(models, bridge_folders, source, trust_bridges=trust)
         self._workers = Workers()
 
     @classmethod

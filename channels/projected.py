@@ -72,7 +72,11 @@ class Bridge(Protocol):
 
     @property
     def retention_lower_bound(self) -> float | None:
-        """What an edge's `min_retention` is compared with; None where it was never audited."""
+        """What an edge's `min_retention` is compared with; None without an audit to believe."""
+
+    @property
+    def measure_here(self) -> str | None:
+        """The command that measures it on this machine, where only that would make it trusted."""
 
     def check(self, sharer: CausalModel, receiver: CausalModel) -> None:
         """Refuse other models than its own two.

@@ -51,6 +51,16 @@ def list_(as_json: JsonOption = False) -> None:
         if entry.error is not None:
             lines = str(entry.error).splitlines()
             console.print(shown("broken: " + "\n  ".join(lines)), soft_wrap=True)
+    elsewhere = sum(_from_elsewhere(entry.manifest) for entry in entries if entry.manifest)
+    if elsewhere:
+        said = f"{elsewhere} not measured here: unspoken bridge audit, or bridges: trust in a file"
+        console.print(shown(said), soft_wrap=True)
+
+
+def _from_elsewhere(manifest: "BridgeManifest") -> bool:
+    from unspoken.channels.bridges.trust import measured_here
+
+    return not measured_here(manifest)
 
 
 def _store() -> "BridgeStore":
@@ -73,6 +83,7 @@ def _line(entry: "BridgeEntry") -> dict[str, Any]:
         "retention": audit.figure("retention") if audit else None,
         "specific": audit.figure("specific_retention") if audit else None,
         "earned": audit.retention_lower_bound if audit else None,
+        "measured_here": manifest is not None and not _from_elsewhere(manifest),
         "date": manifest.created.isoformat() if manifest else None,
         "path": str(entry.path),
         "error": str(entry.error) if entry.error else None,
@@ -137,7 +148,8 @@ def _facts(folder: Path, manifest: "BridgeManifest") -> Iterator[tuple[str, str]
         yield f"{end}'s weights", side.identity.weights
     yield "folder", str(folder)
     yield "weights", f"{size(manifest.tensors.bytes)} in {manifest.dtype}"
-    yield "made", f"{manifest.created.isoformat()} by unspoken {manifest.unspoken}"
+    where = "elsewhere, its audit is not believed" if _from_elsewhere(manifest) else "here"
+    yield "made", f"{manifest.created.isoformat()} by unspoken {manifest.unspoken}, {where}"
     data = manifest.data
     yield "fitted on", f"{data.tokens:,} tokens of {', '.join(data.sources)}, seed {data.seed}"
     for name, value in manifest.config.items():

@@ -230,7 +230,7 @@ def audit(
         typer.Option(
             "--save",
             help="Store the audit with the bridge, in place of its present one. A bridge of your "
-            "store that has no audit gets it anyway.",
+            "store that has no audit of this machine gets it anyway.",
         ),
     ] = False,
     as_json: JsonOption = False,
@@ -251,6 +251,7 @@ def audit(
     models = load_pair(*refs, console, quiet=as_json)
     from unspoken.channels.bridges.audit.plan import AuditPlan
     from unspoken.channels.bridges.audit.stored import audit_bridge, keep_audit
+    from unspoken.channels.bridges.trust import measured_here
 
     quiet_libraries()
     title = f"{refs[0]} -> {refs[1]}"
@@ -263,7 +264,7 @@ def audit(
             report=lambda stage, part: report(title, stage, part),
         )
     ours = BridgeStore().root.resolve() in folder.resolve().parents
-    if save or (ours and manifest.audit is None):
+    if save or (ours and (manifest.audit is None or not measured_here(manifest))):
         keep_audit(folder, measured, manifest)
         console.print(shown(f"kept with the bridge in {folder}"), soft_wrap=True)
     if as_json:

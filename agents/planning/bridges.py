@@ -37,9 +37,23 @@ def other_weights(ends: EdgeEnds, find_bridge: FindBridge, given: Bridge | None)
     if not shifts_keys(receiver):
         reason = f"keys of {edge.to}'s model cannot be put at other positions"
         return ChannelChoice("text", reason, expected="a receiver with a known rotary embedding")
+    if bridge.measure_here and (given is None or (edge.min_retention > 0 and not edge.fuse)):
+        return _from_elsewhere(bridge, bridge.measure_here, given=given is not None)
     if edge.fuse:
         return _fused(edge, bridge)
     return _held_to_retention(edge, bridge, given=given is not None)
+
+
+def _from_elsewhere(bridge: Bridge, command: str, *, given: bool) -> ChannelChoice:
+    """No use of a bridge that comes with a claim of its own and with no other."""
+    sharer, receiver = bridge.manifest.sharer.ref, bridge.manifest.receiver.ref
+    trust = "Bridge.load(folder, trust=True)" if given else "bridges: trust in the workflow"
+    return ChannelChoice(
+        "text",
+        f"the bridge {sharer} -> {receiver} was made elsewhere and never measured on this machine",
+        expected="a bridge that was fitted or audited here",
+        advice=f"{command} (or {trust}, to believe its own audit)",
+    )
 
 
 def _fused(edge: EdgeSpec, bridge: Bridge) -> ChannelChoice:

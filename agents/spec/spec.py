@@ -290,10 +290,11 @@ class WorkflowSpec(_Spec):
         description="Templates of the results, by name; they read inputs and agents.",
         json_schema_extra=KEYS_ARE_NAMES,
     )
-    bridges: Literal["stored", "fit"] = Field(
+    bridges: Literal["stored", "fit", "trust"] = Field(
         "stored",
-        description="Bridges between different models: stored ones only, or one fitted on the "
-        "first run where an edge has none.",
+        description="Bridges between different models: stored ones that this machine measured; "
+        "fit, one fitted on the first run where an edge has none; trust, bridges from elsewhere "
+        "by their own audits.",
     )
     timeout: Annotated[Seconds | None, NONE_WORD] = Field(
         None, description="Most seconds the whole run may take."

@@ -41,6 +41,7 @@ class FakeBridge:
         native_layers: Layers of the receiver that it claims to run itself.
         needs_full_state: Whether it reads all rows of the sharer's sliding layers.
         fuses: Whether it can enrich the receiver's own rows.
+        measure_here: The command that would make it trusted; None where it is trusted.
         asked: Per projection, the sharer's positions that it read and the receiver's ids.
     """
 
@@ -50,6 +51,7 @@ class FakeBridge:
     native_layers: int = 0
     needs_full_state: bool = True
     fuses: bool = True
+    measure_here: str | None = None
     asked: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
 
     @property

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from unspoken.channels.bridges.manifest import BridgeManifest
 from unspoken.channels.bridges.projection import feature_rows, native_part, projected_state
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.bridges.quantize import load_quantized, quantize
+from unspoken.channels.bridges.trust import measured_here
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel
@@ -44,6 +46,12 @@ class Bridge:
         manifest: Whose caches it maps, and how good it is.
         projector: The module.
         fuser: The module of fuse mode, where it was fitted.
+
+    Attributes:
+        manifest, projector, fuser: As given.
+        measure_here: The command that measures it on this machine; None where it was made or
+            measured here, or the user trusts it.
+        trusted: Whether it was made elsewhere, and the user trusts its audit.
     """
 
     needs_full_state = True
@@ -55,17 +63,31 @@ class Bridge:
         self.projector = projector.eval().requires_grad_(False)
         self.fuser = None if fuser is None else fuser.eval().requires_grad_(False)
         self._geometry = manifest.sharer.to_geometry()
+        self.measure_here: str | None = None
+        self.trusted = False
         self._rotary: dict[torch.device, Mapping[str, Any]] = {}
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "Bridge":
+    def load(
+        cls, folder: Path, device: torch.device | str = "cpu", *, trust: bool = False
+    ) -> "Bridge":
         """Read a bridge's folder, strictly.
+
+        Args:
+            folder: The bridge.
+            device: Where its weights are to be.
+            trust: Whether to believe an audit that was made on another machine.
 
         Raises:
             BridgeError: Something in it is broken or does not belong there.
         """
         manifest, tensors = read(folder)
-        return cls.from_tensors(manifest, tensors, device)
+        bridge = cls.from_tensors(manifest, tensors, device)
+        if not measured_here(manifest):
+            bridge.trusted = trust
+            command = f"unspoken bridge audit {quote(str(folder))} --save"
+            bridge.measure_here = None if trust else command
+        return bridge
 
     @classmethod
     def from_tensors(
@@ -94,8 +116,9 @@ class Bridge:
 
     @property
     def retention_lower_bound(self) -> float | None:
-        """What an edge's `min_retention` is compared with; None where it was never audited."""
-        return self.manifest.audit.retention_lower_bound if self.manifest.audit else None
+        """What an edge's `min_retention` is compared with; None without an audit to believe."""
+        audit = self.manifest.audit
+        return None if audit is None or self.measure_here else audit.retention_lower_bound
 
     def describe(self) -> str:
         """Its size and what it keeps, in a few words."""
@@ -108,6 +131,8 @@ class Bridge:
         if audit and kept is not None:
             own = audit.figure("specific_retention")
             said.append(f"retention {kept:.2f}" + (f" ({own:.2f} specific)" if own else ""))
+        if self.trusted or self.measure_here:
+            said.append("measured elsewhere" if kept is not None else "made elsewhere")
         return ", ".join(said)
 
     def check(self, sharer: CausalModel, receiver: CausalModel) -> None:

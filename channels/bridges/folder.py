@@ -52,7 +52,7 @@ def write(
 
     Args:
         folder: Where; its parents are made.
-        manifest: What the bridge is; its ``tensors`` are filled in here.
+        manifest: What the bridge is; its ``tensors`` and ``digest`` are filled in here.
         tensors: Its weights by name, of any shape, on any device.
 
     Returns:
@@ -66,7 +66,8 @@ def write(
     with BRIDGE.staged(folder) as made:
         _save(tensors, made / TENSORS)
         size, digest = (made / TENSORS).stat().st_size, digest_blake3(made / TENSORS)
-        filled = manifest.model_copy(update={"tensors": TensorFile(blake3=digest, bytes=size)})
+        weights = TensorFile(blake3=digest, bytes=size)
+        filled = manifest.model_copy(update={"tensors": weights}).sealed()
         (made / MANIFEST).write_text(filled.to_json(), encoding="utf-8")
         (made / CARD).write_text(card(filled), encoding="utf-8")
     return filled
@@ -89,7 +90,7 @@ def verify(folder: Path) -> BridgeManifest:
     Raises:
         BridgeError: As `read`.
     """
-    return steady(folder, lambda one: _verify(one, alone=True))
+    return steady(folder, _verify)
 
 
 def check(folder: Path) -> BridgeManifest:
@@ -99,7 +100,7 @@ def check(folder: Path) -> BridgeManifest:
     Raises:
         BridgeError: As `read`.
     """
-    return steady(folder, lambda one: _check(one, alone=True))
+    return steady(folder, lambda place: _check(place, alone=True, links=False))
 
 
 def read_manifest(folder: Path) -> BridgeManifest:
@@ -111,19 +112,25 @@ def read_manifest(folder: Path) -> BridgeManifest:
     return steady(folder, _manifest)
 
 
-def copy(source: Path, folder: Path) -> BridgeManifest:
+def copy(source: Path, folder: Path, *, links: bool = False) -> BridgeManifest:
     """Copy a bridge, checked at both ends; other files beside it stay behind.
+
+    Args:
+        source: The bridge.
+        folder: Where to.
+        links: Whether its files may be links, as those of the Hub's own cache are.
 
     Raises:
         BridgeError: `source` is broken, or `folder` cannot be written or holds other things.
     """
 
     def once(found: Path) -> BridgeManifest:
-        _verify(found, alone=False)
+        with _opened(found, alone=False, links=links):
+            pass
         with BRIDGE.staged(folder) as made:
             for name in FILES:
                 shutil.copyfile(found / name, made / name)
-            return _verify(made, alone=True)
+            return _verify(made)
 
     return steady(source, once)
 
@@ -174,18 +181,20 @@ def _read(folder: Path) -> "tuple[BridgeManifest, dict[str, Tensor]]":
     return manifest, weights
 
 
-def _verify(folder: Path, *, alone: bool) -> BridgeManifest:
-    with _opened(folder, alone=alone) as (manifest, _):
+def _verify(folder: Path) -> BridgeManifest:
+    with _opened(folder, alone=True) as (manifest, _):
         pass
     return manifest
 
 
 @contextmanager
-def _opened(folder: Path, *, alone: bool) -> Iterator[tuple[BridgeManifest, Any]]:
+def _opened(
+    folder: Path, *, alone: bool, links: bool = False
+) -> Iterator[tuple[BridgeManifest, Any]]:
     """A bridge whose files, size, header and digest are in order, its tensors not yet loaded."""
     from safetensors import SafetensorError, safe_open
 
-    manifest, file = _check(folder, alone=alone), folder / TENSORS
+    manifest, file = _check(folder, alone=alone, links=links), folder / TENSORS
     try:
         before = _stamp(file)
         with safe_open(file, framework="pt", device="cpu") as tensors:
@@ -215,9 +224,11 @@ def _stamp(file: Path) -> tuple[int, int, int]:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _check(folder: Path, *, alone: bool) -> BridgeManifest:
+def _check(folder: Path, *, alone: bool, links: bool) -> BridgeManifest:
     """Check names, manifest and size; with `alone`, refuse files that are not a bridge's."""
     _require_files(folder, alone=alone)
+    if not links:
+        _refuse_links(folder)
     manifest, file = _manifest(folder), folder / TENSORS
     try:
         size = file.stat().st_size
@@ -246,6 +257,21 @@ def _require_files(folder: Path, *, alone: bool) -> None:
             f"the bridge {folder} holds {few(extra)} too",
             expected=f"{few(FILES)} alone",
             fix=f"move {few(extra)} out of the folder",
+        )
+
+
+def _refuse_links(folder: Path) -> None:
+    """Refuse files that lie elsewhere, or are none: they lead a reader out of the folder."""
+    try:
+        strange = [path.name for path in folder.iterdir() if path.is_symlink()]
+        strange += [name for name in FILES if not (folder / name).is_file()]
+    except OSError as error:
+        raise BridgeError(f"{folder} cannot be read: {error}", fix=AGAIN) from error
+    if strange:
+        raise BridgeError(
+            f"the bridge {folder} holds {few(sorted(strange))}, which is a link or no plain file",
+            expected=f"{few(FILES)} as plain files",
+            fix="copy the bridge with `unspoken bridge push` or `unspoken bridge pull`",
         )
 
 

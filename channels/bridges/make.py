@@ -25,6 +25,7 @@ from unspoken.channels.bridges.manifest import Audit, BridgeManifest, FitData
 from unspoken.channels.bridges.plan import DEFAULT, FitPlan
 from unspoken.channels.bridges.projector import Projector
 from unspoken.channels.bridges.store import BridgeStore
+from unspoken.channels.bridges.trust import measured_here, record
 from unspoken.channels.data.text import Corpus, load_corpus
 from unspoken.channels.errors import BridgeError, InputError
 from unspoken.channels.kv.geometry import ModelIdentity
@@ -126,6 +127,11 @@ def _standing(
         raise
 
 
+def _is_ours(standing: Path | None) -> bool:
+    """Whether what a new bridge takes over from the one that stands was made here too."""
+    return standing is None or measured_here(read_manifest(standing))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Job:
     """The making of one bridge: its two models, how it is made, and who is told."""
@@ -140,6 +146,7 @@ class _Job:
         """The bridge's folder, in which it is by then."""
         standing = _standing(store, self.plan, self.sharer.identity, self.receiver.identity)
         if standing is None or self.plan.refit:
+            ours = self.plan.fuse is not None or _is_ours(standing)
             manifest, tensors = self.make(standing, watch)
             self.report("saving", 0.0)
             if self.plan.out is None:
@@ -147,14 +154,19 @@ class _Job:
             else:
                 folder = self.plan.out
                 write(folder, manifest, tensors)
+            if ours:
+                record(read_manifest(folder))
             shutil.rmtree(self.work, ignore_errors=True)
             return folder
         if self.plan.fuse is None or "fuse" in read_manifest(standing).config:
             self.report(f"there already: {standing}", 1.0)
             return standing
+        ours = _is_ours(standing)
         manifest, tensors = self.add_fuser(standing, self.plan.fuse)
         self.report("saving", 0.0)
-        write(standing, manifest, tensors)
+        written = write(standing, manifest, tensors)
+        if ours:
+            record(written)
         forget(self.work, "fuse")  # what a killed refit of the projector left stays
         return standing
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NoReturn, Self
 
+from blake3 import blake3
 from pydantic import AliasChoices, Field, ValidationError
 
 from unspoken.channels.errors import BridgeError
@@ -124,6 +125,8 @@ class BridgeManifest(Part):
         fit: Figures of the fit; ``command``, if there, is the command that made it.
         audit: How good it is; None before it was measured.
         tensors: The file with its weights.
+        digest: BLAKE3 of all the rest, in hex; empty until it is written, and in files of versions
+            that had none.
     """
 
     format: Literal[1]
@@ -137,6 +140,7 @@ class BridgeManifest(Part):
     fit: Figures
     audit: Audit | None
     tensors: TensorFile
+    digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
 
     @classmethod
     def new(
@@ -171,6 +175,14 @@ class BridgeManifest(Part):
         """What the bridge is looked up by; see `pair_digest`."""
         return pair_digest(self.sharer.to_identity(), self.receiver.to_identity())
 
+    def sealed(self) -> Self:
+        """The manifest with the digest of what it says now.
+
+        Raises:
+            BridgeError: As `to_json`.
+        """
+        return self.model_copy(update={"digest": _digest(json.loads(self.to_json()))})
+
     def to_json(self) -> str:
         """The manifest as JSON.
 
@@ -180,7 +192,8 @@ class BridgeManifest(Part):
         try:
             data = self.model_dump(by_alias=True)
             text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False, default=_date)
-        except (TypeError, ValueError) as error:
+            text.encode()  # half a character has no bytes
+        except (TypeError, ValueError, RecursionError) as error:
             raise BridgeError(
                 f"the bridge's manifest cannot be written: {error}",
                 expected="text, finite numbers, true, false, lists and mappings in config and "
@@ -194,10 +207,13 @@ class BridgeManifest(Part):
         """Read a manifest's JSON; `where` names the file in errors.
 
         Raises:
-            BridgeError: Not JSON, another format, or not what a manifest holds.
+            BridgeError: Not JSON, another format, not what a manifest holds, or changed by hand.
         """
         try:
-            data = json.loads(text, parse_constant=_refuse_constant)
+            data = json.loads(
+                text, parse_constant=_refuse_constant, object_pairs_hook=_without_doubles
+            )
+            digest = _digest(data) if isinstance(data, dict) else ""
         except (ValueError, RecursionError) as error:
             raise BridgeError(
                 f"{where} is not JSON: {error}", expected="a bridge's manifest", fix=AGAIN
@@ -208,19 +224,50 @@ class BridgeManifest(Part):
             )
         _require_format(data, where)
         try:
-            return cls.model_validate(data)
+            manifest = cls.model_validate(data)
         except ValidationError as error:
             raise BridgeError(
                 f"{where} is no manifest of a bridge: {_problems(error)}",
                 expected=f"the keys of format {FORMAT}",
                 fix=AGAIN,
             ) from error
+        if manifest.digest not in ("", digest):
+            raise BridgeError(
+                f"{where} was changed since it was written: its digest is {digest[:16]}",
+                expected=f"{manifest.digest[:16]}, as it says itself",
+                fix=AGAIN,
+            )
+        return manifest
 
 
 def _date(value: object) -> str:
     if isinstance(value, dt.date):
         return value.isoformat()
     raise TypeError(f"{type(value).__name__} has no JSON")
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    """BLAKE3 of a manifest's JSON, its own digest left out.
+
+    Raises:
+        ValueError: A number that is not finite, or half a character.
+        RecursionError: Nested too deeply.
+    """
+    rest = {name: value for name, value in data.items() if name != "digest"}
+    text = json.dumps(
+        rest, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
+    )
+    return blake3(text.encode()).hexdigest()
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that stands twice, readers would take one or the other."""
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:40]!a} stands twice")
+    return data
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -138,5 +138,5 @@ class BridgeStore(PairStore[BridgeManifest]):
             if wanted is not None:
                 wanted.require(side.to_identity(), f"the end {side.ref} of the bridge {place}")
         with self.place(manifest) as target:
-            self.require_pair(target, copy(folder, target))
+            self.require_pair(target, copy(folder, target, links=source is None))
         return target

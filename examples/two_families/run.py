@@ -34,6 +34,7 @@ def build(gemma: LocalModel | str = GEMMA, smollm: LocalModel | str = SMOLLM) ->
         [gemma_reader, smollm_answers, smollm_reader, gemma_answers],
         models={"gemma": gemma, "smollm": smollm},
         outputs={"smollm": "{{ smollm_answers.text }}", "gemma": "{{ gemma_answers.text }}"},
+        bridges="trust",  # they were measured on another machine
         bridge_folders=[HERE / "bridges"],
     )
     flow.connect(gemma_reader, smollm_answers, "projected_cache", min_retention=0.4)

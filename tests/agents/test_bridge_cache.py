@@ -28,7 +28,9 @@ class Store:
         patch.setattr("unspoken.agents.bridge_cache._stored", self.look)
         patch.setattr("unspoken.agents.bridge_cache._fit", self.fit)
 
-    def look(self, folders: Any, sharer: LocalModel, receiver: LocalModel) -> FakeBridge | None:
+    def look(
+        self, folders: Any, sharer: LocalModel, receiver: LocalModel, trust: bool
+    ) -> FakeBridge | None:
         self.looked += 1
         return self.stored.get((sharer.identity, receiver.identity))
 

@@ -8,6 +8,7 @@ from unspoken.channels.bridges.audit.plan import AuditPlan
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.folder import read, write
 from unspoken.channels.bridges.manifest import Audit, BridgeManifest
+from unspoken.channels.bridges.trust import record
 from unspoken.channels.data.text import Corpus, load_corpus
 from unspoken.channels.errors import BridgeError, InputError
 from unspoken.channels.model import Hold, Report, TextModel
@@ -74,7 +75,7 @@ def keep_audit(folder: Path, measured: Audit, audited: BridgeManifest) -> None:
             expected="the bridge that was measured",
             fix="measure the new one: unspoken bridge audit",
         )
-    write(folder, manifest.model_copy(update={"audit": measured}), tensors)
+    record(write(folder, manifest.model_copy(update={"audit": measured}), tensors))
 
 
 def corpus_of(manifest: BridgeManifest) -> Corpus:

@@ -53,6 +53,7 @@ def _edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     def edit(bridge: Path) -> None:
         found = json.loads((bridge / "bridge.json").read_text())
         change(found)
+        found.pop("digest", None)  # as in files of versions that had none
         (bridge / "bridge.json").write_text(json.dumps(found))
 
     return edit
