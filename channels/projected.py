@@ -304,8 +304,7 @@ def _require(end: BridgeEnd, found: ModelIdentity, what: str, way: str) -> None:
     raise IdentityMismatch(
         f"{what} is of a model with other {field}: {getattr(found, field)[:16]}",
         field=field,
-        expected=f"{field} {getattr(wanted, field)[:16]}, that of {end.ref}, which the bridge "
-        f"leads {way}",
+        expected=f"{field} {getattr(wanted, field)[:16]}, of {end.ref}, which it leads {way}",
         fix="fit a bridge for these two models, or use a text channel",
     )
 
