@@ -30,7 +30,7 @@ def check_received(
     """Refuse a message that the agent of its name cannot have published.
 
     Raises:
-        InputError: There is no such agent, or its edges share something else.
+        InputError: There is no such agent, it is another's, or its edges share something else.
         IdentityMismatch: Another model made it.
     """
     for name, message in received.items():
@@ -39,6 +39,12 @@ def check_received(
                 f"a message was received for {name!r}, which is no agent",
                 expected=listed(spec.agents),
                 fix=suggest(name, spec.agents),
+            )
+        if message.sharer != name:
+            raise InputError(
+                f"the message received for {name!r} says that {message.sharer!r} shares it",
+                expected=f"a message of {name!r}",
+                fix=f"publish it under that name: model.message(text, sharer={name!r})",
             )
         models[name].identity.require(message.identity, f"the message received for {name!r}")
         if message.state is not None:

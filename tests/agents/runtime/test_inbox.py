@@ -62,6 +62,14 @@ def test_a_message_for_nobody_is_refused(models: Pair) -> None:
     assert "reader" in caught.value.fix
 
 
+def test_another_agents_message_is_refused(models: Pair) -> None:
+    """A packet of the critic does not pass for one of the reader; the error names both."""
+    model, _ = models
+    with pytest.raises(InputError, match="received for 'reader' says that 'critic'") as caught:
+        build(model).run({"reader": model.message(TEXT, sharer="critic")}, document="")
+    assert "sharer='reader'" in caught.value.fix
+
+
 def test_another_models_message_is_refused(models: Pair) -> None:
     model, other = models
     with pytest.raises(IdentityMismatch, match="received for 'reader'"):
