@@ -31,7 +31,7 @@ class Agent:
         generate: Generation settings, as a `GenerateSpec` or a mapping; None only reads.
         memory: Keep the context over the turns of a run, or start afresh each ``turn``.
         join: Start when ``all`` in-edges hold a message, or when ``any`` does.
-        max_turns: Most turns a loop may lead to.
+        max_turns: Most turns in a run; a target of a loop has one of 2 or more.
         for_each: Expression for a list, such as ``inputs.rows``: one run of the agent an item.
         timeout: Most seconds a turn may take.
 
@@ -46,7 +46,7 @@ class Agent:
     generate: GenerateSpec | Mapping[str, Any] | None = _DEFAULTS
     memory: Literal["run", "turn"] = "run"
     join: Literal["all", "any"] = "all"
-    max_turns: int = 1
+    max_turns: int | None = None
     for_each: str | None = None
     timeout: float | None = None
 

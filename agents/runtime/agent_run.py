@@ -59,7 +59,9 @@ class AgentRun:
         return History(self.context.ids, self.state)
 
     def hold(self, firing: Firing[InFlight]) -> None:
-        """Take the messages of a firing, and let go of those that newer ones replace."""
+        """Take the messages of a firing, and let go of those that it does not have any more."""
+        for number in self.held.keys() - firing.inbox.keys():
+            self.drop(self.held.pop(number))
         for number, message in firing.inbox.items():
             if number in firing.fresh:
                 self.drop(self.held.get(number))

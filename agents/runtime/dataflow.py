@@ -1,22 +1,32 @@
 """When an agent fires: joins, skips, conditions and bounded loops, as pure logic over edge numbers.
 
-An edge delivers a message or a skip. An agent waits for the edges it expects in the present wave. A
-loop edge's message starts a new wave at its target: every agent that follows from the target
-expects again those edges whose sharers are part of the wave, while what other edges brought stands.
-It waits until the agents of its region are done with the present wave, so that no agent mixes
-messages of two waves or runs twice at a time; what several loop edges bring to one target until
-then starts one wave.
+An edge delivers a message or a skip. A run goes in rounds. In a round every agent that takes part
+waits for the edges whose sharers take part too, and fires at most once. The first round has all
+agents. A loop edge's message starts another one, of its target and all that follows from it: the
+region. Of what the members hold, messages from outside the round stand. Those that members or loops
+brought in an earlier round are forgotten.
+
+Targets whose regions meet, or that one round can lead to, form a cluster. A cluster has one round
+at a time: the next begins when all of its agents are at rest. So what an agent reads depends on
+nobody's speed, but with ``join: any``, which is about speed. An agent that no loop depends on and
+that has one turn left of its ``max_turns`` takes it after the last round.
+
+The page on concepts says the same for people, and a sequential model in the tests for machines.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
-from unspoken.agents.spec.graph import loop_region
+import networkx as nx
+
+from unspoken.agents.spec.graph import forward_graph
 from unspoken.agents.spec.spec import AgentSpec, EdgeSpec
 
 if TYPE_CHECKING:
-    import networkx as nx
+    Graph = nx.MultiDiGraph[str]  # not subscriptable at run time
 
 __all__ = ["Action", "Dataflow", "Exhausted", "Firing", "Skipped", "Unread"]
 
@@ -42,14 +52,14 @@ class Firing(Generic[Item]):
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """An agent had nothing but skips in a wave and passes the skip on."""
+    """An agent had nothing but skips in a round, or no turn left, and passes the skip on."""
 
     agent: str
 
 
 @dataclass(frozen=True, slots=True)
 class Exhausted(Generic[Item]):
-    """A loop edge's message was dropped since its target had all its turns."""
+    """An edge's message was dropped since its receiver had all its turns."""
 
     edge: int
     agent: str
@@ -58,9 +68,7 @@ class Exhausted(Generic[Item]):
 
 @dataclass(frozen=True, slots=True)
 class Unread(Generic[Item]):
-    """A message that its receiver will never read: a newer one took its place, or it came after the
-    last turn.
-    """
+    """A message that its receiver never reads: replaced, of a round that is over, or too late."""
 
     edge: int
     item: Item
@@ -69,18 +77,51 @@ class Unread(Generic[Item]):
 Action: TypeAlias = Firing[Item] | Skipped | Exhausted[Item] | Unread[Item]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Node(Generic[Item]):
+    """An agent: what it waits for, what it holds, and where it is in the present round.
+
+    Attributes:
+        spec: What the workflow says of it.
+        free: Whether no loop depends on it, so that it can wait for the last round.
+        forward: Its in-edges that are no loops.
+        expects: Those that have brought nothing yet in this round.
+        standing: The messages that its next turn reads.
+        fresh: Edges whose message no turn has read yet.
+        called: Whether a message came in this round.
+        fired: Whether it had its turn in this round, or was skipped.
+        held: Whether it has what it waits for and waits for the last round.
+        turns: How many turns it has had.
+        waiting: Loop messages for the next round.
+    """
+
     spec: AgentSpec
+    free: bool
     forward: frozenset[int]
     expects: set[int]
     standing: dict[int, Item] = field(default_factory=dict)
     fresh: set[int] = field(default_factory=set)
     called: bool = False
     fired: bool = False
+    held: bool = False
     running: bool = False
     turns: int = 0
     waiting: dict[int, Item] = field(default_factory=dict)
+
+    @property
+    def left(self) -> float:
+        """How many turns it may still take."""
+        return (self.spec.max_turns or inf) - self.turns
+
+    def forget(self, keys: Iterable[int]) -> list[Unread[Item]]:
+        """Take messages away; those that no turn has read are given back."""
+        unread = []
+        for key in sorted(self.standing.keys() & set(keys)):
+            item = self.standing.pop(key)
+            if key in self.fresh:
+                self.fresh.discard(key)
+                unread.append(Unread(key, item))
+        return unread
 
 
 class Dataflow(Generic[Item]):
@@ -90,18 +131,32 @@ class Dataflow(Generic[Item]):
         graph: The workflow's graph, as `unspoken.agents.spec.graph.build_graph` makes it.
     """
 
-    def __init__(self, graph: "nx.MultiDiGraph[str]") -> None:
+    def __init__(self, graph: "Graph") -> None:
         self._edges: dict[int, EdgeSpec] = {
             key: data["edge"] for _, _, key, data in graph.edges(keys=True, data=True)
         }
-        self._nodes: dict[str, _Node[Item]] = {}
-        for name, data in graph.nodes(data=True):
-            forward = frozenset(
-                key for key, edge in self._edges.items() if edge.to == name and not edge.loop
+        forward = forward_graph(graph)
+        loops = [edge for edge in self._edges.values() if edge.loop]
+        self._regions = {edge.to: {edge.to, *nx.descendants(forward, edge.to)} for edge in loops}
+        places = {name: n for n, name in enumerate(graph)}
+        order = nx.lexicographical_topological_sort(forward, key=places.__getitem__)
+        self._clusters = _clusters(self._regions, loops, order)
+        sources = {edge.from_ for edge in loops}
+        needed = sources.union(*(nx.ancestors(forward, name) for name in sources))
+        self._skips: dict[str, dict[int, None]] = {name: {} for name in graph}
+        incoming: dict[str, set[int]] = {name: set() for name in graph}
+        for key, edge in self._edges.items():
+            if not edge.loop:
+                incoming[edge.to].add(key)
+                self._skips[edge.from_][key] = None
+        self._nodes: dict[str, _Node[Item]] = {
+            name: _Node(
+                spec=data["agent"],
+                free=name not in needed,
+                forward=frozenset(incoming[name]),
+                expects=incoming[name],
             )
-            self._nodes[name] = _Node(data["agent"], forward, set(forward))
-        self._regions = {
-            edge.to: loop_region(graph, edge) for edge in self._edges.values() if edge.loop
+            for name, data in graph.nodes(data=True)
         }
 
     def start(self) -> list[Action[Item]]:
@@ -115,113 +170,159 @@ class Dataflow(Generic[Item]):
             What happens next, in order.
         """
         self._nodes[agent].running = False
-        return [*self._deliver(sent), *self._next_waves()]
+        return [*self._deliver(sent), *self._next_rounds()]
 
     def last_turn(self, agent: str) -> bool:
         """Whether this agent can never fire again, whatever its readers do."""
-        return not any(
-            agent in region and self._nodes[target].turns < self._nodes[target].spec.max_turns
+        return self._nodes[agent].left <= 0 or not self._may_be_in_a_round(agent)
+
+    def _may_be_in_a_round(self, agent: str) -> bool:
+        return any(
+            agent in region and self._nodes[target].left > 0
             for target, region in self._regions.items()
         )
 
     def _deliver(self, sent: Mapping[int, Item | None]) -> list[Action[Item]]:
+        """Put messages where they go, settle the agents that they reach, and so on."""
         actions: list[Action[Item]] = []
-        reached: dict[str, None] = {}
+        reached = deque(self._put(sent, actions))
+        while reached:
+            name = reached.popleft()
+            if self._settle(name, actions):
+                reached.extendleft(reversed(self._put(self._skips[name], actions)))
+        return actions
+
+    def _put(self, sent: Mapping[int, Item | None], actions: list[Action[Item]]) -> list[str]:
+        """Put messages where they go; the agents that they reach in this round, each once."""
+        reached: list[str] = []
         for key, item in sent.items():
             edge = self._edges[key]
             node = self._nodes[edge.to]
             if edge.loop:
-                actions += self._replace(node.waiting, key, item)
+                if item is not None:
+                    actions += _replaced(node.waiting, key)
+                    node.waiting[key] = item
                 continue
-            reached[edge.to] = None
             node.expects.discard(key)
+            if edge.to not in reached:
+                reached.append(edge.to)
             if item is None:
                 continue
             if node.fired and self.last_turn(edge.to):
                 actions.append(Unread(key, item))
                 continue
-            if key in node.fresh:
-                actions.append(Unread(key, node.standing[key]))
+            actions += node.forget((key,))
             node.standing[key] = item
             node.fresh.add(key)
             node.called = True
-        for name in reached:
-            actions += self._settle(name)
-        return actions
+        return reached
 
-    def _replace(
-        self, waiting: dict[int, Item], key: int, item: Item | None
-    ) -> Iterator[Unread[Item]]:
-        """Let a loop edge's message wait for the next wave."""
-        if item is not None:
-            if key in waiting:
-                yield Unread(key, waiting[key])
-            waiting[key] = item
-
-    def _settle(self, name: str) -> list[Action[Item]]:
-        """Fire or skip an agent if it has what it waits for."""
+    def _settle(self, name: str, actions: list[Action[Item]]) -> bool:
+        """Fire an agent that has what it waits for; whether it passes on a skip instead."""
         node = self._nodes[name]
-        if node.fired:
-            return []
-        if node.called and (node.spec.join == "any" or not node.expects):
-            return [self._fire(name)]
-        if node.expects:
-            return []
+        ready = node.called and (node.spec.join == "any" or not node.expects)
+        if node.fired or node.held or (node.expects and not ready):
+            return False
+        if ready and node.left > 0:
+            node.held = node.left == 1 and node.free and self._may_be_in_a_round(name)
+            if not node.held:
+                actions.append(self._fire(name))
+            return False
         node.fired = True
-        skips: dict[int, Item | None] = {
-            key: None for key, edge in self._edges.items() if edge.from_ == name and not edge.loop
-        }
-        return [Skipped(name), *self._deliver(skips)]
+        if ready:
+            dropped = node.forget(list(node.fresh))
+            actions += [Exhausted(unread.edge, name, unread.item) for unread in dropped]
+        actions.append(Skipped(name))
+        return True
 
     def _fire(self, name: str) -> Firing[Item]:
         node = self._nodes[name]
         node.fired = node.running = True
+        node.held = False
         node.turns += 1
         inbox = {key: node.standing[key] for key in sorted(node.standing)}
         firing = Firing(name, node.turns, inbox, frozenset(node.fresh))
         node.fresh.clear()
         return firing
 
-    def _next_waves(self) -> list[Action[Item]]:
-        """Start the waves whose regions are at rest; those ready together share one wave."""
+    def _next_rounds(self) -> list[Action[Item]]:
+        """Start the next round of each cluster that is at rest; where there is none, what waits."""
         actions: list[Action[Item]] = []
-        while ready := self._ready():
-            for target in ready:
-                actions += self._wave(target)
+        for cluster in self._clusters:
+            if not self._at_rest(cluster):
+                continue
+            actions += self._exhausted(cluster)
+            targets = {name for name in cluster if self._nodes[name].waiting}
+            inner = [name for name in targets if not (self._regions[name] - {name}) & targets]
+            if inner:
+                actions += self._round([name for name in cluster if name in inner])
+            else:
+                actions += [self._fire(name) for name in cluster if self._nodes[name].held]
         return actions
 
-    def _ready(self) -> list[str]:
-        """Targets that a message waits for, whose region is at rest, and in whose region no other
-        one is waited for.
-        """
-        waiting = {name for name, node in self._nodes.items() if node.waiting}
-        return [
-            name
-            for name in self._nodes
-            if name in waiting
-            and not (self._regions[name] - {name}) & waiting
-            and self._at_rest(name)
-        ]
+    def _at_rest(self, cluster: list[str]) -> bool:
+        """Whether the present round is over for a cluster, but for what waits for the last one."""
+        waits: set[str] = set()
+        for name in cluster:
+            node = self._nodes[name]
+            if node.running:
+                return False
+            # The cluster lists sharers before receivers.
+            if node.held or any(self._edges[key].from_ in waits for key in node.expects):
+                waits.add(name)
+            elif node.expects or not node.fired:
+                return False
+        return True
 
-    def _at_rest(self, target: str) -> bool:
-        """Whether the present wave is over for every agent of a target's region."""
-        nodes = {name: self._nodes[name] for name in self._regions[target]}
-        return all(
-            node.fired and not node.running and (name == target or not node.expects)
-            for name, node in nodes.items()
-        )
+    def _exhausted(self, cluster: list[str]) -> list[Action[Item]]:
+        """Drop the loop messages whose targets had all their turns."""
+        actions: list[Action[Item]] = []
+        for name in cluster:
+            node = self._nodes[name]
+            if node.left <= 0:
+                actions += [Exhausted(key, name, item) for key, item in node.waiting.items()]
+                node.waiting.clear()
+        return actions
 
-    def _wave(self, target: str) -> list[Action[Item]]:
-        """Start a new wave at a target with the loop edges' messages that wait for it."""
-        node, region = self._nodes[target], self._regions[target]
-        arrived = dict(node.waiting)
-        node.waiting.clear()
-        if node.turns >= node.spec.max_turns:
-            return [Exhausted(key, target, item) for key, item in arrived.items()]
-        node.standing |= arrived
-        node.fresh |= arrived.keys()
-        for name in region - {target}:
-            other = self._nodes[name]
-            other.expects |= {key for key in other.forward if self._edges[key].from_ in region}
-            other.fired = other.called = False
-        return [self._fire(target)]
+    def _round(self, targets: list[str]) -> list[Action[Item]]:
+        """Start a round of these targets and of what follows from them."""
+        actions: list[Action[Item]] = []
+        members = set[str]().union(*(self._regions[target] for target in targets))
+        for name, node in self._nodes.items():
+            if name not in members:
+                continue
+            inside = {key for key in node.forward if self._edges[key].from_ in members}
+            actions += node.forget({key for key in node.standing if self._edges[key].loop} | inside)
+            if name in targets:
+                node.standing |= node.waiting
+                node.fresh |= node.waiting.keys()
+                node.waiting.clear()
+            else:
+                node.expects |= inside
+                node.fired = node.called = node.held = False
+        return [*actions, *(self._fire(name) for name in targets)]
+
+
+def _replaced(waiting: Mapping[int, Item], key: int) -> Iterator[Unread[Item]]:
+    """A loop's message that a newer one replaces."""
+    if key in waiting:
+        yield Unread(key, waiting[key])
+
+
+def _clusters(
+    regions: Mapping[str, set[str]], loops: Iterable[EdgeSpec], order: Iterable[str]
+) -> list[list[str]]:
+    """The agents that share rounds: regions that meet, with the agents that loop into them.
+
+    Args:
+        regions: By loop target, what starts again with it.
+        loops: The loop edges.
+        order: All agents, sharers before receivers; a cluster lists its own so.
+    """
+    groups: list[set[str]] = []
+    for target, region in regions.items():
+        group = region.union(edge.from_ for edge in loops if edge.to == target)
+        meets = [other for other in groups if other & group]
+        groups = [*(other for other in groups if other not in meets), group.union(*meets)]
+    place = {name: n for n, name in enumerate(order)}
+    return [sorted(group, key=place.__getitem__) for group in groups]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 else:
     Graph = nx.MultiDiGraph
 
-__all__ = ["build_graph", "loop_region", "to_mermaid", "validate"]
+__all__ = ["build_graph", "forward_graph", "to_mermaid", "validate"]
 
 
 def build_graph(spec: WorkflowSpec) -> Graph:
@@ -49,12 +49,7 @@ def _graph(spec: WorkflowSpec) -> Graph:
     return graph
 
 
-def loop_region(graph: Graph, edge: EdgeSpec) -> set[str]:
-    """Return the agents that a loop edge starts again: its target and what follows from it."""
-    return {edge.to, *nx.descendants(_forward(graph), edge.to)}
-
-
-def _forward(graph: Graph) -> nx.DiGraph[str]:
+def forward_graph(graph: Graph) -> nx.DiGraph[str]:
     """Return the edges that are not loops, without their parallels."""
     forward: nx.DiGraph[str] = nx.DiGraph()
     forward.add_nodes_from(graph)
@@ -94,9 +89,10 @@ def _agent_problems(spec: WorkflowSpec) -> Iterator[Problem]:
                 expected,
                 suggest(agent.model, spec.models) or f"declare '{agent.model}' under 'models:'",
             )
-        if name in looped and agent.max_turns < 2:
+        if name in looped and (agent.max_turns or 1) < 2:
+            limit = "no max_turns" if agent.max_turns is None else "takes one turn"
             yield Problem(
-                f"agent '{name}' has a loop edge from '{looped[name]}' but takes one turn",
+                f"agent '{name}' has a loop edge from '{looped[name]}' but {limit}",
                 f"agents.{name}.max_turns",
                 "2 or more",
                 f"give '{name}' max_turns: 2 or more",
@@ -146,7 +142,7 @@ def _edge_problems(spec: WorkflowSpec) -> Iterator[Problem]:
 
 def _unmarked_cycles(spec: WorkflowSpec, graph: Graph) -> Iterator[Problem]:
     """Name one cycle of each knot of edges that are not loops."""
-    forward = _forward(graph)
+    forward = forward_graph(graph)
     forward.remove_edges_from(list(nx.selfloop_edges(forward)))
     order = {name: n for n, name in enumerate(spec.agents)}
     for knot in nx.strongly_connected_components(forward):

@@ -165,8 +165,10 @@ class AgentSpec(_Spec):
     join: Literal["all", "any"] = Field(
         "all", description="Start when all in-edges hold a message, or when the first arrives."
     )
-    max_turns: Count = Field(
-        1, description="Most turns in a run; more than 1 is required with a loop edge to the agent."
+    max_turns: Annotated[Count | None, NONE_WORD] = Field(
+        None,
+        description="Most turns in a run; 2 or more is required with a loop edge to the agent. An "
+        "agent that follows a loop and has one turn left takes it after the last round.",
     )
     for_each: Annotated[NonEmpty | None, NONE_WORD] = Field(
         None,

@@ -143,7 +143,7 @@ BAD_WORKFLOWS: tuple[BadWorkflow, ...] = (
     ),
     _changed("cycle", "loop: true", "loop: false", "cycle solver -> critic -> solver", 23),
     _changed("loop without cycle", "share: prompt", "loop: true", "closes no cycle", 21),
-    _changed("loop with one turn", "    max_turns: 2\n", "", "takes one turn", 12),
+    _changed("loop without a limit", "    max_turns: 2\n", "", "no max_turns", 12),
     BadWorkflow("no agents", "name: a\nmodels: {}\nagents: {}\n", "has no agents", 3),
     # Templates
     _changed("template syntax", "reader.text }}", "reader.text }", "of the template", 14),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from bad_workflows import GOOD
 
-from unspoken.agents.spec.graph import build_graph, loop_region, to_mermaid, validate
+from unspoken.agents.spec.graph import build_graph, to_mermaid, validate
 from unspoken.agents.spec.loader import loads
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.errors import Problem, WorkflowError
@@ -168,14 +168,6 @@ def test_misspelt_end_is_reported_alone() -> None:
     with pytest.raises(WorkflowError) as caught:
         loads(text)
     assert [problem.where for problem in caught.value.problems] == ["edges[1].to"]
-
-
-def test_loop_region_is_the_target_and_what_follows() -> None:
-    """A loop starts its target again and all agents behind it, by edges that are no loops."""
-    spec = flow("a -> b", "b -> c", "c -> d", "c => b", "d => a", "x -> c")
-    graph = build_graph(spec)
-    assert loop_region(graph, spec.edges[3]) == {"b", "c", "d"}
-    assert loop_region(graph, spec.edges[4]) == {"a", "b", "c", "d"}
 
 
 def test_mermaid_shows_channel_share_loop_and_condition() -> None:
