@@ -301,8 +301,7 @@ class Workflow:
         """Run to the end; see `run`."""
         scheduler = await self._scheduler(received or {}, inputs, lambda event: None)
         report = await scheduler.run()
-        agents = {name: AgentResult(words[-1], words) for name, words in scheduler.texts().items()}
-        return RunResult(scheduler.outputs(), agents, report)
+        return RunResult(scheduler.outputs(), scheduler.results(), report)
 
     async def _scheduler(
         self,

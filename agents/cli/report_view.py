@@ -1,6 +1,6 @@
 """What a run gave and what it cost."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import typer
@@ -11,9 +11,9 @@ from rich.text import Text
 from unspoken.agents.cli.console import count, duration, print_reasons, print_table, shown, size
 
 if TYPE_CHECKING:
-    from unspoken.agents.runtime.report import RunReport
+    from unspoken.agents.runtime.report import RunReport, RunResult
 
-__all__ = ["print_outputs", "print_report"]
+__all__ = ["print_outputs", "print_report", "print_warnings"]
 
 
 def print_report(console: Console, report: "RunReport") -> None:
@@ -24,11 +24,32 @@ def print_report(console: Console, report: "RunReport") -> None:
         reasons = [(f"{edge.sharer} → {edge.receiver}", edge.reason) for edge in report.edges]
         print_reasons(console, reasons)
     for edge, reason in dict.fromkeys(report.fallbacks):
-        text = shown(f"{edge.replace('->', '→')} fell back to text: {reason}")
-        console.print(Padding(Text.assemble(("! ", "bold yellow"), text), (0, 0, 0, 2)))
+        _warn(console, f"{edge.replace('->', '→')} fell back to text: {reason}")
     peak = report.peak_state_bytes
     held = f", {size(peak)} of state held at most" if peak else ""
     console.print(f"\n  ran in {duration(report.seconds)}{held}\n")
+
+
+def print_warnings(console: Console, result: "RunResult") -> None:
+    """Print what ended otherwise than its author may have wished."""
+    for warning in _warnings(result):
+        _warn(console, warning)
+
+
+def _warnings(result: "RunResult") -> Iterator[str]:
+    for loop in result.report.loops_ended:
+        if loop.when is not None:
+            ends = f"{loop.sharer} → {loop.receiver}"
+            limit = f"{loop.receiver} had its {loop.turns} turns (max_turns)"
+            yield f"{ends}: the loop ended at its limit: {limit}, and '{loop.when}' still held"
+    skipped = [name for name, turns in result.report.agents.items() if not turns]
+    if skipped and not any(result.outputs.values()):
+        yield f"there is no output; skipped: {', '.join(skipped)}"
+
+
+def _warn(console: Console, text: str) -> None:
+    line = Text.assemble(("! ", "bold yellow"), shown(text))
+    console.print(Padding(line, (0, 0, 0, 2)))
 
 
 def _print_turns(console: Console, report: "RunReport") -> None:

@@ -19,7 +19,7 @@ from unspoken.agents.cli.console import (
     stdout,
 )
 from unspoken.agents.cli.progress import load_flow
-from unspoken.agents.cli.report_view import print_outputs, print_report
+from unspoken.agents.cli.report_view import print_outputs, print_report, print_warnings
 from unspoken.channels.errors import InputError
 
 if TYPE_CHECKING:
@@ -80,8 +80,10 @@ def run(
         result = _watched(flow, values, write, console, quiet=as_json or log_level is not None)
     if as_json:
         print_json(result.to_dict())
+        print_warnings(console, result)
         return
     print_report(console, result.report)
+    print_warnings(console, result)
     if events != "-":
         print_outputs(stdout(), result.outputs)
 

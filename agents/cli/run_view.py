@@ -202,7 +202,8 @@ def sentence(event: Event) -> str:
         case AgentSkipped():
             return f"{event.agent}: skipped"
         case LoopEnded():
-            return f"{event.sharer} -> {event.receiver}: the loop ended"
+            limit = f"{event.receiver} had all its {event.turns} turns"
+            return f"{event.sharer} -> {event.receiver}: the loop ended, {limit}"
         case RunFinished():
             return f"run {event.report.run_id} finished in {duration(event.report.seconds)}"
         case _:

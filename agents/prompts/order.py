@@ -47,8 +47,9 @@ class PartOrder:
 def order_of_parts(prompt: str, messages: Sequence[InEdge]) -> PartOrder:
     """The places of messages around and inside a prompt.
 
-    A message whose agent the prompt mentions stands where it is mentioned. The others become turns
-    before the prompt. Of several messages of one agent, a mention means the first.
+    A message whose agent's text the prompt mentions stands where it is mentioned. The others become
+    turns before the prompt; to ask whether an agent is defined is no mention. Of several messages
+    of one agent, a mention means the first.
 
     Args:
         prompt: The receiver's prompt template.
@@ -57,7 +58,7 @@ def order_of_parts(prompt: str, messages: Sequence[InEdge]) -> PartOrder:
     first: dict[str, InEdge] = {}
     for message in messages:
         first.setdefault(message.sharer, message)
-    mentioned = {reference.root for reference in references(prompt)}
+    mentioned = {read.root for read in references(prompt) if read.attribute is not None}
     inside = {message.number for name, message in first.items() if name in mentioned}
     return PartOrder(
         tuple(item.number for item in messages if item.fresh and item.number not in inside),

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, pass_context
+from jinja2 import ChainableUndefined, Environment, StrictUndefined, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.nativetypes import NativeCodeGenerator
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from unspoken.agents.prompts.absent import Absent
 
 __all__ = ["MAX_OUTPUT", "TextRef", "environment", "names"]
 
@@ -64,6 +66,27 @@ class _Fields:
 
     def __getitem__(self, key: str) -> object:
         return self._fields[key]
+
+    def __str__(self) -> str:
+        raise SecurityError(f"{self._name!r} is not text by itself; write {self._name}.text")
+
+
+class _Missing(ChainableUndefined):
+    """An agent that was skipped: undefined, but nobody's mistake."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, absent: Absent) -> None:
+        super().__init__()
+        self._fields = absent.fields
+
+    def __getattr__(self, name: str) -> Any:
+        if name[:2] == "__":
+            raise AttributeError(name)
+        return self._fields.get(name, self)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._fields.get(name, self)
 
 
 class _Undefined(StrictUndefined):
@@ -124,8 +147,12 @@ def environment() -> Environment:
 
 def names(context: Mapping[str, object]) -> dict[str, object]:
     """Return a template's names: mappings become attributes, but for ``item``, the user's own."""
-    known: dict[str, object] = {
-        name: _Fields(name, value) if isinstance(value, Mapping) and name != "item" else value
-        for name, value in context.items()
-    }
+    known: dict[str, object] = {}
+    for name, value in context.items():
+        if isinstance(value, Absent):
+            known[name] = _Missing(value)
+        elif isinstance(value, Mapping) and name != "item":
+            known[name] = _Fields(name, value)
+        else:
+            known[name] = value
     return {**known, _RANGES: []}

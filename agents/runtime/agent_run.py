@@ -34,7 +34,7 @@ class AgentRun:
         state: The ticket for that context's state.
         texts: What it wrote, turn by turn.
         items: What it wrote for each item of ``for_each``, in its last turn.
-        skipped: Whether it was skipped in the present wave.
+        skipped: Whether it was skipped in its last round.
         turns: A report of every turn.
         held: The messages it may yet read, by edge.
     """

@@ -99,10 +99,19 @@ class AgentSkipped(Event):
 
 @dataclass(frozen=True, slots=True)
 class LoopEnded(Event):
-    """A loop's target had all its turns; the message was dropped."""
+    """A message was dropped since its receiver had all its turns.
+
+    Attributes:
+        sharer: Who sent it.
+        receiver: Who could not read it.
+        when: The edge's condition, which held; None where it has none.
+        turns: How many turns the receiver had.
+    """
 
     sharer: str
     receiver: str
+    when: str | None = None
+    turns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

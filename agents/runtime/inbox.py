@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from unspoken.agents.engines.base import Inbound
+from unspoken.agents.prompts.absent import Absent
 from unspoken.agents.prompts.context import ChatTurn, Context, ContextBuilder, Quote
 from unspoken.agents.prompts.jinja import TextRef, references, render_parts
 from unspoken.agents.prompts.order import InEdge, order_of_parts
@@ -101,7 +102,7 @@ def prepare_turn(
         for name, number in order.quoted.items()
     }
     mentioned = {reference.root for reference in references(prompt)}
-    absent: dict[str, object] = {name: {} for name in mentioned - set(names) - set(variables)}
+    absent = {name: Absent() for name in mentioned - names.keys() - variables.keys()}
     pieces: list[str | Quote] = []
     for part in render_parts(prompt, {**absent, **variables, **names}):
         number = order.quoted[part.agent] if isinstance(part, TextRef) else None

@@ -11,13 +11,14 @@ from unspoken.agents.runtime.agent_run import AgentRun
 from unspoken.agents.runtime.events import (
     Event,
     FallbackTaken,
+    LoopEnded,
     MessageCarried,
     PrefillProgress,
     TokenWritten,
     TurnFinished,
 )
 from unspoken.agents.runtime.reply import TurnReply
-from unspoken.agents.runtime.report import EdgeReport, TurnReport
+from unspoken.agents.runtime.report import EdgeReport, EndedLoop, TurnReport
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.base import CarryReport, Fallback
 
@@ -36,6 +37,7 @@ class Recorder:
     Attributes:
         edges: Every message carried, in order.
         fallbacks: Reuse that was asked for and did not happen, as (edge, reason).
+        loops_ended: Where a limit of turns ended a loop.
     """
 
     def __init__(
@@ -48,12 +50,21 @@ class Recorder:
         self.spec, self.plan, self.emit, self.log = spec, plan, emit, log
         self.edges: list[EdgeReport] = []
         self.fallbacks: list[tuple[str, str]] = []
+        self.loops_ended: list[EndedLoop] = []
 
     def note_planned_fallbacks(self) -> None:
         """Tell of the edges that the plan lets go by text."""
         for edge in self.plan.edges:
             if edge.fallback is not None:
                 self._fall_back(edge.sharer, edge.receiver, edge.reason, edge.fallback)
+
+    def note_ended_loop(self, number: int, turns: int) -> None:
+        """Tell of a message that was dropped after so many turns of its receiver."""
+        edge = self.spec.edges[number]
+        ended = EndedLoop(sharer=edge.from_, receiver=edge.to, when=edge.when, turns=turns)
+        self.loops_ended.append(ended)
+        self.log.info("loop ended", **ended.to_dict())
+        self.emit(LoopEnded(edge.from_, edge.to, edge.when, turns))
 
     def tell(self, agent: str, turn: int, event: TurnEvent, reply: TurnReply | None) -> None:
         """Tell of an event of an agent's turn."""

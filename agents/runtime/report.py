@@ -3,12 +3,16 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from unspoken.agents.spec.problems import listed, suggest
+from unspoken.channels.errors import InputError
+
 if TYPE_CHECKING:
     from unspoken.channels.base import Fallback, Mode
 
 __all__ = [
     "AgentResult",
     "EdgeReport",
+    "EndedLoop",
     "RunReport",
     "RunResult",
     "TurnReport",
@@ -83,6 +87,27 @@ class EdgeReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndedLoop:
+    """A message that was dropped since its receiver had all its turns.
+
+    Attributes:
+        sharer: Who sent it.
+        receiver: Who could not read it.
+        when: The edge's condition, which held; None where it has none.
+        turns: How many turns the receiver had: its `max_turns`.
+    """
+
+    sharer: str
+    receiver: str
+    when: str | None
+    turns: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with the ends under ``from`` and ``to``."""
+        return {"from": self.sharer, "to": self.receiver, "when": self.when, "turns": self.turns}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
     """A whole run.
 
@@ -94,6 +119,7 @@ class RunReport:
         fallbacks: Reuse that was asked for and did not happen, as (edge, reason).
         seconds: Wall-clock time from the first firing to the last.
         peak_state_bytes: The most memory that states held at a time, shared memory counted once.
+        loops_ended: Where a limit of turns ended a loop.
     """
 
     run_id: str
@@ -103,6 +129,7 @@ class RunReport:
     seconds: float
     fallbacks: tuple[tuple[str, str], ...] = ()
     peak_state_bytes: int = 0
+    loops_ended: tuple[EndedLoop, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data in the shape that ``unspoken run --json`` prints, without the outputs."""
@@ -113,6 +140,7 @@ class RunReport:
                 name: [asdict(turn) for turn in turns] for name, turns in self.agents.items()
             },
             "edges": [edge.to_dict() for edge in self.edges],
+            "loops_ended": [loop.to_dict() for loop in self.loops_ended],
             "fallbacks": [{"edge": edge, "reason": reason} for edge, reason in self.fallbacks],
             "seconds": self.seconds,
             "peak_state_bytes": self.peak_state_bytes,
@@ -124,12 +152,14 @@ class AgentResult:
     """What an agent wrote.
 
     Attributes:
-        text: Words of its last turn; its prompt where it only reads.
-        turns: Words of every turn.
+        text: Words of its last turn; its prompt where it only reads, empty where it was skipped.
+        turns: Words of every turn; none where it was skipped.
+        items: Words for each item of ``for_each``, in its last turn.
     """
 
-    text: str
-    turns: tuple[str, ...]
+    text: str = ""
+    turns: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +177,16 @@ class RunResult:
     report: RunReport
 
     def __getitem__(self, agent: str) -> AgentResult:
-        return self.agents[agent]
+        """What an agent wrote; nothing where it was skipped.
+
+        Raises:
+            InputError: There is no such agent.
+        """
+        known = {**dict.fromkeys(self.report.agents, AgentResult()), **self.agents}
+        if agent not in known:
+            found, fix = f"there is no agent {agent!r}", suggest(str(agent), known)
+            raise InputError(found, expected=listed(known), fix=fix)
+        return known[agent]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as ``unspoken run --json`` prints it."""

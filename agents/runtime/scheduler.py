@@ -21,13 +21,13 @@ from unspoken.agents.engines.base import (
 )
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.planning.plan import Plan
+from unspoken.agents.prompts.absent import Absent
 from unspoken.agents.prompts.jinja import evaluate, render
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
 from unspoken.agents.runtime.dataflow import Action, Dataflow, Exhausted, Firing, Skipped, Unread
 from unspoken.agents.runtime.events import (
     AgentSkipped,
     Event,
-    LoopEnded,
     RunStarted,
     TokenWritten,
     TurnStarted,
@@ -37,7 +37,7 @@ from unspoken.agents.runtime.inbox import Prepared, prepare_turn
 from unspoken.agents.runtime.outbox import Finished, Sender
 from unspoken.agents.runtime.recorder import Recorder
 from unspoken.agents.runtime.reply import TurnReply, sampling_of
-from unspoken.agents.runtime.report import RunReport
+from unspoken.agents.runtime.report import AgentResult, RunReport
 from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.spec import WorkflowSpec
@@ -127,6 +127,7 @@ class Scheduler:
             seconds=seconds,
             fallbacks=tuple(self.recorder.fallbacks),
             peak_state_bytes=self.states.peak_bytes,
+            loops_ended=tuple(self.recorder.loops_ended),
         )
 
     def _forget(self) -> None:
@@ -136,25 +137,29 @@ class Scheduler:
             agent.context = agent.state = None
             agent.held.clear()
 
-    def texts(self) -> dict[str, tuple[str, ...]]:
-        """What each agent wrote, turn by turn; an agent that never had a turn is not in it."""
-        return {name: tuple(one.texts) for name, one in self.agents.items() if one.texts}
+    def results(self) -> dict[str, AgentResult]:
+        """What each agent wrote; an agent that was skipped is not in it."""
+        return {
+            name: AgentResult(agent.texts[-1], tuple(agent.texts), agent.items)
+            for name, agent in self.agents.items()
+            if agent.texts
+        }
 
     def outputs(self) -> dict[str, str]:
         """The workflow's outputs; without any, the words of every agent that nobody reads."""
-        texts = {
-            name: {
-                "text": one.texts[-1] if one.texts else "",
-                "skipped": one.skipped,
-                "items": list(one.items),
-            }
-            for name, one in self.agents.items()
-        }
-        context = {"inputs": dict(self.inputs), **texts}
+        context: dict[str, object] = {"inputs": dict(self.inputs)}
+        for name, agent in self.agents.items():
+            told = {"skipped": agent.skipped, "items": list(agent.items)}
+            context[name] = {"text": agent.texts[-1], **told} if agent.texts else Absent(told)
         if self.spec.outputs:
             return {name: render(template, context) for name, template in self.spec.outputs.items()}
         read = {edge.from_ for edge in self.spec.edges if not edge.loop}
-        return {name: str(texts[name]["text"]) for name in self.agents if name not in read}
+        written = self.results()
+        return {
+            name: written[name].text if name in written else ""
+            for name in self.agents
+            if name not in read
+        }
 
     def _act(self, tasks: TaskGroup, actions: list[Action[InFlight]]) -> None:
         for action in actions:
@@ -168,11 +173,9 @@ class Scheduler:
                     self.emit(AgentSkipped(agent))
                 case Unread(edge, parcel):
                     self.agents[self.spec.edges[edge].to].drop(parcel)
-                case Exhausted(edge, _, parcel):
-                    self.agents[self.spec.edges[edge].to].drop(parcel)
-                    ends = self.spec.edges[edge]
-                    self.log.info("loop ended", edge=f"{ends.from_} -> {ends.to}")
-                    self.emit(LoopEnded(ends.from_, ends.to))
+                case Exhausted(edge, agent, parcel):
+                    self.agents[agent].drop(parcel)
+                    self.recorder.note_ended_loop(edge, len(self.agents[agent].texts))
 
     async def _guarded(self, tasks: TaskGroup, firing: Firing[InFlight]) -> None:
         """Take a turn; whatever goes wrong names the agent, and the edge where one is to blame."""

@@ -1,6 +1,6 @@
 """The workflow as a graph: agents are nodes, edges are channels.
 
-Edges without ``loop: true`` have no cycle: they fire in one wave. A loop edge starts its target
+Edges without ``loop: true`` have no cycle: they fire in one round. A loop edge starts its target
 again, and with it all that follows from the target: its region.
 """
 

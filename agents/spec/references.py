@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -115,14 +116,15 @@ def _check(template: str, scope: _Scope, *, expression: bool = False) -> Iterato
     except TemplateError as error:
         yield Problem(error.found, scope.where, error.expected, error.fix)
         return
+    shown = f"{{{{ 0 if {template} }}}}" if expression else template
     seen: set[tuple[str, str | None]] = set()
     for reference in read:
         if (reference.root, reference.attribute) not in seen:
             seen.add((reference.root, reference.attribute))
-            yield from _check_reference(reference, scope)
+            yield from _check_reference(reference, scope, shown)
 
 
-def _check_reference(reference: Reference, scope: _Scope) -> Iterator[Problem]:
+def _check_reference(reference: Reference, scope: _Scope, template: str) -> Iterator[Problem]:
     root, attribute = reference.root, reference.attribute
     shown = root if attribute is None else f"{root}.{attribute}"
     if root in scope.words:
@@ -134,7 +136,8 @@ def _check_reference(reference: Reference, scope: _Scope) -> Iterator[Problem]:
     else:
         yield _unknown_name(shown, root, scope)
         return
-    if attribute in allowed:
+    asked = attribute is None and root in scope.agents and _only_asked(template, root)
+    if asked or attribute in allowed:
         return
     candidates = [f"{root}.{name}" for name in allowed]
     expected = listed(candidates) or "declared inputs; there are none"
@@ -146,6 +149,17 @@ def _check_reference(reference: Reference, scope: _Scope) -> Iterator[Problem]:
     if root == "inputs":
         fix = fix or f"declare '{attribute}' under 'inputs:'"
     yield Problem(f"'{shown}' is not defined", scope.where, expected, fix)
+
+
+def _only_asked(template: str, agent: str) -> bool:
+    """Whether all that a template does with an agent by itself is to ask whether it is there."""
+    tags = " ".join(re.findall(r"\{[{%](.*?[%}])\}", template, re.DOTALL))
+    tags = re.sub(r"'[^']*'|\"[^\"]*\"", "''", tags)
+    tags = re.sub(rf"(?<![\w.]){agent}\s+is\s+(?:not\s+)?(?:un)?defined\b", "", tags)
+    tags = re.sub(r"\b(?:if|elif|and|or|not)\b", "is_it", tags)
+    uses = re.findall(rf"(?<![\w.]){agent}\b(?!\s*\.|\s*\[\s*'')", tags)
+    asked = re.findall(rf"\bis_it[\s(]+{agent}[\s)]*(?=-?[%}}]|is_it\b|else\b)", tags)
+    return len(uses) == len(asked)
 
 
 def _unknown_name(shown: str, root: str, scope: _Scope) -> Problem:

@@ -14,7 +14,7 @@ _TURN = """turn prompt_tokens prefilled_tokens reused_tokens recomputed_tokens p
     generated_tokens layer_tokens_computed ttft_s seconds finish"""
 _EDGE = """from to turn channel mode planned reason fallback exact tokens reused repaired projected
     recomputed_layers layer_tokens bytes seconds"""
-_RUN = "run_id workflow outputs agents edges fallbacks peak_state_bytes seconds"
+_RUN = "run_id workflow outputs agents edges fallbacks loops_ended peak_state_bytes seconds"
 TURN_KEYS, EDGE_KEYS, RUN_KEYS = (set(keys.split()) for keys in (_TURN, _EDGE, _RUN))
 
 
@@ -92,6 +92,26 @@ def test_skipped_agents_and_fallbacks_are_told(tmp_path: Path, model: Path) -> N
         "c",
         "skipped",
     ]
+
+
+def test_a_loop_that_never_agrees_is_warned_of(tmp_path: Path, model: Path) -> None:
+    """The limit of a loop whose condition still held is told on stderr, and in the JSON as data."""
+    file = tmp_path / "flow.yaml"
+    file.write_text(
+        f"name: w\nmodels: {{m: {model}}}\nagents:\n"
+        "  draft: {model: m, prompt: write, max_turns: 2, generate: {max_new_tokens: 4}}\n"
+        "  printer: {model: m, prompt: print}\n"
+        "edges:\n"
+        "  - {from: draft, to: draft, loop: true, when: \"'ZQ' not in draft.text\"}\n"
+        "  - {from: draft, to: printer, when: \"'ZQ' in draft.text\"}\n",
+        encoding="utf-8",
+    )
+    result = call("run", file)
+    assert result.exit_code == 0, result.stderr
+    assert "! draft → draft: the loop ended at its limit" in result.stderr
+    assert "! there is no output; skipped: printer" in result.stderr
+    ended = {"from": "draft", "to": "draft", "when": "'ZQ' not in draft.text", "turns": 2}
+    assert run_json(file)["loops_ended"] == [ended]
 
 
 def test_events_are_lines_of_json(workflow: Path, tmp_path: Path) -> None:

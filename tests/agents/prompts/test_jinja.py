@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unspoken.agents.prompts.absent import Absent
 from unspoken.agents.prompts.jinja import (
     Reference,
     TextRef,
@@ -231,3 +232,26 @@ def test_text_ref_pickles_with_its_agent() -> None:
     """A message's text can go to another process."""
     copy = pickle.loads(pickle.dumps(READER))
     assert (copy, copy.agent) == (READER, "reader")
+
+
+@pytest.mark.parametrize(
+    ("template", "printed"),
+    [
+        ("[{{ gone.text }}{{ gone }}]", "[]"),
+        ("{{ gone.text | default('-') }}{{ gone | default('-') }}", "--"),
+        ("{{ gone is defined }} {{ gone.text is defined }}", "False False"),
+        ("{{ 'there' if gone else 'not' }} {{ 'there' if gone.text else 'not' }}", "not not"),
+        ("{{ gone.skipped }} {{ gone.items | length }}", "True 0"),
+        ("{{ 'x' in gone.text }}", "False"),
+    ],
+)
+def test_an_absent_agent_is_undefined_and_prints_nothing(template: str, printed: str) -> None:
+    """It is no mistake to read an agent that was skipped; only its fields are there."""
+    absent = Absent({"skipped": True, "items": []})
+    assert render(template, {"gone": absent}).lower() == printed.lower()
+
+
+def test_an_agent_by_itself_cannot_be_printed() -> None:
+    """It would print as an object; the error says what to write."""
+    with pytest.raises(TemplateError, match=r"reader\.text"):
+        render("{{ reader ~ '' }}", {"reader": {"text": "words"}})

@@ -104,9 +104,12 @@ async def test_an_agent_that_remembers_reuses_its_own_context(model: LocalModel)
 
 
 async def test_an_exhausted_loop_is_told(model: LocalModel) -> None:
-    """The critic's last message is dropped with an event."""
+    """The critic's last message is dropped with an event, and the report's data say so."""
     happened = await events_of(draft_and_critic(model, "run", CACHE), document=DOCUMENT)
-    assert LoopEnded("critic", "draft") in happened
+    assert LoopEnded("critic", "draft", None, 3) in happened
+    report = happened[-1].report.to_dict()  # type: ignore[attr-defined]
+    ended = {"from": "critic", "to": "draft", "when": None, "turns": 3}
+    assert report["loops_ended"] == [ended]
 
 
 async def test_independent_branches_overlap(model: LocalModel) -> None:
