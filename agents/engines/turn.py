@@ -217,7 +217,7 @@ def _finished_state(turn: _Turn, final: tuple[int, ...]) -> KVState:
     rest = model.tensor(final[valid:])
     _drain(model.prefill_steps(rest, range(valid, len(final)), cache, turn.hidden))
     computed = (*turn.assembly.missing, *range(prompt, len(final)))
-    return _with_hidden(cache.snapshot(model.identity), turn.hidden, computed, turn.assembly.states)
+    return _with_hidden(cache.snapshot(), turn.hidden, computed, turn.assembly.states)
 
 
 def _with_hidden(

@@ -48,13 +48,20 @@ class AdapterSwitch:
 
     Args:
         model: The base model, which holds all of its adapters.
+
+    Attributes:
+        names: The adapters that were loaded by this switch.
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
         # Weak, since the weights of a model are known by the model itself.
         self._model = ref(model)
-        self._names: set[str] = set()
+        self.names: set[str] = set()
         self._on: str | None = None
+
+    def adopt(self, other: "AdapterSwitch") -> None:
+        """Take over the adapters of a model of which this one's is a copy."""
+        self.names, self._on = set(other.names), other._on
 
     def add(self, name: str, folder: Path) -> None:
         """Load an adapter into the model, unless it is there.
@@ -63,7 +70,7 @@ class AdapterSwitch:
             ModelSupportError: peft is not installed.
             ModelReferenceError: An adapter that does not fit the model.
         """
-        if name in self._names:
+        if name in self.names:
             return
         try:
             import peft  # noqa: F401 - transformers loads adapters by it
@@ -86,7 +93,7 @@ class AdapterSwitch:
         if lost:
             raise _misfit(folder, f"has weights for {lost[0]}, which the model does not have")
         model.eval().requires_grad_(False)
-        self._names.add(name)
+        self.names.add(name)
         self._on = name
         self._off()
 

@@ -5,10 +5,12 @@ from dataclasses import replace
 from functools import cached_property
 
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from unspoken.agents.models.hf import Backbone, Capture
 from unspoken.agents.models.hf_cache import ContextCache, open_cache
+from unspoken.agents.models.identity import adapter_digest, config_digest, weights_digest
 from unspoken.agents.models.notes import KeyPositions
 from unspoken.agents.models.positions import prove_positions
 from unspoken.agents.models.weights import Weights
@@ -35,11 +37,38 @@ class Decoder:
     def __init__(self, backbone: Backbone, identity: ModelIdentity) -> None:
         self.backbone = backbone
         self._identity = identity
+        self._generation = backbone.weights.generation(wait=True)
+        self._rounded = False  # whether a cast has changed the values that its identity is of
 
     @property
     def identity(self) -> ModelIdentity:
-        """Who it is, by weights, config and tokenizer."""
+        """Who it is, by weights, config and tokenizer.
+
+        Whoever trains or merges the weights in memory makes another model of it. So each time it is
+        asked, the weights are looked at (see `unspoken.agents.models.watch`).
+        """
+        self._recognise(wait=False)
         return self._identity
+
+    def _recognise(self, *, wait: bool) -> None:
+        """Compute the identity anew where the weights were changed from outside."""
+        generation = self.weights.generation(wait=wait)
+        if generation == self._generation:
+            return
+        with self.weights.lock:
+            self._identity = self._values_identity()
+            self._generation, self._rounded = generation, False
+        for proved in ("key_positions", "geometry"):
+            self.__dict__.pop(proved, None)
+
+    def _values_identity(self) -> ModelIdentity:
+        """The identity of the weights' values and the configuration as they are now."""
+        model, adapter = self.backbone.model, self.backbone.adapter
+        weights = weights_digest(model, self.weights.adapters.names)
+        if adapter is not None:
+            parts = f"{weights}\n{adapter}\n{adapter_digest(model, adapter)}"
+            weights = blake3(parts.encode()).hexdigest()
+        return ModelIdentity(weights, config_digest(model.config), self._identity.tokenizer)
 
     @property
     def weights(self) -> Weights:
@@ -90,8 +119,10 @@ class Decoder:
         longest = self.backbone.geometry.max_positions
         return min(longest, int(base or longest))
 
-    def rotary(self, name: str) -> Rotary:
-        """The rotary embedding of a name in its geometry."""
+    def rotary(self, name: str | None) -> Rotary:
+        """The rotary embedding of a name in its geometry; of None, one that turns nothing."""
+        if name is None:
+            return Rotary(torch.zeros(1, device=self.device))
         return self.backbone.rotary(name)
 
     def tensor(self, ids: Sequence[int]) -> Tensor:
@@ -121,7 +152,7 @@ class Decoder:
         if logits is None:
             raise StateError("no tokens to compute", expected="at least one")
         inputs = {layer: torch.cat(parts) for layer, parts in hidden.items()}
-        return Prefill(cache.snapshot(self.identity), logits, inputs)
+        return Prefill(cache.snapshot(), logits, inputs)
 
     def open(
         self,
@@ -143,6 +174,7 @@ class Decoder:
             StateError: A gap, or rows missing that a new token must see.
             GeometryMismatch, IdentityMismatch: A state that is not this model's.
         """
+        self._recognise(wait=True)
         return open_cache(self, state, positions, spare=spare, layers=layers)
 
     def prefill_steps(
@@ -212,7 +244,7 @@ class Decoder:
         for start in range(0, len(ids), CHUNK):
             part = self.tensor(ids[start : start + CHUNK])
             self.backbone.forward(part, cache, keep=0, capture=hidden)
-        state = cache.snapshot(self.identity)
+        state = cache.snapshot()
         return replace(state, hidden={layer: torch.cat(parts) for layer, parts in hidden.items()})
 
     def logits(

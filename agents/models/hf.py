@@ -76,6 +76,8 @@ class Backbone:
 
     def computing(self) -> AbstractContextManager[None]:
         """The weights to oneself for one operation, hooks and masks included, the adapter on."""
+        if self.model.training:  # a program that trained it left dropout on
+            self.model.eval()  # type: ignore[no-untyped-call]
         return self.weights.computing(self.adapter)
 
     def rotary(self, name: str) -> Rotary:

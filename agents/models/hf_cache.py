@@ -98,12 +98,16 @@ class ContextCache(Cache):
     Args:
         geometry: Geometry of the model.
         capacity: Rows to allocate at first.
+        identity: Whose states it gives out: the model's, as it was before it computed any.
 
     Attributes:
         approximate_from: First position whose rows are taken over as approximate; None for none.
     """
 
-    def __init__(self, geometry: CacheGeometry, capacity: int) -> None:
+    def __init__(
+        self, geometry: CacheGeometry, capacity: int, identity: ModelIdentity | None = None
+    ) -> None:
+        self.identity = identity
         self.rows = [_Rows(layer, capacity) for layer in geometry.layers]
         self.approximate_from: int | None = None
         super().__init__(layers=list(self.rows))
@@ -146,8 +150,9 @@ class ContextCache(Cache):
                     fix="do not trim a state that a splice or a repair will read",
                 )
 
-    def snapshot(self, identity: ModelIdentity, stop: int | None = None) -> KVState:
+    def snapshot(self, stop: int | None = None) -> KVState:
         """The state of positions 0 … stop - 1 as views of the buffers."""
+        assert self.identity is not None  # a cache that was opened has one
         stop = self.length if stop is None else stop
         layers = []
         for rows in self.rows:
@@ -160,7 +165,7 @@ class ContextCache(Cache):
             layers=tuple(layers),
             start=0,
             stop=stop,
-            identity=identity,
+            identity=self.identity,
             approximate_from=rough if rough is not None and rough < stop else None,
         )
 
@@ -174,10 +179,9 @@ def open_cache(
     layers: slice = _ALL,
 ) -> ContextCache:
     """A cache of a model with states in place; see `Decoder.open`."""
+    identity = model.identity
     for piece in state:
-        model.identity.require(
-            piece.identity, f"a state of positions {piece.start} to {piece.stop}"
-        )
+        identity.require(piece.identity, f"a state of positions {piece.start} to {piece.stop}")
         piece.check(model.geometry, model.dtype)
     end = max((piece.stop for piece in state), default=0)
     stop = max(end, positions[-1] + 1 if positions else 0)
@@ -187,7 +191,7 @@ def open_cache(
             f"nothing covers position {gap}",
             expected=f"states and new tokens that cover positions 0 to {stop} together",
         )
-    cache = ContextCache(model.geometry, stop + spare)
+    cache = ContextCache(model.geometry, stop + spare, identity)
     cache.approximate_from = first_approximate(state, positions)
     for piece in state:
         cache.place(piece, layers)

@@ -22,6 +22,7 @@ from unspoken.agents.models.notes import (
     remember_positions,
 )
 from unspoken.agents.models.pretrained import cast, find_device, find_dtype, read_pretrained
+from unspoken.agents.models.weights import weights_of
 from unspoken.agents.prompts.chat_template import ChatTemplate, template_of
 from unspoken.agents.prompts.context import ChatTurn, ContextBuilder
 from unspoken.agents.prompts.tokenizer import TextTokenizer
@@ -31,6 +32,10 @@ from unspoken.channels.message import Message
 from unspoken.channels.model import Frame
 
 __all__ = ["LocalModel"]
+
+
+_WIDE = (torch.float32, torch.float64)
+"""Types that hold all values of a checkpoint."""
 
 
 class LocalModel(Decoder):
@@ -113,6 +118,7 @@ class LocalModel(Decoder):
         loaded = cls(model, tokenizer, ref=ref, identity=identity)
         asked = {"dtype": dtype, "device": device, "revision": revision or "auto"}
         named = {name: str(value).removeprefix("torch.") for name, value in asked.items()}
+        loaded._rounded = wanted is not None and wanted not in _WIDE
         loaded.asked = {name: value for name, value in named.items() if value != "auto"}
         loaded._prove_positions(folder)
         loaded.read(range(3))  # a warm-up, so that no agent's first token pays for it
@@ -151,21 +157,31 @@ class LocalModel(Decoder):
         folder = adapter_folder(adapter, revision)
         identity = adapted_identity(self._identity, folder)
         name = f"a{identity.weights[:12]}"
-        with self.weights.lock:
-            self.weights.adapters.add(name, folder)
+        self.weights.load_adapter(name, folder)
         adapted = LocalModel(self.hf, self.tokenizer, ref=self.ref, identity=identity)
-        adapted.adapter, adapted.asked = adapter, self.asked
+        adapted.adapter, adapted.asked, adapted._rounded = adapter, self.asked, self._rounded
         adapted.backbone.adapter = name
         return adapted
 
     def cast(self, dtype: torch.dtype) -> "LocalModel":
-        """A copy in another float type, of the same identity: both come of one checkpoint."""
-        with self.backbone.computing():  # the copy keeps the adapter that is on
+        """A copy in another float type.
+
+        It has this model's identity where its values are those of the checkpoint, loaded in `dtype`
+        at once: both come of one checkpoint. A second cast of rounded values makes another model.
+        """
+        with self.backbone.computing():
             copied = copy.deepcopy(self.hf)
+            weights_of(copied).adapters.adopt(self.weights.adapters)
         cast(copied, dtype)
-        made = LocalModel(copied, self.tokenizer, ref=self.ref, identity=self._identity)
-        made.adapter = self.adapter
+        made = LocalModel(copied, self.tokenizer, ref=self.ref, identity=self.identity)
+        made.backbone.adapter, made.adapter = self.backbone.adapter, self.adapter
         made.asked = {**self.asked, "dtype": str(dtype).removeprefix("torch.")}
+        if dtype == self.dtype:
+            made._rounded = self._rounded
+        elif self._rounded:
+            made._identity = made._values_identity()
+        else:
+            made._rounded = dtype not in _WIDE
         return made
 
     @cached_property
@@ -227,4 +243,4 @@ class LocalModel(Decoder):
         context = self.context_builder.compose([ChatTurn("user", (text,))], system=system)
         segment = context.segments[-1]
         state = self.read(context.ids, capture)
-        return Message(sharer, (segment,), False, context.ids, self.identity, state)
+        return Message(sharer, (segment,), False, context.ids, state.identity, state)

@@ -8,11 +8,13 @@ one meets those of another, on whatever thread they run.
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary
 
 from unspoken.agents.models.adapters import AdapterSwitch
+from unspoken.agents.models.watch import Watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,6 +36,25 @@ class Weights:
     def __init__(self, model: "PreTrainedModel") -> None:
         self.lock = RLock()
         self.adapters = AdapterSwitch(model)
+        self._watch = Watch(model)
+
+    def generation(self, *, wait: bool = False) -> int:
+        """How many times a program was found to have changed the weights from outside.
+
+        Args:
+            wait: Whether to wait for one who computes. Else the last answer counts meanwhile.
+        """
+        if not self.lock.acquire(blocking=wait):
+            return self._watch.generation
+        try:
+            return self._watch.check()
+        finally:
+            self.lock.release()
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Load an adapter, unless it is there; see `AdapterSwitch.add`."""
+        with self.lock, self._watch.expecting():
+            self.adapters.add(name, folder)
 
     @contextmanager
     def computing(self, adapter: str | None) -> Iterator[None]:

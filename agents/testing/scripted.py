@@ -152,7 +152,7 @@ class ScriptedModel:
         cache = self.open(state, where, spare=0)
         cache.place(self._zeros(where[-1], 1))
         hidden = {layer: self.embed(ids) for layer in capture}
-        return Prefill(cache.snapshot(self.identity), self.logits(ids, last=1)[0], hidden)
+        return Prefill(cache.snapshot(), self.logits(ids, last=1)[0], hidden)
 
     def run_layers(
         self,

@@ -169,7 +169,7 @@ def test_a_snapshot_never_changes(model: LocalModel) -> None:
     cache = model.open((), range(8), spare=0)
     for _ in model.prefill_steps(ids[:8], range(8), cache):
         pass
-    state = cache.snapshot(model.identity)
+    state = cache.snapshot()
     copies = [(layer.keys.clone(), layer.values.clone()) for layer in state.layers]
     for _ in model.prefill_steps(ids[8:], range(8, LENGTH), cache):
         pass
