@@ -112,8 +112,21 @@ def _measured(ref: str, folder: Path) -> dict[str, Any]:
         },
         "max_positions": model.max_positions,
         "template": {"plain": model.template.plain, "notes": list(model.template.notes)},
+        "generation": _asked(folder),
         "identity": asdict(identity) if identity else None,
     }
+
+
+def _asked(folder: Path) -> dict[str, Any]:
+    """What a checkpoint asks of sampling; nothing where it says nothing."""
+    from transformers import GenerationConfig
+
+    from unspoken.agents.models.generation import asked_of_sampling
+
+    try:
+        return dict(asked_of_sampling(GenerationConfig.from_pretrained(folder)))
+    except (OSError, ValueError):
+        return {}
 
 
 def _hollow(ref: str, folder: Path) -> "LocalModel":
@@ -166,11 +179,25 @@ def _told(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     template = facts["template"]
     own = "none of its own: turns are plain paragraphs" if template["plain"] else "its own"
     yield "chat template", "; ".join([own, *template["notes"]])
+    yield "asks for", _generation(facts["generation"])
     if facts["identity"] is None:
         yield "identity", "computed when the model is first loaded"
         return
     for part, digest in facts["identity"].items():
         yield f"identity, {part}", digest
+
+
+def _generation(asked: dict[str, Any]) -> str:
+    """What a checkpoint asks of sampling, and when it gets it."""
+    from unspoken.agents.models.generation import APPLIED
+
+    if not asked:
+        return "no settings of generation"
+    applied = [f"{name} {asked[name]}" for name in APPLIED if name in asked]
+    others = [f"{name} {value}" for name, value in asked.items() if name not in APPLIED]
+    told = f"{', '.join(applied)}, with generate: {{defaults: checkpoint}}" if applied else ""
+    ignored = f"{', '.join(others)}, not applied" if others else ""
+    return "; ".join(filter(None, (told, ignored)))
 
 
 def _layers(windows: list[int | None]) -> str:

@@ -94,21 +94,37 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are chosen.
+    """How tokens are chosen; each setting is transformers' own of that name.
 
     Attributes:
         max_tokens: Most tokens to sample.
+        min_tokens: Least tokens before one of the stop ids.
         stop_ids: Ids that end the turn.
-        temperature: 0 takes the likeliest token.
-        top_p, top_k: Sample from these alone; None for all.
+        temperature: 0 takes the likeliest token, after the penalties.
+        top_p, top_k, top_h, min_p, typical_p, epsilon_cutoff, eta_cutoff: Sample from these alone;
+            None for all.
+        repetition_penalty: Divides the logits of ids in the context; None for 1.
+        no_repeat_ngram_size: No run of this many ids twice; 0 for any.
+        bad_ids: Runs of ids that are never completed.
+        suppressed: Ids that are never sampled.
         seed: Of the turn's own generator; None for another one each time.
     """
 
     max_tokens: int
+    min_tokens: int = 0
     stop_ids: frozenset[int] = frozenset()
     temperature: float = 0.0
     top_p: float | None = None
     top_k: int | None = None
+    top_h: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    epsilon_cutoff: float | None = None
+    eta_cutoff: float | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int = 0
+    bad_ids: tuple[tuple[int, ...], ...] = ()
+    suppressed: tuple[int, ...] = ()
     seed: int | None = None
 
 

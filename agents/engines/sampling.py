@@ -1,15 +1,12 @@
-"""Choosing the next token, with transformers' own logits processors."""
+"""Choosing the next token, with transformers' own logits processors in its own order."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessorList
+from transformers.generation import logits_process as hf
 
 from unspoken.agents.engines.base import Sampling
 
@@ -17,25 +14,25 @@ __all__ = ["Sampler"]
 
 
 class Sampler:
-    """Greedy at temperature 0, else temperature, top-k and top-p in transformers' order, with a
-    seed of its own.
+    """Greedy at temperature 0, else by chance with a seed of its own.
 
     Args:
         settings: How to choose.
+        ids: The ids of the context, which penalties look at.
         device: Where the logits are.
     """
 
-    def __init__(self, settings: Sampling, device: torch.device) -> None:
+    def __init__(self, settings: Sampling, ids: Sequence[int], device: torch.device) -> None:
         self._greedy = settings.temperature == 0
-        self._warpers = LogitsProcessorList()
+        penalties = list(_penalties(settings, len(ids), device))
+        warpers = [] if self._greedy else list(_warpers(settings, device))
+        self._processors = LogitsProcessorList([*penalties, *warpers])
+        # Warpers look at no ids, so without penalties none are kept.
+        self._ids = torch.tensor([list(ids) if penalties else []], dtype=torch.long, device=device)
+        self._keeps_ids = bool(penalties)
         self._generator: torch.Generator | None = None
         if self._greedy:
             return
-        self._warpers.append(TemperatureLogitsWarper(float(settings.temperature)))
-        if settings.top_k is not None:
-            self._warpers.append(TopKLogitsWarper(settings.top_k))
-        if settings.top_p is not None:
-            self._warpers.append(TopPLogitsWarper(settings.top_p))
         self._generator = torch.Generator(device=device)
         if settings.seed is None:
             self._generator.seed()
@@ -44,11 +41,52 @@ class Sampler:
 
     def __call__(self, logits: Tensor) -> Tensor:
         """The next token, shape (1,), of logits (vocabulary,); it stays on the device."""
-        if self._greedy:
+        if self._greedy and not self._processors:
             return logits.argmax(dim=-1, keepdim=True)
-        before: Any = torch.empty(
-            1, 0, dtype=torch.long, device=logits.device
-        )  # no warper reads it
-        scores: Any = logits[None].float()
-        scores = self._warpers(before, scores)
-        return torch.multinomial(scores.softmax(dim=-1)[0], 1, generator=self._generator)
+        ids: Any = self._ids
+        scores: Any = logits[None].to(torch.float32, copy=True)
+        scores = self._processors(ids, scores)[0]
+        if self._greedy:
+            token: Tensor = scores.argmax(dim=-1, keepdim=True)
+        else:
+            token = torch.multinomial(scores.softmax(dim=-1), 1, generator=self._generator)
+        if self._keeps_ids:
+            self._ids = torch.cat((self._ids, token[None]), dim=1)
+        return token
+
+
+def _penalties(settings: Sampling, prompt: int, device: torch.device) -> Iterator[Any]:
+    """What applies to greedy decoding too."""
+    stop_ids = sorted(settings.stop_ids)
+    if settings.repetition_penalty not in (None, 1.0):
+        yield hf.RepetitionPenaltyLogitsProcessor(float(settings.repetition_penalty))
+    if settings.no_repeat_ngram_size:
+        yield hf.NoRepeatNGramLogitsProcessor(settings.no_repeat_ngram_size)
+    if settings.bad_ids:
+        bad = [list(ids) for ids in settings.bad_ids]
+        yield hf.NoBadWordsLogitsProcessor(bad, stop_ids or None)
+    if settings.min_tokens and stop_ids:
+        least = settings.min_tokens
+        yield hf.MinNewTokensLengthLogitsProcessor(prompt, least, stop_ids, device=str(device))
+    if settings.suppressed:
+        yield hf.SuppressTokensLogitsProcessor(list(settings.suppressed), device=str(device))
+
+
+def _warpers(settings: Sampling, device: torch.device) -> Iterator[Any]:
+    """What narrows the choice by chance."""
+    if settings.temperature != 1:
+        yield hf.TemperatureLogitsWarper(float(settings.temperature))
+    if settings.top_h is not None:
+        yield hf.TopHLogitsWarper(settings.top_h)
+    if settings.top_k is not None:
+        yield hf.TopKLogitsWarper(settings.top_k)
+    if settings.top_p is not None and settings.top_p < 1:
+        yield hf.TopPLogitsWarper(settings.top_p)
+    if settings.min_p is not None:
+        yield hf.MinPLogitsWarper(settings.min_p)
+    if settings.typical_p is not None and settings.typical_p < 1:
+        yield hf.TypicalLogitsWarper(settings.typical_p)
+    if settings.epsilon_cutoff:
+        yield hf.EpsilonLogitsWarper(settings.epsilon_cutoff)
+    if settings.eta_cutoff:
+        yield hf.EtaLogitsWarper(settings.eta_cutoff, device=str(device))

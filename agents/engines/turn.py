@@ -186,7 +186,7 @@ def _prefill(turn: _Turn) -> Generator[TurnEvent, None, Tensor]:
 def _decode(turn: _Turn, logits: Tensor, sampling: Sampling) -> Generator[TurnEvent, None, str]:
     """Sample token after token; why it ended."""
     model, cache, reply = turn.model, turn.cache, turn.request.reply
-    sampler = Sampler(sampling, logits.device)
+    sampler = Sampler(sampling, turn.request.ids, logits.device)
     while True:
         token = sampler(logits)
         value = int(token.item())  # the one sync with the host that a decoded step has

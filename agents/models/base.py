@@ -51,6 +51,10 @@ class AgentModel(CausalModel, Protocol):
         """Token ids that end the assistant's turn."""
 
     @property
+    def generation(self) -> Mapping[str, object]:
+        """What its checkpoint asks of sampling, by transformers' names; empty where nothing."""
+
+    @property
     def text(self) -> "TextTokenizer":
         """Its tokenizer."""
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unspoken.agents.models.adapters import adapted_identity, adapter_folder
 from unspoken.agents.models.catalog import prepare
 from unspoken.agents.models.decoder import Decoder
+from unspoken.agents.models.generation import asked_of_sampling
 from unspoken.agents.models.hf import Backbone
 from unspoken.agents.models.identity import model_identity
 from unspoken.agents.models.notes import (
@@ -201,6 +202,11 @@ class LocalModel(Decoder):
         closing = self.context_builder.close()[:1]
         special = set(self.tokenizer.all_special_ids)
         return frozenset(token for token in (*ids, *(set(closing) & special)) if token is not None)
+
+    @property
+    def generation(self) -> Mapping[str, object]:
+        """What its checkpoint asks of sampling, by transformers' names."""
+        return asked_of_sampling(self.hf.generation_config)
 
     def words(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids of somebody's words, and the character at which each token's text ends."""

@@ -1,6 +1,10 @@
 """What an agent writes in a turn: sampled ids become words, a stop string ends them."""
 
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from blake3 import blake3
 
 from unspoken.agents.engines.base import Sampling
 from unspoken.agents.models.base import AgentModel
@@ -12,16 +16,74 @@ from unspoken.channels.message import Segment
 __all__ = ["TurnReply", "sampling_of"]
 
 
-def sampling_of(settings: GenerateSpec, model: AgentModel) -> Sampling:
-    """An agent's settings as its engine takes them."""
+_SETTINGS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "top_h",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+)
+"""Settings of equal names in a workflow, in a checkpoint and in `Sampling`."""
+
+
+def sampling_of(
+    settings: GenerateSpec, model: AgentModel, *, turn: int = 1, item: int = 0
+) -> Sampling:
+    """An agent's settings as its engine takes them.
+
+    Args:
+        settings: What the workflow says.
+        model: The agent's model, whose checkpoint may fill in what the workflow leaves open.
+        turn: The agent's turn, from 1. Turns and items draw differently from one seed.
+        item: Number of the item of ``for_each``, from 0.
+    """
+    asked = _asked(model.generation) if settings.defaults == "checkpoint" else {}
+    given = {name: getattr(settings, name) for name in _SETTINGS}
+    asked |= {name: value for name, value in given.items() if value is not None}
+    words = [model.text.encode_words(form) for word in settings.bad_words for form in _forms(word)]
+    bad_ids = (*asked.pop("bad_ids", ()), *(tuple(ids) for ids in words if ids))
+    least = settings.min_new_tokens or min(asked.pop("min_tokens", 0), settings.max_new_tokens)
     return Sampling(
         max_tokens=settings.max_new_tokens,
+        min_tokens=least,
         stop_ids=model.stop_ids,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        seed=settings.seed,
+        bad_ids=tuple(dict.fromkeys(bad_ids)),
+        seed=None if settings.seed is None else _seed(settings.seed, turn, item),
+        **asked,
     )
+
+
+def _asked(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint asks for, as `Sampling` calls it."""
+    asked = {name: generation[name] for name in _SETTINGS if name in generation}
+    if not generation.get("do_sample"):
+        asked["temperature"] = 0.0
+    else:  # what transformers fills in besides
+        asked = {"temperature": 1.0, "top_k": 50, **asked}
+    if asked.get("top_k") == 0:
+        del asked["top_k"]
+    asked["bad_ids"] = tuple(map(tuple, generation.get("bad_words_ids", ())))
+    asked["suppressed"] = tuple(generation.get("suppress_tokens", ()))
+    asked["min_tokens"] = generation.get("min_new_tokens", 0)
+    return asked
+
+
+def _forms(word: str) -> tuple[str, str]:
+    """A word as it stands at the start of a text, and after others."""
+    return word, f" {word}"
+
+
+def _seed(seed: int, turn: int, item: int) -> int:
+    """The seed of one item in one turn; that of the first is the seed itself."""
+    if turn == 1 and item == 0:
+        return seed
+    digest = blake3(f"{seed}/{turn}/{item}".encode()).digest(length=8)
+    return int.from_bytes(digest, "big") >> 1
 
 
 class TurnReply:

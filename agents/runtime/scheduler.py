@@ -21,7 +21,6 @@ from unspoken.agents.engines.base import (
 )
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.planning.plan import Plan
-from unspoken.agents.prompts.absent import Absent
 from unspoken.agents.prompts.jinja import evaluate, render
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
 from unspoken.agents.runtime.dataflow import Action, Dataflow, Exhausted, Firing, Skipped, Unread
@@ -38,6 +37,7 @@ from unspoken.agents.runtime.outbox import Finished, Sender
 from unspoken.agents.runtime.recorder import Recorder
 from unspoken.agents.runtime.reply import TurnReply, sampling_of
 from unspoken.agents.runtime.report import AgentResult, RunReport
+from unspoken.agents.runtime.results import outputs_of, results_of
 from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.spec import WorkflowSpec
@@ -139,27 +139,11 @@ class Scheduler:
 
     def results(self) -> dict[str, AgentResult]:
         """What each agent wrote; an agent that was skipped is not in it."""
-        return {
-            name: AgentResult(agent.texts[-1], tuple(agent.texts), agent.items)
-            for name, agent in self.agents.items()
-            if agent.texts
-        }
+        return results_of(self.agents)
 
     def outputs(self) -> dict[str, str]:
         """The workflow's outputs; without any, the words of every agent that nobody reads."""
-        context: dict[str, object] = {"inputs": dict(self.inputs)}
-        for name, agent in self.agents.items():
-            told = {"skipped": agent.skipped, "items": list(agent.items)}
-            context[name] = {"text": agent.texts[-1], **told} if agent.texts else Absent(told)
-        if self.spec.outputs:
-            return {name: render(template, context) for name, template in self.spec.outputs.items()}
-        read = {edge.from_ for edge in self.spec.edges if not edge.loop}
-        written = self.results()
-        return {
-            name: written[name].text if name in written else ""
-            for name in self.agents
-            if name not in read
-        }
+        return outputs_of(self.spec, self.inputs, self.agents)
 
     def _act(self, tasks: TaskGroup, actions: list[Action[InFlight]]) -> None:
         for action in actions:
@@ -253,7 +237,10 @@ class Scheduler:
                 f"for_each of {agent.name!r} gives {type(rows).__name__}",
                 expected="a list of items",
             )
-        return [await self._one(agent, firing, {"item": row}, keep=False) for row in rows]
+        return [
+            await self._one(agent, firing, {"item": row}, keep=False, item=number)
+            for number, row in enumerate(rows)
+        ]
 
     async def _one(
         self,
@@ -262,6 +249,7 @@ class Scheduler:
         extra: Mapping[str, object],
         *,
         keep: bool,
+        item: int = 0,
     ) -> Finished:
         """Compose a context, have it computed, and close the turn.
 
@@ -270,6 +258,7 @@ class Scheduler:
             firing: Why it fires.
             extra: What its templates may read besides.
             keep: Whether the agent will go on from this turn.
+            item: Number of the item that the turn is of.
         """
         began = perf_counter()
         prepared = self._prepare(agent, firing, extra)
@@ -282,7 +271,9 @@ class Scheduler:
             ids=reply.ids if reply else prepared.context.ids,
             inbound=prepared.placed,
             history=agent.history,
-            sampling=sampling_of(settings, agent.model) if settings else None,
+            sampling=sampling_of(settings, agent.model, turn=firing.turn, item=item)
+            if settings
+            else None,
             reply=reply,
             keep_state=wanted,
             capture=self.sender.captures(agent) if wanted else (),

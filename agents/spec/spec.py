@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import Field, Strict, model_validator
 
 from unspoken.agents.spec.field_types import (
     KEYS_ARE_NAMES,
@@ -25,7 +25,8 @@ from unspoken.agents.spec.field_types import (
     Whole,
     wrong,
 )
-from unspoken.agents.spec.spellings import LIST, NONE_WORD, STRINGS, bare
+from unspoken.agents.spec.generate import GenerateSpec, Part
+from unspoken.agents.spec.spellings import LIST, NONE_WORD, bare
 
 __all__ = [
     "AgentSpec",
@@ -43,19 +44,7 @@ __all__ = [
 Share = Literal["output", "prompt", "context"]
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        validate_by_alias=True,
-        validate_by_name=True,
-        serialize_by_alias=True,
-        allow_inf_nan=False,
-        validate_default=True,
-    )
-
-
-class ModelSpec(_Spec):
+class ModelSpec(Part):
     """A language model that agents share; a bare string is its ref."""
 
     ref: NonEmpty = Field(
@@ -82,7 +71,7 @@ class ModelSpec(_Spec):
 InputType = Literal["text", "integer", "number", "boolean", "list"]
 
 
-class InputSpec(_Spec):
+class InputSpec(Part):
     """A value that a run is given; a bare string is its type."""
 
     type: InputType = Field("text", description="What kind of value the input takes.")
@@ -123,28 +112,7 @@ class InputSpec(_Spec):
         return self
 
 
-class GenerateSpec(_Spec):
-    """How an agent writes."""
-
-    max_new_tokens: Count = Field(128, description="Most tokens written in one turn.")
-    temperature: Annotated[float, Strict(), Field(ge=0)] = Field(
-        0.0, description="Randomness of sampling; 0 takes the likeliest token each time."
-    )
-    top_p: Annotated[Annotated[float, Strict(), Field(gt=0, le=1)] | None, NONE_WORD] = Field(
-        None, description="Sample from the likeliest tokens that together reach this probability."
-    )
-    top_k: Annotated[Count | None, NONE_WORD] = Field(
-        None, description="Sample from this many of the likeliest tokens."
-    )
-    seed: Annotated[Whole | None, NONE_WORD] = Field(
-        None, description="Seed of the sampler; runs with the same seed write the same."
-    )
-    stop: Annotated[tuple[NonEmpty, ...], STRINGS] = Field(
-        (), description="Strings that end the turn and are cut off; one or a list."
-    )
-
-
-class AgentSpec(_Spec):
+class AgentSpec(Part):
     """A role on a model."""
 
     model: Text = Field(description="Name of one of the workflow's models.")
@@ -179,7 +147,7 @@ class AgentSpec(_Spec):
     )
 
 
-class Repair(_Spec):
+class Repair(Part):
     """What is recomputed of a spliced message, in one pass over the chosen tokens."""
 
     sink: Whole = Field(4, description="How many of the message's first tokens are recomputed.")
@@ -194,7 +162,7 @@ Layers = Annotated[tuple[Whole, Whole], LIST]
 Recompute = Literal["profile"] | Annotated[tuple[Layers, ...], LIST]
 
 
-class EdgeSpec(_Spec):
+class EdgeSpec(Part):
     """A typed connection from one agent to another."""
 
     from_: Text = Field(
@@ -270,7 +238,7 @@ class EdgeSpec(_Spec):
         return self
 
 
-class WorkflowSpec(_Spec):
+class WorkflowSpec(Part):
     """A workflow: models, agents on them, and the edges between."""
 
     name: NonEmpty = Field(description="What the workflow is called.")

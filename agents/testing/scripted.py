@@ -58,6 +58,7 @@ class ScriptedModel:
 
     ref = ""
     adapter: str | None = None
+    generation: Mapping[str, object] = {}
     shifts_keys = True
     weights = None
     dtype = torch.float32

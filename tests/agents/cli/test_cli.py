@@ -11,6 +11,7 @@ from command_line import INPUTS, call, done, write_workflow
 from processes import python
 from ruamel.yaml import YAML
 from tiny import tiny_llama
+from transformers import GenerationConfig
 
 from unspoken.agents.cli import plan as plan_commands
 from unspoken.agents.models.embedded import EMBEDDED
@@ -138,6 +139,17 @@ def test_models_show_reads_a_folder(tmp_path: Path) -> None:
     identity = json.loads(call("models", "show", model, "--json").stdout)["identity"]
     assert set(identity) == {"weights", "config", "tokenizer"}
     assert identity["weights"] in call("models", "show", model).stdout
+
+
+def test_models_show_tells_what_a_checkpoint_asks_for(tmp_path: Path) -> None:
+    """Settings of generation are told, with the key that applies them, or as not applied."""
+    model = tiny_llama(tmp_path / "asking", seed=5)
+    GenerationConfig(repetition_penalty=1.05, num_beams=3).save_pretrained(model)
+    facts = json.loads(call("models", "show", model, "--json").stdout)
+    assert facts["generation"] == {"repetition_penalty": 1.05, "num_beams": 3}
+    text = " ".join(call("models", "show", model).stdout.split())
+    assert "repetition_penalty 1.05, with generate: {defaults: checkpoint}" in text
+    assert "num_beams 3, not applied" in text
 
 
 def test_models_show_tells_how_to_get_what_is_not_prepared() -> None:

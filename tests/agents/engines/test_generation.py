@@ -5,6 +5,7 @@ import torch
 from architectures import ARCHITECTURES, make
 from turns import Taken, Turn, take
 
+from unspoken.agents.engines.base import Sampling
 from unspoken.agents.engines.sampling import Sampler
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import Context
@@ -102,5 +103,6 @@ def test_a_seed_makes_sampling_repeatable() -> None:
 def test_sampling_takes_only_what_top_k_leaves() -> None:
     """With top_k 2, only the two likeliest tokens are ever drawn."""
     logits = torch.tensor([0.0, 5.0, 4.9, 4.8])
-    sampler = Sampler(GenerateSpec(temperature=1.0, top_k=2, seed=0), torch.device("cpu"))
+    settings = Sampling(max_tokens=1, temperature=1.0, top_k=2, seed=0)
+    sampler = Sampler(settings, (), torch.device("cpu"))
     assert {int(sampler(logits)) for _ in range(60)} == {1, 2}

@@ -55,7 +55,7 @@ def test_none_may_be_written_as_a_word(key: str, none: object) -> None:
 
 def test_defaults_are_those_of_the_design() -> None:
     """What is not written has the documented default."""
-    assert agent().generate == GenerateSpec(max_new_tokens=128, temperature=0)
+    assert agent().generate == GenerateSpec(max_new_tokens=128)
     assert edge().repair == Repair(sink=4)
     assert edge(repair="none").repair is None
     assert (edge().channel, edge().as_, edge().fallback, edge().loop) == (
