@@ -179,8 +179,8 @@ class Carry:
         report: What was done.
         prefix: Exact state from position 0 on, or None.
         pieces: What stands after the prefix, ascending; where two overlap, the first one counts.
-        repair: Positions of `pieces` to compute again; empty where the receiver computed up to the
-            last of them itself.
+        repair: Positions of `pieces` to compute again. Empty where the receiver has computed them
+            already.
     """
 
     report: CarryReport

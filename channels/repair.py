@@ -24,11 +24,10 @@ def deviating_positions(
 ) -> tuple[int, ...]:
     """The positions whose values deviate most from the receiver's own, ascending.
 
-    The receiver runs its first layers over the context, and the values of the last of them are
-    compared: the farther
-    they lie apart (Euclidean, all heads together), the more a token depends on what stood before
-    it. Tokens that deviate on an early layer deviate on the later ones (CacheBlend, arXiv
-    2405.16444).
+    The receiver runs its first layers over the context. The values of the last of these layers are
+    compared with the spliced ones: the Euclidean distance over all heads tells how much a token
+    depends on what stood before it. Tokens that deviate on an early layer deviate on the later
+    ones (CacheBlend, arXiv 2405.16444).
 
     Args:
         receiver: The receiving model.

@@ -51,8 +51,8 @@ class SameModelCacheChannel(Channel):
             arXiv 2405.16444). Finding them runs two layers over the context up to the message's
             end.
         layer_ranges: Layers to recompute where the message was made by other weights of the
-            receiver's base, as (first, last + 1) pairs; of no pair the sharer's state is taken as
-            it is. None refuses other weights.
+            receiver's base, as (first, last + 1) pairs. An empty tuple
+            recomputes no layer. None refuses other weights.
         evidence: What speaks for these ranges, for the report.
         prefix_only: Whether these ranges are for messages alone that stand where they stood at
             their sharer.
@@ -80,7 +80,7 @@ class SameModelCacheChannel(Channel):
 
     @property
     def captures(self) -> tuple[int, ...]:
-        """The entries of the ranges."""
+        """The first layers of the ranges, whose inputs the receiver needs."""
         return entry_layers(self.layer_ranges or ())
 
     def check(self, sharer: CausalModel, receiver: CausalModel) -> None:

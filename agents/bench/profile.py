@@ -21,10 +21,10 @@ from unspoken.channels.finetunes.passages import Settings, Trial, arrival_of
 from unspoken.channels.finetunes.profile import PREFIX
 from unspoken.channels.finetunes.recompute import LayerRanges, layers_of, named
 from unspoken.channels.finetunes.search import (
-    THINNING,
+    assess,
+    choices_of,
+    entries_of,
     estimate,
-    front_of,
-    judge,
     random_ranges,
     search,
 )
@@ -32,7 +32,7 @@ from unspoken.channels.kv.state import KVState
 
 __all__ = ["measure"]
 
-SETTINGS = Settings(search=4, judge=12)
+SETTINGS = Settings(search=4, assess=12)
 QUESTIONS, SEEDS = 16, (1, 2, 3)
 MARK, BOUND, STRONG = 2.78, 0.01, 0.03
 """DroidSpeak's speedup of a prefill (arXiv 2411.02820), the KL in nats at which ours is told, and
@@ -63,17 +63,17 @@ def _measured(
 ) -> Measured:
     tuned = finetune(base, Recipe.of(kind), lambda stage, part: progress(f"{stage}: {part:.0%}"))
     trials, _ = trials_of(text, tuned, SETTINGS)
-    judged = trials[SETTINGS.search :]
+    assessed = trials[SETTINGS.search :]
     layers = len(tuned.geometry.layers)
     progress(f"{kind}: search")
-    front = _front(search(base, tuned, trials[: SETTINGS.search]), layers)
-    progress(f"{kind}: judge {len(front)} choices of layers")
-    scores = judge(base, tuned, judged, front, SETTINGS)
+    front = choices_of(search(base, tuned, trials[: SETTINGS.search]), layers)
+    progress(f"{kind}: assess {len(front)} choices of layers")
+    scores = assess(base, tuned, assessed, front, SETTINGS)
     drawn = _drawn(front, layers)
-    progress(f"{kind}: judge {len(set(drawn.values()))} random choices")
-    others = judge(base, tuned, judged, list(set(drawn.values())), replace(SETTINGS, prompts=()))
+    progress(f"{kind}: assess {len(set(drawn.values()))} random choices")
+    others = assess(base, tuned, assessed, list(set(drawn.values())), replace(SETTINGS, prompts=()))
     progress(f"{kind}: time")
-    speeds = clocked(base, tuned, judged, front, ProfilePlan(repeats=5), lambda stage, part: None)
+    speeds = clocked(base, tuned, assessed, front, ProfilePlan(repeats=5), lambda stage, part: None)
     progress(f"{kind}: ask")
     asked = _asked(base, tuned, front, qa)
     rows = []
@@ -93,13 +93,8 @@ def _measured(
             if (layer_ranges, seed) in drawn
         }
         rows.append(row | {"speedup": round(speeds[layer_ranges], 3), **asked[layer_ranges]})
-    controls = [{"fine_tune": kind, **row} for row in _controls(tuned, judged, asked)]
+    controls = [{"fine_tune": kind, **row} for row in _controls(tuned, assessed, asked)]
     return rows + controls, _figures(rows)
-
-
-def _front(kl: Mapping[LayerRanges, float], layers: int) -> list[LayerRanges]:
-    """The best choices that were searched, between reusing all layers and recomputing all."""
-    return list(dict.fromkeys([(), *front_of(kl, factor=THINNING), ((0, layers),)]))
 
 
 def _drawn(
@@ -195,8 +190,7 @@ def _states(
 ) -> dict[Condition, list[KVState]]:
     """The receiver's state of a message by every choice of layers and in every control."""
     before = tuned.frame("chat").before
-    starts = sorted({first for layer_ranges in front for first, _ in layer_ranges if first})
-    arrival = arrival_of(Trial(ids, len(before), ()), base.read(ids, starts))
+    arrival = arrival_of(Trial(ids, len(before), ()), base.read(ids, entries_of(front)))
     state = arrival.message.state
     assert state is not None
     states: dict[Condition, list[KVState]] = {

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unspoken.agents.cli.console import print_table, shown
+from unspoken.channels.sequences import distinct
 
 if TYPE_CHECKING:
     from unspoken.channels.bridges.manifest import Audit
@@ -42,7 +43,7 @@ def print_audit(console: Console, audit: "Audit") -> None:
     _print_bars(console, audit.rows)
     title = f"Audit of {audit.date.isoformat()}"
     for index, rows in enumerate(_alike(audit.rows)):
-        columns = list(dict.fromkeys(key for row in rows for key in row))
+        columns = distinct(key for row in rows for key in row)
         cells = [[figure_of(row.get(name)) for name in columns] for row in rows]
         words = [
             place

@@ -19,6 +19,7 @@ from unspoken.agents.cli.console import print_json, print_table, shown, stderr, 
 from unspoken.agents.cli.progress import quiet_libraries, reporting
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import InputError
+from unspoken.channels.sequences import distinct
 
 __all__ = ["bench", "print_result"]
 
@@ -108,7 +109,7 @@ def print_result(title: str, result: Mapping[str, Any], *, as_json: bool) -> Non
     console = stdout()
     rows: Sequence[Mapping[str, Any]] = result["rows"]
     _print_pairs(console, result["machine"])
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = distinct(key for row in rows for key in row)
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     print_table(console, title, columns, cells)
     _print_pairs(console, result["summary"])

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unspoken.channels.errors import UnspokenError, WorkflowError
+from unspoken.channels.sequences import distinct
 
 __all__ = [
     "LogLevel",
@@ -123,7 +124,7 @@ def print_table(
 
 def print_reasons(console: Console, reasons: Sequence[tuple[str, str]]) -> None:
     """Print each (edge, reason) once."""
-    for edge, reason in dict.fromkeys(reasons):
+    for edge, reason in distinct(reasons):
         text = Text.assemble((f"{edge}: ", "bold"), shown(reason))
         console.print(Padding(text, (0, 0, 0, 2)))
 

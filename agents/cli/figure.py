@@ -118,7 +118,7 @@ def _save(figure: Any, file: Path) -> None:
 
 
 def _panel(panel: Any, data: str, rows: Any) -> None:
-    ways = [str(row["way"]) for row in rows]
+    conditions = [str(row["way"]) for row in rows]
     values = [float(row["retention"]) for row in rows]
     bounds = ([row.get(name) for row in rows] for name in ("retention_low", "retention_high"))
     errors = [
@@ -128,8 +128,8 @@ def _panel(panel: Any, data: str, rows: Any) -> None:
         ]
         for side in bounds
     ]
-    colours = ["#1f6f8b" if way == "bridge" else "#b8c4cc" for way in ways]
-    panel.barh(ways, values, xerr=errors, color=colours, ecolor="#444444", capsize=2)
+    colours = ["#1f6f8b" if name == "bridge" else "#b8c4cc" for name in conditions]
+    panel.barh(conditions, values, xerr=errors, color=colours, ecolor="#444444", capsize=2)
     panel.axvline(1, color="#444444", linewidth=0.8)
     panel.axvline(0, color="#444444", linewidth=0.8)
     panel.set_xlim(min(-0.1, *values, -0.1), max(1.1, *values))

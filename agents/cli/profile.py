@@ -99,7 +99,7 @@ def fit(
     from unspoken.channels.finetunes.passages import Settings
 
     searched = max(passages // 3, 2)
-    settings = Settings(tokens=tokens, search=searched, judge=passages - searched, seed=seed)
+    settings = Settings(tokens=tokens, search=searched, assess=passages - searched, seed=seed)
     plan = ProfilePlan(data, settings, again, command=join(["unspoken", *sys.argv[1:]]))
     title = f"{sharer} -> {receiver}"
     with reporting(console, f"measuring {title}", quiet=as_json) as report:

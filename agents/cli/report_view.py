@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from unspoken.agents.cli.console import count, duration, print_reasons, print_table, shown, size
+from unspoken.channels.sequences import distinct
 
 if TYPE_CHECKING:
     from unspoken.agents.runtime.report import RunReport, RunResult
@@ -23,7 +24,7 @@ def print_report(console: Console, report: "RunReport") -> None:
         _print_messages(console, report)
         reasons = [(f"{edge.sharer} → {edge.receiver}", edge.reason) for edge in report.edges]
         print_reasons(console, reasons)
-    for edge, reason in dict.fromkeys(report.fallbacks):
+    for edge, reason in distinct(report.fallbacks):
         _warn(console, f"{edge.replace('->', '→')} fell back to text: {reason}")
     peak = report.peak_state_bytes
     held = f", {size(peak)} of state held at most" if peak else ""

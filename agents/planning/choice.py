@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from unspoken.agents.planning.outline import Piece
+from unspoken.agents.planning.outline import OutlinePiece
 from unspoken.agents.spec.spec import EdgeSpec, WorkflowSpec
 from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.finetunes.recompute import LayerRanges
@@ -36,8 +36,8 @@ class EdgeEnds:
     number: int
     sharer: "AgentModel"
     receiver: "AgentModel"
-    sharer_context: Sequence[Piece]
-    receiver_context: Sequence[Piece]
+    sharer_context: Sequence[OutlinePiece]
+    receiver_context: Sequence[OutlinePiece]
 
     @property
     def edge(self) -> EdgeSpec:

@@ -10,11 +10,11 @@ from unspoken.agents.prompts.order import InEdge, PartOrder, order_of_parts
 from unspoken.agents.prompts.sandbox import environment
 from unspoken.agents.spec.spec import WorkflowSpec
 
-__all__ = ["Piece", "outline", "prints_message"]
+__all__ = ["OutlinePiece", "outline", "prints_message"]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class OutlinePiece:
     """A stretch of a context.
 
     Attributes:
@@ -39,12 +39,12 @@ class _Part:
     literal: bool = False
 
 
-def outline(spec: WorkflowSpec, agent: str) -> tuple[Piece, ...]:
+def outline(spec: WorkflowSpec, agent: str) -> tuple[OutlinePiece, ...]:
     """The pieces of an agent's first turn, its own words at the end."""
     return tuple(_context(spec, agent))
 
 
-def _context(spec: WorkflowSpec, agent: str) -> Iterator[Piece]:
+def _context(spec: WorkflowSpec, agent: str) -> Iterator[OutlinePiece]:
     yield _system(spec, agent)
     for number in _order(spec, agent).turns:
         yield from _message(spec, number)
@@ -67,26 +67,26 @@ def _order(spec: WorkflowSpec, agent: str) -> PartOrder:
     return order_of_parts(spec.agents[agent].prompt, messages)
 
 
-def _system(spec: WorkflowSpec, agent: str) -> Piece:
+def _system(spec: WorkflowSpec, agent: str) -> OutlinePiece:
     system = spec.agents[agent].system
     model = repr(spec.models[spec.agents[agent].model])
     if system is None:
-        return Piece(("system", None, model), "the template's own opening", "system")
+        return OutlinePiece(("system", None, model), "the template's own opening", "system")
     own = agent if any(r.root != "inputs" for r in references(system)) else ""
-    return Piece(("system", system, own), "a system prompt of its own", "system")
+    return OutlinePiece(("system", system, own), "a system prompt of its own", "system")
 
 
-def _output(agent: str) -> Piece:
-    return Piece(("output", agent), f"what {agent} wrote", "output")
+def _output(agent: str) -> OutlinePiece:
+    return OutlinePiece(("output", agent), f"what {agent} wrote", "output")
 
 
-def _turn(role: str, pieces: Iterable[Piece]) -> Iterator[Piece]:
-    yield Piece(("open", role), f"the start of a turn of the {role}", "turn")
+def _turn(role: str, pieces: Iterable[OutlinePiece]) -> Iterator[OutlinePiece]:
+    yield OutlinePiece(("open", role), f"the start of a turn of the {role}", "turn")
     yield from pieces
-    yield Piece(("close", role), f"the end of a turn of the {role}", "turn")
+    yield OutlinePiece(("close", role), f"the end of a turn of the {role}", "turn")
 
 
-def _prompt(spec: WorkflowSpec, agent: str) -> Iterator[Piece]:
+def _prompt(spec: WorkflowSpec, agent: str) -> Iterator[OutlinePiece]:
     """A prompt's words, and the messages it quotes."""
     order = _order(spec, agent)
     prompt = spec.agents[agent].prompt
@@ -95,21 +95,23 @@ def _prompt(spec: WorkflowSpec, agent: str) -> Iterator[Piece]:
         number = order.quoted.get(part.text) if part.message else None
         if number is None:
             own = (agent, index) if private and not part.literal else ()
-            yield Piece(("words", part.text, own), f"the prompt of {agent}", "prompt")
+            yield OutlinePiece(("words", part.text, own), f"the prompt of {agent}", "prompt")
         elif number in order.tokens_kept:
             yield from _brought(number, _words(spec, number))
         else:
             share = spec.share_of(spec.edges[number])
-            yield Piece(("reworded", part.text, share), f"the words of {part.text}", "prompt")
+            yield OutlinePiece(
+                ("reworded", part.text, share), f"the words of {part.text}", "prompt"
+            )
 
 
-def _words(spec: WorkflowSpec, number: int) -> Iterable[Piece]:
+def _words(spec: WorkflowSpec, number: int) -> Iterable[OutlinePiece]:
     edge = spec.edges[number]
     shares_prompt = spec.share_of(edge) == "prompt"
     return _prompt(spec, edge.from_) if shares_prompt else [_output(edge.from_)]
 
 
-def _message(spec: WorkflowSpec, number: int) -> Iterator[Piece]:
+def _message(spec: WorkflowSpec, number: int) -> Iterator[OutlinePiece]:
     """A message as turns of its own in its receiver's context."""
     edge = spec.edges[number]
     if spec.share_of(edge) == "context":
@@ -117,7 +119,7 @@ def _message(spec: WorkflowSpec, number: int) -> Iterator[Piece]:
     return _brought(number, _turn(edge.as_, _words(spec, number)))
 
 
-def _brought(number: int, pieces: Iterable[Piece]) -> Iterator[Piece]:
+def _brought(number: int, pieces: Iterable[OutlinePiece]) -> Iterator[OutlinePiece]:
     return (replace(piece, edge=number) for piece in pieces)
 
 

@@ -40,8 +40,7 @@ class EdgePlan:
         unfitted: Whether the bridge is still to be fitted; only then is it known whether it serves.
         recompute: Ranges of layers, as [first, last + 1], that the receiver recomputes of a
             message from other weights of its base; None where it is not that.
-        kl: The most nats a token, by a profile's interval, that this leaves between it and its own
-            reading.
+        kl: The upper bound of the profile's KL, in nats a token.
     """
 
     number: int

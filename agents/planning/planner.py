@@ -23,6 +23,7 @@ from unspoken.channels.errors import (
 from unspoken.channels.finetunes.recompute import bytes_per_token, check_layer_ranges
 from unspoken.channels.kv.compressed import compressed_bytes_per_token
 from unspoken.channels.projected import Bridge
+from unspoken.channels.sequences import distinct
 
 if TYPE_CHECKING:
     from unspoken.agents.models.base import AgentModel
@@ -64,7 +65,7 @@ def plan_workflow(
             problems.append(problem)
             continue
         channel, bridge = (custom or {}).get(number), (bridges or {}).get(number)
-        choice = _choose(ends, channel, bridge, find_bridge, find_profile)
+        choice = choose_channel(ends, channel, bridge, find_bridge, find_profile)
         if choice.mode == "text" and edge.channel != "text" and edge.fallback == "error":
             where, fix = f"edges[{number}].channel", "use channel: text, or fallback: text"
             fix = f"{choice.advice}, or {fix}" if choice.advice else fix
@@ -160,7 +161,7 @@ def _known_tokens(ends: EdgeEnds, inputs: Mapping[str, object] | None) -> int | 
     return len(ends.sharer.context_builder.compose([turn]).segments[-1].ids)
 
 
-def _choose(
+def choose_channel(
     ends: EdgeEnds,
     custom: "Channel | None",
     given: Bridge | None,
@@ -210,9 +211,7 @@ def _by_custom(channel: "Channel", sharer: "AgentModel", receiver: "AgentModel")
 
 
 def _neither(across: ChannelChoice, bridged: ChannelChoice) -> ChannelChoice:
-    """Text for two reasons: each step down from `auto` is told."""
-    if across.reason == bridged.reason:
-        return bridged
-    reason = f"{across.reason}; {bridged.reason}"
-    advice = ", or ".join(filter(None, (across.advice, bridged.advice)))
+    """Text, because neither a profile nor a bridge serves."""
+    reason = "; ".join(distinct([across.reason, bridged.reason]))
+    advice = ", or ".join(filter(None, distinct([across.advice, bridged.advice])))
     return ChannelChoice("text", reason, expected=across.expected, advice=advice)

@@ -1,7 +1,7 @@
 """Whether a message of equal weights stands, token for token, where it stood at its sharer."""
 
 from unspoken.agents.planning.choice import ChannelChoice, EdgeEnds
-from unspoken.agents.planning.outline import Piece, prints_message
+from unspoken.agents.planning.outline import OutlinePiece, prints_message
 
 __all__ = ["rewritten", "same_weights"]
 
@@ -50,7 +50,7 @@ def rewritten(ends: EdgeEnds) -> ChannelChoice | None:
     return ChannelChoice("text", reason, expected=f"the whole of {edge.from_}.text, unfiltered")
 
 
-def _advice(ends: EdgeEnds, left: Piece, right: Piece) -> str:
+def _advice(ends: EdgeEnds, left: OutlinePiece, right: OutlinePiece) -> str:
     if "system" in (left.kind, right.kind):
         return "put the instructions into the prompt, and leave the system prompt out at both ends"
     if right.edge not in (None, ends.number) and ends.spec.share_of(ends.edge) != "output":

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from unspoken.channels.bridges.manifest import Audit, BridgeManifest, ModelDescription
+from unspoken.channels.sequences import distinct
 from unspoken.channels.storage.side import short_name
 
 __all__ = ["card", "fit_command"]
@@ -57,7 +58,7 @@ def card(manifest: BridgeManifest) -> str:
 def _front_matter(manifest: BridgeManifest) -> str:
     refs = (manifest.sharer.ref, manifest.receiver.ref)
     named = (ORIGINALS.get(ref, ref) for ref in refs)
-    models = list(dict.fromkeys(name for name in named if _HUB_ID.fullmatch(name)))
+    models = distinct(name for name in named if _HUB_ID.fullmatch(name))
     lines = ["library_name: unspoken", "tags:", *_items(["unspoken", "kv-cache", "bridge"])]
     if models:
         lines += ["base_model:", *_items(models), "base_model_relation: adapter"]
@@ -100,7 +101,7 @@ def _audit(audit: Audit | None) -> str:
     where = f"Measured on {audit.date.isoformat()}" + (f" on {files}." if files else ".")
     figures = {"lowest 95 % lower bound": audit.retention_lower_bound, **audit.summary}
     shown = ((name, _shown(value)) for name, value in figures.items())
-    columns = list(dict.fromkeys(key for row in audit.rows for key in row))
+    columns = distinct(key for row in audit.rows for key in row)
     rows = (tuple(_shown(row.get(key)) for key in columns) for row in audit.rows[:MOST_ROWS])
     more = len(audit.rows) - MOST_ROWS
     table = _table(columns, rows) if columns else ""

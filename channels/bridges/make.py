@@ -52,10 +52,9 @@ def fit_bridge(
 ) -> Path:
     """Fit, quantize, audit and keep a bridge; one process at a time per pair. Gives its folder.
 
-    A fit that was killed goes on from what it left in the store. Where the pair has a bridge
-    already (or another process made one while this one waited), that one is taken unless
-    `plan.refit`; with `plan.fuse`, the module of fuse mode is added to it where it lacks one. A
-    refit without `plan.fuse` keeps the module of fuse mode that there is.
+    A fit that was killed goes on from what it left in the store. A pair that has a bridge keeps it
+    unless `plan.refit`. With `plan.fuse`, a missing fuser is added. A refit without `plan.fuse`
+    keeps the fuser.
 
     Args:
         sharer: Whose cache is read.

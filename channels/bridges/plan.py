@@ -21,7 +21,7 @@ class FitPlan:
         audit: What it is measured on afterwards; None for no audit.
         refit: Whether to fit where there is a bridge already.
         out: A folder for the bridge, in place of the store.
-        train_dtype: Float type to train and judge in, such as ``bfloat16``; None for the models'
+        train_dtype: Float type to train and validate in, such as ``bfloat16``; None for the models'
             own. The closed form and the audit use the models as they are.
         command: The command to record.
         fuse: Fit the module of fuse mode too; None for no such module.

@@ -14,6 +14,7 @@ from unspoken.channels.data.sources import json_kind, json_objects
 from unspoken.channels.data.trivia import common_question, kept_back
 from unspoken.channels.errors import InputError
 from unspoken.channels.metrics import exact_match, f1
+from unspoken.channels.sequences import distinct
 
 __all__ = [
     "ChoiceRow",
@@ -208,7 +209,7 @@ def _qa_row(row: Mapping[str, Any]) -> QaRow:
     for place, answer in enumerate(answers):
         if not isinstance(answer, str) or not answer.strip():
             raise _BadRow(f"`answers[{place}]` is {json_kind(answer)}", shape)
-    return QaRow(context, question, tuple(dict.fromkeys(answers)))
+    return QaRow(context, question, tuple(distinct(answers)))
 
 
 def _recall_row(row: Mapping[str, Any]) -> RecallRow:

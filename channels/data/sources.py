@@ -8,6 +8,7 @@ from typing import Any
 
 from unspoken.channels.data.builtin import builtin_text
 from unspoken.channels.errors import InputError
+from unspoken.channels.sequences import distinct
 
 __all__ = ["json_kind", "json_objects", "read_source", "read_text", "row_text"]
 
@@ -88,7 +89,7 @@ def _read(file: Path) -> str:
         raise InputError(f"{file} is not UTF-8: {error}", fix="convert it to UTF-8") from error
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error}") from error
-    joined = "\f".join(dict.fromkeys(filter(None, texts)))  # SQuAD repeats its contexts
+    joined = "\f".join(distinct(filter(None, texts)))  # SQuAD repeats its contexts
     if not joined:
         wanted = "; ".join(" + ".join(names) for names in FIELDS)
         raise InputError(f"no row of {file} has a field that holds text", expected=wanted)

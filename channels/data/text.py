@@ -11,6 +11,7 @@ from blake3 import blake3
 from unspoken.channels.data.builtin import builtin_text
 from unspoken.channels.data.sources import read_source
 from unspoken.channels.errors import InputError
+from unspoken.channels.sequences import distinct
 
 __all__ = [
     "Corpus",
@@ -33,13 +34,13 @@ class Corpus:
 
     Attributes:
         train: What bridges are fitted on.
-        held_out: Pieces of other documents, for the audit.
+        validation: Pieces of other documents, for the audit.
         sources: The names it was loaded from.
         digest: BLAKE3 of all pieces, in hex: equal corpora give equal digests.
     """
 
     train: tuple[str, ...]
-    held_out: tuple[str, ...]
+    validation: tuple[str, ...]
     sources: tuple[str, ...]
     digest: str
 
@@ -77,7 +78,7 @@ def load_corpus(
     if not sources:
         raise InputError("no text to fit on", expected="at least one source, such as `builtin`")
     train: list[str] = []
-    held_out: list[str] = []
+    validation: list[str] = []
     for source in sources:
         text = read_source(source)
         train_pieces, held_pieces = split(
@@ -89,10 +90,10 @@ def load_corpus(
                 expected=f"paragraphs of at least {SHORTEST} characters",
             )
         train += train_pieces
-        held_out += held_pieces
-    held = set(held_out)
-    fitted = tuple(piece for piece in dict.fromkeys(train) if piece not in held)
-    audited = tuple(dict.fromkeys(held_out))
+        validation += held_pieces
+    held = set(validation)
+    fitted = tuple(piece for piece in distinct(train) if piece not in held)
+    audited = tuple(distinct(validation))
     digest = blake3("\f".join((*fitted, "", *audited)).encode()).hexdigest()
     return Corpus(fitted, audited, tuple(sources), digest)
 
@@ -106,7 +107,7 @@ def split(
     what stands around it. A text of one document is all trained on.
     """
     every = documents(text, size)
-    held = _held_out(every, seed, share)
+    held = _validation_documents(every, seed, share)
     train_pieces: list[str] = []
     held_pieces: list[str] = []
     for document in every:
@@ -115,7 +116,7 @@ def split(
     return train_pieces, held_pieces
 
 
-def _held_out(every: Sequence[str], seed: int, share: float) -> set[str]:
+def _validation_documents(every: Sequence[str], seed: int, share: float) -> set[str]:
     """Documents to hold out: in the order of their hashes, until `share` of all characters."""
     if len(every) < 2 or share <= 0:
         return set()
@@ -145,7 +146,7 @@ def documents(text: str, size: int = PIECE) -> list[str]:
     else:
         parts = paragraphs(text, size)
     stripped = (part.strip("\n") for part in parts)
-    return list(dict.fromkeys(part for part in stripped if len(part.strip()) >= SHORTEST))
+    return distinct(part for part in stripped if len(part.strip()) >= SHORTEST)
 
 
 def _articles(text: str) -> list[str]:

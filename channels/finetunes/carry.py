@@ -198,7 +198,7 @@ def _report(
         channel="same_model_cache",
         mode="recompute",
         exact=True,
-        reason="nothing of the cache is taken: what the message brings is in place or computed",
+        reason="no row of the cache is used: the receiver has all of them already",
         tokens=arrival.tokens,
         layer_tokens=layers * sum(map(len, computed)),
     )

@@ -22,7 +22,7 @@ from unspoken.channels.finetunes.recompute import (
     layers_of,
     require_one_base,
 )
-from unspoken.channels.finetunes.search import THINNING, estimate, front_of, judge, search
+from unspoken.channels.finetunes.search import assess, choices_of, entries_of, estimate, search
 from unspoken.channels.finetunes.store import ProfileStore
 from unspoken.channels.machine import describe_machine, medians
 from unspoken.channels.model import Hold, Report, TextModel
@@ -154,7 +154,7 @@ def trials_of(
         )
     if data is None:
         corpus = load_corpus(seed=settings.seed)
-        trials = from_text("\n\n".join(corpus.held_out), model, settings)
+        trials = from_text("\n\n".join(corpus.validation), model, settings)
         return trials, AuditFile(name=BUILTIN, digest=corpus.digest, rows=len(trials))
     try:
         digest = blake3(data.read_bytes()).hexdigest()
@@ -176,15 +176,14 @@ def measure_profile(
     """Search on some messages, measure what was found on others, and time it."""
     settings = plan.settings
     trials, data = trials_of(plan.data, receiver, settings)
-    looked, judged = trials[: settings.search], trials[settings.search :]
+    looked, assessed = trials[: settings.search], trials[settings.search :]
     choices = search(sharer, receiver, looked, report)
     layers = len(receiver.geometry.layers)
-    front = front_of(choices, factor=THINNING)
-    chosen = list(dict.fromkeys([(), *front, ((0, layers),)]))
-    scores = judge(sharer, receiver, judged, chosen, settings, report)
+    chosen = choices_of(choices, layers)
+    scores = assess(sharer, receiver, assessed, chosen, settings, report)
     times: dict[LayerRanges, float] = {}
     if plan.clock:
-        times = clocked(sharer, receiver, judged, chosen, plan, report)
+        times = clocked(sharer, receiver, assessed, chosen, plan, report)
     points = [
         Point(
             layer_ranges=layer_ranges,
@@ -210,7 +209,7 @@ def measure_profile(
             "message_tokens": settings.tokens,
             "forced_tokens": settings.forced,
             "searched_on": len(looked),
-            "judged_on": len(judged),
+            "judged_on": len(assessed),
             "timed_tokens": min(plan.clock, _longest(receiver)),
             "sink": settings.sink,
             "seed": settings.seed,
@@ -247,8 +246,7 @@ def clocked(
     size = min(plan.clock, _longest(receiver))
     ids = (*before, *(words * (size // len(words) + 1))[:size])
     trial = Trial(ids, len(before), tuple(words[:16]))
-    starts = sorted({first for layer_ranges in chosen for first, _ in layer_ranges if first})
-    arrival = arrival_of(trial, sharer.read(ids, starts))
+    arrival = arrival_of(trial, sharer.read(ids, entries_of(chosen)))
     own = receiver.tensor(trial.forced)
 
     whole = receiver.tensor((*ids, *trial.forced))

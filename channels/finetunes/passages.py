@@ -23,7 +23,7 @@ class Settings:
         tokens: Tokens of a message, at most.
         forced: Tokens that are forced after it, at most.
         search: Messages that ranges are searched on.
-        judge: Other messages, on which what was found is measured.
+        assess: Other messages, on which what was found is measured.
         prompts: Lengths in tokens of the receiver's own prompts before a message, besides none.
         sink: Tokens at the start of a shifted message that the receiver computes itself.
         seed: Of what is drawn.
@@ -32,7 +32,7 @@ class Settings:
     tokens: int = 256
     forced: int = 48
     search: int = 8
-    judge: int = 16
+    assess: int = 16
     prompts: tuple[int, ...] = (24, 200)
     sink: int = 4
     seed: int = 0
@@ -66,7 +66,7 @@ def from_text(text: str, model: TextModel, settings: Settings) -> list[Trial]:
     """
     before = model.frame("chat").before
     ids = model.words(text)[0]
-    count, size = settings.search + settings.judge, settings.tokens + settings.forced
+    count, size = settings.search + settings.assess, settings.tokens + settings.forced
     if len(ids) < count * size:
         raise InputError(
             f"the text has {len(ids)} tokens",
@@ -89,7 +89,7 @@ def from_rows(rows: Sequence[QaRow], model: TextModel, settings: Settings) -> li
     Raises:
         InputError: Too few rows with a context short enough.
     """
-    count = settings.search + settings.judge
+    count = settings.search + settings.assess
     drawn = random.Random(settings.seed).sample(list(rows), len(rows))
     trials = list(islice(_asked(drawn, model, settings), count))
     if len(trials) < count:

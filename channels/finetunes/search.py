@@ -18,18 +18,25 @@ from unspoken.channels.base import Arrival
 from unspoken.channels.errors import ProfileError
 from unspoken.channels.finetunes.passages import Settings, Trial, arrival_of, prompt_of
 from unspoken.channels.finetunes.profile import PREFIX, Estimate
-from unspoken.channels.finetunes.recompute import LayerRanges, check_layer_ranges, layers_of
+from unspoken.channels.finetunes.recompute import (
+    LayerRanges,
+    check_layer_ranges,
+    entry_layers,
+    layers_of,
+)
 from unspoken.channels.kv.state import KVState, LayerState
 from unspoken.channels.metrics import distance
 from unspoken.channels.model import TextModel
+from unspoken.channels.sequences import distinct
 
 __all__ = [
-    "THINNING",
     "Measured",
     "Scores",
+    "assess",
+    "choices_of",
+    "entries_of",
     "estimate",
     "front_of",
-    "judge",
     "random_ranges",
     "search",
 ]
@@ -65,6 +72,16 @@ def front_of(measured: Mapping[LayerRanges, float], factor: float = 1.0) -> list
     return front
 
 
+def choices_of(measured: Mapping[LayerRanges, float], layers: int) -> list[LayerRanges]:
+    """What a profile holds: no layer recomputed, the thinned front, and all `layers`."""
+    return distinct([(), *front_of(measured, factor=THINNING), ((0, layers),)])
+
+
+def entries_of(choices: Iterable[LayerRanges]) -> list[int]:
+    """The layers whose inputs the sharer must keep for any of the choices, ascending."""
+    return sorted({layer for layer_ranges in choices for layer in entry_layers(layer_ranges)})
+
+
 def search(
     sharer: TextModel,
     receiver: TextModel,
@@ -96,7 +113,7 @@ def search(
     return measured
 
 
-def judge(
+def assess(
     sharer: TextModel,
     receiver: TextModel,
     trials: Sequence[Trial],
@@ -110,7 +127,7 @@ def judge(
     """
     prompts = {f"after {n}": prompt_of(receiver, n) for n in settings.prompts}
     places = {PREFIX: (), **prompts}
-    return _scores(sharer, receiver, trials, chosen, places, settings.sink, (report, "judge"))
+    return _scores(sharer, receiver, trials, chosen, places, settings.sink, (report, "assess"))
 
 
 @torch.no_grad()
@@ -134,7 +151,7 @@ def _scores(
     """
     scores: dict[LayerRanges, Scores] = {ranges: {} for ranges in choices}
     for number, trial in enumerate(trials, 1):
-        sent = sharer.read(trial.ids, _entries(choices))
+        sent = sharer.read(trial.ids, entries_of(choices))
         for place, prompt in places.items():
             arrival = arrival_of(trial, sent, prompt)
             pairs = _distances(receiver, arrival, trial, choices, sink if prompt else 0)
@@ -167,8 +184,8 @@ def _near(front: Sequence[LayerRanges], layers: int, step: int) -> list[LayerRan
             for first in range(0, layers, 2 * step)
         ]
         near = (check_layer_ranges(r, layers) for r in _in_turn(moved, more) if _valid(r, layers))
-        by_point.append(list(dict.fromkeys(near)))
-    return list(dict.fromkeys(_in_turn(*by_point)))
+        by_point.append(distinct(near))
+    return distinct(_in_turn(*by_point))
 
 
 def _in_turn(*lists: Sequence[LayerRanges]) -> Iterable[LayerRanges]:
@@ -179,10 +196,6 @@ def _in_turn(*lists: Sequence[LayerRanges]) -> Iterable[LayerRanges]:
 def _valid(ranges: LayerRanges, layers: int) -> bool:
     inside = all(0 <= first < last <= layers for first, last in ranges)
     return inside and all(left[1] <= right[0] for left, right in pairwise(ranges))
-
-
-def _entries(choices: Sequence[LayerRanges]) -> list[int]:
-    return sorted({first for ranges in choices for first, _ in ranges if first})
 
 
 def _distances(
@@ -215,7 +228,7 @@ def _distances(
     positions = torch.arange(start, own.stop, device=receiver.device)
     count = len(receiver.geometry.layers)
     runs: dict[int, tuple[LayerState, ...]] = {0: own.slice(start, own.stop).layers}
-    for first in _entries(choices):
+    for first in entries_of(choices):
         hidden = sent.hidden[first].to(receiver.device)
         runs[first] = receiver.run_layers(hidden, first, count, positions, before)[1]
     full = _after(receiver, [own], ids[-1], trial.forced)

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from unspoken.channels.errors import ChannelError
 from unspoken.channels.kv.geometry import ModelIdentity
+from unspoken.channels.sequences import distinct
 from unspoken.channels.storage.atomic_folder import present, settle, unfinished
 from unspoken.channels.storage.entry_kind import EntryKind
 from unspoken.channels.storage.side import ModelDescription, pair_digest, short_name
@@ -111,7 +112,7 @@ class PairStore(ABC, Generic[Manifest]):
         for folder in unfinished(self.root):
             settle(folder)
         folders = (folder.absolute() for root in self.roots for folder in self._folders(root))
-        entries = map(self._entry, dict.fromkeys(folders))
+        entries = map(self._entry, distinct(folders))
         return [entry for entry in entries if entry.error is None or entry.path.exists()]
 
     def folder(self, manifest: Manifest) -> Path:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 import study
+from assessed_forms import Conditions, assessed_rows, rows_of
 from closed_forms import ClosedForms, choose
-from judged_forms import Conditions, judged_rows, rows_of
 from study import Measured, Progress
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.controls import BRIDGE, MISMATCHED, conditions_of
@@ -125,8 +125,8 @@ def _parts(bridge: Bridge, trials: Trials, asked: Trials | None) -> list[dict[st
     columns = width(trials.sharer.geometry, config.source_layers)
     conditions = {}
     for name, projector in _switched(bridge.projector):
-        ways = conditions_of(projector, columns, trials.receiver)
-        conditions[name] = ways[BRIDGE], ways[MISMATCHED]
+        by_condition = conditions_of(projector, columns, trials.receiver)
+        conditions[name] = by_condition[BRIDGE], by_condition[MISMATCHED]
 
     def with_features(rows: Trials) -> Trials:
         return Trials(rows.samples, config, rows.sharer, rows.receiver)
@@ -140,8 +140,8 @@ def _rows(
     trials: Trials, asked: Trials | None, conditions: Conditions, ranks: Mapping[str, int | str]
 ) -> list[dict[str, Any]]:
     """A row per variant, with the figures of questions where there are any."""
-    passages = judged_rows(trials, conditions)
-    questions = judged_rows(asked, conditions) if asked else {}
+    passages = assessed_rows(trials, conditions)
+    questions = assessed_rows(asked, conditions) if asked else {}
     rows = []
     for name, row in passages.items():
         line = {"variant": name, "rank": ranks[name], **row}

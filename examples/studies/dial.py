@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from assessed_forms import assessed_rows, rows_of
 from closed_forms import ClosedForms, choose
-from judged_forms import judged_rows, rows_of
 from study import TEXT, Measured, Progress, run
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.plan import AuditPlan
@@ -41,14 +41,16 @@ def measure(
             config = ProjectorConfig(read, native, rank=RANK, hidden=0)
             variants[f"{name} {native}"] = config, forms.projector(config)
     forms.release()
-    progress("judge")
-    judged = judged_rows(trials, {name: forms.conditions(*form) for name, form in variants.items()})
+    progress("assess")
+    assessed = assessed_rows(
+        trials, {name: forms.conditions(*form) for name, form in variants.items()}
+    )
     rows: list[dict[str, Any]] = []
     for native in natives:
         row: dict[str, Any] = {
             "native_layers": native,
-            **judged[f"bridge {native}"],
-            "without_sharer": judged[f"alone {native}"]["retention"],
+            **assessed[f"bridge {native}"],
+            "without_sharer": assessed[f"alone {native}"]["retention"],
         }
         if place is not None:
             progress(f"time: {native} native layers")

@@ -26,7 +26,7 @@ CORPUS = Corpus(PIECES, PIECES[:2], ("tiny",), "0")
 
 SMALL: dict[str, Any] = {
     "source_layers": 2, "own_layers": 2, "rank": 12, "own_rank": 6, "hidden": 24, "bottleneck": 8,
-    "gram_tokens": 700, "held_out": 4, "minutes": 5, "every": 600, "batch": 2,
+    "gram_tokens": 700, "validation": 4, "minutes": 5, "every": 600, "batch": 2,
 }  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def corpus(root: Path) -> str:
 
 
 def quick_fits(patch: pytest.MonkeyPatch, count: int = 4) -> None:
-    """Let fits judge themselves on a few rows, and read a small text for the built-in one."""
+    """Let fits validate on a few rows, and read a small text for the built-in one."""
     make: Any = ValidationSet.make
     patch.setattr(ValidationSet, "make", classmethod(lambda _, *args: make(*args, count)))
     for module in (audit_plan, sources):

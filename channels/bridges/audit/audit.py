@@ -12,7 +12,7 @@ from unspoken.channels.bridges.audit.plan import AuditSettings
 from unspoken.channels.bridges.audit.rows import AuditRows
 from unspoken.channels.bridges.audit.tables import NONE, TEXT, Row, figures, mean, table
 from unspoken.channels.bridges.audit.timing import OWN, scene, timings
-from unspoken.channels.bridges.audit.trial import Condition, Trial, Trials, judge
+from unspoken.channels.bridges.audit.trial import Condition, Trial, Trials, assess
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.features import width
 from unspoken.channels.bridges.manifest import Audit, Figures
@@ -24,6 +24,9 @@ from unspoken.channels.metrics import f1
 from unspoken.channels.model import Report, TextModel
 
 __all__ = ["audit"]
+
+DATA = ("continuation", "question", "recall")
+"""The data sets that a bridge's prefix mode is measured on."""
 
 
 def audit(
@@ -67,7 +70,6 @@ def audit(
         )
     settings = settings or AuditSettings()
     table, summary = _Audit(bridge, sharer, receiver, settings, report).all(rows, corpus)
-    bound = summary["earned"]
     summary = {
         name if rows.brought & _kinds(name) else f"{name}_builtin": value
         for name, value in summary.items()
@@ -78,7 +80,7 @@ def audit(
         files=rows.files,
         rows=tuple(table),
         summary=summary,
-        retention_lower_bound=float(bound) if isinstance(bound, int | float) else None,
+        retention_lower_bound=_lower_bound(table),
     )
     return with_fuse(measured, bridge.fuser, sharer, receiver, rows, report)
 
@@ -143,9 +145,9 @@ class _Audit:
                     scores.setdefault(condition, []).append(value)
             self.report(data, (trial.index + 1) / len(trials))
 
-        judged = judge(trials, self.conditions, each)
+        assessment = assess(trials, self.conditions, each)
         more = {condition: {figure: mean(values)} for condition, values in scores.items()}
-        return table(data, judged, seed=self.settings.seed, more=more)
+        return table(data, assessment, seed=self.settings.seed, more=more)
 
     def _f1(self, rows: AuditRows, trial: Trial, states: Sequence[KVState]) -> float | None:
         """Of an answer in words, for the first few questions."""
@@ -210,9 +212,7 @@ def _fit_figures(bridge: Bridge) -> Figures:
 
 def _summary(rows: list[Row]) -> Figures:
     """The figures that matter, of the bridge."""
-    text, asked, recalled = (
-        figures(rows, data, BRIDGE) for data in ("continuation", "question", "recall")
-    )
+    text, asked, recalled = (figures(rows, data, BRIDGE) for data in DATA)
     return {
         "retention": text["retention"],
         "retention_low": text["retention_low"],
@@ -229,17 +229,15 @@ def _summary(rows: list[Row]) -> Figures:
         "recall_accuracy": recalled.get("accuracy"),
         "recall_accuracy_text": figures(rows, "recall", TEXT).get("accuracy"),
         "recall_accuracy_mismatched": figures(rows, "recall", MISMATCHED).get("accuracy"),
-        "earned": _lower_bound([text, asked, recalled]),
+        "earned": _lower_bound(rows),
     }
 
 
 def _lower_bound(rows: list[Row]) -> float:
     """The lowest lower bound of specific retention; kinds whose text gains nothing are skipped."""
-    measured = [row for row in rows if row["specific"] is not None]
-    lows = [row["specific_low"] for row in measured]
-    if not lows or any(low is None for low in lows):
-        return 0.0
-    return float(min(lows))
+    by_kind = [figures(rows, data, BRIDGE) for data in DATA]
+    lows = [row["specific_low"] for row in by_kind if row["specific"] is not None]
+    return 0.0 if not lows or None in lows else float(min(lows))
 
 
 def _speed(rows: list[Row]) -> Figures:

@@ -101,7 +101,7 @@ class AuditPlan:
             if path is not None
         }
         return AuditRows(
-            text=_held_out(corpus) if self.text is None else read_text(self.text),
+            text=_validation_text(corpus) if self.text is None else read_text(self.text),
             qa=qa,
             recall=recall,
             choice=choice,
@@ -122,7 +122,7 @@ def _drawn(
     return tuple(builtin(count, seed + UNSEEN) if path is None else sample(read(path), count, seed))
 
 
-def _held_out(corpus: Corpus | None) -> str:
+def _validation_text(corpus: Corpus | None) -> str:
     """Text that no bridge of this corpus was fitted on; failing that, the built-in text."""
-    held = "\n\n".join(corpus.held_out) if corpus else ""
+    held = "\n\n".join(corpus.validation) if corpus else ""
     return held if len(held) >= ENOUGH else builtin_text().replace("\f", "\n\n")

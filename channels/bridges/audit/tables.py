@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from unspoken.channels.bridges.audit.controls import MISMATCHED
-from unspoken.channels.bridges.audit.trial import Judged
+from unspoken.channels.bridges.audit.trial import Assessment
 from unspoken.channels.metrics import Kept, kept
 
 __all__ = ["NONE", "TEXT", "Row", "figures", "mean", "table"]
@@ -17,23 +17,23 @@ Row = dict[str, Any]
 
 
 def table(
-    data: str, judged: Judged, *, seed: int = 0, more: Mapping[str, Row] | None = None
+    data: str, assessment: Assessment, *, seed: int = 0, more: Mapping[str, Row] | None = None
 ) -> list[Row]:
     """A row per condition: losses, what it keeps, distance to the full text, and what `more` adds.
 
     Args:
         data: Name of the data set.
-        judged: Losses by condition; specific figures need that of another example's message.
+        assessment: Losses by condition; specific figures need that of another example's message.
         seed: Of the bootstrap.
         more: Further figures, by condition.
     """
-    misled = judged.loss.get(MISMATCHED)
-    losses = {TEXT: judged.text, NONE: judged.none, **judged.loss}
+    misled = assessment.loss.get(MISMATCHED)
+    losses = {TEXT: assessment.text, NONE: assessment.none, **assessment.loss}
     rows = []
     for condition, loss in losses.items():
         row = {"data": data, "way": condition, "rows": len(loss), "loss": _round(loss.mean())}
-        row |= _estimates(kept(judged.none, judged.text, loss, misled, seed=seed))
-        for name, values in (("kl", judged.kl), ("top1", judged.top1)):
+        row |= _estimates(kept(assessment.none, assessment.text, loss, misled, seed=seed))
+        for name, values in (("kl", assessment.kl), ("top1", assessment.top1)):
             row[name] = _round(values[condition].mean()) if condition in values else None
         rows.append(row | dict((more or {}).get(condition, {})))
     return rows

@@ -23,7 +23,7 @@ from unspoken.channels.errors import InputError
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import TextModel
 
-__all__ = ["Condition", "Judged", "Trial", "Trials", "judge"]
+__all__ = ["Assessment", "Condition", "Trial", "Trials", "assess"]
 
 KEPT = 4
 """Trials held at once; their states are large."""
@@ -135,7 +135,7 @@ class Trials:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Judged:
+class Assessment:
     """Losses of every row, under every condition.
 
     Attributes:
@@ -154,11 +154,11 @@ class Judged:
 
 
 @torch.no_grad()
-def judge(
+def assess(
     trials: Trials,
     conditions: Mapping[str, Condition],
     each: Callable[[Trial, Mapping[str, KVState]], None] = lambda trial, states: None,
-) -> Judged:
+) -> Assessment:
     """Let the receiver answer every row under every condition.
 
     Args:
@@ -187,4 +187,4 @@ def judge(
         what: {name: torch.tensor(values) for name, values in by_condition.items()}
         for what, by_condition in figures.items()
     }
-    return Judged(none=torch.tensor(none), text=torch.tensor(text), **tensors)
+    return Assessment(none=torch.tensor(none), text=torch.tensor(text), **tensors)

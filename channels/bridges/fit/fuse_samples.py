@@ -17,14 +17,14 @@ def choice_prompt(question: str, hint: str = "") -> str:
 
 
 def draw_fuse_samples(
-    pieces: Iterator[str], seed: int, *, held_out: bool = False, words: int = 60
+    pieces: Iterator[str], seed: int, *, validation: bool = False, words: int = 60
 ) -> Iterator[Sample]:
     """Samples without end: questions of common knowledge, plain text, private facts.
 
     Args:
         pieces: Pieces of plain text, without end.
         seed: Of all that is drawn.
-        held_out: Whether to ask the questions that are kept back, or the others.
+        validation: Whether to ask the questions that are kept back, or the others.
         words: About how many words a plain input has.
     """
     rng = random.Random(seed)
@@ -34,7 +34,7 @@ def draw_fuse_samples(
         draw = rng.random()
         sample: Sample | None
         if draw < 0.5:
-            sample = _choice(rng, frame, held_out=held_out)
+            sample = _choice(rng, frame, validation=validation)
         elif draw < 0.85:
             sample = _plain(next(pieces), rng, words, frame)
         else:
@@ -43,10 +43,10 @@ def draw_fuse_samples(
             yield sample
 
 
-def _choice(rng: random.Random, frame: str, *, held_out: bool) -> Sample:
+def _choice(rng: random.Random, frame: str, *, validation: bool) -> Sample:
     """A question of common knowledge, its right answer and a wrong one, in that order."""
     question, options, answer = common_question(rng)
-    while kept_back(question, options[answer]) != held_out:
+    while kept_back(question, options[answer]) != validation:
         question, options, answer = common_question(rng)
     wrong = rng.choice([one for one in options if one != options[answer]])
     asked = _listing(question, options) if rng.random() < 0.3 else question

@@ -20,7 +20,7 @@ from unspoken.channels.bridges.fit.fuse_example import (
 from unspoken.channels.bridges.fit.fuse_initialization import closed_form_fuser, new_fuser
 from unspoken.channels.bridges.fit.fuse_samples import draw_fuse_samples
 from unspoken.channels.bridges.fit.loop import Fit, Models, Progressed, weights_of
-from unspoken.channels.bridges.fit.progress import Verdict
+from unspoken.channels.bridges.fit.progress import Validation
 from unspoken.channels.bridges.fit.samples import Sample, prepare
 from unspoken.channels.bridges.fit.settings import FuseSettings
 from unspoken.channels.bridges.fuser import Fuser, FuserConfig
@@ -75,7 +75,7 @@ class FuserFit(Fit[Fuser, FuseInput, FuseSettings]):
         )
 
     def start(self) -> tuple[Fuser, Progressed, None]:
-        """The closed form; it leaves the receiver's cache as it is, so nothing is judged."""
+        """The closed form; it leaves the receiver's cache as it is, so it needs no validation."""
         began, settings = monotonic(), self.settings
         inputs = (given for _, given in self._inputs(settings.seed, self.models))
         fuser, tokens = closed_form_fuser(self.config, *self.models, inputs, settings, self.report)
@@ -125,18 +125,18 @@ class FuserFit(Fit[Fuser, FuseInput, FuseSettings]):
                 loss = loss + self.settings.contrast * contrast(losses)
             return loss
 
-    def judge(self) -> Callable[[Fuser], Verdict]:
+    def validator(self) -> Callable[[Fuser], Validation]:
         """Gains over the receiver alone on inputs that the fit does not learn from."""
-        samples = draw_fuse_samples(self.validation_pieces(), 10_007, held_out=True)
-        read = islice(self._read(samples, self.models), self.settings.held_out)
+        samples = draw_fuse_samples(self.validation_pieces(), 10_007, validation=True)
+        read = islice(self._read(samples, self.models), self.settings.validation)
         inputs = [given for _, given in read]
         alone = self._losses(None, inputs)
 
-        def judge(fuser: Fuser) -> Gains:
+        def validate(fuser: Fuser) -> Gains:
             losses = self._losses(fuser, inputs)
             return Gains({name: 1 - losses[name] / alone[name] for name in alone})
 
-        return judge
+        return validate
 
     @torch.no_grad()
     def _losses(self, fuser: Fuser | None, inputs: list[FuseInput]) -> dict[str, float]:

@@ -6,7 +6,7 @@ layers into the keys and values that the module made, and from there into the mo
 a step, some messages are an update. The weights of the closed form move slowly, the residual, which
 begins at nothing, moves fast.
 
-Now and then, always between two updates, a round on validation rows judges the module. The best
+Now and then, always between two updates, a round on validation rows scores the module. The best
 weights met are the result, the closed form among them, so that training never makes it worse. Each
 round also writes all that the fit goes on from after a kill. Training ends with its minutes, its
 steps, or its patience.
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from unspoken.channels.bridges.fit.checkpoint import Checkpoint, fingerprint, seeded
-from unspoken.channels.bridges.fit.progress import FitProgress, FitReport, Verdict
+from unspoken.channels.bridges.fit.progress import FitProgress, FitReport, Validation
 from unspoken.channels.bridges.fit.settings import TrainSettings
 from unspoken.channels.bridges.manifest import Figures
 from unspoken.channels.data.text import Corpus
@@ -162,7 +162,7 @@ class Fit(ABC, Generic[Module, Given, Settings]):
         self.checkpoint = Checkpoint.of(work, self.kind, made_of)
 
     @abstractmethod
-    def start(self) -> tuple[Module, Progressed, Verdict | None]:
+    def start(self) -> tuple[Module, Progressed, Validation | None]:
         """The closed form, and what a validation round says of it where there was one."""
 
     @abstractmethod
@@ -178,8 +178,8 @@ class Fit(ABC, Generic[Module, Given, Settings]):
         """The loss of a step."""
 
     @abstractmethod
-    def judge(self) -> Callable[[Module], Verdict]:
-        """Make the validation rows ready; gives what judges a module on them."""
+    def validator(self) -> Callable[[Module], Validation]:
+        """Make the validation rows ready; gives what validates a module on them."""
 
     @abstractmethod
     def figures(self, progressed: Progressed) -> Figures:
@@ -194,10 +194,10 @@ class Fit(ABC, Generic[Module, Given, Settings]):
         with seeded(self.settings.seed, self.receiver.device):
             progressed = self._load()
             if progressed is None:
-                module, progressed, verdict = self.start()
+                module, progressed, validation = self.start()
                 self.checkpoint.save(vars(progressed))
-                if verdict is not None:
-                    self.report(FitProgress("train", 0.0, scores=verdict))
+                if validation is not None:
+                    self.report(FitProgress("train", 0.0, scores=validation))
             else:
                 module = self.build(progressed.config)
                 module.load_state_dict(progressed.weights)
@@ -211,9 +211,9 @@ class Fit(ABC, Generic[Module, Given, Settings]):
     def validation_pieces(self) -> Iterator[str]:
         """Plain text that was held out; that of a corpus of one document, which holds none, again.
 
-        The scores of such a corpus say less, and the audit's own rows judge.
+        The scores of such a corpus say less, and the audit's own rows decide.
         """
-        return replace(self.corpus, train=self.corpus.held_out or self.corpus.train).stream(0)
+        return replace(self.corpus, train=self.corpus.validation or self.corpus.train).stream(0)
 
     def _load(self) -> Progressed | None:
         state = self.checkpoint.load(self.receiver.device)
@@ -223,7 +223,7 @@ class Fit(ABC, Generic[Module, Given, Settings]):
 
     def _train(self, module: Module, progressed: Progressed) -> None:
         """Train until the time, the steps or the patience is spent."""
-        settings, judge = self.settings, self.judge()
+        settings, validate = self.settings, self.validator()
         given = self.draw(progressed)
         optimizer = self._optimizer(module)
         if progressed.optimizer is not None:
@@ -243,12 +243,12 @@ class Fit(ABC, Generic[Module, Given, Settings]):
                 self._update(module, optimizer, progressed.step / settings.batch, done)
             progressed.seconds = before + monotonic() - began
             if (whole and monotonic() - last > settings.every) or self._done(progressed) >= 1:
-                verdict = judge(module)
-                _note(module, progressed, verdict)
+                validation = validate(module)
+                _note(module, progressed, validation)
                 progressed.optimizer = optimizer.state_dict()
                 progressed.seconds = before + monotonic() - began
                 self.checkpoint.save(vars(progressed))
-                self.report(FitProgress("train", done, float(total) / since, verdict))
+                self.report(FitProgress("train", done, float(total) / since, validation))
                 total.zero_()
                 since, last = 0, monotonic()
 
@@ -275,13 +275,13 @@ class Fit(ABC, Generic[Module, Given, Settings]):
         return max(by_time, by_steps)
 
 
-def _note(module: nn.Module, progressed: Progressed, verdict: Verdict) -> None:
+def _note(module: nn.Module, progressed: Progressed, validation: Validation) -> None:
     """Keep a round's weights, as the best where they are."""
     progressed.weights = weights_of(module)
     progressed.rounds_without += 1
-    if verdict.score > progressed.best_score:
-        progressed.best, progressed.best_score = progressed.weights, verdict.score
-        progressed.best_scores = dict(verdict.to_dict())
+    if validation.score > progressed.best_score:
+        progressed.best, progressed.best_score = progressed.weights, validation.score
+        progressed.best_scores = dict(validation.to_dict())
         progressed.rounds_without = 0
 
 

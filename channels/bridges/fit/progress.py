@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["FitProgress", "FitReport", "Verdict"]
+__all__ = ["FitProgress", "FitReport", "Validation"]
 
 
-class Verdict(Protocol):
+class Validation(Protocol):
     """What a validation round says of a module."""
 
     @property
@@ -35,7 +35,7 @@ class FitProgress:
     stage: str
     fraction: float
     loss: float | None = None
-    scores: Verdict | None = None
+    scores: Validation | None = None
 
 
 FitReport = Callable[[FitProgress], None]

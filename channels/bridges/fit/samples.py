@@ -68,8 +68,8 @@ class Sample:
 def draw_samples(pieces: Iterator[str], seed: int, *, words: int = 190) -> Iterator[Sample]:
     """Samples without end: half plain text, half private facts.
 
-    Of plain text the receiver is asked to go on with the message, to repeat a stretch of it and to
-    fill a blank; of synthetic passages, for their facts; of records, for a value.
+    Plain text asks for a continuation, a repeated stretch or a blank. Passages ask for facts,
+    records for a value.
 
     Args:
         pieces: Pieces of plain text, without end.

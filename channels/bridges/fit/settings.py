@@ -73,7 +73,7 @@ class FuseSettings(TrainSettings):
         last: Whether every token gets the sharer's code of the last token too.
         contrast: Weight of the cross-entropy over a question's options beside that over the tokens
             of its answer.
-        held_out: Inputs of the validation.
+        validation: Inputs of the validation.
     """
 
     minutes: float = 20.0
@@ -88,4 +88,4 @@ class FuseSettings(TrainSettings):
     own_rank: int = 128
     last: bool = True
     contrast: float = 0.5
-    held_out: int = 72
+    validation: int = 72

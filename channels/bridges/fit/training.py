@@ -21,7 +21,7 @@ from unspoken.channels.bridges.fit.example import (
 )
 from unspoken.channels.bridges.fit.initialization import closed_form_projector, new_projector
 from unspoken.channels.bridges.fit.loop import Fit, Progressed, weights_of
-from unspoken.channels.bridges.fit.progress import Verdict
+from unspoken.channels.bridges.fit.progress import Validation
 from unspoken.channels.bridges.fit.samples import draw_samples, prepare
 from unspoken.channels.bridges.fit.settings import FitSettings
 from unspoken.channels.bridges.fit.validation import ValidationSet
@@ -46,8 +46,8 @@ class ProjectorFit(Fit[Projector, Example, FitSettings]):
     weight_decay: ClassVar[float] = 0.0
     config: ProjectorConfig
 
-    def start(self) -> tuple[Projector, Progressed, Verdict]:
-        """The closed form, judged.
+    def start(self) -> tuple[Projector, Progressed, Validation]:
+        """The closed form, and its validation.
 
         Raises:
             BridgeError: The features are more than `FitSettings.columns`, or no logit is finite.
@@ -89,7 +89,7 @@ class ProjectorFit(Fit[Projector, Example, FitSettings]):
         samples = draw_samples(self.validation_pieces(), seed=10_007)
         return ValidationSet.make(self.config, samples, *self.train_models)
 
-    def judge(self) -> Callable[[Projector], Verdict]:
+    def validator(self) -> Callable[[Projector], Validation]:
         return self.validation.score
 
     def draw(self, progressed: Progressed) -> Iterator[Example]:

@@ -1,4 +1,4 @@
-"""How a projector's fit judges itself: retention on a few samples it does not learn from."""
+"""How a projector's fit validates itself: retention on a few samples it does not learn from."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -113,7 +113,7 @@ class ValidationSet:
 
     @torch.no_grad()
     def score(self, projector: Projector) -> Scores:
-        """Judge a projector."""
+        """Score a projector."""
         gain, kept, lost = (dict.fromkeys(sorted(set(KINDS.values())), 0.0) for _ in range(3))
         kls, losses = [], []
         for number, ex in enumerate(self.examples):

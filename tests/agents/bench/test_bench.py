@@ -88,7 +88,7 @@ def test_profile_holds_the_front_against_random_ranges_and_controls(
     model: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All layers recomputed are text; reuse of all is nearer to it than another's message."""
-    small = Settings(tokens=24, forced=4, search=2, judge=2, prompts=(7,), sink=2)
+    small = Settings(tokens=24, forced=4, search=2, assess=2, prompts=(7,), sink=2)
     for name, value in (("SETTINGS", small), ("QUESTIONS", 2), ("KINDS", ("full",))):
         monkeypatch.setattr(profile, name, value)
     monkeypatch.setattr(profile, "finetune", lambda base, recipe, report: tuned("llama", 0.1))

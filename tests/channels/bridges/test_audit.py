@@ -17,7 +17,7 @@ from unspoken.channels.bridges.audit.controls import BRIDGE, MISMATCHED, Control
 from unspoken.channels.bridges.audit.plan import AuditPlan
 from unspoken.channels.bridges.audit.rows import AuditRows, passages
 from unspoken.channels.bridges.audit.tables import figures, table
-from unspoken.channels.bridges.audit.trial import Trial, Trials, judge
+from unspoken.channels.bridges.audit.trial import Trial, Trials, assess
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.fit.samples import Sample, Target
 from unspoken.channels.bridges.manifest import BridgeManifest, FitData, ModelDescription
@@ -139,11 +139,11 @@ def test_perfect_rows_keep_all_and_another_ones_do_not(pair: Pair) -> None:
         )
         return replace(state, layers=layers)
 
-    judged = judge(trials, {BRIDGE: perfect, MISMATCHED: constant})
-    assert torch.allclose(judged.loss[BRIDGE], judged.text, atol=1e-4)
-    assert judged.kl[BRIDGE].abs().max() < 1e-4 and judged.top1[BRIDGE].min() == 1
-    assert judged.kl[MISMATCHED].min() > 0.01
-    found = {row["way"]: row for row in table("continuation", judged)}
+    assessment = assess(trials, {BRIDGE: perfect, MISMATCHED: constant})
+    assert torch.allclose(assessment.loss[BRIDGE], assessment.text, atol=1e-4)
+    assert assessment.kl[BRIDGE].abs().max() < 1e-4 and assessment.top1[BRIDGE].min() == 1
+    assert assessment.kl[MISMATCHED].min() > 0.01
+    found = {row["way"]: row for row in table("continuation", assessment)}
     assert found["none"]["retention"] in (0.0, None)
     if found["text"]["retention"] is not None:
         assert found[BRIDGE]["retention"] == pytest.approx(1, abs=0.02)
@@ -191,9 +191,9 @@ def test_refitted_controls(pair: Pair, corpus: Corpus) -> None:
     assert len(controls.alone.mean) == 2 * receiver.geometry.hidden_size
     assert controls.itself.config.source_layers == (0, 1)  # all that it has
     trials = Trials(samples(), config, *pair)
-    judged = judge(trials, controls.conditions())
+    assessment = assess(trials, controls.conditions())
     itself, alone = (
-        judged.kl[name] for name in ("the receiver as its own sharer", "without the sharer")
+        assessment.kl[name] for name in ("the receiver as its own sharer", "without the sharer")
     )
     assert itself.mean() < 0.05 < alone.mean()
 
@@ -263,7 +263,7 @@ def test_rows_come_of_files_or_are_built_in(tmp_path: Path) -> None:
     rows = AuditPlan(qa=file, questions=4, records=3).rows(corpus)
     assert [(one.name, one.rows) for one in rows.files] == [("qa.jsonl", 4)]
     assert (len(rows.qa), len(rows.recall)) == (4, 3)
-    assert rows.text.startswith(corpus.held_out[0][:50])
+    assert rows.text.startswith(corpus.validation[0][:50])
     assert AuditPlan().rows(corpus).files == ()
 
 

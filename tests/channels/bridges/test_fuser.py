@@ -155,15 +155,15 @@ def test_training_lowers_the_loss_it_trains_on(pair: Pair) -> None:
 def test_held_out_questions_are_never_trained_on() -> None:
     """A question of common knowledge stands on one side only."""
 
-    def asked(*, held_out: bool) -> set[tuple[str, str]]:
-        samples = draw_fuse_samples(iter(lambda: PIECES[0], ""), 3, held_out=held_out)
+    def asked(*, validation: bool) -> set[tuple[str, str]]:
+        samples = draw_fuse_samples(iter(lambda: PIECES[0], ""), 3, validation=validation)
         drawn = [next(samples) for _ in range(400)]
         return {
             (one.text.removeprefix("Question: ").partition("\n")[0], one.targets[0].answer)
             for one in drawn if one.targets[0].kind == "choice"
         }  # fmt: skip
 
-    trained, kept = asked(held_out=False), asked(held_out=True)
+    trained, kept = asked(validation=False), asked(validation=True)
     assert len(trained) > 50 and len(kept) > 20 and not trained & kept
     assert choice_prompt("who?", "me") == "Question: who?\nHint: me\nAnswer:"
 

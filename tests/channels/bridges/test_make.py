@@ -128,7 +128,7 @@ def test_bad_audit_rows_are_found_before_the_fit(
 
 
 def test_a_corpus_of_one_document_serves(pair: Pair, store: BridgeStore, tmp_path: Path) -> None:
-    """Nothing of it can be held out; the fit is judged on what there is."""
+    """Nothing of it can be held out; the fit is validated on what there is."""
     notes = tmp_path / "notes.txt"
     notes.write_text("the key of the document is the value with it. " * 60)
     manifest, _ = read(fit_bridge(*pair, plan(str(notes), None)))

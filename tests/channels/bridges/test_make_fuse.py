@@ -77,7 +77,7 @@ def test_a_stopped_fit_of_fuse_mode_goes_on(
     """Neither part begins again; only another fit's work is left."""
     made = replace(
         plan(source, None, steps=0),
-        fuse=FuseSettings(minutes=5, steps=2, gram_tokens=300, held_out=2),
+        fuse=FuseSettings(minutes=5, steps=2, gram_tokens=300, validation=2),
     )
     work = work_folder(store, pair[0].identity, pair[1].identity)
     if standing:

@@ -164,7 +164,7 @@ def test_a_fit_is_of_this_machine(
     folder = fit_bridge(*pair, plain)
     assert measured_here(check(folder))
     fuse = FuseSettings(steps=1, source_layers=1, own_layers=1, rank=4, own_rank=2, hidden=8,
-                        bottleneck=4, gram_tokens=400, held_out=2, batch=1)  # fmt: skip
+                        bottleneck=4, gram_tokens=400, validation=2, batch=1)  # fmt: skip
     pulled = tmp_path / "pulled"
     copy(folder, pulled)
     edited(pulled, lambda data: data["fit"].update(note="by a stranger"), digest="made again")

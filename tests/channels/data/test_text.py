@@ -86,7 +86,7 @@ def test_equal_arguments_give_equal_corpora(tmp_path: Path) -> None:
     source = _file(tmp_path, "a.txt", "\f".join(_sentences(f"word{i}") for i in range(60)))
     one, two, other = load_corpus([source]), load_corpus([source]), load_corpus([source], seed=1)
     assert one == two
-    assert one.held_out != other.held_out and one.digest != other.digest
+    assert one.validation != other.validation and one.digest != other.digest
     assert one.sources == (source,)
     first = list(islice(one.stream(3), 150))
     assert first == list(islice(two.stream(3), 150)) != list(islice(one.stream(4), 150))
@@ -96,9 +96,9 @@ def test_equal_arguments_give_equal_corpora(tmp_path: Path) -> None:
 def test_about_a_twentieth_is_held_out_by_document() -> None:
     """No document is on both sides, and nothing is lost."""
     texts = [_sentences(f"word{i}", 5 + i % 9) for i in range(200)]
-    train, held_out = split("\f".join(texts), seed=5)
-    assert sorted(train + held_out) == sorted(texts)
-    assert 0.04 < sum(map(len, held_out)) / sum(map(len, texts)) < 0.08
+    train, validation = split("\f".join(texts), seed=5)
+    assert sorted(train + validation) == sorted(texts)
+    assert 0.04 < sum(map(len, validation)) / sum(map(len, texts)) < 0.08
 
 
 def test_held_out_documents_do_not_depend_on_their_order() -> None:
@@ -109,8 +109,8 @@ def test_held_out_documents_do_not_depend_on_their_order() -> None:
 
 def test_a_long_document_does_not_swallow_the_held_out_part() -> None:
     """What is far over the quota is trained on."""
-    held_out = split("\f".join([_sentences("long", 500), _sentences("short")]))[1]
-    assert held_out == [_sentences("short")]
+    validation = split("\f".join([_sentences("long", 500), _sentences("short")]))[1]
+    assert validation == [_sentences("short")]
 
 
 def test_a_single_document_is_trained_on() -> None:
@@ -147,9 +147,9 @@ def test_detokenize_undoes_wikitext_and_nothing_else() -> None:
 def test_detokenizing_is_asked_for(tmp_path: Path) -> None:
     """The default leaves raw text raw."""
     source = _file(tmp_path, "wiki.txt", WIKI)
-    assert " @-@ " in "".join(load_corpus([source]).train + load_corpus([source]).held_out)
+    assert " @-@ " in "".join(load_corpus([source]).train + load_corpus([source]).validation)
     plain = load_corpus([source], detokenized=True)
-    assert " @-@ " not in "".join(plain.train + plain.held_out)
+    assert " @-@ " not in "".join(plain.train + plain.validation)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_folders_and_rows_are_read(tmp_path: Path) -> None:
     _file(tmp_path, "a.txt", _sentences("plain"))
     _file(tmp_path, "c.md", _sentences("ignored"))
     corpus = load_corpus([str(tmp_path)])
-    assert sorted(corpus.train + corpus.held_out) == [_sentences("context"), _sentences("plain")]
+    assert sorted(corpus.train + corpus.validation) == [_sentences("context"), _sentences("plain")]
 
 
 def _hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[tuple[str, str, list[str]]]:

@@ -28,16 +28,16 @@ from unspoken.channels.finetunes.profile import Profile
 from unspoken.channels.finetunes.recompute import LayerRanges, layers_of
 from unspoken.channels.finetunes.search import (
     _near,
+    assess,
     estimate,
     front_of,
-    judge,
     random_ranges,
     search,
 )
 from unspoken.channels.finetunes.store import ProfileStore
 from unspoken.channels.metrics import distance
 
-SETTINGS = Settings(tokens=16, forced=6, search=2, judge=2, prompts=(7,), sink=2)
+SETTINGS = Settings(tokens=16, forced=6, search=2, assess=2, prompts=(7,), sink=2)
 TEXT = "the key of the cache is in the document that the reader was for. " * 40
 CHOICES: tuple[LayerRanges, ...] = ((), ((0, 2),), ((1, 3),), ((1, 2), (3, 4)), ((0, 4),))
 
@@ -57,7 +57,7 @@ def test_what_is_judged_is_what_a_channel_carries(name: str) -> None:
     """KL of every choice, at the prefix and behind a prompt, by a carry and plain prefills."""
     sharer, receiver = make(name), tuned(name)
     trial = from_text(TEXT, receiver, SETTINGS)[0]
-    found = judge(sharer, receiver, [trial], CHOICES, SETTINGS)
+    found = assess(sharer, receiver, [trial], CHOICES, SETTINGS)
     for place, prompt in {"prefix": (), "after 7": prompt_of(receiver, 7)}.items():
         for layer_ranges in CHOICES:
             arrival = arrival_of(trial, sharer.read(trial.ids, range(4)), prompt)

@@ -6,10 +6,10 @@ from typing import Any
 from closed_forms import ClosedForms
 from unspoken.channels.bridges.audit.controls import MISMATCHED
 from unspoken.channels.bridges.audit.rows import AuditRows
-from unspoken.channels.bridges.audit.trial import Condition, Judged, Trials, judge
+from unspoken.channels.bridges.audit.trial import Assessment, Condition, Trials, assess
 from unspoken.channels.metrics import kept
 
-__all__ = ["Conditions", "judged_rows", "rows_of"]
+__all__ = ["Conditions", "assessed_rows", "rows_of"]
 
 
 Conditions = Mapping[str, tuple[Condition, Condition]]
@@ -17,29 +17,29 @@ Conditions = Mapping[str, tuple[Condition, Condition]]
 
 
 def rows_of(kind: str, rows: AuditRows, forms: ClosedForms) -> Trials:
-    """The rows of a kind (``continuation`` or ``question``), made ready to judge forms on."""
+    """The rows of a kind (``continuation`` or ``question``), made ready to assess forms on."""
     samples = rows.samples(kind, forms.receiver)
     return Trials(samples, forms.wide, forms.sharer, forms.receiver)
 
 
-def judged_rows(trials: Trials, conditions: Conditions) -> dict[str, dict[str, Any]]:
+def assessed_rows(trials: Trials, conditions: Conditions) -> dict[str, dict[str, Any]]:
     """A line of figures per condition."""
-    ways = {name: way for name, (way, _) in conditions.items()}
-    ways |= {f"{name}, {MISMATCHED}": misled for name, (_, misled) in conditions.items()}
-    judged = judge(trials, ways)
-    return {name: _line(judged, name) for name in conditions}
+    makers = {name: bridge for name, (bridge, _) in conditions.items()}
+    makers |= {f"{name}, {MISMATCHED}": misled for name, (_, misled) in conditions.items()}
+    assessment = assess(trials, makers)
+    return {name: _line(assessment, name) for name in conditions}
 
 
-def _line(judged: Judged, name: str) -> dict[str, Any]:
+def _line(assessment: Assessment, name: str) -> dict[str, Any]:
     """What a variant keeps, and what its mismatched message does."""
-    mismatched = judged.loss[f"{name}, {MISMATCHED}"]
-    share = kept(judged.none, judged.text, judged.loss[name], mismatched)
+    mismatched = assessment.loss[f"{name}, {MISMATCHED}"]
+    share = kept(assessment.none, assessment.text, assessment.loss[name], mismatched)
     figures = {
         "retention": share.retention.value,
         "retention_low": share.retention.low,
         "retention_high": share.retention.high,
-        "mismatched": kept(judged.none, judged.text, mismatched).retention.value,
+        "mismatched": kept(assessment.none, assessment.text, mismatched).retention.value,
         "specific": share.specific.value,
-        "kl": float(judged.kl[name].mean()),
+        "kl": float(assessment.kl[name].mean()),
     }
     return {key: None if value is None else round(value, 4) for key, value in figures.items()}

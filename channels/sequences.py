@@ -1,0 +1,13 @@
+"""Small helpers over sequences."""
+
+from collections.abc import Hashable, Iterable
+from typing import TypeVar
+
+__all__ = ["distinct"]
+
+Item = TypeVar("Item", bound=Hashable)
+
+
+def distinct(items: Iterable[Item]) -> list[Item]:
+    """The items in their order, each once."""
+    return list(dict.fromkeys(items))
