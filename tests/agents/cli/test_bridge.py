@@ -10,7 +10,7 @@ import pytest
 from command_line import call, done, refused
 from sample_bridges import AUDIT, identity, manifest, tensors
 
-from unspoken.agents.models.identity import remember
+from unspoken.agents.models.notes import folder_key, remember
 from unspoken.channels.bridges.folder import read, write
 from unspoken.channels.bridges.store import BridgeStore
 
@@ -127,7 +127,7 @@ def _model(folder: Path, name: str) -> Path:
     """A model's folder whose identity was computed before; nothing in it can be loaded."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(name)
-    remember(folder, identity(name))
+    remember(folder, identity(name), folder_key(folder))
     return folder
 
 
