@@ -1,7 +1,7 @@
 """The contract of a channel, and what it needs of a model."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar, Literal
 
 from unspoken.channels.kv.state import KVState
@@ -72,7 +72,7 @@ class TextSpan:
         return len(self.ends)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
     """A message in its place in the receiver's composed context.
 
@@ -184,6 +184,7 @@ class Carry:
     """
 
     report: CarryReport
+    _: KW_ONLY
     prefix: Piece | None = None
     pieces: tuple[Piece, ...] = ()
     repair: tuple[int, ...] = ()

@@ -9,7 +9,7 @@ from unspoken.channels.kv.state import KVState
 __all__ = ["Message", "Segment", "common_prefix"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """One turn's token ids.
 
@@ -36,7 +36,7 @@ class Segment:
         return self.ids[slice(*self.content)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """What one turn of an agent says on an edge.
 

@@ -256,7 +256,11 @@ class ProjectedCacheChannel(Channel):
             bytes=_bytes(state, pieces),
             layer_tokens=len(receiver.geometry.layers) * stop,
         )
-        return Carry(report, Piece(own.slice(0, first), "computed") if first else None, fused)
+        return Carry(
+            report=report,
+            prefix=Piece(own.slice(0, first), "computed") if first else None,
+            pieces=fused,
+        )
 
     def _checked(
         self, made: KVState, at: int, rows: Sequence[int], receiver: CausalModel

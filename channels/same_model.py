@@ -31,7 +31,7 @@ from unspoken.channels.repair import EARLY, deviating_positions
 __all__ = ["SameModelCacheChannel"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SameModelCacheChannel(Channel):
     """Hand over keys and values between agents whose models have the same weights.
 
@@ -157,7 +157,7 @@ class SameModelCacheChannel(Channel):
         report = replace(
             self._report(arrival, state, shared, spans, len(repair)), layer_tokens=layer_tokens
         )
-        return Carry(report, prefix, tuple(map(Piece, spliced)), repair)
+        return Carry(report, prefix=prefix, pieces=tuple(map(Piece, spliced)), repair=repair)
 
     def _place(self, state: KVState, span: Span, receiver: CausalModel) -> KVState:
         source = state.slice(span.source, span.source + span.length)

@@ -36,7 +36,7 @@ KINDS: tuple[Kind, ...] = ("full", "lora")
 DONE = "recipe.json"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How a fine-tune is made.
 
@@ -67,7 +67,7 @@ class Recipe:
         """
         if kind not in KINDS:
             raise InputError(f"there is no fine-tune of the kind {kind!r}", expected="full or lora")
-        return cls(kind, learning_rate=2e-4 if kind == "full" else 2e-3)
+        return cls(kind=kind, learning_rate=2e-4 if kind == "full" else 2e-3)
 
 
 def finetune_folder(base: LocalModel, recipe: Recipe) -> Path:

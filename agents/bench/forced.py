@@ -79,7 +79,7 @@ def prefilled(
     return model.prefill(new, states, model.tensor(missing)).state
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """A message in its receiver's context, and tokens forced after it.
 
@@ -101,7 +101,8 @@ class Case:
     ) -> "Case":
         """The case of a message of `words`; `scene` as `Scene.make` takes it."""
         place = Scene.make(model, words, **scene)
-        return cls(model, place, forced, recomputed(model, place.ids, forced))
+        full = recomputed(model, place.ids, forced)
+        return cls(model=model, scene=place, forced=forced, full=full)
 
     def carried(self, channel: Channel, sent: Message | None = None) -> Tensor:
         """The forced distributions where the message came by `channel`, as a turn assembles it.

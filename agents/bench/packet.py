@@ -58,7 +58,14 @@ def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) 
 
 
 def _message(model: LocalModel, words: tuple[int, ...]) -> Message:
-    return Message("sharer", (), True, words, model.identity, model.read(words))
+    return Message(
+        sharer="sharer",
+        segments=(),
+        whole=True,
+        context=words,
+        identity=model.identity,
+        state=model.read(words),
+    )
 
 
 def _bit_exact(model: LocalModel, words: tuple[int, ...]) -> bool:

@@ -91,7 +91,7 @@ class Scene:
             receiver="receiver",
             channel=channel,
             message=self.message,
-            arrival=Arrival(sent or self.message, spans, self.context.ids),
+            arrival=Arrival(message=sent or self.message, spans=spans, context=self.context.ids),
             fallback=False,
         )
 
@@ -108,19 +108,33 @@ def make_message(
         before = model.template.prompt
     head, tail = model.text.encode(before), model.text.encode(after)
     segment = Segment(
-        role,
-        (*head, *words, *tail),
-        (len(head), len(head) + len(words)),
-        model.text.decode(words),
-        len(context.ids),
+        role=role,
+        ids=(*head, *words, *tail),
+        content=(len(head), len(head) + len(words)),
+        text=model.text.decode(words),
+        position=len(context.ids),
     )
     ids = context.ids + segment.ids
-    return Message("sharer", (segment,), False, ids, model.identity, model.read(ids))
+    return Message(
+        sharer="sharer",
+        segments=(segment,),
+        whole=False,
+        context=ids,
+        identity=model.identity,
+        state=model.read(ids),
+    )
 
 
 def _exactly(model: LocalModel, text: str, count: int) -> Quote:
     """`count` tokens of a text, which is cut or repeated."""
     words = model.text.encode_words(text)
     ids = (words * (count // len(words) + 1))[:count]
-    segment = Segment("user", ids, (0, count), model.text.decode(ids), 0)
-    return Quote(Message("prompt", (segment,), False, ids, model.identity), segment)
+    segment = Segment(
+        role="user", ids=ids, content=(0, count), text=model.text.decode(ids), position=0
+    )
+    return Quote(
+        Message(
+            sharer="prompt", segments=(segment,), whole=False, context=ids, identity=model.identity
+        ),
+        segment,
+    )

@@ -100,7 +100,9 @@ def fit(
 
     searched = max(passages // 3, 2)
     settings = Settings(tokens=tokens, search=searched, assess=passages - searched, seed=seed)
-    plan = ProfilePlan(data, settings, again, command=join(["unspoken", *sys.argv[1:]]))
+    plan = ProfilePlan(
+        data=data, settings=settings, again=again, command=join(["unspoken", *sys.argv[1:]])
+    )
     title = f"{sharer} -> {receiver}"
     with reporting(console, f"measuring {title}", quiet=as_json) as report:
         profile, folder = profile_pair(

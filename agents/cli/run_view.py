@@ -37,7 +37,7 @@ LONGEST_TAIL = 2000
 REFRESHES_A_SECOND = 8
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Row:
     """What the view knows of one agent."""
 
@@ -58,7 +58,7 @@ class _Row:
         self.status = status
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Picture:
     """All that is drawn; events change it, the terminal's thread renders it."""
 
@@ -131,7 +131,7 @@ class LiveView:
     """
 
     def __init__(self, console: Console, spec: WorkflowSpec) -> None:
-        self.picture = _Picture(spec.name, {name: _Row() for name in spec.agents})
+        self.picture = _Picture(title=spec.name, rows={name: _Row() for name in spec.agents})
         rate = REFRESHES_A_SECOND
         self._live = Live(self.picture, console=console, refresh_per_second=rate, transient=True)
 

@@ -48,8 +48,8 @@ def read_geometry(config: PreTrainedConfig) -> CacheGeometry:
     per_type = rope_per_type(config)
     layers = tuple(
         LayerGeometry(
-            kv_heads,
-            head_dim,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
             rope=kind if per_type else "default",
             window=int(config.sliding_window) if kind == "sliding_attention" else None,
         )

@@ -249,4 +249,11 @@ class LocalModel(Decoder):
         context = self.context_builder.compose([ChatTurn("user", (text,))], system=system)
         segment = context.segments[-1]
         state = self.read(context.ids, capture)
-        return Message(sharer, (segment,), False, context.ids, state.identity, state)
+        return Message(
+            sharer=sharer,
+            segments=(segment,),
+            whole=False,
+            context=context.ids,
+            identity=state.identity,
+            state=state,
+        )

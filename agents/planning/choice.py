@@ -102,13 +102,13 @@ def make_channel(
         deviation = edge.repair.deviation if edge.repair else 0.0
         across = choice or ChannelChoice("splice", "")
         return SameModelCacheChannel(
-            edge.share,
-            edge.as_,
-            sink,
-            deviation,
-            across.layer_ranges,
-            across.evidence,
-            across.prefix_only,
+            share=edge.share,
+            as_=edge.as_,
+            sink=sink,
+            deviation=deviation,
+            layer_ranges=across.layer_ranges,
+            evidence=across.evidence,
+            prefix_only=across.prefix_only,
         )
     if bridge is not None:
         mode: Literal["prefix", "fuse"] = "fuse" if edge.fuse else "prefix"

@@ -18,15 +18,13 @@ class OutlinePiece:
     """A stretch of a context.
 
     Attributes:
-        key: Equal for equal tokens.
+        key: Equal for equal tokens; what kind of stretch it is, and what makes it so.
         label: What it is, for people.
-        kind: ``system``, ``turn`` (a turn's opening), ``prompt`` or ``output``.
         edge: Number of the edge that brought it, or None.
     """
 
     key: tuple[object, ...]
     label: str
-    kind: str
     edge: int | None = None
 
 
@@ -71,19 +69,19 @@ def _system(spec: WorkflowSpec, agent: str) -> OutlinePiece:
     system = spec.agents[agent].system
     model = repr(spec.models[spec.agents[agent].model])
     if system is None:
-        return OutlinePiece(("system", None, model), "the template's own opening", "system")
+        return OutlinePiece(("system", None, model), "the template's own opening")
     own = agent if any(r.root != "inputs" for r in references(system)) else ""
-    return OutlinePiece(("system", system, own), "a system prompt of its own", "system")
+    return OutlinePiece(("system", system, own), "a system prompt of its own")
 
 
 def _output(agent: str) -> OutlinePiece:
-    return OutlinePiece(("output", agent), f"what {agent} wrote", "output")
+    return OutlinePiece(("output", agent), f"what {agent} wrote")
 
 
 def _turn(role: str, pieces: Iterable[OutlinePiece]) -> Iterator[OutlinePiece]:
-    yield OutlinePiece(("open", role), f"the start of a turn of the {role}", "turn")
+    yield OutlinePiece(("open", role), f"the start of a turn of the {role}")
     yield from pieces
-    yield OutlinePiece(("close", role), f"the end of a turn of the {role}", "turn")
+    yield OutlinePiece(("close", role), f"the end of a turn of the {role}")
 
 
 def _prompt(spec: WorkflowSpec, agent: str) -> Iterator[OutlinePiece]:
@@ -95,14 +93,12 @@ def _prompt(spec: WorkflowSpec, agent: str) -> Iterator[OutlinePiece]:
         number = order.quoted.get(part.text) if part.message else None
         if number is None:
             own = (agent, index) if private and not part.literal else ()
-            yield OutlinePiece(("words", part.text, own), f"the prompt of {agent}", "prompt")
+            yield OutlinePiece(("words", part.text, own), f"the prompt of {agent}")
         elif number in order.tokens_kept:
             yield from _brought(number, _words(spec, number))
         else:
             share = spec.share_of(spec.edges[number])
-            yield OutlinePiece(
-                ("reworded", part.text, share), f"the words of {part.text}", "prompt"
-            )
+            yield OutlinePiece(("reworded", part.text, share), f"the words of {part.text}")
 
 
 def _words(spec: WorkflowSpec, number: int) -> Iterable[OutlinePiece]:

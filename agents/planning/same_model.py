@@ -51,7 +51,7 @@ def rewritten(ends: EdgeEnds) -> ChannelChoice | None:
 
 
 def _advice(ends: EdgeEnds, left: OutlinePiece, right: OutlinePiece) -> str:
-    if "system" in (left.kind, right.kind):
+    if "system" in (left.key[0], right.key[0]):
         return "put the instructions into the prompt, and leave the system prompt out at both ends"
     if right.edge not in (None, ends.number) and ends.spec.share_of(ends.edge) != "output":
         return "let this edge come first"

@@ -128,11 +128,19 @@ class ContextBuilder:
         """The leading turn: a system prompt, or what the template opens with by itself."""
         if system is None or self.template.system is None:
             ids = self.text.encode(self.template.opening)
-            return Context().extended(Segment("system", ids, (0, 0), "", 0)) if ids else Context()
+            return (
+                Context().extended(
+                    Segment(role="system", ids=ids, content=(0, 0), text="", position=0)
+                )
+                if ids
+                else Context()
+            )
         before, after = self.template.system
         ids, (place,) = self._wrap(before, (system,), after)
         words = place.start, place.stop
-        return Context().extended(Segment("system", ids, words, system, 0, place.ends))
+        return Context().extended(
+            Segment(role="system", ids=ids, content=words, text=system, position=0, ends=place.ends)
+        )
 
     def compose(
         self,
@@ -216,7 +224,14 @@ class ContextBuilder:
             end = len(ids) if turn is turns[-1][0] else stop
             content = start - begin, stop - begin
             ends = _joined_ends(inside, turn)
-            segment = Segment(turn.role, ids[begin:end], content, turn.text, origin + begin, ends)
+            segment = Segment(
+                role=turn.role,
+                ids=ids[begin:end],
+                content=content,
+                text=turn.text,
+                position=origin + begin,
+                ends=ends,
+            )
             spans, texts = [], []
             for piece, place in zip(turn.pieces, inside, strict=False):
                 if not isinstance(piece, Quote):

@@ -121,7 +121,9 @@ def _placed(inbound: Inbound, context: Context) -> Inbound:
     """A message in its place in a composed context."""
     message = inbound.message
     spans, texts = context.spans(message), context.texts(message)
-    return replace(inbound, arrival=Arrival(message, spans, context.ids, texts))
+    return replace(
+        inbound, arrival=Arrival(message=message, spans=spans, context=context.ids, texts=texts)
+    )
 
 
 def _in_edge(inbound: Inbound) -> InEdge:

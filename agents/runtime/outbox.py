@@ -50,7 +50,13 @@ def publish(
     if text is not None:
         chosen = tuple(_with_ends(segment, text) for segment in chosen)
     end = chosen[-1].position + len(chosen[-1].ids)
-    return Message(sharer, chosen, share == "context", context.ids[:end], identity)
+    return Message(
+        sharer=sharer,
+        segments=chosen,
+        whole=share == "context",
+        context=context.ids[:end],
+        identity=identity,
+    )
 
 
 def _with_ends(segment: Segment, text: TextTokenizer) -> Segment:
@@ -172,4 +178,10 @@ class Sender:
         if len(parts) == 1:
             return parts[0]
         segments = tuple(segment for part in parts for segment in part.segments)
-        return Message(agent.name, segments, share == "context", (), identity)
+        return Message(
+            sharer=agent.name,
+            segments=segments,
+            whole=share == "context",
+            context=(),
+            identity=identity,
+        )

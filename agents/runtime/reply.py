@@ -134,11 +134,11 @@ class TurnReply:
         words, _ = self._detokenizer.kept()
         ask = self._ask
         segment = Segment(
-            "assistant",
-            (*ask, *words, *self._builder.close()),
-            (len(ask), len(ask) + len(words)),
-            self.text,
-            len(self._context.ids),
-            self._detokenizer.ends(),
+            role="assistant",
+            ids=(*ask, *words, *self._builder.close()),
+            content=(len(ask), len(ask) + len(words)),
+            text=self.text,
+            position=len(self._context.ids),
+            ends=self._detokenizer.ends(),
         )
         return self._context.extended(segment)

@@ -48,7 +48,7 @@ PREFIX = "fuse."
 CONFIG = "fuse"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FuserConfig:
     """Hyperparameters of a fuser.
 

@@ -24,7 +24,7 @@ from unspoken.channels.kv.geometry import CacheGeometry
 __all__ = ["Projector", "ProjectorConfig"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectorConfig:
     """Hyperparameters of a projector.
 

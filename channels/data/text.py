@@ -28,7 +28,7 @@ SHORTEST = 80
 TITLE = re.compile(r"^ ?= [^=\n].*[^=\n] = ?$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
     """Pieces of plain English.
 
@@ -95,7 +95,7 @@ def load_corpus(
     fitted = tuple(piece for piece in distinct(train) if piece not in held)
     audited = tuple(distinct(validation))
     digest = blake3("\f".join((*fitted, "", *audited)).encode()).hexdigest()
-    return Corpus(fitted, audited, tuple(sources), digest)
+    return Corpus(train=fitted, validation=audited, sources=tuple(sources), digest=digest)
 
 
 def split(

@@ -33,7 +33,7 @@ __all__ = ["ProfilePlan", "clocked", "measure_profile", "profile_pair", "trials_
 BUILTIN = "builtin"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProfilePlan:
     """How a pair is measured.
 

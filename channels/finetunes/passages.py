@@ -15,7 +15,7 @@ from unspoken.channels.model import TextModel
 __all__ = ["Settings", "Trial", "arrival_of", "from_rows", "from_text", "prompt_of"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How a profile is measured.
 
@@ -136,8 +136,17 @@ def arrival_of(trial: Trial, state: KVState, prompt: Sequence[int] = ()) -> Arri
             sharer's frame there.
     """
     words = trial.words
-    segment = Segment("user", trial.ids, (trial.at, len(trial.ids)), "", 0)
-    message = Message("sharer", (segment,), False, trial.ids, state.identity, state)
+    segment = Segment(
+        role="user", ids=trial.ids, content=(trial.at, len(trial.ids)), text="", position=0
+    )
+    message = Message(
+        sharer="sharer",
+        segments=(segment,),
+        whole=False,
+        context=trial.ids,
+        identity=state.identity,
+        state=state,
+    )
     context = (*prompt, *words) if prompt else trial.ids
     spans = (Span(len(context) - len(words), trial.at, len(words)),)
-    return Arrival(message, spans, context)
+    return Arrival(message=message, spans=spans, context=context)

@@ -7,7 +7,7 @@ from unspoken.channels.errors import IdentityMismatch
 __all__ = ["CacheGeometry", "LayerGeometry", "ModelIdentity"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerGeometry:
     """The shape of one layer's cache.
 

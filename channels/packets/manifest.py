@@ -100,16 +100,23 @@ class PacketManifest(_Strict):
         """The message, with a state or without."""
         segments = tuple(
             Segment(
-                turn.role,
-                self.context[turn.position : turn.position + turn.length],
-                turn.content,
-                turn.text,
-                turn.position,
-                turn.ends,
+                role=turn.role,
+                ids=self.context[turn.position : turn.position + turn.length],
+                content=turn.content,
+                text=turn.text,
+                position=turn.position,
+                ends=turn.ends,
             )
             for turn in self.turns
         )
-        return Message(self.sharer, segments, self.whole, self.context, self.identity, state)
+        return Message(
+            sharer=self.sharer,
+            segments=segments,
+            whole=self.whole,
+            context=self.context,
+            identity=self.identity,
+            state=state,
+        )
 
 
 def manifest_of(

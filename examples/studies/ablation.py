@@ -96,7 +96,7 @@ def _variants(
     layers: tuple[int, ...], chosen: dict[int, tuple[int, ...]]
 ) -> Iterator[tuple[str, ProjectorConfig]]:
     def config(read: tuple[int, ...], embeddings: int = 2, rank: int = RANK) -> ProjectorConfig:
-        return ProjectorConfig(read, embeddings=embeddings, rank=rank, hidden=0)
+        return ProjectorConfig(source_layers=read, embeddings=embeddings, rank=rank, hidden=0)
 
     yield "closed form", config(layers)
     for rank in RANKS:

@@ -66,7 +66,7 @@ class ClosedForms:
         natives: Sequence[int] = (),
     ) -> None:
         self.sharer, self.receiver = sharer, receiver
-        self.wide = ProjectorConfig(tuple(layers), embeddings=EMBEDDINGS, hidden=0)
+        self.wide = ProjectorConfig(source_layers=tuple(layers), embeddings=EMBEDDINGS, hidden=0)
         self.natives = tuple(natives)
         # Columns stand in this order: source layers, embeddings, native layers.
         sizes = [*widths(sharer.geometry, layers)]

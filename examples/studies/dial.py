@@ -38,7 +38,7 @@ def measure(
     for native in natives:
         progress(f"solve: {native} native layers")
         for name, read in (("bridge", layers), ("alone", ())):
-            config = ProjectorConfig(read, native, rank=RANK, hidden=0)
+            config = ProjectorConfig(source_layers=read, native_layers=native, rank=RANK, hidden=0)
             variants[f"{name} {native}"] = config, forms.projector(config)
     forms.release()
     progress("assess")

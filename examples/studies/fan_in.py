@@ -45,7 +45,7 @@ CHANNELS: dict[str, Channel] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """Messages in one context, and tokens forced after it.
 
@@ -129,7 +129,13 @@ def _group(model: LocalModel, passages: Sequence[tuple[int, ...]]) -> Group:
     context = model.context_builder.compose([*quotes, ChatTurn("user", (PROMPT,))])
     ids = context.ids + model.context_builder.ask()
     forced = passages[-1][TOKENS:]
-    return Group(messages, context, ids, forced, recomputed(model, ids, forced))
+    return Group(
+        messages=messages,
+        context=context,
+        ids=ids,
+        forced=forced,
+        full=recomputed(model, ids, forced),
+    )
 
 
 def _swapped(group: Group, other: Group) -> list[Message]:
@@ -143,7 +149,9 @@ def _carried(model: LocalModel, group: Group, channel: Channel, sent: Sequence[M
     began = perf_counter()
     inbound = []
     for number, (message, instead) in enumerate(zip(group.messages, sent, strict=True)):
-        arrival = Arrival(instead, group.context.spans(message), group.context.ids)
+        arrival = Arrival(
+            message=instead, spans=group.context.spans(message), context=group.context.ids
+        )
         inbound.append(
             Inbound(
                 edge=number,

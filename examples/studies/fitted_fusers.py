@@ -31,7 +31,7 @@ Figures = Mapping[str, float | int | str | None]
 """Of a fit, as a manifest's ``fit`` holds them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FusePlan:
     """What the study runs on.
 

@@ -56,7 +56,7 @@ def measure(
     """`compare` with the options of the command line."""
     script = ["python", "examples/studies/fuse.py"]
     command = join([*script, sharer.ref, receiver.ref, "--keep", str(keep)])
-    plan = FusePlan(bridge, self_bridge, keep, command=command)
+    plan = FusePlan(bridge=bridge, self_bridge=self_bridge, keep=keep, command=command)
     return compare(sharer, receiver, qa, progress, plan)
 
 

@@ -188,7 +188,7 @@ def test_a_message_without_state_is_refused(models: Models) -> None:
 def test_words_that_are_not_in_the_context_are_refused(models: Models) -> None:
     """A message that the prompt changed has no place to be projected to."""
     message = message_of(models["one"], WORDS)
-    bare = Arrival(message, (), context_of(models["two"], "other words").ids)
+    bare = Arrival(message=message, spans=(), context=context_of(models["two"], "other words").ids)
     with pytest.raises(StateError, match="does not hold the words"):
         carry(models, message, bare)
 

@@ -91,7 +91,17 @@ def test_a_continuation_of_a_splice_is_not_called_exact() -> None:
     new = model.tensor([ids[position] for position in parts.missing])
     state = model.prefill(new, parts.states, model.tensor(parts.missing)).state
     segment = message_of(model, WORDS).segments[0]
-    again, later = receive(model, Message("solver", (segment,), False, ids, model.identity, state))
+    again, later = receive(
+        model,
+        Message(
+            sharer="solver",
+            segments=(segment,),
+            whole=False,
+            context=ids,
+            identity=model.identity,
+            state=state,
+        ),
+    )
     assert len(later.missing) < len(again) // 2
     assert (report(later).mode, report(later).exact) == ("continuation", False)
 
@@ -146,7 +156,7 @@ def test_a_message_without_state_is_refused() -> None:
     """A cache channel does not pretend to carry what is not there."""
     model = make("llama")
     bare = replace(message_of(model, WORDS), state=None)
-    arrival = Arrival(bare, (), bare.context)
+    arrival = Arrival(message=bare, spans=(), context=bare.context)
     with pytest.raises(StateError, match="brings no state"):
         SameModelCacheChannel().carry(arrival, model)
 

@@ -258,7 +258,9 @@ BAD_INPUTS: tuple[BadInput, ...] = (
         (
             "profile on messages longer than the context",
             lambda: profile_pair(
-                LocalModel.load("other"), LocalModel.load("model"), ProfilePlan(Path("flow.yaml"))
+                LocalModel.load("other"),
+                LocalModel.load("model"),
+                ProfilePlan(data=Path("flow.yaml")),
             ),
             "may take 824 positions",
         ),

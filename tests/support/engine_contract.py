@@ -251,7 +251,13 @@ class EngineContract:
         assert outcome.usage.reused_tokens == len(PROMPT)
         with pytest.raises(PacketError):
             await engine.admit(packet, bytes(32))
-        other = Message("x", message.segments, True, PROMPT, ModelIdentity("o", "o", "o"))
+        other = Message(
+            sharer="x",
+            segments=message.segments,
+            whole=True,
+            context=PROMPT,
+            identity=ModelIdentity("o", "o", "o"),
+        )
         with pytest.raises(IdentityMismatch):
             engine.export(ticket, other, KEY)
 

@@ -72,8 +72,8 @@ async def take(engine: Engine, request: TurnRequest) -> TurnOutcome:
 
 def message_of(ids: tuple[int, ...], identity: ModelIdentity) -> Message:
     """All of a context as one message."""
-    segment = Segment("user", ids, (0, len(ids)), "words", 0)
-    return Message("sharer", (segment,), True, ids, identity)
+    segment = Segment(role="user", ids=ids, content=(0, len(ids)), text="words", position=0)
+    return Message(sharer="sharer", segments=(segment,), whole=True, context=ids, identity=identity)
 
 
 def inbound(
@@ -93,6 +93,6 @@ def inbound(
         channel=channel or SameModelCacheChannel(),
         message=message,
         state=state,
-        arrival=Arrival(message, (span,), context),
+        arrival=Arrival(message=message, spans=(span,), context=context),
         fallback=fallback,
     )

@@ -21,7 +21,7 @@ PIECES = tuple(
 )
 
 
-CORPUS = Corpus(PIECES, PIECES[:2], ("tiny",), "0")
+CORPUS = Corpus(train=PIECES, validation=PIECES[:2], sources=("tiny",), digest="0")
 
 
 SMALL: dict[str, Any] = {
@@ -33,7 +33,9 @@ SMALL: dict[str, Any] = {
 def fuser_between(sharer: LocalModel, receiver: LocalModel, *, trained: bool) -> Fuser:
     """A fuser of random weights that changes nothing yet, or something."""
     torch.manual_seed(0)
-    config = FuserConfig((0, 1), (1,), rank=8, own_rank=4, hidden=16, bottleneck=4)
+    config = FuserConfig(
+        source_layers=(0, 1), own_layers=(1,), rank=8, own_rank=4, hidden=16, bottleneck=4
+    )
     fuser = Fuser(config, sharer.geometry, receiver.geometry)
     with torch.no_grad():
         for weight in (fuser.encode, fuser.own_encode, *([fuser.spread] if trained else [])):
@@ -45,7 +47,7 @@ def bridge_between(
     sharer: LocalModel, receiver: LocalModel, folder: Path, fuser: Fuser | None, dtype: str = "int8"
 ) -> Bridge:
     """A bridge with an untrained projector, written and read again."""
-    config = ProjectorConfig((0,), rank=8, hidden=8, bottleneck=4)
+    config = ProjectorConfig(source_layers=(0,), rank=8, hidden=8, bottleneck=4)
     projector = Projector(config, sharer.geometry, receiver.geometry)
     more = {} if fuser is None else {"fuse": fuser.config.to_dict()}
     manifest = BridgeManifest.new(

@@ -42,7 +42,12 @@ def context_of(model: LocalModel, *pieces: str | Message, system: str | None = N
 
 
 def arrival_of(context: Context, message: Message) -> Arrival:
-    return Arrival(message, context.spans(message), context.ids, context.texts(message))
+    return Arrival(
+        message=message,
+        spans=context.spans(message),
+        context=context.ids,
+        texts=context.texts(message),
+    )
 
 
 def receive(

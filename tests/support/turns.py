@@ -27,7 +27,7 @@ class Turn:
     capture: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Taken:
     """What a turn left behind, in words."""
 
@@ -86,10 +86,10 @@ def take(model: LocalModel, turn: Turn) -> tuple[list[Prefilling | str], Taken]:
     context = reply.closed_context() if reply else turn.context
     assert context.ids == computed.ids
     return told, Taken(
-        context,
-        reply.text if reply else "",
-        computed.state,
-        tuple(event for event in events if isinstance(event, Carried)),
-        computed.usage,
-        computed.finish,
+        context=context,
+        text=reply.text if reply else "",
+        state=computed.state,
+        carries=tuple(event for event in events if isinstance(event, Carried)),
+        usage=computed.usage,
+        finish=computed.finish,
     )

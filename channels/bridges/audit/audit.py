@@ -69,7 +69,9 @@ def audit(
             fix="leave --choice out",
         )
     settings = settings or AuditSettings()
-    table, summary = _Audit(bridge, sharer, receiver, settings, report).all(rows, corpus)
+    table, summary = _Audit(
+        bridge=bridge, sharer=sharer, receiver=receiver, settings=settings, report=report
+    ).all(rows, corpus)
     summary = {
         name if rows.brought & _kinds(name) else f"{name}_builtin": value
         for name, value in summary.items()
@@ -93,7 +95,7 @@ def _kinds(figure: str) -> frozenset[str]:
     return frozenset((kind,) if kind in ("qa", "recall") else ("text", "qa", "recall"))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class _Audit:
     bridge: Bridge
     sharer: TextModel

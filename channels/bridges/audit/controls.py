@@ -55,7 +55,7 @@ def projector_of(
     return projector.eval().requires_grad_(False)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Controls:
     """Two maps of the bridge's rank, fitted without its sharer.
 

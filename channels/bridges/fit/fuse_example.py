@@ -16,7 +16,7 @@ from unspoken.channels.model import CausalModel, TextModel
 __all__ = ["FuseInput", "answer_losses", "contrast", "fuse_input", "fused_context"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class FuseInput:
     """An input that both models have read.
 
@@ -42,7 +42,9 @@ def fuse_input(
     head = own.slice(0, max(sample.at, SINK))
     theirs = sharer_rows(sample, sharer, config.source_layers)
     rows = own_rows(own, sample.at, receiver)
-    return FuseInput(replace(sample, state=head), theirs.to(rows.device), rows, head)
+    return FuseInput(
+        sample=replace(sample, state=head), theirs=theirs.to(rows.device), own=rows, head=head
+    )
 
 
 def fused_context(fuser: Fuser | None, given: FuseInput, receiver: CausalModel) -> list[KVState]:

@@ -50,7 +50,7 @@ def closed_form_fuser(
         theirs.add(*rows)
         chosen = rows[1].index_select(1, fuser._columns)
         own.add(chosen, chosen)
-        report(FitProgress("gram", min(theirs.count / settings.gram_tokens, 1.0)))
+        report(FitProgress(stage="gram", fraction=min(theirs.count / settings.gram_tokens, 1.0)))
     solution = theirs.solve()
     fuser.encode.copy_(_encoder(solution, config.rank, settings.seed))
     fuser.mean.copy_(solution.mean)

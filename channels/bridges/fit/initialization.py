@@ -49,7 +49,7 @@ def closed_form_projector(
     samples = draw_samples(corpus.stream(settings.seed), settings.seed)
     tokenized = (prepare(sample, sharer, receiver) for sample in samples)
     first = list(islice(tokenized, 10))
-    report(FitProgress("layers", 0.0))
+    report(FitProgress(stage="layers", fraction=0.0))
     config = _configure(first, sharer, receiver, settings)
     inputs = sum(config.features(sharer.geometry, receiver.geometry))
     outputs = width(receiver.geometry, config.target_layers(receiver.geometry))
@@ -64,8 +64,8 @@ def closed_form_projector(
     while gram.count < settings.gram_tokens:
         sample = first.pop() if first else next(tokenized)
         add_rows(gram, config, sample, sharer, receiver, receiver.read(sample.ids))
-        report(FitProgress("gram", min(gram.count / settings.gram_tokens, 1.0)))
-    report(FitProgress("solve", 0.0))
+        report(FitProgress(stage="gram", fraction=min(gram.count / settings.gram_tokens, 1.0)))
+    report(FitProgress(stage="solve", fraction=0.0))
     solution = gram.solve()
     tokens = gram.count
     gram.release()
@@ -157,7 +157,7 @@ def explaining_layers(
     """The sharer's layers that together explain the receiver's rows best, the first one first."""
     every = range(len(sharer.geometry.layers))
     rows = [sharer_rows(sample, sharer, every).to(receiver.device) for sample in samples]
-    plain = ProjectorConfig((), embeddings=embeddings)
+    plain = ProjectorConfig(source_layers=(), embeddings=embeddings)
     known = [
         feature_rows(plain, theirs[:, :0], sample.ids, sample.at, receiver, None)
         for theirs, sample in zip(rows, samples, strict=True)

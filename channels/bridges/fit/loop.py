@@ -197,7 +197,7 @@ class Fit(ABC, Generic[Module, Given, Settings]):
                 module, progressed, validation = self.start()
                 self.checkpoint.save(vars(progressed))
                 if validation is not None:
-                    self.report(FitProgress("train", 0.0, scores=validation))
+                    self.report(FitProgress(stage="train", fraction=0.0, scores=validation))
             else:
                 module = self.build(progressed.config)
                 module.load_state_dict(progressed.weights)
@@ -205,7 +205,7 @@ class Fit(ABC, Generic[Module, Given, Settings]):
                 self._train(module, progressed)
         module.load_state_dict(progressed.best)
         module.eval().requires_grad_(False)
-        self.report(FitProgress("done", 1.0))
+        self.report(FitProgress(stage="done", fraction=1.0))
         return Fitted(module, self.figures(progressed), progressed.tokens)
 
     def validation_pieces(self) -> Iterator[str]:
@@ -248,7 +248,11 @@ class Fit(ABC, Generic[Module, Given, Settings]):
                 progressed.optimizer = optimizer.state_dict()
                 progressed.seconds = before + monotonic() - began
                 self.checkpoint.save(vars(progressed))
-                self.report(FitProgress("train", done, float(total) / since, validation))
+                self.report(
+                    FitProgress(
+                        stage="train", fraction=done, loss=float(total) / since, scores=validation
+                    )
+                )
                 total.zero_()
                 since, last = 0, monotonic()
 

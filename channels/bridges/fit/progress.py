@@ -21,7 +21,7 @@ class Validation(Protocol):
         """Its figures in a few words."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FitProgress:
     """Where a fit stands.
 

@@ -80,10 +80,17 @@ class Gram:
         factor = torch.linalg.cholesky(square)
         del square
         half = torch.linalg.solve_triangular(factor, cross, upper=False)
-        return Solution(factor, half, origin + mean32, scale, target_origin + target32, deviation)
+        return Solution(
+            factor=factor,
+            half=half,
+            mean=origin + mean32,
+            scale=scale,
+            offset=target_origin + target32,
+            deviation=deviation,
+        )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Solution:
     """A solved ridge, not yet cut.
 

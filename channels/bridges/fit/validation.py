@@ -36,7 +36,7 @@ KINDS = {
 MESSAGES = 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
     """Retention per group of targets, with the message and with another, and the mean KL.
 
@@ -76,7 +76,7 @@ class Scores:
         return ", ".join([*parts, f"KL {self.kl:.3f}"])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ValidationSet:
     """Examples that are not learnt from, with their losses without a message.
 
@@ -109,7 +109,12 @@ class ValidationSet:
             examples.append(example(config, sample, sharer, receiver, full))
             none.append(tuple(float(loss) for loss in none_losses(receiver, sample)))
         columns = width(sharer.geometry, config.source_layers)
-        return cls(receiver, tuple(examples), tuple(none), columns)
+        return cls(
+            receiver=receiver,
+            examples=tuple(examples),
+            none=tuple(none),
+            sharer_columns=columns,
+        )
 
     @torch.no_grad()
     def score(self, projector: Projector) -> Scores:

@@ -160,8 +160,13 @@ def test_an_interrupted_fit_says_what_is_kept(
 
 def test_progress_tells_loss_and_retention() -> None:
     """One line: how far, the loss, and per group what is kept with the message and with another."""
-    scores = Scores({"text": 0.9, "recall": 0.5}, {"text": 0.1, "recall": -0.2}, 0.25, 2.0)
-    assert progress_line(FitProgress("train", 0.5, 1.25, scores)) == (
+    scores = Scores(
+        retention={"text": 0.9, "recall": 0.5},
+        mismatched={"text": 0.1, "recall": -0.2},
+        kl=0.25,
+        loss=2.0,
+    )
+    assert progress_line(FitProgress(stage="train", fraction=0.5, loss=1.25, scores=scores)) == (
         "50% trained, loss 1.250, text 0.90 (0.10 with another message), "
         "recall 0.50 (-0.20 with another message), KL 0.250"
     )

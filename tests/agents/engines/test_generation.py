@@ -18,7 +18,7 @@ NEW = 24
 
 def decode(model: LocalModel, ids: list[int], settings: GenerateSpec) -> tuple[Taken, list[str]]:
     """Run a turn over bare ids; its outcome and the pieces of text it gave out."""
-    segment = Segment("user", tuple(ids), (0, len(ids)), "", 0)
+    segment = Segment(role="user", ids=tuple(ids), content=(0, len(ids)), text="", position=0)
     turn = Turn(Context().extended(segment), generate=settings, keep_state=True)
     told, taken = take(model, turn)
     return taken, [piece for piece in told if isinstance(piece, str)]

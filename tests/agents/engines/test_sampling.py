@@ -41,7 +41,9 @@ def prompt(model: LocalModel) -> tuple[int, ...]:
 def ours(model: LocalModel, **settings: Any) -> list[int]:
     """What a turn samples after the prompt."""
     ids = prompt(model)
-    context = Context().extended(Segment("user", ids, (0, len(ids)), "", 0))
+    context = Context().extended(
+        Segment(role="user", ids=ids, content=(0, len(ids)), text="", position=0)
+    )
     _, taken = take(model, Turn(context, generate=GenerateSpec(max_new_tokens=NEW, **settings)))
     return list(taken.context.segments[-1].words)
 

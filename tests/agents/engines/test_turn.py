@@ -175,7 +175,13 @@ def test_keys_that_cannot_be_moved_are_not_spliced(
 def test_a_message_without_state_is_read_or_refused(model: LocalModel) -> None:
     """A cache channel whose message brings no state falls back, or names its edge."""
     full = message_of(model, WORDS)
-    bare = Message(full.sharer, full.segments, full.whole, full.context, full.identity)
+    bare = Message(
+        sharer=full.sharer,
+        segments=full.segments,
+        whole=full.whole,
+        context=full.context,
+        identity=full.identity,
+    )
     context, deliveries = delivered(model, bare, SameModelCacheChannel())
     (carried,) = take(model, Turn(context, deliveries, generate=writes(1)))[1].carries
     report = carried.report

@@ -99,7 +99,11 @@ def compose(model: LocalModel, spec: WorkflowSpec) -> tuple[dict[str, Context], 
             ask, words = builder.ask(), model.text.encode_words(f"the value of {name}")
             ids, content = (*ask, *words, *builder.close()), (len(ask), len(ask) + len(words))
             text = f"the value of {name}"
-            context = context.extended(Segment("assistant", ids, content, text, len(context.ids)))
+            context = context.extended(
+                Segment(
+                    role="assistant", ids=ids, content=content, text=text, position=len(context.ids)
+                )
+            )
         contexts[name] = context
         for number, edge in enumerate(spec.edges):
             if edge.from_ == name:

@@ -69,7 +69,13 @@ def message(
     """What an agent in a context of these turns publishes: the last one, or all."""
     context = composed(composer, said)
     turns = tuple(one for one in context.segments if one.role != "system")
-    return Message("reader", turns if whole else turns[-1:], whole, context.ids, identity)
+    return Message(
+        sharer="reader",
+        segments=turns if whole else turns[-1:],
+        whole=whole,
+        context=context.ids,
+        identity=identity,
+    )
 
 
 def quoted(one: Message, index: int = 0) -> Quote:
@@ -262,7 +268,9 @@ def test_an_arrival_counts_both_kinds_of_tokens() -> None:
     )
     context = COMPOSER.compose([ChatTurn("user", ("a", quoted(one), quoted(other), "b"))])
     for each in (one, other):
-        arrival = Arrival(each, context.spans(each), context.ids, context.texts(each))
+        arrival = Arrival(
+            message=each, spans=context.spans(each), context=context.ids, texts=context.texts(each)
+        )
         assert arrival.tokens == len(arrival.positions) > 0
         assert bool(arrival.spans) != bool(arrival.texts)
     assert not context.bare().spans(one) and not context.bare().texts(other)
@@ -298,8 +306,8 @@ def test_sampled_words_are_not_tokenised_again() -> None:
     codec = COMPOSER.text
     odd = tuple(codec.encode_words(letter)[0] for letter in "reader")
     assert odd != codec.encode_words("reader")
-    segment = Segment("assistant", (1, *odd, 2), (1, 7), "reader", 0)
-    one = Message("a", (segment,), False, segment.ids, ONE)
+    segment = Segment(role="assistant", ids=(1, *odd, 2), content=(1, 7), text="reader", position=0)
+    one = Message(sharer="a", segments=(segment,), whole=False, context=segment.ids, identity=ONE)
     context = COMPOSER.compose([ChatTurn("user", ("Say: ", quoted(one), "!"))])
     (span,) = context.spans(one)
     assert context.ids[span.at : span.at + span.length] == odd

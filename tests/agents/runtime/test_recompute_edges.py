@@ -266,7 +266,7 @@ def test_hidden_states_of_repaired_tokens_are_not_those_they_came_with(models: P
         [ChatTurn("user", ("first",)), ChatTurn("user", (Quote(message, message.segments[0]),))]
     )
     (span,) = context.spans(message)
-    arrival = Arrival(message, (span,), context.ids)
+    arrival = Arrival(message=message, spans=(span,), context=context.ids)
     delivery = inbound(0, SameModelCacheChannel(sink=3), arrival)
     _, outcome = take(model, Turn(context, (delivery,), None, None, True, (1,)))
     assert outcome.state is not None and message.state is not None

@@ -28,7 +28,7 @@ from unspoken.channels.errors import IdentityMismatch, InputError
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.metrics import kept
 
-CONFIG = ProjectorConfig((0, 1), rank=8, hidden=8, bottleneck=4)
+CONFIG = ProjectorConfig(source_layers=(0, 1), rank=8, hidden=8, bottleneck=4)
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +259,7 @@ def test_rows_come_of_files_or_are_built_in(tmp_path: Path) -> None:
     file.write_text(
         "\n".join(f'{{"context": "c{n}", "question": "q", "answers": ["a"]}}' for n in range(9))
     )
-    corpus = Corpus((), (text(),), ("topics",), "0")
+    corpus = Corpus(train=(), validation=(text(),), sources=("topics",), digest="0")
     rows = AuditPlan(qa=file, questions=4, records=3).rows(corpus)
     assert [(one.name, one.rows) for one in rows.files] == [("qa.jsonl", 4)]
     assert (len(rows.qa), len(rows.recall)) == (4, 3)

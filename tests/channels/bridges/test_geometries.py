@@ -76,7 +76,7 @@ def test_a_pair_that_cannot_be_bridged_goes_by_text(
 
 def test_wide_models_read_fewer_layers_and_embeddings() -> None:
     """Features keep to the columns of the Gram matrices; a number asked for stays."""
-    layer = LayerGeometry(8, 128)
+    layer = LayerGeometry(kv_heads=8, head_dim=128)
     receiver = SimpleNamespace(geometry=CacheGeometry((layer,) * 32, 4096, 8192))
     sizes = [2048] * 32
     wanted, embeddings = within_columns(FitSettings(), sizes, receiver)  # type: ignore[arg-type]

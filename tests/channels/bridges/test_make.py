@@ -139,7 +139,7 @@ def test_scores_that_are_not_finite_stop_the_fit(
     pair: Pair, store: BridgeStore, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A dtype in which the receiver overflows is named, and nothing of it is kept to go on from."""
-    nothing = Scores({}, {}, float("nan"), 0.0)
+    nothing = Scores(retention={}, mismatched={}, kl=float("nan"), loss=0.0)
     monkeypatch.setattr(ValidationSet, "score", lambda self, projector: nothing)
     with pytest.raises(BridgeError, match=r"not finite in torch\.float32"):
         fit_bridge(*pair, plan(source, None))

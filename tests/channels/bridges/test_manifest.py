@@ -23,7 +23,10 @@ class Model:
 
     def __init__(self) -> None:
         self.identity, self.dtype = ALPHA, torch.bfloat16
-        layers = (LayerGeometry(2, 16, "a", None), LayerGeometry(2, 16, "b", 32))
+        layers = (
+            LayerGeometry(kv_heads=2, head_dim=16, rope="a", window=None),
+            LayerGeometry(kv_heads=2, head_dim=16, rope="b", window=32),
+        )
         self.geometry = CacheGeometry(layers, 64, 128)
         draw = torch.Generator().manual_seed(0)
         self.rotaries = {

@@ -35,30 +35,36 @@ def test_int8_weights_without_scales_are_refused() -> None:
         dequantize(quantized)
 
 
-WIDE = CacheGeometry((LayerGeometry(4, 64, "default", None),) * 6, 256, 4096)
+WIDE = CacheGeometry(
+    (LayerGeometry(kv_heads=4, head_dim=64, rope="default", window=None),) * 6, 256, 4096
+)
 
 
 def stored(rank: int) -> int:
     """Bytes of a projector's tensors as they are stored."""
-    made = Projector(ProjectorConfig((0, 2), rank=rank, hidden=64, bottleneck=32), WIDE, WIDE)
+    made = Projector(
+        ProjectorConfig(source_layers=(0, 2), rank=rank, hidden=64, bottleneck=32), WIDE, WIDE
+    )
     return sum(one.numel() * one.element_size() for one in quantize(made.state_dict()).values())
 
 
 def test_the_size_of_a_projector_is_what_it_takes_on_disk() -> None:
-    config = ProjectorConfig((0, 2), rank=96, hidden=64, bottleneck=32)
+    config = ProjectorConfig(source_layers=(0, 2), rank=96, hidden=64, bottleneck=32)
     assert projector_bytes(config, WIDE, WIDE) == stored(96)
 
 
 def test_the_widest_code_is_the_widest_that_fits() -> None:
     """One step more would not fit."""
-    config = ProjectorConfig((0, 2), hidden=64, bottleneck=32)
+    config = ProjectorConfig(source_layers=(0, 2), hidden=64, bottleneck=32)
     rank = widest_rank(config, WIDE, WIDE, 4_000_000)
     assert rank > LEAST and rank % 32 == 0
     assert stored(rank) <= 4_000_000 < stored(rank + 32)
 
 
 def test_a_large_pair_has_a_code_all_the_same_and_a_small_one_no_wider_than_it_is() -> None:
-    config = ProjectorConfig((0, 2), hidden=64, bottleneck=32)
+    config = ProjectorConfig(source_layers=(0, 2), hidden=64, bottleneck=32)
     assert widest_rank(config, WIDE, WIDE, 1000) == LEAST
-    small = CacheGeometry((LayerGeometry(1, 8, "default", None),) * 3, 16, 64)
+    small = CacheGeometry(
+        (LayerGeometry(kv_heads=1, head_dim=8, rope="default", window=None),) * 3, 16, 64
+    )
     assert widest_rank(config, small, small) == min(4 * 8 + 2 * 16, 6 * 8)

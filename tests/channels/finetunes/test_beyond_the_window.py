@@ -61,7 +61,9 @@ def delivered(
     behind = before or message.context[:start]
     ids = (*behind, *segment.words, *model.text.encode("\nSo"))
     spans = (Span(len(behind), start, len(segment.words)),)
-    delivery = inbound(0, channel, Arrival(message, spans, ids), fallback=False)
+    delivery = inbound(
+        0, channel, Arrival(message=message, spans=spans, context=ids), fallback=False
+    )
     return ids, assemble(model, ids, [delivery])
 
 
@@ -155,7 +157,7 @@ def test_a_packet_is_bit_exact(
 def test_text_reads_it_all(gemma3: LocalModel, message: Message) -> None:
     """The reference of this page: nothing in place."""
     segment = message.segments[0]
-    arrival = Arrival(message, (), message.context)
+    arrival = Arrival(message=message, spans=(), context=message.context)
     delivery = inbound(0, TextChannel(), arrival)
     parts = assemble(gemma3, message.context, [delivery])
     assert len(parts.missing) == len(message.context) > len(segment.words)

@@ -30,15 +30,24 @@ def message_of(
     ids = (*before, *WORDS)
     layers = range(len(sharer.geometry.layers)) if capture is None else capture
     state = sharer.read(ids, layers)
-    segment = Segment("user", WORDS, (0, len(WORDS)), "", len(before))
-    return Message("sharer", (segment,), False, ids, sharer.identity, state)
+    segment = Segment(
+        role="user", ids=WORDS, content=(0, len(WORDS)), text="", position=len(before)
+    )
+    return Message(
+        sharer="sharer",
+        segments=(segment,),
+        whole=False,
+        context=ids,
+        identity=sharer.identity,
+        state=state,
+    )
 
 
 def delivered(
     message: Message, ids: tuple[int, ...], at: int, channel: SameModelCacheChannel
 ) -> Inbound:
     source = message.segments[0].position
-    arrival = Arrival(message, (Span(at, source, len(WORDS)),), ids)
+    arrival = Arrival(message=message, spans=(Span(at, source, len(WORDS)),), context=ids)
     return inbound(0, channel, arrival, fallback=False)
 
 

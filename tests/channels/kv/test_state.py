@@ -13,7 +13,11 @@ from unspoken.channels.kv.rope import Rotary
 from unspoken.channels.kv.state import KVState, LayerState
 
 IDENTITY = ModelIdentity("w", "c", "t")
-GEOMETRY = CacheGeometry((LayerGeometry(2, 4), LayerGeometry(1, 8, window=4)), 16, 128)
+GEOMETRY = CacheGeometry(
+    (LayerGeometry(kv_heads=2, head_dim=4), LayerGeometry(kv_heads=1, head_dim=8, window=4)),
+    16,
+    128,
+)
 ROTARY = Rotary(torch.tensor([1.0, 0.1]))
 
 
@@ -95,7 +99,9 @@ def test_rows_that_do_not_match_the_positions_are_refused() -> None:
 
 def test_another_shape_is_refused() -> None:
     """A state of other heads than the model's is named by layer."""
-    other = CacheGeometry((LayerGeometry(2, 4), LayerGeometry(2, 8)), 16, 128)
+    other = CacheGeometry(
+        (LayerGeometry(kv_heads=2, head_dim=4), LayerGeometry(kv_heads=2, head_dim=8)), 16, 128
+    )
     with pytest.raises(GeometryMismatch, match="layer 1 of a state has 1 heads of 8"):
         make_state(0, 3).check(other, torch.float32)
 
