@@ -165,8 +165,8 @@ class PacketError(ChannelError):
     """Bytes that are not a whole and genuine packet.
 
     Attributes:
-        kind: ``format``, ``version``, ``truncated``, ``size``, ``key``, ``unsigned``, ``tampered``
-            or ``shape``.
+        kind: ``format``, ``version``, ``truncated``, ``size``, ``key``, ``unsigned``, ``tampered``,
+            ``bound``, ``expired`` or ``shape``.
     """
 
     def __init__(self, found: str, *, kind: str, expected: str = "", fix: str = "") -> None:

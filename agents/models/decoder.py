@@ -96,6 +96,11 @@ class Decoder:
         return "other" not in self.key_positions
 
     @property
+    def vocabulary(self) -> int:
+        """How many token ids it knows."""
+        return int(self.backbone.config.vocab_size)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Element type of its cache."""
         dtype: torch.dtype = self.backbone.model.dtype

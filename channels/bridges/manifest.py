@@ -3,7 +3,7 @@
 import datetime as dt
 import json
 from collections.abc import Mapping
-from typing import Any, Final, Literal, NoReturn, Self
+from typing import Any, Final, Literal, Self
 
 from blake3 import blake3
 from pydantic import AliasChoices, Field, ValidationError
@@ -16,6 +16,7 @@ from unspoken.channels.storage.side import (
     pair_digest,
     running_version,
 )
+from unspoken.channels.storage.strict_json import parse_json
 
 __all__ = [
     "AGAIN",
@@ -210,11 +211,8 @@ class BridgeManifest(Part):
             BridgeError: Not JSON, another format, not what a manifest holds, or changed by hand.
         """
         try:
-            data = json.loads(
-                text, parse_constant=_refuse_constant, object_pairs_hook=_without_doubles
-            )
-            digest = _digest(data) if isinstance(data, dict) else ""
-        except (ValueError, RecursionError) as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise BridgeError(
                 f"{where} is not JSON: {error}", expected="a bridge's manifest", fix=AGAIN
             ) from error
@@ -223,6 +221,7 @@ class BridgeManifest(Part):
                 f"{where} holds no JSON object", expected="a bridge's manifest", fix=AGAIN
             )
         _require_format(data, where)
+        digest = _digest(data)
         try:
             manifest = cls.model_validate(data)
         except ValidationError as error:
@@ -247,31 +246,9 @@ def _date(value: object) -> str:
 
 
 def _digest(data: Mapping[str, Any]) -> str:
-    """BLAKE3 of a manifest's JSON, its own digest left out.
-
-    Raises:
-        ValueError: A number that is not finite, or half a character.
-        RecursionError: Nested too deeply.
-    """
+    """BLAKE3 of a manifest's JSON, its own digest left out."""
     rest = {name: value for name, value in data.items() if name != "digest"}
-    text = json.dumps(
-        rest, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
-    )
-    return blake3(text.encode()).hexdigest()
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a key that stands twice, readers would take one or the other."""
-    data = dict(pairs)
-    if len(data) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice[:40]!a} stands twice")
-    return data
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    return blake3(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _require_format(data: Mapping[str, Any], where: str) -> None:

@@ -89,7 +89,7 @@ def packet_target(target: object) -> Path | BinaryIO:
 
 
 def save_whole(path: Path, write: Callable[[BinaryIO], int]) -> int:
-    """Let `write` fill a file that then appears whole or not at all; what `write` gave.
+    """Let `write` fill a file of mode 0600 that appears whole or not at all; what `write` gave.
 
     Raises:
         InputError: A folder that does not exist, or a path where no file can be made.
@@ -109,7 +109,7 @@ def save_whole(path: Path, write: Callable[[BinaryIO], int]) -> int:
 
     def fill(temporary: Path) -> None:
         nonlocal count
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=_for_me_alone) as file:
             count = write(file)
 
     try:
@@ -121,6 +121,14 @@ def save_whole(path: Path, write: Callable[[BinaryIO], int]) -> int:
             fix="write to another folder",
         ) from error
     return count
+
+
+def _for_me_alone(path: str, flags: int) -> int:
+    """Open a file that nobody else can read: a cache gives its text away."""
+    handle = os.open(path, flags, 0o600)
+    if os.name == "posix":
+        os.fchmod(handle, 0o600)  # where the file was there already
+    return handle
 
 
 def _can(stream: object, *methods: str) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 from unspoken.channels.errors import PacketError
 from unspoken.channels.kv.codec import Part, layout
 from unspoken.channels.packets.manifest import DTYPES, PacketManifest
+from unspoken.channels.storage.strict_json import parse_json
 
 __all__ = ["bytes_of", "header_of", "metadata_of", "parts_of"]
 
@@ -45,9 +46,9 @@ def header_of(manifest: PacketManifest, text: str, signature: str) -> bytes:
 def metadata_of(head: bytes) -> tuple[str, str]:
     """The manifest and its signature, as text."""
     try:
-        metadata = json.loads(head)["__metadata__"]
+        metadata = parse_json(head)["__metadata__"]
         kind, text, signature = (metadata[name] for name in ("format", "manifest", "signature"))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise PacketError(
             "this is no packet: its header has no manifest",
             kind="format",
@@ -55,7 +56,7 @@ def metadata_of(head: bytes) -> tuple[str, str]:
         ) from error
     if kind != FORMAT or not isinstance(text, str) or not isinstance(signature, str):
         raise PacketError(
-            f"this is no packet: its header says {str(kind)[:40]!r}",
+            f"this is no packet: its header says {str(kind)[:40]!a}",
             kind="format",
             expected=f"format {FORMAT!r}, a manifest and a signature",
         )

@@ -12,15 +12,25 @@ from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message, Segment
 
-__all__ = ["DTYPES", "VERSION", "LayerShape", "PacketManifest", "manifest_of"]
+__all__ = [
+    "DTYPES",
+    "VERSIONS",
+    "Binding",
+    "Identity",
+    "LayerShape",
+    "PacketManifest",
+    "manifest_of",
+]
 
-VERSION = 1
+VERSIONS = (1, 2)
+"""Of packets that are bound to nothing, which older readers take too, and of bound ones."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Count = Annotated[int, Field(ge=0, le=2**31)]
 Size = Annotated[int, Field(ge=1, le=2**16)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Label = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class _Strict(BaseModel):
@@ -54,16 +64,24 @@ class TurnShape(_Strict):
     ends: tuple[Count, ...] = ()
 
 
+class Binding(_Strict):
+    """What a packet is for; see `unspoken.channels.packets.binding.Bind`."""
+
+    run: Label | None = None
+    receiver: Label | Identity | None = None
+    expires: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+
 class PacketManifest(_Strict):
     """What a packet says of itself; see `unspoken.channels.packets.packet`."""
 
-    version: Literal[1]
+    version: Literal[1, 2]
     codec: Codec
     dtype: Literal["float32", "bfloat16", "float16"]
     made_by: Identity
     sharer: str
     whole: bool
-    context: tuple[Count, ...]
+    context: Annotated[tuple[Count, ...], Field(min_length=1)]
     turns: tuple[TurnShape, ...]
     approximate_from: Count | None
     layers: Annotated[tuple[LayerShape, ...], Field(min_length=1, max_length=1024)]
@@ -72,6 +90,7 @@ class PacketManifest(_Strict):
     hidden_size: Count
     digests: tuple[Digest, ...]
     key: str | None
+    bind: Binding | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -84,12 +103,23 @@ class PacketManifest(_Strict):
             raise ValueError("hidden states of a layer that there is not")
         if self.hidden_first > stop:
             raise ValueError(f"hidden states that begin after the last of {stop} tokens")
+        if self.approximate_from is not None and self.approximate_from > stop:
+            raise ValueError(f"a state that is approximate after the last of {stop} tokens")
+        if (self.bind is not None) != (self.version == 2):
+            raise ValueError("a binding stands in version 2, and in no other")
+        end = 0
         for turn in self.turns:
-            if turn.position + turn.length > stop:
+            if turn.position < end:
+                raise ValueError("turns that overlap, or stand in another order")
+            end = turn.position + turn.length
+            if end > stop:
                 raise ValueError(f"a turn that ends after the last of {stop} tokens")
-            if not turn.content[0] <= turn.content[1] <= turn.length:
-                raise ValueError("words that stand outside their turn")
+            _check_words(turn)
         return self
+
+    def to_json(self) -> str:
+        """The text that is signed."""
+        return self.model_dump_json(exclude={"bind"} if self.bind is None else None)
 
     @property
     def identity(self) -> ModelIdentity:
@@ -119,8 +149,26 @@ class PacketManifest(_Strict):
         )
 
 
+def _check_words(turn: TurnShape) -> None:
+    """Words stand in their turn, and each of their tokens ends in the text, after the last one."""
+    first, last = turn.content
+    if not first <= last <= turn.length:
+        raise ValueError("words that stand outside their turn")
+    if not turn.ends:
+        return
+    if len(turn.ends) != last - first:
+        raise ValueError(f"{len(turn.ends)} ends of {last - first} tokens")
+    if list(turn.ends) != sorted(turn.ends) or turn.ends[-1] > len(turn.text):
+        raise ValueError("ends of tokens that descend, or lie after the text")
+
+
 def manifest_of(
-    message: Message, state: KVState, codec: Codec, digests: Sequence[str], key: str | None
+    message: Message,
+    state: KVState,
+    codec: Codec,
+    digests: Sequence[str],
+    key: str | None,
+    bind: Binding | None = None,
 ) -> PacketManifest:
     """The manifest of a message's packet.
 
@@ -130,6 +178,10 @@ def manifest_of(
         codec: How keys and values are stored.
         digests: BLAKE3 of each layer's bytes.
         key: What tells the signing key apart; None for an unsigned packet.
+        bind: What the packet is for; None for anything.
+
+    Raises:
+        pydantic.ValidationError: A message that no packet can hold.
     """
     maker, names = state.identity, {dtype: name for name, dtype in DTYPES.items()}
     turns = [
@@ -149,7 +201,7 @@ def manifest_of(
     ]
     return PacketManifest.model_validate(
         {
-            "version": VERSION,
+            "version": VERSIONS[bind is not None],
             "codec": codec,
             "dtype": names[state.dtype],
             "made_by": asdict(maker),
@@ -164,5 +216,6 @@ def manifest_of(
             "hidden_size": next((t.shape[1] for t in state.hidden.values()), 0),
             "digests": tuple(digests),
             "key": key,
+            "bind": bind,
         }
     )

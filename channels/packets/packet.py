@@ -14,16 +14,19 @@ layer is checked when it arrives, before anything is made of it.
 
 import struct
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from blake3 import blake3
+from pydantic import ValidationError
 
 from unspoken.channels.errors import InputError, StateError
 from unspoken.channels.kv.codec import CODECS, Codec, encode
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message
 from unspoken.channels.model import CausalModel
+from unspoken.channels.packets.binding import Bind, binding_of
 from unspoken.channels.packets.files import Readable, packet_target, save_whole
 from unspoken.channels.packets.layout import bytes_of, header_of
 from unspoken.channels.packets.manifest import DTYPES, manifest_of
@@ -34,7 +37,7 @@ __all__ = ["packet_chunks", "read_packet", "write_packet"]
 
 
 def packet_chunks(
-    message: Message, *, key: bytes | None, codec: Codec = "raw"
+    message: Message, *, key: bytes | None, codec: Codec = "raw", bind: Bind | None = None
 ) -> Iterator[bytes | memoryview]:
     """A packet's bytes in order, tensors as views of host memory.
 
@@ -42,9 +45,12 @@ def packet_chunks(
         message: A message with its state.
         key: Signs the packet; None leaves it unsigned, for channels that nobody else can write to.
         codec: How keys and values are stored. Hidden states are stored as they are.
+        bind: What the packet is for, by ``run``, ``receiver`` and ``expires``; a reader refuses it
+            for anything else.
 
     Raises:
-        InputError: An unknown codec, or a key that protects nothing.
+        InputError: An unknown codec, a key that protects nothing, something that a packet cannot
+            be bound to, or words that have no UTF-8.
         StateError: The message has no state, or one that is not that of its whole context.
         ChannelError: Values that the codec cannot store.
     """
@@ -54,6 +60,8 @@ def packet_chunks(
             expected=" or ".join([", ".join(CODECS[:-1]), CODECS[-1]]),
             fix="use int8 for a quarter of the bytes, raw for every bit",
         )
+    bound = binding_of(bind, signed=key is not None)
+    name = None if key is None else key_id(key)
     state = _whole_state(message)
     stored, digests = [], []
     for number, layer in enumerate(state.layers):
@@ -66,12 +74,25 @@ def packet_chunks(
             digest.update(view)
         stored.append(views)
         digests.append(digest.hexdigest())
-    manifest = manifest_of(message, state, codec, digests, None if key is None else key_id(key))
-    text = manifest.model_dump_json()
+    try:
+        manifest = manifest_of(message, state, codec, digests, name, bound)
+        text = manifest.to_json()
+    except ValueError as error:  # pydantic's errors are ValueErrors
+        raise InputError(
+            f"the message of {message.sharer!a} cannot be put in a packet: {_first_problem(error)}",
+            expected="a message as LocalModel.message makes it, its words in whole characters",
+        ) from error
     head = header_of(manifest, text, signature_of(text, key))
     yield struct.pack("<Q", len(head)) + head
     for views in stored:
         yield from views
+
+
+def _first_problem(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problem = error.errors(include_url=False, include_input=False)[0]
+    return ": ".join(map(str, [*problem["loc"], problem["msg"]]))
 
 
 def _whole_state(message: Message) -> KVState:
@@ -95,17 +116,24 @@ def _whole_state(message: Message) -> KVState:
 
 
 def write_packet(
-    message: Message, target: str | Path | BinaryIO, *, key: bytes | None, codec: Codec = "raw"
+    message: Message,
+    target: str | Path | BinaryIO,
+    *,
+    key: bytes | None,
+    codec: Codec = "raw",
+    bind: Bind | None = None,
 ) -> int:
     """Write a packet to a file or a stream; its length in bytes.
 
-    A file appears whole or not at all.
+    A file appears whole or not at all, and only its owner can read it.
 
     Args:
         message: A message with its state.
         target: A path, whose folder exists, or a binary stream such as ``socket.makefile("wb")``.
         key: Signs the packet; None leaves it unsigned.
         codec: ``raw`` (bit for bit), ``int8`` or ``int4``.
+        bind: What the packet is for: ``run`` (a name), ``receiver`` (an agent's name or a model's
+            identity), ``expires`` (a datetime with a time zone, or seconds since 1970).
 
     Raises:
         InputError: A target that cannot be written to.
@@ -114,7 +142,7 @@ def write_packet(
 
     def write(stream: BinaryIO) -> int:
         total = 0
-        for chunk in packet_chunks(message, key=key, codec=codec):
+        for chunk in packet_chunks(message, key=key, codec=codec, bind=bind):
             stream.write(chunk)
             total += len(chunk)
         return total
@@ -124,23 +152,33 @@ def write_packet(
 
 
 def read_packet(
-    source: str | Path | bytes | Readable, receiver: CausalModel, *, key: bytes | None
+    source: str | Path | bytes | Readable,
+    receiver: CausalModel,
+    *,
+    key: bytes | None,
+    run: str | None = None,
+    agent: str | None = None,
+    now: float | datetime | None = None,
 ) -> Message:
     """Read a packet: the message, with its state on the receiver's device.
 
-    A state that was stored with int8 or int4 counts as approximate.
+    A state that was stored with int8 or int4 counts as approximate. A packet that is bound to a
+    run or an agent is read for that one alone.
 
     Args:
         source: A path, the packet's bytes, or a binary stream, from which exactly the packet's
             bytes are taken.
         receiver: The model that will continue it.
         key: The key that signed the packet; None accepts an unsigned packet and no other.
+        run: The run that it is read for; a packet that is not bound to it is refused.
+        agent: Name of the agent that it is read for, likewise.
+        now: The moment at which it must not have expired; this very moment if not given.
 
     Raises:
-        PacketError: Truncated, tampered with, signed with another key, of another version, or
-            malformed.
+        PacketError: Truncated, tampered with, signed with another key, of another version, for
+            another run or agent, expired, or malformed.
         IdentityMismatch, GeometryMismatch: Another model's.
         InputError: A file that cannot be opened, or something that no packet can be read from.
     """
-    with PacketReader(source, key=key) as reader:
+    with PacketReader(source, key=key, run=run, agent=agent, now=now) as reader:
         return reader.message(receiver)

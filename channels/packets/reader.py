@@ -3,6 +3,8 @@
 import hmac
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
@@ -17,7 +19,8 @@ from unspoken.channels.kv.geometry import LayerGeometry
 from unspoken.channels.kv.state import KVState, LayerState
 from unspoken.channels.message import Message
 from unspoken.channels.model import CausalModel
-from unspoken.channels.packets.files import Readable, open_packet
+from unspoken.channels.packets.binding import check_binding, check_model
+from unspoken.channels.packets.files import Readable, open_packet, reason_of
 from unspoken.channels.packets.layout import bytes_of, header_of, metadata_of, parts_of
 from unspoken.channels.packets.manifest import DTYPES, LayerShape, PacketManifest
 from unspoken.channels.packets.signing import checked_manifest
@@ -41,6 +44,9 @@ class PacketReader:
             ``socket.makefile("rb")``.
         key: The key that signed the packet; None accepts an unsigned packet and no other.
         size: Bytes of the packet where they are known; of a file and of bytes they are.
+        run, agent: What it is read for; a packet that is not bound to them is refused, and so is
+            one that is bound where they are not given.
+        now: The moment at which it must not have expired; this very moment if not given.
 
     Attributes:
         manifest: What the packet says of itself, already vouched for.
@@ -48,18 +54,27 @@ class PacketReader:
     Raises:
         InputError: A file that cannot be opened, or something that no packet can be read from.
         PacketError: naming what is wrong; its `kind` is one of ``format``, ``version``,
-            ``truncated``, ``size``, ``key``, ``unsigned``, ``tampered`` and ``shape``.
+            ``truncated``, ``size``, ``key``, ``unsigned``, ``tampered``, ``bound``, ``expired``
+            and ``shape``.
     """
 
     manifest: PacketManifest
 
     def __init__(
-        self, source: str | Path | bytes | Readable, *, key: bytes | None, size: int | None = None
+        self,
+        source: str | Path | bytes | Readable,
+        *,
+        key: bytes | None,
+        size: int | None = None,
+        run: str | None = None,
+        agent: str | None = None,
+        now: float | datetime | None = None,
     ) -> None:
         opened = open_packet(source)
         self._stream, self._file = opened.stream, opened.file
         try:
             self._begin(key, opened.size if size is None else size)
+            check_binding(self.manifest.bind, run=run, agent=agent, now=now)
         except BaseException:
             self.close()
             raise
@@ -120,7 +135,8 @@ class PacketReader:
         """`count` bytes, in pieces, so that a false length costs no memory."""
         read = bytearray()
         while len(read) < count:
-            piece = self._stream.read(min(PIECE, count - len(read)))
+            with _explained(what):
+                piece = self._stream.read(min(PIECE, count - len(read)))
             if not piece:
                 raise _ended(what, len(read), count)
             read += piece
@@ -131,9 +147,11 @@ class PacketReader:
 
         Raises:
             IdentityMismatch, GeometryMismatch: naming what differs.
-            PacketError: More tokens than the receiver's context holds.
+            PacketError: More tokens than the receiver's context holds, or a token or a layer that
+                it cannot read.
         """
         manifest = self.manifest
+        check_model(manifest.bind, receiver.identity)
         receiver.identity.require(manifest.identity, f"the packet of {manifest.sharer!r}")
         longest = receiver.geometry.max_positions
         if len(manifest.context) > longest:
@@ -158,6 +176,28 @@ class PacketReader:
                 expected=f"{str(receiver.dtype).removeprefix('torch.')}, as the receiver computes",
                 fix="load both models with one dtype, or send it with the codec int8",
             )
+        self._check_tokens(receiver)
+
+    def _check_tokens(self, receiver: CausalModel) -> None:
+        """Refuse ids without a meaning, and layers that lack rows which the receiver looks at."""
+        manifest, stop = self.manifest, len(self.manifest.context)
+        known = getattr(receiver, "vocabulary", None)  # models of other engines need not say
+        if known is not None and max(manifest.context) >= known:
+            raise PacketError(
+                f"the packet holds the token {max(manifest.context)}",
+                kind="shape",
+                expected=f"tokens below {known}, as the receiver's model has",
+            )
+        shapes = zip(manifest.layers, receiver.geometry.layers, strict=True)
+        for number, (stored, layer) in enumerate(shapes):
+            needed = 0 if layer.window is None else max(0, stop - layer.window + 1)
+            if stored.first > needed:
+                raise PacketError(
+                    f"layer {number} of the packet begins at position {stored.first}",
+                    kind="shape",
+                    expected=f"position {needed} or before, from where on the receiver looks",
+                    fix="have the sharer write it again",
+                )
 
     def layers(self, receiver: CausalModel) -> Iterator[tuple[LayerState, Tensor | None]]:
         """Layers as they arrive, on the receiver's device, each with its input where that is sent.
@@ -176,6 +216,7 @@ class PacketReader:
             tensors = self._tensors(number, parts)
             keys, values = decode(manifest.codec, tensors, shape.head_dim, receiver.dtype)
             hidden = tensors.get("hidden")
+            _require_finite(number, keys, values, hidden)
             yield (
                 LayerState(keys.to(receiver.device), values.to(receiver.device), shape.first),
                 None if hidden is None else hidden.to(receiver.device, receiver.dtype),
@@ -189,7 +230,8 @@ class PacketReader:
             room = bytes_of(tensor)
             done = 0
             while done < len(room):
-                count = self._stream.readinto(room[done : done + PIECE])
+                with _explained(f"layer {number}"):
+                    count = self._stream.readinto(room[done : done + PIECE])
                 if not count:
                     raise _ended(f"layer {number}", done, len(room))
                 done += count
@@ -226,6 +268,35 @@ class PacketReader:
             hidden=MappingProxyType(hidden),
         )
         return manifest.message(state)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """A stream that breaks off is a packet that ends."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a stream that is closed
+        raise PacketError(
+            f"the packet breaks off within {what}: {reason_of(error)}",
+            kind="truncated",
+            expected="a stream that stays open to the packet's end",
+            fix="send it again",
+        ) from error
+
+
+def _require_finite(number: int, *tensors: Tensor | None) -> None:
+    """Refuse a layer with a value that would make every later one meaningless."""
+    for tensor in tensors:
+        # A sum is finite only where every term is, and costs a tenth of looking at each.
+        if tensor is None or bool(tensor.sum(dtype=torch.float32).isfinite()):
+            continue
+        if not bool(tensor.isfinite().all()):
+            raise PacketError(
+                f"layer {number} of the packet holds values that are not finite",
+                kind="shape",
+                expected="finite keys and values",
+                fix="have the sharer compute it again",
+            )
 
 
 def _ended(what: str, found: int, wanted: int) -> PacketError:

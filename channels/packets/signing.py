@@ -2,15 +2,17 @@
 
 import hashlib
 import hmac
-import json
 import os
+import stat
 from pathlib import Path
+from shlex import quote
 
 from pydantic import ValidationError
 
 from unspoken.channels.errors import InputError, PacketError
 from unspoken.channels.packets.files import reason_of
-from unspoken.channels.packets.manifest import VERSION, PacketManifest
+from unspoken.channels.packets.manifest import VERSIONS, PacketManifest
+from unspoken.channels.storage.strict_json import parse_json
 
 __all__ = [
     "KEY_FILE_VARIABLE",
@@ -33,7 +35,8 @@ def packet_key(file: str | Path | None = None) -> bytes:
     ``$UNSPOKEN_PACKET_KEY_FILE`` names.
 
     Raises:
-        InputError: No key, one of fewer than 16 bytes, or a file that is no path.
+        InputError: No key, one of fewer than 16 bytes, a file that is no path, or one that others
+            can read or write.
     """
     if file is not None and not isinstance(file, str | Path):
         raise InputError(
@@ -43,7 +46,7 @@ def packet_key(file: str | Path | None = None) -> bytes:
         )
     given = os.environ.get(KEY_VARIABLE)
     named = os.environ.get(KEY_FILE_VARIABLE)
-    fix = "make one: openssl rand -hex 32 > packet.key, and keep it where only you can read it"
+    fix = "make one that only you can read: (umask 077; openssl rand -hex 32 > packet.key)"
     if file is None and given is None and named is None:
         raise InputError(
             "there is no key to sign packets with",
@@ -56,7 +59,7 @@ def packet_key(file: str | Path | None = None) -> bytes:
         path = Path((named or "") if file is None else file).expanduser()
         where = str(path)
         try:
-            key = path.read_bytes().strip()
+            key = _private_bytes(path).strip()
         except (OSError, ValueError) as error:  # ValueError: a path with a null byte
             raise InputError(
                 f"the packet key {where!r} cannot be read: {reason_of(error)}",
@@ -70,6 +73,19 @@ def packet_key(file: str | Path | None = None) -> bytes:
             fix=fix,
         )
     return key
+
+
+def _private_bytes(path: Path) -> bytes:
+    """What is in a file that its owner alone can read and write; other systems have no modes."""
+    with path.open("rb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise InputError(
+                f"the packet key {str(path)!r} is open to others: its mode is {mode:04o}",
+                expected="a file that only you can read, mode 0600",
+                fix=f"chmod 600 {quote(str(path))}; if others may have read it, make a new key",
+            )
+        return file.read()
 
 
 def signature_of(manifest: str, key: bytes | None) -> str:
@@ -94,19 +110,19 @@ def key_id(key: object) -> str:
 def checked_manifest(text: str, signature: str, key: bytes | None) -> PacketManifest:
     """The manifest, once its version, its key and its signature are right."""
     try:
-        raw = json.loads(text)
+        raw = parse_json(text)
         version, signed_by = raw["version"], raw["key"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise PacketError(
             "the packet's manifest is not JSON with a version and a key",
             kind="format",
             expected="a manifest that write_packet made",
         ) from error
-    if version != VERSION:
+    if type(version) is not int or version not in VERSIONS:
         raise PacketError(
-            f"the packet is of version {str(version)[:20]}",
+            f"the packet is of version {ascii(version)[:20]}",
             kind="version",
-            expected=f"version {VERSION}",
+            expected=f"version {' or '.join(map(str, VERSIONS))}",
             fix="run the same version of unspoken at both ends",
         )
     _check_key(signed_by, key)
@@ -121,7 +137,7 @@ def checked_manifest(text: str, signature: str, key: bytes | None) -> PacketMani
         return PacketManifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ascii(".".join(map(str, first["loc"])))[1:-1][:80]
         raise PacketError(
             f"the packet's manifest is wrong at {where or 'its top'}: {first['msg']}",
             kind="shape",
@@ -131,9 +147,10 @@ def checked_manifest(text: str, signature: str, key: bytes | None) -> PacketMani
 
 def _check_key(signed_by: object, key: bytes | None) -> None:
     """Refuse a packet that another key than ours signed, or none."""
+    named = ascii(str(signed_by))[1:-1][:16]
     if key is None and signed_by is not None:
         raise PacketError(
-            f"the packet is signed with the key {str(signed_by)[:16]}, and no key was given",
+            f"the packet is signed with the key {named}, and no key was given",
             kind="key",
             expected="the key that signed it",
             fix=f"set {KEY_VARIABLE} or {KEY_FILE_VARIABLE}, or pass the key",
@@ -148,7 +165,7 @@ def _check_key(signed_by: object, key: bytes | None) -> None:
         )
     if key is not None and signed_by != key_id(key):
         raise PacketError(
-            f"the packet is signed with the key {str(signed_by)[:16]}",
+            f"the packet is signed with the key {named}",
             kind="key",
             expected=f"the key {key_id(key)}",
             fix="give both ends the same key",

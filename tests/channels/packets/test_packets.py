@@ -132,6 +132,32 @@ def test_nothing_half_written_stays(
     assert [one.name for one in tmp_path.iterdir()] == [file.name]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no modes")
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_a_packet_is_for_its_owner_alone(tmp_path: Path, message: Message, umask: int) -> None:
+    """Whatever the umask and whatever lay there before."""
+    file = tmp_path / "message.packet"
+    file.write_bytes(b"")
+    file.chmod(0o644)
+    before = os.umask(umask)
+    try:
+        write_packet(message, file, key=KEY)
+    finally:
+        os.umask(before)
+    assert [one.stat().st_mode & 0o777 for one in tmp_path.iterdir()] == [0o600]
+
+
+def test_a_message_that_no_packet_can_hold_is_refused(tmp_path: Path, message: Message) -> None:
+    """Half a character has no bytes; the error names the place."""
+    (segment,) = message.segments
+    half = replace(message, segments=(replace(segment, text="\ud800" + segment.text[1:]),))
+    for bad, where in ((half, "turns"), (replace(message, sharer="\ud800"), "sharer")):
+        with pytest.raises(InputError, match="cannot be put in a packet") as caught:
+            write_packet(bad, tmp_path / "message.packet", key=KEY)
+        assert where in caught.value.found and str(caught.value).encode()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_path_may_be_a_str_or_a_path(
     tmp_path: Path, model: LocalModel, message: Message, packet: bytes
 ) -> None:

@@ -1,5 +1,6 @@
 """Keys of packets: where they come from, and which protect nothing."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def test_a_key_comes_from_a_file_or_the_environment(
         packet_key()
     file = tmp_path / "packet.key"
     file.write_bytes(b"0123456789abcdef\n")
+    file.chmod(0o600)
     assert packet_key(file) == b"0123456789abcdef"
     monkeypatch.setenv(KEY_FILE_VARIABLE, str(file))
     assert packet_key() == b"0123456789abcdef"
@@ -33,6 +35,27 @@ def test_a_key_comes_from_a_file_or_the_environment(
     for nowhere in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "", "null\0byte"):
         with pytest.raises(InputError, match="cannot be read"):
             packet_key(nowhere)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no modes")
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o602, 0o601])
+def test_a_key_file_that_is_open_to_others_is_refused(
+    mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it is named; the fix is the command."""
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    file = tmp_path / "a packet.key"
+    file.write_bytes(b"0123456789abcdef\n")
+    file.chmod(mode)
+    monkeypatch.setenv(KEY_FILE_VARIABLE, str(file))
+    for given in (file, None):
+        with pytest.raises(InputError, match=f"its mode is {mode:04o}") as caught:
+            packet_key(given)
+        assert f"chmod 600 '{file}'" in caught.value.fix
+        assert "0123456789abcdef" not in str(caught.value)
+    for private in (0o600, 0o400):
+        file.chmod(private)
+        assert packet_key(file) == b"0123456789abcdef"
 
 
 @pytest.mark.parametrize("file", [7, b"a key that is long enough"])
