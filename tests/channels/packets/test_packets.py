@@ -148,13 +148,13 @@ def test_a_packet_is_for_its_owner_alone(tmp_path: Path, message: Message, umask
 
 
 def test_a_message_that_no_packet_can_hold_is_refused(tmp_path: Path, message: Message) -> None:
-    """Half a character has no bytes; the error names the place."""
+    """Half a character has no bytes; the error can be printed."""
     (segment,) = message.segments
     half = replace(message, segments=(replace(segment, text="\ud800" + segment.text[1:]),))
-    for bad, where in ((half, "turns"), (replace(message, sharer="\ud800"), "sharer")):
+    for bad in (half, replace(message, sharer="\ud800")):
         with pytest.raises(InputError, match="cannot be put in a packet") as caught:
             write_packet(bad, tmp_path / "message.packet", key=KEY)
-        assert where in caught.value.found and str(caught.value).encode()
+        assert "surrogates" in caught.value.found and str(caught.value).encode()
     assert list(tmp_path.iterdir()) == []
 
 
