@@ -6,7 +6,8 @@
   `History`, the `Sampling`, and a `Reply` that looks at each sampled id.
 - `TurnEvent` is what it tells meanwhile (`Carried`, `Prefilling`, `Sampled`).
 - `TurnOutcome`, with its `Usage`, is what it returns.
-- `States` is where it keeps states, each under a `StateRef`; `StateStore` is the one of a run.
+- `States` is where it keeps states, each under a `StateRef`, as a `Keep` says; `StateStore` is
+  the one of a run. Engines that share it take each other's tickets.
 """
 
 from unspoken.agents.engines.base import (
@@ -17,6 +18,7 @@ from unspoken.agents.engines.base import (
     HasEngine,
     History,
     Inbound,
+    Keep,
     Prefilling,
     Reply,
     Sampled,
@@ -40,6 +42,7 @@ __all__ = [
     "HasEngine",
     "History",
     "Inbound",
+    "Keep",
     "Prefilling",
     "Reply",
     "Sampled",

@@ -146,7 +146,8 @@ def _direct(model: LocalModel, new: tuple[int, ...], state: KVState | None) -> f
 
     @torch.no_grad()
     def first() -> int:
-        logits = model.hf(ids, past_key_values=cache, logits_to_keep=1).logits
+        with model.backbone.computing():
+            logits = model.hf(ids, past_key_values=cache, logits_to_keep=1).logits
         return int(logits[0, -1].argmax())
 
     return clock(first, model.device)

@@ -27,13 +27,14 @@ def generate(
     padded = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     hf: Any = model.hf
-    written = hf.generate(
-        input_ids=torch.tensor(padded, device=model.device),
-        attention_mask=torch.tensor(mask, device=model.device),
-        max_new_tokens=tokens,
-        pad_token_id=pad,
-        **{"do_sample": False, **settings},
-    )
+    with model.backbone.computing():
+        written = hf.generate(
+            input_ids=torch.tensor(padded, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            max_new_tokens=tokens,
+            pad_token_id=pad,
+            **{"do_sample": False, **settings},
+        )
     return [tuple(row[longest:].tolist()) for row in written]
 
 

@@ -245,12 +245,30 @@ def _offer(
         message = replace(message, state=compressed.decompress())
     elif isinstance(state, KVState):
         message = replace(message, state=state)
-    carry = _carry(inbound, replace(arrival, message=message, before=before), model)
+    carry = _marked(_carry(inbound, replace(arrival, message=message, before=before), model))
     if compressed is None or (carry.prefix is None and not carry.pieces):
         return carry
     smaller = round(carry.report.bytes * compressed.nbytes / max(compressed.raw_bytes, 1))
     reason = f"{carry.report.reason}; kept as {compressed.codec}"
     return replace(carry, report=replace(carry.report, bytes=smaller, reason=reason))
+
+
+def _marked(carry: Carry) -> Carry:
+    """A carry that says it is not exact, with states that say so too, whoever wrote the channel."""
+    if carry.report.exact or any(not piece.state.exact for piece in _all_pieces(carry)):
+        return carry
+    prefix = None if carry.prefix is None else _approximate(carry.prefix)
+    return replace(carry, prefix=prefix, pieces=tuple(map(_approximate, carry.pieces)))
+
+
+def _all_pieces(carry: Carry) -> tuple[Piece, ...]:
+    return carry.pieces if carry.prefix is None else (carry.prefix, *carry.pieces)
+
+
+def _approximate(piece: Piece) -> Piece:
+    if piece.origin == "computed":
+        return piece
+    return replace(piece, state=replace(piece.state, approximate_from=piece.state.start))
 
 
 def _carry(inbound: Inbound, arrival: Arrival, model: TurnModel) -> Carry:

@@ -34,6 +34,7 @@ __all__ = [
     "Engine",
     "EngineFacts",
     "Footprint",
+    "Form",
     "HasEngine",
     "History",
     "Inbound",
@@ -229,13 +230,31 @@ class TurnRequest:
     owner: str = ""
 
 
+Form = tuple[int, Codec, bool]
+"""How a kept copy differs from its state: number of tokens, codec, whether it is trimmed."""
+
+
 class States(Protocol):
     """Where an engine keeps states; see `unspoken.agents.runtime.states.StateStore`."""
 
     def put(
-        self, state: KVState | CompressedState, ids: tuple[int, ...], holder: str = ""
+        self,
+        state: KVState | CompressedState,
+        ids: tuple[int, ...],
+        holder: str = "",
+        source: tuple[StateRef, Form] | None = None,
     ) -> StateRef:
-        """Keep a state of `ids`; the ticket of an equal one where there is one."""
+        """Keep a state of `ids`; the ticket of an equal one where there is one.
+
+        Args:
+            state: The state.
+            ids: Token ids of its context, from position 0 to its last token.
+            holder: Who holds the ticket, for statistics.
+            source: The state it was made from, and in what form, where a copy was made.
+        """
+
+    def derived(self, source: StateRef, form: Form, holder: str = "") -> StateRef | None:
+        """A ticket for what was made of a state in this form before, where it is there still."""
 
     def get(self, ref: StateRef) -> KVState | CompressedState:
         """The state of a ticket that was not given back."""

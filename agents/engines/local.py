@@ -22,6 +22,7 @@ from unspoken.agents.engines.base import (
     KEEP,
     EngineFacts,
     Footprint,
+    Form,
     Keep,
     StateRef,
     States,
@@ -29,7 +30,7 @@ from unspoken.agents.engines.base import (
     TurnOutcome,
     TurnRequest,
 )
-from unspoken.agents.engines.turn import CLOSING, run_turn
+from unspoken.agents.engines.turn import CLOSING, MOST_SPARE, Computed, run_turn
 from unspoken.agents.models.base import TurnModel
 from unspoken.agents.models.weights import Weights
 from unspoken.channels.errors import StateError
@@ -70,6 +71,8 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        # Both are read and written on that thread alone.
+        self._active = self._blocked = 0
 
     async def run(
         self,
@@ -88,7 +91,7 @@ class Worker:
             Exception: Whatever the job raised.
         """
         job = _Job(steps, emit, weights, anyio.lowlevel.current_token(), anyio.Event())
-        self._thread.submit(self._step, job)
+        self._thread.submit(self._begin, job)
         try:
             await job.done.wait()
         except BaseException:
@@ -100,12 +103,14 @@ class Worker:
             raise job.error
         return job.outcome  # type: ignore[return-value]  # set whenever there is no error
 
+    def _begin(self, job: _Job[Any, Any]) -> None:
+        self._active += 1
+        self._step(job)
+
     def _step(self, job: _Job[Any, Any]) -> None:
         """Run one operation of a job, and queue the next behind those of the other jobs."""
         try:
-            if job.stop.is_set():
-                job.steps.close()
-            else:
+            if not job.stop.is_set():
                 advanced, event = self._advance(job)
                 if advanced:
                     self._on_loop(job, job.emit, event)
@@ -114,15 +119,24 @@ class Worker:
         except StopIteration as end:
             job.outcome = end.value
         except BaseException as error:
-            job.steps.close()
             job.error = error
+        try:
+            job.steps.close()
+        except BaseException as error:  # a job that cannot even be closed is over all the same
+            job.error = job.error or error
+        self._active -= 1
         self._on_loop(job, job.done.set)
 
     def _advance(self, job: _Job[Any, Any]) -> tuple[bool, Any]:
-        """One operation and its event; or none, where somebody holds the weights for long."""
+        """One operation and its event; or none, where somebody holds the weights for long.
+
+        Other jobs go on meanwhile: only where all of them are blocked does the thread wait.
+        """
         lock = threading.RLock() if job.weights is None else job.weights.lock
-        if not lock.acquire(timeout=BUSY):
+        if not lock.acquire(timeout=BUSY if self._blocked >= self._active - 1 else 0):
+            self._blocked += 1
             return False, None
+        self._blocked = 0
         try:
             with torch.no_grad():
                 return True, next(job.steps)
@@ -176,26 +190,30 @@ class LocalEngine:
 
     def footprint(self, request: TurnRequest) -> Footprint:
         """Bytes that a turn takes: its buffer, and the states that it reads."""
-        new = request.sampling.max_tokens + CLOSING if request.sampling else 0
-        rows = min(len(request.ids) + new, self.model.max_positions)
-        own = rows * self.model.geometry.bytes_per_token(self.model.dtype.itemsize)
+        new = request.sampling.max_tokens if request.sampling else 0
+        rows = len(request.ids) + min(new, MOST_SPARE) + CLOSING
+        largest, peak = rows, rows
+        if new > MOST_SPARE:  # the buffer grows by half, and the old one stands beside the new
+            most = min(len(request.ids) + new, self.model.max_positions) + CLOSING
+            largest = most + most // 2
+            peak = largest + most
+        row = self.model.geometry.bytes_per_token(self.model.dtype.itemsize)
         refs = {inbound.state for inbound in request.inbound if inbound.state is not None}
         if request.history is not None:
             refs.add(request.history.state)
-        taken = sum(self.states.get(ref).nbytes for ref in refs)
-        return Footprint(peak=own + taken, kept=own if request.keep_state else 0)
+        # A channel may move, unpack or map what it takes over, beside the state itself.
+        taken = sum(self._rows(ref) * row + self.states.get(ref).nbytes for ref in refs)
+        return Footprint(peak=peak * row + taken, kept=largest * row if request.keep_state else 0)
+
+    def _rows(self, ref: StateRef) -> int:
+        state = self.states.get(ref)
+        return state.stop - state.start
 
     async def turn(
         self, request: TurnRequest, on_event: Callable[[TurnEvent], None]
     ) -> TurnOutcome:
         """Compute a turn on the device's thread."""
-        past = None
-        if request.history is not None:
-            state = self.states.get(request.history.state)
-            if isinstance(state, CompressedState):
-                state = state.decompress()
-            past = Past(request.history.ids, state)
-        steps = run_turn(self.model_for(request), request, past, self.states.get)
+        steps = self._steps(request)
         computed = await self.worker.run(steps, on_event, self.model.weights)
         kept = None
         if computed.state is not None:
@@ -204,21 +222,31 @@ class LocalEngine:
             ids=computed.ids, state=kept, usage=computed.usage, finish=computed.finish
         )
 
+    def _steps(self, request: TurnRequest) -> Generator[TurnEvent, None, Computed]:
+        past = None
+        if request.history is not None:
+            state = self.states.get(request.history.state)
+            whole = state.decompress() if isinstance(state, CompressedState) else state
+            past = Past(request.history.ids, whole)
+        model = self.model_for(request)
+        return (yield from run_turn(model, request, past, self.states.get))
+
     def model_for(self, request: TurnRequest) -> TurnModel:
         """What computes this turn."""
         return self.model
 
     async def keep(self, state: StateRef, ids: tuple[int, ...], how: Keep = KEEP) -> StateRef:
         """One more ticket for a state or its beginning; copies are made on the device's thread."""
-        whole = self.states.get(state)
-        if isinstance(whole, CompressedState):
-            whole = whole.decompress()
-        begin: KVState | CompressedState = whole.slice(0, len(ids))
         windowed = any(layer.window for layer in self.model.geometry.layers)
-        if (how.trimmed and windowed) or how.codec != "raw":
-            steps = _kept(whole.slice(0, len(ids)), self.model.geometry, how)
-            begin = await self.worker.run(steps, _ignore)
-        return self.states.put(begin, ids, how.holder)
+        form: Form = (len(ids), how.codec, how.trimmed and windowed)
+        known = self.states.derived(state, form, how.holder)
+        if known is not None:
+            return known
+        whole = self.states.get(state)
+        if isinstance(whole, KVState) and form[1:] == ("raw", False):
+            return self.states.put(whole.slice(0, len(ids)), ids, how.holder)
+        made = await self.worker.run(_kept(whole, self.model.geometry, form), _ignore)
+        return self.states.put(made, ids, how.holder, (state, form))
 
     def release(self, state: StateRef) -> None:
         """Give a ticket back."""
@@ -252,11 +280,14 @@ class LocalEngine:
 
 
 def _kept(
-    state: KVState, geometry: CacheGeometry, how: Keep
+    state: KVState | CompressedState, geometry: CacheGeometry, form: Form
 ) -> Generator[None, None, KVState | CompressedState]:
     yield  # the worker turns gradients off around every step
-    trimmed = state.trim(geometry) if how.trimmed else state
-    return trimmed if how.codec == "raw" else compress(trimmed, how.codec)
+    tokens, codec, trimmed = form
+    whole = state.decompress() if isinstance(state, CompressedState) else state
+    begin = whole.slice(0, tokens)
+    begin = begin.trim(geometry) if trimmed else begin
+    return begin if codec == "raw" else compress(begin, codec)
 
 
 def _ignore(event: object) -> None:

@@ -57,7 +57,7 @@ class Backbone:
         self.per_type = rope_per_type(self.config)
         head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         if head is not None:
-            head.register_forward_pre_hook(_unsliced)
+            self.weights.hook_head(head, _unsliced)
 
     def _part(self, *names: str) -> Any:
         for name in names:
@@ -232,7 +232,6 @@ class Backbone:
         stop = start + hidden.shape[0]
         states = hidden[None]
         masks = self._masks_of_run(positions, start, stop)
-        ropes = self._position_embeddings(states, positions[None])
         parameters = signature(self.layers[first].forward).parameters
         past: dict[str, Any] = {
             "layer_past" if "layer_past" in parameters else "past_key_values": cache
@@ -241,6 +240,7 @@ class Backbone:
             self.computing(),
             self._scattered(cache, positions, stop - 1, slice(first, last)),
         ):
+            ropes = self._position_embeddings(states, positions[None])
             for index in range(first, last):
                 kind = self.kinds[index]
                 output = self.layers[index](

@@ -6,17 +6,18 @@ switched on, and gives the lock back after one operation. So no hook, no switch 
 one meets those of another, on whatever thread they run.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock, RLock
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 from unspoken.agents.models.adapters import AdapterSwitch
 from unspoken.agents.models.watch import Watch
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
 __all__ = ["OnWeights", "Weights", "holding", "weights_of"]
@@ -37,6 +38,7 @@ class Weights:
         self.lock = RLock()
         self.adapters = AdapterSwitch(model)
         self._watch = Watch(model)
+        self._head_hooked = False
 
     def generation(self, *, wait: bool = False) -> int:
         """How many times a program was found to have changed the weights from outside.
@@ -55,6 +57,13 @@ class Weights:
         """Load an adapter, unless it is there; see `AdapterSwitch.add`."""
         with self.lock, self._watch.expecting():
             self.adapters.add(name, folder)
+
+    def hook_head(self, head: "nn.Module", hook: Callable[..., Any]) -> None:
+        """Hook the vocabulary's product, once for all models on these weights."""
+        with self.lock:
+            if not self._head_hooked:
+                head.register_forward_pre_hook(hook)
+                self._head_hooked = True
 
     @contextmanager
     def computing(self, adapter: str | None) -> Iterator[None]:

@@ -104,30 +104,20 @@ class Sender:
             self.plan.channels[number].carries_state for number in self._out_edges(agent)
         )
 
-    def remembers_trimmed(self, agent: AgentRun) -> bool:
-        """Whether nobody will want more of this agent's own state than to go on at its end."""
-        return all(
-            self._only_continued(number)
-            for number in self._out_edges(agent)
-            if self.plan.channels[number].carries_state
-        )
-
-    def _only_continued(self, number: int, seen: frozenset[int] = frozenset()) -> bool:
-        """Whether an edge's state will only be continued, by the plan.
+    def _only_continued(self, number: int) -> bool:
+        """Whether an edge's state will only be continued.
 
         A receiver's own state begins with the rows that it took over, so its readers must only
-        continue too: a splice wants all rows of what both contexts begin with. Where the ids turn
-        out otherwise, the channel refuses the trimmed state and gives way.
+        continue too: a splice wants all rows of what both contexts begin with. A plan is of first
+        turns, so where a loop may start others, the whole state is kept. Where the ids turn out
+        otherwise, the channel refuses the trimmed state and gives way.
         """
+        if any(edge.loop for edge in self.spec.edges):
+            return False
         if self.plan.edges[number].mode != "continuation":
             return False
-        return all(
-            self._only_continued(onward, seen | {number})
-            for onward, edge in enumerate(self.spec.edges)
-            if edge.from_ == self.spec.edges[number].to
-            and onward not in seen
-            and self.plan.channels[onward].carries_state
-        )
+        onward = self._out_edges(self.agents[self.spec.edges[number].to])
+        return all(self._only_continued(n) for n in onward if self.plan.channels[n].carries_state)
 
     def captures(self, agent: AgentRun) -> tuple[int, ...]:
         """Layers whose inputs this agent's readers need."""

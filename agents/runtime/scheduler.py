@@ -14,8 +14,6 @@ from anyio.abc import TaskGroup
 from unspoken.agents.engines.base import (
     Engine,
     Inbound,
-    Keep,
-    StateRef,
     TurnRequest,
     Usage,
 )
@@ -197,20 +195,13 @@ class Scheduler:
         sent = await self.sender.send(agent, turns)
         if agent.spec.memory == "run" and agent.spec.for_each is None and not ends:
             # Without the messages it holds: their states live no longer than their tickets.
-            agent.remember(turns[0].context.bare(), await self._own_state(agent, turns[0]))
+            agent.remember(turns[0].context.bare(), turns[0].state)
         else:
             agent.remember(None, None)
-        for turn in turns:
-            if turn.state is not None:
-                agent.engine.release(turn.state)
+            for turn in turns:
+                if turn.state is not None:
+                    agent.engine.release(turn.state)
         return sent
-
-    async def _own_state(self, agent: AgentRun, turn: Finished) -> StateRef | None:
-        """What an agent keeps of its turn, to go on from."""
-        if turn.state is None:
-            return None
-        how = Keep(trimmed=self.sender.remembers_trimmed(agent), holder=agent.name)
-        return await agent.engine.keep(turn.state, turn.context.ids, how)
 
     async def _pass_received(
         self, agent: AgentRun, firing: Firing[InFlight]

@@ -8,7 +8,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from unspoken.agents.engines.base import StateRef
+from unspoken.agents.engines.base import Form, StateRef
 from unspoken.channels.kv.compressed import CompressedState
 from unspoken.channels.kv.state import KVState
 
@@ -49,6 +49,7 @@ class StoreStatistics:
 class _Entry:
     state: KVState | CompressedState
     key: Hashable
+    serial: int
     holders: dict[StateRef, str] = field(default_factory=dict)
 
 
@@ -73,7 +74,11 @@ class StateStore:
         self.peak_bytes = 0
 
     def put(
-        self, state: KVState | CompressedState, ids: tuple[int, ...], holder: str = ""
+        self,
+        state: KVState | CompressedState,
+        ids: tuple[int, ...],
+        holder: str = "",
+        source: tuple[StateRef, Form] | None = None,
     ) -> StateRef:
         """Keep a state.
 
@@ -81,13 +86,28 @@ class StateStore:
             state: The state.
             ids: Token ids of its context, from position 0 to its last token.
             holder: Who will read it, for `statistics`.
+            source: The state it was made from, and in what form, where a copy was made.
         """
-        key = _content_key(state, ids)
+        key = _content_key(state, ids) if source is None else self._form_key(*source)
         entry = self._entries.get(key)
         if entry is None:
-            entry = self._entries[key] = _Entry(state, key)
+            entry = self._entries[key] = _Entry(state, key, next(self._numbers))
             self._count(state, 1)
             self.peak_bytes = max(self.peak_bytes, self.bytes_held)
+        return self._ticket(entry, holder)
+
+    def derived(self, source: StateRef, form: Form, holder: str = "") -> StateRef | None:
+        """A ticket for what was made of a state in this form before, where it is there still."""
+        entry = self._entries.get(self._form_key(source, form))
+        return None if entry is None else self._ticket(entry, holder)
+
+    def _form_key(self, source: StateRef, form: Form) -> Hashable:
+        entry = self._tickets[source]
+        # The key of an approximate state names its memory, which others may have later.
+        exact = isinstance(entry.state, KVState) and entry.state.exact
+        return ("form", form, entry.key if exact else entry.serial)
+
+    def _ticket(self, entry: _Entry, holder: str) -> StateRef:
         ref = StateRef(next(self._numbers))
         entry.holders[ref] = holder
         self._tickets[ref] = entry

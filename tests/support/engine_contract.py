@@ -178,6 +178,15 @@ class EngineContract:
         itemsize = engine.facts.dtype.itemsize
         assert short.peak >= len(PROMPT) * engine.facts.geometry.bytes_per_token(itemsize)
 
+    @pytest.mark.parametrize("tokens", [0, 5, 120])
+    async def test_the_footprint_bounds_what_is_kept(self, subject: Subject, tokens: int) -> None:
+        """However long the turn writes."""
+        sampling = writes(tokens) if tokens else None
+        request = TurnRequest(ids=PROMPT, sampling=sampling, keep_state=True)
+        bound = subject.engine.footprint(request)
+        await take(subject.engine, request)
+        assert 0 < subject.bytes_held() <= bound.kept <= bound.peak
+
     async def test_tickets_share_a_state(self, subject: Subject) -> None:
         """It is held once for all of them, and goes with the last."""
         engine = subject.engine
@@ -205,6 +214,9 @@ class EngineContract:
         events, _ = await told(engine, request)
         (carried,) = [event for event in events if isinstance(event, Carried)]
         assert not carried.report.exact and carried.report.reused == len(PROMPT)
+        held = subject.held()
+        await engine.keep(sharer.state, PROMPT, Keep(codec="int8", holder="another edge"))
+        assert subject.held() == held  # an equal copy is held once
 
     async def test_a_trimmed_state_goes_on_at_its_end_alone(self, subject: Subject) -> None:
         """A continuation is exact; where other tokens stand before it, the edge falls back."""

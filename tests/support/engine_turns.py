@@ -31,12 +31,14 @@ class Subject:
     Attributes:
         engine: The engine.
         held: Number of states that it keeps.
+        bytes_held: Bytes of memory that they keep alive.
         greedy: The ids that its model writes greedily after a context, by other means than an
             engine: what transformers' ``generate`` gives.
     """
 
     engine: Engine
     held: Callable[[], int]
+    bytes_held: Callable[[], int]
     greedy: Callable[[Sequence[int], int], tuple[int, ...]]
 
 

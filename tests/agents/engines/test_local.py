@@ -264,3 +264,18 @@ async def test_a_job_that_waits_for_weights_can_be_cancelled(worker: Worker) -> 
         await anyio.to_thread.run_sync(lambda: None)
         await worker.run(count(3), lambda event: None, weights)
     assert scope.cancelled_caught
+
+
+async def test_a_job_that_cannot_be_closed_is_over(worker: Worker) -> None:
+    """Its error is raised, and nobody waits for ever."""
+
+    def stubborn() -> Generator[str, None, None]:
+        try:
+            yield "a"
+            raise ValueError("first")
+        finally:
+            raise RuntimeError("while closing")
+
+    with anyio.fail_after(LIMIT_S), pytest.raises((ValueError, RuntimeError)):
+        await worker.run(stubborn(), lambda event: None)
+    assert await worker.run(count(1), lambda event: None) == " done"

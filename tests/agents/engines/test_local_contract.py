@@ -37,4 +37,9 @@ class TestLocalEngine(EngineContract):
     def subject(self, name: str) -> Subject:
         model, states = make(name), StateStore()
         engine = LocalEngine(model, states, Worker("contract"))
-        return Subject(engine, lambda: len(states), lambda ids, n: greedy(model, ids, n))
+        return Subject(
+            engine,
+            lambda: len(states),
+            lambda: states.bytes_held,
+            lambda ids, n: greedy(model, ids, n),
+        )

@@ -109,3 +109,11 @@ def test_weights_go_with_their_models() -> None:
     del model
     gc.collect()
     assert weights() is None and held() is None
+
+
+def test_models_on_one_set_of_weights_hook_it_once(models: tuple[LocalModel, LocalModel]) -> None:
+    """Every further model on the same weights costs no further work per token."""
+    head = models[0].hf.get_output_embeddings()
+    before = len(head._forward_pre_hooks)
+    LocalModel(models[0].hf, models[0].tokenizer, identity=models[0].identity)
+    assert len(head._forward_pre_hooks) == before == 1

@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from flows import DOCUMENT, QUESTION, reader_solver, sibling
 
 from unspoken.agents import Agent, LocalModel
-from unspoken.channels import Channel
+from unspoken.channels import Channel, SameModelCacheChannel
+from unspoken.channels.authoring import Arrival, Carry, CausalModel
 from unspoken.channels.errors import IdentityMismatch, InputError, WorkflowError
 
 GIVEN = {"document": DOCUMENT, "question": QUESTION}
@@ -149,3 +151,25 @@ def test_a_class_without_its_fields_is_refused(model: LocalModel) -> None:
     reader = Agent("reader", model, prompt="x", generate=None)
     with pytest.raises(InputError, match="Bare has no name"):
         reader_solver(model, model, Bare()).connect(reader, "solver")
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded(SameModelCacheChannel):
+    """Hands over values that it rounded, and says so in its report alone."""
+
+    name: ClassVar[str] = "rounded"
+
+    def carry(self, arrival: Arrival, receiver: CausalModel) -> Carry:
+        carry = SameModelCacheChannel.carry(self, arrival, receiver)
+        assert carry.prefix is not None
+        state = carry.prefix.state
+        layers = tuple(replace(one, values=one.values.bfloat16().float()) for one in state.layers)
+        report = replace(carry.report, channel=self.name, mode="custom", exact=False)
+        return Carry(report, replace(carry.prefix, state=replace(state, layers=layers)))
+
+
+def test_what_a_channel_calls_inexact_is_never_called_exact(model: LocalModel) -> None:
+    """Whoever wrote the channel, its own word bounds the report."""
+    flow = reader_solver(model, model, Rounded(share="prompt"))
+    (edge,) = flow.run(**GIVEN).report.edges
+    assert edge.mode == "custom" and not edge.exact and edge.reused > 0

@@ -101,9 +101,11 @@ async def test_what_is_only_continued_keeps_no_unseen_rows(monkeypatch: pytest.M
     kept: dict[str, KVState] = {}
     put = StateStore.put
 
-    def spy(store: StateStore, state: KVState, ids: tuple[int, ...], holder: str) -> StateRef:
+    def spy(
+        store: StateStore, state: KVState, ids: tuple[int, ...], holder: str, *more: Any
+    ) -> StateRef:
         kept[holder] = state
-        return put(store, state, ids, holder)
+        return put(store, state, ids, holder, *more)
 
     monkeypatch.setattr(StateStore, "put", spy)
     for system, mode in ((None, "continuation"), ("Be brief.", "splice")):

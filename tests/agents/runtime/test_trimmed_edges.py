@@ -70,3 +70,16 @@ def test_what_is_spliced_further_on_is_kept_whole(
     assert all(edge.fallback is None for edge in run.report.edges)
     assert not trimmed["reader -> first"] and not trimmed["first -> last"]
     assert trimmed["other -> last"]
+
+
+def test_a_loop_keeps_whole_states(model: LocalModel, trimmed: dict[str, bool]) -> None:
+    """The plan is of first turns; a second message is spliced, and finds all of its rows."""
+    writes = {"max_new_tokens": 4}
+    drafter = Agent("drafter", model, prompt="the key of it", generate=writes, max_turns=2)
+    critic = Agent("critic", model, prompt="what of it?", generate=writes, max_turns=2)
+    flow = Workflow("loop", [drafter, critic])
+    flow.connect(drafter, critic, "same_model_cache", share="context", fallback="error")
+    flow.connect(critic, drafter, "same_model_cache", loop=True, fallback="error")
+    run = flow.run()
+    assert modes(run.report)[0] == "continuation" and "splice" in modes(run.report)
+    assert not any(trimmed.values())

@@ -14,4 +14,9 @@ class TestScriptedEngine(EngineContract):
     def subject(self) -> Subject:
         model, states = ScriptedModel(lambda *asked: ANSWER, max_positions=2048), StateStore()
         ids = model.text.encode_words(ANSWER)
-        return Subject(model.make_engine(states), lambda: len(states), lambda _, n: ids[:n])
+        return Subject(
+            model.make_engine(states),
+            lambda: len(states),
+            lambda: states.bytes_held,
+            lambda _, n: ids[:n],
+        )
