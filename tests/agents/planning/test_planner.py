@@ -304,6 +304,6 @@ def test_an_outline_ends_with_the_agent_s_own_words(models: Models) -> None:
     agents, edges, _ = CASES["two readers"]
     flow = flow_of(models["chatml"], agents, *edges)
     pieces = outline(flow.spec, "s")
-    assert [piece.edge for piece in pieces if piece.label == "the prompt of s"] == [0, 1, None]
+    assert [piece.edge for piece in pieces if piece.key[0] == "words"] == [0, 1, None]
     assert pieces[0].key[0] == "system"
     assert pieces[-2].label == "what s wrote"
