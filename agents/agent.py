@@ -33,6 +33,8 @@ class Agent:
         join: Start when ``all`` in-edges hold a message, or when ``any`` does.
         max_turns: Most turns in a run; a target of a loop has one of 2 or more.
         for_each: Expression for a list, such as ``inputs.rows``: one run of the agent an item.
+        on_error: With `for_each`, whether an item that fails ends the run (``fail``) or is left out
+            (``skip``).
         timeout: Most seconds a turn may take.
 
     Raises:
@@ -48,6 +50,7 @@ class Agent:
     join: Literal["all", "any"] = "all"
     max_turns: int | None = None
     for_each: str | None = None
+    on_error: Literal["fail", "skip"] = "fail"
     timeout: float | None = None
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = [
     "AgentError",
@@ -188,12 +189,14 @@ class RunError(UnspokenError):
     Attributes:
         agent: The agent whose turn failed, empty where none is to blame.
         edge: The edge, as ``sharer -> receiver``, empty where none is to blame.
+        partial: The `RunResult` of what had finished, without outputs; None before a run began.
     """
 
     def __init__(
         self, found: str, *, agent: str = "", edge: str = "", expected: str = "", fix: str = ""
     ) -> None:
         self.agent, self.edge = agent, edge
+        self.partial: Any = None
         super().__init__(found, expected=expected, fix=fix)
 
 

@@ -43,6 +43,8 @@ def _warnings(result: "RunResult") -> Iterator[str]:
             ends = f"{loop.sharer} → {loop.receiver}"
             limit = f"{loop.receiver} had its {loop.turns} turns (max_turns)"
             yield f"{ends}: the loop ended at its limit: {limit}, and '{loop.when}' still held"
+    for item in result.report.failed_items:
+        yield f"left out: {item.error}"
     skipped = [name for name, turns in result.report.agents.items() if not turns]
     if skipped and not any(result.outputs.values()):
         yield f"there is no output; skipped: {', '.join(skipped)}"

@@ -18,6 +18,7 @@ from unspoken.agents.runtime.events import (
     AgentSkipped,
     Event,
     FallbackTaken,
+    ItemFailed,
     LoopEnded,
     MessageCarried,
     PrefillProgress,
@@ -145,7 +146,7 @@ class LiveView:
 
     def __call__(self, event: Event) -> None:
         match event:
-            case MessageCarried() | FallbackTaken() | LoopEnded():
+            case MessageCarried() | FallbackTaken() | LoopEnded() | ItemFailed():
                 self.picture.edges.append(Text(f"  {sentence(event)}", style="dim"))
             case RunStarted():
                 self.picture.title = f"{event.workflow} ({event.run_id})"
@@ -201,6 +202,8 @@ def sentence(event: Event) -> str:
             return f"{event.sharer} -> {event.receiver}: fell back to text: {event.reason}"
         case AgentSkipped():
             return f"{event.agent}: skipped"
+        case ItemFailed():
+            return f"left out: {event.error}"
         case LoopEnded():
             limit = f"{event.receiver} had all its {event.turns} turns"
             return f"{event.sharer} -> {event.receiver}: the loop ended, {limit}"

@@ -10,6 +10,7 @@ __all__ = [
     "AgentSkipped",
     "Event",
     "FallbackTaken",
+    "ItemFailed",
     "LoopEnded",
     "MessageCarried",
     "PrefillProgress",
@@ -112,6 +113,16 @@ class LoopEnded(Event):
     receiver: str
     when: str | None = None
     turns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ItemFailed(Event):
+    """An item of ``for_each``, counted from 0, was left out, by ``on_error: skip``."""
+
+    agent: str
+    turn: int
+    item: int
+    error: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,18 @@ from unspoken.channels.errors import AgentError, InputError, RunError, UnspokenE
 __all__ = ["blame", "first_error"]
 
 
-def blame(agent: str, error: Exception) -> RunError:
-    """The error of an agent's turn, naming the agent, and the edge where one is to blame."""
+def blame(agent: str, error: Exception, at: str = "") -> RunError:
+    """The error of an agent's turn, naming the agent, and the edge where one is to blame.
+
+    Args:
+        agent: The agent.
+        error: What was raised.
+        at: Where in the turn, such as an item.
+    """
     if isinstance(error, RunError) and error.agent:
         return error
     edge = error.edge if isinstance(error, RunError) else ""
-    place = f"agent {agent!r}" + (f", on the edge {edge}" if edge else "")
+    place = ", ".join(filter(None, (f"agent {agent!r}", at, edge and f"on the edge {edge}")))
     known = error if isinstance(error, UnspokenError) else None
     blamed = AgentError(
         f"{place} failed: {known.found if known else f'{type(error).__name__}: {error}'}",

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from unspoken.agents.engines.base import Inbound
 from unspoken.agents.prompts.absent import Absent
 from unspoken.agents.prompts.context import ChatTurn, Context, ContextBuilder, Quote
-from unspoken.agents.prompts.jinja import TextRef, references, render_parts
+from unspoken.agents.prompts.jinja import TextRef, evaluate, references, render_parts
 from unspoken.agents.prompts.order import InEdge, order_of_parts
+from unspoken.agents.runtime.agent_run import AgentRun
 from unspoken.agents.spec.problems import listed, suggest
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.base import Arrival
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Prepared",
     "check_received",
+    "items_of",
     "prepare_turn",
 ]
 
@@ -61,6 +63,20 @@ def check_received(
                     expected="a message published as the edge shares it",
                     fix=f"give the edge share: {'context' if message.whole else 'prompt'}",
                 )
+
+
+def items_of(agent: AgentRun, inputs: Mapping[str, object]) -> Sequence[object]:
+    """The items that an agent with ``for_each`` runs over.
+
+    Raises:
+        InputError: The expression gives no list.
+    """
+    rows = evaluate(str(agent.spec.for_each), {"inputs": dict(inputs)})
+    if not isinstance(rows, list | tuple):
+        raise InputError(
+            f"for_each of {agent.name!r} gives {type(rows).__name__}", expected="a list of items"
+        )
+    return rows
 
 
 @dataclass(frozen=True, slots=True)

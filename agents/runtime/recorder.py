@@ -1,7 +1,7 @@
 """What a run tells as it goes: events, lines of the log, and a record of every turn and edge."""
 
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 from structlog.typing import FilteringBoundLogger
 
@@ -11,6 +11,7 @@ from unspoken.agents.runtime.agent_run import AgentRun
 from unspoken.agents.runtime.events import (
     Event,
     FallbackTaken,
+    ItemFailed,
     LoopEnded,
     MessageCarried,
     PrefillProgress,
@@ -18,11 +19,11 @@ from unspoken.agents.runtime.events import (
     TurnFinished,
 )
 from unspoken.agents.runtime.reply import TurnReply
-from unspoken.agents.runtime.report import EdgeReport, EndedLoop, TurnReport
+from unspoken.agents.runtime.report import EdgeReport, EndedLoop, FailedItem, TurnReport
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.base import CarryReport, Fallback
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "with_composing"]
 
 
 class Recorder:
@@ -38,6 +39,7 @@ class Recorder:
         edges: Every message carried, in order.
         fallbacks: Reuse that was asked for and did not happen, as (edge, reason).
         loops_ended: Where a limit of turns ended a loop.
+        failed_items: Items of ``for_each`` that were left out.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Recorder:
         self.edges: list[EdgeReport] = []
         self.fallbacks: list[tuple[str, str]] = []
         self.loops_ended: list[EndedLoop] = []
+        self.failed_items: list[FailedItem] = []
 
     def note_planned_fallbacks(self) -> None:
         """Tell of the edges that the plan lets go by text."""
@@ -65,6 +68,12 @@ class Recorder:
         self.loops_ended.append(ended)
         self.log.info("loop ended", **ended.to_dict())
         self.emit(LoopEnded(edge.from_, edge.to, edge.when, turns))
+
+    def note_failed_item(self, agent: str, turn: int, item: int, error: str) -> None:
+        """Tell of an item that is left out."""
+        self.failed_items.append(FailedItem(agent=agent, turn=turn, item=item, error=error))
+        self.log.warning("item failed", agent=agent, turn=turn, item=item, error=error)
+        self.emit(ItemFailed(agent, turn, item, error))
 
     def tell(self, agent: str, turn: int, event: TurnEvent, reply: TurnReply | None) -> None:
         """Tell of an event of an agent's turn."""
@@ -104,3 +113,9 @@ class Recorder:
         self.fallbacks.append((f"{sharer} -> {receiver}", reason))
         self.log.warning("fallback to text", edge=f"{sharer} -> {receiver}", reason=reason)
         self.emit(FallbackTaken(sharer, receiver, reason, fallback))
+
+
+def with_composing(usage: Usage, seconds: float) -> Usage:
+    """Counts and times with the seconds that composing the context took."""
+    ttft = None if usage.ttft_s is None else usage.ttft_s + seconds
+    return replace(usage, ttft_s=ttft, seconds=usage.seconds + seconds)

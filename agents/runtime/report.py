@@ -13,6 +13,7 @@ __all__ = [
     "AgentResult",
     "EdgeReport",
     "EndedLoop",
+    "FailedItem",
     "RunReport",
     "RunResult",
     "TurnReport",
@@ -108,6 +109,23 @@ class EndedLoop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailedItem:
+    """An item of ``for_each`` that was left out, by ``on_error: skip``.
+
+    Attributes:
+        agent: Whose item.
+        turn: The agent's turn.
+        item: Number of the item in the list, from 0.
+        error: What was wrong.
+    """
+
+    agent: str
+    turn: int
+    item: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
     """A whole run.
 
@@ -120,6 +138,7 @@ class RunReport:
         seconds: Wall-clock time from the first firing to the last.
         peak_state_bytes: The most memory that states held at a time, shared memory counted once.
         loops_ended: Where a limit of turns ended a loop.
+        failed_items: Items of ``for_each`` that were left out.
     """
 
     run_id: str
@@ -130,6 +149,7 @@ class RunReport:
     fallbacks: tuple[tuple[str, str], ...] = ()
     peak_state_bytes: int = 0
     loops_ended: tuple[EndedLoop, ...] = ()
+    failed_items: tuple[FailedItem, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data in the shape that ``unspoken run --json`` prints, without the outputs."""
@@ -140,6 +160,7 @@ class RunReport:
                 name: [asdict(turn) for turn in turns] for name, turns in self.agents.items()
             },
             "edges": [edge.to_dict() for edge in self.edges],
+            "failed_items": [asdict(item) for item in self.failed_items],
             "loops_ended": [loop.to_dict() for loop in self.loops_ended],
             "fallbacks": [{"edge": edge, "reason": reason} for edge, reason in self.fallbacks],
             "seconds": self.seconds,
@@ -154,7 +175,7 @@ class AgentResult:
     Attributes:
         text: Words of its last turn; its prompt where it only reads, empty where it was skipped.
         turns: Words of every turn; none where it was skipped.
-        items: Words for each item of ``for_each``, in its last turn.
+        items: Words for each item of ``for_each``, in its last turn; empty for one that failed.
     """
 
     text: str = ""

@@ -12,11 +12,11 @@ __all__ = ["outputs_of", "results_of"]
 
 
 def results_of(agents: Mapping[str, AgentRun]) -> dict[str, AgentResult]:
-    """What each agent wrote; an agent that had no turn is not in it."""
+    """What each agent wrote so far; an agent that wrote nothing is not in it."""
     return {
-        name: AgentResult(agent.texts[-1], tuple(agent.texts), agent.items)
+        name: AgentResult("".join(agent.texts[-1:]), tuple(agent.texts), agent.items)
         for name, agent in agents.items()
-        if agent.texts
+        if agent.texts or agent.items
     }
 
 

@@ -19,7 +19,7 @@ from unspoken.agents.engines.base import (
 )
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.planning.plan import Plan
-from unspoken.agents.prompts.jinja import evaluate, render
+from unspoken.agents.prompts.jinja import render
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
 from unspoken.agents.runtime.dataflow import Action, Dataflow, Exhausted, Firing, Skipped, Unread
 from unspoken.agents.runtime.events import (
@@ -30,16 +30,16 @@ from unspoken.agents.runtime.events import (
     TurnStarted,
 )
 from unspoken.agents.runtime.failures import blame, first_error
-from unspoken.agents.runtime.inbox import Prepared, prepare_turn
+from unspoken.agents.runtime.inbox import Prepared, items_of, prepare_turn
 from unspoken.agents.runtime.outbox import Finished, Sender
-from unspoken.agents.runtime.recorder import Recorder
+from unspoken.agents.runtime.recorder import Recorder, with_composing
 from unspoken.agents.runtime.reply import TurnReply, sampling_of
-from unspoken.agents.runtime.report import AgentResult, RunReport
+from unspoken.agents.runtime.report import AgentResult, RunReport, RunResult
 from unspoken.agents.runtime.results import outputs_of, results_of
 from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.spec import WorkflowSpec
-from unspoken.channels.errors import InputError, RunTimeout
+from unspoken.channels.errors import RunError, RunTimeout
 from unspoken.channels.message import Message
 
 __all__ = ["Scheduler"]
@@ -106,26 +106,38 @@ class Scheduler:
                 async with anyio.create_task_group() as tasks:
                     self._act(tasks, self.flow.start())
         except TimeoutError:
-            raise RunTimeout(
+            late = RunTimeout(
                 f"the run took longer than its timeout of {self.spec.timeout} s",
                 fix="raise the workflow's timeout, or shorten the agents' work",
-            ) from None
+            )
+            late.partial = self._partial(began)
+            raise late from None
         except BaseExceptionGroup as group:
             error = first_error(group)
+            if isinstance(error, RunError):
+                error.partial = self._partial(began)
             raise error from error.__cause__
         finally:
             self._forget()
-        seconds = perf_counter() - began
-        self.log.info("run finished", seconds=round(seconds, 3))
+        report = self._report(began)
+        self.log.info("run finished", seconds=round(report.seconds, 3))
+        return report
+
+    def _partial(self, began: float) -> RunResult:
+        """What had finished when a run failed."""
+        return RunResult({}, self.results(), self._report(began))
+
+    def _report(self, began: float) -> RunReport:
         return RunReport(
             run_id=self.run_id,
             workflow=self.spec.name,
             agents={name: tuple(agent.turns) for name, agent in self.agents.items()},
             edges=tuple(self.recorder.edges),
-            seconds=seconds,
+            seconds=perf_counter() - began,
             fallbacks=tuple(self.recorder.fallbacks),
             peak_state_bytes=self.states.peak_bytes,
             loops_ended=tuple(self.recorder.loops_ended),
+            failed_items=tuple(self.recorder.failed_items),
         )
 
     def _forget(self) -> None:
@@ -172,7 +184,8 @@ class Scheduler:
                 fix="raise the agent's timeout, or lower its max_new_tokens",
             ) from None
         except Exception as error:
-            raise blame(agent.name, error) from error
+            blamed = blame(agent.name, error)
+            raise blamed from error if blamed is not error else error.__cause__
         self._act(tasks, self.flow.complete(agent.name, sent))
 
     async def _take_turn(
@@ -189,8 +202,7 @@ class Scheduler:
             agent.texts.append(turns[0].text)
         else:
             turns = await self._each(agent, firing)
-            agent.items = tuple(turn.text for turn in turns)
-            agent.texts.append("\n\n".join(agent.items))
+            agent.texts.append("\n\n".join(turn.text for turn in turns))
         agent.release(ends=ends)
         sent = await self.sender.send(agent, turns)
         if agent.spec.memory == "run" and agent.spec.for_each is None and not ends:
@@ -222,16 +234,21 @@ class Scheduler:
 
     async def _each(self, agent: AgentRun, firing: Firing[InFlight]) -> list[Finished]:
         """Run an agent once per item, in order."""
-        rows = evaluate(str(agent.spec.for_each), {"inputs": dict(self.inputs)})
-        if not isinstance(rows, list | tuple):
-            raise InputError(
-                f"for_each of {agent.name!r} gives {type(rows).__name__}",
-                expected="a list of items",
-            )
-        return [
-            await self._one(agent, firing, {"item": row}, keep=False, item=number)
-            for number, row in enumerate(rows)
-        ]
+        rows = items_of(agent, self.inputs)
+        turns, agent.items = [], ()
+        for number, row in enumerate(rows):
+            try:
+                turn = await self._one(agent, firing, {"item": row}, keep=False, item=number)
+            except Exception as error:
+                blamed = blame(agent.name, error, f"item {number + 1} of {len(rows)}")
+                if agent.spec.on_error == "fail":
+                    raise blamed from error
+                agent.items += ("",)
+                self.recorder.note_failed_item(agent.name, firing.turn, number, blamed.found)
+            else:
+                agent.items += (turn.text,)
+                turns.append(turn)
+        return turns
 
     async def _one(
         self,
@@ -280,7 +297,7 @@ class Scheduler:
             context, text = reply.closed_context(), reply.text
             if reply.rest:
                 self.emit(TokenWritten(agent.name, firing.turn, reply.rest))
-        usage = _with_composing(outcome.usage, composing)
+        usage = with_composing(outcome.usage, composing)
         self.recorder.record(agent, firing.turn, reply.text if reply else "", outcome.finish, usage)
         return Finished(context, prompt_at, text, outcome.state)
 
@@ -318,9 +335,3 @@ class Scheduler:
             fresh=fresh,
             fallback=edge.fallback == "text",
         )
-
-
-def _with_composing(usage: Usage, seconds: float) -> Usage:
-    """Counts and times with the seconds that composing the context took."""
-    ttft = None if usage.ttft_s is None else usage.ttft_s + seconds
-    return replace(usage, ttft_s=ttft, seconds=usage.seconds + seconds)

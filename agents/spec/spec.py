@@ -142,9 +142,22 @@ class AgentSpec(Part):
         None,
         description="Expression for a list, such as inputs.rows; the agent runs once per item.",
     )
+    on_error: Literal["fail", "skip"] = Field(
+        "fail",
+        description="With for_each, what an item that fails does: fail ends the run, skip goes on "
+        "with the other items and puts the error into the report.",
+    )
     timeout: Annotated[Seconds | None, NONE_WORD] = Field(
         None, description="Most seconds that a turn may take."
     )
+
+    @model_validator(mode="after")
+    def _skips_items(self) -> AgentSpec:
+        if self.on_error == "skip" and self.for_each is None:
+            wrong(
+                "on_error: skip stands at an agent without for_each", "for_each", "remove on_error"
+            )
+        return self
 
 
 class Repair(Part):

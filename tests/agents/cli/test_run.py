@@ -14,7 +14,8 @@ _TURN = """turn prompt_tokens prefilled_tokens reused_tokens recomputed_tokens p
     generated_tokens layer_tokens_computed ttft_s seconds finish"""
 _EDGE = """from to turn channel mode planned reason fallback exact tokens reused repaired projected
     recomputed_layers layer_tokens bytes seconds"""
-_RUN = "run_id workflow outputs agents edges fallbacks loops_ended peak_state_bytes seconds"
+_RUN = """run_id workflow outputs agents edges fallbacks loops_ended failed_items peak_state_bytes
+    seconds"""
 TURN_KEYS, EDGE_KEYS, RUN_KEYS = (set(keys.split()) for keys in (_TURN, _EDGE, _RUN))
 
 
