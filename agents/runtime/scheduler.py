@@ -15,7 +15,6 @@ from unspoken.agents.engines.base import (
     Engine,
     Inbound,
     TurnRequest,
-    Usage,
 )
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.planning.plan import Plan
