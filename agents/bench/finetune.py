@@ -150,7 +150,7 @@ def _is_there(folder: Path, settings: Mapping[str, Any]) -> bool:
 def _trained(base: LocalModel, recipe: Recipe, report: Callable[[str, float], None]) -> Any:
     """The trained model, or the base with its trained adapter."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        prepare(base.ref), dtype=torch.float32
+        prepare(base.ref), dtype=torch.float32, trust_remote_code=False, weights_only=True
     )
     torch.nn.Module.to(model, base.device)
     with torch.random.fork_rng():

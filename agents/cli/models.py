@@ -135,15 +135,21 @@ def _hollow(ref: str, folder: Path) -> "LocalModel":
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from unspoken.agents.models.model import LocalModel
+    from unspoken.agents.models.pretrained import strangers_code
     from unspoken.channels.kv.geometry import ModelIdentity
 
     quiet_libraries()
     try:
-        config = AutoConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            # Named, since a config may name a kernel that transformers would download and run.
+            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, trust_remote_code=False, attn_implementation="eager"
+            )
     except (OSError, ValueError, KeyError) as error:
+        if (refusal := strangers_code(ref, error)) is not None:
+            raise refusal from error
         raise ModelReferenceError(
             f"{ref!r} cannot be read from {folder}: {str(error).partition(chr(10))[0]}",
             expected="a causal language model with config.json and a tokenizer",

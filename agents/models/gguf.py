@@ -213,9 +213,10 @@ def convert(gguf: Path, folder: Path, report: Progress) -> None:
     place: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     stage = Stage("dequantise", report)
     with quiet_transformers(stage):
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **place)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, trust_remote_code=False, **place)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
+            trust_remote_code=False,
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
             output_loading_info=True,
@@ -231,7 +232,8 @@ def convert(gguf: Path, folder: Path, report: Progress) -> None:
         stage.enter("write")
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        _require_same_tokenizer(tokenizer, AutoTokenizer.from_pretrained(folder))
+        saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        _require_same_tokenizer(tokenizer, saved)
         stage.leave()
 
 

@@ -16,28 +16,33 @@ from transformers import (
 from unspoken.agents.models.quiet import Stage, first_line, quiet_transformers, silent
 from unspoken.channels.errors import ModelReferenceError, ModelSupportError
 
-__all__ = ["cast", "find_device", "find_dtype", "read_pretrained"]
+__all__ = ["cast", "find_device", "find_dtype", "read_pretrained", "strangers_code"]
 
 
 def read_pretrained(
     ref: str, folder: Path, dtype: torch.dtype | None, progress: Callable[[str, float], None] | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A checkpoint's weights and tokenizer, on the CPU.
+    """A checkpoint's weights and tokenizer, on the CPU; code that it brings is never run.
 
     Without a `dtype` the weights have the widest float type that the checkpoint stores.
 
     Raises:
         ModelReferenceError: The folder holds no model that transformers can load.
+        ModelSupportError: A model or a tokenizer that only code of its own can make.
     """
     try:
         with quiet_transformers(Stage("load", progress or silent)):
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
+                trust_remote_code=False,  # left out, transformers asks on the terminal
+                weights_only=True,  # a pickle of anything but tensors is refused
                 dtype=dtype or _checkpoint_dtype(folder),
                 attn_implementation=_attention(folder),
             )
     except Exception as error:  # transformers and safetensors raise almost anything here
+        if (refusal := strangers_code(ref, error)) is not None:
+            raise refusal from error
         raise ModelReferenceError(
             f"{ref!r} could not be loaded from {folder}: {first_line(error)}",
             expected="a causal language model with weights, config.json and a tokenizer",
@@ -46,9 +51,20 @@ def read_pretrained(
     return model, tokenizer
 
 
+def strangers_code(ref: str, error: Exception) -> ModelSupportError | None:
+    """The error of a checkpoint that only code of its own can read, where that was the reason."""
+    if "trust_remote_code" not in str(error):
+        return None
+    return ModelSupportError(
+        f"{ref!r} needs Python code that comes with it, and such code is never run",
+        expected="an architecture and a tokenizer that transformers itself has",
+        fix="use a checkpoint whose config.json needs no auto_map, or a newer transformers",
+    )
+
+
 def _attention(folder: Path) -> str:
     """Scaled-dot-product attention, but for models whose soft cap only eager attention has."""
-    config = AutoConfig.from_pretrained(folder).get_text_config()
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
 
 
