@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from unspoken.channels.errors import StateError
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.kv.state import KVState
 
@@ -65,6 +66,20 @@ class Message:
     def tokens(self) -> int:
         """Number of tokens of words, or of whole turns where those travel."""
         return sum(len(segment.ids if self.whole else segment.words) for segment in self.segments)
+
+    def require_state(self) -> KVState:
+        """Its state.
+
+        Raises:
+            StateError: It has none.
+        """
+        if self.state is None:
+            raise StateError(
+                f"the message of {self.sharer!r} brings no state",
+                expected="a message published with its state",
+                fix="publish it with state, or use a text channel",
+            )
+        return self.state
 
 
 def common_prefix(left: Sequence[object], right: Sequence[object]) -> int:

@@ -1,9 +1,9 @@
 """The state of another model, mapped into the receiver's by a bridge trained for the two."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from shlex import join
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 
@@ -128,6 +128,18 @@ class Bridge(Protocol):
         """Its size and what it keeps, in a few words."""
 
 
+class _Run(NamedTuple):
+    """Neighbouring tokens of a message: the first one's position, and where the sharer has them."""
+
+    at: int
+    rows: tuple[int, ...]
+
+    @property
+    def stop(self) -> int:
+        """Position after the last."""
+        return self.at + len(self.rows)
+
+
 @dataclass(frozen=True, slots=True)
 class ProjectedCacheChannel(Channel):
     """Hand over keys and values between different models, through a bridge trained for the two.
@@ -154,6 +166,7 @@ class ProjectedCacheChannel(Channel):
     carries_state: ClassVar[bool] = True
 
     bridge: Bridge
+    _: KW_ONLY
     share: Share | None = None
     as_: Role = "user"
     sink: int = 4
@@ -189,62 +202,41 @@ class ProjectedCacheChannel(Channel):
             StateError: The message has no state or lacks rows of it, or its words are not in the
                 receiver's context.
         """
-        message = arrival.message
-        if message.state is None:
-            raise StateError(
-                f"the message of {message.sharer!r} brings no state",
-                expected="a message published with its state",
-                fix="publish it with state, or use a text channel",
-            )
+        message, state = arrival.message, arrival.message.require_state()
         ends = self.bridge.manifest
-        _require(ends.sharer, message.state.identity, f"the cache of {message.sharer!r}", "from")
+        _require(ends.sharer, state.identity, f"the cache of {message.sharer!r}", "from")
         _require(ends.receiver, receiver.identity, "the receiver", "to")
-        pieces = _aligned(arrival)
-        if not pieces:
+        runs = _aligned(arrival)
+        if not runs:
             raise StateError(
                 f"the receiver's context does not hold the words of {message.sharer!r} as they are",
                 expected="the message's whole text in the receiver's context",
                 fix="print the message whole and unfiltered in the prompt, or use a text channel",
             )
         if self.bridge.needs_full_state:
-            _check_rows(message.state, min(min(rows) for _, rows in pieces))
-        state = message.state
+            _check_rows(state, min(min(run.rows) for run in runs))
         if self.mode == "fuse":
-            return self._fuse(state, pieces, arrival, receiver)
-        projected = tuple(
-            Piece(self._project(state, at, rows, arrival, receiver), "projected")
-            for at, rows in pieces
-        )
-        positions = [at + n for at, rows in pieces for n in range(len(rows))]
+            return self._fuse(state, runs, arrival, receiver)
+        projected = []
+        for run in runs:
+            mapped = self.bridge.project(state, run.rows, arrival.context, run.at, receiver)
+            projected.append(Piece(_checked(mapped, run, receiver), "projected"))
+        positions = [position for run in runs for position in range(run.at, run.stop)]
         repair = tuple(positions[: self.sink])
-        report = self._report(arrival, pieces, len(repair), state)
-        return Carry(report, pieces=projected, repair=repair)
-
-    def _project(
-        self, state: KVState, at: int, rows: Sequence[int], arrival: Arrival, receiver: CausalModel
-    ) -> KVState:
-        made = self.bridge.project(state, rows, arrival.context, at, receiver)
-        return self._checked(made, at, rows, receiver)
+        report = self._report(arrival, runs, len(repair), state)
+        return Carry(report, pieces=tuple(projected), repair=repair)
 
     def _fuse(
-        self,
-        state: KVState,
-        pieces: Sequence[tuple[int, Sequence[int]]],
-        arrival: Arrival,
-        receiver: CausalModel,
+        self, state: KVState, runs: Sequence[_Run], arrival: Arrival, receiver: CausalModel
     ) -> Carry:
         """The receiver's own prefill up to the message's end, the message's rows enriched."""
-        stop = max(at + len(rows) for at, rows in pieces)
+        first, stop = runs[0].at, max(run.stop for run in runs)
         ids = torch.tensor(arrival.context[:stop], device=receiver.device)
         own = receiver.prefill(ids).state
-        fused = tuple(
-            Piece(
-                self._checked(self.bridge.fuse(state, rows, own, at, receiver), at, rows, receiver),
-                "fused",
-            )
-            for at, rows in pieces
-        )
-        first = pieces[0][0]
+        fused = []
+        for run in runs:
+            enriched = self.bridge.fuse(state, run.rows, own, run.at, receiver)
+            fused.append(Piece(_checked(enriched, run, receiver), "fused"))
         ends = self.bridge.manifest
         report = CarryReport(
             channel=self.name,
@@ -253,32 +245,14 @@ class ProjectedCacheChannel(Channel):
             reason=f"fused: bridge {ends.sharer.ref} -> {ends.receiver.ref} enriched what the "
             "receiver computed",
             tokens=arrival.tokens,
-            bytes=_bytes(state, pieces),
+            bytes=_bytes(state, runs),
             layer_tokens=len(receiver.geometry.layers) * stop,
         )
-        return Carry(
-            report=report,
-            prefix=Piece(own.slice(0, first), "computed") if first else None,
-            pieces=fused,
-        )
-
-    def _checked(
-        self, made: KVState, at: int, rows: Sequence[int], receiver: CausalModel
-    ) -> KVState:
-        if (made.start, made.stop) != (at, at + len(rows)):
-            raise StateError(
-                f"the bridge made a state of positions {made.start} to {made.stop}",
-                expected=f"positions {at} to {at + len(rows)}",
-            )
-        made.check(receiver.geometry, receiver.dtype)
-        return replace(made, identity=receiver.identity, approximate_from=at)
+        prefix = Piece(own.slice(0, first), "computed") if first else None
+        return Carry(report, prefix=prefix, pieces=tuple(fused))
 
     def _report(
-        self,
-        arrival: Arrival,
-        pieces: Sequence[tuple[int, Sequence[int]]],
-        repaired: int,
-        state: KVState,
+        self, arrival: Arrival, runs: Sequence[_Run], repaired: int, state: KVState
     ) -> CarryReport:
         ends, native = self.bridge.manifest, self.bridge.native_layers
         return CarryReport(
@@ -289,15 +263,31 @@ class ProjectedCacheChannel(Channel):
             f"{self.bridge.describe()}",
             tokens=arrival.tokens,
             repaired=repaired,
-            bytes=_bytes(state, pieces),
-            projected=sum(len(rows) for _, rows in pieces) - repaired,
-            layer_tokens=native * sum(at + len(rows) for at, rows in pieces),
+            bytes=_bytes(state, runs),
+            projected=sum(len(run.rows) for run in runs) - repaired,
+            layer_tokens=native * sum(run.stop for run in runs),
         )
 
 
-def _bytes(state: KVState, pieces: Sequence[tuple[int, Sequence[int]]]) -> int:
-    """Bytes of the sharer's state that some pieces read."""
-    return sum(state.slice(min(rows), max(rows) + 1).nbytes for _, rows in pieces)
+def _checked(state: KVState, run: _Run, receiver: CausalModel) -> KVState:
+    """A state that a bridge made, as the receiver's.
+
+    Raises:
+        GeometryMismatch: Another shape than the receiver's.
+        StateError: Other positions than the run's.
+    """
+    if (state.start, state.stop) != (run.at, run.stop):
+        raise StateError(
+            f"the bridge made a state of positions {state.start} to {state.stop}",
+            expected=f"positions {run.at} to {run.stop}",
+        )
+    state.check(receiver.geometry, receiver.dtype)
+    return replace(state, identity=receiver.identity, approximate_from=run.at)
+
+
+def _bytes(state: KVState, runs: Sequence[_Run]) -> int:
+    """Bytes of the sharer's state that some runs read."""
+    return sum(state.slice(min(run.rows), max(run.rows) + 1).nbytes for run in runs)
 
 
 def _require(end: BridgeEnd, found: ModelIdentity, what: str, way: str) -> None:
@@ -313,22 +303,19 @@ def _require(end: BridgeEnd, found: ModelIdentity, what: str, way: str) -> None:
     )
 
 
-def _aligned(arrival: Arrival) -> list[tuple[int, tuple[int, ...]]]:
-    """First position of each run of the message's tokens, and their sharer positions, ascending."""
-    pieces = [piece for span in arrival.spans for piece in _same_tokens(arrival.message, span)]
-    pieces += [(span.at, _same_text(arrival.message, span)) for span in arrival.texts]
-    return sorted(piece for piece in pieces if piece[1])
+def _aligned(arrival: Arrival) -> list[_Run]:
+    """The runs of the message's tokens, ascending."""
+    runs = [run for span in arrival.spans for run in _same_tokens(arrival.message, span)]
+    runs += [_Run(span.at, _same_text(arrival.message, span)) for span in arrival.texts]
+    return sorted(run for run in runs if run.rows)
 
 
-def _same_tokens(message: Message, span: Span) -> list[tuple[int, tuple[int, ...]]]:
+def _same_tokens(message: Message, span: Span) -> Iterator[_Run]:
     """The words of a span alone: its turn's wrapper is the receiver's own."""
-    pieces = []
     for segment in message.segments:
         start, stop = (segment.position + end for end in segment.content)
         rows = range(max(start, span.source), min(stop, span.source + span.length))
-        if rows:
-            pieces.append((span.at + rows.start - span.source, tuple(rows)))
-    return pieces
+        yield _Run(span.at + rows.start - span.source, tuple(rows))
 
 
 def _same_text(message: Message, span: TextSpan) -> tuple[int, ...]:

@@ -8,10 +8,12 @@ import torch
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel
 
-__all__ = ["EARLY", "deviating_positions"]
+__all__ = ["deviating_positions", "early_layers"]
 
-EARLY = 2
-"""Layers that are run to find the tokens that deviate."""
+
+def early_layers(receiver: CausalModel) -> int:
+    """How many layers are run to find the tokens that deviate."""
+    return min(2, len(receiver.geometry.layers))
 
 
 @torch.no_grad()
@@ -20,7 +22,6 @@ def deviating_positions(
     context: Sequence[int],
     spliced: Sequence[KVState],
     share: float,
-    layers: int,
 ) -> tuple[int, ...]:
     """The positions whose values deviate most from the receiver's own, ascending.
 
@@ -34,18 +35,16 @@ def deviating_positions(
         context: Ids of its context, at least up to the end of what was spliced.
         spliced: States at the receiver's positions, ascending.
         share: How many of their tokens to give, 0 to 1; rounded up.
-        layers: How many layers to run.
     """
-    stop = spliced[-1].stop
+    stop, layers = spliced[-1].stop, early_layers(receiver)
     ids = torch.tensor(context[:stop], device=receiver.device)
     positions = torch.arange(stop, device=receiver.device)
-    _, own = receiver.run_layers(receiver.embed(ids), 0, layers, positions)
-    truth = own[-1]
+    truth = receiver.run_layers(receiver.embed(ids), 0, layers, positions)[1][-1]
     distances, places = [], []
     for piece in spliced:
         layer = piece.layers[layers - 1]
-        mine = truth.values[:, layer.first - truth.first : piece.stop - truth.first]
-        distances.append((layer.values.float() - mine.float()).square().sum(dim=(0, 2)))
+        values = truth.values[:, layer.first - truth.first : piece.stop - truth.first]
+        distances.append((layer.values.float() - values.float()).square().sum(dim=(0, 2)))
         places.append(positions[layer.first : piece.stop])
     distance = torch.cat(distances)
     count = min(math.ceil(share * sum(map(len, spliced))), len(distance))

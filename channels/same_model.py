@@ -26,7 +26,7 @@ from unspoken.channels.finetunes.recompute import (
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
 from unspoken.channels.model import CausalModel
-from unspoken.channels.repair import EARLY, deviating_positions
+from unspoken.channels.repair import deviating_positions, early_layers
 
 __all__ = ["SameModelCacheChannel"]
 
@@ -109,33 +109,25 @@ class SameModelCacheChannel(Channel):
             IdentityMismatch, GeometryMismatch: The state is not the receiver's own model's.
             StateError: The message has no state, or its tokens are not in the receiver's context.
         """
-        message = arrival.message
-        if message.state is None:
-            raise StateError(
-                f"the message of {message.sharer!r} brings no state",
-                expected="a message published with its state",
-                fix="publish it with state, or use a text channel",
-            )
+        message, state = arrival.message, arrival.message.require_state()
         if not arrival.spans:
             raise StateError(
                 f"the receiver has the words of {message.sharer!r}, but not its tokens",
                 expected="the message's own token ids in the receiver's context",
                 fix="print the message whole and unfiltered in the prompt, or use a text channel",
             )
-        if self.layer_ranges is not None and message.state.identity != receiver.identity:
+        if self.layer_ranges is not None and state.identity != receiver.identity:
             return carry_across(
                 arrival,
                 receiver,
-                message.state,
                 layer_ranges=check_layer_ranges(self.layer_ranges, len(receiver.geometry.layers)),
                 sink=self.sink,
                 deviation=self.deviation,
                 evidence=self.evidence,
                 prefix_only=self.prefix_only,
             )
-        receiver.identity.require(message.state.identity, f"the cache of {message.sharer!r}")
-        message.state.check(receiver.geometry, receiver.dtype)
-        state = message.state
+        receiver.identity.require(state.identity, f"the cache of {message.sharer!r}")
+        state.check(receiver.geometry, receiver.dtype)
         if state.device != receiver.device:  # hidden states are for readers with other weights
             state = replace(state, hidden={}).to(receiver.device)
         shared = common_prefix(arrival.context, message.context)
@@ -148,15 +140,11 @@ class SameModelCacheChannel(Channel):
         repair = _first_positions(spans, self.sink)
         layer_tokens = 0
         if self.deviation and spliced:
-            depth = min(EARLY, len(receiver.geometry.layers))
-            deviating = deviating_positions(
-                receiver, arrival.context, spliced, self.deviation, depth
-            )
+            deviating = deviating_positions(receiver, arrival.context, spliced, self.deviation)
             repair = tuple(sorted({*repair, *deviating}))
-            layer_tokens = depth * spliced[-1].stop
-        report = replace(
-            self._report(arrival, state, shared, spans, len(repair)), layer_tokens=layer_tokens
-        )
+            layer_tokens = early_layers(receiver) * spliced[-1].stop
+        report = self._report(arrival, state, shared, spans, len(repair))
+        report = replace(report, layer_tokens=layer_tokens)
         return Carry(report, prefix=prefix, pieces=tuple(map(Piece, spliced)), repair=repair)
 
     def _place(self, state: KVState, span: Span, receiver: CausalModel) -> KVState:

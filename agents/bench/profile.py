@@ -191,14 +191,12 @@ def _states(
     """The receiver's state of a message by every choice of layers and in every control."""
     before = tuned.frame("chat").before
     arrival = arrival_of(Trial(ids, len(before), ()), base.read(ids, entries_of(front)))
-    state = arrival.message.state
-    assert state is not None
     states: dict[Condition, list[KVState]] = {
         "text": [tuned.read(ids)],
         OTHER: [tuned.read(other)],
         NONE: [tuned.read(before)],
     }
     for layer_ranges in front:
-        carry = carry_across(arrival, tuned, state, layer_ranges=layer_ranges)
+        carry = carry_across(arrival, tuned, layer_ranges=layer_ranges)
         states[layer_ranges] = [piece.state for piece in carry.pieces]
     return states

@@ -112,7 +112,7 @@ def make_channel(
         )
     if bridge is not None:
         mode: Literal["prefix", "fuse"] = "fuse" if edge.fuse else "prefix"
-        return ProjectedCacheChannel(bridge, edge.share, edge.as_, sink, mode)
+        return ProjectedCacheChannel(bridge, share=edge.share, as_=edge.as_, sink=sink, mode=mode)
     return TextChannel(edge.share, edge.as_)
 
 

@@ -27,7 +27,7 @@ from unspoken.channels.finetunes.recompute import (
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
 from unspoken.channels.model import CausalModel
-from unspoken.channels.repair import EARLY, deviating_positions
+from unspoken.channels.repair import deviating_positions, early_layers
 
 __all__ = ["carry_across"]
 
@@ -49,7 +49,6 @@ class _Run:
 def carry_across(
     arrival: Arrival,
     receiver: CausalModel,
-    state: KVState,
     *,
     layer_ranges: LayerRanges,
     sink: int = 0,
@@ -59,35 +58,22 @@ def carry_across(
 ) -> Carry:
     """Some layers of the message recomputed by the receiver, the others as the sharer made them.
 
-    Tokens that stand before the message at both ends travel with it. Where other tokens stand, the
-    receiver computes those, and the message's first `sink` tokens; keys of the rest are shifted.
-
     Args:
-        arrival: The message in its place.
+        arrival: The message in its place, with the state of other weights of the receiver's base.
         receiver: The receiving model.
-        state: The sharer's state, of other weights of the receiver's base.
         layer_ranges: Layers to recompute.
-        sink: Tokens at the start of what is shifted that the receiver computes itself.
-        deviation: Share of the tokens to recompute in all layers: those whose values deviate most.
-        evidence: What speaks for these layers, for the report.
-        prefix_only: Whether these layers serve only a message that is not moved.
+        sink, deviation, evidence, prefix_only: As in `SameModelCacheChannel`.
 
     Raises:
         IdentityMismatch, GeometryMismatch, StateError: As `recompute_layers`, or a message moved
             that must not be.
     """
-    ids = arrival.context
-    before = list(arrival.before)
+    ids, state, before = arrival.context, arrival.message.require_state(), list(arrival.before)
     computed: list[KVState] = []
     taken: list[KVState] = []
     for run in _runs(arrival, state, sink, bool(entry_layers(layer_ranges))):
-        if prefix_only and run.moved:
-            raise StateError(
-                "the message stands after other tokens than at its sharer",
-                expected="the same tokens before it at both ends, where these layers were found to "
-                "be enough",
-                fix="plan with a profile that covers other places, or raise max_kl",
-            )
+        if prefix_only:
+            _require_unmoved(run)
         computed += _computed(receiver, ids, run.start, before)
         before = sorted((*arrival.before, *computed, *taken), key=lambda piece: piece.start)
         rows = state.slice(run.start - run.moved, run.stop - run.moved)
@@ -99,17 +85,28 @@ def carry_across(
     report = _report(arrival, receiver, state, layer_ranges, evidence, computed, taken)
     repair: tuple[int, ...] = ()
     if deviation and taken:
-        depth = min(EARLY, len(receiver.geometry.layers))
+        depth = early_layers(receiver)
         if within(depth - 1, layer_ranges):
             why = f"{report.reason}; layer {depth - 1} is recomputed, so it shows no deviation"
             report = replace(report, reason=why)
         else:
-            repair = deviating_positions(receiver, ids, taken, deviation, depth)
+            repair = deviating_positions(receiver, ids, taken, deviation)
             report = replace(report, layer_tokens=report.layer_tokens + depth * taken[-1].stop)
     origin: Origin = "recomputed" if layer_ranges else "reused"
-    pieces = [Piece(piece, "computed") for piece in computed]
-    pieces += [Piece(piece, origin) for piece in taken]
+    pieces = [Piece(part, "computed") for part in computed] + [
+        Piece(part, origin) for part in taken
+    ]
     return Carry(report, pieces=tuple(pieces), repair=repair)
+
+
+def _require_unmoved(run: _Run) -> None:
+    if run.moved:
+        raise StateError(
+            "the message stands after other tokens than at its sharer",
+            expected="the same tokens before it at both ends, where these layers were found to "
+            "be enough",
+            fix="plan with a profile that covers other places, or raise max_kl",
+        )
 
 
 def _runs(arrival: Arrival, state: KVState, sink: int, enters: bool) -> list[_Run]:

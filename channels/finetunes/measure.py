@@ -256,9 +256,7 @@ def clocked(
     }
 
     def across(layer_ranges: LayerRanges) -> None:
-        state = arrival.message.state
-        assert state is not None
-        carry = carry_across(arrival, receiver, state, layer_ranges=layer_ranges)
+        carry = carry_across(arrival, receiver, layer_ranges=layer_ranges)
         receiver.prefill(own, [piece.state for piece in carry.pieces])
 
     conditions: dict[str | LayerRanges, Callable[[], object]] = dict(texts.items())

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import AliasChoices, Field, ValidationError, model_validator
 
 from unspoken.channels.errors import InputError, ProfileError
-from unspoken.channels.finetunes.recompute import check_layer_ranges, layers_of, named
+from unspoken.channels.finetunes.recompute import LayerRanges, check_layer_ranges, layers_of, named
 from unspoken.channels.storage.side import AuditFile, ModelDescription, Part, pair_digest
 
 __all__ = ["AGAIN", "FILE", "PREFIX", "Estimate", "Point", "Profile"]
@@ -59,7 +59,7 @@ class Point(Part):
             names.
     """
 
-    layer_ranges: tuple[tuple[int, int], ...] = Field(
+    layer_ranges: LayerRanges = Field(
         validation_alias=AliasChoices("groups", "layer_ranges"),
         serialization_alias="groups",  # its name in stored profiles and in --json
     )

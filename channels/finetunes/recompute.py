@@ -120,8 +120,7 @@ def recompute_layers(
             states at the ranges' first layers. Only what is taken is copied to the receiver's
             device.
         ids: The tokens, as many as the state has.
-        layer_ranges: See `check_layer_ranges`; of no range the sharer's state remains, of all
-            layers the receiver's own prefill.
+        layer_ranges: See `check_layer_ranges`.
         before: The receiver's states of all that stands before these tokens.
 
     Raises:
@@ -132,29 +131,26 @@ def recompute_layers(
     require_one_base(receiver.identity, state.identity, "the sharer's state")
     state.check(receiver.geometry, receiver.dtype)
     if len(ids) != len(state):
-        raise StateError(
-            f"{len(ids)} tokens and the state of {len(state)}", expected="one state per token"
-        )
+        found = f"{len(ids)} tokens and the state of {len(state)}"
+        raise StateError(found, expected="one state per token")
     count = len(receiver.geometry.layers)
     layer_ranges = check_layer_ranges(layer_ranges, count)
     _require_entries(state, entry_layers(layer_ranges))
     device = receiver.device
     positions = torch.arange(state.start, state.stop, device=device)
     layers: list[LayerState] = []
-    for first, last in (*layer_ranges, (count, count)):
-        layers += [layer.to(device) for layer in state.layers[len(layers) : first]]
-        if first == last:
-            break
-        hidden = (
-            receiver.embed(torch.tensor(tuple(ids), device=device))
-            if first == 0
-            else state.hidden[first].to(device)
-        )
+    for first, last in layer_ranges:
+        layers += state.layers[len(layers) : first]
+        if first:
+            hidden = state.hidden[first].to(device)
+        else:
+            hidden = receiver.embed(torch.tensor(tuple(ids), device=device))
         layers += receiver.run_layers(hidden, first, last, positions, before)[1]
+    layers += state.layers[len(layers) :]
     whole = layer_ranges == ((0, count),)
     rough = None if whole and all(piece.exact for piece in before) else state.start
     return KVState(
-        layers=tuple(layers),
+        layers=tuple(layer.to(device) for layer in layers),
         start=state.start,
         stop=state.stop,
         identity=receiver.identity,

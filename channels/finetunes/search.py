@@ -50,8 +50,11 @@ THINNING = 0.85
 Measured = dict[LayerRanges, float]
 """KL in nats by layer ranges, mean over the messages searched on."""
 
-Scores = dict[str, list[tuple[float, float]]]
-"""By place, KL and share of equal likeliest tokens per message."""
+Distance = tuple[float, float]
+"""KL in nats, and share of equal likeliest tokens."""
+
+Scores = dict[str, list[Distance]]
+"""By place, the distance from the receiver's own prefill per message."""
 
 Report = Callable[[str, float], None]
 
@@ -204,7 +207,7 @@ def _distances(
     trial: Trial,
     choices: Sequence[LayerRanges],
     skip: int,
-) -> list[tuple[float, float]]:
+) -> list[Distance]:
     """KL and share of equal likeliest tokens of each choice.
 
     The states are those that `carry_across` brings, composed from fewer runs.
@@ -216,8 +219,7 @@ def _distances(
         choices: Choices of layers.
         skip: Tokens at the start of the message that the receiver computes itself.
     """
-    ids, state = arrival.context, arrival.message.state
-    assert state is not None
+    ids, state = arrival.context, arrival.message.require_state()
     span = arrival.spans[0]
     moved = span.at != span.source
     start = span.at + skip if moved else 0  # unmoved, what stands before the message comes with it
@@ -270,7 +272,7 @@ def _after(
     return receiver.logits(ids, cut).float().log_softmax(dim=-1)
 
 
-def estimate(scores: Sequence[tuple[float, float]], seed: int = 0, draws: int = 2000) -> Estimate:
+def estimate(scores: Sequence[Distance], seed: int = 0, draws: int = 2000) -> Estimate:
     """Mean and 95 % interval over messages.
 
     Messages are few, so it is the wider of a bootstrap's interval and Student's.

@@ -61,9 +61,7 @@ def test_what_is_judged_is_what_a_channel_carries(name: str) -> None:
     for place, prompt in {"prefix": (), "after 7": prompt_of(receiver, 7)}.items():
         for layer_ranges in CHOICES:
             arrival = arrival_of(trial, sharer.read(trial.ids, range(4)), prompt)
-            state = arrival.message.state
-            assert state is not None
-            carry = carry_across(arrival, receiver, state, layer_ranges=layer_ranges, sink=2)
+            carry = carry_across(arrival, receiver, layer_ranges=layer_ranges, sink=2)
             stop = len(arrival.context) - 1
             carried = [piece.state for piece in carry.pieces]
             cut = [one.slice(one.start, min(one.stop, stop)) for one in carried]
