@@ -54,8 +54,7 @@ class SameModelCacheChannel(Channel):
             receiver's base, as (first, last + 1) pairs. An empty tuple
             recomputes no layer. None refuses other weights.
         evidence: What speaks for these ranges, for the report.
-        prefix_only: Whether these ranges are for messages alone that stand where they stood at
-            their sharer.
+        prefix_only: Whether these ranges serve only a message that is not moved.
     """
 
     name: ClassVar[str] = "same_model_cache"

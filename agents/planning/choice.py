@@ -57,12 +57,10 @@ class ChannelChoice:
         advice: What would make it faster, empty for nothing.
         bridge: The bridge of a projected edge.
         unfitted: Whether a bridge has to be fitted before this is known.
-        layer_ranges: Layers that the receiver recomputes of a message from other weights of its
-            base.
+        layer_ranges: Layers that the receiver recomputes of a fine-tune's message.
         evidence: What speaks for these ranges.
-        max_kl: The most that the profile's KL may be, by its interval; None without a profile.
-        prefix_only: Whether these ranges are for messages alone that stand where they stood at
-            their sharer.
+        max_kl: The upper bound of the profile's KL, in nats a token; None without a profile.
+        prefix_only: Whether these ranges serve only a message that is not moved.
         custom: A channel of the workflow's own class, which carries the message.
     """
 
@@ -88,32 +86,27 @@ class ChannelChoice:
         return names.get(self.mode, "same_model_cache")
 
 
-def make_channel(
-    edge: EdgeSpec,
-    name: str,
-    bridge: Bridge | None = None,
-    choice: "ChannelChoice | None" = None,
-) -> "Channel":
-    """The channel of a name with an edge's options; without its bridge a projected one is text."""
-    if choice is not None and choice.custom is not None:
+def make_channel(edge: EdgeSpec, choice: ChannelChoice) -> "Channel":
+    """The channel of a choice with an edge's options; without its bridge a projected one is text."""
+    if choice.custom is not None:
         return choice.custom
     sink = edge.repair.sink if edge.repair else 0
-    if name == "same_model_cache":
-        deviation = edge.repair.deviation if edge.repair else 0.0
-        across = choice or ChannelChoice("splice", "")
+    if choice.channel == "same_model_cache":
         return SameModelCacheChannel(
             share=edge.share,
             as_=edge.as_,
             sink=sink,
-            deviation=deviation,
-            layer_ranges=across.layer_ranges,
-            evidence=across.evidence,
-            prefix_only=across.prefix_only,
+            deviation=edge.repair.deviation if edge.repair else 0.0,
+            layer_ranges=choice.layer_ranges,
+            evidence=choice.evidence,
+            prefix_only=choice.prefix_only,
         )
-    if bridge is not None:
-        mode: Literal["prefix", "fuse"] = "fuse" if edge.fuse else "prefix"
-        return ProjectedCacheChannel(bridge, share=edge.share, as_=edge.as_, sink=sink, mode=mode)
-    return TextChannel(edge.share, edge.as_)
+    if choice.bridge is None:
+        return TextChannel(edge.share, edge.as_)
+    mode: Literal["prefix", "fuse"] = "fuse" if edge.fuse else "prefix"
+    return ProjectedCacheChannel(
+        choice.bridge, share=edge.share, as_=edge.as_, sink=sink, mode=mode
+    )
 
 
 def shifts_keys(model: "AgentModel") -> bool:

@@ -30,16 +30,15 @@ class EdgePlan:
         mode: ``text``, ``continuation``, ``splice``, ``recompute``, ``projected``, ``fused`` or
             ``custom``.
         reason: Why so, in a sentence for people.
-        fallback: The cache channel that the workflow names and that cannot serve; None where there
-            is no such.
+        fallback: The cache channel that the workflow names and that cannot serve, or None.
         advice: What would make it faster, empty for nothing.
         tokens: Tokens of the message where they are known.
         bytes_per_token: Bytes of state a message token brings; 0 for text.
         retention: What a bridge's audit lets an edge count on; None without a bridge.
         native_layers: Layers the receiver runs itself over a projected message.
-        unfitted: Whether the bridge is still to be fitted; only then is it known whether it serves.
+        unfitted: Whether the bridge is still to be fitted, so that nothing says yet if it serves.
         recompute: Ranges of layers, as [first, last + 1], that the receiver recomputes of a
-            message from other weights of its base; None where it is not that.
+            fine-tune's message; else None.
         kl: The upper bound of the profile's KL, in nats a token.
     """
 

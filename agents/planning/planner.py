@@ -71,7 +71,7 @@ def plan_workflow(
             fix = f"{choice.advice}, or {fix}" if choice.advice else fix
             problems.append(Problem(choice.reason, where, choice.expected, fix))
             continue
-        channels[number] = make_channel(edge, choice.channel, choice.bridge, choice)
+        channels[number] = make_channel(edge, choice)
         edges.append(_plan_edge(ends, choice, inputs))
     if problems:
         raise WorkflowError(problems)
@@ -187,7 +187,7 @@ def choose_channel(
         bridged = other_weights(ends, find_bridge, None)
         return bridged if bridged.mode != "text" else _neither(choice, bridged)
     try:
-        make_channel(edge, "same_model_cache").check(sharer, receiver)
+        make_channel(edge, ChannelChoice("splice", "")).check(sharer, receiver)
     except ChannelError as error:
         if edge.channel != "auto" or sharer.identity == receiver.identity:
             return ChannelChoice("text", error.found, expected=error.expected)
