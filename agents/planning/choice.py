@@ -87,7 +87,7 @@ class ChannelChoice:
 
 
 def make_channel(edge: EdgeSpec, choice: ChannelChoice) -> "Channel":
-    """The channel of a choice with an edge's options; without its bridge a projected one is text."""
+    """The channel of a choice, with an edge's options; text until its bridge is fitted."""
     if choice.custom is not None:
         return choice.custom
     sink = edge.repair.sink if edge.repair else 0

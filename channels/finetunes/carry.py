@@ -93,9 +93,8 @@ def carry_across(
             repair = deviating_positions(receiver, ids, taken, deviation)
             report = replace(report, layer_tokens=report.layer_tokens + depth * taken[-1].stop)
     origin: Origin = "recomputed" if layer_ranges else "reused"
-    pieces = [Piece(part, "computed") for part in computed] + [
-        Piece(part, origin) for part in taken
-    ]
+    pieces = [Piece(part, "computed") for part in computed]
+    pieces += [Piece(part, origin) for part in taken]
     return Carry(report, pieces=tuple(pieces), repair=repair)
 
 
