@@ -27,7 +27,7 @@ from unspoken.agents.models.base import AgentModel
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.preparation import Preparation
 from unspoken.agents.runtime.events import Event
-from unspoken.agents.runtime.inbox import check_received
+from unspoken.agents.runtime.inbox import check_received, require_messages
 from unspoken.agents.runtime.report import AgentResult, RunResult
 from unspoken.agents.runtime.scheduler import Scheduler
 from unspoken.agents.runtime.states import StateStore
@@ -310,8 +310,9 @@ class Workflow:
         emit: Callable[[Event], None],
     ) -> Scheduler:
         """Check the inputs, load and plan; the run is ready to start."""
-        known = check_inputs(self.spec, inputs)
         spec = self.spec
+        require_messages(spec, received)
+        known = check_inputs(spec, inputs)
         plan = await anyio.to_thread.run_sync(self._preparation.ready, spec)
         models = self._preparation.by_agent(spec)
         check_received(spec, models, received)

@@ -34,12 +34,13 @@ def plan(file: WorkflowFile, inputs: InputsOption = None, as_json: JsonOption = 
     The models are loaded, nothing is run. Give all inputs, some or none: token counts that need
     the others stay unknown.
     """
-    from unspoken.agents.spec.inputs import check_inputs, read_inputs
+    from unspoken.agents.spec.inputs import ON_COMMAND_LINE, check_inputs, read_inputs
     from unspoken.agents.spec.loader import load_workflow
 
     source = load_workflow(file)
     given = read_inputs(source.spec, inputs or [])
-    check_inputs(source.spec, given, partial=True)  # before models are loaded
+    # Before models are loaded.
+    check_inputs(source.spec, given, partial=True, how=ON_COMMAND_LINE)
     chosen = load_flow(source, stderr(), quiet=as_json).plan(**given)
     if as_json:
         print_json(chosen.to_dict())

@@ -61,7 +61,7 @@ def run(
 
     What goes on is shown on stderr, and the outputs are printed on stdout.
     """
-    from unspoken.agents.spec.inputs import check_inputs, read_inputs
+    from unspoken.agents.spec.inputs import ON_COMMAND_LINE, check_inputs, read_inputs
     from unspoken.agents.spec.loader import load_workflow
 
     if as_json and events == "-":
@@ -71,7 +71,8 @@ def run(
             fix="give --events a file",
         )
     source = load_workflow(file)
-    values = check_inputs(source.spec, read_inputs(source.spec, inputs or []))
+    given = read_inputs(source.spec, inputs or [])
+    values = check_inputs(source.spec, given, how=ON_COMMAND_LINE)
     console = stderr()
     if log_level:
         configure_logging(log_level, console)

@@ -10,7 +10,7 @@ from unspoken.agents.prompts.context import ChatTurn, Context, ContextBuilder, Q
 from unspoken.agents.prompts.jinja import TextRef, evaluate, references, render_parts
 from unspoken.agents.prompts.order import InEdge, order_of_parts
 from unspoken.agents.runtime.agent_run import AgentRun
-from unspoken.agents.spec.problems import listed, suggest
+from unspoken.agents.spec.problems import describe, listed, suggest
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.base import Arrival
 from unspoken.channels.errors import InputError
@@ -24,7 +24,36 @@ __all__ = [
     "check_received",
     "items_of",
     "prepare_turn",
+    "require_messages",
 ]
+
+
+def require_messages(spec: WorkflowSpec, received: object) -> Mapping[str, Message]:
+    """Refuse what is no message of one of a workflow's agents, before any model is loaded.
+
+    Raises:
+        InputError: There is no such agent, or no message; inputs are given by name instead.
+    """
+    if not isinstance(received, Mapping):
+        raise InputError(
+            f"{describe(received)} stands where the messages of agents stand",
+            expected="a mapping of agents to messages, or nothing",
+            fix="give inputs by name, as in run(name=value)",
+        )
+    for name, message in received.items():
+        if not isinstance(message, Message):
+            raise InputError(
+                f"{describe(message)} was received for {name!r}, and is no message",
+                expected="messages by agent; inputs are given by name",
+                fix=f"write run({name}=...)" if name in spec.inputs else "write run(**inputs)",
+            )
+        if name not in spec.agents:
+            raise InputError(
+                f"a message was received for {name!r}, which is no agent",
+                expected=listed(spec.agents),
+                fix=suggest(name, spec.agents),
+            )
+    return received
 
 
 def check_received(
@@ -33,16 +62,10 @@ def check_received(
     """Refuse a message that the agent of its name cannot have published.
 
     Raises:
-        InputError: There is no such agent, it is another's, or its edges share something else.
+        InputError: It is another agent's, or its edges share something else.
         IdentityMismatch: Another model made it.
     """
     for name, message in received.items():
-        if name not in spec.agents:
-            raise InputError(
-                f"a message was received for {name!r}, which is no agent",
-                expected=listed(spec.agents),
-                fix=suggest(name, spec.agents),
-            )
         if message.sharer != name:
             raise InputError(
                 f"the message received for {name!r} says that {message.sharer!r} shares it",

@@ -1,18 +1,34 @@
 """Input values: read from a command line's words, and checked against the workflow."""
 
 import json
-from collections.abc import Mapping
+import re
+from codecs import getincrementaldecoder
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from unspoken.agents.spec.problems import describe, suggest
 from unspoken.agents.spec.spec import InputSpec, WorkflowSpec
 from unspoken.channels.errors import InputError
 
-__all__ = ["check_inputs", "read_inputs"]
+__all__ = ["MOST_BYTES", "MOST_VALUES", "ON_COMMAND_LINE", "check_inputs", "read_inputs"]
+
+MOST_BYTES = 64 * 2**20
+"""Bound of a file that is read for an input, and of the characters of all inputs together."""
+
+MOST_VALUES = 1_000_000
+MOST_DEPTH = 64
+ON_COMMAND_LINE = "give each as -i NAME=VALUE, or -i NAME=@FILE to read a file"
+_IN_PYTHON = "give each by its name, as in run(name=value)"
+_BAD = re.compile("[\ud800-\udfff\0]")
+_CHUNK = 2**20
 
 
 def check_inputs(
-    spec: WorkflowSpec, given: Mapping[str, object], *, partial: bool = False
+    spec: WorkflowSpec,
+    given: Mapping[str, object],
+    *,
+    partial: bool = False,
+    how: str = _IN_PYTHON,
 ) -> dict[str, object]:
     """The given values and the defaults of the others.
 
@@ -20,9 +36,11 @@ def check_inputs(
         spec: The workflow.
         given: Values by name.
         partial: Leave out an input that is missing instead of refusing it.
+        how: What an error says of how inputs are given.
 
     Raises:
-        InputError: A value is missing, of another type, or for no input; all are named.
+        InputError: A value is missing, of another type, for no input, beyond the bounds, or text
+            with a character that cannot be read; all are named.
     """
     wrong = []
     for name in given:
@@ -42,11 +60,61 @@ def check_inputs(
     if wrong:
         inputs = ", ".join(f"{name} ({declared.type})" for name, declared in spec.inputs.items())
         raise InputError(
-            "; ".join(wrong),
-            expected=f"inputs {inputs}" if inputs else "no inputs",
-            fix="give each as -i NAME=VALUE, or -i NAME=@FILE to read a file",
+            "; ".join(wrong), expected=f"inputs {inputs}" if inputs else "no inputs", fix=how
         )
+    _check_text(values)
     return values
+
+
+def _check_text(values: Mapping[str, object]) -> None:
+    """Refuse text that no tokenizer reads, and more than a run can hold.
+
+    Raises:
+        InputError: The first of what is wrong.
+    """
+    characters = 0
+    for count, (name, path, text) in enumerate(_texts(values), 1):
+        characters += len(text)
+        if count > MOST_VALUES or characters > MOST_BYTES:
+            raise InputError(
+                f"input {name!r} goes beyond what the inputs of a run may hold together",
+                expected=f"at most {MOST_VALUES:,} values and {MOST_BYTES:,} characters",
+                fix="run over parts of it",
+            )
+        bad = _BAD.search(text)
+        if bad is not None:
+            what = "a NUL character" if bad[0] == "\0" else "half of a surrogate pair"
+            place = ("" if path == name else f"{path}, ") + f"character {bad.start() + 1}"
+            raise InputError(
+                f"input {name!r} holds {what} ({place})",
+                expected="text of whole characters",
+                fix="clean the text where it was cut or decoded, "
+                "as with text.encode('utf-8', 'replace').decode()",
+            )
+
+
+def _texts(values: Mapping[str, object]) -> Iterator[tuple[str, str, str]]:
+    """Every value in the inputs as (input, place in it, text); other values as empty text."""
+    waiting: list[tuple[str, str, object, int]] = [
+        (name, name, value, 0) for name, value in reversed(list(values.items()))
+    ]
+    while waiting:
+        name, path, value, depth = waiting.pop()
+        if depth > MOST_DEPTH:
+            raise InputError(
+                f"input {name!r} is nested more than {MOST_DEPTH} levels deep",
+                fix="give a flat list",
+            )
+        parts: list[tuple[str, object]] = []
+        if isinstance(value, list | tuple):
+            parts = [(f"{path}[{n}]", part) for n, part in enumerate(value)]
+        elif isinstance(value, Mapping):
+            parts = [(f"{path}.{key!s}", part) for key, part in value.items()]
+            yield from (
+                (name, f"a key of {path or name}", key) for key in value if isinstance(key, str)
+            )
+        waiting += ((name, place, part, depth + 1) for place, part in reversed(parts))
+        yield name, path, value if isinstance(value, str) else ""
 
 
 def read_inputs(spec: WorkflowSpec, words: list[str]) -> dict[str, object]:
@@ -71,14 +139,35 @@ def read_inputs(spec: WorkflowSpec, words: list[str]) -> dict[str, object]:
 
 
 def _read(name: str, path: str) -> str:
+    """A file's text, less a byte order mark and the last line break.
+
+    Raises:
+        InputError: A file that cannot be read, is no text in UTF-8, or is beyond the bound.
+    """
+    decoder = getincrementaldecoder("utf-8-sig")()
+    parts, size, chunk = list[str](), 0, b"-"
     try:
-        return Path(path).read_text(encoding="utf-8").removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        # A device or a pipe has no size to look at: each chunk is checked as it comes.
+        with Path(path).open("rb") as stream:
+            while chunk:
+                chunk = stream.read(_CHUNK)
+                size += len(chunk)
+                if size > MOST_BYTES or b"\0" in chunk:
+                    what = "a NUL byte" if b"\0" in chunk else f"more than {MOST_BYTES:,} bytes"
+                    raise InputError(
+                        f"input {name!r} cannot be read from {path!r}: it holds {what}",
+                        expected=f"a text file in UTF-8 of at most {MOST_BYTES:,} bytes",
+                        fix="check the path, or run over parts of the file",
+                    )
+                parts.append(decoder.decode(chunk, final=not chunk))
+    except (OSError, ValueError) as error:
         raise InputError(
             f"input {name!r} cannot be read from {path!r}: {error}",
             expected="a text file in UTF-8",
             fix="check the path; a value that starts with @ is written @@",
         ) from error
+    text = "".join(parts).replace("\r\n", "\n").replace("\r", "\n")
+    return text.removesuffix("\n")
 
 
 def _convert(name: str, text: str, declared: InputSpec) -> object:
@@ -88,7 +177,7 @@ def _convert(name: str, text: str, declared: InputSpec) -> object:
         return [_line(line) for line in text.splitlines() if line.strip()]
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         lines = " as JSON, or one item a line" if declared.type == "list" else ""
         expected = f"a value of type {declared.type}{lines}"
         raise InputError(f"input {name!r} is {text[:60]!r}", expected=expected) from None
@@ -97,5 +186,5 @@ def _convert(name: str, text: str, declared: InputSpec) -> object:
 def _line(line: str) -> object:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return line

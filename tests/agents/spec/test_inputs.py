@@ -1,13 +1,23 @@
 """Input values, from Python and from a command line's words."""
 
+import tracemalloc
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unspoken.agents.spec.inputs import check_inputs, read_inputs
+from unspoken.agents import Workflow
+from unspoken.agents.spec.inputs import (
+    MOST_BYTES,
+    MOST_VALUES,
+    ON_COMMAND_LINE,
+    check_inputs,
+    read_inputs,
+)
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.errors import InputError
 
@@ -88,3 +98,118 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="cannot be read"):
         read_inputs(spec(x="text"), [f"x=@{file}"])
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            {"x": "The ferry \ud83d leaves."},
+            "input 'x' holds half of a surrogate pair (character 11)",
+        ),
+        ({"x": "a\0b"}, "input 'x' holds a NUL character (character 2)"),
+        (
+            {"rows": ["a", {"b": ["\udcff"]}]},
+            "half of a surrogate pair (rows[1].b[0], character 1)",
+        ),
+        ({"rows": [{"\udcff": 1}]}, "half of a surrogate pair (a key of rows[0], character 1)"),
+        ({"rows": ("ok", "\0")}, "a NUL character (rows[1], character 1)"),
+    ],
+)
+def test_text_that_no_tokenizer_reads_is_refused(given: dict[str, Any], told: str) -> None:
+    """Half a character and NUL are found with their place, in lists and in mappings too."""
+    declared = spec(x={"default": "x"}, rows={"type": "list", "default": []})
+    with pytest.raises(InputError) as caught:
+        check_inputs(declared, given)
+    assert told in caught.value.found
+    str(caught.value).encode("utf-8")
+
+
+def test_a_default_is_held_to_the_same() -> None:
+    """A value from the file is no better than one from elsewhere."""
+    with pytest.raises(InputError, match="NUL"):
+        check_inputs(spec(x={"default": "a\0"}), {})
+
+
+def test_json_cannot_bring_half_a_character() -> None:
+    """An escape in JSON is found like the character itself."""
+    given = read_inputs(spec(rows="list"), ['rows=["\\ud83d"]'])
+    with pytest.raises(InputError, match="half of a surrogate pair"):
+        check_inputs(spec(rows="list"), given)
+
+
+def test_inputs_are_bounded() -> None:
+    """Values that hold themselves, deep ones and long ones are refused."""
+    endless: list[object] = []
+    endless.append(endless)
+    for rows in (endless, [["x" * 2**20] * 65], [0] * (MOST_VALUES + 1)):
+        with pytest.raises(InputError):
+            check_inputs(spec(rows="list"), {"rows": rows})
+
+
+def test_deep_json_is_refused() -> None:
+    """Brackets without end are an input error, not a recursion."""
+    with pytest.raises(InputError):
+        check_inputs(spec(rows="list"), read_inputs(spec(rows="list"), ["rows=" + "[" * 100_000]))
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no such device")
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/urandom"])
+def test_a_device_without_end_is_refused_at_once(device: str) -> None:
+    """The bound holds while it is read, and a chunk is enough."""
+    tracemalloc.start()
+    began = perf_counter()
+    with pytest.raises(InputError, match="cannot be read"):
+        read_inputs(spec(x="text"), [f"x=@{device}"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert perf_counter() - began < 1
+    assert peak < 16 * 2**20
+
+
+def test_a_file_beyond_the_bound_is_refused(tmp_path: Path) -> None:
+    """The error says the bound."""
+    file = tmp_path / "long.txt"
+    with file.open("wb") as stream:
+        for _ in range(MOST_BYTES // 2**20 + 1):
+            stream.write(b"x" * 2**20)
+    with pytest.raises(InputError, match=f"more than {MOST_BYTES:,} bytes"):
+        read_inputs(spec(x="text"), [f"x=@{file}"])
+
+
+def test_a_byte_order_mark_is_dropped(tmp_path: Path) -> None:
+    """A file saved on Windows is the text that it shows, as text and as JSON."""
+    text, rows = tmp_path / "text.txt", tmp_path / "rows.json"
+    text.write_bytes(b"\xef\xbb\xbfThe ferry\r\nleaves.\r\n")
+    rows.write_bytes(b"\xef\xbb\xbf[1, 2, 3]\n")
+    read = read_inputs(spec(x="text", rows="list"), [f"x=@{text}", f"rows=@{rows}"])
+    assert read == {"x": "The ferry\nleaves.", "rows": [1, 2, 3]}
+
+
+@given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_a_file_is_read_as_python_reads_it(text: str) -> None:
+    """Chunks and line breaks change nothing."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "x"
+        file.write_bytes(text.encode("utf-8"))
+        whole = file.read_text(encoding="utf-8-sig").removesuffix("\n")
+        if "\0" not in text:
+            assert read_inputs(spec(x="text"), [f"x=@{file}"]) == {"x": whole}
+
+
+def test_python_and_the_command_line_are_told_of_their_own_way() -> None:
+    """An error in Python names no flag of the command line."""
+    for how, word in (({}, "run(name=value)"), ({"how": ON_COMMAND_LINE}, "-i NAME=VALUE")):
+        with pytest.raises(InputError) as caught:
+            check_inputs(spec(x="text"), {}, **how)
+        assert word in caught.value.fix
+        assert ("-i" in caught.value.fix) == bool(how)
+
+
+@pytest.mark.parametrize("received", [{"x": 1}, {"a": "words"}, "words", 5, ["x"]])
+def test_inputs_in_the_place_of_messages_are_refused(received: Any) -> None:
+    """`run({...})` is told to give inputs by name, before a model is loaded."""
+    flow = Workflow.from_spec(spec(x="text"))
+    with pytest.raises(InputError) as caught:
+        flow.run(received)
+    assert "run(" in caught.value.fix
