@@ -24,8 +24,9 @@ from unspoken.agents.models.notes import (
 )
 from unspoken.agents.models.pretrained import cast, find_device, find_dtype, read_pretrained
 from unspoken.agents.models.weights import weights_of
-from unspoken.agents.prompts.chat_template import ChatTemplate, template_of
-from unspoken.agents.prompts.context import ChatTurn, ContextBuilder
+from unspoken.agents.prompts.chat_template import ChatTemplate
+from unspoken.agents.prompts.context import ChatTurn
+from unspoken.agents.prompts.parity import context_builder_of
 from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.channels.errors import ModelReferenceError, ModelSupportError
 from unspoken.channels.kv.geometry import ModelIdentity
@@ -48,6 +49,7 @@ class LocalModel(Decoder):
         ref: What to call it; the reference it can be loaded by, or empty for an object made in
             memory.
         identity: Its identity; computed from all weights where it is not given.
+        template: Arguments for its chat template, such as ``{"enable_thinking": False}``.
 
     Raises:
         ModelSupportError: An architecture whose cache cannot be handed over, or a tokenizer without
@@ -61,6 +63,7 @@ class LocalModel(Decoder):
         *,
         ref: str = "",
         identity: ModelIdentity | None = None,
+        template: Mapping[str, object] | None = None,
     ) -> None:
         self.ref = ref
         self.hf: PreTrainedModel = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
@@ -68,7 +71,8 @@ class LocalModel(Decoder):
         backbone = Backbone(model)
         super().__init__(backbone, identity or model_identity(model, tokenizer))
         self.text = TextTokenizer(tokenizer, self._identity.tokenizer)
-        self.context_builder = ContextBuilder(self.text, self.template)
+        self.template_arguments = dict(template or {})
+        self.context_builder = context_builder_of(self.text, self.template_arguments)
         self.adapter: str | None = None
         self.asked: Mapping[str, str] = {}
         """``dtype``, ``device`` and ``revision`` as they were asked for, those that were."""
@@ -82,6 +86,7 @@ class LocalModel(Decoder):
         device: str | torch.device = "auto",
         revision: str | None = None,
         adapter: str | None = None,
+        template: Mapping[str, object] | None = None,
         progress: Callable[[str, float], None] | None = None,
     ) -> "LocalModel":
         """Load a Hub id, a folder, a ``.gguf`` file or ``embedded:NAME``, prepared on first use.
@@ -93,6 +98,7 @@ class LocalModel(Decoder):
             revision: Branch, tag or commit of a Hub id.
             adapter: Folder or Hub id of an adapter on it; see `with_adapter` for several on one
                 base.
+            template: Arguments for its chat template, such as ``{"enable_thinking": False}``.
             progress: Called with a stage and a fraction while the model is being prepared.
 
         Raises:
@@ -116,7 +122,7 @@ class LocalModel(Decoder):
             )
         torch.nn.Module.to(model, target)
         cast(model, wanted)
-        loaded = cls(model, tokenizer, ref=ref, identity=identity)
+        loaded = cls(model, tokenizer, ref=ref, identity=identity, template=template)
         asked = {"dtype": dtype, "device": device, "revision": revision or "auto"}
         named = {name: str(value).removeprefix("torch.") for name, value in asked.items()}
         loaded._rounded = wanted is not None and wanted not in _WIDE
@@ -159,7 +165,7 @@ class LocalModel(Decoder):
         identity = adapted_identity(self._identity, folder)
         name = f"a{identity.weights[:12]}"
         self.weights.load_adapter(name, folder)
-        adapted = LocalModel(self.hf, self.tokenizer, ref=self.ref, identity=identity)
+        adapted = LocalModel(self.hf, self.tokenizer, ref=self.ref, identity=identity, template=self.template_arguments)
         adapted.adapter, adapted.asked, adapted._rounded = adapter, self.asked, self._rounded
         adapted.backbone.adapter = name
         return adapted
@@ -174,7 +180,7 @@ class LocalModel(Decoder):
             copied = copy.deepcopy(self.hf)
             weights_of(copied).adapters.adopt(self.weights.adapters)
         cast(copied, dtype)
-        made = LocalModel(copied, self.tokenizer, ref=self.ref, identity=self.identity)
+        made = LocalModel(copied, self.tokenizer, ref=self.ref, identity=self.identity, template=self.template_arguments)
         made.backbone.adapter, made.adapter = self.backbone.adapter, self.adapter
         made.asked = {**self.asked, "dtype": str(dtype).removeprefix("torch.")}
         if dtype == self.dtype:
@@ -185,10 +191,10 @@ class LocalModel(Decoder):
             made._rounded = dtype not in _WIDE
         return made
 
-    @cached_property
+    @property
     def template(self) -> ChatTemplate:
         """Its chat template, taken apart; a plain one where it brings none."""
-        return template_of(self.text)
+        return self.context_builder.template
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -199,9 +205,10 @@ class LocalModel(Decoder):
             if isinstance(configured, list)
             else [configured, self.tokenizer.eos_token_id]
         )
-        closing = self.context_builder.close()[:1]
-        special = set(self.tokenizer.all_special_ids)
-        return frozenset(token for token in (*ids, *(set(closing) & special)) if token is not None)
+        closing = [
+            token for token in self.context_builder.close() if token in self.text.turn_markers
+        ]
+        return frozenset(token for token in (*ids, *closing[:1]) if token is not None)
 
     @property
     def generation(self) -> Mapping[str, object]:

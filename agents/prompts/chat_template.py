@@ -1,17 +1,32 @@
 """A chat template taken apart once: what stands before and after the words of each role's turn."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
+from unspoken.agents.prompts.template_probes import (
+    WORDS,
+    Render,
+    Trim,
+    attempt,
+    drops_thoughts,
+    find_trims,
+)
 from unspoken.channels.errors import ModelSupportError
 
 if TYPE_CHECKING:
     from unspoken.agents.prompts.tokenizer import TextTokenizer
 
-__all__ = ["PLAIN_TEMPLATE", "ChatTemplate", "read_template", "template_of"]
-
-Render = Callable[[Sequence[Mapping[str, str]], bool], str]
+__all__ = [
+    "PLAIN_TEMPLATE",
+    "UNREADABLE",
+    "ChatTemplate",
+    "read_template",
+    "renderer_of",
+    "template_of",
+]
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -21,6 +36,11 @@ PLAIN_TEMPLATE = (
 )
 """For models without a chat template: paragraphs, the assistant's words right after the prompt's.
 """
+
+_TIMES = re.compile(r"""strftime_now\(\s*(['"])([^'"\\\\{}]*)\1\s*\)""")
+
+UNREADABLE = "its own chat template could not be taken apart: turns are plain paragraphs"
+"""Said of a template whose own ids no turn has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +52,16 @@ class ChatTemplate:
             system turn).
         system: What stands before and after a system prompt's words; None where the template has no
             system turn and the prompt goes before the first turn's words instead.
+        inline_system: What stands before and after a system prompt's words where they stand in the
+            first user turn, before its own; None where the template takes none there either.
         wrappers: Per role (``user``, ``assistant``), what stands before and after its words.
         first: What stands before the words of the first user turn, after the opening.
         prompt: What asks for the assistant's words.
         merges: Whether the template refuses two user turns in a row, so that they are merged into
             one.
         plain: Whether this is the plain template of a model that brings none.
+        trims: Per role (``system``, ``user``, ``assistant``), what it strips off the words, if any;
+            ``inline``: off those of the first user turn that go on a system prompt.
         notes: What is unusual about it, in sentences for the plan.
     """
 
@@ -46,31 +70,30 @@ class ChatTemplate:
     wrappers: Mapping[str, tuple[str, str]]
     first: str
     prompt: str
+    inline_system: tuple[str, str] | None = None
     merges: bool = False
     plain: bool = False
+    trims: Mapping[str, Trim] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=())
 
+    def trim(self, role: str) -> Trim:
+        """What it strips off the words of a role."""
+        return self.trims.get(role, Trim())
 
-_WORDS = ("q0zq", "q1zq", "q2zq", "q3zq")
-
-
-def _attempt(render: Render, roles: str, prompt: bool = False) -> str | None:
-    """Render turns of the roles s, u, a with known words; None where the template refuses them."""
-    names = {"s": "system", "u": "user", "a": "assistant"}
-    turns = [{"role": names[role], "content": _WORDS[index]} for index, role in enumerate(roles)]
-    try:
-        text = render(turns, prompt)
-    except Exception:  # a template is somebody's program: it may raise anything to refuse
-        return None
-    return text if all(text.count(_WORDS[index]) == 1 for index in range(len(roles))) else None
+    @property
+    def turn_texts(self) -> tuple[str, ...]:
+        """What it writes around turns."""
+        system = (*(self.system or ()), *(self.inline_system or ()))
+        wrappers = [text for pair in self.wrappers.values() for text in pair]
+        return (self.opening, self.first, *system, *wrappers)
 
 
 def _between(text: str, left: int, right: int) -> str:
-    return text.split(_WORDS[left], 1)[1].split(_WORDS[right], 1)[0]
+    return text.split(WORDS[left], 1)[1].split(WORDS[right], 1)[0]
 
 
 def _after(text: str, index: int) -> str:
-    return text.split(_WORDS[index], 1)[1]
+    return text.split(WORDS[index], 1)[1]
 
 
 def read_template(render: Render, *, bos: str = "", plain: bool = False) -> ChatTemplate | None:
@@ -84,24 +107,24 @@ def read_template(render: Render, *, bos: str = "", plain: bool = False) -> Chat
     Returns:
         The parts, or None where even one user turn does not come through.
     """
-    single = _attempt(render, "u")
+    single = attempt(render, "u")
     if single is None:
         return None
     notes: list[str] = []
-    before_first, user_after = single.split(_WORDS[0], 1)
+    before_first, user_after = single.split(WORDS[0], 1)
     user_before, assistant = _later_wrappers(render, before_first, user_after, notes)
-    asked = _attempt(render, "u", prompt=True) or single
+    asked = attempt(render, "u", prompt=True) or single
     if not asked.startswith(single):
         notes.append("its generation prompt rewrites the turn before it")
-    pair = _attempt(render, "uu")
+    pair = attempt(render, "uu")
     merges = pair is None or not _between(pair, 0, 1).endswith(user_before)
     if merges:
         notes.append("it takes no two user turns in a row: they are merged into one")
-    system = _system(render, user_before)
+    system, inline = _system(render, user_before, bos)
     if system is None:
         notes.append("it has no system turn: a system prompt goes before the first turn's words")
-    elif not system[0].startswith(bos):
-        system = (bos + system[0], system[1])
+    if drops_thoughts(render):
+        notes.append("it drops the thoughts of earlier turns, and unspoken keeps them")
     # A template that only separates turns puts nothing before the first: what stands there is then
     # all opening.
     first = user_before if before_first.endswith(user_before) else ""
@@ -113,34 +136,88 @@ def read_template(render: Render, *, bos: str = "", plain: bool = False) -> Chat
         first=first,
         prompt=asked.removeprefix(single) if asked.startswith(single) else "",
         merges=merges,
+        inline_system=inline,
         plain=plain,
+        trims=find_trims(render),
         notes=tuple(notes),
     )
 
 
-def template_of(text: "TextTokenizer") -> ChatTemplate:
+def template_of(
+    text: "TextTokenizer", arguments: Mapping[str, object] | None = None
+) -> ChatTemplate:
     """The template that a tokenizer brings, taken apart; a plain one where it brings none.
+
+    The tokenizer then counts what stands around its turns as markers.
+
+    Args:
+        text: The tokenizer.
+        arguments: What the template is given besides the turns.
 
     Raises:
         ModelSupportError: A tokenizer that cannot render even the plain one.
     """
-    source = text.tokenizer.chat_template
-    if isinstance(source, dict):
-        source = source.get("default")
-    if source:
-        parts = read_template(_renderer(text, source), bos=text.bos)
-        if parts is not None:
-            return parts
-    plain = read_template(_renderer(text, PLAIN_TEMPLATE), bos=text.bos, plain=True)
+    render = renderer_of(text, arguments)
+    parts = None if render is None else read_template(render, bos=text.bos)
+    if parts is not None:
+        source, parts = source_of(text), _without_swallowed(parts, text)
+        notes = list(parts.notes)
+        if "strftime_now" in source:
+            notes.append("it writes the date: the one when this model was loaded")
+        text.know(parts.turn_texts)
+        text.know([parts.prompt], turns=False)
+        if not text.marks_turns(parts.wrappers["user"][1] + parts.prompt):
+            notes.append("it ends a turn with plain text, which words can spell")
+        return replace(parts, notes=tuple(notes))
+    plain = read_template(_renderer(text, PLAIN_TEMPLATE, {}), bos=text.bos, plain=True)
     if plain is None:
         raise ModelSupportError("the plain chat template could not be rendered")
-    if source:
-        note = "its own chat template could not be taken apart: turns are plain paragraphs"
-        return replace(plain, plain=False, notes=(*plain.notes, note))
-    return plain
+    return (
+        plain if render is None else replace(plain, plain=False, notes=(*plain.notes, UNREADABLE))
+    )
 
 
-def _renderer(text: "TextTokenizer", source: str) -> Render:
+def _without_swallowed(template: ChatTemplate, text: "TextTokenizer") -> ChatTemplate:
+    """A template whose turns end without the space that the next turn's marker swallows."""
+    if not all(map(text.swallows_space, (template.wrappers["user"][0], template.prompt))):
+        return template
+
+    def ended(around: tuple[str, str] | None) -> tuple[str, str] | None:
+        return around and (around[0], around[1].rstrip())
+
+    wrappers = {role: (one, other.rstrip()) for role, (one, other) in template.wrappers.items()}
+    trims = dict(template.trims)
+    system = ended(template.system)
+    for role, around in (*wrappers.items(), ("system", system)):
+        if around and not around[1]:
+            trims[role] = Trim(template.trim(role).left, None)
+    return replace(
+        template,
+        opening=template.opening.rstrip(),
+        system=system,
+        wrappers=wrappers,
+        trims=trims,
+    )
+
+
+def source_of(text: "TextTokenizer") -> str:
+    """The chat template that a tokenizer brings, empty for none."""
+    source = text.tokenizer.chat_template
+    return str((source.get("default") if isinstance(source, dict) else source) or "")
+
+
+def renderer_of(
+    text: "TextTokenizer", arguments: Mapping[str, object] | None = None
+) -> Render | None:
+    """What renders turns with the template that a tokenizer brings; None where it brings none."""
+    source = source_of(text)
+    return _renderer(text, source, arguments or {}) if source else None
+
+
+def _renderer(text: "TextTokenizer", source: str, arguments: Mapping[str, object]) -> Render:
+    given: dict[str, Any] = {**arguments}
+    source = _at_one_time(source, text.loaded)
+
     def render(turns: Sequence[Mapping[str, str]], prompt: bool) -> str:
         return str(
             text.tokenizer.apply_chat_template(
@@ -148,17 +225,30 @@ def _renderer(text: "TextTokenizer", source: str) -> Render:
                 chat_template=source,
                 tokenize=False,
                 add_generation_prompt=prompt,
+                **given,
             )
         )
 
     return render
 
 
+def _at_one_time(source: str, time: datetime) -> str:
+    """A template that writes one time, whenever it is rendered."""
+    formats = {found[2] for found in _TIMES.finditer(source)}
+    if not formats:
+        return source
+    cases = "".join(
+        "{% if format == " + repr(one) + " %}" + time.strftime(one) + "{% endif %}"
+        for one in sorted(formats)
+    )
+    return "{% macro strftime_now(format) %}" + cases + "{% endmacro %}" + source
+
+
 def _later_wrappers(
     render: Render, before_first: str, user_after: str, notes: list[str]
 ) -> tuple[str, tuple[str, str]]:
     """What stands before a later user turn, and around an assistant's."""
-    two, three = _attempt(render, "ua"), _attempt(render, "uau")
+    two, three = attempt(render, "ua"), attempt(render, "uau")
     if two is None or three is None:
         notes.append("it shows no conversation of several turns")
         return before_first, ("", "")
@@ -173,11 +263,15 @@ def _later_wrappers(
     return middle.removeprefix(after), assistant
 
 
-def _system(render: Render, user_before: str) -> tuple[str, str] | None:
-    text = _attempt(render, "su")
+def _system(
+    render: Render, user_before: str, bos: str
+) -> tuple[tuple[str, str] | None, tuple[str, str] | None]:
+    """What stands around a system prompt that is a turn of its own, or inside the first turn."""
+    text = attempt(render, "su")
     if text is None:
-        return None
-    middle = _between(text, 0, 1)
-    if not middle.endswith(user_before):
-        return None
-    return text.split(_WORDS[0], 1)[0], middle.removesuffix(user_before)
+        return None, None
+    before, middle = text.split(WORDS[0], 1)[0], _between(text, 0, 1)
+    before = before if before.startswith(bos) else bos + before
+    if middle.endswith(user_before):
+        return (before, middle.removesuffix(user_before)), None
+    return None, (before, middle)

@@ -4,17 +4,18 @@ State is looked for afterwards, by position. So ids never depend on how a messag
 can take over from any channel.
 
 Ids of parts cannot be laid end to end, since a tokenizer joins letters across a border: a wrapper's
-space and the first word may be one token. Words are tokenised together with the wrapper's text up
-to its nearest marker, which no token crosses. A message of the same tokenizer keeps its ids, since
-its state belongs to them. It also keeps its wrapper's where this template writes the same turn.
+space and the first word may be one token. A turn is therefore tokenised as a whole. A message of
+the same tokenizer keeps its ids, since its state belongs to them. It also keeps its wrapper's where
+this template writes the same turn.
 """
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from unspoken.agents.prompts.chat_template import ChatTemplate
 from unspoken.agents.prompts.tokenizer import TextTokenizer
+from unspoken.agents.prompts.wrapping import Place, wrapped
 from unspoken.channels.base import Span, TextSpan
 from unspoken.channels.message import Message, Segment
 
@@ -99,25 +100,6 @@ class Context:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a piece stands among ids.
-
-    Attributes:
-        start: Its first token, which may hold some of what stands before it.
-        stop: After its last token, which may hold some of what follows.
-        own: First and last (exclusive) of those tokens that hold nothing but the piece.
-        ends: Per token start … stop - 1, the character of the piece where it ends; empty where that
-            is not known.
-    """
-
-    start: int
-    stop: int
-    _: KW_ONLY
-    own: tuple[int, int]
-    ends: tuple[int, ...]
-
-
 class ContextBuilder:
     """Composes contexts with a model's tokenizer and its chat template."""
 
@@ -126,17 +108,13 @@ class ContextBuilder:
 
     def opening(self, system: str | None) -> Context:
         """The leading turn: a system prompt, or what the template opens with by itself."""
-        if system is None or self.template.system is None:
+        around = self.template.system or self.template.inline_system
+        if system is None or around is None:
             ids = self.text.encode(self.template.opening)
-            return (
-                Context().extended(
-                    Segment(role="system", ids=ids, content=(0, 0), text="", position=0)
-                )
-                if ids
-                else Context()
-            )
-        before, after = self.template.system
-        ids, (place,) = self._wrap(before, (system,), after)
+            opening = Segment(role="system", ids=ids, content=(0, 0), text="", position=0)
+            return Context().extended(opening) if ids else Context()
+        system = self.template.trim("system").of(system)
+        ids, (place,) = self._wrap(around[0], (system,), around[1])
         words = place.start, place.stop
         return Context().extended(
             Segment(role="system", ids=ids, content=words, text=system, position=0, ends=place.ends)
@@ -158,8 +136,11 @@ class ContextBuilder:
         """
         turns = list(turns)
         if earlier is None:
-            earlier = self.opening(system)
-            if system is not None and self.template.system is None and turns:
+            own = self.template.system is not None
+            first_turn = self.template.inline_system is not None and bool(turns)
+            inline = bool(system) and first_turn and turns[0].role == "user"
+            earlier = self.opening(system if own or inline else None)
+            if system and turns and not own and not inline:
                 turns.insert(0, ChatTurn("system", (system,)))
         context = earlier.bare()
         for group in self._groups(turns):
@@ -168,11 +149,11 @@ class ContextBuilder:
 
     def ask(self) -> tuple[int, ...]:
         """The ids that ask for the assistant's words."""
-        return self.text.encode(self.template.prompt)
+        return self.text.encode(self.template.prompt, after=self.template.wrappers["user"][1])
 
     def close(self, role: str = "assistant") -> tuple[int, ...]:
         """The ids that close a turn of `role`."""
-        return self.text.encode(self.template.wrappers[role][1])
+        return self.text.encode(self.template.wrappers[role][1], after="")
 
     def _groups(self, turns: Sequence[ChatTurn]) -> list[list[ChatTurn]]:
         """Turns that share a wrapper: as the template merges them, or behind a system prompt."""
@@ -186,13 +167,17 @@ class ContextBuilder:
         return groups
 
     def _append(self, context: Context, group: Sequence[ChatTurn]) -> Context:
-        role = group[-1].role
+        role, left = group[-1].role, self._left(context)
+        inline = self._in_first_turn(context)
         before, after = self.template.wrappers[role]
         if role == "user" and not any(
             segment.role != "system" or segment.text for segment in context.segments
         ):
             before = self.template.first
-        whole = self._kept_whole(group, before, after)
+        elif inline:
+            before = ""
+        group = [self._trimmed(turn, "inline" if inline else turn.role) for turn in group]
+        whole = self._kept_whole(group, before, after, left)
         if whole is not None:
             segment = replace(whole.segment, position=len(context.ids))
             span = Span(segment.position, whole.segment.position, len(segment.ids))
@@ -203,14 +188,14 @@ class ContextBuilder:
             pieces += ["\n\n"] if pieces else []
             first_pieces.append(len(pieces))
             pieces += turn.pieces or ("",)
-        ids, places = self._wrap(before, pieces, after)
+        ids, places = self._wrap(before, pieces, after, left)
         return self._tiled(context, ids, places, list(zip(group, first_pieces, strict=True)))
 
     def _tiled(
         self,
         context: Context,
         ids: tuple[int, ...],
-        places: Sequence[_Place],
+        places: Sequence[Place],
         turns: Sequence[tuple[ChatTurn, int]],
     ) -> Context:
         """Cut one wrapper's ids into a segment per turn, each from the end of the words before it.
@@ -236,91 +221,83 @@ class ContextBuilder:
             for piece, place in zip(turn.pieces, inside, strict=False):
                 if not isinstance(piece, Quote):
                     continue
-                if self._same_tokenizer(piece):
+                if self._keeps_ids(piece):
                     spans.append((piece.message, _span(piece, origin + place.start)))
                     continue
-                text = _text_span(piece, place, origin)
+                same = self._same_tokenizer(piece)
+                text = None if same else _text_span(piece, place, origin)
                 if text is not None:
                     texts.append((piece.message, text))
             context = context.extended(segment, spans, texts)
             begin = end
         return context
 
-    def _kept_whole(self, group: Sequence[ChatTurn], before: str, after: str) -> Quote | None:
+    def _in_first_turn(self, context: Context) -> bool:
+        """Whether a context is a system prompt that the words of the first user turn go on."""
+        return self.template.system is None and [
+            segment.role for segment in context.segments if segment.text
+        ] == ["system"]
+
+    def _left(self, context: Context) -> str | None:
+        """What stands before the next turn: its tokens may depend on it. None at the beginning."""
+        if not context.segments:
+            return None
+        last = context.segments[-1]
+        if last.role == "system":
+            around = self.template.system or self.template.inline_system
+            return around[1] if last.text and around else self.template.opening
+        return self.template.wrappers[last.role][1] or last.text[-16:]
+
+    def _trimmed(self, turn: ChatTurn, where: str) -> ChatTurn:
+        """A turn without what the template trims off its words; quotes keep theirs."""
+        pieces, trim = list(turn.pieces), self.template.trim(where)
+        for index, piece in enumerate(pieces):
+            pieces[index] = piece if isinstance(piece, Quote) else piece.lstrip(trim.left)
+            if pieces[index]:
+                break
+        for index in reversed(range(len(pieces))):
+            piece = pieces[index]
+            pieces[index] = piece if isinstance(piece, Quote) else piece.rstrip(trim.right)
+            if pieces[index]:
+                break
+        return replace(turn, pieces=tuple(pieces))
+
+    def _kept_whole(
+        self, group: Sequence[ChatTurn], before: str, after: str, left: str | None
+    ) -> Quote | None:
         """The quote whose own turn, wrapper included, is just what this template would write."""
         if len(group) != 1 or len(group[0].pieces) != 1 or isinstance(group[0].pieces[0], str):
             return None
         quote = group[0].pieces[0]
-        if quote.segment.role != group[0].role or not self._same_tokenizer(quote):
+        if quote.segment.role != group[0].role or not self._keeps_ids(quote):
             return None
         ids, (start, stop) = quote.segment.ids, quote.segment.content
-        around = (ids[:start], ids[stop:]) == (self.text.encode(before), self.text.encode(after))
-        same = around or self._wrap(before, (quote.segment.text,), after)[0] == ids
+        around = self.text.encode(before, left), self.text.encode(after, "")
+        same = (ids[:start], ids[stop:]) == around
+        same = same or self._wrap(before, (quote.segment.text,), after, left)[0] == ids
         return quote if same else None
 
     def _same_tokenizer(self, quote: Quote) -> bool:
         return quote.message.identity.tokenizer == self.text.digest
 
+    def _keeps_ids(self, quote: Quote) -> bool:
+        """Whether a quote's tokens can stand here: ours, and none that opens or closes a turn."""
+        return self._same_tokenizer(quote) and self.text.turn_markers.isdisjoint(
+            quote.segment.words
+        )
+
     def _wrap(
-        self, before: str, pieces: Sequence[str | Quote], after: str
-    ) -> tuple[tuple[int, ...], list[_Place]]:
-        """Ids of pieces in a wrapper, and where each piece stands in them.
-
-        Markers inside words stay words.
-        """
-        head, lead = self.text.split_after_marker(before)
-        tail, rest = self.text.split_before_marker(after)
-        ids = list(self.text.encode(head))
-        places: list[_Place] = []
-        text, inside = lead, list[tuple[int, int]]()
-        for piece in pieces:
-            if isinstance(piece, Quote) and self._same_tokenizer(piece):
-                opening = None if places or inside else self._joined(head, text, piece)
-                if opening is None:
-                    places += self._tokenised(ids, text, inside)
-                ids += opening or ()
-                here = len(ids), len(ids) + len(piece.segment.words)
-                places.append(_Place(*here, own=here, ends=piece.segment.ends))
-                ids += piece.segment.words
-                text, inside = "", []
-            else:
-                inside.append((len(text), len(text) + len(_words(piece))))
-                text += _words(piece)
-        places += self._tokenised(ids, text + tail, inside)
-        ids += self.text.encode(rest)
-        return tuple(ids), places
-
-    def _tokenised(
-        self, ids: list[int], text: str, inside: Sequence[tuple[int, int]]
-    ) -> list[_Place]:
-        """Append the tokens of text; where its parts, given in characters, stand in the ids."""
-        base = len(ids)
-        tokens, offsets = self.text.words_with_offsets(text)
-        ids += tokens
-        return [_place(offsets, first, last, base) for first, last in inside]
-
-    def _joined(self, head: str, lead: str, quote: Quote) -> tuple[int, ...] | None:
-        """Ids of the lead before a quote that had the same lead at its sharer, else None."""
-        segment, opening = quote.segment, self.text.encode(head)
-        before = segment.ids[: segment.content[0]]
-        text = self.text.decode(before[len(opening) :]) + self.text.decode(segment.words)
-        same = before[: len(opening)] == opening and text.startswith(lead + segment.text)
-        return before[len(opening) :] if same else None
+        self, before: str, pieces: Sequence[str | Quote], after: str, left: str | None = None
+    ) -> tuple[tuple[int, ...], list[Place]]:
+        """Ids of pieces in a wrapper, and where each piece stands in them."""
+        parts = [
+            piece.segment if isinstance(piece, Quote) and self._keeps_ids(piece) else _words(piece)
+            for piece in pieces
+        ]
+        return wrapped(self.text, parts, before=before, behind=after, after=left)
 
 
-def _place(offsets: Sequence[tuple[int, int]], first: int, last: int, base: int) -> _Place:
-    """Where characters first … last - 1 of a text stand, its tokens beginning at `base`."""
-    start = sum(end <= first for _, end in offsets)
-    stop = max(start, sum(begin < last for begin, _ in offsets))
-    here = range(start, stop)
-    own_start = next((n for n in here if offsets[n][0] >= first), stop)
-    own_stop = next((n + 1 for n in reversed(here) if offsets[n][1] <= last), own_start)
-    ends = accumulate((min(max(offsets[n][1], first), last) - first for n in here), max)
-    own = base + own_start, base + max(own_start, own_stop)
-    return _Place(base + start, base + stop, own=own, ends=tuple(ends))
-
-
-def _joined_ends(places: Sequence[_Place], turn: ChatTurn) -> tuple[int, ...]:
+def _joined_ends(places: Sequence[Place], turn: ChatTurn) -> tuple[int, ...]:
     """Where in a turn's text the tokens of its pieces end; empty where a piece does not know."""
     if any(len(place.ends) != place.stop - place.start for place in places):
         return ()
@@ -339,7 +316,7 @@ def _span(quote: Quote, start: int) -> Span:
     return Span(start, source, len(quote.segment.words))
 
 
-def _text_span(quote: Quote, place: _Place, origin: int) -> TextSpan | None:
+def _text_span(quote: Quote, place: Place, origin: int) -> TextSpan | None:
     """The tokens that hold a quote's words alone, `origin` being the position of the first id."""
     start, stop = place.own
     if start == stop:

@@ -1,11 +1,12 @@
 """Text to token ids and back, with the care that other people's words need."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from itertools import accumulate
-from threading import RLock
 
 from transformers import PreTrainedTokenizerBase
 
+from unspoken.agents.prompts.markers import MarkedText
 from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.message import common_prefix
 
@@ -15,12 +16,17 @@ _LONGEST_PART = 8
 """Tokens after which a text that still ends in a broken character is taken as it is."""
 
 
-class TextTokenizer:
-    """A fast tokenizer, without its habit of adding special tokens.
+class TextTokenizer(MarkedText):
+    """A fast tokenizer that reads a template's markers, and none in anybody's words.
+
+    It may be used from any thread: nothing in it changes after its template is known.
 
     Args:
         tokenizer: A tokenizer with offsets.
         digest: The tokenizer part of the model's identity.
+
+    Attributes:
+        loaded: When it was made: the time that a template writes.
 
     Raises:
         ModelSupportError: A tokenizer without offsets.
@@ -34,52 +40,59 @@ class TextTokenizer:
                 fix="convert it with transformers' AutoTokenizer, or use another model",
             )
         self.tokenizer, self.digest = tokenizer, digest
-        # Whether markers are read is a flag on the shared backend, and both the event loop and the
-        # workers tokenise.
-        self._lock = RLock()
-        self._markers = sorted(
-            (token.content for token in tokenizer.added_tokens_decoder.values()),
-            key=len,
-            reverse=True,
-        )
+        super().__init__(tokenizer)
+        self.loaded = datetime.now().astimezone()
 
     @property
     def bos(self) -> str:
         """Text of the token this tokenizer starts a context with by itself, empty for none."""
-        with_specials = self.tokenizer("a").input_ids
-        bare = self.tokenizer("a", add_special_tokens=False).input_ids
-        leads = len(with_specials) > len(bare) and with_specials[0] == self.tokenizer.bos_token_id
+        leads = self._backend.starts_with()[:1] == (self.tokenizer.bos_token_id,)
         return str(self.tokenizer.bos_token) if leads else ""
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Ids of a template's text, markers read as markers; nothing is added."""
-        if not text:
-            return ()
-        with self._lock:
-            return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def encode_words(self, text: str) -> tuple[int, ...]:
         """Ids of somebody's words: a marker spelled out in them stays letters."""
         return self.words_with_offsets(text)[0]
 
-    def words_with_offsets(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
-        """Ids of somebody's words, and per token the characters it stands for, as (start, stop)."""
-        if not text:
-            return (), []
-        with self._lock:
-            encoded = self.tokenizer(
-                text,
-                add_special_tokens=False,
-                split_special_tokens=True,
-                return_offsets_mapping=True,
-            )
-        offsets = [(int(start), int(stop)) for start, stop in encoded.offset_mapping]
-        return tuple(encoded.input_ids), offsets
+    def without_markers(
+        self, ids: Sequence[int], ends: Sequence[int], text: str
+    ) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """Sampled ids in which the markers of turns became letters.
+
+        Args:
+            ids: The ids.
+            ends: Per id, the character of the text where it ends.
+            text: Their text; a marker that it does not show is left out.
+
+        Returns:
+            Ids, their ends, and how many of the first are as they were.
+        """
+        kept, kept_ends, same = list[int](), list[int](), len(ids)
+        for index, id in enumerate(ids):
+            if id not in self.turn_markers:
+                kept.append(id)
+                kept_ends.append(ends[index])
+                continue
+            same = min(same, index)
+            token = self._backend.added.get(id)
+            if token is None or token.special:
+                continue  # the text does not show it
+            start, stop = ends[index - 1] if index else 0, ends[index]
+            left = text[max(0, start - 16) : start]
+            letters, offsets = self.words_with_offsets(token.content, after=left)
+            kept += letters
+            kept_ends += [min(start + end, stop) for _, end in offsets]
+        return tuple(kept), tuple(kept_ends), same
+
+    def around(self, ids: Sequence[int], text: str) -> tuple[str, str]:
+        """What ids that go on a text hold before and behind `text`; empty where that is unclear."""
+        anchor = self.encode_words("a")
+        held = self.decode((*anchor, *ids)).removeprefix(self.decode(anchor))
+        start = held.find(text)
+        return ("", "") if start < 0 or not text else (held[:start], held[start + len(text) :])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
-        with self._lock:
-            return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return self._backend.decode(ids)
 
     def ends(self, ids: Sequence[int], text: str | None = None) -> tuple[int, ...]:
         """Per token the character of the text where its own text ends, non-decreasing.
@@ -100,20 +113,8 @@ class TextTokenizer:
             for token in ids:
                 detokenizer.push(token)
             detokenizer.finish()
-            ends = _moved(detokenizer.ends(), decoded, text)
+            ends = _moved(detokenizer.raw_ends(), decoded, text)
         return tuple(accumulate((min(max(end, 0), len(text)) for end in ends), max))
-
-    def split_after_marker(self, text: str) -> tuple[str, str]:
-        """A template's text cut after its last marker."""
-        ends = [text.rfind(marker) + len(marker) for marker in self._markers if marker in text]
-        cut = max(ends, default=0)
-        return text[:cut], text[cut:]
-
-    def split_before_marker(self, text: str) -> tuple[str, str]:
-        """A template's text cut before its first marker."""
-        starts = [text.find(marker) for marker in self._markers if marker in text]
-        cut = min(starts, default=len(text))
-        return text[:cut], text[cut:]
 
 
 def _moved(ends: Sequence[int], decoded: str, text: str) -> list[int]:
@@ -184,14 +185,27 @@ class Detokenizer:
         return self._text
 
     def kept(self) -> tuple[tuple[int, ...], int]:
-        """Ids whose text is `text`, and how many of them are tokens taken; others are cut again."""
-        whole, rest, _ = self._cut()
-        return (*self._ids[:whole], *rest), whole
+        """Ids whose text is `text`, and how many of them are tokens taken; others are cut again.
+
+        Markers of turns are not among them: they are spelled, or left out where the text is.
+        """
+        ids, _, same = self._handed_on()
+        return ids, same
 
     def ends(self) -> tuple[int, ...]:
         """Per id kept, the character of `text` where it ends."""
-        whole, _, rest = self._cut()
-        return (*self._ends[:whole], *rest)
+        return self._handed_on()[1]
+
+    def raw_ends(self) -> tuple[int, ...]:
+        """Per token taken, the character where it ends."""
+        return tuple(self._ends)
+
+    def _handed_on(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """Ids kept, their ends, and how many are tokens taken."""
+        whole, rest, rest_ends = self._cut()
+        taken, ends = self._ids[:whole], self._ends[:whole]
+        ids, ends_kept, same = self._tokenizer.without_markers(taken, ends, self._text)
+        return (*ids, *rest), (*ends_kept, *rest_ends), same
 
     def _cut(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
         """How many tokens are whole; ids and ends of what a stop string left of others."""
@@ -199,7 +213,8 @@ class Detokenizer:
             return len(self._ids), (), ()
         whole = sum(end <= len(self._text) for end in self._ends)
         covered = self._ends[whole - 1] if whole else 0
-        ids, offsets = self._tokenizer.words_with_offsets(self._text[covered:])
+        left = self._text[max(0, covered - 16) : covered] if covered else None
+        ids, offsets = self._tokenizer.words_with_offsets(self._text[covered:], after=left)
         return whole, ids, tuple(accumulate((covered + stop for _, stop in offsets), max))
 
     def _give(self, *, last: bool = False) -> str:

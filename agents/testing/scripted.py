@@ -13,8 +13,7 @@ from unspoken.agents.engines.local import LocalEngine, Worker
 from unspoken.agents.models.hf import Capture
 from unspoken.agents.models.hf_cache import ContextCache, open_cache
 from unspoken.agents.models.identity import tokenizer_digest
-from unspoken.agents.prompts.chat_template import template_of
-from unspoken.agents.prompts.context import ContextBuilder
+from unspoken.agents.prompts.parity import context_builder_of
 from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.agents.spec.problems import listed, suggest
 from unspoken.agents.testing.tokenizer import tiny_tokenizer
@@ -81,8 +80,8 @@ class ScriptedModel:
         shape = LayerGeometry(kv_heads=1, head_dim=_HEAD)
         self.geometry = CacheGeometry((shape,) * layers, _HEAD, max_positions)
         self.text = TextTokenizer(tokenizer, self.identity.tokenizer)
-        self.template = template_of(self.text)
-        self.context_builder = ContextBuilder(self.text, self.template)
+        self.context_builder = context_builder_of(self.text)
+        self.template = self.context_builder.template
         self._end = int(tokenizer.eos_token_id)
         self._vocabulary = len(tokenizer)
         self._worker = Worker("unspoken-scripted")

@@ -1,6 +1,6 @@
 """Chat templates in the manner of the well-known ones, for the tests that take them apart."""
 
-__all__ = ["TEMPLATES"]
+__all__ = ["MARKERS", "TEMPLATES"]
 
 _RAISE_ON_TWO = (
     "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -31,6 +31,41 @@ TEMPLATES = {
         "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
     ),
+    "gemma3": (
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+        "{% set lead = messages[0]['content'] + '\n\n' %}{% set rest = messages[1:] %}"
+        "{% else %}{% set lead = '' %}{% set rest = messages %}{% endif %}"
+        "{% for message in rest %}"
+        + _RAISE_ON_TWO
+        + "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+        "{{ '<start_of_turn>' + role + '\n' + (lead if loop.first else '') }}"
+        "{{ message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+    ),
+    "llama2": (
+        "{% if messages[0]['role'] == 'system' %}"
+        "{% set lead = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}"
+        "{% set rest = messages[1:] %}{% else %}{% set lead = '' %}{% set rest = messages %}"
+        "{% endif %}{% for message in rest %}"
+        + _RAISE_ON_TWO
+        + "{% set content = (lead if loop.first else '') + message['content'] %}"
+        "{% if message['role'] == 'user' %}"
+        "{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+        "{% else %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+    ),
+    "phi3": (
+        "{% for message in messages %}"
+        "{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    ),
+    "deepseek": (
+        "{{ bos_token }}{% for message in messages %}"
+        "{% if message['role'] == 'system' %}{{ message['content'] }}{% endif %}"
+        "{% if message['role'] == 'user' %}{{ '<|User|>' + message['content'] }}{% endif %}"
+        "{% if message['role'] == 'assistant' %}"
+        "{{ '<|Assistant|>' + message['content'].split('</think>')[-1] + eos_token }}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|Assistant|>' }}{% endif %}"
+    ),
     "mistral": (
         "{{ bos_token }}{% for message in messages %}"
         + _RAISE_ON_TWO
@@ -53,3 +88,17 @@ TEMPLATES = {
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
 }
+
+MARKERS = {
+    "llama3": ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "gemma": ("<bos>", "<start_of_turn>", "<end_of_turn>"),
+    "gemma3": ("<bos>", "<start_of_turn>", "<end_of_turn>"),
+    "llama2": ("<s>", "</s>"),
+    "mistral": ("<s>", "</s>"),
+    "zephyr": ("<s>", "</s>"),
+    "phi3": ("<s>", "<|user|>", "<|system|>", "<|assistant|>", "<|end|>"),
+    "deepseek": ("<s>", "<|User|>", "<|Assistant|>", "</s>"),
+    "smollm2": ("<|im_start|>", "<|im_end|>"),
+    "qwen3": ("<|im_start|>", "<|im_end|>"),
+}
+"""The added tokens of each: the first may open a context, the last ends a turn."""

@@ -33,7 +33,9 @@ def test_a_stream_of_tokens_gives_the_text_that_the_tokenizer_gives(ids: list[in
     """Any tokens, bytes of broken characters among them, stream to what decode gives at once."""
     detokenizer = Detokenizer(CODEC)
     assert "".join(stream(detokenizer, ids)) == CODEC.decode(ids) == detokenizer.text
-    assert detokenizer.kept() == (tuple(ids), len(ids))
+    kept = tuple(token for token in ids if token not in CODEC.turn_markers)
+    assert detokenizer.kept()[0] == kept
+    assert len(detokenizer.ends()) == len(kept)
 
 
 @given(text=st.text(max_size=30))
@@ -132,22 +134,6 @@ def test_offsets_name_the_characters_of_every_token(text: str) -> None:
     assert len(offsets) == len(CODEC.encode_words(text))
     assert offsets == sorted(offsets)
     assert not text or (offsets[0][0], offsets[-1][1]) == (0, len(text))
-
-
-@pytest.mark.parametrize(
-    ("text", "after", "before"),
-    [
-        ("<|im_start|>user\n", ("<|im_start|>", "user\n"), ("", "<|im_start|>user\n")),
-        ("a<|im_end|>\n", ("a<|im_end|>", "\n"), ("a", "<|im_end|>\n")),
-        ("plain", ("", "plain"), ("plain", "")),
-    ],
-)
-def test_template_text_is_cut_at_its_markers(
-    text: str, after: tuple[str, str], before: tuple[str, str]
-) -> None:
-    """A wrapper's text is cut after its last marker, or before its first."""
-    assert CODEC.split_after_marker(text) == after
-    assert CODEC.split_before_marker(text) == before
 
 
 def test_bos_is_what_the_tokenizer_adds_by_itself() -> None:
