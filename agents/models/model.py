@@ -165,7 +165,13 @@ class LocalModel(Decoder):
         identity = adapted_identity(self._identity, folder)
         name = f"a{identity.weights[:12]}"
         self.weights.load_adapter(name, folder)
-        adapted = LocalModel(self.hf, self.tokenizer, ref=self.ref, identity=identity, template=self.template_arguments)
+        adapted = LocalModel(
+            self.hf,
+            self.tokenizer,
+            ref=self.ref,
+            identity=identity,
+            template=self.template_arguments,
+        )
         adapted.adapter, adapted.asked, adapted._rounded = adapter, self.asked, self._rounded
         adapted.backbone.adapter = name
         return adapted
@@ -180,7 +186,13 @@ class LocalModel(Decoder):
             copied = copy.deepcopy(self.hf)
             weights_of(copied).adapters.adopt(self.weights.adapters)
         cast(copied, dtype)
-        made = LocalModel(copied, self.tokenizer, ref=self.ref, identity=self.identity, template=self.template_arguments)
+        made = LocalModel(
+            copied,
+            self.tokenizer,
+            ref=self.ref,
+            identity=self.identity,
+            template=self.template_arguments,
+        )
         made.backbone.adapter, made.adapter = self.backbone.adapter, self.adapter
         made.asked = {**self.asked, "dtype": str(dtype).removeprefix("torch.")}
         if dtype == self.dtype:

@@ -105,7 +105,11 @@ def _quoted(builder: ContextBuilder) -> tuple[int, ...]:
     said = builder.compose([ChatTurn("user", ("Who wrote it?",))])
     identity = ModelIdentity("", "", builder.text.digest)
     message = Message(
-        sharer="reader", segments=said.segments[-1:], whole=False, context=said.ids, identity=identity
+        sharer="reader",
+        segments=said.segments[-1:],
+        whole=False,
+        context=said.ids,
+        identity=identity,
     )
     pieces = ("Say:\n", Quote(message, message.segments[0]), "\nand more.")
     return builder.compose([ChatTurn("user", pieces)]).ids + builder.ask()

@@ -85,7 +85,11 @@ def test_a_message_after_a_space_brings_no_second_one(name: str) -> None:
     said = of.compose([ChatTurn("user", ("the reader",))])
     identity = ModelIdentity("w", "c", "digest")
     message = Message(
-        sharer="reader", segments=said.segments[-1:], whole=False, context=said.ids, identity=identity
+        sharer="reader",
+        segments=said.segments[-1:],
+        whole=False,
+        context=said.ids,
+        identity=identity,
     )
     quote = Quote(message, message.segments[0])
     between = " " if of.text.around(quote.segment.words, "the reader")[0] == " " else "\n"
