@@ -66,7 +66,7 @@ def name_of(agent: Agent | str) -> str:
 
 def inferred_inputs(agents: Sequence[Agent]) -> dict[str, str]:
     """Every ``inputs.X`` that a template reads; a list where an agent runs once per item of it."""
-    found: dict[str, str] = {}
+    inputs: dict[str, str] = {}
     for agent in agents:
         templates = [
             (agent.prompt, False),
@@ -76,10 +76,10 @@ def inferred_inputs(agents: Sequence[Agent]) -> dict[str, str]:
         for source, expression in templates:
             for reference in references(source, expression=expression):
                 if reference.root == "inputs" and reference.attribute is not None:
-                    found[reference.attribute] = (
-                        "list" if expression else found.get(reference.attribute, "text")
+                    inputs[reference.attribute] = (
+                        "list" if expression else inputs.get(reference.attribute, "text")
                     )
-    return found
+    return inputs
 
 
 def _model_name(
@@ -89,8 +89,8 @@ def _model_name(
     loaded: dict[str, AgentModel],
 ) -> str:
     """The name of a model in the workflow, entered with its reference."""
-    known = next((key for key, one in named.items() if one is model or one == model), None)
-    known = known or next((key for key, one in loaded.items() if one is model), None)
+    known = next((key for key, other in named.items() if other is model or other == model), None)
+    known = known or next((key for key, other in loaded.items() if other is model), None)
     ref = model if isinstance(model, str) else model.ref
     name = (
         known
@@ -139,7 +139,7 @@ def require_nameable(
     spec: WorkflowSpec,
     models: Mapping[str, AgentModel],
     bridges: Mapping[int, object],
-    own: Mapping[int, object],
+    custom: Mapping[int, object],
 ) -> None:
     """Refuse to write out what a file cannot name: objects that were made in memory."""
     nameless = [key for key, model in models.items() if not model.ref]
@@ -157,8 +157,8 @@ def require_nameable(
             expected="a bridge that is found by its two models",
             fix='keep it in the store, and connect with "projected_cache"',
         )
-    if own:
-        edge = spec.edges[min(own)]
+    if custom:
+        edge = spec.edges[min(custom)]
         raise InputError(
             f"the channel of {edge.from_} -> {edge.to}, {edge.channel!r}, is of a class of your "
             "own",
@@ -172,16 +172,16 @@ OURS: tuple[type[Channel], ...] = (TextChannel, SameModelCacheChannel, Projected
 
 
 def with_edge(
-    spec: WorkflowSpec, edge: Mapping[str, Any], own: Mapping[int, Channel]
+    spec: WorkflowSpec, edge: Mapping[str, Any], custom: Mapping[int, Channel]
 ) -> WorkflowSpec:
     """A spec with one more edge; to the schema, channels of other classes are text."""
     plain = spec.model_dump(by_alias=True, warnings=False)
     edges = [*plain["edges"], edge]
-    edges = [one | {"channel": "text"} if n in own else one for n, one in enumerate(edges)]
+    edges = [item | {"channel": "text"} if n in custom else item for n, item in enumerate(edges)]
     checked = checked_spec({**plain, "edges": edges})
     named = [
-        one.model_copy(update={"channel": own[n].name}) if n in own else one
-        for n, one in enumerate(checked.edges)
+        item.model_copy(update={"channel": custom[n].name}) if n in custom else item
+        for n, item in enumerate(checked.edges)
     ]
     return checked.model_copy(update={"edges": type(checked.edges)(named)})
 
@@ -208,7 +208,7 @@ def edge_options(channel: Channel, given: Mapping[str, Any]) -> dict[str, Any]:
             expected="a channel with name, carries_state, share and as_",
             fix=f"give {kind} what the page on channels shows",
         )
-    taken = {"auto", *(one.name for one in OURS)}
+    taken = {"auto", *(channel_class.name for channel_class in OURS)}
     if type(channel) not in OURS and channel.name in taken:
         raise InputError(
             f"{kind} is called {channel.name!r}, as a channel of the package",

@@ -75,23 +75,22 @@ class Kept:
 
 
 def kept(
-    none: Tensor, text: Tensor, way: Tensor, mismatched: Tensor | None = None, *, seed: int = 0
+    none: Tensor, text: Tensor, loss: Tensor, mismatched: Tensor | None = None, *, seed: int = 0
 ) -> Kept:
-    """Retention of a way, pooled over rows: Σ(none - way) / Σ(none - text).
+    """Retention, pooled over rows: Σ(none - loss) / Σ(none - text).
 
-    The interval is a paired bootstrap (Efron and Tibshirani 1993, chapter 13): all losses of a row
-    are drawn
-    together. Where the text gains nothing there is nothing to keep, and the figures are None.
+    The interval is a paired bootstrap (Efron and Tibshirani 1993, chapter 13), which draws all
+    losses of a row together. Where the text gains nothing the figures are None.
 
     Args:
         none: Loss per row without the message, (rows,).
         text: With the full text, (rows,).
-        way: By the way in question, (rows,).
+        loss: Under the condition in question, (rows,).
         mismatched: With another example's message, (rows,); None leaves the specific figures out.
         seed: Of the draws.
     """
-    losses = torch.stack([none, text, way, way if mismatched is None else mismatched]).double()
-    losses = losses.cpu()
+    losses = torch.stack([none, text, loss, loss if mismatched is None else mismatched])
+    losses = losses.double().cpu()
     rows = losses.shape[1]
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(rows, (DRAWS, rows), generator=generator)
@@ -163,10 +162,10 @@ def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def paired(
-    one: Sequence[bool], other: Sequence[bool], *, draws: int = PAIRED_DRAWS, seed: int = 0
+    first: Sequence[bool], second: Sequence[bool], *, draws: int = PAIRED_DRAWS, seed: int = 0
 ) -> tuple[float, float, float]:
     """Mean difference over the same rows, and its 95 % bootstrap interval."""
-    gaps = torch.tensor(one, dtype=torch.float64) - torch.tensor(other, dtype=torch.float64)
+    gaps = torch.tensor(first, dtype=torch.float64) - torch.tensor(second, dtype=torch.float64)
     chosen = torch.randint(
         len(gaps), (draws, len(gaps)), generator=torch.Generator().manual_seed(seed)
     )

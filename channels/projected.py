@@ -232,10 +232,10 @@ class ProjectedCacheChannel(Channel):
         """The receiver's own prefill up to the message's end, the message's rows enriched."""
         first, stop = runs[0].at, max(run.stop for run in runs)
         ids = torch.tensor(arrival.context[:stop], device=receiver.device)
-        own = receiver.prefill(ids).state
+        computed = receiver.prefill(ids).state
         fused = []
         for run in runs:
-            enriched = self.bridge.fuse(state, run.rows, own, run.at, receiver)
+            enriched = self.bridge.fuse(state, run.rows, computed, run.at, receiver)
             fused.append(Piece(_checked(enriched, run, receiver), "fused"))
         ends = self.bridge.manifest
         report = CarryReport(
@@ -248,7 +248,7 @@ class ProjectedCacheChannel(Channel):
             bytes=_bytes(state, runs),
             layer_tokens=len(receiver.geometry.layers) * stop,
         )
-        prefix = Piece(own.slice(0, first), "computed") if first else None
+        prefix = Piece(computed.slice(0, first), "computed") if first else None
         return Carry(report, prefix=prefix, pieces=tuple(fused))
 
     def _report(

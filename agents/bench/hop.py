@@ -60,8 +60,8 @@ def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) 
                 }
                 for name in group
             ]
-        told = ", ".join(f"{name} {value:.3f} s" for name, value in medians.items())
-        progress(f"{size} tokens: {told}")
+        figures = ", ".join(f"{name} {value:.3f} s" for name, value in medians.items())
+        progress(f"{size} tokens: {figures}")
     return rows, _summary(rows)
 
 

@@ -162,8 +162,8 @@ def _times(model: LocalModel, text: Path | None, progress: Progress) -> list[dic
             }
             for codec, packet in packets.items()
         ]
-        told = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
-        progress(f"{size} tokens: {told}")
+        figures = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
+        progress(f"{size} tokens: {figures}")
     return rows
 
 

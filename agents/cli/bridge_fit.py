@@ -206,10 +206,10 @@ def _say_what_is_kept(console: Console, models: "tuple[LocalModel, LocalModel]")
 
     sharer, receiver = models
     work = work_folder(BridgeStore(), sharer.identity, receiver.identity)
-    kept = work.is_dir() and any(work.iterdir())
+    resumable = work.is_dir() and any(work.iterdir())
     said = (
         f"what was fitted is kept in {work}; the same command goes on from it"
-        if kept
+        if resumable
         else "nothing was kept yet: the closed form was not done"
     )
     console.print(shown(said), soft_wrap=True)

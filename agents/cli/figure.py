@@ -28,16 +28,16 @@ def draw(manifest: "BridgeManifest", file: Path) -> None:
         BridgeError: The bridge was never audited.
     """
     _require_kind(file)
-    kept = retention_rows(manifest.audit.rows) if manifest.audit else {}
-    if not kept:
+    by_data = retention_rows(manifest.audit.rows) if manifest.audit else {}
+    if not by_data:
         raise BridgeError(
             "the bridge has no audit to draw",
             expected="a bridge with an audit",
             fix=f"unspoken bridge audit {manifest.sharer.ref} {manifest.receiver.ref} --save",
         )
-    figure = _figure()(figsize=(4.2 * len(kept) + 1.6, 3.4), layout="constrained")
-    panels = figure.subplots(1, len(kept), sharey=True, squeeze=False)[0]
-    for panel, (data, rows) in zip(panels, kept.items(), strict=True):
+    figure = _figure()(figsize=(4.2 * len(by_data) + 1.6, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(by_data), sharey=True, squeeze=False)[0]
+    for panel, (data, rows) in zip(panels, by_data.items(), strict=True):
         _panel(panel, data, rows)
     figure.suptitle(f"{manifest.sharer.ref} → {manifest.receiver.ref}", fontsize=10)
     _save(figure, file)
@@ -56,8 +56,8 @@ def require_drawable(file: Path) -> None:
     """
     _require_kind(file)
     if not file.absolute().parent.is_dir():
-        found = f"there is no folder {file.absolute().parent}"
-        raise InputError(found, expected="a folder for the figure")
+        problem = f"there is no folder {file.absolute().parent}"
+        raise InputError(problem, expected="a folder for the figure")
     _figure()
 
 

@@ -162,12 +162,12 @@ def _print_facts(console: Console, facts: dict[str, Any]) -> None:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
-    for name, value in _told(facts):
+    for name, value in _in_words(facts):
         grid.add_row(name, shown(value))
     console.print(grid)
 
 
-def _told(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _in_words(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Facts in words."""
     yield "model", facts["ref"]
     if "description" in facts:
@@ -183,8 +183,8 @@ def _told(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "cache per token", ", ".join(sizes)
     yield "context", f"{count(facts['max_positions'])} tokens"
     template = facts["template"]
-    own = "none of its own: turns are plain paragraphs" if template["plain"] else "its own"
-    yield "chat template", "; ".join([own, *template["notes"]])
+    words = "none of its own: turns are plain paragraphs" if template["plain"] else "its own"
+    yield "chat template", "; ".join([words, *template["notes"]])
     yield "asks for", _generation(facts["generation"])
     if facts["identity"] is None:
         yield "identity", "computed when the model is first loaded"
@@ -201,9 +201,9 @@ def _generation(asked: dict[str, Any]) -> str:
         return "no settings of generation"
     applied = [f"{name} {asked[name]}" for name in APPLIED if name in asked]
     others = [f"{name} {value}" for name, value in asked.items() if name not in APPLIED]
-    told = f"{', '.join(applied)}, with generate: {{defaults: checkpoint}}" if applied else ""
+    used = f"{', '.join(applied)}, with generate: {{defaults: checkpoint}}" if applied else ""
     ignored = f"{', '.join(others)}, not applied" if others else ""
-    return "; ".join(filter(None, (told, ignored)))
+    return "; ".join(filter(None, (used, ignored)))
 
 
 def _layers(windows: list[int | None]) -> str:

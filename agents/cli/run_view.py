@@ -217,8 +217,8 @@ def _work(event: TurnFinished) -> str:
     report = event.report
     kinds = ("prefilled", "reused", "recomputed", "projected", "generated")
     counts = [(getattr(report, f"{kind}_tokens"), kind) for kind in kinds]
-    told = ", ".join(f"{count(number)} {kind}" for number, kind in counts if number)
-    return f"{told or 'nothing to do'}, {duration(report.seconds)}"
+    work = ", ".join(f"{count(number)} {kind}" for number, kind in counts if number)
+    return f"{work or 'nothing to do'}, {duration(report.seconds)}"
 
 
 def _carried(edge: EdgeReport) -> str:

@@ -103,10 +103,10 @@ def _held_to_retention(edge: EdgeSpec, bridge: Bridge, *, given: bool) -> Channe
     least, bound = edge.min_retention, bridge.retention_lower_bound
     name = f"bridge {sharer} -> {receiver}"
     expected = f"an audited retention of {least:g} or more"
-    kept = "never audited"
+    measured = "never audited"
     if bound is not None:
         shown = floor(round(bound * 100, 6)) / 100  # down, so that what is shown is kept
-        kept = f"keeps at least {shown:.2f} ({least:g} asked)"
+        measured = f"keeps at least {shown:.2f} ({least:g} asked)"
         if bound < least:
             reason = f"the {name} keeps at least {shown:.2f}, and this edge asks for {least:g}"
             allow = f"min_retention: {shown:.2f} on this edge would allow it" if shown >= 0 else ""
@@ -117,5 +117,5 @@ def _held_to_retention(edge: EdgeSpec, bridge: Bridge, *, given: bool) -> Channe
         return ChannelChoice("text", reason, expected=expected, advice=advice)
     native = bridge.native_layers
     runs = f"; {edge.to} runs its first {native} layers itself" if native else ""
-    reason = f"other weights; {name}: {bridge.describe()}, {kept}{runs}"
+    reason = f"other weights; {name}: {bridge.describe()}, {measured}{runs}"
     return ChannelChoice("projected", reason, bridge=bridge)

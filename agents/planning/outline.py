@@ -70,8 +70,8 @@ def _system(spec: WorkflowSpec, agent: str) -> OutlinePiece:
     model = repr(spec.models[spec.agents[agent].model])
     if system is None:
         return OutlinePiece(("system", None, model), "the template's own opening")
-    own = agent if any(r.root != "inputs" for r in references(system)) else ""
-    return OutlinePiece(("system", system, own), "a system prompt of its own")
+    reader = agent if any(r.root != "inputs" for r in references(system)) else ""
+    return OutlinePiece(("system", system, reader), "a system prompt of its own")
 
 
 def _output(agent: str) -> OutlinePiece:
@@ -92,8 +92,8 @@ def _prompt(spec: WorkflowSpec, agent: str) -> Iterator[OutlinePiece]:
     for index, part in enumerate(_parts(prompt)):
         number = order.quoted.get(part.text) if part.message else None
         if number is None:
-            own = (agent, index) if private and not part.literal else ()
-            yield OutlinePiece(("words", part.text, own), f"the prompt of {agent}")
+            reader = (agent, index) if private and not part.literal else ()
+            yield OutlinePiece(("words", part.text, reader), f"the prompt of {agent}")
         elif number in order.tokens_kept:
             yield from _brought(number, _words(spec, number))
         else:

@@ -127,12 +127,13 @@ class Bridge:
             said.append(f"{self.native_layers} native layers")
         said.append(f"{self.manifest.tensors.bytes / 1e6:.0f} MB")
         audit = self.manifest.audit
-        kept = audit.figure("retention") if audit else None
-        if audit and kept is not None:
-            own = audit.figure("specific_retention")
-            said.append(f"retention {kept:.2f}" + (f" ({own:.2f} specific)" if own else ""))
+        retention = audit.figure("retention") if audit else None
+        if audit and retention is not None:
+            specific = audit.figure("specific_retention")
+            beside = f" ({specific:.2f} specific)" if specific else ""
+            said.append(f"retention {retention:.2f}{beside}")
         if self.trusted or self.measure_here:
-            said.append("measured elsewhere" if kept is not None else "made elsewhere")
+            said.append("measured elsewhere" if retention is not None else "made elsewhere")
         return ", ".join(said)
 
     def check(self, sharer: CausalModel, receiver: CausalModel) -> None:

@@ -26,9 +26,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 def fit_command(manifest: BridgeManifest) -> str:
     """The command that made the bridge, as it was recorded, or the plainest that makes one."""
-    given = manifest.fit.get("command")
+    command = manifest.fit.get("command")
     plain = f"unspoken bridge fit {manifest.sharer.ref} {manifest.receiver.ref}"
-    return given if isinstance(given, str) and given else plain
+    return command if isinstance(command, str) and command else plain
 
 
 def card(manifest: BridgeManifest) -> str:

@@ -49,7 +49,7 @@ def bare_rows(
         layer = state.layers[number]
         rows = there - layer.first
         keys, values = (
-            one.index_select(1, rows).to(here).float() for one in (layer.keys, layer.values)
+            tensor.index_select(1, rows).to(here).float() for tensor in (layer.keys, layer.values)
         )
         rope = geometry.layers[number].rope
         if rope is not None:
@@ -69,7 +69,7 @@ def layer_states(
 ) -> tuple[LayerState, ...]:
     """The inverse of `bare_rows`: keys rotated to contiguous `positions`, from `first` on."""
     turns = {name: turn_to(positions, rotary[name]) for name in _ropes(geometry, layers)}
-    states, at = [], 0
+    states, column = [], 0
     for number in layers:
         shape = geometry.layers[number]
         size = shape.kv_heads * shape.head_dim
@@ -77,12 +77,12 @@ def layer_states(
             rows[:, start : start + size]
             .reshape(len(rows), shape.kv_heads, shape.head_dim)
             .transpose(0, 1)
-            for start in (at, at + size)
+            for start in (column, column + size)
         )
         if shape.rope is not None:
             keys = turns[shape.rope](keys)
         states.append(LayerState(keys.to(dtype), values.to(dtype), first))
-        at += 2 * size
+        column += 2 * size
     return tuple(states)
 
 

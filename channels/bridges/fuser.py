@@ -119,8 +119,10 @@ class Fuser(nn.Module):
         self.register_buffer("deviation", torch.ones(outputs))
         self.register_buffer("_columns", _columns(receiver, config.own_layers), persistent=False)
         shapes = receiver.layers
-        sizes = torch.tensor([one.head_dim for one in shapes for _ in range(2 * one.kv_heads)])
-        heads = torch.tensor([2 * one.kv_heads for one in shapes])
+        sizes = torch.tensor(
+            [shape.head_dim for shape in shapes for _ in range(2 * shape.kv_heads)]
+        )
+        heads = torch.tensor([2 * shape.kv_heads for shape in shapes])
         self.register_buffer("_sizes", sizes, persistent=False)
         self.register_buffer("_heads", heads, persistent=False)
         self._outputs, self._all_heads = outputs, len(sizes)
@@ -162,7 +164,9 @@ def _columns(geometry: CacheGeometry, layers: tuple[int, ...]) -> Tensor:
     """Columns of some layers in a row of all, (columns,) int64."""
     sizes = widths(geometry, range(len(geometry.layers)))
     starts = [sum(sizes[:number]) for number in layers]
-    columns = [torch.arange(at, at + sizes[n]) for at, n in zip(starts, layers, strict=True)]
+    columns = [
+        torch.arange(start, start + sizes[n]) for start, n in zip(starts, layers, strict=True)
+    ]
     return torch.cat(columns) if columns else torch.empty(0, dtype=torch.long)
 
 
@@ -189,9 +193,9 @@ def fused_state(
         receiver: The receiver.
     """
     rows = own if fuser is None else fuser(theirs.to(own.device), own)
-    kept = min(max(SINK - at, 0), len(rows))
-    if kept:
-        rows = torch.cat([own[:kept], rows[kept:]])
+    unchanged = min(max(SINK - at, 0), len(rows))
+    if unchanged:
+        rows = torch.cat([own[:unchanged], rows[unchanged:]])
     every = range(len(receiver.geometry.layers))
     positions = torch.arange(at, at + len(rows), device=own.device)
     layers = layer_states(
@@ -219,7 +223,7 @@ def without_fuser(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What is the projector's of a manifest's config and a folder's tensors."""
     rest = {name: value for name, value in config.items() if name != CONFIG}
-    return rest, {name: one for name, one in tensors.items() if not name.startswith(PREFIX)}
+    return rest, {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
 
 
 def fuser_of(
@@ -234,7 +238,9 @@ def fuser_of(
         BridgeError: The weights are not those that the configuration describes.
     """
     ours = {
-        name.removeprefix(PREFIX): one for name, one in tensors.items() if name.startswith(PREFIX)
+        name.removeprefix(PREFIX): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(PREFIX)
     }
     if CONFIG not in config and not ours:
         return None

@@ -240,8 +240,8 @@ class _Job:
         if standing is None or "fuse" not in read_manifest(standing).config:
             return fitted, None
         fuser, figures = load_fuser(standing, sharer, receiver)  # it depends on no projector
-        own = {name: value for name, value in figures.items() if name.startswith("fuse_")}
-        return fitted, Fitted(fuser, own, 0)
+        fuse_figures = {name: value for name, value in figures.items() if name.startswith("fuse_")}
+        return fitted, Fitted(fuser, fuse_figures, 0)
 
     def _fit_fuser(
         self, corpus: Corpus, settings: FuseSettings, models: Models | None

@@ -52,11 +52,11 @@ def fact_passage(rng: random.Random, kind: Kind | None = None) -> FactPassage:
     kind = kind or rng.choice(kinds())
     while True:
         used: set[str] = set()
-        told = _tell(rng, kind, used)
-        sentences = [sentence for sentence, _ in told]
+        stated = _tell(rng, kind, used)
+        sentences = [sentence for sentence, _ in stated]
         _weave(rng, kind.asides, sentences, used)
         text = _lay_out(rng, sentences)
-        questions = tuple(question for _, question in told)
+        questions = tuple(question for _, question in stated)
         if len(text.split()) <= MOST_WORDS and all(_fair(asked, text) for asked in questions):
             return FactPassage(kind.name, text, questions)
 
@@ -69,7 +69,7 @@ def _fair(question: Question, text: str) -> bool:
 def _tell(rng: random.Random, kind: Kind, used: set[str]) -> list[tuple[str, Question]]:
     """Sentences with a question each: the opening, then facts about two to four subjects."""
     shared = {slot: invent(rng, name, used) for slot, name in kind.shared.items()}
-    told = [_state(rng, rng.choice(kind.opening), shared)]
+    stated = [_state(rng, rng.choice(kind.opening), shared)]
     subjects = [
         shared | {slot: invent(rng, name, used) for slot, name in kind.each.items()}
         for _ in range(rng.randint(2, 4))
@@ -79,7 +79,7 @@ def _tell(rng: random.Random, kind: Kind, used: set[str]) -> list[tuple[str, Que
     chosen = sorted(rng.sample(range(len(pairs)), count))
     if rng.random() < 0.4:
         rng.shuffle(chosen)
-    return told + [_state(rng, pairs[i][1], pairs[i][0]) for i in chosen]
+    return stated + [_state(rng, pairs[i][1], pairs[i][0]) for i in chosen]
 
 
 def _state(rng: random.Random, fact: Fact, slots: dict[str, str]) -> tuple[str, Question]:

@@ -247,7 +247,7 @@ def clocked(
     ids = (*before, *(words * (size // len(words) + 1))[:size])
     trial = Trial(ids, len(before), tuple(words[:16]))
     arrival = arrival_of(trial, sharer.read(ids, entries_of(chosen)))
-    own = receiver.tensor(trial.forced)
+    after = receiver.tensor(trial.forced)
 
     whole = receiver.tensor((*ids, *trial.forced))
     texts: dict[str, Callable[[], object]] = {
@@ -257,7 +257,7 @@ def clocked(
 
     def across(layer_ranges: LayerRanges) -> None:
         carry = carry_across(arrival, receiver, layer_ranges=layer_ranges)
-        receiver.prefill(own, [piece.state for piece in carry.pieces])
+        receiver.prefill(after, [piece.state for piece in carry.pieces])
 
     conditions: dict[str | LayerRanges, Callable[[], object]] = dict(texts.items())
     conditions |= {layer_ranges: partial(across, layer_ranges) for layer_ranges in chosen}

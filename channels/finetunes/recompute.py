@@ -131,8 +131,8 @@ def recompute_layers(
     require_one_base(receiver.identity, state.identity, "the sharer's state")
     state.check(receiver.geometry, receiver.dtype)
     if len(ids) != len(state):
-        found = f"{len(ids)} tokens and the state of {len(state)}"
-        raise StateError(found, expected="one state per token")
+        problem = f"{len(ids)} tokens and the state of {len(state)}"
+        raise StateError(problem, expected="one state per token")
     count = len(receiver.geometry.layers)
     layer_ranges = check_layer_ranges(layer_ranges, count)
     _require_entries(state, entry_layers(layer_ranges))

@@ -223,17 +223,17 @@ def _distances(
     span = arrival.spans[0]
     moved = span.at != span.source
     start = span.at + skip if moved else 0  # unmoved, what stands before the message comes with it
-    own = receiver.read(ids)
+    prefilled = receiver.read(ids)
     sent = state.slice(start - span.at + span.source, state.stop)
     sent = sent.shift(span.at - span.source, receiver.geometry, receiver.rotary)
-    before = [own.slice(0, start)] if start else []
-    positions = torch.arange(start, own.stop, device=receiver.device)
+    before = [prefilled.slice(0, start)] if start else []
+    positions = torch.arange(start, prefilled.stop, device=receiver.device)
     count = len(receiver.geometry.layers)
-    runs: dict[int, tuple[LayerState, ...]] = {0: own.slice(start, own.stop).layers}
+    runs: dict[int, tuple[LayerState, ...]] = {0: prefilled.slice(start, prefilled.stop).layers}
     for first in entries_of(choices):
         hidden = sent.hidden[first].to(receiver.device)
         runs[first] = receiver.run_layers(hidden, first, count, positions, before)[1]
-    full = _after(receiver, [own], ids[-1], trial.forced)
+    full = _after(receiver, [prefilled], ids[-1], trial.forced)
     distances = []
     for ranges in choices:
         composed = _composed(receiver, sent, runs, ranges)

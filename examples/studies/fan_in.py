@@ -95,8 +95,8 @@ def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) 
             Outcome(recomputed(model, empty_ids, group.forced)) for group in groups
         ]
         measured = [_row(name, groups, outcomes) for name, outcomes in conditions.items()]
-        told = ", ".join(f"{row['way']} {row['mean_kl']:.5f}" for row in measured)
-        progress(f"{count} messages: {told}")
+        figures = ", ".join(f"{row['way']} {row['mean_kl']:.5f}" for row in measured)
+        progress(f"{count} messages: {figures}")
         rows += measured
     by_condition = {row["way"]: row for row in rows if row["messages"] == MOST}
     return rows, {

@@ -175,10 +175,10 @@ class _Audit:
         rows: list[Row] = []
         for index, size in enumerate(self.settings.sizes):
             self.report("time", index / len(self.settings.sizes))
-            given = scene(text, size, self.sharer, self.receiver)
-            if given is None:
+            place = scene(text, size, self.sharer, self.receiver)
+            if place is None:
                 continue
-            seconds = timings(self.bridge, given, self.receiver, self.settings.repeats)
+            seconds = timings(self.bridge, place, self.receiver, self.settings.repeats)
             least = seconds["floor"] + seconds["products"]
             rows += [
                 {
@@ -189,8 +189,8 @@ class _Audit:
                     "ttft_s": round(taken, 5),
                     "speedup_over_text": round(seconds["text"] / taken, 2),
                     "over_floor_and_products": round(taken / least, 3),
-                    "state_bytes": given.state.nbytes,
-                    "text_bytes": given.text_bytes,
+                    "state_bytes": place.state.nbytes,
+                    "text_bytes": place.text_bytes,
                 }
                 for condition, taken in seconds.items()
             ]

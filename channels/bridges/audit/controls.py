@@ -95,14 +95,14 @@ class Controls:
         """
         extra = config.features(sharer.geometry, receiver.geometry)[1]
         layers = _spaced(config, receiver, COLUMNS - extra)
-        own = replace(config, source_layers=layers)
+        of_itself = replace(config, source_layers=layers)
         alone = replace(config, source_layers=())
         targets = config.target_layers(receiver.geometry)
         inputs = width(receiver.geometry, layers)
         gram = Gram(inputs + extra, width(receiver.geometry, targets), receiver.device)
         for drawn in draw_samples(corpus.stream(seed), seed + 31):
             sample = read_alone(drawn, receiver)
-            add_rows(gram, own, sample, receiver, receiver, sample.state)
+            add_rows(gram, of_itself, sample, receiver, receiver, sample.state)
             if gram.count >= tokens:
                 break
         columns = torch.arange(inputs, inputs + extra, device=receiver.device)
@@ -112,7 +112,7 @@ class Controls:
             fitted.offset.copy_(gram.solve().offset)
         return cls(
             alone=fitted,
-            itself=projector_of(own, gram.solve(), receiver, receiver, seed=seed),
+            itself=projector_of(of_itself, gram.solve(), receiver, receiver, seed=seed),
             receiver=receiver,
             columns=width(sharer.geometry, config.source_layers),
         )
@@ -173,11 +173,11 @@ def conditions_of(
 
     def noise(trial: Trial, other: Trial) -> KVState:
         features = trial.example.features.clone()
-        own = features[:, :columns].float()
+        sharers = features[:, :columns].float()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + trial.index)
-        drawn = torch.randn(own.shape, generator=generator).to(own.device)
-        spread = own.std(dim=0, correction=0)
-        features[:, :columns] = (own.mean(dim=0) + spread * drawn).to(features.dtype)
+        drawn = torch.randn(sharers.shape, generator=generator).to(sharers.device)
+        spread = sharers.std(dim=0, correction=0)
+        features[:, :columns] = (sharers.mean(dim=0) + spread * drawn).to(features.dtype)
         return _project(projector, replace(trial.example, features=features), receiver)
 
     return {BRIDGE: bridge, MISMATCHED: mismatched, "zeros": zeros, "noise": noise}

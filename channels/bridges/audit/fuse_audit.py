@@ -71,17 +71,17 @@ def _marks(
     marks: dict[str, list[bool]] = {condition: [] for condition in (ALONE, FUSED, OTHER)}
     before = read_both(rows[-1], fuser, sharer, receiver).theirs
     for number, row in enumerate(rows, 1):
-        own = read_both(row, fuser, sharer, receiver)
-        other = replace(own, theirs=ending_as(before, len(own.theirs)))
+        read = read_both(row, fuser, sharer, receiver)
+        other = replace(read, theirs=ending_as(before, len(read.theirs)))
         for condition, module, given in (
-            (ALONE, None, own),
-            (FUSED, fuser, own),
+            (ALONE, None, read),
+            (FUSED, fuser, read),
             (OTHER, fuser, other),
         ):
             states = fused_context(module, given, receiver)
-            sums = log_likelihoods(receiver, own.sample.ids[-1], states, row.options)
+            sums = log_likelihoods(receiver, read.sample.ids[-1], states, row.options)
             marks[condition].append(likeliest(sums, row.options) == row.answer)
-        before = own.theirs
+        before = read.theirs
         report(FUSE, number / len(rows))
     return marks
 

@@ -76,7 +76,7 @@ def scene(text: str, tokens: int, sharer: TextModel, receiver: TextModel) -> Sce
 
 @torch.no_grad()
 def timings(
-    bridge: Bridge, given: Scene, receiver: TextModel, repeats: int = 7
+    bridge: Bridge, place: Scene, receiver: TextModel, repeats: int = 7
 ) -> dict[str, float]:
     """Seconds to the first token, medians of `repeats`; see `medians`.
 
@@ -86,10 +86,10 @@ def timings(
     in its cache already.
     """
     conditions: dict[str, Callable[[], object]] = {
-        "text": lambda: _first(receiver, given.context, 0),
-        "bridge": lambda: _bridged(bridge, given, receiver),
-        "floor": lambda: _first(receiver, given.context, given.stop, given.full),
-        "products": products(bridge.projector, given.stop - given.at),
+        "text": lambda: _first(receiver, place.context, 0),
+        "bridge": lambda: _bridged(bridge, place, receiver),
+        "floor": lambda: _first(receiver, place.context, place.stop, place.full),
+        "products": products(bridge.projector, place.stop - place.at),
     }
     return medians(conditions, repeats, receiver.device)
 
@@ -101,13 +101,15 @@ def _first(
     return int(receiver.prefill(ids, () if state is None else (state,)).logits.argmax())
 
 
-def _bridged(bridge: Bridge, given: Scene, receiver: TextModel) -> int:
+def _bridged(bridge: Bridge, place: Scene, receiver: TextModel) -> int:
     """As a receiver takes a message over: its sink and what follows it in one pass."""
-    projected = bridge.project(given.state, given.rows, given.context, given.at, receiver)
-    sink = range(min(given.at + SINK, given.stop))
-    own = range(given.stop, len(given.context))
-    positions = torch.tensor([*sink, *own], device=receiver.device)
-    ids = torch.tensor([given.context[at] for at in (*sink, *own)], device=receiver.device)
+    projected = bridge.project(place.state, place.rows, place.context, place.at, receiver)
+    sink = range(min(place.at + SINK, place.stop))
+    after = range(place.stop, len(place.context))
+    positions = torch.tensor([*sink, *after], device=receiver.device)
+    ids = torch.tensor(
+        [place.context[position] for position in (*sink, *after)], device=receiver.device
+    )
     return int(receiver.prefill(ids, (projected,), positions).logits.argmax())
 
 

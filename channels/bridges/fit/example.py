@@ -188,7 +188,7 @@ def none_losses(receiver: TextModel, sample: TokenizedSample) -> list[Tensor]:
 
 def divergence(logs: Tensor, known: TeacherTargets) -> Tensor:
     """KL(full text || student) in nats a token; all but the likeliest tokens count as one."""
-    at = logs.gather(1, known.tokens)
-    rest = torch.log((1 - at.exp().sum(dim=-1)).clamp_min(1e-6))
-    mine = torch.cat([at, rest[:, None]], dim=1)
-    return (known.logs.exp() * (known.logs - mine)).sum(dim=-1).mean()
+    likeliest = logs.gather(1, known.tokens)
+    rest = torch.log((1 - likeliest.exp().sum(dim=-1)).clamp_min(1e-6))
+    logs_of_all = torch.cat([likeliest, rest[:, None]], dim=1)
+    return (known.logs.exp() * (known.logs - logs_of_all)).sum(dim=-1).mean()

@@ -38,10 +38,10 @@ def fuse_input(
     config: FuserConfig, sample: TokenizedSample, sharer: CausalModel, receiver: TextModel
 ) -> FuseInput:
     """Let the receiver read a sample too, and take both models' rows of it."""
-    own = receiver.read(sample.ids)
-    head = own.slice(0, max(sample.at, SINK))
+    full = receiver.read(sample.ids)
+    head = full.slice(0, max(sample.at, SINK))
     theirs = sharer_rows(sample, sharer, config.source_layers)
-    rows = own_rows(own, sample.at, receiver)
+    rows = own_rows(full, sample.at, receiver)
     return FuseInput(
         sample=replace(sample, state=head), theirs=theirs.to(rows.device), own=rows, head=head
     )

@@ -48,15 +48,13 @@ def _choice(rng: random.Random, frame: str, *, validation: bool) -> Sample:
     question, options, answer = common_question(rng)
     while kept_back(question, options[answer]) != validation:
         question, options, answer = common_question(rng)
-    wrong = rng.choice([one for one in options if one != options[answer]])
+    wrong = rng.choice([option for option in options if option != options[answer]])
     asked = _listing(question, options) if rng.random() < 0.3 else question
     shown = ((options[answer], "choice"), (wrong, "wrong"))
-    if frame == "bare":
-        return Sample(
-            choice_prompt(asked), tuple(Target("", f" {one}", kind) for one, kind in shown)
-        )
-    targets = tuple(Target("\nAnswer in a few words.", f" {one}", kind) for one, kind in shown)
-    return Sample(f"Question: {asked}", targets, frame)
+    bare = frame == "bare"
+    prompt = "" if bare else "\nAnswer in a few words."
+    targets = tuple(Target(prompt, f" {option}", kind) for option, kind in shown)
+    return Sample(choice_prompt(asked) if bare else f"Question: {asked}", targets, frame)
 
 
 def _listing(question: str, options: Sequence[str]) -> str:
@@ -65,7 +63,7 @@ def _listing(question: str, options: Sequence[str]) -> str:
 
 def _plain(piece: str, rng: random.Random, words: int, frame: str) -> Sample | None:
     """About `words` words, and the next 24."""
-    spaces = [at for at, letter in enumerate(piece) if letter.isspace()]
+    spaces = [index for index, letter in enumerate(piece) if letter.isspace()]
     length = int(words * rng.uniform(0.4, 1.4))
     if len(spaces) < length + 30:
         return None

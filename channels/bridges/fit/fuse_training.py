@@ -109,8 +109,8 @@ class FuserFit(Fit[Fuser, FuseInput, FuseSettings]):
         self, samples: Iterator[Sample], models: Models, drawn: int = 0
     ) -> Iterator[tuple[int, FuseInput]]:
         """Inputs of the samples after the first `drawn`, each with the number of its sample."""
-        for number, one in enumerate(islice(samples, drawn, None), drawn + 1):
-            sample = prepare(one, *models, longest=32)
+        for number, drawn_sample in enumerate(islice(samples, drawn, None), drawn + 1):
+            sample = prepare(drawn_sample, *models, longest=32)
             if len(sample.ids) > max(sample.at, SINK) + 1 and sample.targets:
                 yield number, fuse_input(self.config, sample, *models)
 
@@ -167,5 +167,5 @@ class FuserFit(Fit[Fuser, FuseInput, FuseSettings]):
 def _spread(geometry: CacheGeometry, count: int) -> tuple[int, ...]:
     """Up to `count` layers at even distances, the last one among them."""
     total = len(geometry.layers)
-    kept = min(count, total)
-    return tuple(sorted({total - 1 - (total * n) // kept for n in range(kept)}))
+    chosen = min(count, total)
+    return tuple(sorted({total - 1 - (total * n) // chosen for n in range(chosen)}))

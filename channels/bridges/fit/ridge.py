@@ -128,22 +128,22 @@ class Solution:
         """
         half = self.half
         most = min(half.shape)
-        kept = min(rank, most)
+        filled = min(rank, most)
         draws = torch.randn(
             half.shape[1],
-            min(kept + OVERSAMPLING, most),
+            min(filled + OVERSAMPLING, most),
             generator=torch.Generator().manual_seed(seed),
         ).to(half.device)
         basis, _ = torch.linalg.qr(draws)
         for _ in range(ROUNDS):
             basis, _ = torch.linalg.qr(half.mT @ (half @ basis))
         _, _, right = torch.linalg.svd(half @ basis, full_matrices=False)
-        directions = (basis @ right.mT)[:, :kept]
+        directions = (basis @ right.mT)[:, :filled]
         encode = torch.linalg.solve_triangular(self.factor.mT, half @ directions, upper=True)
         decode = directions.mT
-        if kept < rank:
-            encode = torch.nn.functional.pad(encode, (0, rank - kept))
-            decode = torch.nn.functional.pad(decode, (0, 0, 0, rank - kept))
+        if filled < rank:
+            encode = torch.nn.functional.pad(encode, (0, rank - filled))
+            decode = torch.nn.functional.pad(decode, (0, 0, 0, rank - filled))
         return encode.contiguous(), decode.contiguous()
 
 
@@ -186,9 +186,9 @@ def choose_layers(
         left = [number for number in range(len(blocks)) if number not in chosen]
         losses = []
         for number in left:
-            at = torch.cat([known, layers[number]])
-            weights = torch.linalg.solve(square[at][:, at], cross[at])
-            losses.append((wanted[half:] - features[half:, at] @ weights).square().mean())
+            columns = torch.cat([known, layers[number]])
+            weights = torch.linalg.solve(square[columns][:, columns], cross[columns])
+            losses.append((wanted[half:] - features[half:, columns] @ weights).square().mean())
         chosen.append(left[int(torch.stack(losses).argmin())])
         known = torch.cat([known, layers[chosen[-1]]])
     return tuple(chosen)

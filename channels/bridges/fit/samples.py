@@ -100,7 +100,7 @@ def fact_sample(passage: FactPassage, rng: random.Random, most: int, frame: str)
 
 def _plain(piece: str, rng: random.Random, words: int, frame: str) -> Sample | None:
     """A message of about `words` words, and what follows it in the piece."""
-    spaces = [at for at, letter in enumerate(piece) if letter.isspace()]
+    spaces = [index for index, letter in enumerate(piece) if letter.isspace()]
     length = min(int(words * rng.uniform(0.5, 1.2)), len(spaces) - 60)
     if length < SHORTEST:
         return None
@@ -121,7 +121,7 @@ def _plain(piece: str, rng: random.Random, words: int, frame: str) -> Sample | N
 
 def _copy(text: str, rng: random.Random) -> Target:
     """A stretch of the message once more: its first words are the cue, the next the answer."""
-    spaces = [at for at, letter in enumerate(text) if letter.isspace()]
+    spaces = [index for index, letter in enumerate(text) if letter.isspace()]
     start = rng.randrange(max(len(spaces) - 34, 1))
     a, b, c = (spaces[min(start + n, len(spaces) - 1)] for n in (0, 8, 32))
     return Target(f"\n\nAgain:{text[a:b]}", text[b:c] or text[a:c], "copy")

@@ -63,15 +63,15 @@ class Scores:
 
     def to_dict(self) -> dict[str, float]:
         """Flat figures."""
-        kept = {f"retention_{name}": value for name, value in self.retention.items()}
+        retained = {f"retention_{name}": value for name, value in self.retention.items()}
         lost = {f"mismatched_{name}": value for name, value in self.mismatched.items()}
-        return {**kept, **lost, "kl": self.kl, "score": self.score}
+        return {**retained, **lost, "kl": self.kl, "score": self.score}
 
     def describe(self) -> str:
         """What is kept by group, and the KL, in a few words."""
         parts = [
-            f"{group} {kept:.2f} ({self.mismatched[group]:.2f} with another message)"
-            for group, kept in self.retention.items()
+            f"{group} {retained:.2f} ({self.mismatched[group]:.2f} with another message)"
+            for group, retained in self.retention.items()
         ]
         return ", ".join([*parts, f"KL {self.kl:.3f}"])
 
@@ -119,7 +119,7 @@ class ValidationSet:
     @torch.no_grad()
     def score(self, projector: Projector) -> Scores:
         """Score a projector."""
-        gain, kept, lost = (dict.fromkeys(sorted(set(KINDS.values())), 0.0) for _ in range(3))
+        gain, retained, lost = (dict.fromkeys(sorted(set(KINDS.values())), 0.0) for _ in range(3))
         kls, losses = [], []
         for number, ex in enumerate(self.examples):
             other = swapped(ex, self.examples[number - 1], self.sharer_columns)
@@ -135,13 +135,13 @@ class ValidationSet:
             for target, none, teacher, logs, misled in answers:
                 group, loss = KINDS[target.kind], float(answer_loss(logs, target))
                 gain[group] += none - float(teacher.loss)
-                kept[group] += none - loss
+                retained[group] += none - loss
                 lost[group] += none - float(answer_loss(misled, target))
                 kls.append(float(divergence(logs, teacher)))
                 losses.append(loss)
         alive = [group for group in gain if gain[group] > 0]
         return Scores(
-            retention={group: kept[group] / gain[group] for group in alive},
+            retention={group: retained[group] / gain[group] for group in alive},
             mismatched={group: lost[group] / gain[group] for group in alive},
             kl=fmean(kls),
             loss=fmean(losses),
