@@ -36,8 +36,7 @@ __all__ = [
 def declare(
     agents: Sequence[Agent], models: Mapping[str, AgentModel | str]
 ) -> tuple[dict[str, Any], dict[str, AgentModel]]:
-    """Agents and their models as a workflow file has them, and the model objects among these by
-    name.
+    """Agents and models as a workflow file has them, and the model objects by name.
 
     Args:
         agents: The agents.

@@ -221,6 +221,4 @@ class Channel(ABC):
 
     @abstractmethod
     def carry(self, arrival: Arrival, receiver: CausalModel) -> Carry:
-        """Supply state for the message's tokens in the receiver's context; what has none is
-        computed.
-        """
+        """Supply state for the message's tokens; those without any are computed."""

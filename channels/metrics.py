@@ -122,9 +122,7 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalized(answer: str) -> str:
-    """Lower case, without punctuation, articles and extra spaces (Rajpurkar et al. 2016, section
-    6.1).
-    """
+    """Lower case, no punctuation, no articles (Rajpurkar et al. 2016, section 6.1)."""
     bare = re.sub(r"\b(a|an|the)\b", " ", answer.lower().translate(PUNCTUATION))
     return " ".join(bare.split())
 
@@ -135,9 +133,7 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
-    """The best F1 of the prediction's words against those of an answer, 0 to 1; 0 where there is no
-    answer.
-    """
+    """The best F1 of the prediction's words against an answer's, 0 to 1; 0 without an answer."""
     return max((_f1(prediction, answer) for answer in answers), default=0.0)
 
 

@@ -144,21 +144,20 @@ class _Run(NamedTuple):
 class ProjectedCacheChannel(Channel):
     """Hand over keys and values between different models, through a bridge trained for the two.
 
-    Every word token of the message in the receiver's context takes the sharer's token that has read
-    the same text, and the bridge makes the receiver's keys and values of it. The first `sink` of
-    them the receiver computes itself.
+    Every word token of the message takes the sharer's token that has read the same text. The bridge
+    makes the receiver's keys and values of it. The receiver computes the first `sink` tokens
+    itself.
 
-    In fuse mode (Cache-to-Cache, arXiv 2510.03215) the receiver reads the message itself and the
-    bridge enriches the rows it made: nothing is saved, what the sharer made of the same words is
-    added.
+    In fuse mode (Cache-to-Cache, arXiv 2510.03215) the receiver reads the message itself, and the
+    bridge enriches the rows it made. That saves nothing; it adds what the sharer knows.
 
     Attributes:
         bridge: The bridge.
         share: What the sharer publishes; None stands for its output, or its prompt where it
             generates nothing.
         as_: Role of the message's turn in the receiver's template.
-        sink: Tokens of the message to compute natively; 0 for none, a number past its length for
-            all. Fuse mode, which computes all, does not look at it.
+        sink: Tokens of the message that the receiver computes; 0 for none, a number past its
+            length for all. Fuse mode computes all.
         mode: ``prefix`` or ``fuse``.
     """
 

@@ -36,9 +36,9 @@ class SameModelCacheChannel(Channel):
     """Hand over keys and values between agents whose models have the same weights.
 
     Where the same tokens stand before the message at both ends, its state continues the receiver's
-    context exactly. Elsewhere it is spliced: keys are shifted to the receiver's positions, and the
-    first `sink` message tokens are recomputed, since those drew the attention of all that
-    followed in the sharer's context (EPIC, arXiv 2410.15332).
+    context exactly. Elsewhere it is spliced. Keys are shifted to the receiver's positions. The
+    first `sink` message tokens are recomputed: all that followed in the sharer's context attended
+    to them most (EPIC, arXiv 2410.15332).
 
     Attributes:
         share: What the sharer publishes; None stands for its output, or its prompt where it
@@ -83,8 +83,7 @@ class SameModelCacheChannel(Channel):
         return entry_layers(self.layer_ranges or ())
 
     def check(self, sharer: CausalModel, receiver: CausalModel) -> None:
-        """Both ends must have the same weights, config, tokenizer and dtype; with ranges, the
-        weights may differ.
+        """Both ends must have the same model and dtype; with ranges, the weights may differ.
 
         Raises:
             IdentityMismatch, GeometryMismatch: naming what differs.

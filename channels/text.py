@@ -11,8 +11,7 @@ __all__ = ["TextChannel"]
 
 @dataclass(frozen=True, slots=True)
 class TextChannel(Channel):
-    """Hand over words (between equal tokenizers, their ids); the receiver computes everything
-    itself.
+    """Hand over words, or between equal tokenizers their ids; the receiver computes everything.
 
     Attributes:
         share: What the sharer publishes; None stands for its output, or its prompt where it

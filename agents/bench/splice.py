@@ -1,7 +1,7 @@
 """How far a spliced cache is from a full recompute of the same tokens, with its controls.
 
 A message of 256 tokens is computed under the sharer's own system prompt and handed to a receiver
-with another one. The next 40 tokens are forced, and the receiver's distribution after each is
+with another one. The next 40 tokens are forced. The receiver's distribution after each is
 compared with that of a full recompute: KL(full || spliced) in nats, and whether both put the same
 token first.
 """

@@ -1,8 +1,8 @@
 """Which ranges of layers to recompute: a coarse grid first, then refinement around the front.
 
 After the offline profile of DroidSpeak (arXiv 2411.02820), which looks at all ranges. What a range
-computes depends on its first layer alone, not on where it ends: one run from each first layer to
-the last layer of the model serves every range that begins there.
+computes depends on its first layer alone, not on where it ends. So one run from each first layer to
+the model's last serves every range that begins there.
 """
 
 import math

@@ -80,10 +80,9 @@ def timings(
 ) -> dict[str, float]:
     """Seconds to the first token, medians of `repeats`; see `medians`.
 
-    ``text`` computes everything, ``bridge`` projects and computes the sink and the receiver's own
-    tokens, ``floor`` computes the own tokens over the receiver's cache in place, ``products`` is
-    the bridge's matrix products alone. The sharer's reading counts on neither side: the message is
-    in its cache already.
+    ``text`` computes everything. ``bridge`` projects, then computes the sink and the receiver's own
+    tokens. ``floor`` computes those own tokens over the receiver's cache. ``products`` is the
+    bridge's matrix products alone. The sharer has read the message before.
     """
     conditions: dict[str, Callable[[], object]] = {
         "text": lambda: _first(receiver, place.context, 0),

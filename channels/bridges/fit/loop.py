@@ -1,10 +1,10 @@
 """The training loop that the fits of projectors and of fusers share.
 
 Both modules begin at a closed form, so training has to find only what no linear map can say. The
-two models stay as they are: the receiver's loss on an answer is differentiated through its frozen
-layers into the keys and values that the module made, and from there into the module. A message is
-a step, some messages are an update. The weights of the closed form move slowly, the residual, which
-begins at nothing, moves fast.
+two models are frozen. The gradient of the receiver's loss on an answer flows through its layers
+into the keys and values that the module made, and from there into the module. A message is a step,
+some messages are an update. The weights of the closed form move slowly. The residual begins at
+nothing and moves fast.
 
 Now and then, always between two updates, a round on validation rows scores the module. The best
 weights met are the result, the closed form among them, so that training never makes it worse. Each

@@ -1,7 +1,7 @@
 """Reduced-rank ridge regression from a stream, in the memory of two Gram matrices.
 
-With standardised features X and targets Y, ``W = (XᵀX/n + λ)⁻¹ XᵀY/n`` is cut to rank r along the
-directions that carry most of what it predicts (Izenman, Reduced-rank regression for the
+X and Y are standardised features and targets. ``W = (XᵀX/n + λ)⁻¹ XᵀY/n`` is cut to rank r along
+the directions that carry most of what it predicts (Izenman, Reduced-rank regression for the
 multivariate linear model, 1975).
 """
 
