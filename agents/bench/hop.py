@@ -112,8 +112,7 @@ def _turn(model: LocalModel, scene: Scene, channel: Channel) -> float:
 
 def _indexed(model: LocalModel, scene: Scene) -> float:
     """Text inside one engine whose prefix cache finds blocks of 16 tokens of any request by id."""
-    ids, state = scene.message.context, scene.message.state
-    assert state is not None
+    ids, state = scene.message.context, scene.message.require_state()
     shared = len(ids) // BLOCK * BLOCK
     return _first_token(model, scene, Past(ids[:shared], state.slice(0, shared)))
 

@@ -71,8 +71,7 @@ def _message(model: LocalModel, words: tuple[int, ...]) -> Message:
 def _bit_exact(model: LocalModel, words: tuple[int, ...]) -> bool:
     """Whether a packet gives back the bits of the state that went in."""
     message = _message(model, words)
-    sent, came = message.state, _read(model, _bytes(message, "raw")).state
-    assert sent is not None and came is not None
+    sent, came = message.require_state(), _read(model, _bytes(message, "raw")).require_state()
     return all(
         torch.equal(theirs.contiguous().view(torch.uint8), ours.contiguous().view(torch.uint8))
         for ours_layer, theirs_layer in zip(came.layers, sent.layers, strict=True)
@@ -142,7 +141,7 @@ def _times(model: LocalModel, text: Path | None, progress: Progress) -> list[dic
             continue
         words = cut_passages(model, text, 1, size)[0]
         message = _message(model, words)
-        state_bytes = message.state.nbytes if message.state else 0
+        state_bytes = message.require_state().nbytes
         packets = {codec: _bytes(message, codec) for codec in CODECS}
         conditions: dict[str, Callable[[], object]] = {"text": partial(model.read, words)}
         for codec, packet in packets.items():

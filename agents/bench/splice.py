@@ -142,8 +142,7 @@ def _unmoved(case: Case) -> Tensor:
     """What naive reuse does: the sharer's keys as they are, at the receiver's positions."""
     scene = case.scene
     (span,) = scene.context.spans(scene.message)
-    assert scene.message.state is not None
-    piece = scene.message.state.slice(span.source, span.source + span.length)
+    piece = scene.message.require_state().slice(span.source, span.source + span.length)
     delta = span.at - span.source
     layers = tuple(replace(layer, first=layer.first + delta) for layer in piece.layers)
     moved = replace(piece, layers=layers, start=piece.start + delta, stop=piece.stop + delta)

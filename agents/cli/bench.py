@@ -1,12 +1,10 @@
 """``unspoken bench``: benchmarks that anyone can run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from unspoken.agents.bench import (
     DEFAULT_MODEL,
@@ -15,7 +13,7 @@ from unspoken.agents.bench import (
     check_name,
     run_bench,
 )
-from unspoken.agents.cli.console import print_json, print_table, shown, stderr, stdout
+from unspoken.agents.cli.console import print_facts, print_json, print_table, stderr, stdout
 from unspoken.agents.cli.progress import quiet_libraries, reporting
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import InputError
@@ -108,19 +106,15 @@ def print_result(title: str, result: Mapping[str, Any], *, as_json: bool) -> Non
         return
     console = stdout()
     rows: Sequence[Mapping[str, Any]] = result["rows"]
-    _print_pairs(console, result["machine"])
+    print_facts(console, _pairs(result["machine"]))
     columns = distinct(key for row in rows for key in row)
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     print_table(console, title, columns, cells)
-    _print_pairs(console, result["summary"])
+    print_facts(console, _pairs(result["summary"]))
 
 
-def _print_pairs(console: Console, pairs: Mapping[str, Any]) -> None:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold")
-    for key, value in pairs.items():
-        grid.add_row(shown(key), shown(_cell(value)))
-    console.print(grid)
+def _pairs(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    return ((name, _cell(value)) for name, value in figures.items())
 
 
 def _cell(value: object) -> str:

@@ -5,11 +5,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from unspoken.agents.cli.audit_view import figure_of, print_audit
-from unspoken.agents.cli.console import print_json, print_table, shown, size, stdout
+from unspoken.agents.cli.console import (
+    print_facts,
+    print_json,
+    print_stored,
+    print_table,
+    shown,
+    size,
+    stdout,
+)
 from unspoken.agents.cli.figure import draw
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import BridgeError, InputError, ModelReferenceError
@@ -120,24 +126,15 @@ def show(
     if figure is not None:
         draw(manifest, figure)
     if as_json:
-        print_json({"path": str(folder), **manifest.model_dump(mode="json", by_alias=True)})
+        print_stored(folder, manifest)
         return
     console = stdout()
-    _print_facts(console, folder, manifest)
+    print_facts(console, _facts(folder, manifest))
     if manifest.audit is None:
         console.print("\nNot audited yet: unspoken bridge audit")
         return
     console.print()
     print_audit(console, manifest.audit)
-
-
-def _print_facts(console: Console, folder: Path, manifest: "BridgeManifest") -> None:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in _facts(folder, manifest):
-        grid.add_row(shown(name), shown(value))
-    console.print(grid)
 
 
 def _facts(folder: Path, manifest: "BridgeManifest") -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from unspoken.agents.cli.audit_view import print_audit
 from unspoken.agents.cli.bridge import First, Second, find_folder
-from unspoken.agents.cli.console import print_json, shown, stderr, stdout
+from unspoken.agents.cli.console import print_stored, shown, stderr, stdout
 from unspoken.agents.cli.progress import load_pair, quiet_libraries, reporting
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import InputError
@@ -139,7 +139,7 @@ def fit(
         raise
     manifest = check(folder)
     if as_json:
-        print_json({"path": str(folder), **manifest.model_dump(mode="json", by_alias=True)})
+        print_stored(folder, manifest)
         return
     if manifest.audit is not None:
         print_audit(console, manifest.audit)
@@ -268,6 +268,6 @@ def audit(
         keep_audit(folder, measured, manifest)
         console.print(shown(f"kept with the bridge in {folder}"), soft_wrap=True)
     if as_json:
-        print_json({"path": str(folder), **measured.model_dump(mode="json", by_alias=True)})
+        print_stored(folder, measured)
     else:
         print_audit(stdout(), measured)

@@ -3,9 +3,10 @@
 import json
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich import box
@@ -18,6 +19,9 @@ from rich.text import Text
 from unspoken.channels.errors import UnspokenError, WorkflowError
 from unspoken.channels.sequences import distinct
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
 __all__ = [
     "LogLevel",
     "configure_logging",
@@ -25,8 +29,10 @@ __all__ = [
     "duration",
     "is_live",
     "print_error",
+    "print_facts",
     "print_json",
     "print_reasons",
+    "print_stored",
     "print_table",
     "shown",
     "size",
@@ -122,6 +128,16 @@ def print_table(
     console.print()
 
 
+def print_facts(console: Console, facts: Iterable[tuple[str, str]]) -> None:
+    """Print a line per name and value."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in facts:
+        grid.add_row(shown(name), shown(value))
+    console.print(grid)
+
+
 def print_reasons(console: Console, reasons: Sequence[tuple[str, str]]) -> None:
     """Print each (edge, reason) once."""
     for edge, reason in distinct(reasons):
@@ -132,6 +148,11 @@ def print_reasons(console: Console, reasons: Sequence[tuple[str, str]]) -> None:
 def print_json(data: Mapping[str, Any] | Sequence[Any]) -> None:
     """Print one JSON document on stdout."""
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+def print_stored(folder: Path, manifest: "BaseModel") -> None:
+    """Print what a store holds as one JSON document on stdout."""
+    print_json({"path": str(folder), **manifest.model_dump(mode="json", by_alias=True)})
 
 
 def print_error(error: UnspokenError, *, whole: bool = False) -> None:

@@ -6,10 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from unspoken.agents.cli.console import count, print_json, print_table, shown, size, stderr, stdout
+from unspoken.agents.cli.console import (
+    count,
+    print_facts,
+    print_json,
+    print_table,
+    shown,
+    size,
+    stderr,
+    stdout,
+)
 from unspoken.agents.cli.progress import quiet_libraries, reporting
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import ModelReferenceError
@@ -66,7 +73,7 @@ def show(ref: Ref, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(facts)
         return
-    _print_facts(stdout(), facts)
+    print_facts(stdout(), _in_words(facts))
     if folder is None:
         install = f"{listing.install}, then " if listing and not listing.installed else ""
         stdout().print(
@@ -156,15 +163,6 @@ def _hollow(ref: str, folder: Path) -> "LocalModel":
             fix="check the folder, or use another model",
         ) from error
     return LocalModel(model, tokenizer, ref=ref, identity=ModelIdentity("", "", ""))
-
-
-def _print_facts(console: Console, facts: dict[str, Any]) -> None:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in _in_words(facts):
-        grid.add_row(name, shown(value))
-    console.print(grid)
 
 
 def _in_words(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from unspoken.agents.cli.console import print_json, print_table, shown, size, stderr, stdout
+from unspoken.agents.cli.console import (
+    print_json,
+    print_stored,
+    print_table,
+    shown,
+    size,
+    stderr,
+    stdout,
+)
 from unspoken.agents.cli.progress import quiet_libraries, reporting
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import InputError, ProfileError
@@ -122,7 +130,7 @@ def fit(
             shown('no figure: matplotlib is not installed (pip install "unspoken[figures]")')
         )
     if as_json:
-        _print_json(profile, folder)
+        print_stored(folder, profile)
         return
     _print_profile(stdout(), profile)
     console.print(shown(f"kept in {folder}"))
@@ -163,7 +171,7 @@ def show(
     if figure is not None:
         draw_profile(profile, figure)
     if as_json:
-        _print_json(profile, folder)
+        print_stored(folder, profile)
         return
     console = stdout()
     _print_profile(console, profile)
@@ -246,10 +254,6 @@ def _row(line: dict[str, Any]) -> list[str]:
 
 def _speed(speedup: float | None) -> str:
     return "–" if speedup is None else f"{speedup:.2f}x"
-
-
-def _print_json(profile: "Profile", folder: Path) -> None:
-    print_json({"path": str(folder), **profile.model_dump(mode="json", by_alias=True)})
 
 
 def _print_profile(console: Console, profile: "Profile") -> None:

@@ -117,8 +117,7 @@ def recompute_layers(
     Args:
         receiver: Computes the ranges.
         state: The sharer's state of these tokens, at the receiver's positions, with its hidden
-            states at the ranges' first layers. Only what is taken is copied to the receiver's
-            device.
+            states at the ranges' first layers.
         ids: The tokens, as many as the state has.
         layer_ranges: See `check_layer_ranges`.
         before: The receiver's states of all that stands before these tokens.

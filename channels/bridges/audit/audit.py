@@ -1,4 +1,11 @@
-"""What a bridge carries of a message, against the text, no message, and empty messages."""
+"""What a bridge carries of a message, against the text, no message, and empty messages.
+
+Every row is answered under these conditions: the full text; no message; the bridge; the bridge with
+another example's message, with zeros, and with noise of the message's own mean and deviation per
+column; and two maps of the bridge's rank that are refitted, one without the sharer, one with the
+receiver as its own sharer. All of them keep the receiver's own state of the context's first tokens
+and of the message's last.
+"""
 
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
@@ -39,14 +46,7 @@ def audit(
     report: Report = lambda stage, fraction: None,
     settings: AuditSettings | None = None,
 ) -> Audit:
-    """Measure a bridge.
-
-    Every row is answered under: the full text; no message; the bridge; the bridge with another
-    example's message, with zeros, and with noise of the message's own mean and deviation per
-    column; and two maps of the bridge's rank refitted on `corpus`, one without the sharer, one with
-    the receiver as its own sharer. All conditions keep the receiver's own state of the context's
-    first tokens and of the message's last. A bridge with fuse mode is measured on questions with
-    options besides; see `with_fuse`.
+    """Measure a bridge; one with fuse mode on questions with options too, see `with_fuse`.
 
     Args:
         bridge: The bridge, as it is stored.
