@@ -35,7 +35,7 @@ class Agent:
         for_each: Expression for a list, such as ``inputs.rows``: one run of the agent an item.
         on_error: With `for_each`, whether an item that fails ends the run (``fail``) or is left out
             (``skip``).
-        timeout: Most seconds a turn may take.
+        timeout: Most seconds that a turn, or an item of for_each, may work.
 
     Raises:
         WorkflowError: A setting that is not as it should be.

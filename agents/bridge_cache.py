@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +15,7 @@ from unspoken.channels.bridges.plan import DEFAULT
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.errors import ChannelError, ModelSupportError
 from unspoken.channels.model import Report
+from unspoken.channels.storage.forks import ForkLock
 
 if TYPE_CHECKING:
     from unspoken.agents.models.base import AgentModel
@@ -39,7 +39,7 @@ class BridgeCache:
         self._folders, self._trust = tuple(folders), trust
         self._known: dict[_Key, AnyBridge] = {}
         self._refused: dict[_Key, ChannelError | ModelSupportError] = {}
-        self._lock = Lock()
+        self._lock = ForkLock()
 
     def find(self, sharer: "AgentModel", receiver: "AgentModel") -> "AnyBridge | None":
         """The bridge stored for two models, or None; a missing one is looked for again next time.

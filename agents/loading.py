@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 from unspoken.agents.engines.base import Engine, HasEngine, States
-from unspoken.agents.engines.local import LocalEngine, Workers
+from unspoken.agents.engines.local import LocalEngine
+from unspoken.agents.engines.worker import WhenRoom, Workers, at_once
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.spec.loader import LoadedWorkflow
@@ -56,7 +57,10 @@ def load_models(
 
 
 def engines_for(
-    models: Mapping[str, AgentModel], states: States, workers: Workers
+    models: Mapping[str, AgentModel],
+    states: States,
+    workers: Workers,
+    when_room: WhenRoom = at_once,
 ) -> dict[str, Engine]:
     """What computes the turns of each agent: one engine a model, the model's own if it has one.
 
@@ -64,6 +68,7 @@ def engines_for(
         models: The model of every agent, by agent.
         states: Where the engines keep their states.
         workers: The devices' workers.
+        when_room: Asked after every event of a turn computed here; the turn waits for it.
     """
     engines: dict[int, Engine] = {}
     for model in models.values():
@@ -77,6 +82,9 @@ def engines_for(
                     f"nothing computes turns of {type(model).__name__}",
                     expected="a LocalModel, or a model with make_engine",
                 )
+            engine = engines[id(model)]
+            if isinstance(engine, LocalEngine):
+                engine.when_room = when_room
     return {name: engines[id(model)] for name, model in models.items()}
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from threading import Lock
+from threading import Event
+
+import anyio.to_thread
 
 from unspoken.agents.bridge_cache import BridgeCache
 from unspoken.agents.loading import Progress, load_models, step_of
@@ -17,6 +19,14 @@ from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.base import Channel
 from unspoken.channels.errors import ChannelError, ModelSupportError, WorkflowError
 from unspoken.channels.projected import Bridge
+from unspoken.channels.storage.forks import ForkLock
+
+
+class _Abandoned(BaseException):
+    """Nobody waits for a load or a fit any more; raised in it where it next tells of its progress.
+
+    No `Exception`: nothing on the way may take it for a model that cannot be loaded.
+    """
 
 
 class Preparation:
@@ -49,7 +59,7 @@ class Preparation:
         self.bridges: dict[int, Bridge] = {}
         self.custom: dict[int, Channel] = {}
         self._planned: tuple[WorkflowSpec, Plan] | None = None
-        self._lock = Lock()
+        self._lock = ForkLock()
 
     def connected(self, number: int, custom: Channel | None, bridge: Bridge | None) -> None:
         """Take in the objects that an edge was connected with."""
@@ -112,6 +122,24 @@ class Preparation:
             if self._planned is None or self._planned[0] is not spec:
                 self._planned = spec, self._fitted(spec, progress)
             return self._planned[1]
+
+    async def ready_soon(self, spec: WorkflowSpec) -> Plan:
+        """`ready`, on another thread.
+
+        A cancel does not wait for that thread. What it loads ends where it next tells of its
+        progress; the models that are whole by then are kept for the next run.
+        """
+        abandoned = Event()
+
+        def go_on(name: str, stage: str, fraction: float) -> None:
+            if abandoned.is_set():
+                raise _Abandoned
+
+        try:
+            return await anyio.to_thread.run_sync(self.ready, spec, go_on, abandon_on_cancel=True)
+        except BaseException:
+            abandoned.set()
+            raise
 
     def _fitted(self, spec: WorkflowSpec, progress: Progress | None) -> Plan:
         models, plan = self.by_agent(spec), self.plan(spec)

@@ -1,12 +1,8 @@
 """A workflow: load, plan, run, stream."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-import anyio
-import anyio.to_thread
 
 from unspoken.agents.agent import Agent
 from unspoken.agents.builder import (
@@ -21,17 +17,19 @@ from unspoken.agents.builder import (
     require_nameable,
     with_edge,
 )
-from unspoken.agents.engines.local import Workers
+from unspoken.agents.engines.event_loop import run_anywhere
+from unspoken.agents.engines.worker import Workers, at_once
 from unspoken.agents.loading import Progress, engines_for
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.preparation import Preparation
-from unspoken.agents.runtime.events import Event
+from unspoken.agents.runtime.events import Event, RunFinished
+from unspoken.agents.runtime.failures import within
 from unspoken.agents.runtime.inbox import check_received, require_messages
-from unspoken.agents.runtime.report import AgentResult, RunResult
+from unspoken.agents.runtime.report import AgentResult, RunReport, RunResult
 from unspoken.agents.runtime.scheduler import Scheduler
 from unspoken.agents.runtime.states import StateStore
-from unspoken.agents.runtime.stream import run_events
+from unspoken.agents.runtime.stream import EventBuffer, RunStream
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.inputs import check_inputs
 from unspoken.agents.spec.loader import LoadedWorkflow, dumps, load_workflow
@@ -57,7 +55,7 @@ class Workflow:
         outputs: Templates of its results; without any, the words of the agents that nobody reads.
         models: Names for model objects and references; one that has none is named after its
             reference.
-        timeout: Most seconds a run may take.
+        timeout: Most seconds a run may take, loading and fitting included.
         description: What it does, for people.
         bridges: ``stored`` uses stored bridges that this machine measured, ``fit`` fits one where
             an edge has none, ``trust`` believes the audits of bridges from elsewhere.
@@ -276,7 +274,9 @@ class Workflow:
         return self
 
     def run(self, received: Mapping[str, Message] | None = None, /, **inputs: object) -> RunResult:
-        """Run to the end; call `arun` where an event loop runs already.
+        """Run to the end; where an event loop runs already, as in a notebook, on another thread.
+
+        That event loop stands still meanwhile; ``await flow.arun(...)`` leaves it free.
 
         Args:
             received: Messages that agents of these names have published elsewhere, as `read_packet`
@@ -289,57 +289,56 @@ class Workflow:
             IdentityMismatch: A message of another model than its agent's.
             AgentError, RunTimeout: The run failed.
         """
-
-        async def go() -> RunResult:
-            return await self.arun(received, **inputs)
-
-        return anyio.run(go)
+        return run_anywhere(lambda: self.arun(received, **inputs))
 
     async def arun(
         self, received: Mapping[str, Message] | None = None, /, **inputs: object
     ) -> RunResult:
-        """Run to the end; see `run`."""
-        scheduler = await self._scheduler(received or {}, inputs, lambda event: None)
-        report = await scheduler.run()
+        """Run to the end; see `run`. A cancel also ends the loading of models."""
+        scheduler, report = await self._ran(received or {}, inputs)
         return RunResult(scheduler.outputs(), scheduler.results(), report)
 
-    async def _scheduler(
+    async def _ran(
         self,
         received: Mapping[str, Message],
         inputs: Mapping[str, object],
-        emit: Callable[[Event], None],
-    ) -> Scheduler:
-        """Check the inputs, load and plan; the run is ready to start."""
+        events: EventBuffer | None = None,
+    ) -> tuple[Scheduler, RunReport]:
+        """Check the inputs, load, plan and run, all within the workflow's timeout."""
         spec = self.spec
         require_messages(spec, received)
         known = check_inputs(spec, inputs)
-        plan = await anyio.to_thread.run_sync(self._preparation.ready, spec)
-        models = self._preparation.by_agent(spec)
-        check_received(spec, models, received)
         states = StateStore()
-        return Scheduler(
-            spec,
-            models=models,
-            engines=engines_for(models, states, self._workers),
-            states=states,
-            plan=plan,
-            inputs=known,
-            emit=emit,
-            received=received,
-        )
+        when_room = at_once if events is None else events.when_room
+        with within(spec.timeout) as limit:
+            plan = await self._preparation.ready_soon(spec)
+            models = self._preparation.by_agent(spec)
+            check_received(spec, models, received)
+            scheduler = Scheduler(
+                spec,
+                models=models,
+                engines=engines_for(models, states, self._workers, when_room),
+                states=states,
+                plan=plan,
+                inputs=known,
+                emit=(lambda event: None) if events is None else events.put,
+                received=received,
+            )
+            limit.partial = scheduler.partial
+            return scheduler, await scheduler.run()
 
-    async def stream(
+    def stream(
         self, received: Mapping[str, Message] | None = None, /, **inputs: object
     ) -> AsyncGenerator[Event, None]:
         """Run, event by event; the last is `RunFinished`.
 
-        A loop that may break off early belongs in ``async with
-        contextlib.aclosing(flow.stream(...)) as events``: leaving it cancels the run.
+        The run waits for a loop that falls behind. Leaving the loop early ends the run: at once
+        in ``async with contextlib.aclosing(flow.stream(...)) as events``, else when the stream is
+        no longer referred to.
         """
 
-        async def ready(emit: Callable[[Event], None]) -> Scheduler:
-            return await self._scheduler(received or {}, inputs, emit)
+        async def follow(events: EventBuffer) -> None:
+            scheduler, report = await self._ran(received or {}, inputs, events)
+            events.put(RunFinished(scheduler.outputs(), report))
 
-        async with aclosing(run_events(ready)) as events:
-            async for event in events:
-                yield event
+        return RunStream(follow)

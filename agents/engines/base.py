@@ -218,6 +218,8 @@ class TurnRequest:
         keep_state: Whether the state is wanted afterwards, by a reader or by a later turn.
         capture: Layers whose inputs the state is to keep, for readers with other weights.
         owner: Who asks, to name the holder of the state.
+        limit_s: Most seconds of work, where there is a limit. Waiting for the device or for other
+            turns is no work.
     """
 
     ids: tuple[int, ...]
@@ -228,6 +230,7 @@ class TurnRequest:
     keep_state: bool = False
     capture: tuple[int, ...] = ()
     owner: str = ""
+    limit_s: float | None = None
 
 
 Form = tuple[int, Codec, bool]
@@ -285,6 +288,7 @@ class Engine(Protocol):
         Raises:
             ContextLengthError: More tokens than the context holds.
             RunError: A message that cannot be carried, on an edge that does not fall back.
+            RunTimeout: More work than `request.limit_s` allows.
         """
 
     async def keep(self, state: StateRef, ids: tuple[int, ...], how: Keep = KEEP) -> StateRef:

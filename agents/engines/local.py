@@ -1,21 +1,10 @@
-"""The engine in this process: a thread per device that runs turns one operation at a time.
+"""The engine in this process: turns on a model, computed by its device's worker."""
 
-A turn is a generator (see `unspoken.agents.engines.turn`). The device's thread runs one step of it,
-gives its event to the event loop, and queues the next step behind those of the other turns. So
-turns that are ready together advance in turn, and a cancel never waits for more than one operation.
-This queue is where ready steps of one model will be batched.
-"""
-
-import threading
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from dataclasses import replace
 
 import anyio
-import anyio.from_thread
-import anyio.lowlevel
-import torch
+import anyio.to_thread
 
 from unspoken.agents.engines.assembly import Past
 from unspoken.agents.engines.base import (
@@ -31,8 +20,8 @@ from unspoken.agents.engines.base import (
     TurnRequest,
 )
 from unspoken.agents.engines.turn import CLOSING, MOST_SPARE, Computed, run_turn
+from unspoken.agents.engines.worker import WhenRoom, Worker, at_once
 from unspoken.agents.models.base import TurnModel
-from unspoken.agents.models.weights import Weights
 from unspoken.channels.errors import StateError
 from unspoken.channels.kv.compressed import CompressedState, compress
 from unspoken.channels.kv.geometry import CacheGeometry
@@ -41,126 +30,7 @@ from unspoken.channels.message import Message
 from unspoken.channels.packets.files import Readable
 from unspoken.channels.packets.packet import packet_chunks, read_packet
 
-__all__ = ["LocalEngine", "Worker", "Workers"]
-
-Event = TypeVar("Event")
-Outcome = TypeVar("Outcome")
-
-BUSY = 0.02
-"""Seconds that a device's thread waits for weights that somebody holds before it tries others."""
-
-
-@dataclass(eq=False)
-class _Job(Generic[Event, Outcome]):
-    steps: Generator[Event, None, Outcome]
-    emit: Callable[[Event], None]
-    weights: Weights | None
-    loop: anyio.lowlevel.EventLoopToken
-    done: anyio.Event
-    stop: threading.Event = field(default_factory=threading.Event)
-    outcome: Outcome | None = None
-    error: BaseException | None = None
-
-
-class Worker:
-    """Runs jobs on one device. A job is a generator: each step is one operation.
-
-    Args:
-        name: Name of its thread.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        # Both are read and written on that thread alone.
-        self._active = self._blocked = 0
-
-    async def run(
-        self,
-        steps: Generator[Event, None, Outcome],
-        emit: Callable[[Event], None],
-        weights: Weights | None = None,
-    ) -> Outcome:
-        """Run a job to its end; a cancel is seen between two operations.
-
-        Args:
-            steps: The job.
-            emit: Called on the event loop with every event.
-            weights: What it computes on; each step has them to itself.
-
-        Raises:
-            Exception: Whatever the job raised.
-        """
-        job = _Job(steps, emit, weights, anyio.lowlevel.current_token(), anyio.Event())
-        self._thread.submit(self._begin, job)
-        try:
-            await job.done.wait()
-        except BaseException:
-            job.stop.set()
-            with anyio.CancelScope(shield=True):
-                await job.done.wait()
-            raise
-        if job.error is not None:
-            raise job.error
-        return job.outcome  # type: ignore[return-value]  # set whenever there is no error
-
-    def _begin(self, job: _Job[Any, Any]) -> None:
-        self._active += 1
-        self._step(job)
-
-    def _step(self, job: _Job[Any, Any]) -> None:
-        """Run one operation of a job, and queue the next behind those of the other jobs."""
-        try:
-            if not job.stop.is_set():
-                advanced, event = self._advance(job)
-                if advanced:
-                    self._on_loop(job, job.emit, event)
-                self._thread.submit(self._step, job)
-                return
-        except StopIteration as end:
-            job.outcome = end.value
-        except BaseException as error:
-            job.error = error
-        try:
-            job.steps.close()
-        except BaseException as error:  # a job that cannot even be closed is over all the same
-            job.error = job.error or error
-        self._active -= 1
-        self._on_loop(job, job.done.set)
-
-    def _advance(self, job: _Job[Any, Any]) -> tuple[bool, Any]:
-        """One operation and its event; or none, where somebody holds the weights for long.
-
-        Other jobs go on meanwhile: only where all of them are blocked does the thread wait.
-        """
-        lock = threading.RLock() if job.weights is None else job.weights.lock
-        if not lock.acquire(timeout=BUSY if self._blocked >= self._active - 1 else 0):
-            self._blocked += 1
-            return False, None
-        self._blocked = 0
-        try:
-            with torch.no_grad():
-                return True, next(job.steps)
-        finally:
-            lock.release()
-
-    def _on_loop(self, job: _Job[Any, Any], call: Callable[..., None], *args: Any) -> None:
-        try:
-            anyio.from_thread.run_sync(call, *args, token=job.loop)
-        except anyio.RunFinishedError:
-            job.stop.set()
-
-
-class Workers:
-    """One worker per device, for all engines that are to share the devices' time."""
-
-    def __init__(self) -> None:
-        self._workers: dict[torch.device, Worker] = {}
-
-    def of(self, device: torch.device) -> Worker:
-        """The worker of a device."""
-        if device not in self._workers:
-            self._workers[device] = Worker(f"unspoken-{device}")
-        return self._workers[device]
+__all__ = ["LocalEngine"]
 
 
 class LocalEngine:
@@ -170,10 +40,14 @@ class LocalEngine:
         model: The model.
         states: Where its states are kept; engines that share it take each other's tickets.
         worker: Its device's worker.
+
+    Attributes:
+        when_room: Asked after every event of a turn; the turn waits for it.
     """
 
     def __init__(self, model: TurnModel, states: States, worker: Worker) -> None:
         self.model, self.states, self.worker = model, states, worker
+        self.when_room: WhenRoom = at_once
 
     @property
     def facts(self) -> EngineFacts:
@@ -214,7 +88,7 @@ class LocalEngine:
     ) -> TurnOutcome:
         """Compute a turn on the device's thread."""
         steps = self._steps(request)
-        computed = await self.worker.run(steps, on_event, self.model.weights)
+        computed = await self.worker.run(steps, on_event, self.model.weights, self.when_room)
         kept = None
         if computed.state is not None:
             kept = self.states.put(computed.state, computed.ids, request.owner)

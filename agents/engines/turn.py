@@ -25,7 +25,7 @@ from unspoken.agents.models.base import TurnModel
 from unspoken.agents.models.decoder import CHUNK
 from unspoken.agents.models.hf import Capture
 from unspoken.agents.models.hf_cache import ContextCache
-from unspoken.channels.errors import ContextLengthError
+from unspoken.channels.errors import ContextLengthError, RunTimeout
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
 
@@ -103,9 +103,22 @@ class _Turn:
 
     def step(self, event: TurnEvent) -> Generator[TurnEvent, None, None]:
         """Give the device away for a moment."""
+        self.check_time()
         self.clock.pause()
         yield event
         self.clock.resume()
+
+    def check_time(self) -> None:
+        """Refuse to go on where the turn has worked for longer than it may."""
+        limit, owner = self.request.limit_s, self.request.owner
+        if limit is not None and self.clock.now() > limit:
+            raise RunTimeout(
+                f"agent {owner!r} took longer than its timeout of {limit:g} s",
+                agent=owner,
+                expected="at most so many seconds of its own work; waiting for others does not "
+                "count",
+                fix="raise the agent's timeout, or lower its max_new_tokens",
+            )
 
 
 def run_turn(
@@ -125,6 +138,7 @@ def run_turn(
     Raises:
         ContextLengthError: More tokens than the model's context holds.
         RunError: A message that cannot be carried, on an edge that does not fall back.
+        RunTimeout: More work than `request.limit_s` allows.
     """
     clock = _Clock()
     ids, sampling = request.ids, request.sampling
@@ -149,6 +163,7 @@ def run_turn(
         # Nothing was sampled, so nothing has waited for the device yet.
         torch.accelerator.synchronize(model.device)
     state = _finished_state(turn, final) if request.keep_state else None
+    turn.check_time()
     return Computed(final, state, _usage(turn), finish)
 
 

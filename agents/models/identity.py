@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.kv.geometry import ModelIdentity
+from unspoken.channels.storage.forks import hash_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -107,7 +108,7 @@ def adapter_digest(model: "PreTrainedModel", adapter: str) -> str:
 
 
 def _values_digest(tensors: Mapping[str, torch.Tensor]) -> "blake3":
-    digest = blake3(max_threads=blake3.AUTO)
+    digest = blake3(max_threads=hash_threads())
     for name, tensor in sorted(tensors.items()):
         kind = "float32" if _fits_float32(tensor) else str(tensor.dtype)
         head = json.dumps([name, list(tensor.shape), kind]).encode()

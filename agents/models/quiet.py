@@ -3,9 +3,11 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from threading import RLock
 from typing import Any
 
 from unspoken.channels.storage.files import Progress
+from unspoken.channels.storage.forks import ForkLock
 
 __all__ = ["Stage", "first_line", "quiet_transformers", "silent"]
 
@@ -17,6 +19,9 @@ def silent(stage: str, fraction: float) -> None:
 def first_line(error: Exception) -> str:
     """The first line of what a library says, or the kind of its error where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+_ALONE = ForkLock(RLock)
 
 
 class Stage:
@@ -69,11 +74,15 @@ class _Bar:
 
 @contextmanager
 def quiet_transformers(stage: Stage) -> Iterator[None]:
-    """Turn transformers' bars into reports and its log lines off; all is put back at the end."""
+    """Turn transformers' bars into reports and its log lines off; all is put back at the end.
+
+    One thread at a time: transformers itself sets what is the whole process's while it reads a
+    model (torch's default dtype, functions of torch.nn), and so does this.
+    """
     from transformers import modeling_gguf_pytorch_utils as older
     from transformers.utils import logging as theirs
 
-    with ExitStack() as undo:
+    with _ALONE, ExitStack() as undo:
         undo.callback(theirs.set_verbosity, theirs.get_verbosity())
         theirs.set_verbosity(logging.CRITICAL)
         before = theirs.set_tqdm_hook(lambda _, args, settings: stage.bar(*args, **settings))

@@ -9,12 +9,13 @@ one meets those of another, on whatever thread they run.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from threading import Lock, RLock
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 from unspoken.agents.models.adapters import AdapterSwitch
 from unspoken.agents.models.watch import Watch
+from unspoken.channels.storage.forks import ForkLock
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +36,7 @@ class Weights:
     """
 
     def __init__(self, model: "PreTrainedModel") -> None:
-        self.lock = RLock()
+        self.lock = ForkLock(RLock)
         self.adapters = AdapterSwitch(model)
         self._watch = Watch(model)
         self._head_hooked = False
@@ -82,7 +83,7 @@ class OnWeights(Protocol):
 
 
 _KNOWN: "WeakKeyDictionary[PreTrainedModel, Weights]" = WeakKeyDictionary()
-_MAKING = Lock()
+_MAKING = ForkLock()
 
 
 def weights_of(model: "PreTrainedModel") -> Weights:

@@ -1,8 +1,42 @@
 """What went wrong in a run, told by its agent and its edge."""
 
-from unspoken.channels.errors import AgentError, InputError, RunError, UnspokenError
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-__all__ = ["blame", "first_error"]
+import anyio
+
+from unspoken.channels.errors import AgentError, InputError, RunError, RunTimeout, UnspokenError
+
+__all__ = ["RunLimit", "blame", "first_error", "within"]
+
+
+@dataclass
+class RunLimit:
+    """The limit of a run; `partial` gives what had finished, once the run has begun."""
+
+    partial: Callable[[], object] = lambda: None
+
+
+@contextmanager
+def within(seconds: float | None) -> Iterator[RunLimit]:
+    """Cancel a run that takes longer, its loading and fitting included.
+
+    Raises:
+        RunTimeout: It took longer.
+    """
+    limit = RunLimit()
+    with anyio.move_on_after(seconds) as scope:
+        yield limit
+    if scope.cancelled_caught:
+        late = RunTimeout(
+            f"the run took longer than its timeout of {seconds:g} s",
+            expected="at most so many seconds, in which models are loaded and bridges fitted too",
+            fix="raise the workflow's timeout, shorten the agents' work, or load the models before "
+            "the run",
+        )
+        late.partial = limit.partial()
+        raise late
 
 
 def blame(agent: str, error: Exception, at: str = "") -> RunError:

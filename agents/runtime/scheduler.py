@@ -38,7 +38,7 @@ from unspoken.agents.runtime.results import outputs_of, results_of
 from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.spec import WorkflowSpec
-from unspoken.channels.errors import RunError, RunTimeout
+from unspoken.channels.errors import RunError
 from unspoken.channels.message import Message
 
 __all__ = ["Scheduler"]
@@ -94,45 +94,37 @@ class Scheduler:
 
         Raises:
             AgentError: A turn failed; the others were cancelled.
-            RunTimeout: The run, or an agent, took too long.
+            RunTimeout: An agent took too long.
         """
-        began = perf_counter()
+        self._began = perf_counter()
         self.emit(RunStarted(self.run_id, self.spec.name, tuple(self.agents)))
         self.log.info("run started")
         self.recorder.note_planned_fallbacks()
         try:
-            with anyio.fail_after(self.spec.timeout):
-                async with anyio.create_task_group() as tasks:
-                    self._act(tasks, self.flow.start())
-        except TimeoutError:
-            late = RunTimeout(
-                f"the run took longer than its timeout of {self.spec.timeout} s",
-                fix="raise the workflow's timeout, or shorten the agents' work",
-            )
-            late.partial = self._partial(began)
-            raise late from None
+            async with anyio.create_task_group() as tasks:
+                self._act(tasks, self.flow.start())
         except BaseExceptionGroup as group:
             error = first_error(group)
             if isinstance(error, RunError):
-                error.partial = self._partial(began)
+                error.partial = self.partial()
             raise error from error.__cause__
         finally:
             self._forget()
-        report = self._report(began)
+        report = self._report()
         self.log.info("run finished", seconds=round(report.seconds, 3))
         return report
 
-    def _partial(self, began: float) -> RunResult:
+    def partial(self) -> RunResult:
         """What had finished when a run failed."""
-        return RunResult({}, self.results(), self._report(began))
+        return RunResult({}, self.results(), self._report())
 
-    def _report(self, began: float) -> RunReport:
+    def _report(self) -> RunReport:
         return RunReport(
             run_id=self.run_id,
             workflow=self.spec.name,
             agents={name: tuple(agent.turns) for name, agent in self.agents.items()},
             edges=tuple(self.recorder.edges),
-            seconds=perf_counter() - began,
+            seconds=perf_counter() - self._began,
             fallbacks=tuple(self.recorder.fallbacks),
             peak_state_bytes=self.states.peak_bytes,
             loops_ended=tuple(self.recorder.loops_ended),
@@ -174,14 +166,7 @@ class Scheduler:
         """Take a turn; whatever goes wrong names the agent, and the edge where one is to blame."""
         agent = self.agents[firing.agent]
         try:
-            with anyio.fail_after(agent.spec.timeout):
-                sent = await self._take_turn(agent, firing)
-        except TimeoutError:
-            raise RunTimeout(
-                f"agent {agent.name!r} took longer than its timeout of {agent.spec.timeout} s",
-                agent=agent.name,
-                fix="raise the agent's timeout, or lower its max_new_tokens",
-            ) from None
+            sent = await self._take_turn(agent, firing)
         except Exception as error:
             blamed = blame(agent.name, error)
             raise blamed from error if blamed is not error else error.__cause__
@@ -285,6 +270,7 @@ class Scheduler:
             keep_state=wanted,
             capture=self.sender.captures(agent) if wanted else (),
             owner=agent.name,
+            limit_s=agent.spec.timeout,
         )
         composing = perf_counter() - began
         outcome = await agent.engine.turn(

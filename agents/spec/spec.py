@@ -148,7 +148,9 @@ class AgentSpec(Part):
         "with the other items and puts the error into the report.",
     )
     timeout: Annotated[Seconds | None, NONE_WORD] = Field(
-        None, description="Most seconds that a turn may take."
+        None,
+        description="Most seconds that a turn, or an item of for_each, may work; waiting for "
+        "others is free.",
     )
 
     @model_validator(mode="after")
@@ -280,7 +282,7 @@ class WorkflowSpec(Part):
         "by their own audits.",
     )
     timeout: Annotated[Seconds | None, NONE_WORD] = Field(
-        None, description="Most seconds the whole run may take."
+        None, description="Most seconds that the whole run may take, loading and fitting included."
     )
 
     def share_of(self, edge: EdgeSpec) -> Share:

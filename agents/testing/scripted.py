@@ -9,7 +9,8 @@ from blake3 import blake3
 from torch import Tensor
 
 from unspoken.agents.engines.base import States, TurnRequest
-from unspoken.agents.engines.local import LocalEngine, Worker
+from unspoken.agents.engines.local import LocalEngine
+from unspoken.agents.engines.worker import Worker
 from unspoken.agents.models.hf import Capture
 from unspoken.agents.models.hf_cache import ContextCache, open_cache
 from unspoken.agents.models.identity import tokenizer_digest

@@ -11,6 +11,8 @@ from typing import Any
 import platformdirs
 from blake3 import blake3
 
+from unspoken.channels.storage.forks import hash_threads
+
 __all__ = [
     "Progress",
     "cache_root",
@@ -39,7 +41,7 @@ def cache_root() -> Path:
 
 def digest_blake3(file: Path) -> str:
     """BLAKE3 of the file's bytes, in hex, on all cores."""
-    return blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
+    return blake3(max_threads=hash_threads()).update_mmap(file).hexdigest()
 
 
 def flush(path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from flows import DOCUMENT, QUESTION, own_cache, reader_solver, sibling, stored_model
 
 from unspoken.agents import Agent, LocalModel, RunResult, Workflow
-from unspoken.agents.engines.local import Workers
+from unspoken.agents.engines.worker import Workers
 from unspoken.agents.loading import engines_for
 from unspoken.agents.runtime.states import StateStore
 from unspoken.channels import SameModelCacheChannel, TextChannel

@@ -3,6 +3,8 @@
 The suite speaks to the engine as a turn does: in token ids, tickets and sampling settings.
 """
 
+from dataclasses import replace
+
 import anyio
 import pytest
 from engine_turns import MORE, PROMPT, Script, Subject, inbound, message_of, take, told, writes
@@ -16,7 +18,13 @@ from unspoken.agents.engines.base import (
     TurnEvent,
     TurnRequest,
 )
-from unspoken.channels.errors import ContextLengthError, IdentityMismatch, PacketError, RunError
+from unspoken.channels.errors import (
+    ContextLengthError,
+    IdentityMismatch,
+    PacketError,
+    RunError,
+    RunTimeout,
+)
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.message import Message
 from unspoken.channels.same_model import SameModelCacheChannel
@@ -78,6 +86,15 @@ class EngineContract:
         second = await take(subject.engine, again)
         assert second.ids[len(longer) :] == subject.greedy(longer, 5)
         assert second.usage.reused_tokens == len(outcome.ids)
+
+    async def test_a_turn_ends_at_its_limit_of_work(self, subject: Subject) -> None:
+        """The error names the owner; a turn within its limit is as one without."""
+        request = TurnRequest(ids=PROMPT, sampling=writes(6), owner="slow", limit_s=1e-9)
+        with pytest.raises(RunTimeout, match="agent 'slow' took longer") as caught:
+            await take(subject.engine, request)
+        assert caught.value.agent == "slow" and subject.held() == 0
+        outcome = await take(subject.engine, replace(request, limit_s=60.0))
+        assert outcome.ids == (*PROMPT, *subject.greedy(PROMPT, 6))
 
     async def test_a_context_that_parts_from_the_history_reuses_what_is_equal(
         self, subject: Subject

@@ -7,7 +7,8 @@ import torch
 from architectures import make
 from engine_contract import EngineContract, Subject
 
-from unspoken.agents.engines.local import LocalEngine, Worker
+from unspoken.agents.engines.local import LocalEngine
+from unspoken.agents.engines.worker import Worker
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.runtime.states import StateStore
 

@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -11,7 +12,7 @@ from runs import CACHE, FEW, GIVEN, TEXT, events_of
 
 from unspoken.agents import Agent, LocalModel, Workflow
 from unspoken.agents.events import Event, FallbackTaken, RunFinished, TokenWritten
-from unspoken.channels import SameModelCacheChannel
+from unspoken.channels import SameModelCacheChannel, TextChannel
 from unspoken.channels.errors import (
     AgentError,
     ContextLengthError,
@@ -37,6 +38,74 @@ async def test_a_run_that_takes_too_long_ends(model: LocalModel) -> None:
     with pytest.raises(RunTimeout, match="the run took longer") as caught:
         await Workflow("w", [slow], timeout=1e-6).arun()
     assert caught.value.agent == ""
+
+
+async def test_waiting_for_the_device_is_no_work(model: LocalModel) -> None:
+    """Agents within their limits alone are so together, though each waits for all the others."""
+    few = {"max_new_tokens": 40}
+    (turn,) = (
+        await Workflow("w", [Agent("a", model, prompt="x", generate=few)]).arun()
+    ).report.agents["a"]
+    limit = 4 * turn.seconds
+    panel = [Agent(f"a{n}", model, prompt="x", generate=few, timeout=limit) for n in range(16)]
+    report = (await Workflow("panel", panel).arun()).report
+    assert report.seconds > limit
+    assert max(turns[0].seconds for turns in report.agents.values()) < limit
+
+
+async def test_every_item_has_the_whole_timeout(model: LocalModel) -> None:
+    """An agent's timeout bounds each item of for_each, not all of them together."""
+    few = {"max_new_tokens": 40}
+    each = Agent("each", model, prompt="{{ item }}", generate=few, for_each="inputs.rows")
+    rows = ["x"] * 16
+    report = (await Workflow("w", [each]).arun(rows=rows)).report
+    limit = 4 * min(turn.seconds for turn in report.agents["each"])
+    bounded = replace(each, timeout=limit)
+    report = (await Workflow("w", [bounded]).arun(rows=rows)).report
+    assert sum(turn.seconds for turn in report.agents["each"]) > limit
+    with pytest.raises(RunTimeout, match="agent 'each'"):
+        await Workflow("w", [replace(each, timeout=1e-6)]).arun(rows=rows)
+
+
+class _Late(TextChannel):
+    """A channel whose other side does not answer."""
+
+    name = "late"
+
+    def carry(self, *args: Any, **kwargs: Any) -> Any:
+        raise TimeoutError("no answer")
+
+
+@pytest.mark.parametrize("limit", [None, 60.0])
+async def test_a_timeout_of_something_else_is_not_the_agents(
+    model: LocalModel, limit: float | None
+) -> None:
+    """What a channel or an engine waits for in vain is its own error, with its own words."""
+    a, b = (
+        Agent("a", model, prompt="x", generate=FEW),
+        Agent("b", model, prompt="y", timeout=limit),
+    )
+    flow = Workflow("w", [a, b], timeout=limit).connect(a, b, _Late())
+    with pytest.raises(AgentError, match="no answer") as caught:
+        await flow.arun()
+    assert "timeout of" not in str(caught.value)
+
+
+async def test_the_workflows_timeout_covers_loading(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load that takes too long ends the run in time, and says so."""
+    release = threading.Event()
+    monkeypatch.setattr(LocalModel, "load", lambda ref, **settings: release.wait(30.0) and model)
+    slow = Workflow("w", [Agent("a", model.ref, prompt="x", generate=FEW)], timeout=0.2)
+    began = anyio.current_time()
+    try:
+        with pytest.raises(RunTimeout, match="the run took longer") as caught:
+            await slow.arun()
+        assert anyio.current_time() - began < 10
+        assert "loaded" in caught.value.expected
+    finally:
+        release.set()
 
 
 async def test_a_failing_agent_stops_the_others(model: LocalModel) -> None:

@@ -7,7 +7,7 @@ import pytest
 from unspoken.agents import Agent, Workflow
 from unspoken.agents.events import ItemFailed
 from unspoken.agents.testing import ScriptedModel
-from unspoken.channels import AgentError, ContextLengthError, WorkflowError
+from unspoken.channels import AgentError, ContextLengthError, RunTimeout, WorkflowError
 
 ROWS = ["short", "brief", "long " * 200, "small"]
 
@@ -65,6 +65,19 @@ def test_the_error_of_a_run_carries_the_agents_that_had_finished() -> None:
         flow.connect("first", "second").run()
     assert caught.value.partial["first"].text == "words"
     assert caught.value.partial["second"].text == ""
+
+
+def test_the_error_of_a_run_that_takes_too_long_carries_what_had_finished() -> None:
+    """The workflow's own timeout loses no words either."""
+    model = ScriptedModel({"first": "words", "second": "word " * 3000})
+    agents = [
+        Agent("first", model, prompt="x"),
+        Agent("second", model, prompt="x", generate={"max_new_tokens": 10_000}),
+    ]
+    flow = Workflow("w", agents, timeout=0.5).connect("first", "second")
+    with pytest.raises(RunTimeout, match="the run took longer") as caught:
+        flow.run()
+    assert caught.value.partial["first"].text == "words"
 
 
 def test_on_error_needs_items() -> None:

@@ -12,7 +12,7 @@ from flows import DOCUMENT, reader_solver, sound
 from runs import CACHE, FEW, GIVEN, TEXT, chain, draft_and_critic, fan_out
 
 from unspoken.agents import Agent, LocalModel, Workflow
-from unspoken.agents.engines.local import Workers
+from unspoken.agents.engines.worker import Workers
 from unspoken.agents.events import Event, TokenWritten, TurnStarted
 from unspoken.agents.loading import engines_for
 from unspoken.agents.planning.planner import plan_workflow

@@ -9,7 +9,7 @@ import anyio
 import pytest
 import torch
 
-from unspoken.agents.engines.local import Worker, Workers
+from unspoken.agents.engines.worker import Worker, Workers
 from unspoken.agents.models.weights import Weights
 
 pytestmark = pytest.mark.anyio
