@@ -5,12 +5,11 @@ from dataclasses import replace
 from functools import cached_property
 
 import torch
-from blake3 import blake3
 from torch import Tensor
 
 from unspoken.agents.models.hf import Backbone, Capture
 from unspoken.agents.models.hf_cache import ContextCache, open_cache
-from unspoken.agents.models.identity import adapter_digest, config_digest, weights_digest
+from unspoken.agents.models.identity import config_digest, weights_digest
 from unspoken.agents.models.notes import KeyPositions
 from unspoken.agents.models.positions import prove_positions
 from unspoken.agents.models.weights import Weights
@@ -37,7 +36,7 @@ class Decoder:
     def __init__(self, backbone: Backbone, identity: ModelIdentity) -> None:
         self.backbone = backbone
         self._identity = identity
-        self._generation = backbone.weights.generation(wait=True)
+        self._generation = backbone.generation(wait=True)
         self._rounded = False  # whether a cast has changed the values that its identity is of
 
     @property
@@ -52,7 +51,7 @@ class Decoder:
 
     def _recognise(self, *, wait: bool) -> None:
         """Compute the identity anew where the weights were changed from outside."""
-        generation = self.weights.generation(wait=wait)
+        generation = self.backbone.generation(wait=wait)
         if generation == self._generation:
             return
         with self.weights.lock:
@@ -63,12 +62,9 @@ class Decoder:
 
     def _values_identity(self) -> ModelIdentity:
         """The identity of the weights' values and the configuration as they are now."""
-        model, adapter = self.backbone.model, self.backbone.adapter
-        weights = weights_digest(model, self.weights.adapters.names)
-        if adapter is not None:
-            parts = f"{weights}\n{adapter}\n{adapter_digest(model, adapter)}"
-            weights = blake3(parts.encode()).hexdigest()
-        return ModelIdentity(weights, config_digest(model.config), self._identity.tokenizer)
+        model = self.backbone.model
+        tokenizer = self._identity.tokenizer
+        return ModelIdentity(weights_digest(model), config_digest(model.config), tokenizer)
 
     @property
     def weights(self) -> Weights:

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from unspoken.agents.models.hf_cache import ContextCache
 from unspoken.agents.models.hf_geometry import layer_types, read_geometry, rope_per_type
+from unspoken.agents.models.watch import Watch
 from unspoken.agents.models.weights import weights_of
 from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.kv.rope import Rotary
@@ -32,7 +33,6 @@ class Backbone:
 
     Attributes:
         weights: The weights it computes on, perhaps shared with other models.
-        adapter: The adapter that is on while it computes; None for the base.
 
     Raises:
         ModelSupportError: A decoder whose parts are not where transformers puts them.
@@ -41,7 +41,7 @@ class Backbone:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.weights = weights_of(model)
-        self.adapter: str | None = None
+        self._watch = Watch(model)
         self.base: nn.Module = model.base_model
         self.config: PreTrainedConfig = model.config.get_text_config()
         if self.config._attn_implementation not in ("eager", "sdpa", None):
@@ -74,11 +74,24 @@ class Backbone:
         """Where the weights are."""
         return self.model.device
 
-    def computing(self) -> AbstractContextManager[None]:
-        """The weights to oneself for one operation, hooks and masks included, the adapter on."""
+    def computing(self) -> AbstractContextManager[object]:
+        """The weights to oneself for one operation, hooks and masks included."""
         if self.model.training:  # a program that trained it left dropout on
             self.model.eval()  # type: ignore[no-untyped-call]
-        return self.weights.computing(self.adapter)
+        return self.weights.lock
+
+    def generation(self, *, wait: bool = False) -> int:
+        """How many times a program was found to have changed the model from outside.
+
+        Args:
+            wait: Whether to wait for one who computes. Else the last answer counts meanwhile.
+        """
+        if not self.weights.lock.acquire(blocking=wait):
+            return self._watch.generation
+        try:
+            return self._watch.check()
+        finally:
+            self.weights.lock.release()
 
     def rotary(self, name: str) -> Rotary:
         """The rotary embedding of a name in the geometry."""

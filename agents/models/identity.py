@@ -8,7 +8,7 @@ large model take seconds, so they are noted per folder; see `unspoken.agents.mod
 
 import json
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 CHUNK = 16 * 1024 * 1024
 """Values brought to the host and hashed at a time."""
-
-WRAPPERS = frozenset(("base_layer", "original_module"))
-"""What peft puts into the names of the weights that it wraps."""
 
 SHAPING = (
     "attention_bias",
@@ -70,52 +67,30 @@ def model_identity(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
     )
 
 
-def weights_digest(model: "PreTrainedModel", without: Collection[str] = ()) -> str:
+def weights_digest(model: "PreTrainedModel") -> str:
     """BLAKE3 (hex) over all weights, the same however they were stored.
 
     Parameters and persistent buffers are taken by name (base prefix off) in sorted order, tied
     ones once; each counts with its name, shape and values, floats of 32 bits and fewer as
     little-endian float32. Values go through in pieces: no second copy of the model is made.
 
-    Args:
-        model: The model.
-        without: Adapters that do not count: the model is taken as it is with these off.
-
     Raises:
         ModelSupportError: a weight is not in memory.
     """
     state: dict[str, torch.Tensor] = model.state_dict(keep_vars=False)
-    if without:
-        state = {
-            ".".join(part for part in name.split(".") if part not in WRAPPERS): tensor
-            for name, tensor in state.items()
-            if not set(name.split(".")) & set(without)
-        }
-    prefix = f"{model.base_model_prefix}."
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    distinct = _distinct(state, tied)
-    digest = _values_digest({name.removeprefix(prefix): value for name, value in distinct.items()})
-    if adapters := _adapters(model, without):
-        digest.update(_json(_plain(adapters)))
-    return str(digest.hexdigest())
-
-
-def adapter_digest(model: "PreTrainedModel", adapter: str) -> str:
-    """BLAKE3 (hex) over the weights that an adapter has in memory."""
-    state: dict[str, torch.Tensor] = model.state_dict(keep_vars=False)
-    own = {name: value for name, value in state.items() if adapter in name.split(".")}
-    return str(_values_digest(own).hexdigest())
-
-
-def _values_digest(tensors: Mapping[str, torch.Tensor]) -> "blake3":
+    prefix = f"{model.base_model_prefix}."
     digest = blake3(max_threads=hash_threads())
-    for name, tensor in sorted(tensors.items()):
+    named = {name.removeprefix(prefix): value for name, value in _distinct(state, tied).items()}
+    for name, tensor in sorted(named.items()):
         kind = "float32" if _fits_float32(tensor) else str(tensor.dtype)
         head = json.dumps([name, list(tensor.shape), kind]).encode()
         digest.update(len(head).to_bytes(8, "little") + head)
         for piece in _pieces(name, tensor):
             digest.update(piece)
-    return digest
+    if adapters := _adapters(model):
+        digest.update(_json(_plain(adapters)))
+    return digest.hexdigest()
 
 
 def _distinct(
@@ -163,14 +138,13 @@ def _pieces(name: str, tensor: torch.Tensor) -> Iterator[memoryview]:
         yield values.data
 
 
-def _adapters(model: "PreTrainedModel", without: Collection[str]) -> dict[str, Any]:
+def _adapters(model: "PreTrainedModel") -> dict[str, Any]:
     """What the weights do not say of adapters: their settings (such as lora_alpha)."""
     settings = getattr(model, "peft_config", None) or {}
     skip = ("base_model_name_or_path", "inference_mode", "revision", "peft_version")
     return {
         name: {key: value for key, value in adapter.to_dict().items() if key not in skip}
         for name, adapter in settings.items()
-        if name not in without
     }
 
 

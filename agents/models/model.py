@@ -3,18 +3,26 @@
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unspoken.agents.models.adapters import adapted_identity, adapter_folder
+from unspoken.agents.models.adapters import (
+    adapt,
+    adapted_identity,
+    adapter_folder,
+    check_adapted,
+    refuse_adapter_folder,
+    refuse_adapters,
+)
 from unspoken.agents.models.catalog import prepare
 from unspoken.agents.models.decoder import Decoder
 from unspoken.agents.models.generation import asked_of_sampling
 from unspoken.agents.models.hf import Backbone
-from unspoken.agents.models.identity import model_identity
+from unspoken.agents.models.identity import config_digest, model_identity
 from unspoken.agents.models.notes import (
     cached_identity,
     cached_positions,
@@ -23,7 +31,7 @@ from unspoken.agents.models.notes import (
     remember_positions,
 )
 from unspoken.agents.models.pretrained import cast, find_device, find_dtype, read_pretrained
-from unspoken.agents.models.weights import weights_of
+from unspoken.agents.models.weights import share_weights
 from unspoken.agents.prompts.chat_template import ChatTemplate
 from unspoken.agents.prompts.context import ChatTurn
 from unspoken.agents.prompts.parity import context_builder_of
@@ -50,6 +58,7 @@ class LocalModel(Decoder):
             memory.
         identity: Its identity; computed from all weights where it is not given.
         template: Arguments for its chat template, such as ``{"enable_thinking": False}``.
+        adapter: Of a model that `with_adapter` made, the reference of its adapter.
 
     Raises:
         ModelSupportError: An architecture whose cache cannot be handed over, or a tokenizer without
@@ -64,8 +73,12 @@ class LocalModel(Decoder):
         ref: str = "",
         identity: ModelIdentity | None = None,
         template: Mapping[str, object] | None = None,
+        adapter: str | None = None,
     ) -> None:
+        if adapter is None:
+            refuse_adapters(model, ref)
         self.ref = ref
+        self.adapter = adapter
         self.hf: PreTrainedModel = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
         self.tokenizer = tokenizer
         backbone = Backbone(model)
@@ -73,7 +86,6 @@ class LocalModel(Decoder):
         self.text = TextTokenizer(tokenizer, self._identity.tokenizer)
         self.template_arguments = dict(template or {})
         self.context_builder = context_builder_of(self.text, self.template_arguments)
-        self.adapter: str | None = None
         self.asked: Mapping[str, str] = {}
         """``dtype``, ``device`` and ``revision`` as they were asked for, those that were."""
 
@@ -105,6 +117,7 @@ class LocalModel(Decoder):
             ModelReferenceError: The reference leads to no model.
             ModelSupportError: The model cannot be served.
         """
+        refuse_adapter_folder(ref)
         folder = prepare(ref, revision=revision, progress=progress)
         target = find_device(device)
         wanted = find_dtype(dtype, target)
@@ -131,6 +144,11 @@ class LocalModel(Decoder):
         loaded.read(range(3))  # a warm-up, so that no agent's first token pays for it
         return loaded if adapter is None else loaded.with_adapter(adapter)
 
+    def _values_identity(self) -> ModelIdentity:
+        if self.adapter is None:
+            refuse_adapters(self.hf, self.ref)
+        return super()._values_identity()
+
     def _prove_positions(self, folder: Path) -> None:
         """Take what was proved of this folder's keys before, or prove it, and note it."""
         known = cached_positions(folder)
@@ -142,9 +160,10 @@ class LocalModel(Decoder):
     def with_adapter(self, adapter: str, *, revision: str | None = None) -> "LocalModel":
         """The same base with an adapter: another model, whose weights are shared with this one.
 
-        The adapter is switched on before anything this model computes, and off before anything the
-        base does. Both run on one device, so one worker owns them, and neither computes while the
-        other does.
+        Its modules are its own, so the adapter is always on in this model and never in the base.
+        Adapters that begin by changing their base (PiSSA, OLoRA) get a copy of the weights. Both
+        models run on one device, so one worker owns them, and neither computes while the other
+        does.
 
         Args:
             adapter: A folder that peft's ``save_pretrained`` wrote, or a Hub id.
@@ -162,19 +181,25 @@ class LocalModel(Decoder):
                 fix="call with_adapter on the base",
             )
         folder = adapter_folder(adapter, revision)
-        identity = adapted_identity(self._identity, folder)
-        name = f"a{identity.weights[:12]}"
-        self.weights.load_adapter(name, folder)
-        adapted = LocalModel(
-            self.hf,
+        with self.weights.lock:
+            identity = adapted_identity(self.identity, folder)
+            by_peft = adapt(self.hf, folder)
+        hf = by_peft.model
+        share_weights(hf, self.weights)
+        config = config_digest(hf.config)  # an adapter may repeat layers
+        if config != config_digest(self.hf.config):
+            identity = replace(identity, config=config)
+        model = LocalModel(
+            hf,
             self.tokenizer,
             ref=self.ref,
             identity=identity,
             template=self.template_arguments,
+            adapter=adapter,
         )
-        adapted.adapter, adapted.asked, adapted._rounded = adapter, self.asked, self._rounded
-        adapted.backbone.adapter = name
-        return adapted
+        model.asked, model._rounded = self.asked, self._rounded
+        check_adapted(model.logits, by_peft)
+        return model
 
     def cast(self, dtype: torch.dtype) -> "LocalModel":
         """A copy in another float type.
@@ -184,7 +209,6 @@ class LocalModel(Decoder):
         """
         with self.backbone.computing():
             copied = copy.deepcopy(self.hf)
-            weights_of(copied).adapters.adopt(self.weights.adapters)
         cast(copied, dtype)
         made = LocalModel(
             copied,
@@ -192,8 +216,8 @@ class LocalModel(Decoder):
             ref=self.ref,
             identity=self.identity,
             template=self.template_arguments,
+            adapter=self.adapter,
         )
-        made.backbone.adapter, made.adapter = self.backbone.adapter, self.adapter
         made.asked = {**self.asked, "dtype": str(dtype).removeprefix("torch.")}
         if dtype == self.dtype:
             made._rounded = self._rounded

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -45,17 +44,6 @@ class Watch:
                 self._seen = seen
                 self.generation += 1
         return self.generation
-
-    @contextmanager
-    def expecting(self) -> Iterator[None]:
-        """Take what the block changes for known, such as the tensors of an adapter it loads."""
-        self.check()
-        try:
-            yield
-        finally:
-            model = self._model()
-            if model is not None:
-                self._seen = _look(model)
 
 
 def _look(model: "PreTrainedModel") -> tuple[Any, ...]:

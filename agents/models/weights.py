@@ -1,77 +1,39 @@
 """One set of weights in memory, and who computes on it.
 
 Several models may share the weights of one transformers model: a base and its adapters, or two that
-were made of one object. Whoever computes takes the lock of the weights first, has the right adapter
-switched on, and gives the lock back after one operation. So no hook, no switch and no forward of
-one meets those of another, on whatever thread they run.
+were made of one object. Whoever computes takes the lock of the weights first and gives it back
+after one operation. So no hook and no forward of one meets those of another, on whatever thread
+they run.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
-from unspoken.agents.models.adapters import AdapterSwitch
-from unspoken.agents.models.watch import Watch
 from unspoken.channels.storage.forks import ForkLock
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["OnWeights", "Weights", "holding", "weights_of"]
-
 
 class Weights:
     """One set of weights in memory.
 
-    Args:
-        model: The transformers model that holds them.
-
     Attributes:
         lock: Held by whoever computes; its thread may take it again.
-        adapters: The adapters that were loaded into the model, and which of them is on.
     """
 
-    def __init__(self, model: "PreTrainedModel") -> None:
+    def __init__(self) -> None:
         self.lock = ForkLock(RLock)
-        self.adapters = AdapterSwitch(model)
-        self._watch = Watch(model)
-        self._head_hooked = False
-
-    def generation(self, *, wait: bool = False) -> int:
-        """How many times a program was found to have changed the weights from outside.
-
-        Args:
-            wait: Whether to wait for one who computes. Else the last answer counts meanwhile.
-        """
-        if not self.lock.acquire(blocking=wait):
-            return self._watch.generation
-        try:
-            return self._watch.check()
-        finally:
-            self.lock.release()
-
-    def load_adapter(self, name: str, folder: Path) -> None:
-        """Load an adapter, unless it is there; see `AdapterSwitch.add`."""
-        with self.lock, self._watch.expecting():
-            self.adapters.add(name, folder)
 
     def hook_head(self, head: "nn.Module", hook: Callable[..., Any]) -> None:
-        """Hook the vocabulary's product, once for all models on these weights."""
+        """Hook the vocabulary's product, unless it or the module it was copied from has been."""
         with self.lock:
-            if not self._head_hooked:
+            if hook not in head._forward_pre_hooks.values():
                 head.register_forward_pre_hook(hook)
-                self._head_hooked = True
-
-    @contextmanager
-    def computing(self, adapter: str | None) -> Iterator[None]:
-        """Have the weights to oneself, with this adapter on and all others off."""
-        with self.lock:
-            self.adapters.use(adapter)
-            yield
 
 
 class OnWeights(Protocol):
@@ -90,8 +52,14 @@ def weights_of(model: "PreTrainedModel") -> Weights:
     """The one `Weights` of a transformers model, whoever asks."""
     with _MAKING:
         if model not in _KNOWN:
-            _KNOWN[model] = Weights(model)
+            _KNOWN[model] = Weights()
         return _KNOWN[model]
+
+
+def share_weights(model: "PreTrainedModel", weights: Weights) -> None:
+    """Count a model among those that compute on these weights, since it shares their memory."""
+    with _MAKING:
+        _KNOWN[model] = weights
 
 
 @contextmanager

@@ -139,7 +139,7 @@ def test_nothing_is_taken_for_a_change(tmp_path: Path) -> None:
             model.message(WORDS)
             model.cast(torch.bfloat16).message(WORDS)
             model.logits(model.tensor([3, 4, 5]), grad=True).sum()
-    assert [model.weights.generation(wait=True) for model in models] == [0, 0, 0]
+    assert [model.backbone.generation(wait=True) for model in models] == [0, 0, 0]
 
 
 def test_a_copy_rounded_and_widened_is_another_model() -> None:
