@@ -223,7 +223,7 @@ def test_a_worker_serves_one_event_loop_after_another() -> None:
 
 async def test_held_weights_are_not_computed_on(worker: Worker) -> None:
     """A job stops between two operations while somebody holds its weights, and then goes on."""
-    weights, events, seen = Weights(torch.nn.Linear(1, 1)), list[str](), list[list[str]]()  # type: ignore[arg-type]
+    weights, events, seen = Weights(), list[str](), list[list[str]]()
 
     def fit() -> None:
         with weights.lock:
@@ -240,7 +240,7 @@ async def test_held_weights_are_not_computed_on(worker: Worker) -> None:
 
 async def test_others_go_on_while_weights_are_held(worker: Worker) -> None:
     """A job that waits for its weights keeps nobody else from the device."""
-    weights = Weights(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    weights = Weights()
     held, over = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -259,7 +259,7 @@ async def test_others_go_on_while_weights_are_held(worker: Worker) -> None:
 
 async def test_a_job_that_waits_for_weights_can_be_cancelled(worker: Worker) -> None:
     """Nobody waits for the end of a fit to stop a turn."""
-    weights = Weights(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    weights = Weights()
     with weights.lock, anyio.move_on_after(0.1) as scope:
         await anyio.to_thread.run_sync(lambda: None)
         await worker.run(count(3), lambda event: None, weights)
