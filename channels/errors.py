@@ -89,6 +89,7 @@ class Problem:
         file: The file's name, empty for a workflow written in Python.
         line: Counted from 1; 0 where unknown.
         column: Counted from 1; 0 where unknown.
+        inner_line: Line inside of the text at ``where``, counted from 1; 0 where unknown.
     """
 
     message: str
@@ -98,6 +99,7 @@ class Problem:
     file: str = ""
     line: int = 0
     column: int = 0
+    inner_line: int = 0
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}: " if self.line else ""
@@ -127,7 +129,13 @@ class ModelReferenceError(InputError):
 
 
 class TemplateError(InputError):
-    """A prompt, condition or output template that cannot be rendered."""
+    """A prompt, condition or output template that cannot be rendered.
+
+    Attributes:
+        line: Its line that is at fault, counted from 1; 0 where unknown.
+    """
+
+    line: int = 0
 
 
 class ModelSupportError(InputError):

@@ -46,6 +46,8 @@ def plan(file: WorkflowFile, inputs: InputsOption = None, as_json: JsonOption = 
         print_json(chosen.to_dict())
     else:
         _print_plan(stdout(), chosen)
+    for warning in chosen.warnings:
+        stderr().print(shown(f"warning: {source.placed(warning)}"))
 
 
 def _print_plan(console: Console, chosen: "Plan") -> None:
@@ -75,12 +77,16 @@ def _row(edge: "EdgePlan") -> list[str]:
 def validate(file: WorkflowFile) -> None:
     """Check a workflow file: everything wrong with it, with line and column. Nothing is loaded."""
     from unspoken.agents.spec.loader import load_workflow
+    from unspoken.agents.spec.references import comment_warnings
 
     try:
-        spec = load_workflow(file).spec
+        source = load_workflow(file)
     except WorkflowError as error:
         print_error(error, whole=True)
         raise typer.Exit(error.exit_code) from error
+    spec = source.spec
+    for warning in comment_warnings(spec):
+        typer.echo(f"warning: {source.placed(warning)}", err=True)
     agents, edges = _counted(len(spec.agents), "agent"), _counted(len(spec.edges), "edge")
     typer.echo(f"{file}: valid: {agents}, {edges}")
 

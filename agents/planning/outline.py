@@ -3,11 +3,9 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from jinja2 import nodes
-
-from unspoken.agents.prompts.jinja import references
+from unspoken.agents.prompts.jinja import printed_message, references
+from unspoken.agents.prompts.lexer import nesting, scan
 from unspoken.agents.prompts.order import InEdge, PartOrder, order_of_parts
-from unspoken.agents.prompts.sandbox import environment
 from unspoken.agents.spec.spec import WorkflowSpec
 
 __all__ = ["OutlinePiece", "outline", "prints_message"]
@@ -121,31 +119,23 @@ def _brought(number: int, pieces: Iterable[OutlinePiece]) -> Iterator[OutlinePie
 
 def prints_message(prompt: str, agent: str) -> bool:
     """Whether a prompt prints an agent's whole text anywhere, be it under a condition."""
-    printed = (
-        item
-        for output in environment().parse(prompt).find_all(nodes.Output)
-        for item in output.nodes
-    )
-    return any(
-        isinstance(item, nodes.Getattr)
-        and item.attr == "text"
-        and isinstance(item.node, nodes.Name)
-        and item.node.name == agent
-        for item in printed
-    )
+    return any(printed_message(tag) == agent for tag in scan(prompt))
 
 
 def _parts(prompt: str) -> Iterator[_Part]:
-    """A prompt template cut where it prints a whole message."""
-    for node in environment().parse(prompt).body:
-        if not isinstance(node, nodes.Output):
-            yield _Part(repr(node))
-            continue
-        for item in node.nodes:
-            match item:
-                case nodes.TemplateData(data=data):
-                    yield _Part(data, literal=True)
-                case nodes.Getattr(node=nodes.Name(name=name), attr="text"):
-                    yield _Part(name, message=True)
-                case _:
-                    yield _Part(repr(item))
+    """A prompt template cut where it prints a whole message.
+
+    What stands under a condition or in a loop is one part with it: it may be printed or not.
+    """
+    tags = scan(prompt)
+    block = ""
+    for tag, (depth, _) in zip(tags, nesting(tags), strict=True):
+        if block or depth:
+            block += tag.text
+            if not depth:
+                yield _Part(block)
+                block = ""
+        elif message := printed_message(tag):
+            yield _Part(message, message=True)
+        elif tag.opener != "{#":
+            yield _Part(tag.text, literal=not tag.opener)

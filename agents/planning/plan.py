@@ -9,6 +9,7 @@ from unspoken.channels.finetunes.recompute import LayerRanges
 
 if TYPE_CHECKING:
     from unspoken.channels.base import Channel, Fallback, Mode
+    from unspoken.channels.errors import Problem
 
 __all__ = [
     "EdgePlan",
@@ -70,12 +71,14 @@ class Plan:
         edges: One entry per edge, in the workflow's order.
         channels: The channel of every edge, by number.
         notes: What is unusual about a model's template, by model.
+        warnings: What the workflow's templates leave out of a text.
     """
 
     workflow: str
     edges: tuple[EdgePlan, ...]
     channels: Mapping[int, "Channel"]
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    warnings: "tuple[Problem, ...]" = ()
 
     @property
     def unfitted(self) -> tuple[int, ...]:
@@ -92,4 +95,5 @@ class Plan:
             "workflow": self.workflow,
             "edges": rows,
             "notes": {name: list(notes) for name, notes in self.notes.items() if notes},
+            "warnings": [f"{one.where}: {one.message}" for one in self.warnings],
         }

@@ -11,6 +11,7 @@ from unspoken.agents.planning.plan import EdgePlan, Plan
 from unspoken.agents.planning.same_model import same_weights
 from unspoken.agents.prompts.context import ChatTurn
 from unspoken.agents.prompts.jinja import references, render
+from unspoken.agents.spec.references import comment_warnings
 from unspoken.agents.spec.spec import EdgeSpec, WorkflowSpec
 from unspoken.channels.base import Fallback
 from unspoken.channels.errors import (
@@ -76,7 +77,13 @@ def plan_workflow(
     if problems:
         raise WorkflowError(problems)
     notes = {spec.agents[name].model: _notes(model) for name, model in models.items()}
-    return Plan(workflow=spec.name, edges=tuple(edges), channels=channels, notes=notes)
+    return Plan(
+        workflow=spec.name,
+        edges=tuple(edges),
+        channels=channels,
+        notes=notes,
+        warnings=tuple(comment_warnings(spec)),
+    )
 
 
 def _every_edge(spec: WorkflowSpec, models: Mapping[str, "AgentModel"]) -> Iterator[EdgeEnds]:

@@ -1,34 +1,72 @@
-"""The jinja environment: what templates may do, and how messages survive being printed.
+"""Where a template is rendered: here where it is plain, in a child with limits where it is not.
 
-Jinja joins what a template prints into text. Its generator of code for native types gives out every
-printed value as it is instead, so that a whole message comes out as the object it was. What is
-captured (by a macro, a filter or a block that is set) is joined to text as usual.
+The engine counts steps, and that bounds loops and text. Some things it does not count: values made
+of values (a list of a list twice, thirty times), comparisons of long texts, an index into one. So a
+template that has loops or makes values is rendered by a process that has little memory and time.
 """
 
-from __future__ import annotations
-
+import json
+import subprocess
+import sys
 from collections.abc import Mapping
-from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from jinja2 import ChainableUndefined, Environment, StrictUndefined, pass_context
-from jinja2.exceptions import SecurityError
-from jinja2.nativetypes import NativeCodeGenerator
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+import minijinja
 
-from unspoken.agents.prompts.absent import Absent
+from unspoken.agents.prompts import engine
+from unspoken.agents.prompts.lexer import Tag, Token
 
-__all__ = ["MAX_OUTPUT", "TextRef", "environment", "names"]
+__all__ = [
+    "FILTERS",
+    "FUEL",
+    "FUEL_OF_CHILD",
+    "METHODS",
+    "TESTS",
+    "TextRef",
+    "is_plain",
+    "plain_data",
+    "respond",
+]
 
-MAX_OUTPUT = 10_000_000
-MAX_RANGE = 100_000
-_RANGES = "the ranges of this call"  # no identifier, so no template can name it
-# These make long text from short; the sandbox has no measure for that.
-_FORBIDDEN_FILTERS = ("batch", "center", "format", "slice")
-_FORBIDDEN_METHODS = frozenset(
-    {"center", "expandtabs", "format", "format_map", "ljust", "rjust", "zfill"}
+FUEL = 1_000_000
+"""Steps of one rendering: an instruction is one, and 64 characters that are handled are about one.
+"""
+FUEL_OF_CHILD = 5_000_000
+SECONDS = 0.75  # of the processor's time
+MEGABYTES = 160
+_WAIT = 20  # for a child to start on a machine that is busy
+MAX_DEPTH = 64
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+FILTERS = _words(
+    """abs attr batch bool capitalize chain count d default dictsort e escape filesizeformat first
+    float forceescape format groupby indent int items join last length lines list lower map max min
+    pluralize pprint reject rejectattr replace reverse round safe select selectattr slice sort split
+    string striptags sum title tojson trim truncate unique upper urlencode wordcount wordwrap zip"""
 )
+# These take time in proportion to their text, and make no more of it than they are given.
+_PLAIN_FILTERS = _words(
+    """abs bool capitalize count d default e escape first float int join last length lower replace
+    round safe string title tojson trim truncate upper wordcount"""
+)
+TESTS = _words(
+    """boolean defined divisibleby endingwith eq equalto escaped even false filter float ge
+    greaterthan gt in int integer iterable le lessthan lower lt mapping ne none number odd safe
+    sameas sequence startingwith string test true undefined upper"""
+)
+METHODS = _words(
+    """capitalize count cycle changed endswith find get isalnum isalpha isascii isdigit islower
+    isnumeric isspace isupper items join keys lower lstrip replace rfind rstrip split splitlines
+    startswith strip title upper values"""
+)
+_PLAIN_STATEMENTS = frozenset({"", "if", "elif", "else", "endif"})
+_OPERATORS = frozenset({"and", "else", "elif", "if", "in", "is", "not", "or"})
+_MAX_PLAIN = 2_000
 
 
 class TextRef(str):
@@ -44,7 +82,7 @@ class TextRef(str):
     __slots__ = ("agent",)
     agent: str
 
-    def __new__(cls, text: str, agent: str) -> TextRef:
+    def __new__(cls, text: str, agent: str) -> "TextRef":
         self = super().__new__(cls, text)
         self.agent = agent
         return self
@@ -52,107 +90,86 @@ class TextRef(str):
     def __repr__(self) -> str:
         return f"TextRef({str(self)!r}, agent={self.agent!r})"
 
-    def __reduce__(self) -> tuple[type[TextRef], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type["TextRef"], tuple[str, str]]:
         return TextRef, (str(self), self.agent)
 
 
-class _Fields:
-    """A mapping whose keys are attributes in templates, and that has no others."""
+def plain_data(value: object, depth: int = 0) -> Any:
+    """A copy of a value in numbers, text, lists and mappings; anything else as its text.
 
-    __slots__ = ("_fields", "_name")
+    The engine calls methods of the objects that it is given. So it is given none of the caller's.
 
-    def __init__(self, name: str, fields: Mapping[str, object]) -> None:
-        self._name, self._fields = name, fields
-
-    def __getitem__(self, key: str) -> object:
-        return self._fields[key]
-
-    def __str__(self) -> str:
-        raise SecurityError(f"{self._name!r} is not text by itself; write {self._name}.text")
-
-
-class _Missing(ChainableUndefined):
-    """An agent that was skipped: undefined, but nobody's mistake."""
-
-    __slots__ = ("_fields",)
-
-    def __init__(self, absent: Absent) -> None:
-        super().__init__()
-        self._fields = absent.fields
-
-    def __getattr__(self, name: str) -> Any:
-        if name[:2] == "__":
-            raise AttributeError(name)
-        return self._fields.get(name, self)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._fields.get(name, self)
+    Raises:
+        ValueError: Values inside one another more than 64 deep, or inside themselves.
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"a value is nested more than {MAX_DEPTH} deep")
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain_data(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_data(item, depth + 1) for item in value]
+    return "".join(value) if isinstance(value, str) else str(value)
 
 
-class _Undefined(StrictUndefined):
-    """Names what is missing; every use of it raises."""
-
-    __slots__ = ()
-
-    @property
-    def _undefined_message(self) -> str:
-        owner = self._undefined_obj
-        if isinstance(owner, _Fields):
-            return f"'{owner._name}.{self._undefined_name}' is not defined"
-        return super()._undefined_message
+def respond(request: Mapping[str, Any], plain: bool) -> dict[str, Any]:
+    """What the engine answers, of a child where the template is not plain; see `engine.answer`."""
+    if plain:
+        return engine.answer({**request, "fuel": FUEL})
+    return _of_child({**request, "fuel": FUEL_OF_CHILD})
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    code_generator_class = NativeCodeGenerator
-    concat = staticmethod(lambda printed: "".join(map(str, printed)))
-    intercepted_binops = frozenset({"*", "**", "%"})
+def _of_child(request: Mapping[str, Any]) -> dict[str, Any]:
+    folder = str(Path(minijinja.__file__).parents[1])
+    start = "import sys, runpy; sys.path.append(sys.argv.pop(1)); script = sys.argv[1]; "
+    start += "sys.argv.pop(0); runpy.run_path(script, run_name='__main__')"
+    command = [sys.executable, "-I", "-c", start, folder, engine.__file__]
+    payload = json.dumps(request).encode()
+    megabytes = MEGABYTES + 16 * len(payload) // 2**20
+    try:
+        done = subprocess.run(
+            [*command, str(SECONDS), str(megabytes)],
+            input=payload,
+            capture_output=True,
+            timeout=_WAIT,
+            env={},
+            check=False,
+        )
+        if done.returncode == 0:
+            reply: dict[str, Any] = json.loads(done.stdout)
+            error = reply.get("error", {})
+            # An allocation that fails is a panic of the engine, or Python's own error.
+            if error.get("kind") != "MemoryError" and "panic" not in error.get("detail", "")[:8]:
+                return reply
+    except subprocess.TimeoutExpired:
+        pass
+    detail = f"it takes more than {SECONDS} s or {megabytes} MB"
+    return {"error": {"kind": "Limit", "detail": detail, "line": 1}}
 
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        sizes = (left, right)
-        if operator == "%" and isinstance(left, str):
-            raise SecurityError("text % values is not available; use ~ to join text")
-        if operator == "**" and any(isinstance(n, int) and abs(n) > 1_000 for n in sizes):
-            raise SecurityError("the power is too large")
-        if operator == "*" and any(isinstance(part, str | list | tuple) for part in sizes):
-            lengths = [n if isinstance(n, int) else len(n) for n in sizes]
-            if lengths[0] * lengths[1] > MAX_OUTPUT:
-                raise SecurityError("the repeated text is too long")
-        return super().call_binop(context, operator, left, right)
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        if isinstance(obj, str) and attr in _FORBIDDEN_METHODS:
+def is_plain(tags: tuple[Tag, ...]) -> bool:
+    """Whether a template does no more steps than it has words, none of them on values it made.
+
+    Text, names, conditions and simple filters: what most prompts are. Loops, variables, macros and
+    products go to a child.
+    """
+    if sum(len(tag.tokens) for tag in tags) > _MAX_PLAIN:
+        return False
+    return all(tag.keyword in _PLAIN_STATEMENTS and _tokens_are_plain(tag.tokens) for tag in tags)
+
+
+def _tokens_are_plain(tokens: tuple[Token, ...]) -> bool:
+    before = ""
+    for index, token in enumerate(tokens):
+        after = tokens[index + 1].text if index + 1 < len(tokens) else ""
+        if token.kind == "name" and before == "|":
+            if token.text not in _PLAIN_FILTERS:
+                return False
+        elif token.kind == "name" and after == "(" and token.text not in _OPERATORS:
+            if before != "." or token.text not in METHODS:
+                return False
+        elif token.text == "*":
             return False
-        return super().is_safe_attribute(obj, attr, value)
-
-
-@pass_context
-def _range(context: Context, *bounds: int) -> range:
-    numbers = range(*bounds)
-    lengths = context.parent[_RANGES]
-    lengths.append(len(numbers))
-    if sum(lengths) > MAX_RANGE:
-        raise SecurityError(f"ranges of more than {MAX_RANGE} numbers in one template")
-    return numbers
-
-
-@lru_cache(maxsize=1)
-def environment() -> Environment:
-    """Return the environment that all templates share; it is never changed."""
-    sandbox = _Environment(undefined=_Undefined, keep_trailing_newline=True, autoescape=False)
-    sandbox.globals = {"range": _range, "dict": dict}
-    for name in _FORBIDDEN_FILTERS:
-        del sandbox.filters[name]
-    return sandbox
-
-
-def names(context: Mapping[str, object]) -> dict[str, object]:
-    """Return a template's names: mappings become attributes, but for ``item``, the user's own."""
-    known: dict[str, object] = {}
-    for name, value in context.items():
-        if isinstance(value, Absent):
-            known[name] = _Missing(value)
-        elif isinstance(value, Mapping) and name != "item":
-            known[name] = _Fields(name, value)
-        else:
-            known[name] = value
-    return {**known, _RANGES: []}
+        before = token.text
+    return True

@@ -35,11 +35,13 @@ class LoadedWorkflow:
         spec: The workflow.
         file: The file's name as given.
         positions: Where each value stands, by path; a collection stands where its key does.
+        text: The file's text.
     """
 
     spec: WorkflowSpec
     file: str
     positions: Mapping[Path, Position]
+    text: str = ""
 
     def locate(self, where: str) -> Position:
         """Return the position of a path such as ``edges[2].from``, or of the nearest part above."""
@@ -49,7 +51,7 @@ class LoadedWorkflow:
         """Return a problem that was found later, with its place in the file where it has one."""
         if _path(problem.where)[:2] not in self.positions:
             return problem
-        position = self.locate(problem.where)
+        position = _inside(problem, self.locate(problem.where), self.text)
         return replace(problem, file=self.file, line=position.line, column=position.column)
 
     @contextmanager
@@ -125,11 +127,11 @@ def loads(text: str, file: str = "<string>") -> LoadedWorkflow:
     if not isinstance(document.data, dict) and not document.problems:
         found = f"the file holds {describe(document.data)}"
         raise failure(found, file, root, "a mapping with name, models and agents")
-    spec = _validated(document, file)
-    return LoadedWorkflow(spec, file, document.values)
+    spec = _validated(document, file, text)
+    return LoadedWorkflow(spec, file, document.values, text)
 
 
-def _validated(document: Document, file: str) -> WorkflowSpec:
+def _validated(document: Document, file: str, text: str) -> WorkflowSpec:
     from unspoken.agents.spec.graph import validate  # networkx is only needed from here on
 
     try:
@@ -141,10 +143,26 @@ def _validated(document: Document, file: str) -> WorkflowSpec:
         raise WorkflowError(_merged(document.problems, placed)) from None
     if document.problems:
         raise WorkflowError(_merged(document.problems, []))
-    problems = [_placed(item, _path(item.where), document, file) for item in validate(spec)]
-    if problems:
-        raise WorkflowError(_merged([], problems))
+    loaded = LoadedWorkflow(spec, file, document.values, text)
+    placed = [
+        loaded.placed(item) if item.inner_line else _placed(item, _path(item.where), document, file)
+        for item in validate(spec)
+    ]
+    if placed:
+        raise WorkflowError(_merged([], placed))
     return spec
+
+
+def _inside(problem: Problem, position: Position, text: str) -> Position:
+    """The place of a line inside a block of lines (after ``|``), where the file has one."""
+    lines = text.splitlines()
+    number = position.line + problem.inner_line
+    if not problem.inner_line or number > len(lines):
+        return position
+    if not lines[position.line - 1].startswith("|", position.column - 1):
+        return position
+    line = lines[number - 1]
+    return Position(number, len(line) - len(line.lstrip()) + 1)
 
 
 def _merged(yaml: Sequence[Problem], others: Sequence[Problem]) -> list[Problem]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from unspoken.agents.prompts.jinja import Reference, references
+from unspoken.agents.prompts.jinja import Reference, references, shorten
+from unspoken.agents.prompts.lexer import scan
 from unspoken.agents.spec.problems import listed, suggest
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.errors import Problem, TemplateError
 
-__all__ = ["template_problems"]
+__all__ = ["comment_warnings", "template_problems"]
 
 _OUTPUT_ATTRIBUTES = ("text", "skipped", "items")
 
@@ -110,21 +110,39 @@ def _for_each_problems(spec: WorkflowSpec, name: str, expression: str) -> Iterat
         yield Problem(f"'{expression}' is not a list input", where, expected, fix)
 
 
+def comment_warnings(spec: WorkflowSpec) -> Iterator[Problem]:
+    """Yield the comments of templates, which reach no model; ``{#- ... -#}`` is left aside."""
+    templates = {f"outputs.{name}": template for name, template in spec.outputs.items()}
+    for name, agent in spec.agents.items():
+        templates[f"agents.{name}.prompt"] = agent.prompt
+        templates[f"agents.{name}.system"] = agent.system or ""
+    for where, template in templates.items():
+        for tag in scan(template):
+            if tag.opener == "{#" and tag.closed and not tag.text.startswith("{#-"):
+                yield Problem(
+                    f"{shorten(tag.text)} is a comment and not part of the text",
+                    where,
+                    fix="write {{ '{#' }} to print the mark, or {#- -#} for a comment you mean",
+                    inner_line=tag.line,
+                )
+
+
 def _check(template: str, scope: _Scope, *, expression: bool = False) -> Iterator[Problem]:
     try:
         read = references(template, expression=expression)
     except TemplateError as error:
-        yield Problem(error.found, scope.where, error.expected, error.fix)
+        yield Problem(error.found, scope.where, error.expected, error.fix, inner_line=error.line)
         return
-    shown = f"{{{{ 0 if {template} }}}}" if expression else template
-    seen: set[tuple[str, str | None]] = set()
+    seen: set[tuple[str, str | None, bool]] = set()
     for reference in read:
-        if (reference.root, reference.attribute) not in seen:
-            seen.add((reference.root, reference.attribute))
-            yield from _check_reference(reference, scope, shown)
+        what = (reference.root, reference.attribute, reference.asked)
+        if what not in seen:
+            seen.add(what)
+            for problem in _check_reference(reference, scope):
+                yield replace(problem, inner_line=reference.line)
 
 
-def _check_reference(reference: Reference, scope: _Scope, template: str) -> Iterator[Problem]:
+def _check_reference(reference: Reference, scope: _Scope) -> Iterator[Problem]:
     root, attribute = reference.root, reference.attribute
     shown = root if attribute is None else f"{root}.{attribute}"
     if root in scope.words:
@@ -136,8 +154,7 @@ def _check_reference(reference: Reference, scope: _Scope, template: str) -> Iter
     else:
         yield _unknown_name(shown, root, scope)
         return
-    asked = attribute is None and root in scope.agents and _only_asked(template, root)
-    if asked or attribute in allowed:
+    if attribute in allowed or (reference.asked and root in scope.agents):
         return
     candidates = [f"{root}.{name}" for name in allowed]
     expected = listed(candidates) or "declared inputs; there are none"
@@ -149,17 +166,6 @@ def _check_reference(reference: Reference, scope: _Scope, template: str) -> Iter
     if root == "inputs":
         fix = fix or f"declare '{attribute}' under 'inputs:'"
     yield Problem(f"'{shown}' is not defined", scope.where, expected, fix)
-
-
-def _only_asked(template: str, agent: str) -> bool:
-    """Whether all that a template does with an agent by itself is to ask whether it is there."""
-    tags = " ".join(re.findall(r"\{[{%](.*?[%}])\}", template, re.DOTALL))
-    tags = re.sub(r"'[^']*'|\"[^\"]*\"", "''", tags)
-    tags = re.sub(rf"(?<![\w.]){agent}\s+is\s+(?:not\s+)?(?:un)?defined\b", "", tags)
-    tags = re.sub(r"\b(?:if|elif|and|or|not)\b", "is_it", tags)
-    uses = re.findall(rf"(?<![\w.]){agent}\b(?!\s*\.|\s*\[\s*'')", tags)
-    asked = re.findall(rf"\bis_it[\s(]+{agent}[\s)]*(?=-?[%}}]|is_it\b|else\b)", tags)
-    return len(uses) == len(asked)
 
 
 def _unknown_name(shown: str, root: str, scope: _Scope) -> Problem:

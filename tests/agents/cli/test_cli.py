@@ -245,7 +245,7 @@ sys.stderr.write(f"{code} {sorted(heavy)}")
         (["schema"], []),
         (["models", "list"], []),
         (["bridge", "list"], []),
-        (["validate", str(EXAMPLE)], ["jinja2", "networkx"]),
+        (["validate", str(EXAMPLE)], ["networkx"]),
     ],
 )
 def test_light_commands_import_no_torch(args: list[str], heavy: list[str]) -> None:

@@ -181,7 +181,7 @@ def test_evaluate_returns_the_value() -> None:
     """A condition is worth what it is worth in jinja."""
     assert evaluate("'fox' in reader.text and turn < 2", CONTEXT) is True
     assert evaluate("inputs.rows", CONTEXT) == [{"a": 1}]
-    assert evaluate("reader.text", CONTEXT) is READER
+    assert evaluate("reader.text", CONTEXT) == READER
 
 
 @pytest.mark.parametrize("read", [render, render_parts, evaluate])
