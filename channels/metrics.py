@@ -149,21 +149,19 @@ def _f1(prediction: str, answer: str) -> float:
 PAIRED_DRAWS = 2000
 
 
-def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(right: int, count: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927)."""
+    z = 1.96
     share, spread = right / count, z * z / count
     middle = (share + spread / 2) / (1 + spread)
     half = z * sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
     return middle - half, middle + half
 
 
-def paired(
-    first: Sequence[bool], second: Sequence[bool], *, draws: int = PAIRED_DRAWS, seed: int = 0
-) -> tuple[float, float, float]:
+def paired(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, float, float]:
     """Mean difference over the same rows, and its 95 % bootstrap interval."""
     gaps = torch.tensor(first, dtype=torch.float64) - torch.tensor(second, dtype=torch.float64)
-    chosen = torch.randint(
-        len(gaps), (draws, len(gaps)), generator=torch.Generator().manual_seed(seed)
-    )
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randint(len(gaps), (PAIRED_DRAWS, len(gaps)), generator=generator)
     ends = gaps[chosen].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
     return float(gaps.mean()), float(ends[0]), float(ends[1])

@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 PIECE = 4000
+SHARE = 0.05
 SHORTEST = 80
 TITLE = re.compile(r"^ ?= [^=\n].*[^=\n] = ?$", re.MULTILINE)
 
@@ -57,18 +58,13 @@ class Corpus:
 
 
 def load_corpus(
-    sources: Sequence[str] = ("builtin",),
-    *,
-    seed: int = 0,
-    size: int = PIECE,
-    detokenized: bool = False,
+    sources: Sequence[str] = ("builtin",), *, seed: int = 0, detokenized: bool = False
 ) -> Corpus:
     """Read the sources, cut them into pieces, and set about 5 % of each aside.
 
     Args:
         sources: ``builtin``, files, folders, or ``hub:NAME[/config][:split]``; see `read_source`.
         seed: Decides which documents are held out.
-        size: Most characters of a piece.
         detokenized: Undo WikiText's spacing where a source has it. Models are evaluated on the raw
             text, so text stays as it is by default.
 
@@ -81,9 +77,7 @@ def load_corpus(
     validation: list[str] = []
     for source in sources:
         text = read_source(source)
-        train_pieces, held_pieces = split(
-            detokenize(text) if detokenized else text, seed, size=size
-        )
+        train_pieces, held_pieces = split(detokenize(text) if detokenized else text, seed)
         if not train_pieces:
             raise InputError(
                 f"{source!r} holds no text that is long enough",
@@ -98,30 +92,28 @@ def load_corpus(
     return Corpus(train=fitted, validation=audited, sources=tuple(sources), digest=digest)
 
 
-def split(
-    text: str, seed: int = 0, *, share: float = 0.05, size: int = PIECE
-) -> tuple[list[str], list[str]]:
+def split(text: str, seed: int = 0) -> tuple[list[str], list[str]]:
     """Pieces to train on and pieces held out, of 80 characters or more; no document is in both.
 
     A document is chosen by a hash of the seed and its own words, so that it does not depend on
     what stands around it. A text of one document is all trained on.
     """
-    every = documents(text, size)
-    held = _validation_documents(every, seed, share)
+    every = documents(text)
+    held = _validation_documents(every, seed)
     train_pieces: list[str] = []
     held_pieces: list[str] = []
     for document in every:
         pieces = held_pieces if document in held else train_pieces
-        pieces += (run for run in paragraphs(document, size) if len(run.strip()) >= SHORTEST)
+        pieces += (run for run in paragraphs(document) if len(run.strip()) >= SHORTEST)
     return train_pieces, held_pieces
 
 
-def _validation_documents(every: Sequence[str], seed: int, share: float) -> set[str]:
-    """Documents to hold out: in the order of their hashes, until `share` of all characters."""
-    if len(every) < 2 or share <= 0:
+def _validation_documents(every: Sequence[str], seed: int) -> set[str]:
+    """Documents to hold out: in the order of their hashes, until `SHARE` of all characters."""
+    if len(every) < 2:
         return set()
     ranked = sorted(every, key=lambda text: blake3(f"{seed}\f{text}".encode()).digest())
-    quota = share * sum(map(len, every))
+    quota = SHARE * sum(map(len, every))
     fitting = [text for text in ranked if len(text) <= 2 * quota] or [min(ranked, key=len)]
     held: set[str] = set()
     characters = 0
@@ -133,7 +125,7 @@ def _validation_documents(every: Sequence[str], seed: int, share: float) -> set[
     return held
 
 
-def documents(text: str, size: int = PIECE) -> list[str]:
+def documents(text: str) -> list[str]:
     """The distinct documents of a text.
 
     Form feeds part them, or WikiText's titles; else they are runs of paragraphs. Texts of under 80
@@ -144,7 +136,7 @@ def documents(text: str, size: int = PIECE) -> list[str]:
     elif TITLE.search(text):
         parts = _articles(text)
     else:
-        parts = paragraphs(text, size)
+        parts = paragraphs(text)
     stripped = (part.strip("\n") for part in parts)
     return distinct(part for part in stripped if len(part.strip()) >= SHORTEST)
 

@@ -43,6 +43,7 @@ __all__ = [
 
 COARSE = 6
 MOST_A_ROUND = 40
+DRAWS = 2000
 
 THINNING = 0.85
 """Factor of `front_of` at which points that gain little are left out of a profile."""
@@ -272,7 +273,7 @@ def _after(
     return receiver.logits(ids, cut).float().log_softmax(dim=-1)
 
 
-def estimate(scores: Sequence[Distance], seed: int = 0, draws: int = 2000) -> Estimate:
+def estimate(scores: Sequence[Distance], seed: int = 0) -> Estimate:
     """Mean and 95 % interval over messages.
 
     Messages are few, so it is the wider of a bootstrap's interval and Student's.
@@ -288,12 +289,12 @@ def estimate(scores: Sequence[Distance], seed: int = 0, draws: int = 2000) -> Es
             fix="measure in another dtype",
         )
     rng = random.Random(seed)
-    means = sorted(mean(rng.choices(values, k=len(values))) for _ in range(draws))
+    means = sorted(mean(rng.choices(values, k=len(values))) for _ in range(DRAWS))
     kl, count, half = mean(values), len(values), 0.0
     if count > 1:  # Student's quantile, nearly
         half = (1.96 + 2.5 / (count - 1)) * stdev(values) / math.sqrt(count)
-    low = max(min(means[int(0.025 * draws)], kl - half), 0.0)
-    high = max(means[int(0.975 * draws)], kl + half)
+    low = max(min(means[int(0.025 * DRAWS)], kl - half), 0.0)
+    high = max(means[int(0.975 * DRAWS)], kl + half)
     return Estimate(kl=kl, low=min(low, kl), high=high, top1=mean(top1 for _, top1 in scores))
 
 

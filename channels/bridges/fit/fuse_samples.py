@@ -17,7 +17,7 @@ def choice_prompt(question: str, hint: str = "") -> str:
 
 
 def draw_fuse_samples(
-    pieces: Iterator[str], seed: int, *, validation: bool = False, words: int = 60
+    pieces: Iterator[str], seed: int, *, validation: bool = False
 ) -> Iterator[Sample]:
     """Samples without end: questions of common knowledge, plain text, private facts.
 
@@ -25,7 +25,6 @@ def draw_fuse_samples(
         pieces: Pieces of plain text, without end.
         seed: Of all that is drawn.
         validation: Whether to ask the questions that are kept back, or the others.
-        words: About how many words a plain input has.
     """
     rng = random.Random(seed)
     facts = fact_passages(seed)
@@ -36,7 +35,7 @@ def draw_fuse_samples(
         if draw < 0.5:
             sample = _choice(rng, frame, validation=validation)
         elif draw < 0.85:
-            sample = _plain(next(pieces), rng, words, frame)
+            sample = _plain(next(pieces), rng, frame)
         else:
             sample = fact_sample(next(facts), rng, 2, frame)
         if sample is not None:
@@ -61,10 +60,10 @@ def _listing(question: str, options: Sequence[str]) -> str:
     return f"{question}\nOptions: {', '.join(options)}"
 
 
-def _plain(piece: str, rng: random.Random, words: int, frame: str) -> Sample | None:
-    """About `words` words, and the next 24."""
+def _plain(piece: str, rng: random.Random, frame: str) -> Sample | None:
+    """About 60 words, and the next 24."""
     spaces = [index for index, letter in enumerate(piece) if letter.isspace()]
-    length = int(words * rng.uniform(0.4, 1.4))
+    length = int(60 * rng.uniform(0.4, 1.4))
     if len(spaces) < length + 30:
         return None
     start = rng.randrange(len(spaces) - length - 25)

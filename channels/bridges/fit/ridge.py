@@ -14,6 +14,8 @@ __all__ = ["Gram", "Solution", "choose_layers", "gram_bytes"]
 
 PENALTY = 1e-3
 OVERSAMPLING, ROUNDS = 64, 3
+DIRECTIONS = 96
+"""Random directions that a layer is thinned to where layers are chosen."""
 
 
 def gram_bytes(features: int, targets: int) -> int:
@@ -148,18 +150,12 @@ class Solution:
 
 
 def choose_layers(
-    blocks: list[Tensor],
-    always: Tensor,
-    targets: Tensor,
-    count: int,
-    *,
-    seed: int = 0,
-    width: int = 96,
+    blocks: list[Tensor], always: Tensor, targets: Tensor, count: int, *, seed: int = 0
 ) -> tuple[int, ...]:
     """Choose, one after the other, the source layers that add most to what is explained.
 
-    On a small sample, with every layer and the targets thinned to `width` random directions: a
-    cheap score that looks at layers jointly, since neighbours say almost the same.
+    On a small sample, with every layer and the targets thinned to random directions: a cheap score
+    that looks at layers jointly, since neighbours say almost the same.
 
     Args:
         blocks: Per source layer, its rows (tokens, columns).
@@ -171,9 +167,9 @@ def choose_layers(
         Their numbers in the order of the choice: fewer layers are a beginning of it.
     """
     generator = torch.Generator().manual_seed(seed)
-    wanted = _thin(targets, 4 * width, generator)
-    parts = [_thin(always, 2 * width, generator)]
-    parts += [_thin(rows, width, generator) for rows in blocks]
+    wanted = _thin(targets, 4 * DIRECTIONS, generator)
+    parts = [_thin(always, 2 * DIRECTIONS, generator)]
+    parts += [_thin(rows, DIRECTIONS, generator) for rows in blocks]
     features = torch.cat(parts, dim=1)
     every = torch.arange(features.shape[1], device=features.device)
     known, *layers = torch.split(every, [part.shape[1] for part in parts])

@@ -30,8 +30,8 @@ __all__ = [
     "prepare",
 ]
 
-SHORTEST = 30
-"""Words of a plain message at least; shorter pieces of text are passed over."""
+SHORTEST, WORDS = 30, 190
+"""Words of a plain message: at least, else the piece of text is passed over; and about how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Sample:
     frame: str = "bare"
 
 
-def draw_samples(pieces: Iterator[str], seed: int, *, words: int = 190) -> Iterator[Sample]:
+def draw_samples(pieces: Iterator[str], seed: int) -> Iterator[Sample]:
     """Samples without end: half plain text, half private facts.
 
     Plain text asks for a continuation, a repeated stretch or a blank. Passages ask for facts,
@@ -74,7 +74,6 @@ def draw_samples(pieces: Iterator[str], seed: int, *, words: int = 190) -> Itera
     Args:
         pieces: Pieces of plain text, without end.
         seed: Of all that is drawn.
-        words: About how many words a plain message has.
     """
     rng = random.Random(seed)
     facts = fact_passages(seed)
@@ -82,7 +81,7 @@ def draw_samples(pieces: Iterator[str], seed: int, *, words: int = 190) -> Itera
         frame = rng.choice(("bare", "chat"))
         draw = rng.random()
         if draw < 0.56:
-            sample = _plain(next(pieces), rng, words, frame)
+            sample = _plain(next(pieces), rng, frame)
         elif draw < 0.84:
             sample = fact_sample(next(facts), rng, 3, frame)
         else:
@@ -98,10 +97,10 @@ def fact_sample(passage: FactPassage, rng: random.Random, most: int, frame: str)
     return Sample(passage.text, tuple(targets), frame)
 
 
-def _plain(piece: str, rng: random.Random, words: int, frame: str) -> Sample | None:
-    """A message of about `words` words, and what follows it in the piece."""
+def _plain(piece: str, rng: random.Random, frame: str) -> Sample | None:
+    """A message of about `WORDS` words, and what follows it in the piece."""
     spaces = [index for index, letter in enumerate(piece) if letter.isspace()]
-    length = min(int(words * rng.uniform(0.5, 1.2)), len(spaces) - 60)
+    length = min(int(WORDS * rng.uniform(0.5, 1.2)), len(spaces) - 60)
     if length < SHORTEST:
         return None
     start = rng.randrange(len(spaces) - length - 55)
