@@ -1,6 +1,7 @@
 """A trained bridge, ready to carry states between its two models."""
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -24,6 +25,7 @@ from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.bridges.quantize import load_quantized, quantize
 from unspoken.channels.bridges.trust import measured_here
 from unspoken.channels.errors import BridgeError
+from unspoken.channels.kv.geometry import LayerGeometry
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel
 from unspoken.channels.storage.side import ModelDescription
@@ -141,12 +143,12 @@ class Bridge:
 
         Raises:
             IdentityMismatch: naming what differs.
-            BridgeError: The bridge takes keys for rotated that are not, or the reverse.
+            BridgeError: It takes its models' layers for other ones than they are.
         """
         self.manifest.sharer.to_identity().require(sharer.identity, "the sharer")
         self.manifest.receiver.to_identity().require(receiver.identity, "the receiver")
         for fitted, model in ((self.manifest.sharer, sharer), (self.manifest.receiver, receiver)):
-            _check_ropes(fitted, model)
+            _check_model(fitted, model)
 
     @torch.no_grad()
     def project(
@@ -201,16 +203,36 @@ class Bridge:
         return rows_once.index_select(0, torch.searchsorted(once, asked))
 
 
-def _check_ropes(fitted: ModelDescription, model: CausalModel) -> None:
-    """Refuse a bridge that was fitted before its model's layers were proved one by one."""
-    before = [layer.rope for layer in fitted.geometry.layers]
-    proved = [layer.rope for layer in model.geometry.layers]
-    if before == proved:
-        return
-    number = next(n for n, (a, b) in enumerate(zip(before, proved, strict=True)) if a != b)
-    raise BridgeError(
-        f"the bridge takes the rotary embedding of {fitted.ref}'s layer {number} to be "
-        f"{before[number]}",
-        expected=f"{proved[number]}, as was proved on the model",
-        fix="fit the bridge again with --refit",
+def _check_model(fitted: ModelDescription, model: CausalModel) -> None:
+    """Refuse a manifest that describes another cache than its model has.
+
+    It was fitted before the model's layers were proved one by one, or was changed by hand.
+    """
+    before, proved = fitted.to_geometry().layers, model.geometry.layers
+    rotary = fitted.to_rotary(model.device)
+    for number, (layer, real) in enumerate(zip_longest(before, proved)):
+        if layer is None or real is None or _shape(layer) != _shape(real):
+            what = f"layer {number} of {fitted.ref} to be {_shape(layer)}"
+            raise _other_cache(what, f"{_shape(real)}, as was proved on the model")
+        if real.rope is None:
+            continue
+        told, turns = rotary[real.rope], model.rotary(real.rope)
+        ours, theirs = told.inverse_frequencies, turns.inverse_frequencies.float()
+        same = ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-4, atol=0)
+        if not same or abs(told.scale - turns.scale) > 1e-4 * abs(turns.scale):
+            raise _other_cache(
+                f"the rotary embedding {real.rope} of {fitted.ref} for another",
+                "the frequencies that the model has",
+            )
+
+
+def _shape(layer: LayerGeometry | None) -> str:
+    if layer is None:
+        return "none"
+    return f"{layer.kv_heads} heads of {layer.head_dim}, rotated by {layer.rope}"
+
+
+def _other_cache(what: str, expected: str) -> BridgeError:
+    return BridgeError(
+        f"the bridge takes {what}", expected=expected, fix="fit the bridge again with --refit"
     )

@@ -127,6 +127,8 @@ class Fuser(nn.Module):
         self.register_buffer("_heads", heads, persistent=False)
         self._outputs, self._all_heads = outputs, len(sizes)
         codes = config.rank * (1 + config.last) + config.own_rank
+        if min(codes, config.hidden, config.bottleneck) < 1:
+            raise ValueError("it has no width")
         self.encode = nn.Parameter(torch.zeros(theirs, config.rank))
         self.own_encode = nn.Parameter(torch.zeros(mine, config.own_rank))
         self.up = nn.Linear(codes, config.hidden)

@@ -44,6 +44,7 @@ AGAIN = (
 
 
 MOST_PROBLEMS = 3
+MOST_RETENTION = 1e9
 
 Figures = dict[str, float | int | str | None]
 """Figures of a fit or an audit, by name."""
@@ -84,6 +85,8 @@ class Audit(Part):
     rows: tuple[dict[str, Any], ...]
     summary: Figures
     retention_lower_bound: float | None = Field(
+        ge=-MOST_RETENTION,
+        le=MOST_RETENTION,
         validation_alias=AliasChoices("earned", "retention_lower_bound"),
         serialization_alias="earned",
     )

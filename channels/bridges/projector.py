@@ -91,6 +91,8 @@ class Projector(nn.Module):
         super().__init__()
         self.config = config
         layers = config.target_layers(receiver)
+        if min(config.rank, len(layers)) < 1 or (config.hidden and config.bottleneck < 1):
+            raise ValueError("it has no width, or no layer to project")
         inputs = sum(config.features(sharer, receiver))
         outputs = width(receiver, layers)
         self.register_buffer("mean", torch.zeros(inputs))
@@ -100,14 +102,12 @@ class Projector(nn.Module):
         self.encode = nn.Parameter(torch.zeros(inputs, config.rank))
         self.decode = nn.Parameter(torch.zeros(config.rank, outputs))
         heads = [(number, receiver.layers[number]) for number in layers]
-        sizes = torch.tensor(
-            [shape.head_dim for _, shape in heads for _ in range(2 * shape.kv_heads)]
-        )
-        per_layer = torch.tensor([2 * shape.kv_heads for _, shape in heads])
-        self.register_buffer("_sizes", sizes, persistent=False)
-        self.register_buffer("_heads", per_layer, persistent=False)
-        self._outputs, self._all_heads = outputs, int(per_layer.sum())
-        self._even = int(sizes[0]) if len(set(sizes.tolist())) == 1 else 0
+        sizes = [shape.head_dim for _, shape in heads for _ in range(2 * shape.kv_heads)]
+        per_layer = [2 * shape.kv_heads for _, shape in heads]
+        self.register_buffer("_sizes", torch.tensor(sizes), persistent=False)
+        self.register_buffer("_heads", torch.tensor(per_layer), persistent=False)
+        self._outputs, self._all_heads = outputs, sum(per_layer)
+        self._even = sizes[0] if len(set(sizes)) == 1 else 0
         if config.hidden:
             self.code_scale = nn.Parameter(torch.ones(config.rank))
             self.up = nn.Linear(config.rank, config.hidden)

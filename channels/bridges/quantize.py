@@ -63,9 +63,20 @@ def load_quantized(build: Callable[[], Module], tensors: Mapping[str, Tensor], w
         BridgeError: The weights are not those that the configuration describes.
     """
     try:
+        with torch.device("meta"):  # what a configuration claims costs no memory
+            claimed = {name: tensor.shape for name, tensor in build().state_dict().items()}
+        weights = dequantize(tensors)
+        _require_shapes(claimed, weights)
         module = build()
-        module.load_state_dict(dequantize(tensors), strict=True)
-    except (TypeError, KeyError, ValueError, IndexError, RuntimeError) as error:
+        module.load_state_dict(weights, strict=True)
+    except (
+        TypeError,
+        AttributeError,
+        LookupError,
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ) as error:
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise BridgeError(
             f"the bridge's {what} do not fit its configuration: {said}",
@@ -73,6 +84,15 @@ def load_quantized(build: Callable[[], Module], tensors: Mapping[str, Tensor], w
             fix="pull the bridge again, or fit it again",
         ) from error
     return module.eval().requires_grad_(False)
+
+
+def _require_shapes(claimed: Mapping[str, torch.Size], weights: Mapping[str, Tensor]) -> None:
+    for name in sorted(claimed.keys() | weights.keys()):
+        given = weights[name].shape if name in weights else None
+        if given != claimed.get(name):
+            wanted = tuple(claimed[name]) if name in claimed else "no such weights"
+            stored = "missing" if given is None else tuple(given)
+            raise ValueError(f"{name} is {stored}, and it says {wanted}")
 
 
 def dequantize(quantized: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,6 +27,10 @@ __all__ = [
 ]
 
 
+MOST_LAYERS, MOST_HEADS, MOST, MOST_POSITIONS = 1024, 4096, 2**20, 2**40
+"""Past what any model has: a manifest that says more would cost memory before it was refused."""
+
+
 def short_name(ref: str) -> str:
     """A model reference as a part of a file name: lower case, no owner, path or scheme."""
     last = re.split(r"[/\\:]", ref.rstrip("/\\"))[-1].removesuffix(".gguf").lower()
@@ -74,20 +78,20 @@ class _Identity(Part):
 
 
 class _Layer(Part):
-    kv_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
+    kv_heads: int = Field(gt=0, le=MOST_HEADS)
+    head_dim: int = Field(gt=0, le=MOST)
     rope: str | None
-    window: int | None = Field(gt=0)
+    window: int | None = Field(gt=0, le=MOST_POSITIONS)
 
 
 class _Geometry(Part):
-    layers: tuple[_Layer, ...] = Field(min_length=1)
-    hidden_size: int = Field(gt=0)
-    max_positions: int = Field(gt=0)
+    layers: tuple[_Layer, ...] = Field(min_length=1, max_length=MOST_LAYERS)
+    hidden_size: int = Field(gt=0, le=MOST)
+    max_positions: int = Field(gt=0, le=MOST_POSITIONS)
 
 
 class _Rotary(Part):
-    inverse_frequencies: tuple[float, ...] = Field(min_length=1)
+    inverse_frequencies: tuple[float, ...] = Field(min_length=1, max_length=MOST)
     scale: float
     dynamic: bool
 
@@ -114,6 +118,10 @@ class ModelDescription(Part):
         lacking = self.to_geometry().ropes - set(self.rotary)
         if lacking:
             raise ValueError(f"no rotary embedding {', '.join(sorted(lacking))}")
+        for layer in self.geometry.layers:
+            turned = 2 * len(self.rotary[layer.rope].inverse_frequencies) if layer.rope else 0
+            if turned > layer.head_dim:
+                raise ValueError(f"{turned} dimensions to rotate in heads of {layer.head_dim}")
         return self
 
     @classmethod

@@ -5,6 +5,8 @@ from typing import Any, NoReturn
 
 __all__ = ["parse_json"]
 
+LARGEST = 2**64
+
 DEEPEST = 64
 """Most lists and objects within each other; a reader of deeper ones may run out of stack."""
 
@@ -13,12 +15,18 @@ def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text that has one meaning, and that can be written again.
 
     Raises:
-        ValueError: No JSON in UTF-8, a key that stands twice, a number that is not finite, half a
-            character, or more than 64 lists and objects within each other.
+        ValueError: No JSON in UTF-8, a key that stands twice, a number that is not finite or an
+            integer past 64 bits, half a character, or more than 64 lists and objects within each
+            other.
     """
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_without_doubles)
+        data = json.loads(
+            text,
+            parse_int=_bounded,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_without_doubles,
+        )
         _refuse_depth(data)
         json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
     except RecursionError:
@@ -26,6 +34,13 @@ def parse_json(text: str | bytes) -> Any:
     except UnicodeEncodeError:
         raise ValueError("it holds half a character") from None
     return data
+
+
+def _bounded(digits: str) -> int:
+    number = int(digits)
+    if abs(number) > LARGEST:
+        raise ValueError(f"the integer {digits[:20]}… is past 64 bits")
+    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:
