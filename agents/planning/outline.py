@@ -1,14 +1,18 @@
 """An agent's context before anything ran, in pieces that are equal where their tokens will be."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from itertools import islice
 
 from unspoken.agents.prompts.jinja import printed_message, references
 from unspoken.agents.prompts.lexer import nesting, scan
 from unspoken.agents.prompts.order import InEdge, PartOrder, order_of_parts
 from unspoken.agents.spec.spec import WorkflowSpec
 
-__all__ = ["OutlinePiece", "outline", "prints_message"]
+__all__ = ["MOST_PIECES", "OutlinePiece", "Outlines", "prints_message"]
+
+MOST_PIECES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,32 +39,90 @@ class _Part:
     literal: bool = False
 
 
-def outline(spec: WorkflowSpec, agent: str) -> tuple[OutlinePiece, ...]:
-    """The pieces of an agent's first turn, its own words at the end."""
-    return tuple(_context(spec, agent))
+class Outlines:
+    """The outlines of all agents of a workflow; each is made once, after those that it holds.
 
+    A prompt that quotes another twice doubles it, so an outline is cut after `MOST_PIECES`.
 
-def _context(spec: WorkflowSpec, agent: str) -> Iterator[OutlinePiece]:
-    yield _system(spec, agent)
-    for number in _order(spec, agent).turns:
-        yield from _message(spec, number)
-    yield from _turn("user", _prompt(spec, agent))
-    if spec.agents[agent].generate is not None:
-        yield from _turn("assistant", [_output(agent)])
+    Args:
+        spec: A valid workflow.
+    """
 
+    def __init__(self, spec: WorkflowSpec) -> None:
+        self._spec = spec
+        self._inbound: dict[str, list[int]] = {name: [] for name in spec.agents}
+        for number, edge in enumerate(spec.edges):
+            if not edge.loop:
+                self._inbound[edge.to].append(number)
+        sharers = {
+            name: {spec.edges[number].from_ for number in numbers}
+            for name, numbers in self._inbound.items()
+        }
+        self._prompts: dict[str, tuple[OutlinePiece, ...]] = {}
+        self._contexts: dict[str, tuple[OutlinePiece, ...]] = {}
+        for name in TopologicalSorter(sharers).static_order():
+            self._prompts[name] = self._cut(name, self._prompt(name))
+            self._contexts[name] = self._cut(name, self._context(name))
 
-def _order(spec: WorkflowSpec, agent: str) -> PartOrder:
-    """Where messages stand in an agent's first turn, to which loop edges bring nothing."""
-    messages = [
-        InEdge(
-            number=number,
-            sharer=edge.from_,
-            one_turn=spec.share_of(edge) != "context" and spec.agents[edge.from_].for_each is None,
-        )
-        for number, edge in enumerate(spec.edges)
-        if edge.to == agent and not edge.loop
-    ]
-    return order_of_parts(spec.agents[agent].prompt, messages)
+    def __getitem__(self, agent: str) -> tuple[OutlinePiece, ...]:
+        """The pieces of an agent's first turn, its own words at the end."""
+        return self._contexts[agent]
+
+    def _cut(self, agent: str, pieces: Iterator[OutlinePiece]) -> tuple[OutlinePiece, ...]:
+        """Some pieces, and one for each message that may begin after them."""
+        kept = tuple(islice(pieces, MOST_PIECES))
+        if next(pieces, None) is None:
+            return kept
+        seen = {piece.edge for piece in kept}
+        label = f"more than {MOST_PIECES} parts of {agent}"
+        rest = [number for number in self._inbound[agent] if number not in seen]
+        return (*kept, *(OutlinePiece(("more", agent, n), label, n) for n in (None, *rest)))
+
+    def _context(self, agent: str) -> Iterator[OutlinePiece]:
+        yield _system(self._spec, agent)
+        for number in self._order(agent).turns:
+            yield from self._message(number)
+        yield from _turn("user", self._prompts[agent])
+        if self._spec.agents[agent].generate is not None:
+            yield from _turn("assistant", [_output(agent)])
+
+    def _order(self, agent: str) -> PartOrder:
+        """Where messages stand in an agent's first turn, to which loop edges bring nothing."""
+        spec, messages = self._spec, []
+        for number in self._inbound[agent]:
+            edge = spec.edges[number]
+            each = spec.agents[edge.from_].for_each is not None
+            one_turn = spec.share_of(edge) != "context" and not each
+            messages.append(InEdge(number=number, sharer=edge.from_, one_turn=one_turn))
+        return order_of_parts(spec.agents[agent].prompt, messages)
+
+    def _prompt(self, agent: str) -> Iterator[OutlinePiece]:
+        """A prompt's words, and the messages it quotes."""
+        order = self._order(agent)
+        prompt = self._spec.agents[agent].prompt
+        private = any(reference.root != "inputs" for reference in references(prompt))
+        for index, part in enumerate(_parts(prompt)):
+            number = order.quoted.get(part.text) if part.message else None
+            if number is None:
+                own = (agent, index) if private and not part.literal else ()
+                yield OutlinePiece(("words", part.text, own), f"the prompt of {agent}")
+            elif number in order.tokens_kept:
+                yield from _brought(number, self._words(number))
+            else:
+                share = self._spec.share_of(self._spec.edges[number])
+                yield OutlinePiece(("reworded", part.text, share), f"the words of {part.text}")
+
+    def _words(self, number: int) -> Iterable[OutlinePiece]:
+        edge = self._spec.edges[number]
+        shares_prompt = self._spec.share_of(edge) == "prompt"
+        return self._prompts[edge.from_] if shares_prompt else [_output(edge.from_)]
+
+    def _message(self, number: int) -> Iterator[OutlinePiece]:
+        """A message as turns of its own in its receiver's context."""
+        edge = self._spec.edges[number]
+        if self._spec.share_of(edge) == "context":
+            return _brought(number, self._contexts[edge.from_][1:])
+        return _brought(number, _turn(edge.as_, self._words(number)))
 
 
 def _system(spec: WorkflowSpec, agent: str) -> OutlinePiece:
@@ -68,8 +130,8 @@ def _system(spec: WorkflowSpec, agent: str) -> OutlinePiece:
     model = repr(spec.models[spec.agents[agent].model])
     if system is None:
         return OutlinePiece(("system", None, model), "the template's own opening")
-    reader = agent if any(r.root != "inputs" for r in references(system)) else ""
-    return OutlinePiece(("system", system, reader), "a system prompt of its own")
+    own = agent if any(r.root != "inputs" for r in references(system)) else ""
+    return OutlinePiece(("system", system, own), "a system prompt of its own")
 
 
 def _output(agent: str) -> OutlinePiece:
@@ -82,39 +144,8 @@ def _turn(role: str, pieces: Iterable[OutlinePiece]) -> Iterator[OutlinePiece]:
     yield OutlinePiece(("close", role), f"the end of a turn of the {role}")
 
 
-def _prompt(spec: WorkflowSpec, agent: str) -> Iterator[OutlinePiece]:
-    """A prompt's words, and the messages it quotes."""
-    order = _order(spec, agent)
-    prompt = spec.agents[agent].prompt
-    private = any(reference.root != "inputs" for reference in references(prompt))
-    for index, part in enumerate(_parts(prompt)):
-        number = order.quoted.get(part.text) if part.message else None
-        if number is None:
-            reader = (agent, index) if private and not part.literal else ()
-            yield OutlinePiece(("words", part.text, reader), f"the prompt of {agent}")
-        elif number in order.tokens_kept:
-            yield from _brought(number, _words(spec, number))
-        else:
-            share = spec.share_of(spec.edges[number])
-            yield OutlinePiece(("reworded", part.text, share), f"the words of {part.text}")
-
-
-def _words(spec: WorkflowSpec, number: int) -> Iterable[OutlinePiece]:
-    edge = spec.edges[number]
-    shares_prompt = spec.share_of(edge) == "prompt"
-    return _prompt(spec, edge.from_) if shares_prompt else [_output(edge.from_)]
-
-
-def _message(spec: WorkflowSpec, number: int) -> Iterator[OutlinePiece]:
-    """A message as turns of its own in its receiver's context."""
-    edge = spec.edges[number]
-    if spec.share_of(edge) == "context":
-        return _brought(number, list(_context(spec, edge.from_))[1:])
-    return _brought(number, _turn(edge.as_, _words(spec, number)))
-
-
 def _brought(number: int, pieces: Iterable[OutlinePiece]) -> Iterator[OutlinePiece]:
-    return (replace(piece, edge=number) for piece in pieces)
+    return (OutlinePiece(piece.key, piece.label, number) for piece in pieces)
 
 
 def prints_message(prompt: str, agent: str) -> bool:

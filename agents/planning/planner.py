@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from unspoken.agents.planning.bridges import FindBridge, other_weights
 from unspoken.agents.planning.choice import ChannelChoice, EdgeEnds, make_channel, shifts_keys
 from unspoken.agents.planning.finetunes import FindProfile, across, of_one_base
-from unspoken.agents.planning.outline import outline
+from unspoken.agents.planning.outline import Outlines
 from unspoken.agents.planning.plan import EdgePlan, Plan
 from unspoken.agents.planning.same_model import same_weights
 from unspoken.agents.prompts.context import ChatTurn
@@ -87,7 +87,7 @@ def plan_workflow(
 
 
 def _every_edge(spec: WorkflowSpec, models: Mapping[str, "AgentModel"]) -> Iterator[EdgeEnds]:
-    contexts = {name: outline(spec, name) for name in spec.agents}
+    contexts = Outlines(spec)
     for number, edge in enumerate(spec.edges):
         yield EdgeEnds(
             spec=spec,

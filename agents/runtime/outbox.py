@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from unspoken.agents.engines.base import Keep, StateRef
 from unspoken.agents.planning.plan import Plan
@@ -82,7 +83,7 @@ class Finished:
     state: StateRef | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sender:
     """The out-edges of one run.
 
@@ -104,20 +105,32 @@ class Sender:
             self.plan.channels[number].carries_state for number in self._out_edges(agent)
         )
 
-    def _only_continued(self, number: int) -> bool:
-        """Whether an edge's state will only be continued.
+    @cached_property
+    def _spliced(self) -> frozenset[int]:
+        """Edges whose state is not only continued, by their receivers or by those further on.
 
         A receiver's own state begins with the rows that it took over, so its readers must only
         continue too: a splice wants all rows of what both contexts begin with. A plan is of first
         turns, so where a loop may start others, the whole state is kept. Where the ids turn out
         otherwise, the channel refuses the trimmed state and gives way.
         """
-        if any(edge.loop for edge in self.spec.edges):
-            return False
-        if self.plan.edges[number].mode != "continuation":
-            return False
-        onward = self._out_edges(self.agents[self.spec.edges[number].to])
-        return all(self._only_continued(n) for n in onward if self.plan.channels[n].carries_state)
+        edges = self.spec.edges
+        if any(edge.loop for edge in edges):
+            return frozenset(range(len(edges)))
+        incoming: dict[str, list[int]] = {}
+        for number, edge in enumerate(edges):
+            incoming.setdefault(edge.to, []).append(number)
+        modes = [edge.mode for edge in self.plan.edges]
+        waiting = [number for number, mode in enumerate(modes) if mode != "continuation"]
+        spliced = set(waiting)
+        while waiting:
+            number = waiting.pop()
+            if not self.plan.channels[number].carries_state:
+                continue
+            before = set(incoming.get(edges[number].from_, ())) - spliced
+            spliced |= before
+            waiting += before
+        return frozenset(spliced)
 
     def captures(self, agent: AgentRun) -> tuple[int, ...]:
         """Layers whose inputs this agent's readers need."""
@@ -145,7 +158,7 @@ class Sender:
             if state is not None and self.plan.channels[number].carries_state:
                 how = Keep(
                     codec=edge.codec,
-                    trimmed=self._only_continued(number),
+                    trimmed=number not in self._spliced,
                     holder=f"{edge.from_} -> {edge.to}",
                 )
                 ticket = await agent.engine.keep(state, message.context, how)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from unspoken.agents import LocalModel
 from unspoken.agents.engines.base import Inbound
 from unspoken.agents.planning.choice import EdgeEnds
-from unspoken.agents.planning.outline import outline
+from unspoken.agents.planning.outline import Outlines
 from unspoken.agents.planning.same_model import same_weights
 from unspoken.agents.prompts.context import Context
 from unspoken.agents.prompts.order import InEdge, order_of_parts
@@ -122,7 +122,7 @@ def test_messages_are_composed_in_the_planned_order(model: LocalModel, spec: Wor
     contexts, messages = compose(model, spec)
     numbers = {id(message): number for number, message in messages.items()}
     for name, context in contexts.items():
-        planned = [piece.edge for piece in outline(spec, name) if piece.edge is not None]
+        planned = [piece.edge for piece in Outlines(spec)[name] if piece.edge is not None]
         spans = sorted(context.placed, key=lambda placed: placed[1].at)
         composed = [numbers[id(message)] for message, _ in spans]
         assert without_repeats(composed) == without_repeats(planned)
@@ -132,7 +132,7 @@ def test_messages_are_composed_in_the_planned_order(model: LocalModel, spec: Wor
 def test_a_planned_continuation_has_the_same_tokens(model: LocalModel, spec: WorkflowSpec) -> None:
     """Where the outlines agree up to a message, so do the tokens."""
     contexts, messages = compose(model, spec)
-    outlines = {name: outline(spec, name) for name in spec.agents}
+    outlines = Outlines(spec)
     for number, edge in enumerate(spec.edges):
         ends = EdgeEnds(
             spec=spec,

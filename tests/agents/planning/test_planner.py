@@ -7,7 +7,7 @@ import pytest
 from flows import DOCUMENT, QUESTION, Models, reader_solver
 
 from unspoken.agents import Agent, EdgePlan, LocalModel, Workflow
-from unspoken.agents.planning.outline import outline
+from unspoken.agents.planning.outline import Outlines
 from unspoken.agents.planning.planner import plan_workflow
 from unspoken.channels import SameModelCacheChannel, TextChannel
 from unspoken.channels.errors import ModelSupportError, WorkflowError
@@ -303,7 +303,7 @@ def test_an_outline_ends_with_the_agent_s_own_words(models: Models) -> None:
     """A context is the opening, the messages in order, the prompt, and what is written."""
     agents, edges, _ = CASES["two readers"]
     flow = flow_of(models["chatml"], agents, *edges)
-    pieces = outline(flow.spec, "s")
+    pieces = Outlines(flow.spec)["s"]
     assert [piece.edge for piece in pieces if piece.key[0] == "words"] == [0, 1, None]
     assert pieces[0].key[0] == "system"
     assert pieces[-2].label == "what s wrote"
