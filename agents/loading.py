@@ -35,7 +35,7 @@ def load_models(
     Raises:
         ModelReferenceError: A model that is not available.
     """
-    loaded: dict[tuple[str | None, ...], LocalModel] = {}
+    loaded: dict[tuple[object, ...], LocalModel] = {}
     for name, model in spec.models.items():
         if name in models:
             continue
@@ -53,7 +53,10 @@ def load_models(
         if model.adapter is not None and key not in loaded:
             with _placing(source, f"models.{name}.adapter"):
                 loaded[key] = loaded[base].with_adapter(model.adapter)
-        models[name] = loaded[key]
+        asked = tuple(sorted(model.template.items()))
+        if asked and (*key, asked) not in loaded:
+            loaded[(*key, asked)] = loaded[key].with_template(model.template)
+        models[name] = loaded[(*key, asked) if asked else key]
 
 
 def engines_for(

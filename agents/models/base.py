@@ -35,8 +35,8 @@ class AgentModel(CausalModel, Protocol):
         """Its adapter, where it has one."""
 
     @property
-    def asked(self) -> Mapping[str, str]:
-        """``dtype``, ``device`` and ``revision`` as they were asked for, those that were."""
+    def asked(self) -> Mapping[str, object]:
+        """``dtype``, ``device``, ``revision``, ``template`` as asked for, those that were."""
 
     @property
     def max_positions(self) -> int:

@@ -86,8 +86,8 @@ class LocalModel(Decoder):
         self.text = TextTokenizer(tokenizer, self._identity.tokenizer)
         self.template_arguments = dict(template or {})
         self.context_builder = context_builder_of(self.text, self.template_arguments)
-        self.asked: Mapping[str, str] = {}
-        """``dtype``, ``device`` and ``revision`` as they were asked for, those that were."""
+        self.asked: Mapping[str, object] = {"template": dict(template)} if template else {}
+        """``dtype``, ``device``, ``revision``, ``template`` as asked for, those that were."""
 
     @classmethod
     def load(
@@ -135,14 +135,15 @@ class LocalModel(Decoder):
             )
         torch.nn.Module.to(model, target)
         cast(model, wanted)
-        loaded = cls(model, tokenizer, ref=ref, identity=identity, template=template)
+        loaded = cls(model, tokenizer, ref=ref, identity=identity)
         asked = {"dtype": dtype, "device": device, "revision": revision or "auto"}
         named = {name: str(value).removeprefix("torch.") for name, value in asked.items()}
         loaded._rounded = wanted is not None and wanted not in _WIDE
         loaded.asked = {name: value for name, value in named.items() if value != "auto"}
         loaded._prove_positions(folder)
         loaded.read(range(3))  # a warm-up, so that no agent's first token pays for it
-        return loaded if adapter is None else loaded.with_adapter(adapter)
+        loaded = loaded if adapter is None else loaded.with_adapter(adapter)
+        return loaded.with_template(template) if template else loaded
 
     def _values_identity(self) -> ModelIdentity:
         if self.adapter is None:
@@ -200,6 +201,20 @@ class LocalModel(Decoder):
         model.asked, model._rounded = self.asked, self._rounded
         check_adapted(model.logits, by_peft)
         return model
+
+    def with_template(self, arguments: Mapping[str, object]) -> "LocalModel":
+        """The same model, whose chat template is given these arguments.
+
+        Args:
+            arguments: Its arguments by name, such as ``{"enable_thinking": False}``.
+        """
+        made = copy.copy(self)
+        made.__dict__.pop("stop_ids", None)
+        made.text = TextTokenizer(self.tokenizer, self._identity.tokenizer)
+        made.template_arguments = dict(arguments)
+        made.context_builder = context_builder_of(made.text, made.template_arguments)
+        made.asked = {**self.asked, "template": made.template_arguments}
+        return made
 
     def cast(self, dtype: torch.dtype) -> "LocalModel":
         """A copy in another float type.

@@ -14,12 +14,13 @@ from unspoken.agents.prompts.template_probes import (
     drops_thoughts,
     find_trims,
 )
-from unspoken.channels.errors import ModelSupportError
+from unspoken.channels.errors import InputError, ModelSupportError
 
 if TYPE_CHECKING:
     from unspoken.agents.prompts.tokenizer import TextTokenizer
 
 __all__ = [
+    "GIVEN",
     "PLAIN_TEMPLATE",
     "UNREADABLE",
     "ChatTemplate",
@@ -36,6 +37,14 @@ PLAIN_TEMPLATE = (
 )
 """For models without a chat template: paragraphs, the assistant's words right after the prompt's.
 """
+
+GIVEN = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
+    | {"conversation", "chat_template", "tokenize", "padding", "truncation", "max_length"}
+    | {"return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"}
+    | {"sanitize_control_tokens", "bos_token", "eos_token", "strftime_now", "raise_exception"}
+)
+"""Names that are not a user's to give to a chat template."""
 
 _TIMES = re.compile(r"""strftime_now\(\s*(['"])([^'"\\\\{}]*)\1\s*\)""")
 
@@ -209,7 +218,18 @@ def source_of(text: "TextTokenizer") -> str:
 def renderer_of(
     text: "TextTokenizer", arguments: Mapping[str, object] | None = None
 ) -> Render | None:
-    """What renders turns with the template that a tokenizer brings; None where it brings none."""
+    """What renders turns with the template that a tokenizer brings; None where it brings none.
+
+    Raises:
+        InputError: An argument that is not to be given.
+    """
+    taken = sorted(GIVEN & set(arguments or {}))
+    if taken:
+        raise InputError(
+            f"{taken[0]!r} cannot be an argument of a chat template",
+            expected="an argument that the template reads besides the turns",
+            fix="remove it",
+        )
     source = source_of(text)
     return _renderer(text, source, arguments or {}) if source else None
 

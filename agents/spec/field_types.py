@@ -8,9 +8,12 @@ from typing import Annotated, Any, NoReturn
 from pydantic import AfterValidator, Field, Strict
 from pydantic_core import PydanticCustomError
 
+from unspoken.agents.prompts.chat_template import GIVEN
+
 __all__ = [
     "KEYS_ARE_NAMES",
     "AgentName",
+    "ArgumentName",
     "Count",
     "Device",
     "Flag",
@@ -64,6 +67,16 @@ def _check_agent_name(name: str) -> str:
     return _check_name(name)
 
 
+def _check_argument(name: str) -> str:
+    if name in GIVEN:
+        wrong(
+            f"{name!r} cannot be an argument of a chat template",
+            "an argument that the template reads besides the turns, such as enable_thinking",
+            "remove it",
+        )
+    return _check_name(name)
+
+
 def _check_device(device: str) -> str:
     if not re.fullmatch(_DEVICE, device):
         wrong(f"{device!r} is not a device", "auto, cpu, cuda, cuda:0, mps or another torch device")
@@ -74,6 +87,7 @@ Text = Annotated[str, Strict()]
 NonEmpty = Annotated[str, Strict(), Field(min_length=1)]
 Name = Annotated[str, Strict(), AfterValidator(_check_name)]
 AgentName = Annotated[str, Strict(), AfterValidator(_check_agent_name)]
+ArgumentName = Annotated[str, Strict(), AfterValidator(_check_argument)]
 Device = Annotated[str, Strict(), AfterValidator(_check_device)]
 Count = Annotated[int, Strict(), Field(ge=1)]
 Whole = Annotated[int, Strict(), Field(ge=0)]

@@ -14,6 +14,7 @@ from pydantic import Field, Strict, model_validator
 from unspoken.agents.spec.field_types import (
     KEYS_ARE_NAMES,
     AgentName,
+    ArgumentName,
     Count,
     Device,
     Flag,
@@ -65,6 +66,10 @@ class ModelSpec(Part):
         None,
         description="Folder or Hub id of an adapter (LoRA) on the model; models of one ref share "
         "their weights.",
+    )
+    template: dict[ArgumentName, bool | int | float | str] = Field(
+        default_factory=dict,
+        description="Arguments for the model's chat template, such as enable_thinking: false.",
     )
 
 

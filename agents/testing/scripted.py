@@ -73,7 +73,7 @@ class ScriptedModel:
         layers: int = 2,
     ) -> None:
         self.answers, self.name, self.max_positions = answers, name, max_positions
-        self.asked: Mapping[str, str] = {}
+        self.asked: Mapping[str, object] = {}
         self.prompts: defaultdict[str, list[str]] = defaultdict(list)
         tokenizer = tiny_tokenizer()
         digest = blake3(name.encode()).hexdigest()
