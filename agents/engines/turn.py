@@ -25,7 +25,7 @@ from unspoken.agents.models.base import TurnModel
 from unspoken.agents.models.decoder import CHUNK
 from unspoken.agents.models.hf import Capture
 from unspoken.agents.models.hf_cache import ContextCache
-from unspoken.channels.errors import ContextLengthError, RunTimeout
+from unspoken.channels.errors import ContextLengthError, InputError, RunTimeout
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
 
@@ -136,12 +136,19 @@ def run_turn(
         resolve: Gives the state of a ticket.
 
     Raises:
+        InputError: A context without a token.
         ContextLengthError: More tokens than the model's context holds.
         RunError: A message that cannot be carried, on an edge that does not fall back.
         RunTimeout: More work than `request.limit_s` allows.
     """
     clock = _Clock()
     ids, sampling = request.ids, request.sampling
+    if not ids:
+        raise InputError(
+            "the context is empty: its prompt renders to nothing",
+            expected=f"a token to go on from; {model.ref or 'the model'} starts no context itself",
+            fix="write words of its own into the prompt, or skip the agent with `when` on its edge",
+        )
     if len(ids) >= model.max_positions:
         raise ContextLengthError(
             f"the context has {len(ids)} tokens",

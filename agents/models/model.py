@@ -36,7 +36,12 @@ from unspoken.agents.prompts.chat_template import ChatTemplate
 from unspoken.agents.prompts.context import ChatTurn
 from unspoken.agents.prompts.parity import context_builder_of
 from unspoken.agents.prompts.tokenizer import TextTokenizer
-from unspoken.channels.errors import ModelReferenceError, ModelSupportError
+from unspoken.channels.errors import (
+    ContextLengthError,
+    InputError,
+    ModelReferenceError,
+    ModelSupportError,
+)
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.message import Message
 from unspoken.channels.model import Frame
@@ -303,8 +308,22 @@ class LocalModel(Decoder):
             sharer: Name of the agent that shares them.
             system: A system prompt before them; None leaves that to the chat template.
             capture: Layers whose inputs a receiver with other weights will need (the E-cache).
+
+        Raises:
+            InputError: No words, on a model whose template writes none itself.
+            ContextLengthError: More tokens than the model's context holds.
         """
         context = self.context_builder.compose([ChatTurn("user", (text,))], system=system)
+        if not context.ids:
+            raise InputError(
+                "a message of no token", expected="words to read", fix="give the message a text"
+            )
+        if len(context.ids) > self.max_positions:
+            raise ContextLengthError(
+                f"the message has {len(context.ids)} tokens",
+                expected=f"at most the {self.max_positions} of {self.ref or 'the model'}",
+                fix="shorten it, or use a model with a longer context",
+            )
         segment = context.segments[-1]
         state = self.read(context.ids, capture)
         return Message(
