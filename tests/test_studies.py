@@ -60,13 +60,13 @@ def test_every_module_is_type_checked() -> None:
 
 def test_dial_has_a_row_per_number_of_native_layers(few: None, stored: tuple[Path, Path]) -> None:
     """The more layers the receiver runs itself, the nearer it comes to the text."""
-    found = study_of(dial, *stored)
-    assert found["machine"]["sharer"] == str(stored[0])
-    first, second = found["rows"]
+    result = study_of(dial, *stored)
+    assert result["machine"]["sharer"] == str(stored[0])
+    first, second = result["rows"]
     assert (first["native_layers"], second["native_layers"]) == (0, 1)
     assert second["kl"] < first["kl"] and min(first["ttft_s"], second["ttft_s"]) > 0
     names = ("retention", "specific", "without_sharer", "ttft_speedup_32")
-    assert set(found["summary"]) == {f"{name}_native_0_builtin" for name in names}
+    assert set(result["summary"]) == {f"{name}_native_0_builtin" for name in names}
 
 
 def test_ablation_has_a_row_per_variant(
@@ -90,10 +90,10 @@ def test_ablation_has_a_row_per_variant(
 def test_fewer_layers_are_the_first_of_more(pair: Pair, tmp_path: Path) -> None:
     """All counts at once choose what each count alone does."""
     texts = load_corpus([corpus(tmp_path)])
-    found = choose(*pair, texts, [2, 1], messages=4)
-    assert [len(found[count]) for count in (1, 2)] == [1, 2] and set(found[1]) < set(found[2])
-    for count in found:
-        assert choose(*pair, texts, [count], messages=4)[count] == found[count]
+    chosen = choose(*pair, texts, [2, 1], messages=4)
+    assert [len(chosen[count]) for count in (1, 2)] == [1, 2] and set(chosen[1]) < set(chosen[2])
+    for count in chosen:
+        assert choose(*pair, texts, [count], messages=4)[count] == chosen[count]
 
 
 @pytest.mark.parametrize(

@@ -43,18 +43,18 @@ def test_true_rows_write_what_text_writes(
     bridge = FakeBridge(sharer, receiver)
     carried = take_over(receiver, context, (message, ProjectedCacheChannel(bridge)))
     same_outcome(carried, take_over(receiver, context, (message, TextChannel())))
-    usage, told = carried.usage, report(carried)
-    assert not told.exact and told.channel == "projected_cache"
-    assert told.mode == "projected"
+    usage, how = carried.usage, report(carried)
+    assert not how.exact and how.channel == "projected_cache"
+    assert how.mode == "projected"
     # Of a turn that is kept whole between equal tokenizers, the wrapper is the receiver's own.
     words = sum(len(ours) for _, ours in bridge.asked)
-    assert words == told.tokens or (theirs, ours) == ("one", "tune")
-    assert (told.repaired, told.projected) == (4, words - 4) and told.reused == 0
-    assert (usage.projected_tokens, usage.recomputed_tokens) == (told.projected, told.repaired)
+    assert words == how.tokens or (theirs, ours) == ("one", "tune")
+    assert (how.repaired, how.projected) == (4, words - 4) and how.reused == 0
+    assert (usage.projected_tokens, usage.recomputed_tokens) == (how.projected, how.repaired)
     assert usage.reused_tokens == 0
     parts = usage.prefilled_tokens + usage.recomputed_tokens + usage.projected_tokens
     assert usage.prompt_tokens == parts
-    assert told.tokens > 20 and told.bytes > 0
+    assert how.tokens > 20 and how.bytes > 0
 
 
 @pytest.mark.parametrize("sink", [0, 3, 10**6])
@@ -65,10 +65,10 @@ def test_a_sink_is_computed_by_the_receiver(models: Models, sink: int) -> None:
     context = context_of(receiver, message, "who?")
     channel = ProjectedCacheChannel(FakeBridge(sharer, receiver), sink=sink)
     outcome = take_over(receiver, context, (message, channel))
-    told = report(outcome)
-    assert told.repaired == min(sink, told.tokens) == outcome.usage.recomputed_tokens
-    assert told.exact == (sink >= told.tokens)
-    assert outcome.state is not None and outcome.state.exact == told.exact
+    how = report(outcome)
+    assert how.repaired == min(sink, how.tokens) == outcome.usage.recomputed_tokens
+    assert how.exact == (sink >= how.tokens)
+    assert outcome.state is not None and outcome.state.exact == how.exact
 
 
 def test_native_layers_are_counted(models: Models) -> None:
@@ -135,8 +135,8 @@ def test_two_sharers_in_one_context(models: Models) -> None:
     channels = [ProjectedCacheChannel(FakeBridge(sharer, receiver)) for sharer in sharers]
     carried = take_over(receiver, context, *zip(messages, channels, strict=True))
     same_outcome(carried, take_over(receiver, context))
-    told = report(carried), report(carried, 1)
-    assert carried.usage.projected_tokens == sum(one.projected for one in told)
+    reports = report(carried), report(carried, 1)
+    assert carried.usage.projected_tokens == sum(carry_report.projected for carry_report in reports)
     assert carried.usage.recomputed_tokens == 8
 
 
@@ -166,9 +166,9 @@ def test_what_a_longer_prefix_holds_counts_as_reused(models: Models) -> None:
     message = inbound(0, channel, arrival_of(context, first), fallback=False)
     turn = Turn(context, (message,), (context.ids, state), writes(1))
     (carried,) = take(receiver, turn)[1].carries
-    told = carried.report
-    assert (told.exact, told.projected, told.repaired, told.reused) == (True, 0, 0, told.tokens)
-    assert told.mode == "continuation"
+    how = carried.report
+    assert (how.exact, how.projected, how.repaired, how.reused) == (True, 0, 0, how.tokens)
+    assert how.mode == "continuation"
 
 
 def carry(models: Models, message: Message, arrival: Arrival | None = None) -> Any:
@@ -233,8 +233,8 @@ def test_an_error_falls_back_to_text_or_names_its_edge(models: Models) -> None:
     receiver = models["two"]
     context = context_of(receiver, message, "who?")
     channel = ProjectedCacheChannel(FakeBridge(models["one"], receiver))
-    told = report(take_over(receiver, context, (message, channel), fallback=True))
-    assert told.fallback is not None and told.fallback.channel == "projected_cache"
+    how = report(take_over(receiver, context, (message, channel), fallback=True))
+    assert how.fallback is not None and how.fallback.channel == "projected_cache"
     with pytest.raises(RunError, match="brings no state"):
         take_over(receiver, context, (message, channel))
 

@@ -207,9 +207,9 @@ def test_deviation_repairs_the_tokens_whose_values_changed_most(name: str) -> No
     ids, parts = receive(model, message, channel=SameModelCacheChannel(sink=0, deviation=0.2))
     piece = parts.states[-1]
     theirs = piece.layers[1].values.transpose(0, 1).flatten(1)
-    own = plain_values(model, ids, 1)[piece.start : piece.stop]
+    exact = plain_values(model, ids, 1)[piece.start : piece.stop]
     count = math.ceil(0.2 * len(piece))
-    wanted = (theirs - own).norm(dim=1).topk(count).indices + piece.start
+    wanted = (theirs - exact).norm(dim=1).topk(count).indices + piece.start
     assert sorted(parts.repaired) == sorted(wanted.tolist())
     assert report(parts).layer_tokens == 2 * piece.stop
 

@@ -33,11 +33,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fine_tune_is_another_model_of_the_same_base(base: LocalModel, kind: Kind) -> None:
-    made = finetune(base, short(kind))
-    require_one_base(base.identity, made.identity, "it")
-    assert made.identity != base.identity
+    tuned_model = finetune(base, short(kind))
+    require_one_base(base.identity, tuned_model.identity, "it")
+    assert tuned_model.identity != base.identity
     ids = base.tensor(IDS)
-    assert not torch.allclose(made.logits(ids), base.logits(ids), atol=1e-6)
+    assert not torch.allclose(tuned_model.logits(ids), base.logits(ids), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -51,11 +51,11 @@ def test_a_recipe_gives_the_same_weights_twice(
 
 
 def test_it_is_made_once(base: LocalModel) -> None:
-    told: list[str] = []
-    first = finetune(base, short("full"), lambda stage, part: told.append(stage))
-    steps = len(told)
-    again = finetune(base, short("full"), lambda stage, part: told.append(stage))
-    assert steps == 2 == len(told) and again.identity == first.identity
+    stages: list[str] = []
+    first = finetune(base, short("full"), lambda stage, part: stages.append(stage))
+    steps = len(stages)
+    again = finetune(base, short("full"), lambda stage, part: stages.append(stage))
+    assert steps == 2 == len(stages) and again.identity == first.identity
 
 
 def test_nothing_is_left_of_one_that_was_interrupted(base: LocalModel) -> None:

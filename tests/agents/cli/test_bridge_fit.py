@@ -80,17 +80,17 @@ def test_fit_then_audit_then_show(
     result = call("bridge", "fit", *pair, "--corpus", corpus(root), *SMALL, "--no-audit")
     assert result.exit_code == 0, result.stderr
     folder = Path(result.stdout.strip())
-    made, _ = read(folder)
-    assert made.config["rank"] == 8 and len(made.config["source_layers"]) == 2
-    assert (made.config["hidden"], made.config["bottleneck"]) == (16, 4)
-    assert made.fit["steps"] == 2 and made.fit["command"] == "unspoken bridge fit 'a b'"
-    assert made.audit is None and folder.parent == BridgeStore().root
+    fitted, _ = read(folder)
+    assert fitted.config["rank"] == 8 and len(fitted.config["source_layers"]) == 2
+    assert (fitted.config["hidden"], fitted.config["bottleneck"]) == (16, 4)
+    assert fitted.fit["steps"] == 2 and fitted.fit["command"] == "unspoken bridge fit 'a b'"
+    assert fitted.audit is None and folder.parent == BridgeStore().root
     for part in ("at most", "gram", "train", "trained", "KL"):
         assert part in result.stderr
     assert done("bridge", "fit", *pair).splitlines()[-1] == str(folder)
-    found = json.loads(done("bridge", "audit", *pair, "--json"))
-    kept, _ = read(folder)
-    assert kept.audit is not None and found["earned"] == kept.audit.retention_lower_bound
+    json_audit = json.loads(done("bridge", "audit", *pair, "--json"))
+    after, _ = read(folder)
+    assert after.audit is not None and json_audit["earned"] == after.audit.retention_lower_bound
     said = done("bridge", "show", *pair)
     for part in ("another example's message", "the receiver as its own sharer", "ttft_speedup_32"):
         assert part in said
@@ -98,7 +98,7 @@ def test_fit_then_audit_then_show(
     row = {"context": "the key is here", "question": "where?", "answers": ["here"]}
     qa.write_text("\n".join(json.dumps(row | {"context": f"{n} is the key"}) for n in range(3)))
     done("bridge", "audit", folder, "--qa", qa)
-    assert read(folder)[0].audit == kept.audit
+    assert read(folder)[0].audit == after.audit
     assert "qa.jsonl" in done("bridge", "audit", folder, "--qa", qa, "--save")
     audited = read(folder)[0].audit
     assert audited is not None and [file.name for file in audited.files] == ["qa.jsonl"]
@@ -109,15 +109,15 @@ def test_bench_bridge_gives_the_audit(pair: tuple[Path, Path], root: Path) -> No
     """Without a bridge the error says how to get one; with one, machine, rows and summary."""
     assert "there is no bridge" in refused("bench", "bridge", *pair)
     done("bridge", "fit", *pair, "--corpus", corpus(root), *SMALL, "--no-audit")
-    found = json.loads(done("bench", "bridge", *pair, "--json"))
-    assert found["machine"]["sharer"] == str(pair[0]) and found["machine"]["model"] == str(pair[1])
-    assert {row["data"] for row in found["rows"]} >= {"continuation", "question", "recall"}
+    bench = json.loads(done("bench", "bridge", *pair, "--json"))
+    assert bench["machine"]["sharer"] == str(pair[0]) and bench["machine"]["model"] == str(pair[1])
+    assert {row["data"] for row in bench["rows"]} >= {"continuation", "question", "recall"}
     wanted = (
         "fit_minutes_closed_form fit_minutes_total size_mb retention specific_retention "
         "qa_retention "
         "recall_accuracy recall_accuracy_mismatched earned"
     )
-    assert {f"{name}_builtin" for name in wanted.split()} <= set(found["summary"])
+    assert {f"{name}_builtin" for name in wanted.split()} <= set(bench["summary"])
 
 
 def test_what_cannot_be_measured_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -53,11 +53,11 @@ def measured(*args: object) -> dict[str, Any]:
 
 def test_a_pair_is_measured_kept_and_used(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["unspoken", "profile", "fit", "a b"])
-    found = measured(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
-    assert set(found["points"][0]["places"]) == {"prefix", "after 24", "after 200"}
-    assert found["points"][-1]["share"] == 1
-    assert found["points"][-1]["places"]["prefix"]["kl"] == pytest.approx(0, abs=1e-5)
-    assert sorted(path.name for path in Path(found["path"]).iterdir()) == [
+    profiled = measured(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
+    assert set(profiled["points"][0]["places"]) == {"prefix", "after 24", "after 200"}
+    assert profiled["points"][-1]["share"] == 1
+    assert profiled["points"][-1]["places"]["prefix"]["kl"] == pytest.approx(0, abs=1e-5)
+    assert sorted(path.name for path in Path(profiled["path"]).iterdir()) == [
         "profile.json",
         "profile.png",
     ]
@@ -65,7 +65,9 @@ def test_a_pair_is_measured_kept_and_used(root: Path, monkeypatch: pytest.Monkey
     profile = ProfileStore().find(models[0].identity, models[1].identity)
     assert profile is not None and profile.command == "unspoken profile fit 'a b'"
     quick = profile.model_copy(
-        update={"points": tuple(one.model_copy(update={"speedup": 2.0}) for one in profile.points)}
+        update={
+            "points": tuple(point.model_copy(update={"speedup": 2.0}) for point in profile.points)
+        }
     )
     ProfileStore().save(quick)  # a tiny model's text is faster than any hand-over
     flow = reader_solver(models[0], models[1], "auto", max_kl=10.0)
@@ -87,7 +89,7 @@ def test_a_profile_that_is_there_is_shown(root: Path) -> None:
 
 
 def test_an_adapter_is_another_model(root: Path) -> None:
-    found = measured(
+    profiled = measured(
         root / "base",
         root / "base",
         "--receiver-adapter",
@@ -96,7 +98,7 @@ def test_an_adapter_is_another_model(root: Path) -> None:
         root / "text.txt",
         *SMALL,
     )
-    assert found["receiver"]["ref"].endswith("poems")
+    assert profiled["receiver"]["ref"].endswith("poems")
 
 
 @pytest.mark.parametrize(
@@ -136,22 +138,22 @@ def test_a_figure_that_cannot_be_drawn_costs_nothing_else(
         raise RuntimeError("no ink")
 
     monkeypatch.setattr(figure, "draw_profile", fail)
-    found = measured(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
-    assert [path.name for path in Path(found["path"]).iterdir()] == ["profile.json"]
+    profiled = measured(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
+    assert [path.name for path in Path(profiled["path"]).iterdir()] == ["profile.json"]
 
 
 def test_profiles_are_listed_shown_and_removed(root: Path, tmp_path: Path) -> None:
     """By folder or by its name; a figure is drawn again from what is kept."""
     empty = call("profile", "list")
     assert empty.exit_code == 0 and "measure one: unspoken profile fit A B" in empty.stdout
-    made = measured(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
-    folder = Path(made["path"])
+    data = measured(root / "base", root / "tuned", "--data", root / "text.txt", *SMALL)
+    folder = Path(data["path"])
     (line,) = json.loads(call("profile", "list", "--json").stdout)
     assert (line["sharer"], line["dtype"], line["error"]) == (str(root / "base"), "float32", None)
     assert str(root / "tuned") in call("profile", "list").stdout
     shown = call("profile", "show", folder.name, "--figure", tmp_path / "front.svg")
     assert "layers recomputed" in shown.stdout and (tmp_path / "front.svg").exists()
-    assert json.loads(call("profile", "show", folder, "--json").stdout)["points"] == made["points"]
+    assert json.loads(call("profile", "show", folder, "--json").stdout)["points"] == data["points"]
     assert call("profile", "remove", folder.name, "--yes").exit_code == 0
     assert not folder.exists() and json.loads(call("profile", "list", "--json").stdout) == []
 
@@ -171,8 +173,8 @@ def test_broken_profiles_are_listed_and_can_be_removed(cache: Path) -> None:
 def test_only_profiles_are_removed(tmp_path: Path) -> None:
     """A folder with other files is left alone; an unknown name is refused."""
     (tmp_path / "notes.txt").write_text("mine")
-    kept = call("profile", "remove", tmp_path, "-y")
-    assert kept.exit_code == 1 and (tmp_path / "notes.txt").exists()
+    removal = call("profile", "remove", tmp_path, "-y")
+    assert removal.exit_code == 1 and (tmp_path / "notes.txt").exists()
     assert "there is no profile nowhere" in call("profile", "show", "nowhere").stderr
 
 

@@ -21,24 +21,24 @@ TURN_KEYS, EDGE_KEYS, RUN_KEYS = (set(keys.split()) for keys in (_TURN, _EDGE, _
 
 def test_run_json_has_the_documented_keys(workflow: Path) -> None:
     """One JSON object, with the keys that docs and design promise, is all there is on stdout."""
-    found = run_json(workflow, *INPUTS)
-    assert set(found) == RUN_KEYS
-    assert set(found["outputs"]) == {"answer"}
-    assert set(found["agents"]) == {"reader", "solver"}
-    for turns in found["agents"].values():
+    result = run_json(workflow, *INPUTS)
+    assert set(result) == RUN_KEYS
+    assert set(result["outputs"]) == {"answer"}
+    assert set(result["agents"]) == {"reader", "solver"}
+    for turns in result["agents"].values():
         assert [set(turn) for turn in turns] == [TURN_KEYS]
-    assert [set(edge) for edge in found["edges"]] == [EDGE_KEYS]
-    assert (found["edges"][0]["from"], found["edges"][0]["to"]) == ("reader", "solver")
+    assert [set(edge) for edge in result["edges"]] == [EDGE_KEYS]
+    assert (result["edges"][0]["from"], result["edges"][0]["to"]) == ("reader", "solver")
 
 
 def test_run_json_counts_each_prompt_token_once(workflow: Path) -> None:
     """The prompt is the sum of what was prefilled, recomputed, projected and reused."""
-    found = run_json(workflow, *INPUTS)
-    for (turn,) in found["agents"].values():
+    result = run_json(workflow, *INPUTS)
+    for (turn,) in result["agents"].values():
         kinds = ("prefilled", "recomputed", "projected", "reused")
         assert turn["prompt_tokens"] == sum(turn[f"{kind}_tokens"] for kind in kinds) > 0
-    assert found["agents"]["solver"][0]["reused_tokens"] > 0
-    assert found["agents"]["solver"][0]["generated_tokens"] == 6
+    assert result["agents"]["solver"][0]["reused_tokens"] > 0
+    assert result["agents"]["solver"][0]["generated_tokens"] == 6
 
 
 def test_run_prints_outputs_alone_on_stdout(workflow: Path) -> None:

@@ -160,10 +160,10 @@ def test_edges_show_what_a_bridge_made(projected: int) -> None:
     console = Console(file=StringIO(), width=120)
     print_report(console, report)
     lines = written(console).splitlines()
-    at = lines.index(next(line for line in lines if line.startswith("Edges")))
-    assert ("projected" in lines[at + 1].split()) == bool(projected)
+    heading = lines.index(next(line for line in lines if line.startswith("Edges")))
+    assert ("projected" in lines[heading + 1].split()) == bool(projected)
     tokens = "18 0 4" + " 14" * bool(projected)
-    assert " ".join(lines[at + 3].split()) == f"a b projected_cache no {tokens} 512 B 10 ms"
+    assert " ".join(lines[heading + 3].split()) == f"a b projected_cache no {tokens} 512 B 10 ms"
 
 
 class Terminal(StringIO):

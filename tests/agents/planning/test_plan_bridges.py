@@ -152,12 +152,12 @@ def test_every_edge_into_a_receiver_has_its_own_bridge(models: Models) -> None:
     """Two sharers of two models: each edge carries the bridge that leads from its own."""
     receiver, sharers = models["chatml"], (models["other"], models["third"])
     readers = [
-        Agent(f"r{n}", one, prompt="{{ inputs.document }}", generate=None)
-        for n, one in enumerate(sharers)
+        Agent(f"r{n}", name, prompt="{{ inputs.document }}", generate=None)
+        for n, name in enumerate(sharers)
     ]
     flow = Workflow("w", [*readers, Agent("s", receiver, prompt="so?")])
     flow.connect("r0", "s").connect("r1", "s")
-    bridges = [FakeBridge(one, receiver) for one in sharers]
+    bridges = [FakeBridge(name, receiver) for name in sharers]
     agents = {"r0": sharers[0], "r1": sharers[1], "s": receiver}
     plan = plan_workflow(flow.spec, agents, find_bridge=finder(*bridges))
     assert [plan.channels[n].bridge for n in (0, 1)] == bridges  # type: ignore[attr-defined]

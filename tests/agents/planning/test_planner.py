@@ -28,7 +28,7 @@ def flow_of(
     model: LocalModel, agents: list[Agent], *edges: tuple[str, str, dict[str, Any]]
 ) -> Workflow:
     """A workflow on one model; an edge is (sharer, receiver, options)."""
-    flow = Workflow("w", [replace(one, model=model) for one in agents])
+    flow = Workflow("w", [replace(agent, model=model) for agent in agents])
     for sharer, receiver, given in edges:
         options = {key: given[key] for key in ("share", "as_", "sink") if key in given}
         rest = {key: given[key] for key in ("when", "loop") if key in given}
@@ -167,8 +167,8 @@ def test_plans_hold_in_every_template(models: Models, name: str, template: str) 
     first = {
         (edge.sharer, edge.receiver): edge for edge in reversed(flow.run(**inputs).report.edges)
     }
-    found = {ends: edge.mode for ends, edge in first.items()}
-    assert found == {(edge.sharer, edge.receiver): edge.mode for edge in flow.plan().edges}
+    modes = {ends: edge.mode for ends, edge in first.items()}
+    assert modes == {(edge.sharer, edge.receiver): edge.mode for edge in flow.plan().edges}
 
 
 @pytest.mark.parametrize("template", ["smollm2", "llama3", "gemma", "mistral", "qwen3", "plain"])
@@ -296,7 +296,7 @@ def test_planning_does_not_need_the_inputs(models: Models) -> None:
     agents = dict.fromkeys(flow.spec.agents, model)
     blind = plan_workflow(flow.spec, agents)
     seen = plan_workflow(flow.spec, agents, {"document": DOCUMENT, "question": QUESTION})
-    assert [one.mode for one in blind.edges] == [one.mode for one in seen.edges]
+    assert [edge.mode for edge in blind.edges] == [edge.mode for edge in seen.edges]
 
 
 def test_an_outline_ends_with_the_agent_s_own_words(models: Models) -> None:

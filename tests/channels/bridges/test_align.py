@@ -59,11 +59,11 @@ def ends_of(name: str, text: str) -> tuple[int, ...]:
 
 def plainly(sharer: Sequence[int], receiver: Sequence[int]) -> tuple[int, ...]:
     """The definition, word for word."""
-    found = []
+    readers = []
     for end in receiver:
         first = next((s for s in sharer if s >= end), sharer[-1])
-        found.append(max(index for index, s in enumerate(sharer) if s == first))
-    return tuple(found)
+        readers.append(max(index for index, s in enumerate(sharer) if s == first))
+    return tuple(readers)
 
 
 @given(sharer=ENDS, receiver=ENDS)
@@ -71,16 +71,16 @@ def test_a_token_is_read_by_the_first_that_ends_no_earlier(
     sharer: list[int], receiver: list[int]
 ) -> None:
     """The rule as it is written, of equal ends the last, order kept, every token served."""
-    found = align(sharer, receiver)
-    assert found == plainly(sharer, receiver)
-    assert list(found) == sorted(found) and len(found) == len(receiver)
+    aligned = align(sharer, receiver)
+    assert aligned == plainly(sharer, receiver)
+    assert list(aligned) == sorted(aligned) and len(aligned) == len(receiver)
 
 
 @given(ends=ENDS)
 def test_equal_tokens_are_aligned_with_themselves(ends: list[int]) -> None:
     """One tokenizer at both ends: each token, or the last one of its character."""
-    found = align(ends, ends)
-    assert [ends[index] for index in found] == ends
+    aligned = align(ends, ends)
+    assert [ends[index] for index in aligned] == ends
     distinct = sorted(set(ends))
     assert align(distinct, distinct) == tuple(range(len(distinct)))
 
@@ -96,9 +96,9 @@ def check_pair(text: str, sharer: Sequence[int], receiver: Sequence[int]) -> Non
     """What holds of every alignment of one text."""
     if not sharer or not receiver:
         return
-    found = align(sharer, receiver)
-    assert list(found) == sorted(found) and len(found) == len(receiver)
-    for end, index in zip(receiver, found, strict=True):
+    aligned = align(sharer, receiver)
+    assert list(aligned) == sorted(aligned) and len(aligned) == len(receiver)
+    for end, index in zip(receiver, aligned, strict=True):
         # All of the token's text was read …
         assert sharer[index] >= min(end, sharer[-1])
         # … and of what follows no more than the one sharer token that its end falls into.

@@ -58,7 +58,7 @@ def bridge(pair: Pair) -> Bridge:
 def rows(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> AuditRows:
     """A few rows of every kind, short enough for a tokenizer of letters."""
     quick_fits(monkeypatch)
-    made = AUDIT.rows(corpus)
+    audit_rows = AUDIT.rows(corpus)
     qa = (
         QaRow("the key is in the reader", "where is the key?", ("in the reader",)),
         QaRow("this document was for the user", "who was it for?", ("the user",)),
@@ -66,7 +66,7 @@ def rows(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> AuditRows:
     recall = tuple(
         RecallRow((("one", "alpha"), ("two", word)), "two", word) for word in ("beta", "gamma")
     )
-    return replace(made, qa=qa, recall=recall, message=40, continuation=12)
+    return replace(audit_rows, qa=qa, recall=recall, message=40, continuation=12)
 
 
 def perfect(trial: Trial, other: Trial) -> KVState:
@@ -86,16 +86,16 @@ def samples(count: int = 6) -> list[Sample]:
 def test_intervals_bracket_the_figure_or_are_not_given(rows: list[Any], seed: int) -> None:
     """A figure lies in the range of its draws; where the text gains nothing there is no figure."""
     none, text, way, misled = torch.tensor(rows).T
-    found = kept(none, text, way, misled, seed=seed)
+    share = kept(none, text, way, misled, seed=seed)
     gains = float((none - text).double().sum())
     if gains <= 0:
-        assert found.retention.value is found.specific.value is None
+        assert share.retention.value is share.specific.value is None
         return
-    assert found == kept(none, text, way, misled, seed=seed)
+    assert share == kept(none, text, way, misled, seed=seed)
     expected = float((none - way).double().sum()) / gains
-    assert found.retention.value == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert share.retention.value == pytest.approx(expected, rel=1e-4, abs=1e-4)
     lost = max(0.0, float((none - misled).double().sum()) / gains)
-    assert found.specific.value == pytest.approx(expected - lost, rel=1e-4, abs=1e-4)
+    assert share.specific.value == pytest.approx(expected - lost, rel=1e-4, abs=1e-4)
 
 
 def test_intervals_narrow_with_rows_and_agree_with_the_plain_formula() -> None:
@@ -105,11 +105,13 @@ def test_intervals_narrow_with_rows_and_agree_with_the_plain_formula() -> None:
     text = 2 + torch.rand(200, generator=generator)
     way = text + 0.4 * torch.rand(200, generator=generator)
     wide, narrow = kept(none[:10], text[:10], way[:10]), kept(none, text, way)
-    for found in (wide, narrow):
-        one = found.retention
-        assert one.low is not None and one.high is not None and one.value is not None
-        assert one.low <= one.value <= one.high
-    spans = [one.retention.high - one.retention.low for one in (wide, narrow)]  # type: ignore[operator]
+    for share in (wide, narrow):
+        retention = share.retention
+        assert (
+            retention.low is not None and retention.high is not None and retention.value is not None
+        )
+        assert retention.low <= retention.value <= retention.high
+    spans = [share.retention.high - share.retention.low for share in (wide, narrow)]  # type: ignore[operator]
     assert spans[1] < 0.5 * spans[0]
     drawn = torch.randint(200, (1000, 200), generator=torch.Generator().manual_seed(0))
     shares = [
@@ -143,10 +145,10 @@ def test_perfect_rows_keep_all_and_another_ones_do_not(pair: Pair) -> None:
     assert torch.allclose(assessment.loss[BRIDGE], assessment.text, atol=1e-4)
     assert assessment.kl[BRIDGE].abs().max() < 1e-4 and assessment.top1[BRIDGE].min() == 1
     assert assessment.kl[MISMATCHED].min() > 0.01
-    found = {row["way"]: row for row in table("continuation", assessment)}
-    assert found["none"]["retention"] in (0.0, None)
-    if found["text"]["retention"] is not None:
-        assert found[BRIDGE]["retention"] == pytest.approx(1, abs=0.02)
+    by_condition = {row["way"]: row for row in table("continuation", assessment)}
+    assert by_condition["none"]["retention"] in (0.0, None)
+    if by_condition["text"]["retention"] is not None:
+        assert by_condition[BRIDGE]["retention"] == pytest.approx(1, abs=0.02)
 
 
 def test_none_keeps_the_frame_and_the_last_token(pair: Pair) -> None:
@@ -172,14 +174,17 @@ def test_controls_say_nothing_of_the_message(pair: Pair, bridge: Bridge) -> None
     for way in conditions_of(projector, columns, receiver).values():
         way(trial, other)
         way(trial, other)
-    own, misled, zeros, noise = seen[::2]
-    assert torch.equal(own, trial.example.features.float())
-    assert all(torch.equal(one[:, columns:], own[:, columns:]) for one in (misled, zeros, noise))
+    right, misled, zeros, noise = seen[::2]
+    assert torch.equal(right, trial.example.features.float())
+    assert all(
+        torch.equal(features[:, columns:], right[:, columns:])
+        for features in (misled, zeros, noise)
+    )
     assert torch.equal(misled[:1, :columns], other.example.features[:1, :columns].float())
     assert not zeros[:, :columns].any()
-    assert torch.equal(noise, seen[-1]) and not torch.equal(noise, own)
-    gap = (noise[:, :columns].mean(dim=0) - own[:, :columns].mean(dim=0)).abs()
-    assert (gap < own[:, :columns].std(dim=0) + 0.01).all()
+    assert torch.equal(noise, seen[-1]) and not torch.equal(noise, right)
+    gap = (noise[:, :columns].mean(dim=0) - right[:, :columns].mean(dim=0)).abs()
+    assert (gap < right[:, :columns].std(dim=0) + 0.01).all()
 
 
 def test_refitted_controls(pair: Pair, corpus: Corpus) -> None:
@@ -202,8 +207,8 @@ def test_controls_without_any_feature_of_the_receiver(pair: Pair, corpus: Corpus
     """Where a bridge reads its sharer alone, what is left of it is the mean of the rows."""
     config = replace(CONFIG, embeddings=0)
     controls = Controls.fit(config, *pair, corpus, tokens=300)
-    made = controls.alone(torch.zeros(3, 0))
-    assert torch.equal(made[0], made[2]) and made.abs().max() > 0
+    mapped = controls.alone(torch.zeros(3, 0))
+    assert torch.equal(mapped[0], mapped[2]) and mapped.abs().max() > 0
 
 
 def test_another_example_has_another_message(pair: Pair) -> None:
@@ -219,10 +224,10 @@ def test_losses_of_answers_are_those_of_the_whole(pair: Pair) -> None:
     """Each answer's loss after the question's state is that of one pass over both."""
     model = pair[1]
     asked, answers = model.words("the key is")[0], [model.words(word)[0] for word in ("a", " cab")]
-    for answer, found in zip(answers, losses_of(model, (), asked, answers), strict=True):
+    for answer, loss in zip(answers, losses_of(model, (), asked, answers), strict=True):
         logs = model.logits(model.tensor((*asked, *answer)[:-1])).log_softmax(dim=-1)
         picked = logs[-len(answer) :].gather(1, model.tensor(answer)[:, None])
-        assert found == pytest.approx(-float(picked.mean()), abs=1e-4)
+        assert loss == pytest.approx(-float(picked.mean()), abs=1e-4)
 
 
 def test_greedy_answers_are_the_likeliest_tokens(pair: Pair) -> None:
@@ -244,8 +249,8 @@ def test_greedy_answers_are_the_likeliest_tokens(pair: Pair) -> None:
 def test_passages_are_spread_over_the_text(pair: Pair) -> None:
     """Messages and their continuations are consecutive, spread over the whole text."""
     text = " ".join(f"{number} the key of" for number in range(400))
-    made = passages(text, pair[1], 5, 64, 16)
-    places = [text.index(one.text + one.targets[0].answer) for one in made]
+    drawn = passages(text, pair[1], 5, 64, 16)
+    places = [text.index(sample.text + sample.targets[0].answer) for sample in drawn]
     assert places == sorted(places) and places[0] == 0
     assert places[-1] > 0.9 * (len(text) - 200)
     with pytest.raises(InputError, match="tokens") as caught:
@@ -283,28 +288,28 @@ def test_an_audit_is_whole_and_deterministic(
             report=lambda stage, part: stages.append(stage),
         )
 
-    found = run()
+    audited = run()
     sets = ("continuation", "question", "recall")
     conditions = ("text", "none", BRIDGE, MISMATCHED, "zeros", "noise", "without the sharer")
     for data in sets:
         for way in (*conditions, "the receiver as its own sharer"):
-            row = figures(list(found.rows), data, way)
+            row = figures(list(audited.rows), data, way)
             assert row["rows"] == 2 and row["loss"] > 0
-        mine, other = (figures(list(found.rows), data, way) for way in (BRIDGE, MISMATCHED))
+        mine, other = (figures(list(audited.rows), data, way) for way in (BRIDGE, MISMATCHED))
         assert mine["loss"] == other["loss"]  # the sharer's rows do not reach it
         if mine["specific"] is not None:
             assert mine["specific"] <= 0
     assert set(stages) == {"controls", *sets, "time"}
-    summary = found.summary
+    summary = audited.summary
     assert all(name.endswith("_builtin") for name in summary)
     assert summary["fit_minutes_total_builtin"] == 2.5
     for name in ("qa_f1_text", "qa_f1_bridge", "recall_accuracy", "ttft_speedup_32"):
         assert isinstance(summary[f"{name}_builtin"], float)
-    assert found.retention_lower_bound == summary["earned_builtin"] <= 0
-    timed = {row["way"] for row in found.rows if row["data"] == "time"}
+    assert audited.retention_lower_bound == summary["earned_builtin"] <= 0
+    timed = {row["way"] for row in audited.rows if row["data"] == "time"}
     assert timed == {"text", "bridge", "floor", "products"}
     again = run()
-    untimed = [row for row in found.rows if row["data"] != "time"]
+    untimed = [row for row in audited.rows if row["data"] != "time"]
     assert untimed == [row for row in again.rows if row["data"] != "time"]
 
 

@@ -14,19 +14,19 @@ from unspoken.channels.bridges.folder import write
 def front_matter(bridge: Path) -> dict[str, Any]:
     text = (bridge / "README.md").read_text(encoding="utf-8")
     assert text.startswith("---\n")
-    found = YAML(typ="safe").load(text.split("---\n")[1])
-    assert isinstance(found, dict)
-    return found
+    fields = YAML(typ="safe").load(text.split("---\n")[1])
+    assert isinstance(fields, dict)
+    return fields
 
 
 def test_the_card_has_front_matter_that_the_hub_reads(bridge: Path) -> None:
     """Valid YAML, with the library, tags and both models."""
-    found = front_matter(bridge)
-    assert found["library_name"] == "unspoken"
-    assert found["base_model"] == ["owner/Alpha", "owner/Beta"]
-    assert {"unspoken", "kv-cache"} <= set(found["tags"])
+    fields = front_matter(bridge)
+    assert fields["library_name"] == "unspoken"
+    assert fields["base_model"] == ["owner/Alpha", "owner/Beta"]
+    assert {"unspoken", "kv-cache"} <= set(fields["tags"])
     loaded = huggingface_hub.ModelCard.load(bridge / "README.md")
-    assert loaded.data.to_dict() == found
+    assert loaded.data.to_dict() == fields
 
 
 @pytest.mark.parametrize(

@@ -34,18 +34,18 @@ def test_the_channel_enriches_the_receiver_s_own_rows(
         fuser = fuser_between(sharer, receiver, trained=trained)
         bridge = bridge_between(sharer, receiver, tmp_path / str(trained), fuser, "float32")
         fused = take_over(receiver, context, (message, ProjectedCacheChannel(bridge, mode="fuse")))
-        told, usage = report(fused), fused.usage
-        assert told.mode == "fused" and not told.exact
-        assert (told.reused, told.repaired, told.projected) == (0, 0, 0) and told.bytes > 0
+        how, usage = report(fused), fused.usage
+        assert how.mode == "fused" and not how.exact
+        assert (how.reused, how.repaired, how.projected) == (0, 0, 0) and how.bytes > 0
         assert usage.prefilled_tokens == usage.prompt_tokens == text.usage.prompt_tokens
         (span,) = context.texts(message)
         stop = span.at + span.length
-        assert told.layer_tokens == 3 * stop
-        assert usage.layer_tokens_computed == told.layer_tokens + 3 * (usage.prompt_tokens - stop)
+        assert how.layer_tokens == 3 * stop
+        assert usage.layer_tokens_computed == how.layer_tokens + 3 * (usage.prompt_tokens - stop)
         assert fused.state is not None and text.state is not None
         close = [
-            torch.allclose(one.values, other.values, atol=1e-3)
-            for one, other in zip(fused.state.layers, text.state.layers, strict=True)
+            torch.allclose(enriched.values, other.values, atol=1e-3)
+            for enriched, other in zip(fused.state.layers, text.state.layers, strict=True)
         ]
         assert all(close) != trained
         assert fused.state.approximate_from == span.at
@@ -103,8 +103,8 @@ def test_two_fused_messages_are_both_enriched(models: Models) -> None:
     assert outcome.state is not None and alone.state is not None
     for span in context.texts(first) + context.texts(second):
         rows = slice(span.at, span.at + span.length)
-        for one, other in zip(outcome.state.layers, alone.state.layers, strict=True):
-            torch.testing.assert_close(one.values[:, rows], other.values[:, rows] * 1.5)
+        for enriched, other in zip(outcome.state.layers, alone.state.layers, strict=True):
+            torch.testing.assert_close(enriched.values[:, rows], other.values[:, rows] * 1.5)
     usage = outcome.usage
     assert (
         usage.prompt_tokens
@@ -123,7 +123,7 @@ def test_an_edge_asks_for_fuse_mode(models: Models, tmp_path: Path) -> None:
         fuses: FakeBridge(models["one"], models["two"], None, fuses=fuses)
         for fuses in (True, False)
     }
-    one, two = models["one"].ref, models["two"].ref
+    sharer, receiver = models["one"].ref, models["two"].ref
     for fuses, bridge in bridges.items():
         flow = flow_of(models, fuse=True, share="prompt")
         flow._preparation.bridge_cache.find = finder(bridge)  # type: ignore[method-assign]
@@ -131,10 +131,10 @@ def test_an_edge_asks_for_fuse_mode(models: Models, tmp_path: Path) -> None:
         assert edge.mode == ("fused" if fuses else "text")
         assert edge.channel == ("projected_cache" if fuses else "text")
         assert edge.retention is None
-        assert fuses or edge.advice == f"unspoken bridge fit {one} {two} --fuse"
+        assert fuses or edge.advice == f"unspoken bridge fit {sharer} {receiver} --fuse"
         result = flow.run(document=DOCUMENT, question=QUESTION)
-        (told,) = sound(result.report).edges
-        assert told.channel == edge.channel and told.projected == 0
+        (carried,) = sound(result.report).edges
+        assert carried.channel == edge.channel and carried.projected == 0
     assert "fuse: true" in flow.to_yaml()
     (edge,) = flow_of(models, fuse=True).plan().edges
     assert edge.mode == "text" and edge.advice.endswith("--fuse")

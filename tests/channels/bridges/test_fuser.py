@@ -36,19 +36,19 @@ def test_an_untrained_fuser_leaves_the_receivers_own_cache(name: str) -> None:
     sample = prepare(SAMPLE, sharer, receiver)
     for trained in (False, True):
         fuser = fuser_between(sharer, receiver, trained=trained)
-        made = fuse_input(fuser.config, sample, sharer, receiver)
-        own = receiver.prefill(receiver.tensor(sample.ids)).state
-        head, state = fused_context(fuser, made, receiver)
+        given = fuse_input(fuser.config, sample, sharer, receiver)
+        full = receiver.prefill(receiver.tensor(sample.ids)).state
+        head, state = fused_context(fuser, given, receiver)
         assert (head.start, head.stop, state.stop) == (0, state.start, len(sample.ids) - 1)
         same = [
             torch.allclose(mine.keys, layer.keys, atol=1e-4)
             and torch.allclose(mine.values, layer.values, atol=1e-4)
             for mine, layer in zip(
-                own.slice(state.start, state.stop).layers, state.layers, strict=True
+                full.slice(state.start, state.stop).layers, state.layers, strict=True
             )
         ]
         assert all(same) != trained
-        ((alone,), (fused,)) = (answer_losses(one, made, receiver) for one in (None, fuser))
+        ((alone,), (fused,)) = (answer_losses(module, given, receiver) for module in (None, fuser))
         assert torch.isclose(alone, fused, atol=1e-4) != trained
 
 
@@ -56,11 +56,11 @@ def test_the_state_s_first_positions_stay_the_receiver_s(pair: Pair) -> None:
     """The attention sink is not touched."""
     sharer, receiver = pair
     fuser = fuser_between(sharer, receiver, trained=True)
-    made = fuse_input(fuser.config, prepare(SAMPLE, sharer, receiver), sharer, receiver)
-    own = receiver.prefill(receiver.tensor(made.sample.ids)).state
-    head, _ = fused_context(fuser, made, receiver)
+    given = fuse_input(fuser.config, prepare(SAMPLE, sharer, receiver), sharer, receiver)
+    full = receiver.prefill(receiver.tensor(given.sample.ids)).state
+    head, _ = fused_context(fuser, given, receiver)
     assert len(head) >= 4
-    for mine, layer in zip(head.layers, own.slice(0, len(head)).layers, strict=True):
+    for mine, layer in zip(head.layers, full.slice(0, len(head)).layers, strict=True):
         assert torch.equal(mine.keys, layer.keys)
 
 
@@ -95,9 +95,9 @@ def test_a_stopped_fit_ends_where_it_would_have_ended(
     whole = FuserFit(*pair, CORPUS, settings).run()
     stages: list[str] = []
 
-    def stop(one: FitProgress) -> None:
-        stages.append(one.stage)
-        if stages.count("train") == rounds > 0 or one.stage == "done":
+    def stop(fit: FitProgress) -> None:
+        stages.append(fit.stage)
+        if stages.count("train") == rounds > 0 or fit.stage == "done":
             raise KeyboardInterrupt
 
     first = settings if rounds else replace(settings, steps=0)
@@ -107,19 +107,19 @@ def test_a_stopped_fit_ends_where_it_would_have_ended(
     assert torch.load(file, weights_only=True)["step"] == 2 * rounds
     stages.clear()
     again = FuserFit(
-        *pair, CORPUS, settings, report=lambda one: stages.append(one.stage), work=tmp_path
+        *pair, CORPUS, settings, report=lambda fit: stages.append(fit.stage), work=tmp_path
     ).run()
     assert "gram" not in stages and stages.count("train") == 4 - rounds
     assert again.tokens == whole.tokens
     timeless = [
-        {name: value for name, value in one.figures.items() if "minutes" not in name}
-        for one in (again, whole)
+        {name: value for name, value in fit.figures.items() if "minutes" not in name}
+        for fit in (again, whole)
     ]
     assert timeless[0] == timeless[1] and timeless[0]["fuse_steps"] == 8
     for name, tensor in whole.module.state_dict().items():
         assert torch.equal(tensor, again.module.state_dict()[name]), name
     other = replace(settings, seed=1, steps=0)
-    FuserFit(*pair, CORPUS, other, report=lambda one: stages.append(one.stage), work=tmp_path).run()
+    FuserFit(*pair, CORPUS, other, report=lambda fit: stages.append(fit.stage), work=tmp_path).run()
     assert "gram" in stages and len(list(tmp_path.iterdir())) == 2  # its own, beside the other's
 
 
@@ -137,15 +137,16 @@ def test_training_lowers_the_loss_it_trains_on(pair: Pair) -> None:
     """Gradients reach all parameters, and a few steps on one input help on it."""
     sharer, receiver = pair
     fuser = fuser_between(sharer, receiver, trained=True).requires_grad_(True)
-    made = fuse_input(fuser.config, prepare(SAMPLE, sharer, receiver), sharer, receiver)
+    given = fuse_input(fuser.config, prepare(SAMPLE, sharer, receiver), sharer, receiver)
     optimizer = torch.optim.Adam(fuser.parameters(), lr=1e-2)
     losses = []
     for _ in range(12):
         optimizer.zero_grad()
-        (loss,) = answer_losses(fuser, made, receiver, grad=True)
+        (loss,) = answer_losses(fuser, given, receiver, grad=True)
         torch.autograd.backward(loss)
         assert all(
-            one.grad is not None and bool(one.grad.abs().max() > 0) for one in fuser.parameters()
+            weight.grad is not None and bool(weight.grad.abs().max() > 0)
+            for weight in fuser.parameters()
         )
         optimizer.step()
         losses.append(float(loss.detach()))
@@ -159,12 +160,12 @@ def test_held_out_questions_are_never_trained_on() -> None:
         samples = draw_fuse_samples(iter(lambda: PIECES[0], ""), 3, validation=validation)
         drawn = [next(samples) for _ in range(400)]
         return {
-            (one.text.removeprefix("Question: ").partition("\n")[0], one.targets[0].answer)
-            for one in drawn if one.targets[0].kind == "choice"
+            (sample.text.removeprefix("Question: ").partition("\n")[0], sample.targets[0].answer)
+            for sample in drawn if sample.targets[0].kind == "choice"
         }  # fmt: skip
 
-    trained, kept = asked(validation=False), asked(validation=True)
-    assert len(trained) > 50 and len(kept) > 20 and not trained & kept
+    trained, validated = asked(validation=False), asked(validation=True)
+    assert len(trained) > 50 and len(validated) > 20 and not trained & validated
     assert choice_prompt("who?", "me") == "Question: who?\nHint: me\nAnswer:"
 
 
@@ -179,11 +180,11 @@ def test_a_fuser_lives_in_its_bridge_s_folder(pair: Pair, tmp_path: Path, dtype:
     plain = bridge_between(*pair, tmp_path / "without", None)
     assert not plain.fuses and plain.fuser is None
     state = pair[0].prefill(pair[0].tensor(range(3, 9))).state
-    own = pair[1].prefill(pair[1].tensor(range(3, 9))).state
-    made = bridge.fuse(state, [4, 5], own, 4, pair[1])
-    assert (made.start, made.stop, made.approximate_from) == (4, 6, 4)
+    full = pair[1].prefill(pair[1].tensor(range(3, 9))).state
+    enriched = bridge.fuse(state, [4, 5], full, 4, pair[1])
+    assert (enriched.start, enriched.stop, enriched.approximate_from) == (4, 6, 4)
     with pytest.raises(BridgeError, match="without fuse mode") as caught:
-        plain.fuse(state, [4, 5], own, 4, pair[1])
+        plain.fuse(state, [4, 5], full, 4, pair[1])
     assert caught.value.fix == "unspoken bridge fit their/model our/model --fuse"
 
 

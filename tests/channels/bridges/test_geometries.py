@@ -40,8 +40,8 @@ def test_native_layers_are_fitted_and_measured(pair: Pair, store: BridgeStore, s
     """With a layer of its own the receiver is nearer to its full text."""
     kl = []
     for native in (0, 1):
-        made = replace(plan(source, steps=1, native_layers=native), refit=True)
-        manifest, _ = read(fit_bridge(*pair, made))
+        fit_plan = replace(plan(source, steps=1, native_layers=native), refit=True)
+        manifest, _ = read(fit_bridge(*pair, fit_plan))
         assert manifest.config["native_layers"] == native and manifest.audit is not None
         kl.append(manifest.audit.figure("kl"))
     assert kl[1] < kl[0]  # type: ignore[operator]

@@ -22,7 +22,7 @@ from unspoken.channels.errors import BridgeError, InputError
 
 
 def scores_of(reports: list[FitProgress]) -> list[float]:
-    return [one.scores.kl for one in reports if one.scores is not None]
+    return [progress.scores.kl for progress in reports if progress.scores is not None]
 
 
 def test_a_fit_is_kept_with_its_figures_and_its_audit(
@@ -30,12 +30,12 @@ def test_a_fit_is_kept_with_its_figures_and_its_audit(
 ) -> None:
     """The folder holds what was audited, in int8; the manifest says how it was made."""
     stages: list[str] = []
-    made = replace(plan(source), command="unspoken bridge fit a b")
-    folder = fit_bridge(*pair, made, report=lambda stage, part: stages.append(stage))
+    fit_plan = replace(plan(source), command="unspoken bridge fit a b")
+    folder = fit_bridge(*pair, fit_plan, report=lambda stage, part: stages.append(stage))
     assert folder == store.find(pair[0].identity, pair[1].identity)
     manifest, tensors = read(folder)
     assert manifest.dtype == "int8" and manifest.audit is not None
-    assert manifest.fit["command"] == made.command and manifest.fit["steps"] == 4
+    assert manifest.fit["command"] == fit_plan.command and manifest.fit["steps"] == 4
     for name in (
         "peak_memory_gb",
         "peak_memory_closed_form_gb",
@@ -44,28 +44,28 @@ def test_a_fit_is_kept_with_its_figures_and_its_audit(
     ):
         assert isinstance(manifest.fit[name], float)
     size = manifest.audit.figure("size_mb")
-    assert size == pytest.approx(sum(one.nbytes for one in tensors.values()) / 1e6, abs=0.01)
+    assert size == pytest.approx(sum(tensor.nbytes for tensor in tensors.values()) / 1e6, abs=0.01)
     assert stages[0].startswith("at most") and "audit: recall" in stages
     assert not work_folder(store, pair[0].identity, pair[1].identity).exists()
     bridge = Bridge.load(folder)
     bridge.check(*pair)
     assert bridge.retention_lower_bound == manifest.audit.retention_lower_bound
-    assert fit_bridge(*pair, made) == folder  # found, not fitted again
+    assert fit_bridge(*pair, fit_plan) == folder  # found, not fitted again
 
 
 def test_training_improves_on_held_out_rows(pair: Pair, store: BridgeStore, source: str) -> None:
     """More steps bring the receiver nearer to what the full text says."""
     reports: list[FitProgress] = []
-    made = plan(source, None, steps=48, rate=3e-3, residual_rate=1e-2, batch=2)
-    fit_bridge(*pair, made, watch=reports.append)
+    fit_plan = plan(source, None, steps=48, rate=3e-3, residual_rate=1e-2, batch=2)
+    fit_bridge(*pair, fit_plan, watch=reports.append)
     kl = scores_of(reports)
     assert kl[-1] < kl[0]
 
 
 def test_training_in_another_dtype(pair: Pair, store: BridgeStore, source: str) -> None:
     """Copies in bfloat16 are trained on; the bridge belongs to the models themselves."""
-    made = replace(plan(source, None), train_dtype=torch.bfloat16)
-    manifest, _ = read(fit_bridge(*pair, made))
+    fit_plan = replace(plan(source, None), train_dtype=torch.bfloat16)
+    manifest, _ = read(fit_bridge(*pair, fit_plan))
     assert manifest.fit["steps"] == 4 and manifest.receiver.layer_dtype == "float32"
     assert manifest.receiver.to_identity() == pair[1].identity
 
@@ -75,15 +75,18 @@ def test_a_bridge_in_a_folder_of_its_own(
 ) -> None:
     """`out` is another place than the store; `refit` replaces; an audit can be added."""
     out = tmp_path / "mine"
-    made = replace(plan(source, None), out=out)
-    assert fit_bridge(*pair, made) == out and store.find(pair[0].identity, pair[1].identity) is None
+    fit_plan = replace(plan(source, None), out=out)
+    assert (
+        fit_bridge(*pair, fit_plan) == out
+        and store.find(pair[0].identity, pair[1].identity) is None
+    )
     before, _ = read(out)
     assert before.audit is None
-    assert fit_bridge(*pair, made) == out and read(out)[0] == before
+    assert fit_bridge(*pair, fit_plan) == out and read(out)[0] == before
     measured = audit_bridge(out, *pair, AUDIT)
     keep_audit(out, measured, before)
     assert read(out)[0].audit == measured
-    again = replace(made, refit=True, settings=replace(made.settings, seed=1))
+    again = replace(fit_plan, refit=True, settings=replace(fit_plan.settings, seed=1))
     fit_bridge(*pair, again)
     assert read(out)[0].data.seed == 1
     with pytest.raises(BridgeError, match="replaced since it was measured"):
@@ -100,8 +103,8 @@ def test_no_fit_begins_for_a_folder_that_it_cannot_go_to(
     write(theirs, manifest(), tensors())
     notes.mkdir()
     (notes / "notes.txt").write_text("mine")
-    for place, found in ((theirs, "holds the bridge"), (notes, "is no bridge's folder")):
-        with pytest.raises(BridgeError, match=found):
+    for place, problem in ((theirs, "holds the bridge"), (notes, "is no bridge's folder")):
+        with pytest.raises(BridgeError, match=problem):
             fit_bridge(
                 *pair,
                 replace(plan(source, None), out=place, refit=True),

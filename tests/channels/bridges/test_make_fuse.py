@@ -36,13 +36,13 @@ def test_a_fit_with_fuse_makes_a_bridge_that_fuses(
     after, tensors_after = read(both)
     assert "gram" not in stages  # it was added to what there was, audit and weights
     assert after.audit == before.audit is not None and not fuse_rows(before.audit)
-    assert all(torch.equal(tensors_after[name], one) for name, one in tensors_before.items())
+    assert all(torch.equal(tensors_after[name], tensor) for name, tensor in tensors_before.items())
     again = fit_bridge(*pair, replace(plan(source, None, steps=0), refit=True))
     assert Bridge.load(again).fuses  # a refit of the one module keeps the other
     audited = fit_bridge(*pair, replace(plan(source, AUDIT, steps=0), refit=True))
-    found = read(audited)[0].audit
-    assert found is not None and len(fuse_rows(found)) == 3
-    assert found.figure("fuse_n") == 4 == AUDIT.choices
+    audited_again = read(audited)[0].audit
+    assert audited_again is not None and len(fuse_rows(audited_again)) == 3
+    assert audited_again.figure("fuse_n") == 4 == AUDIT.choices
 
 
 def fuse_rows(audit: Audit) -> list[dict[str, Any]]:
@@ -75,13 +75,13 @@ def test_a_stopped_fit_of_fuse_mode_goes_on(
     pair: Pair, source: str, store: BridgeStore, standing: bool
 ) -> None:
     """Neither part begins again; only another fit's work is left."""
-    made = replace(
+    fit_plan = replace(
         plan(source, None, steps=0),
         fuse=FuseSettings(minutes=5, steps=2, gram_tokens=300, validation=2),
     )
     work = work_folder(store, pair[0].identity, pair[1].identity)
     if standing:
-        fit_bridge(*pair, replace(made, fuse=None))
+        fit_bridge(*pair, replace(fit_plan, fuse=None))
         work.mkdir(parents=True)
         (work / "fit-of-another.pt").write_bytes(b"kept")
     stages: list[str] = []
@@ -91,9 +91,9 @@ def test_a_stopped_fit_of_fuse_mode_goes_on(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit_bridge(*pair, made, report=stop)
+        fit_bridge(*pair, fit_plan, report=stop)
     assert len(list(work.glob("fuse-*.pt"))) == 1
-    folder = fit_bridge(*pair, made, report=lambda stage, part: stages.append(stage))
+    folder = fit_bridge(*pair, fit_plan, report=lambda stage, part: stages.append(stage))
     assert not {"gram", "fuse: gram"} & set(stages) and "fuse: done" in stages
     assert read(folder)[0].fit["fuse_steps"] == 2 and Bridge.load(folder).fuses
     assert [file.name for file in work.glob("*")] == ["fit-of-another.pt"] * standing

@@ -59,8 +59,10 @@ def test_layer_states_is_the_inverse_of_bare_rows(name: str) -> None:
     layers, positions = range(len(model.geometry.layers)), torch.arange(3, 20)
     rows = bare_rows(state, layers, positions, model.geometry, rotaries(model))
     assert rows.shape == (17, width(model.geometry, layers))
-    made = layer_states(rows, layers, positions, 3, model.geometry, rotaries(model), torch.float32)
-    for mine, true in zip(made, state.slice(3, 20).layers, strict=True):
+    restored = layer_states(
+        rows, layers, positions, 3, model.geometry, rotaries(model), torch.float32
+    )
+    for mine, true in zip(restored, state.slice(3, 20).layers, strict=True):
         assert torch.allclose(mine.keys, true.keys, atol=1e-4)
         assert torch.equal(mine.values, true.values)
 
@@ -104,8 +106,8 @@ def test_what_the_full_text_says_is_what_transformers_says(
     pair: Pair, sample: TokenizedSample
 ) -> None:
     sharer, receiver = pair
-    made = example(config(), sample, sharer, receiver, full(receiver, sample))
-    for known, target in zip(made.teacher, sample.targets, strict=True):
+    ready = example(config(), sample, sharer, receiver, full(receiver, sample))
+    for known, target in zip(ready.teacher, sample.targets, strict=True):
         logits = receiver.hf(torch.tensor([(*sample.ids, *target.ids)])).logits[
             0, -target.count - 1 : -1
         ]
@@ -119,11 +121,11 @@ def test_the_receivers_own_rows_give_the_full_texts_answers(
     pair: Pair, sample: TokenizedSample
 ) -> None:
     sharer, receiver = pair
-    own = full(receiver, sample)
-    made = example(config(), sample, sharer, receiver, own)
+    whole = full(receiver, sample)
+    ready = example(config(), sample, sharer, receiver, whole)
     head = head_of(receiver, sample.ids, sample.at)
-    said = student(receiver, made, own.slice(sample.at, len(sample.ids)), head)
-    for logs, known in zip(said, made.teacher, strict=True):
+    said = student(receiver, ready, whole.slice(sample.at, len(sample.ids)), head)
+    for logs, known in zip(said, ready.teacher, strict=True):
         assert abs(float(divergence(logs, known))) < 1e-5
 
 
@@ -132,18 +134,18 @@ def test_a_projector_that_knows_the_targets_restores_the_state(
 ) -> None:
     """An offset that is one token's true rows comes out as that token's keys and values."""
     _, receiver = pair
-    own = full(receiver, sample)
+    whole = full(receiver, sample)
     layers = range(len(receiver.geometry.layers))
-    truth = target_rows(own, sample, receiver, layers)
+    truth = target_rows(whole, sample, receiver, layers)
     projector = Projector(config(), make("gemma3").geometry, receiver.geometry)
     torch.nn.init.zeros_(projector.decode)
     projector.offset.copy_(truth[2])
     inputs = sum(config().features(make("gemma3").geometry, receiver.geometry))
-    made = projected_state(projector, torch.zeros(len(truth), inputs), (), sample.at, receiver)
-    at = sample.at + 2
-    for mine, true in zip(made.layers, own.layers, strict=True):
-        assert torch.allclose(mine.keys[:, 2], true.keys[:, at], atol=1e-4)
-        assert torch.allclose(mine.values[:, 2], true.values[:, at], atol=1e-5)
+    restored = projected_state(projector, torch.zeros(len(truth), inputs), (), sample.at, receiver)
+    place = sample.at + 2
+    for mine, true in zip(restored.layers, whole.layers, strict=True):
+        assert torch.allclose(mine.keys[:, 2], true.keys[:, place], atol=1e-4)
+        assert torch.allclose(mine.values[:, 2], true.values[:, place], atol=1e-5)
 
 
 def test_the_residual_is_weighted_per_head_and_gated_per_layer() -> None:
@@ -153,18 +155,18 @@ def test_the_residual_is_weighted_per_head_and_gated_per_layer() -> None:
     for parameter in projector.parameters():
         torch.nn.init.normal_(parameter)
     code = draws(3, 8, 0)
-    found = projector.residual(code)
+    residual = projector.residual(code)
     hidden = torch.nn.functional.silu(projector.up(code * projector.code_scale))
     delta = projector.down(hidden) @ projector.spread
-    weight, at, head = projector.weigh(hidden).sigmoid(), 0, 0
+    weight, column, head = projector.weigh(hidden).sigmoid(), 0, 0
     for layer, shape in enumerate(receiver.layers):
         gate = projector.gate[layer].sigmoid()
         for _ in range(2 * shape.kv_heads):
-            stop = at + shape.head_dim
-            wanted = gate * weight[:, head, None] * delta[:, at:stop]
-            assert torch.allclose(found[:, at:stop], wanted, atol=1e-5)
-            at, head = stop, head + 1
-    assert at == found.shape[1]
+            stop = column + shape.head_dim
+            wanted = gate * weight[:, head, None] * delta[:, column:stop]
+            assert torch.allclose(residual[:, column:stop], wanted, atol=1e-5)
+            column, head = stop, head + 1
+    assert column == residual.shape[1]
 
 
 def test_the_residual_begins_at_nothing() -> None:
@@ -184,15 +186,15 @@ def test_the_residual_begins_at_nothing() -> None:
 
 def test_gradients_reach_every_weight(pair: Pair, sample: TokenizedSample) -> None:
     sharer, receiver = pair
-    made = example(config(), sample, sharer, receiver, full(receiver, sample))
+    ready = example(config(), sample, sharer, receiver, full(receiver, sample))
     projector = Projector(config(), sharer.geometry, receiver.geometry)
     torch.manual_seed(0)
     for parameter in projector.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    state = projected_state(projector, made.features, (), made.at, receiver)
-    said = student(receiver, made, state, head_of(receiver, made.ids, made.at), grad=True)
+    state = projected_state(projector, ready.features, (), ready.at, receiver)
+    said = student(receiver, ready, state, head_of(receiver, ready.ids, ready.at), grad=True)
     torch.stack(
-        [divergence(a, b) for a, b in zip(said, made.teacher, strict=True)]
+        [divergence(a, b) for a, b in zip(said, ready.teacher, strict=True)]
     ).sum().backward()
     for name, parameter in projector.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -213,23 +215,23 @@ def test_another_examples_state_keeps_the_receivers_own_features(
     pair: Pair, sample: TokenizedSample
 ) -> None:
     sharer, receiver = pair
-    made = example(config(), sample, sharer, receiver, full(receiver, sample))
+    ready = example(config(), sample, sharer, receiver, full(receiver, sample))
     short = prepare(Sample("of the key", (Target("", " is"),)), sharer, receiver)
     other = example(config(), short, sharer, receiver, full(receiver, short))
     columns = width(sharer.geometry, (1, 2))
-    mixed = swapped(made, other, columns)
-    assert torch.equal(mixed.features[:, columns:], made.features[:, columns:])
+    mixed = swapped(ready, other, columns)
+    assert torch.equal(mixed.features[:, columns:], ready.features[:, columns:])
     assert torch.equal(mixed.features[len(other.features), :columns], other.features[0, :columns])
 
 
 def test_native_layers_keep_their_own_keys_and_values(pair: Pair, sample: TokenizedSample) -> None:
     sharer, receiver = pair
-    own = full(receiver, sample)
-    made = example(config(native_layers=2), sample, sharer, receiver, own)
-    for mine, true in zip(made.native, own.layers, strict=False):
+    whole = full(receiver, sample)
+    ready = example(config(native_layers=2), sample, sharer, receiver, whole)
+    for mine, true in zip(ready.native, whole.layers, strict=False):
         assert torch.allclose(mine.keys, true.keys[:, sample.at :], atol=1e-4)
         assert torch.allclose(mine.values, true.values[:, sample.at :], atol=1e-4)
-    assert len(made.native) == 2
+    assert len(ready.native) == 2
 
 
 def bridge_of(sharer: LocalModel, receiver: LocalModel, **changes: int) -> Bridge:
@@ -256,13 +258,17 @@ def test_a_bridge_projects_as_its_training_did(
     """What `project` makes in a turn is what the fit saw for the same message."""
     sharer, receiver = pair
     bridge = bridge_of(sharer, receiver, native_layers=native)
-    made = bridge.project(sample.state, sample.rows.tolist(), sample.ids, sample.at, receiver)
+    state = bridge.project(sample.state, sample.rows.tolist(), sample.ids, sample.at, receiver)
     seen = example(bridge.projector.config, sample, sharer, receiver, full(receiver, sample))
     wanted = projected_state(
         bridge.projector, seen.features.float(), seen.native, sample.at, receiver
     )
-    assert (made.start, made.stop, made.identity) == (sample.at, len(sample.ids), receiver.identity)
-    for mine, true in zip(made.layers, wanted.layers, strict=True):
+    assert (state.start, state.stop, state.identity) == (
+        sample.at,
+        len(sample.ids),
+        receiver.identity,
+    )
+    for mine, true in zip(state.layers, wanted.layers, strict=True):
         assert torch.allclose(mine.keys, true.keys, atol=5e-3)
         assert torch.allclose(mine.values, true.values, atol=5e-3)
 

@@ -42,10 +42,13 @@ WIDE = CacheGeometry(
 
 def stored(rank: int) -> int:
     """Bytes of a projector's tensors as they are stored."""
-    made = Projector(
+    projector = Projector(
         ProjectorConfig(source_layers=(0, 2), rank=rank, hidden=64, bottleneck=32), WIDE, WIDE
     )
-    return sum(one.numel() * one.element_size() for one in quantize(made.state_dict()).values())
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in quantize(projector.state_dict()).values()
+    )
 
 
 def test_the_size_of_a_projector_is_what_it_takes_on_disk() -> None:

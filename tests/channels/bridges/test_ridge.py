@@ -40,8 +40,8 @@ def test_a_cut_is_the_best_map_of_its_rank() -> None:
     solution = solved(1e-3)[0].solve()
     encode, decode = solution.cut(2)
     best = torch.linalg.svd(solution.half).S[2:].square().sum()
-    kept = solution.factor.T @ encode @ decode
-    assert torch.allclose((kept - solution.half).square().sum(), best, rtol=1e-2, atol=1e-5)
+    approximated = solution.factor.T @ encode @ decode
+    assert torch.allclose((approximated - solution.half).square().sum(), best, rtol=1e-2, atol=1e-5)
 
 
 def test_a_rank_beyond_what_there_is_is_padded() -> None:
@@ -86,9 +86,9 @@ def test_layers_are_chosen_as_ridges_solved_one_by_one_choose_them(always: int) 
     blocks = [draws(300, 6, seed) for seed in range(6)]
     known = draws(300, always, 11)
     target = sum(
-        (one @ draws(6, 9, n) * (n + 1) for n, one in enumerate(blocks)), draws(300, 9, 12)
+        (block @ draws(6, 9, n) * (n + 1) for n, block in enumerate(blocks)), draws(300, 9, 12)
     )
-    wanted, *parts = ((one - one.mean(dim=0)) / one.std(dim=0) for one in (target, *blocks))
+    wanted, *parts = ((block - block.mean(dim=0)) / block.std(dim=0) for block in (target, *blocks))
     base = (known - known.mean(dim=0)) / known.std(dim=0) if always else known
     order: list[int] = []
     while len(order) < 4:

@@ -52,9 +52,9 @@ def _file(folder: Path, *rows: object) -> Path:
 def test_questions_are_read(tmp_path: Path) -> None:
     """Answers as strings or as SQuAD has them; blank lines are nothing; doubles are one."""
     squad = {**QA, "answers": {"text": ["308", "308", "over 300"], "answer_start": [1, 1, 2]}}
-    found = read_qa(_file(tmp_path, QA, "", squad))
-    assert found[0] == QaRow("It has 308 points.", "How many?", ("308",))
-    assert found[1].answers == ("308", "over 300")
+    rows = read_qa(_file(tmp_path, QA, "", squad))
+    assert rows[0] == QaRow("It has 308 points.", "How many?", ("308",))
+    assert rows[1].answers == ("308", "over 300")
 
 
 def test_records_are_read(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_records_are_read(tmp_path: Path) -> None:
 def test_options_are_read(tmp_path: Path, count: int) -> None:
     """However many there are, and with line breaks and colons inside."""
     options = tuple(f"option {i}: of many" for i in range(count))
-    text = " ".join(f"Answer{i + 1}: {one}" for i, one in enumerate(options))
+    text = " ".join(f"Answer{i + 1}: {option}" for i, option in enumerate(options))
     asked = "Please choose the correct answer to the question: One line.\n\nWhich one?"
     form = "/".join(f"answer{i + 1}" for i in range(count))
     row = {"instruction": f"{asked}\n\n{text}\n\nAnswer format: {form}", "answer": f"answer{count}"}

@@ -84,12 +84,12 @@ def test_docstrings_are_read_and_never_run(tmp_path: Path) -> None:
 def test_equal_arguments_give_equal_corpora(tmp_path: Path) -> None:
     """Pieces, digest and stream depend on sources and seed alone."""
     source = _file(tmp_path, "a.txt", "\f".join(_sentences(f"word{i}") for i in range(60)))
-    one, two, other = load_corpus([source]), load_corpus([source]), load_corpus([source], seed=1)
-    assert one == two
+    one, second, other = load_corpus([source]), load_corpus([source]), load_corpus([source], seed=1)
+    assert one == second
     assert one.validation != other.validation and one.digest != other.digest
     assert one.sources == (source,)
     first = list(islice(one.stream(3), 150))
-    assert first == list(islice(two.stream(3), 150)) != list(islice(one.stream(4), 150))
+    assert first == list(islice(second.stream(3), 150)) != list(islice(one.stream(4), 150))
     assert set(first[: len(one.train)]) == set(one.train)
 
 

@@ -24,8 +24,8 @@ KEY = b"a key of more than sixteen bytes"
 
 @pytest.fixture(scope="module")
 def words(gemma3: LocalModel) -> tuple[int, ...]:
-    found = gemma3.text.encode_words("\n\n".join(topics[name] for name in sorted(topics)[:4]))
-    return tuple(found[: LENGTH + FORCED])
+    ids = gemma3.text.encode_words("\n\n".join(topics[name] for name in sorted(topics)[:4]))
+    return tuple(ids[: LENGTH + FORCED])
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +92,15 @@ def test_a_continuation_is_exact(gemma3: LocalModel, message: Message) -> None:
 
 def test_a_splice_comes_nearer_with_repair(gemma3: LocalModel, message: Message) -> None:
     """Moved keys with two rope bases; sinks and deviating tokens recomputed in one pass."""
-    far, own = {}, None
+    far, exact = {}, None
     for name, channel in {
         "none": SameModelCacheChannel(sink=0),
         "deviation": SameModelCacheChannel(sink=4, deviation=0.3),
         "all": SameModelCacheChannel(sink=10**6),
     }.items():
         ids, parts = delivered(gemma3, message, OTHER, channel)
-        own = after(gemma3, ids, None) if own is None else own
-        far[name] = apart(own, after(gemma3, ids, parts))
+        exact = after(gemma3, ids, None) if exact is None else exact
+        far[name] = apart(exact, after(gemma3, ids, parts))
     assert far["all"] < 1e-4
     assert far["all"] < far["deviation"] < 0.5
     assert far["none"] < 1.0
@@ -133,8 +133,8 @@ def test_all_layers_anew_are_exact_on_smollm2_too(smollm2: LocalModel) -> None:
 def test_some_layers_anew_come_nearer(tuned: LocalModel, message: Message) -> None:
     ids, none = delivered(tuned, message, (), SameModelCacheChannel(layer_ranges=()))
     _, some = delivered(tuned, message, (), SameModelCacheChannel(layer_ranges=((0, 5), (6, 18))))
-    own = after(tuned, ids, None)
-    assert apart(own, after(tuned, ids, some)) < apart(own, after(tuned, ids, none))
+    exact = after(tuned, ids, None)
+    assert apart(exact, after(tuned, ids, some)) < apart(exact, after(tuned, ids, none))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -75,8 +75,8 @@ def test_all_layers_anew_are_the_receivers_own_prefill(name: str, before: tuple[
     ids = (*before, *WORDS, *NEXT)
     given = delivered(message_of(sharer), ids, len(before), channel(everything(receiver)))
     parts = assemble(receiver, ids, [given])
-    own = receiver.prefill(receiver.tensor(ids)).logits
-    torch.testing.assert_close(logits(receiver, ids, parts), own, atol=2e-4, rtol=2e-4)
+    exact = receiver.prefill(receiver.tensor(ids)).logits
+    torch.testing.assert_close(logits(receiver, ids, parts), exact, atol=2e-4, rtol=2e-4)
     (carried,) = parts.carries
     report = carried.report
     assert report.exact and report.recomputed_layers == everything(receiver)[1]
@@ -85,7 +85,7 @@ def test_all_layers_anew_are_the_receivers_own_prefill(name: str, before: tuple[
 def test_some_layers_anew_are_near_and_never_called_exact() -> None:
     sharer, receiver = make("llama"), tuned("llama")
     ids = (*OPENING, *WORDS, *NEXT)
-    own = receiver.prefill(receiver.tensor(ids)).logits.log_softmax(dim=-1)
+    exact = receiver.prefill(receiver.tensor(ids)).logits.log_softmax(dim=-1)
 
     def far(*layer_ranges: tuple[int, int]) -> float:
         parts = assemble(
@@ -93,7 +93,7 @@ def test_some_layers_anew_are_near_and_never_called_exact() -> None:
         )
         assert not parts.carries[0].report.exact
         other = logits(receiver, ids, parts).log_softmax(dim=-1)
-        return float((own.exp() * (own - other)).sum())
+        return float((exact.exp() * (exact - other)).sum())
 
     assert far() > far((0, 2)) > far((0, 3)) > 0
 
@@ -133,10 +133,10 @@ def test_the_receivers_own_past_stays_its_own() -> None:
     """What its own state covers is not taken from the sharer, equal tokens or not."""
     sharer, receiver = make("llama"), tuned("llama")
     ids = (*OPENING, *WORDS, *NEXT)
-    own = Past(OPENING, receiver.read(OPENING))
-    parts = assemble(receiver, ids, [delivered(message_of(sharer), ids, 3, channel())], own)
+    past = Past(OPENING, receiver.read(OPENING))
+    parts = assemble(receiver, ids, [delivered(message_of(sharer), ids, 3, channel())], past)
     assert [len(state) for state in parts.states] == [3, len(WORDS)]
-    assert torch.equal(parts.states[0].layers[0].keys, own.state.layers[0].keys)
+    assert torch.equal(parts.states[0].layers[0].keys, past.state.layers[0].keys)
 
 
 def test_a_second_message_builds_on_the_first() -> None:
@@ -152,8 +152,8 @@ def test_a_second_message_builds_on_the_first() -> None:
             delivered(message_of(second), ids, 3 + len(WORDS) + len(OTHER), whole),
         ],
     )
-    own = receiver.prefill(receiver.tensor(ids)).logits
-    torch.testing.assert_close(logits(receiver, ids, parts), own, atol=2e-4, rtol=2e-4)
+    exact = receiver.prefill(receiver.tensor(ids)).logits
+    torch.testing.assert_close(logits(receiver, ids, parts), exact, atol=2e-4, rtol=2e-4)
     assert parts.missing == tuple(range(len(ids) - len(NEXT), len(ids)))
 
 
@@ -215,10 +215,10 @@ def test_a_state_is_never_changed_by_a_carry() -> None:
     message = message_of(sharer)
     state = message.state
     assert state is not None
-    kept = [layer.keys.clone() for layer in state.layers]
+    copies = [layer.keys.clone() for layer in state.layers]
     ids = (*OTHER, *WORDS, *NEXT)
     assemble(receiver, ids, [delivered(message, ids, 5, channel((0, 1), (2, 3), deviation=0.3))])
-    assert all(torch.equal(a, b.keys) for a, b in zip(kept, state.layers, strict=True))
+    assert all(torch.equal(a, b.keys) for a, b in zip(copies, state.layers, strict=True))
     assert isinstance(state, KVState)
 
 
@@ -232,11 +232,11 @@ def mixed(receiver: LocalModel, *given: Inbound, ids: tuple[int, ...]) -> Assemb
         parts.positions("recomputed"),
     )
     assert sum(map(len, kinds)) == len(frozenset().union(*kinds))
-    placed = [at for state in parts.states for at in range(state.start, state.stop)]
+    placed = [position for state in parts.states for position in range(state.start, state.stop)]
     assert len(placed) == len(set(placed))
     assert all(
-        one.reused >= 0 and one.repaired >= 0
-        for one in (carried.report for carried in parts.carries)
+        report.reused >= 0 and report.repaired >= 0
+        for report in (carried.report for carried in parts.carries)
     )
     return parts
 
@@ -269,8 +269,8 @@ def test_a_message_that_is_in_place_already_needs_no_hidden_states() -> None:
     sharer, receiver = make("llama"), tuned("llama")
     ids = (*OPENING, *WORDS, *NEXT)
     given = delivered(message_of(sharer, capture=()), ids, 3, channel((1, 3)))
-    own = Past((*OPENING, *WORDS), receiver.read((*OPENING, *WORDS)))
-    parts = assemble(receiver, ids, [given], own)
+    past = Past((*OPENING, *WORDS), receiver.read((*OPENING, *WORDS)))
+    parts = assemble(receiver, ids, [given], past)
     (carried,) = parts.carries
     report = carried.report
     assert report.exact and (report.repaired, report.recomputed_layers) == (0, 0)

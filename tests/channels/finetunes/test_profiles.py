@@ -53,34 +53,34 @@ def trials(pair: Pair) -> list[Trial]:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_what_is_judged_is_what_a_channel_carries(name: str) -> None:
+def test_what_is_measured_is_what_a_channel_carries(name: str) -> None:
     """KL of every choice, at the prefix and behind a prompt, by a carry and plain prefills."""
     sharer, receiver = make(name), tuned(name)
     trial = from_text(TEXT, receiver, SETTINGS)[0]
-    found = assess(sharer, receiver, [trial], CHOICES, SETTINGS)
+    scores = assess(sharer, receiver, [trial], CHOICES, SETTINGS)
     for place, prompt in {"prefix": (), "after 7": prompt_of(receiver, 7)}.items():
         for layer_ranges in CHOICES:
             arrival = arrival_of(trial, sharer.read(trial.ids, range(4)), prompt)
             carry = carry_across(arrival, receiver, layer_ranges=layer_ranges, sink=2)
             stop = len(arrival.context) - 1
             carried = [piece.state for piece in carry.pieces]
-            cut = [one.slice(one.start, min(one.stop, stop)) for one in carried]
+            cut = [part.slice(part.start, min(part.stop, stop)) for part in carried]
             ids = receiver.tensor((arrival.context[-1], *trial.forced[:-1]))
             full = receiver.prefill(receiver.tensor(arrival.context)).state.slice(0, stop)
-            own, other = (
+            exact, other = (
                 receiver.logits(ids, states).float().log_softmax(dim=-1) for states in ([full], cut)
             )
-            kl = float(distance(own, other)[0])
-            assert found[layer_ranges][place][0][0] == pytest.approx(kl, rel=1e-3, abs=1e-6)
+            kl = float(distance(exact, other)[0])
+            assert scores[layer_ranges][place][0][0] == pytest.approx(kl, rel=1e-3, abs=1e-6)
 
 
 def test_a_search_finds_that_all_layers_are_exact(pair: Pair, trials: list[Trial]) -> None:
-    found = search(*pair, trials[:2])
-    assert found[((0, 4),)] == pytest.approx(0, abs=1e-6)
-    assert found[()] > 0.001
-    front = front_of(found)
+    kl_by_choice = search(*pair, trials[:2])
+    assert kl_by_choice[((0, 4),)] == pytest.approx(0, abs=1e-6)
+    assert kl_by_choice[()] > 0.001
+    front = front_of(kl_by_choice)
     assert front[0] == () and front[-1] == ((0, 4),)
-    assert all(found[left] > found[right] for left, right in pairwise(front))
+    assert all(kl_by_choice[left] > kl_by_choice[right] for left, right in pairwise(front))
 
 
 def test_points_of_a_front_that_gain_little_are_left_out() -> None:
@@ -92,21 +92,23 @@ def test_points_of_a_front_that_gain_little_are_left_out() -> None:
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(0, 9), st.integers(0, 99))
 def test_random_ranges_have_the_same_size(sizes: list[int], spare: int, seed: int) -> None:
     layers = sum(sizes) + spare + len(sizes)
-    at, layer_ranges = 0, []
+    layer, layer_ranges = 0, []
     for size in sizes:
-        layer_ranges.append((at, at + size))
-        at += size + 1
-    made = random_ranges(tuple(layer_ranges), layers, random.Random(seed))
-    assert layers_of(made) == sum(sizes)
-    assert all(0 <= first < last <= layers for first, last in made)
-    assert all(a[1] < b[0] for a, b in pairwise(made))
+        layer_ranges.append((layer, layer + size))
+        layer += size + 1
+    drawn = random_ranges(tuple(layer_ranges), layers, random.Random(seed))
+    assert layers_of(drawn) == sum(sizes)
+    assert all(0 <= first < last <= layers for first, last in drawn)
+    assert all(a[1] < b[0] for a, b in pairwise(drawn))
 
 
 def test_an_interval_holds_its_mean() -> None:
-    found = estimate([(0.01 * n, 0.5) for n in range(10)])
-    assert found.low < found.kl < found.high and found.top1 == 0.5
+    estimated = estimate([(0.01 * n, 0.5) for n in range(10)])
+    assert estimated.low < estimated.kl < estimated.high and estimated.top1 == 0.5
     assert estimate([(0.3, 1.0)] * 4).high == pytest.approx(0.3)
-    assert found.high - found.kl > 2.2 * 0.0303 / 10**0.5  # of ten, Student's and not the normal's
+    assert (
+        estimated.high - estimated.kl > 2.2 * 0.0303 / 10**0.5
+    )  # of ten, Student's and not the normal's
 
 
 def test_a_prompt_has_the_tokens_that_are_asked_for(pair: Pair) -> None:
@@ -115,9 +117,9 @@ def test_a_prompt_has_the_tokens_that_are_asked_for(pair: Pair) -> None:
 
 def test_rows_become_messages_with_their_question_forced(pair: Pair) -> None:
     rows = [QaRow(f"the key {n} of the cache", "what is it", ("the key",)) for n in range(5)]
-    made = from_rows(rows, pair[1], SETTINGS)
-    assert len(made) == 4 and len({trial.words for trial in made}) == 4
-    assert pair[1].decode(made[0].forced).endswith("the key")
+    trials = from_rows(rows, pair[1], SETTINGS)
+    assert len(trials) == 4 and len({trial.words for trial in trials}) == 4
+    assert pair[1].decode(trials[0].forced).endswith("the key")
     with pytest.raises(InputError, match="3 of 3 rows"):
         from_rows(rows[:3], pair[1], SETTINGS)
 
@@ -191,8 +193,8 @@ def test_the_cheapest_point_within_the_bound_is_chosen(pair: Pair) -> None:
     )
 
     def chosen(bound: float, *, moved: bool = False) -> LayerRanges | None:
-        found = profile.within(bound, moved=moved)
-        return found[0].layer_ranges if found else None
+        points = profile.within(bound, moved=moved)
+        return points[0].layer_ranges if points else None
 
     assert chosen(1.0) == ()
     assert chosen(0.01) == ((0, 2),)

@@ -19,8 +19,8 @@ NEXT = (40, 41, 42, 43)
 def sent(sharer: LocalModel, layers: range | None = None) -> KVState:
     """The sharer's state with its hidden states at the inputs of some layers, all by default."""
     wanted = range(len(sharer.geometry.layers)) if layers is None else layers
-    found = sharer.prefill(sharer.tensor(IDS), capture=wanted)
-    return replace(found.state, hidden=dict(found.hidden))
+    prefill = sharer.prefill(sharer.tensor(IDS), capture=wanted)
+    return replace(prefill.state, hidden=dict(prefill.hidden))
 
 
 def after(model: LocalModel, state: KVState) -> torch.Tensor:
@@ -35,21 +35,21 @@ def kl(full: torch.Tensor, other: torch.Tensor) -> float:
 def test_all_layers_recomputed_are_the_receivers_own_prefill(name: str) -> None:
     sharer, receiver = make(name), tuned(name)
     count = len(receiver.geometry.layers)
-    made = recompute_layers(receiver, sent(sharer), IDS, ((0, count),))
-    own = receiver.read(IDS)
-    for mine, theirs in zip(made.layers, own.layers, strict=True):
+    mixed = recompute_layers(receiver, sent(sharer), IDS, ((0, count),))
+    exact = receiver.read(IDS)
+    for mine, theirs in zip(mixed.layers, exact.layers, strict=True):
         torch.testing.assert_close(mine.keys, theirs.keys, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(mine.values, theirs.values, atol=1e-4, rtol=1e-4)
-    assert made.exact and made.identity == receiver.identity
-    torch.testing.assert_close(after(receiver, made), after(receiver, own), atol=1e-4, rtol=1e-4)
+    assert mixed.exact and mixed.identity == receiver.identity
+    torch.testing.assert_close(after(receiver, mixed), after(receiver, exact), atol=1e-4, rtol=1e-4)
 
 
 def test_no_group_leaves_the_sharers_state() -> None:
     sharer, receiver = make("llama"), tuned("llama")
     state = sent(sharer)
-    made = recompute_layers(receiver, state, IDS, ())
-    assert all(mine is theirs for mine, theirs in zip(made.layers, state.layers, strict=True))
-    assert not made.exact and made.identity == receiver.identity
+    mixed = recompute_layers(receiver, state, IDS, ())
+    assert all(mine is theirs for mine, theirs in zip(mixed.layers, state.layers, strict=True))
+    assert not mixed.exact and mixed.identity == receiver.identity
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "qwen3"])
@@ -57,14 +57,14 @@ def test_a_group_is_what_the_receivers_layers_make_of_the_sharers_hidden_states(
     """Keys and values of the range by transformers' own modules; other layers stay."""
     sharer, receiver = make(name), tuned(name)
     state = sent(sharer)
-    made = recompute_layers(receiver, state, IDS, ((2, 3),))
+    mixed = recompute_layers(receiver, state, IDS, ((2, 3),))
     layer = receiver.backbone.layers[2]
     with torch.no_grad():
         normed = layer.input_layernorm(state.hidden[2][None])
         values = layer.self_attn.v_proj(normed)[0]
-    heads = made.layers[2].values
+    heads = mixed.layers[2].values
     torch.testing.assert_close(heads.transpose(0, 1).flatten(1), values, atol=1e-5, rtol=1e-5)
-    assert made.layers[1] is state.layers[1] and made.layers[3] is state.layers[3]
+    assert mixed.layers[1] is state.layers[1] and mixed.layers[3] is state.layers[3]
 
 
 def test_more_layers_recomputed_come_nearer_to_the_receivers_own() -> None:
@@ -72,12 +72,12 @@ def test_more_layers_recomputed_come_nearer_to_the_receivers_own() -> None:
     full = after(receiver, receiver.read(IDS))
     state = sent(sharer)
     count = len(receiver.geometry.layers)
-    found = [
+    distances = [
         kl(full, after(receiver, recompute_layers(receiver, state, IDS, layer_ranges)))
         for layer_ranges in ((), ((0, 2),), ((0, count - 1),), ((0, count),))
     ]
-    assert found[0] > found[1] > found[2] > found[3]
-    assert found[0] > 0.01 and math.isclose(found[3], 0, abs_tol=1e-6)
+    assert distances[0] > distances[1] > distances[2] > distances[3]
+    assert distances[0] > 0.01 and math.isclose(distances[3], 0, abs_tol=1e-6)
 
 
 def test_behind_other_tokens_all_recomputed_is_exact() -> None:
@@ -86,9 +86,9 @@ def test_behind_other_tokens_all_recomputed_is_exact() -> None:
     before = receiver.read((50, 51, 52))
     moved = sent(sharer).shift(3, receiver.geometry, receiver.rotary)
     count = len(receiver.geometry.layers)
-    made = recompute_layers(receiver, moved, IDS, ((0, count),), [before])
-    own = receiver.read((50, 51, 52, *IDS))
-    for mine, theirs in zip(made.layers, own.layers, strict=True):
+    mixed = recompute_layers(receiver, moved, IDS, ((0, count),), [before])
+    exact = receiver.read((50, 51, 52, *IDS))
+    for mine, theirs in zip(mixed.layers, exact.layers, strict=True):
         torch.testing.assert_close(mine.keys, theirs.keys[:, 3:], atol=1e-4, rtol=1e-4)
 
 

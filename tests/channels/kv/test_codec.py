@@ -12,9 +12,9 @@ from unspoken.channels.kv.state import LayerState
 
 
 def layer_of(heads: int, rows: int, dim: int, seed: int = 0) -> LayerState:
-    made = torch.Generator().manual_seed(seed)
-    keys = torch.randn(heads, rows, dim, generator=made)
-    return LayerState(keys, 3 * torch.randn(heads, rows, dim, generator=made), 0)
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.randn(heads, rows, dim, generator=generator)
+    return LayerState(keys, 3 * torch.randn(heads, rows, dim, generator=generator), 0)
 
 
 @given(st.sampled_from(CODECS), st.integers(1, 3), st.integers(0, 2 * GROUP + 3), st.integers(1, 9))

@@ -32,7 +32,10 @@ def test_a_continuation_of_a_trimmed_message_is_the_same(name: str) -> None:
     ids, parts = receive(model, message)
     _, small = receive(model, replace(message, state=trimmed))
     assert small.missing == parts.missing
-    new, positions = model.tensor([ids[at] for at in parts.missing]), model.tensor(parts.missing)
+    new, positions = (
+        model.tensor([ids[position] for position in parts.missing]),
+        model.tensor(parts.missing),
+    )
     assert len(new) > WINDOW
     whole = model.prefill(new, parts.states, positions)
     small_states = model.prefill(new, small.states, positions)
