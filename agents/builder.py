@@ -1,6 +1,4 @@
-"""A workflow declared in Python code: what its agents say by themselves, and whether a file can say
-it too.
-"""
+"""A workflow declared in Python: what its agents say, and whether a file can say it too."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,4 @@
-"""How far one way of reaching a context is from another, by what a model says of the tokens after
-it.
-"""
+"""How far a context under one condition is from another, by what a model says after it."""
 
 import re
 import string
@@ -63,7 +61,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What one way of handing a message over keeps of the text's gain.
+    """What a condition keeps of the text's gain.
 
     Attributes:
         retention: Gain over no message, as a share of the text's gain.

@@ -289,15 +289,15 @@ def _bytes(state: KVState, runs: Sequence[_Run]) -> int:
     return sum(state.slice(min(run.rows), max(run.rows) + 1).nbytes for run in runs)
 
 
-def _require(end: BridgeEnd, found: ModelIdentity, what: str, way: str) -> None:
+def _require(end: BridgeEnd, identity: ModelIdentity, what: str, direction: str) -> None:
     wanted = end.to_identity()
-    field = wanted.differing(found)
+    field = wanted.differing(identity)
     if field is None:
         return
     raise IdentityMismatch(
-        f"{what} is of a model with other {field}: {getattr(found, field)[:16]}",
+        f"{what} is of a model with other {field}: {getattr(identity, field)[:16]}",
         field=field,
-        expected=f"{field} {getattr(wanted, field)[:16]}, of {end.ref}, which it leads {way}",
+        expected=f"{field} {getattr(wanted, field)[:16]}, of {end.ref}, which it leads {direction}",
         fix="fit a bridge for these two models, or use a text channel",
     )
 

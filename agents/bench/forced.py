@@ -1,4 +1,4 @@
-"""Forced tokens: how far one way of handing a message over is from a full recompute."""
+"""Forced tokens: how far a handed-over message is from a full recompute."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Time to the first token after a hand-over, by every way there is, in one run, each in turn."""
+"""Time to the first token after a hand-over, under every condition in turn, in one run."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -17,7 +17,7 @@ KINDS = (".png", ".svg")
 
 
 def draw(manifest: "BridgeManifest", file: Path) -> None:
-    """Draw what every way keeps of the text's gain, a panel per data set, with 95 % intervals.
+    """Draw what conditions keep of the text's gain, a panel per data set, with 95 % intervals.
 
     Args:
         manifest: The bridge's.

@@ -209,10 +209,7 @@ class Fit(ABC, Generic[Module, Given, Settings]):
         return Fitted(module, self.figures(progressed), progressed.tokens)
 
     def validation_pieces(self) -> Iterator[str]:
-        """Plain text that was held out; that of a corpus of one document, which holds none, again.
-
-        The scores of such a corpus say less, and the audit's own rows decide.
-        """
+        """Validation text without end; the training text where a corpus has no other."""
         return replace(self.corpus, train=self.corpus.validation or self.corpus.train).stream(0)
 
     def _load(self) -> Progressed | None:
