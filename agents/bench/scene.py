@@ -12,7 +12,7 @@ from unspoken.channels.message import Message, Segment
 __all__ = ["Scene", "make_message"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
     """A message in its receiver's context.
 
@@ -75,7 +75,13 @@ class Scene:
             context, ids = compose(quote, ending)
         opening = builder.opening(receiver_system).ids
         history = Past(opening, model.read(opening)) if opening else None
-        return cls(message, context, ids, compose(ending)[1], history)
+        return cls(
+            message=message,
+            context=context,
+            ids=ids,
+            empty_ids=compose(ending)[1],
+            history=history,
+        )
 
     @property
     def new_ids(self) -> tuple[int, ...]:

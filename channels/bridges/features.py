@@ -8,8 +8,9 @@ from torch import Tensor
 from unspoken.channels.kv.geometry import CacheGeometry
 from unspoken.channels.kv.rope import Rotary, turn_back, turn_to
 from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.model import CausalModel, rotaries
 
-__all__ = ["bare_rows", "layer_states", "width", "widths"]
+__all__ = ["bare_rows", "state_of", "width", "widths"]
 
 
 def widths(geometry: CacheGeometry, layers: Sequence[int]) -> tuple[int, ...]:
@@ -58,18 +59,26 @@ def bare_rows(
     return torch.cat(parts, dim=1)
 
 
-def layer_states(
+def state_of(
     rows: Tensor,
     layers: Sequence[int],
-    positions: Tensor,
-    first: int,
-    geometry: CacheGeometry,
-    rotary: Mapping[str, Rotary],
-    dtype: torch.dtype,
-) -> tuple[LayerState, ...]:
-    """The inverse of `bare_rows`: keys rotated to contiguous `positions`, from `first` on."""
+    at: int,
+    receiver: CausalModel,
+    native: Sequence[LayerState] = (),
+) -> KVState:
+    """The inverse of `bare_rows`: the receiver's state of rows from position `at` on.
+
+    Args:
+        rows: Bare rows, (tokens, columns), on the receiver's device.
+        layers: Which layers, in the order of the columns; those after `native`.
+        at: Position of the first token.
+        receiver: Whose state it is.
+        native: The receiver's first layers over the same tokens.
+    """
+    geometry, rotary, stop = receiver.geometry, rotaries(receiver), at + len(rows)
+    positions = torch.arange(at, stop, device=rows.device)
     turns = {name: turn_to(positions, rotary[name]) for name in _ropes(geometry, layers)}
-    states, column = [], 0
+    states, column = list(native), 0
     for number in layers:
         shape = geometry.layers[number]
         size = shape.kv_heads * shape.head_dim
@@ -81,9 +90,15 @@ def layer_states(
         )
         if shape.rope is not None:
             keys = turns[shape.rope](keys)
-        states.append(LayerState(keys.to(dtype), values.to(dtype), first))
+        states.append(LayerState(keys.to(receiver.dtype), values.to(receiver.dtype), at))
         column += 2 * size
-    return tuple(states)
+    return KVState(
+        layers=tuple(states),
+        start=at,
+        stop=stop,
+        identity=receiver.identity,
+        approximate_from=at,
+    )
 
 
 def _ropes(geometry: CacheGeometry, layers: Sequence[int]) -> set[str]:

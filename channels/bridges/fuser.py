@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unspoken.channels.bridges.features import bare_rows, layer_states, width, widths
+from unspoken.channels.bridges.features import bare_rows, state_of, width, widths
 from unspoken.channels.bridges.folder import read
 from unspoken.channels.bridges.projection import SINK
 from unspoken.channels.bridges.quantize import load_quantized, quantize
@@ -198,18 +198,7 @@ def fused_state(
     unchanged = min(max(SINK - at, 0), len(rows))
     if unchanged:
         rows = torch.cat([own[:unchanged], rows[unchanged:]])
-    every = range(len(receiver.geometry.layers))
-    positions = torch.arange(at, at + len(rows), device=own.device)
-    layers = layer_states(
-        rows, every, positions, at, receiver.geometry, rotaries(receiver), receiver.dtype
-    )
-    return KVState(
-        layers=layers,
-        start=at,
-        stop=at + len(rows),
-        identity=receiver.identity,
-        approximate_from=at,
-    )
+    return state_of(rows, range(len(receiver.geometry.layers)), at, receiver)
 
 
 # In a bridge's folder, beside the projector or alone

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unspoken.channels.bridges.features import layer_states
+from unspoken.channels.bridges.features import state_of
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.kv.state import KVState, LayerState
-from unspoken.channels.model import CausalModel, rotaries
+from unspoken.channels.model import CausalModel
 
 __all__ = ["SINK", "feature_rows", "native_part", "projected_state"]
 
@@ -70,21 +70,5 @@ def projected_state(
     receiver: CausalModel,
 ) -> KVState:
     """The receiver's state of the message at positions `at` and on, as the projector makes it."""
-    config = projector.config
-    positions = torch.arange(at, at + len(features), device=receiver.device)
-    projected = layer_states(
-        projector(features.float()),
-        config.target_layers(receiver.geometry),
-        positions,
-        at,
-        receiver.geometry,
-        rotaries(receiver),
-        receiver.dtype,
-    )
-    return KVState(
-        layers=(*native, *projected),
-        start=at,
-        stop=at + len(features),
-        identity=receiver.identity,
-        approximate_from=at,
-    )
+    layers = projector.config.target_layers(receiver.geometry)
+    return state_of(projector(features.float()), layers, at, receiver, native)

@@ -82,7 +82,7 @@ def carry_across(
         words = ids[run.start : run.stop]
         taken.append(recompute_layers(receiver, rows, words, layer_ranges, behind))
         before.append(taken[-1])
-    report = _report(arrival, receiver, state, layer_ranges, evidence, computed, taken)
+    report = _report(arrival, receiver, layer_ranges, evidence, computed=computed, taken=taken)
     repair: tuple[int, ...] = ()
     if deviation and taken:
         depth = early_layers(receiver)
@@ -182,12 +182,13 @@ def _computed(
 def _report(
     arrival: Arrival,
     receiver: CausalModel,
-    state: KVState,
     layer_ranges: LayerRanges,
     evidence: str,
+    *,
     computed: Sequence[KVState],
     taken: Sequence[KVState],
 ) -> CarryReport:
+    state = arrival.message.require_state()
     layers, recomputed = len(receiver.geometry.layers), layers_of(layer_ranges)
     tokens = sum(map(len, taken))
     report = CarryReport(

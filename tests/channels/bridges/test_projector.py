@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
-from unspoken.channels.bridges.features import bare_rows, layer_states, width
+from unspoken.channels.bridges.features import bare_rows, state_of, width
 from unspoken.channels.bridges.fit.example import (
     answer_loss,
     divergence,
@@ -53,16 +53,14 @@ def test_bare_rows_do_not_depend_on_position_in_the_first_layer(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_layer_states_is_the_inverse_of_bare_rows(name: str) -> None:
+def test_state_of_is_the_inverse_of_bare_rows(name: str) -> None:
     model = make(name)
     state = model.prefill(model.tensor(range(5, 25))).state
     layers, positions = range(len(model.geometry.layers)), torch.arange(3, 20)
     rows = bare_rows(state, layers, positions, model.geometry, rotaries(model))
     assert rows.shape == (17, width(model.geometry, layers))
-    restored = layer_states(
-        rows, layers, positions, 3, model.geometry, rotaries(model), torch.float32
-    )
-    for mine, true in zip(restored, state.slice(3, 20).layers, strict=True):
+    restored = state_of(rows, layers, 3, model)
+    for mine, true in zip(restored.layers, state.slice(3, 20).layers, strict=True):
         assert torch.allclose(mine.keys, true.keys, atol=1e-4)
         assert torch.equal(mine.values, true.values)
 
