@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from unspoken.agents.cli.console import (
     print_table,
     shown,
     size,
+    stderr,
     stdout,
 )
 from unspoken.agents.cli.figure import draw
@@ -207,8 +209,17 @@ def pull(
         str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a Hub id.")
     ] = None,
 ) -> None:
-    """Fetch a bridge into your store, check all of it, and print its folder."""
-    typer.echo(_store().pull(place, revision))
+    """Fetch a bridge into your store, check all of it, and print its folder.
+
+    It is used once `unspoken bridge audit` has measured it here, or where a workflow says
+    `bridges: trust`.
+    """
+    folder = _store().pull(place, revision)
+    said = (
+        f"it is used once this machine has measured it: unspoken bridge audit {quote(str(folder))}"
+    )
+    stderr().print(shown(said), soft_wrap=True)
+    typer.echo(folder)
 
 
 # Which bridge is meant

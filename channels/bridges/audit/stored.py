@@ -8,7 +8,7 @@ from unspoken.channels.bridges.audit.plan import AuditPlan
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.folder import read, write
 from unspoken.channels.bridges.manifest import Audit, BridgeManifest
-from unspoken.channels.bridges.trust import record
+from unspoken.channels.bridges.trust import measured_here, record
 from unspoken.channels.data.text import Corpus, load_corpus
 from unspoken.channels.errors import BridgeError, InputError
 from unspoken.channels.model import Hold, Report, TextModel
@@ -82,12 +82,23 @@ def corpus_of(manifest: BridgeManifest) -> Corpus:
     """What a bridge was fitted on, or the built-in text where that very text is not available.
 
     Nothing is downloaded because a manifest names it, and a file that only has the same name does
-    not count.
+    not count. Of a bridge from elsewhere, only what lies under the current folder is looked at.
     """
     sources, seed = manifest.data.sources, manifest.data.seed
-    if not any(source.startswith("hub:") for source in sources):
+    ours = measured_here(manifest)
+    if all(not source.startswith("hub:") and (ours or _lies_here(source)) for source in sources):
         with suppress(InputError):
             corpus = load_corpus(sources, seed=seed)
             if corpus.digest == manifest.data.digest:
                 return corpus
     return load_corpus(seed=seed)
+
+
+def _lies_here(source: str) -> bool:
+    """Whether a source is in the current folder; a stranger may name a disk, or what never ends."""
+    try:
+        path = Path(source)
+        path.resolve().relative_to(Path.cwd().resolve())
+    except (OSError, ValueError, RuntimeError):  # elsewhere, no path, or links in a ring
+        return False
+    return path.resolve() != Path.cwd().resolve() and not source.startswith("~")

@@ -13,6 +13,7 @@ from sample_bridges import AUDIT, identity, manifest, tensors
 from unspoken.agents.models.notes import folder_key, remember
 from unspoken.channels.bridges.folder import read, write
 from unspoken.channels.bridges.store import BridgeStore
+from unspoken.channels.bridges.trust import record
 
 PAIR = ("owner/Alpha", "owner/Beta")
 
@@ -58,6 +59,18 @@ def test_list_json(saved: Path) -> None:
     assert (line["sharer"], line["receiver"]) == PAIR
     assert (line["retention"], line["specific"], line["earned"]) == (0.8125, 0.75, 0.7)
     assert line["bytes"] > 1000
+
+
+def test_list_and_show_say_where_a_bridge_was_measured(saved: Path) -> None:
+    """One from elsewhere is listed with the way to make it count."""
+    said = bridge("list")
+    assert "1 not measured here: unspoken bridge audit" in said
+    assert json.loads(bridge("list", "--json"))[0]["measured_here"] is False
+    assert "its audit is not believed" in bridge("show", saved)
+    record(read(saved)[0])
+    assert "not measured here" not in bridge("list")
+    assert json.loads(bridge("list", "--json"))[0]["measured_here"] is True
+    assert "is not believed" not in bridge("show", saved)
 
 
 def test_list_shows_broken_bridges(saved: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from sample_bridges import AUDIT, manifest, tensors
 
 from unspoken.agents import EdgePlan, LocalModel, Workflow
 from unspoken.channels import ProjectedCacheChannel
+from unspoken.channels.bridges.audit import stored
 from unspoken.channels.bridges.audit.stored import keep_audit
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.fit.settings import FuseSettings
 from unspoken.channels.bridges.folder import FILES, check, copy, read, read_manifest, write
 from unspoken.channels.bridges.make import fit_bridge
+from unspoken.channels.bridges.manifest import BridgeManifest
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.bridges.trust import measured_here, record
 from unspoken.channels.errors import BridgeError
@@ -174,6 +178,36 @@ def test_a_fit_is_of_this_machine(
     assert "fuse" in check(folder).config and measured_here(check(folder))
     fit_bridge(*pair, replace(plain, out=pulled, refit=True))  # keeps the stranger's fuser
     assert "fuse" in check(pulled).config and not measured_here(check(pulled))
+
+
+@pytest.mark.parametrize("source", ["/", "~", "..", "{}/text.txt", "\0", "."])
+def test_a_text_that_a_strangers_manifest_names_is_not_looked_at(
+    source: str, bridge: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a whole disk. What lies in the current folder is, if it is the very text."""
+    (tmp_path / "text.txt").write_text("The keeper of the lighthouse counted the ships. " * 9)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    shutil.copy(tmp_path / "text.txt", "text.txt")
+    loaded: list[Any] = []
+    monkeypatch.setattr(stored, "load_corpus", lambda *given, **seed: loaded.append(given))
+    manifest = read_manifest(bridge)
+
+    def look(name: str) -> BridgeManifest:
+        named = manifest.data.model_copy(update={"sources": (name.format(tmp_path),)})
+        loaded.clear()
+        changed = manifest.model_copy(update={"data": named}).sealed()
+        with suppress(AttributeError):  # the corpus is a fake
+            stored.corpus_of(changed)
+        return changed
+
+    changed = look(source)
+    assert loaded == [()]  # the built-in text alone
+    record(changed)
+    look(source)
+    assert len(loaded[0]) == 1  # this machine's own
+    look("text.txt")
+    assert loaded[0] == (("text.txt",),)
 
 
 @pytest.mark.parametrize("name", FILES)
