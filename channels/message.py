@@ -9,6 +9,9 @@ from unspoken.channels.kv.state import KVState
 
 __all__ = ["Message", "Segment", "common_prefix"]
 
+SHOWN = 60
+"""Most letters of its words that a message shows of itself."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
@@ -56,6 +59,11 @@ class Message:
     context: tuple[int, ...]
     identity: ModelIdentity
     state: KVState | None = None
+
+    def __repr__(self) -> str:
+        """The beginning of its words, and how much there is of it."""
+        words = repr(self.text if len(self.text) <= SHOWN else f"{self.text[:SHOWN]}…")
+        return f"<Message of {self.sharer!r}: {words}, {self.tokens} tokens, {self.state!r}>"
 
     @property
     def text(self) -> str:

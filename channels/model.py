@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -27,8 +27,8 @@ class Prefill:
     """
 
     state: KVState
-    logits: Tensor
-    hidden: Mapping[int, Tensor]
+    logits: Tensor = field(repr=False)
+    hidden: Mapping[int, Tensor] = field(repr=False)
 
 
 @runtime_checkable

@@ -25,6 +25,9 @@ INTERRUPTED = 130
 """What shells give for a program that Ctrl-C ended: 128 and the signal's number."""
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 class _Command(TyperCommand):
     """A command whose errors are one screen on stderr and an exit code."""
 
@@ -49,6 +52,16 @@ def _explain(error: Exception, *, debug: bool) -> int:
     if isinstance(error, UnspokenError):
         print_error(error)
         return error.exit_code
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        place = f" ({error.filename})" if error.filename else ""
+        print_error(
+            UnspokenError(
+                f"what this command writes has no room{place}: {error.strerror}",
+                expected="a disk with room, for the output and for the user's cache",
+                fix="free some space, or write elsewhere ($UNSPOKEN_CACHE moves the cache)",
+            )
+        )
+        return UnspokenError.exit_code
     name, reason = type(error).__name__, str(error).strip().partition("\n")[0][:500]
     console = stderr()
     text = shown(f"unexpected {name}: {reason}" if reason else f"unexpected {name}")

@@ -25,7 +25,15 @@ from unspoken.channels.storage.files import (
     write_json,
 )
 
-__all__ = ["ModelListing", "ModelReference", "is_hub_id", "list_models", "parse", "prepare"]
+__all__ = [
+    "ModelListing",
+    "ModelReference",
+    "is_hub_id",
+    "list_models",
+    "parse",
+    "path_reference",
+    "prepare",
+]
 
 Kind = Literal["embedded", "folder", "gguf", "hub"]
 
@@ -73,6 +81,13 @@ class ModelListing:
     bytes: int = 0
     description: str = ""
     install: str = ""
+
+
+def path_reference(ref: str | Path) -> str:
+    """A reference as a text; a path is never taken for a Hub id."""
+    text = str(ref)
+    plain = isinstance(ref, str) or ref.is_absolute() or _looks_like_path(text)
+    return text if plain else os.path.join(".", text)
 
 
 def parse(ref: str) -> ModelReference:

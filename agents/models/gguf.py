@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,8 +206,10 @@ def convert(gguf: Path, folder: Path, report: Progress) -> None:
     float32 because it holds every GGUF type's values exactly; bfloat16 would round them.
 
     Raises:
-        ModelSupportError: weights are missing, or the tokenizer does not survive being saved.
+        ModelSupportError: weights are missing, the tokenizer does not survive being saved, or the
+            packages of the extra `gguf` are not installed.
     """
+    _require_reader()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -235,6 +238,17 @@ def convert(gguf: Path, folder: Path, report: Progress) -> None:
         saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         _require_same_tokenizer(tokenizer, saved)
         stage.leave()
+
+
+def _require_reader() -> None:
+    """Refuse to begin where the packages that read GGUF files are not installed."""
+    for package in ("gguf", "accelerate"):
+        if find_spec(package) is None:
+            raise ModelSupportError(
+                f"{package}, which reads GGUF files, is not installed",
+                expected="unspoken with its extra `gguf`",
+                fix='pip install "unspoken[gguf]"',
+            )
 
 
 def _require_same_tokenizer(

@@ -18,7 +18,7 @@ from unspoken.agents.models.adapters import (
     refuse_adapter_folder,
     refuse_adapters,
 )
-from unspoken.agents.models.catalog import prepare
+from unspoken.agents.models.catalog import path_reference, prepare
 from unspoken.agents.models.decoder import Decoder
 from unspoken.agents.models.generation import asked_of_sampling
 from unspoken.agents.models.hf import Backbone
@@ -97,19 +97,19 @@ class LocalModel(Decoder):
     @classmethod
     def load(
         cls,
-        ref: str,
+        ref: str | Path,
         *,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
         revision: str | None = None,
-        adapter: str | None = None,
+        adapter: str | Path | None = None,
         template: Mapping[str, object] | None = None,
         progress: Callable[[str, float], None] | None = None,
     ) -> "LocalModel":
         """Load a Hub id, a folder, a ``.gguf`` file or ``embedded:NAME``, prepared on first use.
 
         Args:
-            ref: The model reference.
+            ref: The model reference; a `Path` is always a folder or file.
             dtype: ``auto`` is float32 on a CPU and the checkpoint's own on an accelerator.
             device: ``auto`` is the accelerator where there is one, else the CPU.
             revision: Branch, tag or commit of a Hub id.
@@ -122,6 +122,7 @@ class LocalModel(Decoder):
             ModelReferenceError: The reference leads to no model.
             ModelSupportError: The model cannot be served.
         """
+        ref = path_reference(ref)
         refuse_adapter_folder(ref)
         folder = prepare(ref, revision=revision, progress=progress)
         target = find_device(device)
@@ -163,7 +164,7 @@ class LocalModel(Decoder):
         else:
             remember_positions(folder, self.key_positions)
 
-    def with_adapter(self, adapter: str, *, revision: str | None = None) -> "LocalModel":
+    def with_adapter(self, adapter: str | Path, *, revision: str | None = None) -> "LocalModel":
         """The same base with an adapter: another model, whose weights are shared with this one.
 
         Its modules are its own, so the adapter is always on in this model and never in the base.
@@ -186,6 +187,7 @@ class LocalModel(Decoder):
                 expected="a base model without one",
                 fix="call with_adapter on the base",
             )
+        adapter = path_reference(adapter)
         folder = adapter_folder(adapter, revision)
         with self.weights.lock:
             identity = adapted_identity(self.identity, folder)

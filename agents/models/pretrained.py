@@ -43,6 +43,12 @@ def read_pretrained(
     except Exception as error:  # transformers and safetensors raise almost anything here
         if (refusal := strangers_code(ref, error)) is not None:
             raise refusal from error
+        if isinstance(error, ImportError):
+            raise ModelSupportError(
+                f"{ref!r} needs a package that is not installed: {first_line(error)}",
+                expected="the packages that transformers reads this checkpoint with",
+                fix="install the package that is named",
+            ) from error
         raise ModelReferenceError(
             f"{ref!r} could not be loaded from {folder}: {first_line(error)}",
             expected="a causal language model with weights, config.json and a tokenizer",

@@ -38,6 +38,12 @@ class CompressedState:
     hidden: Mapping[int, Tensor]
     raw_bytes: int
 
+    def __repr__(self) -> str:
+        return (
+            f"<CompressedState of positions {self.start} to {self.stop} in {self.codec}, "
+            f"of {self.identity.weights[:12]}>"
+        )
+
     @property
     def nbytes(self) -> int:
         """Bytes of all that is stored."""

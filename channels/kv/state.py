@@ -30,6 +30,10 @@ class LayerState:
     values: Tensor
     first: int
 
+    def __repr__(self) -> str:
+        about = f"{self.keys.dtype} on {self.keys.device}".removeprefix("torch.")
+        return f"<LayerState {tuple(self.keys.shape)} from {self.first}, {about}>"
+
     @property
     def rows(self) -> int:
         """Number of tokens this layer holds."""
@@ -110,6 +114,13 @@ class KVState:
                 expected="hidden states of the same tokens at every layer, all of them in the "
                 "state",
             )
+
+    def __repr__(self) -> str:
+        sort = "exact" if self.exact else f"exact to {self.approximate_from}"
+        return (
+            f"<KVState of positions {self.start} to {self.stop}, {sort}, "
+            f"{len(self.layers)} layers, of {self.identity.weights[:12]}>"
+        )
 
     def __len__(self) -> int:
         return self.stop - self.start

@@ -1,4 +1,4 @@
-"""Many threads that load models at once."""
+"""Loading: by paths, without a package, in many threads at once; and how a message reads."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,9 +8,13 @@ from threading import Barrier
 import pytest
 import torch
 from tiny import tiny_gemma3, tiny_llama
+from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from unspoken.agents import LocalModel
+from unspoken.agents.models import gguf
+from unspoken.channels.errors import ContextLengthError, ModelReferenceError, ModelSupportError
+from unspoken.channels.kv.compressed import compress
 
 THREADS = 8
 
@@ -54,3 +58,67 @@ def test_threads_load_as_one_does(tmp_path: Path, cache: Path, several: bool) ->
     assert torch.get_default_dtype() == torch.float32
     assert logging.get_verbosity() == verbosity
     assert logging.set_tqdm_hook(None) is None
+
+
+def test_a_path_is_a_folder_and_never_a_hub_id(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Absolute or relative, a `Path` loads what is there, and nothing is looked up elsewhere."""
+    folder = tiny_llama(tmp_path / "owner" / "name")
+    monkeypatch.chdir(tmp_path)
+    model = LocalModel.load(folder)
+    assert LocalModel.load(Path("owner/name")).identity == model.identity
+    assert LocalModel.load(model.ref).ref == str(folder)
+    with pytest.raises(ModelReferenceError, match=r"there is no \./owner/other"):
+        LocalModel.load(Path("owner/other"))
+
+
+@pytest.mark.parametrize("package", ["gguf", "accelerate"])
+def test_a_missing_extra_is_named(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    """The error says what to install, and leaves nothing."""
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF" + bytes(100))
+    find = gguf.find_spec
+    monkeypatch.setattr(gguf, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(ModelSupportError, match=f"{package}.*is not installed") as caught:
+        LocalModel.load(file)
+    assert caught.value.fix == 'pip install "unspoken[gguf]"'
+    assert [path for path in (cache / "models").iterdir() if path.is_dir()] == []
+
+
+def test_a_package_that_a_checkpoint_needs_is_named(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tokenizer that wants a package does not read as a broken folder."""
+
+    def wants(*_: object, **__: object) -> None:
+        raise ImportError("This tokenizer requires sentencepiece")
+
+    folder = tiny_llama(tmp_path / "model")
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", wants)
+    with pytest.raises(ModelSupportError, match="requires sentencepiece") as caught:
+        LocalModel.load(folder)
+    assert "install" in caught.value.fix
+
+
+def test_a_message_longer_than_the_context_is_refused(tmp_path: Path, cache: Path) -> None:
+    """As a turn of that length is, before anything is computed."""
+    model = LocalModel.load(tiny_llama(tmp_path / "model", max_position_embeddings=64))
+    assert model.message("the reader").tokens
+    with pytest.raises(ContextLengthError, match="the message has") as caught:
+        model.message("the reader of the document " * 40)
+    assert "at most the 64" in caught.value.expected
+
+
+def test_states_and_messages_print_no_tensors(tmp_path: Path, cache: Path) -> None:
+    """A line each, however long they are."""
+    model = LocalModel.load(tiny_llama(tmp_path / "model"))
+    message = model.message("the reader of the document " * 40, capture=(0,))
+    assert message.state is not None
+    prefill = model.prefill(model.tensor(message.context))
+    shown = [message, message.state, message.state.layers[0], compress(message.state, "int8")]
+    for line in map(repr, [*shown, prefill]):
+        assert "tensor" not in line and "\n" not in line and len(line) < 300
+    assert "reader" in repr(message) and "the reader of" in repr(message)
