@@ -19,7 +19,8 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarStri
 
 from unspoken.agents.spec.problems import KEY, describe, schema_problems
 from unspoken.agents.spec.spec import WorkflowSpec, dump
-from unspoken.agents.spec.yaml_reader import Document, Path, Position, failure, parse, resolve
+from unspoken.agents.spec.yaml_reader import Document, Path, Position, failure, parse
+from unspoken.agents.spec.yaml_scalars import resolve
 from unspoken.channels.errors import InputError, Problem, WorkflowError
 
 __all__ = ["LoadedWorkflow", "dumps", "load_workflow", "loads"]
@@ -131,11 +132,28 @@ def loads(text: str, file: str = "<string>") -> LoadedWorkflow:
     return LoadedWorkflow(spec, file, document.values, text)
 
 
+def _own(data: object, path: Path = ()) -> object:
+    """A file's data less the keys that begin with ``x-``, which hold what is the user's own.
+
+    The parts of a file may have such keys; names in it, and data under ``inputs``, are no parts.
+    """
+    if isinstance(data, list):
+        return [_own(item, (*path, "")) for item in data]
+    if not isinstance(data, dict) or (path[:1] == ("inputs",) and len(path) > 2):
+        return data
+    part = len(path) != 1
+    return {
+        key: _own(value, (*path, key))
+        for key, value in data.items()
+        if not (part and key.startswith("x-"))
+    }
+
+
 def _validated(document: Document, file: str, text: str) -> WorkflowSpec:
     from unspoken.agents.spec.graph import validate  # networkx is only needed from here on
 
     try:
-        spec = WorkflowSpec.model_validate(document.data, by_alias=True, by_name=False)
+        spec = WorkflowSpec.model_validate(_own(document.data), by_alias=True, by_name=False)
     except ValidationError as error:
         placed = [
             _placed(problem, path, document, file) for path, problem in schema_problems(error)

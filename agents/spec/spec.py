@@ -301,6 +301,8 @@ class WorkflowSpec(Part):
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a workflow file; it accepts every file that the loader accepts."""
     schema = WorkflowSpec.model_json_schema(by_alias=True, mode="validation")
+    for part in (schema, *schema["$defs"].values()):
+        part["patternProperties"] = {"^x-": {}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,

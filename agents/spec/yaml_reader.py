@@ -26,30 +26,19 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.reader import ReaderError
 
+from unspoken.agents.spec.yaml_scalars import resolve
 from unspoken.channels.errors import Problem, WorkflowError
 
-__all__ = ["Document", "Path", "Position", "failure", "parse", "path_text", "resolve"]
+__all__ = ["Document", "Path", "Position", "failure", "parse", "path_text"]
 
 Path = tuple[str | int, ...]
 
 QUOTE_TEMPLATES = 'put templates in quotes: "{{ ... }}"'
-MAX_ALIASES = 64
+MAX_ALIASES = 1000
 MAX_DEPTH = 32
 MAX_VALUES = 20_000
 _TOO_LARGE = ("a workflow within the limits", "give data as inputs, not in the workflow")
 _CORE = "tag:yaml.org,2002:"
-_SCALARS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("null", re.compile(r"~|null|Null|NULL|")),
-    ("bool", re.compile(r"true|True|TRUE|false|False|FALSE")),
-    ("int", re.compile(r"[-+]?[0-9]{1,40}|0o[0-7]{1,40}|0x[0-9a-fA-F]{1,40}")),
-    (
-        "float",
-        re.compile(
-            r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
-            r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
-        ),
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,23 +72,36 @@ def path_text(path: Path) -> str:
     return "".join(parts).removeprefix(".")
 
 
-def resolve(text: str) -> tuple[str, object]:
-    """Return the core type (``int``, ``str``, …) and the value of a plain scalar."""
-    for kind, pattern in _SCALARS:
-        if pattern.fullmatch(text):
-            return kind, _convert(kind, text)
-    return "str", text
+@dataclass(frozen=True, slots=True)
+class _Merged:
+    """A mapping that a merge key takes in, and where its parts stand.
 
+    Attributes:
+        data: The mapping.
+        path: Its path.
+        keys, values: As `Document` has them, of it alone.
+    """
 
-def _convert(kind: str, text: str) -> object:
-    if kind == "bool":
-        return text.lower() == "true"
-    if kind == "int":
-        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-        return int(text, base)
-    if kind == "float":
-        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    return None
+    data: dict[str, object]
+    path: Path
+    keys: Mapping[Path, Position]
+    values: Mapping[Path, Position]
+
+    def into(
+        self,
+        data: dict[str, object],
+        path: Path,
+        keys: dict[Path, Position],
+        values: dict[Path, Position],
+    ) -> None:
+        """Add what a mapping does not have itself, with its positions."""
+        new = self.data.keys() - data.keys()
+        data |= {key: value for key, value in self.data.items() if key in new}
+        size = len(self.path)
+        for positions, mine in ((keys, self.keys), (values, self.values)):
+            for inner, position in mine.items():
+                if inner[:size] == self.path and len(inner) > size and inner[size] in new:
+                    positions[(*path, *inner[size:])] = position
 
 
 class _Reader:
@@ -179,8 +181,12 @@ class _Reader:
 
     def mapping(self, path: Path) -> dict[str, object]:
         data: dict[str, object] = {}
+        merged: list[_Merged] = []
         for event in self.until(MappingEndEvent):
             position = _position(event.start_mark)
+            if isinstance(event, ScalarEvent) and event.value == "<<" and event.style is None:
+                merged += self.merge(position, path)
+                continue
             key = self.key(event, position, path)
             inner = (*path, "?" if key is None else key)
             if key in data:
@@ -192,7 +198,29 @@ class _Reader:
             value = self.value(self.next(), inner)
             if key is not None:
                 data.setdefault(key, value)
+        for source in merged:
+            source.into(data, path, self.keys, self.values)
         return data
+
+    def merge(self, position: Position, path: Path) -> list[_Merged]:
+        """Read the value of a merge key: a mapping, or a list of some, the first of most weight."""
+        keys, values = self.keys, self.values
+        self.keys, self.values = {}, {}
+        inner = (*path, "<<")
+        value = self.value(self.next(), inner)
+        sources = [(inner, value)]
+        if isinstance(value, list):
+            sources = [((*inner, n), item) for n, item in enumerate(value)]
+        merged = [
+            _Merged(item, at, self.keys, self.values)
+            for at, item in sources
+            if isinstance(item, dict)
+        ]
+        self.keys, self.values = keys, values
+        if len(merged) < len(sources):
+            found, fix = "'<<' takes in what is no mapping", "write <<: *name, of an anchor &name"
+            self.note(position, found, path, "a mapping, or a list of mappings", fix)
+        return merged
 
     def key(self, event: Any, position: Position, path: Path) -> str | None:
         value = self.value(event, (*path, "?"))

@@ -77,7 +77,8 @@ BAD_WORKFLOWS: tuple[BadWorkflow, ...] = (
     _changed("unknown alias", "document: text", "document: *text", "'*text' has no anchor", 5),
     BadWorkflow("self-containing", "a: &a [*a]\n", "stands inside its own anchor", 1),
     BadWorkflow("alias bomb", _BOMB, "more than 20000 values", 8),
-    BadWorkflow("many aliases", "a: &a x\nb: [" + "*a, " * 70 + "]\n", "more than 64 aliases", 2),
+    BadWorkflow("merge of no mapping", "a: &a x\nb: {<<: *a}\n", "takes in what is no mapping", 2),
+    BadWorkflow("many aliases", "a: &a x\nb: [" + "*a, " * 1100 + "]", "more than 1000 aliases", 2),
     BadWorkflow("deep nesting", _NESTED, "more than 32 levels of nesting", 1),
     BadWorkflow("two documents", GOOD + "---\nname: b\n", "a second document starts", 26),
     BadWorkflow(
