@@ -12,6 +12,7 @@ from itertools import pairwise
 from transformers import PreTrainedTokenizerBase
 
 from unspoken.agents.prompts.backend import Backend, Token
+from unspoken.agents.prompts.template_probes import THOUGHTS
 
 __all__ = ["MarkedText"]
 
@@ -40,7 +41,9 @@ class MarkedText:
         # What letters become that the vocabulary lacks: a marker only where it is spelled.
         self._unknown = (special & set(self._backend.letters(_RARE))) - ends
         self.markers = frozenset(special)
-        self.turn_markers = frozenset(special - self._unknown)
+        thoughts = {tag for pair in THOUGHTS for tag in pair}
+        self._thoughts = {n for n, token in added.items() if token.content in thoughts}
+        self.turn_markers = frozenset(special - self._unknown - self._thoughts)
         templates = tokenizer.chat_template or ""
         self.know(templates.values() if isinstance(templates, dict) else [templates], turns=False)
 
@@ -59,7 +62,7 @@ class MarkedText:
         )
         self.markers |= named
         if turns:
-            self.turn_markers |= named
+            self.turn_markers |= named - self._thoughts
             self._unknown -= named
 
     def marks_turns(self, text: str) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["WORDS", "Render", "Trim", "attempt", "drops_thoughts", "find_trims"]
+__all__ = ["THOUGHTS", "WORDS", "Render", "Trim", "attempt", "drops_thoughts", "find_trims"]
 
 Render = Callable[[Sequence[Mapping[str, str]], bool], str]
 
@@ -18,13 +18,14 @@ _SPACES = " \n\t\r"
 _SHAPES = {"system": ("su", 0), "inline": ("su", 1), "user": ("u", 0), "assistant": ("uau", 1)}
 """Per role a conversation, and which of its turns has that role; the user's in two places."""
 
-_THOUGHTS = (
+THOUGHTS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
 )
+"""What models write around thoughts. It opens and closes no turn, so outputs keep it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def _stripped(render: Render, role: str, padded: Callable[[str, str], str]) -> s
 
 def drops_thoughts(render: Render) -> bool:
     """Whether a template leaves out what the assistant thought in an earlier turn."""
-    for opening, closing in _THOUGHTS:
+    for opening, closing in THOUGHTS:
         words = [*WORDS]
         words[1] = f"{opening}\n{WORDS[3]}\n{closing}\n\n{WORDS[1]}"
         text = attempt(render, "uau", words=words)

@@ -147,6 +147,18 @@ def test_a_marker_that_the_template_names_counts_though_it_is_not_special() -> N
     assert tool not in text.turn_markers or table in text.markers
 
 
+@pytest.mark.parametrize("special", [True, False])
+def test_what_stands_around_thoughts_is_handed_on(special: bool) -> None:
+    """Models write it themselves, in every answer, and it closes no turn; words still spell it."""
+    source = CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>'")
+    tokenizer = made("byte-level", [*MARKS, "<think>"], template=source, special=special)
+    of = context_builder_of(TextTokenizer(tokenizer, "digest"))
+    tag = tokenizer.convert_tokens_to_ids("<think>")
+    detokenizer, ids = sampled(of, tag, "Ada")
+    assert detokenizer.kept() == (ids, len(ids))
+    assert tag not in of.text.encode_words("a <think> b")
+
+
 def test_an_added_token_that_is_no_marker_is_read_in_words() -> None:
     """Words keep the tokens that the model learned for them, as its template gives them."""
     tokenizer = made("byte-level", MARKS, template=CHATML)
