@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 import torch
 from messages import arrival_of, context_of, message_of
+from tiny import CHATML
 from turns import Turn, inbound, take, writes
 
 from unspoken.agents import LocalModel
 from unspoken.agents.engines.base import Inbound, Prefilling
 from unspoken.agents.prompts.context import ChatTurn, Context
-from unspoken.agents.testing import tiny_model
+from unspoken.agents.testing import tiny_model, tiny_tokenizer
 from unspoken.channels import KVState, Message, SameModelCacheChannel, TextChannel
 from unspoken.channels.errors import ContextLengthError, RunError
 
@@ -208,3 +209,29 @@ def test_a_turn_stops_at_the_end_of_the_model_s_context(
     assert 0 < room < 40
     outcome = take(model, Turn(context, generate=writes(200)))[1]
     assert (outcome.finish, outcome.usage.generated_tokens) == ("length", room)
+
+
+def test_a_marker_that_is_sampled_has_no_place_in_the_state(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A marker in the middle of an answer is not in the context, and its state is not used."""
+    context, mark = context_of(model, WORDS), model.text.encode("<|im_start|>")[0]
+    sampled = iter([*model.text.encode_words("the reader"), mark, *model.text.encode_words(" key")])
+
+    def sampler(*_: object) -> Any:
+        return lambda logits: torch.tensor([next(sampled, model.tokenizer.eos_token_id)])
+
+    monkeypatch.setattr("unspoken.agents.engines.turn.Sampler", sampler)
+    outcome = take(model, Turn(context, generate=writes(16), keep_state=True))[1]
+    answer = outcome.context.segments[-1]
+    assert outcome.text == "the reader key" == model.text.decode(answer.words)
+    assert mark not in answer.words and outcome.state is not None
+    close_to(outcome.state, computed(model, outcome.context.ids))
+
+
+def test_a_marker_that_is_not_special_ends_a_turn() -> None:
+    """What the template writes behind an answer is where a model ends it."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<|end|>"])
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", "<|end|>")
+    assert tokenizer.convert_tokens_to_ids("<|end|>") in tiny_model(tokenizer=tokenizer).stop_ids
