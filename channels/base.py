@@ -49,6 +49,11 @@ class Span:
     source: int
     length: int
 
+    @property
+    def stop(self) -> int:
+        """Position after the last in the receiver's context."""
+        return self.at + self.length
+
 
 @dataclass(frozen=True, slots=True)
 class TextSpan:
@@ -70,6 +75,11 @@ class TextSpan:
     def length(self) -> int:
         """Number of tokens."""
         return len(self.ends)
+
+    @property
+    def stop(self) -> int:
+        """Position after the last in the receiver's context."""
+        return self.at + self.length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +118,7 @@ class Arrival:
     @property
     def positions(self) -> tuple[int, ...]:
         """Positions of the message's tokens in the receiver's context, ascending."""
-        return tuple(at for span in self.placed for at in range(span.at, span.at + span.length))
+        return tuple(place for span in self.placed for place in range(span.at, span.stop))
 
 
 @dataclass(frozen=True, slots=True)

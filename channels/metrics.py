@@ -137,11 +137,11 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
 
 def _f1(prediction: str, answer: str) -> float:
     """F1 of two bags of words; two empty ones agree."""
-    found, wanted = normalized(prediction).split(), normalized(answer).split()
-    if not found or not wanted:
-        return float(found == wanted)
-    common = (Counter(found) & Counter(wanted)).total()
-    return 2 * common / (len(found) + len(wanted))
+    said, wanted = normalized(prediction).split(), normalized(answer).split()
+    if not said or not wanted:
+        return float(said == wanted)
+    common = (Counter(said) & Counter(wanted)).total()
+    return 2 * common / (len(said) + len(wanted))
 
 
 PAIRED_DRAWS = 2000

@@ -130,9 +130,7 @@ class SameModelCacheChannel(Channel):
             state = replace(state, hidden={}).to(receiver.device)
         shared = common_prefix(arrival.context, message.context)
         prefix = Piece(state.slice(0, shared)) if shared and state.start == 0 else None
-        spans = tuple(
-            _beyond(span, shared) for span in arrival.spans if span.at + span.length > shared
-        )
+        spans = tuple(_beyond(span, shared) for span in arrival.spans if span.stop > shared)
         _require_rows(state, shared, spans, receiver)
         spliced = tuple(self._place(state, span, receiver) for span in spans)
         repair = _first_positions(spans, self.sink)
@@ -207,5 +205,5 @@ def _beyond(span: Span, prefix: int) -> Span:
 
 def _first_positions(spans: tuple[Span, ...], count: int) -> tuple[int, ...]:
     """The first `count` receiver positions of the spans."""
-    positions = [position for span in spans for position in range(span.at, span.at + span.length)]
+    positions = [position for span in spans for position in range(span.at, span.stop)]
     return tuple(positions[:count])

@@ -104,6 +104,6 @@ def _bar(value: float, low: float | None, high: float | None) -> str:
     cells = [" "] * WIDTH
     cells[: column(value)] = "█" * column(value)
     if low is not None and high is not None:
-        for at in range(column(low), column(high)):
-            cells[at] = "▓" if at < column(value) else "─"
+        for cell in range(column(low), column(high)):
+            cells[cell] = "▓" if cell < column(value) else "─"
     return "".join(cells) + "│"

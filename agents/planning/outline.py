@@ -70,13 +70,13 @@ class Outlines:
 
     def _cut(self, agent: str, pieces: Iterator[OutlinePiece]) -> tuple[OutlinePiece, ...]:
         """Some pieces, and one for each message that may begin after them."""
-        kept = tuple(islice(pieces, MOST_PIECES))
+        shown = tuple(islice(pieces, MOST_PIECES))
         if next(pieces, None) is None:
-            return kept
-        seen = {piece.edge for piece in kept}
+            return shown
+        seen = {piece.edge for piece in shown}
         label = f"more than {MOST_PIECES} parts of {agent}"
         rest = [number for number in self._inbound[agent] if number not in seen]
-        return (*kept, *(OutlinePiece(("more", agent, n), label, n) for n in (None, *rest)))
+        return (*shown, *(OutlinePiece(("more", agent, n), label, n) for n in (None, *rest)))
 
     def _context(self, agent: str) -> Iterator[OutlinePiece]:
         yield _system(self._spec, agent)
@@ -104,8 +104,8 @@ class Outlines:
         for index, part in enumerate(_parts(prompt)):
             number = order.quoted.get(part.text) if part.message else None
             if number is None:
-                own = (agent, index) if private and not part.literal else ()
-                yield OutlinePiece(("words", part.text, own), f"the prompt of {agent}")
+                reader = (agent, index) if private and not part.literal else ()
+                yield OutlinePiece(("words", part.text, reader), f"the prompt of {agent}")
             elif number in order.tokens_kept:
                 yield from _brought(number, self._words(number))
             else:
@@ -130,8 +130,8 @@ def _system(spec: WorkflowSpec, agent: str) -> OutlinePiece:
     model = repr(spec.models[spec.agents[agent].model])
     if system is None:
         return OutlinePiece(("system", None, model), "the template's own opening")
-    own = agent if any(r.root != "inputs" for r in references(system)) else ""
-    return OutlinePiece(("system", system, own), "a system prompt of its own")
+    reader = agent if any(r.root != "inputs" for r in references(system)) else ""
+    return OutlinePiece(("system", system, reader), "a system prompt of its own")
 
 
 def _output(agent: str) -> OutlinePiece:

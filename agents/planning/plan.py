@@ -95,5 +95,5 @@ class Plan:
             "workflow": self.workflow,
             "edges": rows,
             "notes": {name: list(notes) for name, notes in self.notes.items() if notes},
-            "warnings": [f"{one.where}: {one.message}" for one in self.warnings],
+            "warnings": [f"{warning.where}: {warning.message}" for warning in self.warnings],
         }

@@ -216,10 +216,10 @@ def _check_model(fitted: ModelDescription, model: CausalModel) -> None:
             raise _other_cache(what, f"{_shape(real)}, as was proved on the model")
         if real.rope is None:
             continue
-        told, turns = rotary[real.rope], model.rotary(real.rope)
-        ours, theirs = told.inverse_frequencies, turns.inverse_frequencies.float()
+        fitted_rotary, turns = rotary[real.rope], model.rotary(real.rope)
+        ours, theirs = fitted_rotary.inverse_frequencies, turns.inverse_frequencies.float()
         same = ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-4, atol=0)
-        if not same or abs(told.scale - turns.scale) > 1e-4 * abs(turns.scale):
+        if not same or abs(fitted_rotary.scale - turns.scale) > 1e-4 * abs(turns.scale):
             raise _other_cache(
                 f"the rotary embedding {real.rope} of {fitted.ref} for another",
                 "the frequencies that the model has",

@@ -125,14 +125,14 @@ def _runs(arrival: Arrival, state: KVState, sink: int, enters: bool) -> list[_Ru
     """
     bare = state.hidden_first if enters else state.start
     taken = _mask(len(arrival.context), arrival.before)
-    last = max((span.at + span.length for span in arrival.spans), default=0)
+    last = max((span.stop for span in arrival.spans), default=0)
     shared = min(common_prefix(arrival.context, arrival.message.context), last)
     spans = [Span(0, 0, shared)] if shared and state.start == 0 else []
     runs, lost = [], 0
     for span in (*spans, *arrival.spans):
         fresh = span.at > 0 and not taken[span.at]
         begin = span.at + (min(sink, span.length) if fresh else 0)
-        stop, moved = span.at + span.length, span.at - span.source
+        stop, moved = span.stop, span.at - span.source
         first = min(max(begin, bare + moved), stop)
         lost += taken.count(b"\0", begin, first)
         for start, end in _free(taken, first, stop):

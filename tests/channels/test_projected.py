@@ -87,7 +87,7 @@ def test_native_layers_are_counted(models: Models) -> None:
     plain, native = outcomes
     (text,) = context.texts(message)
     more = native.usage.layer_tokens_computed - plain.usage.layer_tokens_computed
-    assert more == report(native).layer_tokens == 2 * (text.at + text.length)
+    assert more == report(native).layer_tokens == 2 * (text.stop)
     assert replace(native.usage, layer_tokens_computed=0, ttft_s=0, seconds=0) == replace(
         plain.usage, layer_tokens_computed=0, ttft_s=0, seconds=0
     )

@@ -40,39 +40,39 @@ def closed_form_fuser(
     """
     geometry = receiver.geometry
     fuser = new_fuser(config, sharer, receiver)
-    mine = width(geometry, config.own_layers)
+    columns = width(geometry, config.own_layers)
     outputs = width(geometry, range(len(geometry.layers)))
-    theirs = Gram(width(sharer.geometry, config.source_layers), outputs, receiver.device)
-    own = Gram(mine, mine, receiver.device)
-    while theirs.count < settings.gram_tokens:
+    gram = Gram(width(sharer.geometry, config.source_layers), outputs, receiver.device)
+    own_gram = Gram(columns, columns, receiver.device)
+    while gram.count < settings.gram_tokens:
         # In bulk: each addition goes over the whole matrices.
-        rows = _bulk(inputs, min(settings.gram_tokens - theirs.count, BULK))
-        theirs.add(*rows)
+        rows = _bulk(inputs, min(settings.gram_tokens - gram.count, BULK))
+        gram.add(*rows)
         chosen = rows[1].index_select(1, fuser._columns)
-        own.add(chosen, chosen)
-        report(FitProgress(stage="gram", fraction=min(theirs.count / settings.gram_tokens, 1.0)))
-    solution = theirs.solve()
+        own_gram.add(chosen, chosen)
+        report(FitProgress(stage="gram", fraction=min(gram.count / settings.gram_tokens, 1.0)))
+    solution = gram.solve()
     fuser.encode.copy_(_encoder(solution, config.rank, settings.seed))
     fuser.mean.copy_(solution.mean)
     fuser.inverse.copy_(solution.scale)
     fuser.deviation.copy_(solution.deviation)
-    solution = own.solve()
+    solution = own_gram.solve()
     fuser.own_encode.copy_(_encoder(solution, config.own_rank, settings.seed))
     fuser.own_mean.copy_(solution.mean)
     fuser.own_inverse.copy_(solution.scale)
-    return fuser, theirs.count
+    return fuser, gram.count
 
 
 def _bulk(inputs: Iterator[FuseInput], tokens: int) -> tuple[Tensor, Tensor]:
     """Rows of both models for `tokens` tokens or more, the attention sink left out."""
-    theirs, own, count = [], [], 0
+    sharer_rows, own_rows, count = [], [], 0
     while count < tokens:
         given = next(inputs)
         skip = max(SINK - given.sample.at, 0)
-        theirs.append(given.theirs[skip:])
-        own.append(given.own[skip:])
-        count += len(own[-1])
-    return torch.cat(theirs), torch.cat(own)
+        sharer_rows.append(given.theirs[skip:])
+        own_rows.append(given.own[skip:])
+        count += len(own_rows[-1])
+    return torch.cat(sharer_rows), torch.cat(own_rows)
 
 
 def _encoder(solution: Solution, rank: int, seed: int) -> Tensor:

@@ -39,7 +39,7 @@ def test_the_channel_enriches_the_receiver_s_own_rows(
         assert (how.reused, how.repaired, how.projected) == (0, 0, 0) and how.bytes > 0
         assert usage.prefilled_tokens == usage.prompt_tokens == text.usage.prompt_tokens
         (span,) = context.texts(message)
-        stop = span.at + span.length
+        stop = span.stop
         assert how.layer_tokens == 3 * stop
         assert usage.layer_tokens_computed == how.layer_tokens + 3 * (usage.prompt_tokens - stop)
         assert fused.state is not None and text.state is not None
@@ -102,7 +102,7 @@ def test_two_fused_messages_are_both_enriched(models: Models) -> None:
     alone = take_over(receiver, context)
     assert outcome.state is not None and alone.state is not None
     for span in context.texts(first) + context.texts(second):
-        rows = slice(span.at, span.at + span.length)
+        rows = slice(span.at, span.stop)
         for enriched, other in zip(outcome.state.layers, alone.state.layers, strict=True):
             torch.testing.assert_close(enriched.values[:, rows], other.values[:, rows] * 1.5)
     usage = outcome.usage
