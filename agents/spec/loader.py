@@ -118,7 +118,7 @@ def loads(text: str, file: str = "<string>") -> LoadedWorkflow:
     text = text.removeprefix("\ufeff")
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "replace")) > MAX_BYTES:
         found = f"the workflow is larger than {MAX_BYTES // 1024} KiB"
-        fix = "give long texts as inputs: -i document=@file"
+        fix = "give long texts as inputs, which a run reads from files"
         raise failure(found, file, Position(1, 1), "a shorter file", fix)
     document = parse(text, file)
     root = document.values.get((), Position(1, 1))
