@@ -19,6 +19,7 @@ from unspoken.agents.cli.console import (
     stdout,
 )
 from unspoken.agents.cli.figure import draw
+from unspoken.agents.cli.results import echo
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import BridgeError, InputError, ModelReferenceError
 
@@ -169,7 +170,7 @@ def remove(
     if not yes:
         typer.confirm(f"Remove the bridge {folder}?", abort=True, err=True)
     remove_folder(folder)
-    typer.echo(folder)
+    echo(folder)
 
 
 def push(
@@ -198,7 +199,7 @@ def push(
             fix="unspoken bridge push SHARER RECEIVER owner/name",
         )
     folder = find_folder(words[:-1])
-    typer.echo(_store().push(folder, words[-1], private=private, message=message))
+    echo(_store().push(folder, words[-1], private=private, message=message))
 
 
 def pull(
@@ -219,7 +220,7 @@ def pull(
         f"it is used once this machine has measured it: unspoken bridge audit {quote(str(folder))}"
     )
     stderr().print(shown(said), soft_wrap=True)
-    typer.echo(folder)
+    echo(folder)
 
 
 # Which bridge is meant

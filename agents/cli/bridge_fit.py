@@ -13,6 +13,7 @@ from unspoken.agents.cli.audit_view import print_audit
 from unspoken.agents.cli.bridge import First, Second, find_folder
 from unspoken.agents.cli.console import print_stored, shown, stderr, stdout
 from unspoken.agents.cli.progress import load_pair, quiet_libraries, reporting
+from unspoken.agents.cli.results import echo
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import InputError
 
@@ -143,7 +144,7 @@ def fit(
         return
     if manifest.audit is not None:
         print_audit(console, manifest.audit)
-    typer.echo(folder)
+    echo(folder)
 
 
 def _tell_scores(console: Console, quiet: bool, progress: "FitProgress") -> None:

@@ -8,7 +8,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich import box
 from rich.console import Console
 from rich.filesize import decimal
@@ -16,6 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from unspoken.agents.cli.results import echo, results
 from unspoken.channels.errors import UnspokenError, WorkflowError
 from unspoken.channels.sequences import distinct
 
@@ -67,12 +67,13 @@ def stderr() -> Console:
 
 def stdout() -> Console:
     """A console for results."""
-    return _console(sys.stdout.isatty(), stderr=False)
+    return _console(results().isatty(), stderr=False)
 
 
 def _console(terminal: bool, *, stderr: bool) -> Console:
     wide = None if terminal or os.environ.get("COLUMNS") else UNSEEN_WIDTH
-    return Console(stderr=stderr, width=wide, markup=False, highlight=False, emoji=False)
+    file = None if stderr else results()  # None follows sys.stderr wherever it goes
+    return Console(file=file, stderr=stderr, width=wide, markup=False, highlight=False, emoji=False)
 
 
 def is_live(console: Console) -> bool:
@@ -147,7 +148,7 @@ def print_reasons(console: Console, reasons: Sequence[tuple[str, str]]) -> None:
 
 def print_json(data: Mapping[str, Any] | Sequence[Any]) -> None:
     """Print one JSON document on stdout."""
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+    echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
 
 
 def print_stored(folder: Path, manifest: "BaseModel") -> None:

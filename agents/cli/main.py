@@ -17,6 +17,7 @@ from unspoken.agents.bench import BENCHES
 from unspoken.agents.cli import bench, bridge, models, plan, profile, run
 from unspoken.agents.cli import bridge_fit as fitting
 from unspoken.agents.cli.console import print_error, shown, stderr
+from unspoken.agents.cli.results import results_alone
 from unspoken.channels.errors import UnspokenError
 
 __all__ = ["app", "main"]
@@ -33,7 +34,8 @@ class _Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with results_alone():
+                return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt:

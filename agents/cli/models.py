@@ -18,6 +18,7 @@ from unspoken.agents.cli.console import (
     stdout,
 )
 from unspoken.agents.cli.progress import quiet_libraries, reporting
+from unspoken.agents.cli.results import echo
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import ModelReferenceError
 
@@ -232,4 +233,4 @@ def prepare(
     with reporting(stderr(), f"preparing {ref}") as report:
         step = step_of(report, ref)
         folder = prepare_model(ref, revision=revision, verify=verify, progress=step)
-    typer.echo(folder)
+    echo(folder)

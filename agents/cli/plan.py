@@ -19,6 +19,7 @@ from unspoken.agents.cli.console import (
     stdout,
 )
 from unspoken.agents.cli.progress import load_flow
+from unspoken.agents.cli.results import echo
 from unspoken.agents.cli.run import InputsOption, JsonOption, WorkflowFile
 from unspoken.channels.errors import WorkflowError
 
@@ -88,7 +89,7 @@ def validate(file: WorkflowFile) -> None:
     for warning in comment_warnings(spec):
         typer.echo(f"warning: {source.placed(warning)}", err=True)
     agents, edges = _counted(len(spec.agents), "agent"), _counted(len(spec.edges), "edge")
-    typer.echo(f"{file}: valid: {agents}, {edges}")
+    echo(f"{file}: valid: {agents}, {edges}")
 
 
 def _counted(number: int, noun: str) -> str:
@@ -100,7 +101,7 @@ def graph(file: WorkflowFile) -> None:
     from unspoken.agents.spec.graph import to_mermaid
     from unspoken.agents.spec.loader import load_workflow
 
-    typer.echo(to_mermaid(load_workflow(file).spec), nl=False)
+    echo(to_mermaid(load_workflow(file).spec), nl=False)
 
 
 def schema() -> None:

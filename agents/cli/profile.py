@@ -19,6 +19,7 @@ from unspoken.agents.cli.console import (
     stdout,
 )
 from unspoken.agents.cli.progress import quiet_libraries, reporting
+from unspoken.agents.cli.results import echo
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import InputError, ProfileError
 
@@ -189,7 +190,7 @@ def remove(
     if not yes:
         typer.confirm(f"Remove the profile {folder}?", abort=True, err=True)
     store.kind.discard(folder)
-    typer.echo(folder)
+    echo(folder)
 
 
 def _loaded(

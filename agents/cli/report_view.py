@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
 from unspoken.agents.cli.console import count, duration, print_reasons, print_table, shown, size
+from unspoken.agents.cli.results import echo
 from unspoken.channels.sequences import distinct
 
 if TYPE_CHECKING:
@@ -95,4 +95,4 @@ def print_outputs(console: Console, outputs: Mapping[str, str]) -> None:
             console.print(Text(name, style="bold green"))
             console.print(shown(text), soft_wrap=True)
         else:
-            typer.echo(text if len(outputs) == 1 else f"{name}:\n{text}\n")
+            echo(text if len(outputs) == 1 else f"{name}:\n{text}\n")

@@ -1,7 +1,6 @@
 """``unspoken run``: run a workflow, and show what goes on and what it cost."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from unspoken.agents.cli.console import (
 )
 from unspoken.agents.cli.progress import load_flow
 from unspoken.agents.cli.report_view import print_outputs, print_report, print_warnings
+from unspoken.agents.cli.results import results
 from unspoken.channels.errors import InputError
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _written_to(target: str | None) -> Iterator[Watcher]:
     if target is None:
         yield lambda event: None
     elif target == "-":
-        yield lambda event: _write(event, sys.stdout)
+        yield lambda event: _write(event, results())
     else:
         try:
             file = Path(target).open("w", encoding="utf-8")  # noqa: SIM115  # closed below

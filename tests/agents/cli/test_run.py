@@ -201,3 +201,32 @@ def test_a_full_disk_is_no_fault_of_unspoken(workflow: Path) -> None:
         assert process.returncode == 1
         assert "No space left on device" in process.stderr and "free some space" in process.stderr
         assert "fault of unspoken" not in process.stderr
+
+
+def test_nothing_but_results_goes_to_stdout(tmp_path: Path) -> None:
+    """Libraries that print, warn or draw while models are loaded and run do so on stderr."""
+    model = tiny_llama(tmp_path / "model")
+    code = NOISY + "main()"
+    command = [sys.executable, "-c", code, "run", str(write_workflow(tmp_path, model)), *INPUTS]
+    for extra in ([], ["--json"]):
+        process = subprocess.run(
+            [*command, *extra], capture_output=True, env=environment(), text=True, check=True
+        )
+        assert "noise" not in process.stdout and process.stderr.count("noise") >= 2
+        if extra:
+            json.loads(process.stdout)
+
+
+NOISY = """
+import os, sys, transformers
+from unspoken.agents.cli.main import main
+
+load = transformers.AutoModelForCausalLM.from_pretrained
+
+def noisy(*args, **settings):
+    print("noise of a library")
+    os.write(1, b"noise of a library in C\\n")
+    return load(*args, **settings)
+
+transformers.AutoModelForCausalLM.from_pretrained = noisy
+"""
