@@ -165,7 +165,7 @@ class Rounded(SameModelCacheChannel):
         state = carry.prefix.state
         layers = tuple(replace(one, values=one.values.bfloat16().float()) for one in state.layers)
         report = replace(carry.report, channel=self.name, mode="custom", exact=False)
-        return Carry(report, replace(carry.prefix, state=replace(state, layers=layers)))
+        return Carry(report, prefix=replace(carry.prefix, state=replace(state, layers=layers)))
 
 
 def test_what_a_channel_calls_inexact_is_never_called_exact(model: LocalModel) -> None:
