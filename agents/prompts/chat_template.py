@@ -4,8 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from unspoken.agents.prompts.chat_renderer import ChatRenderer
 from unspoken.agents.prompts.template_probes import (
     WORDS,
     Render,
@@ -171,6 +172,8 @@ def template_of(
     if parts is not None:
         source, parts = source_of(text), _without_swallowed(parts, text)
         notes = list(parts.notes)
+        if render is not None and render.differs:
+            notes.append("minijinja renders it otherwise: transformers renders it, in its bounds")
         if "strftime_now" in source:
             notes.append("it writes the date: the one when this model was loaded")
         text.know(parts.turn_texts)
@@ -178,7 +181,7 @@ def template_of(
         if not text.marks_turns(parts.wrappers["user"][1] + parts.prompt):
             notes.append("it ends a turn with plain text, which words can spell")
         return replace(parts, notes=tuple(notes))
-    plain = read_template(_renderer(text, PLAIN_TEMPLATE, {}), bos=text.bos, plain=True)
+    plain = read_template(_plain_renderer(text), bos=text.bos, plain=True)
     if plain is None:
         raise ModelSupportError("the plain chat template could not be rendered")
     return (
@@ -217,7 +220,7 @@ def source_of(text: "TextTokenizer") -> str:
 
 def renderer_of(
     text: "TextTokenizer", arguments: Mapping[str, object] | None = None
-) -> Render | None:
+) -> ChatRenderer | None:
     """What renders turns with the template that a tokenizer brings; None where it brings none.
 
     Raises:
@@ -231,21 +234,20 @@ def renderer_of(
             fix="remove it",
         )
     source = source_of(text)
-    return _renderer(text, source, arguments or {}) if source else None
+    given = {**text.tokenizer.special_tokens_map, **(arguments or {})}
+    return ChatRenderer(_at_one_time(source, text.loaded), given) if source else None
 
 
-def _renderer(text: "TextTokenizer", source: str, arguments: Mapping[str, object]) -> Render:
-    given: dict[str, Any] = {**arguments}
-    source = _at_one_time(source, text.loaded)
+def _plain_renderer(text: "TextTokenizer") -> Render:
+    """What renders turns with the template that is ours, and needs no bounds."""
 
     def render(turns: Sequence[Mapping[str, str]], prompt: bool) -> str:
         return str(
             text.tokenizer.apply_chat_template(
                 [dict(turn) for turn in turns],
-                chat_template=source,
+                chat_template=PLAIN_TEMPLATE,
                 tokenize=False,
                 add_generation_prompt=prompt,
-                **given,
             )
         )
 

@@ -7,6 +7,7 @@ from unspoken.agents.prompts.chat_template import UNREADABLE, renderer_of, templ
 from unspoken.agents.prompts.context import ChatTurn, ContextBuilder, Quote
 from unspoken.agents.prompts.template_probes import Render
 from unspoken.agents.prompts.tokenizer import TextTokenizer
+from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.message import Message
 
@@ -89,6 +90,8 @@ def _wanted(
         turns.insert(0, {"role": "system", "content": system})
     try:
         text = render(turns, True)
+    except ModelSupportError:
+        raise
     except Exception:  # a template is somebody's program: it may raise anything to refuse
         return None
     bos = builder.text.bos

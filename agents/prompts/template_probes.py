@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from unspoken.channels.errors import ModelSupportError
+
 __all__ = ["THOUGHTS", "WORDS", "Render", "Trim", "attempt", "drops_thoughts", "find_trims"]
 
 Render = Callable[[Sequence[Mapping[str, str]], bool], str]
@@ -59,6 +61,8 @@ def attempt(
     turns = [{"role": _ROLES[role], "content": words[index]} for index, role in enumerate(roles)]
     try:
         text = render(turns, prompt)
+    except ModelSupportError:  # it is too much for this machine, whatever the turns
+        raise
     except Exception:  # a template is somebody's program: it may raise anything to refuse
         return None
     return text if all(text.count(WORDS[index]) == 1 for index in range(len(roles))) else None
