@@ -1,12 +1,14 @@
 """A causal language model with its tokenizer, loaded once and shared by agents."""
 
 import copy
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import structlog
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -49,12 +51,19 @@ from unspoken.channels.model import Frame
 __all__ = ["LocalModel"]
 
 
+# Over the standard library's logger, as the scheduler's.
+log = structlog.wrap_logger(logging.getLogger("unspoken.model"))
+
 _WIDE = (torch.float32, torch.float64)
 """Types that hold all values of a checkpoint."""
 
 
 class LocalModel(Decoder):
     """A model on this machine; implements `unspoken.channels.CausalModel`.
+
+    The model object is used as it is, not copied: it is put into evaluation mode, and its
+    parameters require no gradients from then on. To train it again, call
+    ``model.requires_grad_(True)`` first.
 
     Args:
         model: A causal language model of transformers.
@@ -84,6 +93,8 @@ class LocalModel(Decoder):
             refuse_adapters(model, ref)
         self.ref = ref
         self.adapter = adapter
+        if any(weight.requires_grad for weight in model.parameters()):
+            log.info("the model's parameters require no gradients from now on", model=ref)
         self.hf: PreTrainedModel = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
         self.tokenizer = tokenizer
         backbone = Backbone(model)

@@ -54,7 +54,7 @@ def read_pretrained(
             expected="a causal language model with weights, config.json and a tokenizer",
             fix="check the folder, or prepare the model again with `unspoken models prepare`",
         ) from error
-    return model, tokenizer
+    return model.requires_grad_(False), tokenizer
 
 
 def strangers_code(ref: str, error: Exception) -> ModelSupportError | None:

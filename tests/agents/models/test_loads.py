@@ -8,7 +8,7 @@ from threading import Barrier
 import pytest
 import torch
 from tiny import tiny_gemma3, tiny_llama
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaForCausalLM
 from transformers.utils import logging
 
 from unspoken.agents import LocalModel
@@ -122,3 +122,15 @@ def test_states_and_messages_print_no_tensors(tmp_path: Path, cache: Path) -> No
     for line in map(repr, [*shown, prefill]):
         assert "tensor" not in line and "\n" not in line and len(line) < 300
     assert "reader" in repr(message) and "the reader of" in repr(message)
+
+
+def test_freezing_a_model_object_is_logged(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who brings a model of their own learns that it is used as it is, and frozen."""
+    folder = tiny_llama(tmp_path / "model")
+    theirs = LlamaForCausalLM.from_pretrained(folder)
+    with caplog.at_level("INFO", logger="unspoken"):
+        model = LocalModel(theirs, LocalModel.load(folder).tokenizer, ref="mine")
+    assert "require no gradients" in caplog.text and "mine" in caplog.text
+    assert model.hf is theirs and not any(weight.requires_grad for weight in theirs.parameters())
