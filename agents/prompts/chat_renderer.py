@@ -13,12 +13,10 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock, Timer
 from typing import Any
-
-import minijinja
-import transformers
 
 from unspoken.channels.errors import ModelSupportError, TemplateError
 
@@ -110,7 +108,9 @@ class _Child:
 
 def _started() -> "subprocess.Popen[bytes]":
     script = Path(__file__).with_name("chat_child.py")
-    folders = {str(Path(str(module.__file__)).parents[1]) for module in (minijinja, transformers)}
+    # Found and not imported: commands that need no model read this module too.
+    packages = [find_spec(name) for name in ("minijinja", "transformers")]
+    folders = {str(Path(str(found.origin)).parents[1]) for found in packages if found}
     start = "import json, runpy, sys; sys.path += json.loads(sys.argv[1]); "
     start += "runpy.run_path(sys.argv[2], run_name='__main__')"
     command = [sys.executable, "-I", "-c", start, json.dumps(sorted(folders)), str(script)]
