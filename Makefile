@@ -27,6 +27,7 @@ help:
 	@echo "make test    install, run the tests with coverage"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make format  let ruff rewrite what it can"
+	@echo "make sweep   each entry of each architecture's configuration against the identity"
 	@echo "make docs    build the documentation into site/"
 	@echo "make ci      what CI runs: tests, lint, docs, the built wheel"
 	@echo "make clean   remove everything made here, .venv included"
@@ -41,6 +42,10 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PARALLEL) --cov --doctest-modules --pyargs \
 		tests unspoken.channels unspoken.agents
+
+.PHONY: sweep
+sweep: $(VENV)/.dev
+	$(BIN)/python tests/support/config_sweep.py
 
 .PHONY: lint
 lint: $(VENV)/.dev

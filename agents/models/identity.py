@@ -43,6 +43,40 @@ SHAPING = (
 )
 """Entries of a configuration that shape a cache and need no normalising."""
 
+NORMALISED = frozenset(
+    (
+        *("head_dim", "hidden_act", "hidden_activation", "layer_types", "max_position_embeddings"),
+        *("num_key_value_heads", "partial_rotary_factor", "rope_parameters", "rope_scaling"),
+        *("rope_theta", "sliding_window", *SHAPING),
+    )
+)
+"""Entries that count in a form of their own, since checkpoints write one value in several ways."""
+
+INERT = frozenset(
+    (
+        # Names and files.
+        *("_model_name_or_path", "_name_or_path", "architectures", "auto_map", "dtype"),
+        *("is_llama_config", "model_type", "rope_interleaved", "torch_dtype"),
+        *("transformers.js_config", "transformers_version", "unsloth_fixed", "unsloth_version"),
+        # What calls and generation ask for.
+        *("cache_implementation", "output_router_logits", "use_cache"),
+        # Ids of special tokens, and labels.
+        *("bos_token_id", "cls_token_id", "decoder_start_token_id", "eos_token_id", "id2label"),
+        *("label2id", "mask_token_id", "pad_token_id", "problem_type", "sep_token_id"),
+        "unk_token_id",
+        # Training.
+        *("attention_dropout", "attn_pdrop", "classifier_dropout", "embd_pdrop"),
+        *("hidden_dropout", "initializer_range", "pretraining_tp", "resid_pdrop"),
+        *("router_aux_loss_coef", "router_z_loss_coef"),
+        # Sizes that the shapes of the weights have too, and which weights are one.
+        *("intermediate_size", "tie_word_embeddings", "vocab_size"),
+        # What the layer types and the window, which count, were made of.
+        *("_sliding_window_pattern", "max_window_layers", "sliding_window_pattern"),
+        "use_sliding_window",
+    )
+)
+"""Entries that change nothing of what is computed; `tests/agents/models/test_config_sweep.py`."""
+
 NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 
 
@@ -149,12 +183,33 @@ def _adapters(model: "PreTrainedModel") -> dict[str, Any]:
 
 
 def config_digest(config: "PreTrainedConfig") -> str:
-    """BLAKE3 (hex) of the parts of a configuration that shape a cache.
+    """BLAKE3 (hex) of a configuration: all entries count but those of `INERT`.
 
-    Floats are rounded to 6 significant digits: GGUF keeps 1e-5 as 9.999999747378752e-06.
-    Names, paths, dtype and token ids do not count.
+    Those that shape a cache count in a normal form, all others where they are not the default of
+    their class. Floats are rounded to 6 significant digits: GGUF keeps 1e-5 as
+    9.999999747378752e-06.
     """
-    return str(blake3(_json(_plain(_shaping_parts(config.get_text_config())))).hexdigest())
+    text = config.get_text_config()
+    return str(blake3(_json(_plain(_shaping_parts(text) | _others(text)))).hexdigest())
+
+
+def _others(config: "PreTrainedConfig") -> dict[str, Any]:
+    """Entries that are neither inert nor in normal form, and not their class's default."""
+    try:
+        defaults = _plain(type(config)().to_dict())
+    except Exception:  # a class without defaults: all of its entries count
+        defaults = {}
+    norm = next((name for name in NORM_EPS if getattr(config, name, None) is not None), "")
+    known = INERT | NORMALISED | {norm}
+    if getattr(config, "hidden_activation", None) is not None:
+        known -= {"hidden_act"}  # of two activations each may be read
+    entries = {name: _plain(value) for name, value in config.to_dict().items() if name not in known}
+    others = {
+        name: value
+        for name, value in entries.items()
+        if name not in defaults or value != defaults[name]
+    }
+    return {"others": others} if others else {}
 
 
 def _shaping_parts(config: "PreTrainedConfig") -> dict[str, Any]:

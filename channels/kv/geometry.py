@@ -56,7 +56,7 @@ class ModelIdentity:
     Attributes:
         weights: All weights under canonical names, ties merged, values in float32, adapters
             included.
-        config: The parts of the configuration that shape a cache.
+        config: The configuration, but for entries that change nothing of what is computed.
         tokenizer: The tokenizer's vocabulary, merges, normaliser and special tokens.
     """
 
