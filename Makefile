@@ -45,7 +45,7 @@ test: $(VENV)/.dev
 
 .PHONY: sweep
 sweep: $(VENV)/.dev
-	$(BIN)/python tests/support/config_sweep.py
+	$(BIN)/python tests/samples/config_sweep.py
 
 .PHONY: lint
 lint: $(VENV)/.dev

@@ -13,7 +13,6 @@ from unspoken.channels.errors import WorkflowError
 if TYPE_CHECKING:
     from unspoken.agents.models.base import AgentModel
 
-__all__ = ["Agent"]
 
 _DEFAULTS = GenerateSpec()
 

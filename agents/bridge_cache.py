@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from unspoken.channels.kv.geometry import ModelIdentity
     from unspoken.channels.projected import Bridge as AnyBridge
 
-__all__ = ["BridgeCache"]
 
 _Key = tuple["ModelIdentity", "ModelIdentity", torch.device]
 

@@ -17,19 +17,6 @@ from unspoken.channels.projected import ProjectedCacheChannel
 from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel
 
-__all__ = [
-    "OURS",
-    "check_ends",
-    "checked_spec",
-    "declare",
-    "edge_options",
-    "inferred_inputs",
-    "name_of",
-    "require_models",
-    "require_nameable",
-    "with_edge",
-]
-
 
 def declare(
     agents: Sequence[Agent], models: Mapping[str, AgentModel | str]

@@ -12,8 +12,6 @@ from unspoken.agents.spec.loader import LoadedWorkflow
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.errors import InputError
 
-__all__ = ["Progress", "engines_for", "load_models", "step_of"]
-
 Progress = Callable[[str, str, float], None]
 """Called with a model's or an edge's name, a stage and a fraction."""
 

@@ -8,15 +8,6 @@ from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message
 from unspoken.channels.model import CausalModel
 
-__all__ = [
-    "Arrival",
-    "Carry",
-    "CarryReport",
-    "Channel",
-    "Span",
-    "TextSpan",
-]
-
 Share = Literal["output", "prompt", "context"]
 
 

@@ -15,8 +15,6 @@ import transformers
 
 from unspoken.channels.model import TextModel
 
-__all__ = ["clock", "describe_machine", "in_turn", "medians", "wait"]
-
 Key = TypeVar("Key", bound=Hashable)
 
 

@@ -7,8 +7,6 @@ from unspoken.channels.errors import StateError
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.kv.state import KVState
 
-__all__ = ["Message", "Segment", "common_prefix"]
-
 SHOWN = 60
 """Most letters of its words that a message shows of itself."""
 

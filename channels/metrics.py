@@ -10,18 +10,6 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Estimate",
-    "Kept",
-    "distance",
-    "exact_match",
-    "f1",
-    "kept",
-    "normalized",
-    "paired",
-    "wilson",
-]
-
 
 def distance(full: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Mean KL(full || other) in nats a token, and the share of tokens with the same likeliest one.

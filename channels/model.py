@@ -12,8 +12,6 @@ from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
 from unspoken.channels.kv.rope import Rotary
 from unspoken.channels.kv.state import KVState, LayerState
 
-__all__ = ["CausalModel", "Frame", "Hold", "Prefill", "Report", "TextModel", "rotaries"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prefill:

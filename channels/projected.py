@@ -25,8 +25,6 @@ from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message
 from unspoken.channels.model import CausalModel
 
-__all__ = ["Bridge", "BridgeEnd", "BridgeEnds", "ProjectedCacheChannel"]
-
 
 class BridgeEnd(Protocol):
     """A model, as a bridge's manifest names it."""
@@ -104,12 +102,7 @@ class Bridge(Protocol):
         """
 
     def fuse(
-        self,
-        state: KVState,
-        rows: Sequence[int],
-        own: KVState,
-        at: int,
-        receiver: CausalModel,
+        self, state: KVState, rows: Sequence[int], own: KVState, at: int, receiver: CausalModel
     ) -> KVState:
         """The receiver's own rows of positions at … at + len(rows) - 1, enriched by the sharer's.
 

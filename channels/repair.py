@@ -8,8 +8,6 @@ import torch
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel
 
-__all__ = ["deviating_positions", "early_layers"]
-
 
 def early_layers(receiver: CausalModel) -> int:
     """How many layers are run to find the tokens that deviate."""
@@ -18,10 +16,7 @@ def early_layers(receiver: CausalModel) -> int:
 
 @torch.no_grad()
 def deviating_positions(
-    receiver: CausalModel,
-    context: Sequence[int],
-    spliced: Sequence[KVState],
-    share: float,
+    receiver: CausalModel, context: Sequence[int], spliced: Sequence[KVState], share: float
 ) -> tuple[int, ...]:
     """The positions whose values deviate most from the receiver's own, ascending.
 

@@ -28,8 +28,6 @@ from unspoken.channels.message import common_prefix
 from unspoken.channels.model import CausalModel
 from unspoken.channels.repair import deviating_positions, early_layers
 
-__all__ = ["SameModelCacheChannel"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SameModelCacheChannel(Channel):

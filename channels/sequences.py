@@ -3,8 +3,6 @@
 from collections.abc import Hashable, Iterable
 from typing import TypeVar
 
-__all__ = ["distinct"]
-
 Item = TypeVar("Item", bound=Hashable)
 
 

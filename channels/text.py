@@ -6,8 +6,6 @@ from typing import ClassVar
 from unspoken.channels.base import Arrival, Carry, CarryReport, Channel, Role, Share
 from unspoken.channels.model import CausalModel
 
-__all__ = ["TextChannel"]
-
 
 @dataclass(frozen=True, slots=True)
 class TextChannel(Channel):

@@ -289,6 +289,9 @@ SECTIONS = {
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT / ".src"), str(ROOT / "tests" / "support")]
+    sys.path[:0] = [
+        str(ROOT / ".src"),
+        *(str(ROOT / "tests" / name) for name in ("support", "samples")),
+    ]
     for page, text in pages().items():
         page.write_text(text, encoding="utf-8")

@@ -15,12 +15,7 @@ WIDTH, HEIGHT = 176, 96  # of an agent's box, in pixels
 ACROSS, DOWN = 204, 30  # between two columns of agents, and between two agents of a column
 MARGIN, FOOT = 20, 62
 GROUND, GREEN = "#f5f7fa", "#2f9e77"
-COLOURS = {
-    "reused": GREEN,
-    "projected": "#8a63c4",
-    "recomputed": "#e0a030",
-    "prefilled": "#7b8794",
-}
+COLOURS = {"reused": GREEN, "projected": "#8a63c4", "recomputed": "#e0a030", "prefilled": "#7b8794"}
 STYLE = (
     "text{font:13px Helvetica,Arial,sans-serif;fill:#1f2933}"
     ".name{font-size:15px;font-weight:bold}.small{font-size:12px;fill:#52606d}"

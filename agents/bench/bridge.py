@@ -12,8 +12,6 @@ from unspoken.channels.bridges.plan import FitPlan
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.errors import BridgeError
 
-__all__ = ["measure"]
-
 
 def measure(
     sharer: LocalModel,

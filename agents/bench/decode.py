@@ -23,8 +23,6 @@ from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel
 
-__all__ = ["measure"]
-
 PROMPTS, TOKENS, NEW, WINDOW = 20, 96, 48, 32
 
 

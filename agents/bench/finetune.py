@@ -28,8 +28,6 @@ from unspoken.channels.errors import InputError, ModelSupportError
 from unspoken.channels.storage.atomic_folder import staged
 from unspoken.channels.storage.files import cache_root
 
-__all__ = ["KINDS", "Kind", "Recipe", "finetune", "finetune_folder"]
-
 Kind = Literal["full", "lora"]
 KINDS: tuple[Kind, ...] = ("full", "lora")
 

@@ -16,9 +16,6 @@ from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message
 from unspoken.channels.metrics import distance
 
-__all__ = ["Case", "Score", "forced_logs", "means", "prefilled", "recomputed", "rotated", "score"]
-
-
 Row = TypeVar("Row")
 
 

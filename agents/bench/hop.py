@@ -22,8 +22,6 @@ from unspoken.channels.machine import clock, in_turn, wait
 from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel
 
-__all__ = ["measure"]
-
 SIZES = (256, 512, 1024, 2048)
 NEW = 32
 BLOCK = 16

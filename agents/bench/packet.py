@@ -21,8 +21,6 @@ from unspoken.channels.message import Message
 from unspoken.channels.packets.packet import read_packet, write_packet
 from unspoken.channels.same_model import SameModelCacheChannel
 
-__all__ = ["measure"]
-
 PASSAGES, TOKENS, FORCED = 20, 256, 40
 SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 REPEATS = 5

@@ -7,8 +7,6 @@ from unspoken.agents.models.model import LocalModel
 from unspoken.channels.data.sources import read_text
 from unspoken.channels.errors import InputError
 
-__all__ = ["cut_passages"]
-
 
 def cut_passages(
     model: LocalModel, path: Path | None, count: int, tokens: int

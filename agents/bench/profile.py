@@ -30,8 +30,6 @@ from unspoken.channels.finetunes.search import (
 )
 from unspoken.channels.kv.state import KVState
 
-__all__ = ["measure"]
-
 SETTINGS = Settings(search=4, assess=12)
 QUESTIONS, SEEDS = 16, (1, 2, 3)
 MARK, BOUND, STRONG = 2.78, 0.01, 0.03

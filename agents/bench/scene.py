@@ -9,8 +9,6 @@ from unspoken.agents.prompts.context import ChatTurn, Context, Quote
 from unspoken.channels.base import Arrival, Channel
 from unspoken.channels.message import Message, Segment
 
-__all__ = ["Scene", "make_message"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
@@ -76,11 +74,7 @@ class Scene:
         opening = builder.opening(receiver_system).ids
         history = Past(opening, model.read(opening)) if opening else None
         return cls(
-            message=message,
-            context=context,
-            ids=ids,
-            empty_ids=compose(ending)[1],
-            history=history,
+            message=message, context=context, ids=ids, empty_ids=compose(ending)[1], history=history
         )
 
     @property

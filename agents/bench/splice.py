@@ -23,8 +23,6 @@ from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import ChatTurn
 from unspoken.channels.same_model import SameModelCacheChannel
 
-__all__ = ["measure"]
-
 PASSAGES, TOKENS, FORCED, BATCH = 20, 256, 40, 10
 SHARER = "You read reports for the harbour office and keep their facts ready for colleagues."
 RECEIVER = (

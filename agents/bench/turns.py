@@ -7,8 +7,6 @@ import torch
 
 from unspoken.agents.models.model import LocalModel
 
-__all__ = ["generate", "until_stop"]
-
 
 @torch.no_grad()
 def generate(

@@ -13,7 +13,6 @@ from unspoken.channels.sequences import distinct
 if TYPE_CHECKING:
     from unspoken.channels.bridges.manifest import Audit
 
-__all__ = ["figure_of", "print_audit", "retention_rows"]
 
 WIDTH = 40
 """Columns of a bar that keeps all of the text's gain."""

@@ -6,20 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from unspoken.agents.bench import (
-    DEFAULT_MODEL,
-    DEFAULT_SHARER,
-    PAIRED,
-    check_name,
-    run_bench,
-)
+from unspoken.agents.bench import DEFAULT_MODEL, DEFAULT_SHARER, PAIRED, check_name, run_bench
 from unspoken.agents.cli.console import print_facts, print_json, print_table, stderr, stdout
 from unspoken.agents.cli.progress import quiet_libraries, reporting
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import InputError
 from unspoken.channels.sequences import distinct
-
-__all__ = ["bench", "print_result"]
 
 
 def _rows(flag: str, what: str) -> Any:
@@ -48,8 +40,7 @@ def bench(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="REF",
-            help=f"The model, where one is measured; {DEFAULT_MODEL} if left out.",
+            metavar="REF", help=f"The model, where one is measured; {DEFAULT_MODEL} if left out."
         ),
     ] = None,
     bridge: Annotated[

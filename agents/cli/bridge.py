@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from unspoken.channels.bridges.store import BridgeEntry, BridgeStore
     from unspoken.channels.kv.geometry import ModelIdentity
 
-__all__ = ["First", "Second", "find_folder", "list_", "pull", "push", "remove", "show"]
 
 MOST_LISTED = 6
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from unspoken.channels.bridges.fit.progress import FitProgress
     from unspoken.channels.model import Hold
 
-__all__ = ["audit", "fit", "progress_line"]
-
 
 def _file(flag: str, what: str) -> Any:
     return typer.Option(flag, metavar="FILE", help=f"{what}, in place of the built-in ones.")

@@ -22,23 +22,6 @@ from unspoken.channels.sequences import distinct
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-__all__ = [
-    "LogLevel",
-    "configure_logging",
-    "count",
-    "duration",
-    "is_live",
-    "print_error",
-    "print_facts",
-    "print_json",
-    "print_reasons",
-    "print_stored",
-    "print_table",
-    "shown",
-    "size",
-    "stderr",
-    "stdout",
-]
 
 UNSEEN_WIDTH = 160
 """Columns of a table that goes to a file or a pipe."""

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from unspoken.channels.bridges.manifest import BridgeManifest
     from unspoken.channels.finetunes.profile import Profile
 
-__all__ = ["can_draw", "draw", "draw_profile", "require_drawable"]
 
 KINDS = (".png", ".svg")
 

@@ -20,8 +20,6 @@ from unspoken.agents.cli.console import print_error, shown, stderr
 from unspoken.agents.cli.results import results_alone
 from unspoken.channels.errors import UnspokenError
 
-__all__ = ["app", "main"]
-
 INTERRUPTED = 130
 """What shells give for a program that Ctrl-C ended: 128 and the signal's number."""
 

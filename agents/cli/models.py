@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from unspoken.agents.models.catalog import ModelListing
     from unspoken.agents.models.model import LocalModel
 
-__all__ = ["list_", "prepare", "show"]
 
 Ref = Annotated[
     str, typer.Argument(metavar="REF", help="A Hub id, a folder, a .gguf file or embedded:NAME.")

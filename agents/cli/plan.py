@@ -26,8 +26,6 @@ from unspoken.channels.errors import WorkflowError
 if TYPE_CHECKING:
     from unspoken.agents.planning.plan import EdgePlan, Plan
 
-__all__ = ["graph", "plan", "schema", "validate"]
-
 
 def plan(file: WorkflowFile, inputs: InputsOption = None, as_json: JsonOption = False) -> None:
     """Show which channel each edge gets, and why.

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from unspoken.channels.finetunes.store import ProfileStore
     from unspoken.channels.storage.store import StoreEntry
 
-__all__ = ["fit", "list_", "no_command", "remove", "show"]
 
 WIDTH = 24
 LEAST, MOST = -6, 0
@@ -39,8 +38,7 @@ BOUND = 0.01
 """Nats: an edge's own ``max_kl`` where it names none."""
 
 Named = Annotated[
-    str,
-    typer.Argument(metavar="PROFILE", help="Its folder, or the folder's name in your store."),
+    str, typer.Argument(metavar="PROFILE", help="Its folder, or the folder's name in your store.")
 ]
 
 
@@ -181,8 +179,7 @@ def show(
 
 
 def remove(
-    name: Named,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    name: Named, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
 ) -> None:
     """Remove a profile, broken or not."""
     store = _store()

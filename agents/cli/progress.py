@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from unspoken.agents.spec.loader import LoadedWorkflow
     from unspoken.agents.workflow import Workflow
 
-__all__ = ["load_flow", "load_pair", "quiet_libraries", "reporting"]
 
 Report = Callable[[str, str, float], None]
 

@@ -14,8 +14,6 @@ from unspoken.channels.sequences import distinct
 if TYPE_CHECKING:
     from unspoken.agents.runtime.report import RunReport, RunResult
 
-__all__ = ["print_outputs", "print_report", "print_warnings"]
-
 
 def print_report(console: Console, report: "RunReport") -> None:
     """Print what a run cost: the agents' turns, the messages, and why they went so."""

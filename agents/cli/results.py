@@ -8,8 +8,6 @@ from typing import TextIO
 
 import typer
 
-__all__ = ["echo", "results", "results_alone"]
-
 _kept: list[TextIO] = []
 
 

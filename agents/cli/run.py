@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from unspoken.agents.runtime.events import Event
     from unspoken.agents.workflow import RunResult, Workflow
 
-__all__ = ["InputsOption", "JsonOption", "WorkflowFile", "run"]
 
 Watcher = Callable[["Event"], None]
 

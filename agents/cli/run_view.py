@@ -31,8 +31,6 @@ from unspoken.agents.runtime.events import (
 from unspoken.agents.runtime.report import EdgeReport
 from unspoken.agents.spec.spec import WorkflowSpec
 
-__all__ = ["LiveView", "PlainView", "sentence"]
-
 MOST_EDGES = 8
 LONGEST_TAIL = 2000
 REFRESHES_A_SECOND = 8

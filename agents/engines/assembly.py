@@ -22,8 +22,6 @@ from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
 from unspoken.channels.text import TextChannel
 
-__all__ = ["Assembly", "Past", "assemble"]
-
 Resolve = Callable[[StateRef], KVState | CompressedState]
 
 

@@ -9,8 +9,6 @@ import anyio
 import anyio.lowlevel
 from anyio.from_thread import start_blocking_portal
 
-__all__ = ["Post", "post_to_loop", "run_anywhere", "start_task"]
-
 Result = TypeVar("Result")
 
 Post = Callable[[Callable[[], object]], None]

@@ -30,8 +30,6 @@ from unspoken.channels.message import Message
 from unspoken.channels.packets.files import Readable
 from unspoken.channels.packets.packet import packet_chunks, read_packet
 
-__all__ = ["LocalEngine"]
-
 
 class LocalEngine:
     """An engine whose model is in this process; keeps `unspoken.agents.engines.base.Engine`.

@@ -4,16 +4,6 @@ from dataclasses import dataclass
 
 from unspoken.channels.base import CarryReport
 
-__all__ = [
-    "Carried",
-    "Prefilling",
-    "Sampled",
-    "StateRef",
-    "TurnEvent",
-    "TurnOutcome",
-    "Usage",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class StateRef:

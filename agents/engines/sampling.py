@@ -10,8 +10,6 @@ from transformers.generation import logits_process as hf
 
 from unspoken.agents.engines.base import Sampling
 
-__all__ = ["Sampler"]
-
 
 class Sampler:
     """Greedy at temperature 0, else by chance with a seed of its own.

@@ -29,8 +29,6 @@ from unspoken.channels.errors import ContextLengthError, InputError, RunTimeout
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
 
-__all__ = ["Computed", "drive_turn", "run_turn"]
-
 MOST_SPARE = 256
 """Most rows for new tokens that a turn's buffer has from the start; more are added by growing."""
 
@@ -122,10 +120,7 @@ class _Turn:
 
 
 def run_turn(
-    model: TurnModel,
-    request: TurnRequest,
-    past: Past | None = None,
-    resolve: Resolve | None = None,
+    model: TurnModel, request: TurnRequest, past: Past | None = None, resolve: Resolve | None = None
 ) -> Steps:
     """Run a turn step by step; gradients must be off around every step.
 

@@ -21,8 +21,6 @@ from unspoken.agents.engines.event_loop import Post, post_to_loop
 from unspoken.agents.models.weights import Weights
 from unspoken.channels.storage.forks import renewed_when_forked, when_forked
 
-__all__ = ["WhenRoom", "Worker", "Workers", "at_once"]
-
 Event = TypeVar("Event")
 Outcome = TypeVar("Outcome")
 

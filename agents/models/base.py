@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from unspoken.agents.prompts.tokenizer import TextTokenizer
     from unspoken.channels.kv.state import KVState
 
-__all__ = ["AgentModel", "TurnModel"]
-
 
 class AgentModel(CausalModel, Protocol):
     """What a workflow needs of a model: how words become ids, and what a plan asks.

@@ -25,16 +25,6 @@ from unspoken.channels.storage.files import (
     write_json,
 )
 
-__all__ = [
-    "ModelListing",
-    "ModelReference",
-    "is_hub_id",
-    "list_models",
-    "parse",
-    "path_reference",
-    "prepare",
-]
-
 Kind = Literal["embedded", "folder", "gguf", "hub"]
 
 HUB_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")

@@ -19,8 +19,6 @@ from unspoken.channels.kv.rope import Rotary
 from unspoken.channels.kv.state import KVState, LayerState
 from unspoken.channels.model import Prefill
 
-__all__ = ["CHUNK", "Decoder"]
-
 CHUNK = 256
 """Most tokens one prefill pass takes, so that a cancel never waits long."""
 

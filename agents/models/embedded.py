@@ -7,8 +7,6 @@ from pathlib import Path
 
 from unspoken.channels.errors import ModelReferenceError
 
-__all__ = ["EMBEDDED", "SCHEME", "EmbeddedModel", "embedded"]
-
 SCHEME = "embedded:"
 
 

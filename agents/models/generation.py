@@ -5,8 +5,6 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-__all__ = ["APPLIED", "asked_of_sampling"]
-
 APPLIED = (
     "do_sample",
     "temperature",

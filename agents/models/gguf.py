@@ -28,7 +28,6 @@ from unspoken.channels.storage.files import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["MANIFEST", "GgufSource", "is_whole", "prepare_gguf", "prepared_folder"]
 
 MANIFEST = "prepared.json"
 FORMAT = 1

@@ -16,8 +16,6 @@ from unspoken.agents.models.weights import weights_of
 from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.kv.rope import Rotary
 
-__all__ = ["Backbone", "Capture"]
-
 Capture = dict[int, list[Tensor]]
 """Layers whose inputs are wanted; each forward appends (tokens, hidden_size)."""
 
@@ -157,12 +155,7 @@ class Backbone:
             cache.scatter(None, 0, layers)
 
     def forward(
-        self,
-        ids: Tensor,
-        cache: ContextCache,
-        *,
-        keep: int = 1,
-        capture: Capture | None = None,
+        self, ids: Tensor, cache: ContextCache, *, keep: int = 1, capture: Capture | None = None
     ) -> Tensor | None:
         """Append `ids` to a cache without holes; logits after the last `keep`, None for none."""
         start = cache.length
@@ -249,10 +242,7 @@ class Backbone:
         past: dict[str, Any] = {
             "layer_past" if "layer_past" in parameters else "past_key_values": cache
         }
-        with (
-            self.computing(),
-            self._scattered(cache, positions, stop - 1, slice(first, last)),
-        ):
+        with self.computing(), self._scattered(cache, positions, stop - 1, slice(first, last)):
             ropes = self._position_embeddings(states, positions[None])
             for index in range(first, last):
                 kind = self.kinds[index]

@@ -12,8 +12,6 @@ from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry, ModelIde
 from unspoken.channels.kv.state import KVState, LayerState
 from unspoken.channels.model import CausalModel
 
-__all__ = ["ContextCache", "first_approximate", "open_cache"]
-
 _ALL = slice(None)
 
 

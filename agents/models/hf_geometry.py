@@ -5,8 +5,6 @@ from transformers import PreTrainedConfig
 from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry
 
-__all__ = ["layer_types", "read_geometry", "rope_per_type"]
-
 _SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
 
 

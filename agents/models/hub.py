@@ -8,8 +8,6 @@ from typing import Any
 from unspoken.channels.errors import ModelReferenceError
 from unspoken.channels.storage.files import Progress
 
-__all__ = ["cached_models", "download", "require_model_files"]
-
 WANTED = (
     "*.safetensors",
     "*.json",

@@ -48,9 +48,6 @@ from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.message import Message
 from unspoken.channels.model import Frame
 
-__all__ = ["LocalModel"]
-
-
 # Over the standard library's logger, as the scheduler's.
 log = structlog.wrap_logger(logging.getLogger("unspoken.model"))
 
@@ -301,9 +298,7 @@ class LocalModel(Decoder):
         turn = context.segments[-1]
         start, stop = turn.content
         return Frame(
-            name,
-            context.ids[: turn.position + start],
-            turn.ids[stop:] + self.context_builder.ask(),
+            name, context.ids[: turn.position + start], turn.ids[stop:] + self.context_builder.ask()
         )
 
     def message(

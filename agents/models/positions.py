@@ -50,11 +50,7 @@ def prove_positions(backbone: Backbone) -> tuple[KeyPositions, ...]:
 
 
 def _at_distance(
-    backbone: Backbone,
-    ids: Tensor,
-    distance: int,
-    inputs: Mapping[int, Tensor],
-    near: ContextCache,
+    backbone: Backbone, ids: Tensor, distance: int, inputs: Mapping[int, Tensor], near: ContextCache
 ) -> list[KeyPositions]:
     positions = torch.arange(distance, distance + len(ids), device=ids.device)
     far = ContextCache(backbone.geometry, distance + len(ids))

@@ -16,8 +16,6 @@ from transformers import (
 from unspoken.agents.models.quiet import Stage, first_line, quiet_transformers, silent
 from unspoken.channels.errors import ModelReferenceError, ModelSupportError
 
-__all__ = ["cast", "find_device", "find_dtype", "read_pretrained", "strangers_code"]
-
 
 def read_pretrained(
     ref: str, folder: Path, dtype: torch.dtype | None, progress: Callable[[str, float], None] | None

@@ -9,8 +9,6 @@ from typing import Any
 from unspoken.channels.storage.files import Progress
 from unspoken.channels.storage.forks import ForkLock
 
-__all__ = ["Stage", "first_line", "quiet_transformers", "silent"]
-
 
 def silent(stage: str, fraction: float) -> None:
     """Progress that nobody watches."""

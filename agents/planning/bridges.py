@@ -14,7 +14,6 @@ from unspoken.channels.projected import Bridge
 if TYPE_CHECKING:
     from unspoken.agents.models.base import AgentModel
 
-__all__ = ["FindBridge", "other_weights"]
 
 FindBridge = Callable[["AgentModel", "AgentModel"], Bridge | None]
 """The bridge from a sharer's model to a receiver's, or None."""

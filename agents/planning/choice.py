@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from unspoken.agents.models.base import AgentModel
     from unspoken.channels.base import Channel, Mode
 
-__all__ = ["ChannelChoice", "EdgeEnds", "make_channel", "shifts_keys"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeEnds:

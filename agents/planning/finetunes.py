@@ -15,7 +15,6 @@ from unspoken.channels.finetunes.store import ProfileStore
 if TYPE_CHECKING:
     from unspoken.agents.models.base import AgentModel
 
-__all__ = ["FindProfile", "across", "of_one_base", "stored_profile"]
 
 FindProfile = Callable[["AgentModel", "AgentModel"], Profile | None]
 """The profile of a sharer's model and a receiver's, or None."""

@@ -10,8 +10,6 @@ from unspoken.agents.prompts.lexer import nesting, scan
 from unspoken.agents.prompts.order import InEdge, PartOrder, order_of_parts
 from unspoken.agents.spec.spec import WorkflowSpec
 
-__all__ = ["MOST_PIECES", "OutlinePiece", "Outlines", "prints_message"]
-
 MOST_PIECES = 1000
 
 

@@ -11,11 +11,6 @@ if TYPE_CHECKING:
     from unspoken.channels.base import Channel, Fallback, Mode
     from unspoken.channels.errors import Problem
 
-__all__ = [
-    "EdgePlan",
-    "Plan",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgePlan:

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from unspoken.agents.models.base import AgentModel
     from unspoken.channels.base import Channel
 
-__all__ = ["plan_workflow"]
-
 
 def plan_workflow(
     spec: WorkflowSpec,

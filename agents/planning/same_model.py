@@ -3,8 +3,6 @@
 from unspoken.agents.planning.choice import ChannelChoice, EdgeEnds
 from unspoken.agents.planning.outline import OutlinePiece, prints_message
 
-__all__ = ["rewritten", "same_weights"]
-
 
 def same_weights(ends: EdgeEnds) -> ChannelChoice:
     """Whether the same pieces stand before and in the message at both ends."""

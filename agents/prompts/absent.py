@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-__all__ = ["Absent"]
-
 
 class Absent:
     """What a template reads under the name of an agent that was skipped.

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Backend", "Token"]
-
 Token = tuple[int, int, int]
 """An id, and the characters it stands for: start and stop."""
 

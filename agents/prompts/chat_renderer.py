@@ -20,8 +20,6 @@ from typing import Any
 
 from unspoken.channels.errors import ModelSupportError, TemplateError
 
-__all__ = ["ChatRenderer"]
-
 _WAIT = 60.0
 """Seconds for a child to start, and to answer, on a machine that is busy."""
 

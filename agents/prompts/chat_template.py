@@ -20,15 +20,6 @@ from unspoken.channels.errors import InputError, ModelSupportError
 if TYPE_CHECKING:
     from unspoken.agents.prompts.tokenizer import TextTokenizer
 
-__all__ = [
-    "GIVEN",
-    "PLAIN_TEMPLATE",
-    "UNREADABLE",
-    "ChatTemplate",
-    "read_template",
-    "renderer_of",
-    "template_of",
-]
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -204,11 +195,7 @@ def _without_swallowed(template: ChatTemplate, text: "TextTokenizer") -> ChatTem
         if around and not around[1]:
             trims[role] = Trim(template.trim(role).left, None)
     return replace(
-        template,
-        opening=template.opening.rstrip(),
-        system=system,
-        wrappers=wrappers,
-        trims=trims,
+        template, opening=template.opening.rstrip(), system=system, wrappers=wrappers, trims=trims
     )
 
 

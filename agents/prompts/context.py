@@ -19,8 +19,6 @@ from unspoken.agents.prompts.wrapping import Place, wrapped
 from unspoken.channels.base import Span, TextSpan
 from unspoken.channels.message import Message, Segment
 
-__all__ = ["ChatTurn", "Context", "ContextBuilder", "Quote"]
-
 
 @dataclass(frozen=True, slots=True)
 class Quote:

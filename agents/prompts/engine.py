@@ -13,8 +13,6 @@ from typing import Any
 
 from minijinja import Environment, TemplateError, safe
 
-__all__ = ["MAX_OUTPUT", "answer", "free_names"]
-
 MAX_OUTPUT = 10_000_000
 _MAX_FILTERED = 20_000_000
 _MAX_INDENT = 16

@@ -14,8 +14,6 @@ from transformers import PreTrainedTokenizerBase
 from unspoken.agents.prompts.backend import Backend, Token
 from unspoken.agents.prompts.template_probes import THOUGHTS
 
-__all__ = ["MarkedText"]
-
 _RARE = "𒀀 ꙮ 𐌰 ᚛"
 """Letters that a vocabulary without bytes lacks."""
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from unspoken.agents.prompts.jinja import references
 
-__all__ = ["InEdge", "PartOrder", "order_of_parts"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InEdge:

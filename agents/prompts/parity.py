@@ -11,17 +11,12 @@ from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.message import Message
 
-__all__ = ["context_builder_of", "differences"]
-
 _Talk = tuple[tuple[str, str], ...]
 
 _SHAPES: Mapping[str, tuple[str | None, _Talk]] = {
     "one turn": (None, (("user", "Who wrote it?"),)),
     "a system prompt": ("Be short.", (("user", "Who wrote it?"),)),
-    "several turns": (
-        None,
-        (("user", "Who wrote it?"), ("assistant", "Ada."), ("user", "When?")),
-    ),
+    "several turns": (None, (("user", "Who wrote it?"), ("assistant", "Ada."), ("user", "When?"))),
     "two user turns in a row": (None, (("user", "Who wrote it?"), ("user", "When?"))),
     "words with space at their ends": (None, (("user", "  Who wrote it?\n"),)),
     "words that begin with a line break": (None, (("user", "\n\nWho wrote it? "),)),

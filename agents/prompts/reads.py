@@ -6,8 +6,6 @@ from itertools import pairwise
 
 from unspoken.agents.prompts.lexer import Tag, Token
 
-__all__ = ["Read", "Reference", "names_of", "reads_of"]
-
 _CONSTANTS = ("False", "false", "None", "none", "True", "true")
 _WORDS = frozenset(["and", "else", "elif", "if", "in", "is", "not", "or", "recursive", *_CONSTANTS])
 _GIVEN = frozenset({"caller", "dict", "loop", "namespace", "range", "self"})

@@ -17,18 +17,6 @@ import minijinja
 from unspoken.agents.prompts import engine
 from unspoken.agents.prompts.lexer import Tag, Token
 
-__all__ = [
-    "FILTERS",
-    "FUEL",
-    "FUEL_OF_CHILD",
-    "METHODS",
-    "TESTS",
-    "TextRef",
-    "is_plain",
-    "plain_data",
-    "respond",
-]
-
 FUEL = 1_000_000
 """Steps of one rendering: an instruction is one, and 64 characters that are handled are about one.
 """

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from unspoken.channels.errors import ModelSupportError
 
-__all__ = ["THOUGHTS", "WORDS", "Render", "Trim", "attempt", "drops_thoughts", "find_trims"]
-
 Render = Callable[[Sequence[Mapping[str, str]], bool], str]
 
 WORDS = ("q0zq", "q1zq", "q2zq", "q3zq")

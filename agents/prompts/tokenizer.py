@@ -10,8 +10,6 @@ from unspoken.agents.prompts.markers import MarkedText
 from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.message import common_prefix
 
-__all__ = ["Detokenizer", "TextTokenizer"]
-
 _LONGEST_PART = 8
 """Tokens after which a text that still ends in a broken character is taken as it is."""
 

@@ -7,8 +7,6 @@ from itertools import accumulate
 from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.channels.message import Segment
 
-__all__ = ["Place", "wrapped"]
-
 
 @dataclass(frozen=True, slots=True)
 class Place:

@@ -10,8 +10,6 @@ from unspoken.agents.runtime.report import TurnReport
 from unspoken.agents.spec.spec import AgentSpec
 from unspoken.channels.message import Message
 
-__all__ = ["AgentRun", "InFlight"]
-
 
 @dataclass(frozen=True, slots=True)
 class InFlight:

@@ -28,7 +28,6 @@ from unspoken.agents.spec.spec import AgentSpec, EdgeSpec
 if TYPE_CHECKING:
     Graph = nx.MultiDiGraph[str]  # not subscriptable at run time
 
-__all__ = ["Action", "Dataflow", "Exhausted", "Firing", "Skipped", "Unread"]
 
 Item = TypeVar("Item")
 

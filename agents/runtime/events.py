@@ -6,22 +6,6 @@ from typing import Any
 from unspoken.agents.runtime.report import EdgeReport, RunReport, TurnReport
 from unspoken.channels.base import Fallback
 
-__all__ = [
-    "AgentSkipped",
-    "Event",
-    "FallbackTaken",
-    "ItemFailed",
-    "LoopEnded",
-    "MessageCarried",
-    "PrefillProgress",
-    "RunFinished",
-    "RunStarted",
-    "TokenWritten",
-    "TurnFinished",
-    "TurnStarted",
-    "to_dict",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Event:

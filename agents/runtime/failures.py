@@ -8,8 +8,6 @@ import anyio
 
 from unspoken.channels.errors import AgentError, InputError, RunError, RunTimeout, UnspokenError
 
-__all__ = ["RunLimit", "blame", "first_error", "within"]
-
 
 @dataclass
 class RunLimit:

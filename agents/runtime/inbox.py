@@ -19,14 +19,6 @@ from unspoken.channels.message import Message
 if TYPE_CHECKING:
     from unspoken.agents.models.base import AgentModel
 
-__all__ = [
-    "Prepared",
-    "check_received",
-    "items_of",
-    "prepare_turn",
-    "require_messages",
-]
-
 
 def require_messages(spec: WorkflowSpec, received: object) -> Mapping[str, Message]:
     """Refuse what is no message of one of a workflow's agents, before any model is loaded.

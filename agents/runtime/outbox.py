@@ -14,12 +14,6 @@ from unspoken.agents.spec.spec import Share, WorkflowSpec
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.message import Message, Segment
 
-__all__ = [
-    "Finished",
-    "Sender",
-    "publish",
-]
-
 
 def publish(
     sharer: str,

@@ -23,8 +23,6 @@ from unspoken.agents.runtime.report import EdgeReport, EndedLoop, FailedItem, Tu
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.base import CarryReport, Fallback
 
-__all__ = ["Recorder", "with_composing"]
-
 
 class Recorder:
     """The record of one run.

@@ -13,9 +13,6 @@ from unspoken.agents.prompts.tokenizer import Detokenizer
 from unspoken.agents.spec.spec import GenerateSpec
 from unspoken.channels.message import Segment
 
-__all__ = ["TurnReply", "sampling_of"]
-
-
 _SETTINGS = (
     "temperature",
     "top_p",

@@ -9,16 +9,6 @@ from unspoken.channels.errors import InputError
 if TYPE_CHECKING:
     from unspoken.channels.base import Fallback, Mode
 
-__all__ = [
-    "AgentResult",
-    "EdgeReport",
-    "EndedLoop",
-    "FailedItem",
-    "RunReport",
-    "RunResult",
-    "TurnReport",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnReport:

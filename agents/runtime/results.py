@@ -8,8 +8,6 @@ from unspoken.agents.runtime.agent_run import AgentRun
 from unspoken.agents.runtime.report import AgentResult
 from unspoken.agents.spec.spec import WorkflowSpec
 
-__all__ = ["outputs_of", "results_of"]
-
 
 def results_of(agents: Mapping[str, AgentRun]) -> dict[str, AgentResult]:
     """What each agent wrote so far; an agent that wrote nothing is not in it."""

@@ -11,11 +11,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from unspoken.agents.engines.base import (
-    Engine,
-    Inbound,
-    TurnRequest,
-)
+from unspoken.agents.engines.base import Engine, Inbound, TurnRequest
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.prompts.jinja import render
@@ -40,8 +36,6 @@ from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.errors import RunError
 from unspoken.channels.message import Message
-
-__all__ = ["Scheduler"]
 
 # Over the standard library's logger, so that a program that configures no logging sees warnings
 # only.

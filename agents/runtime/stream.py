@@ -13,8 +13,6 @@ import anyio
 from unspoken.agents.engines.event_loop import post_to_loop, start_task
 from unspoken.agents.runtime.events import Event
 
-__all__ = ["EventBuffer", "RunStream"]
-
 MOST_WAITING = 256
 """Events that wait for whoever follows; more of a turn's events are made once there is room."""
 

@@ -10,22 +10,6 @@ from pydantic_core import PydanticCustomError
 
 from unspoken.agents.prompts.chat_template import GIVEN
 
-__all__ = [
-    "KEYS_ARE_NAMES",
-    "AgentName",
-    "ArgumentName",
-    "Count",
-    "Device",
-    "Flag",
-    "Fraction",
-    "Name",
-    "NonEmpty",
-    "Seconds",
-    "Text",
-    "Whole",
-    "wrong",
-]
-
 _NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _DEVICE = r"^[a-z]+(:[0-9]+)?$"
 # Names that templates use for something else, and words of the template language.

@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 from unspoken.agents.spec.field_types import Count, NonEmpty, Whole, wrong
 from unspoken.agents.spec.spellings import NONE_WORD, STRINGS
 
-__all__ = ["GenerateSpec", "Part"]
-
 
 class Part(BaseModel):
     """A part of a workflow file: unknown keys are refused, values do not change."""
@@ -45,8 +43,7 @@ class GenerateSpec(Part):
         "model's generation_config.json. Without it they are off.",
     )
     temperature: Annotated[Annotated[float, Strict(), Field(ge=0)] | None, NONE_WORD] = Field(
-        None,
-        description="Randomness of sampling; 0, and none, take the likeliest token each time.",
+        None, description="Randomness of sampling; 0, and none, take the likeliest token each time."
     )
     top_p: Annotated[_Share | None, NONE_WORD] = Field(
         None, description="Sample from the likeliest tokens that together reach this probability."

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 else:
     Graph = nx.MultiDiGraph
 
-__all__ = ["build_graph", "forward_graph", "to_mermaid", "validate"]
-
 
 def build_graph(spec: WorkflowSpec) -> Graph:
     """Return the graph of a workflow.

@@ -10,8 +10,6 @@ from unspoken.agents.spec.problems import describe, suggest
 from unspoken.agents.spec.spec import InputSpec, WorkflowSpec
 from unspoken.channels.errors import InputError
 
-__all__ = ["MOST_BYTES", "MOST_VALUES", "ON_COMMAND_LINE", "check_inputs", "read_inputs"]
-
 MOST_BYTES = 64 * 2**20
 """Bound of a file that is read for an input, and of the characters of all inputs together."""
 
@@ -24,11 +22,7 @@ _CHUNK = 2**20
 
 
 def check_inputs(
-    spec: WorkflowSpec,
-    given: Mapping[str, object],
-    *,
-    partial: bool = False,
-    how: str = _IN_PYTHON,
+    spec: WorkflowSpec, given: Mapping[str, object], *, partial: bool = False, how: str = _IN_PYTHON
 ) -> dict[str, object]:
     """The given values and the defaults of the others.
 

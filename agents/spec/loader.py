@@ -23,8 +23,6 @@ from unspoken.agents.spec.yaml_reader import Document, Path, Position, failure, 
 from unspoken.agents.spec.yaml_scalars import resolve
 from unspoken.channels.errors import InputError, Problem, WorkflowError
 
-__all__ = ["LoadedWorkflow", "dumps", "load_workflow", "loads"]
-
 MAX_BYTES = 1024 * 1024
 
 

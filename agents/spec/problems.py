@@ -21,8 +21,6 @@ from unspoken.agents.spec.spec import (
 from unspoken.agents.spec.yaml_reader import Path, path_text
 from unspoken.channels.errors import Problem
 
-__all__ = ["KEY", "describe", "listed", "schema_problems", "suggest"]
-
 KEY = "[key]"  # pydantic's last step in the path of an error about a dict's key
 
 _Finding = tuple[str, str, str]  # found, expected, fix

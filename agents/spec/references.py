@@ -11,8 +11,6 @@ from unspoken.agents.spec.problems import listed, suggest
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.errors import Problem, TemplateError
 
-__all__ = ["comment_warnings", "template_problems"]
-
 _OUTPUT_ATTRIBUTES = ("text", "skipped", "items")
 
 

@@ -9,8 +9,6 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-__all__ = ["LIST", "NONE_WORD", "STRINGS", "Spelling", "bare"]
-
 
 @dataclass(frozen=True, eq=False)
 class Spelling:

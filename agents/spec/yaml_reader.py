@@ -29,8 +29,6 @@ from ruamel.yaml.reader import ReaderError
 from unspoken.agents.spec.yaml_scalars import resolve
 from unspoken.channels.errors import Problem, WorkflowError
 
-__all__ = ["Document", "Path", "Position", "failure", "parse", "path_text"]
-
 Path = tuple[str | int, ...]
 
 QUOTE_TEMPLATES = 'put templates in quotes: "{{ ... }}"'

@@ -11,8 +11,6 @@ from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel
 
-__all__ = ["FakeBridge"]
-
 
 @dataclass(frozen=True, slots=True)
 class _End:

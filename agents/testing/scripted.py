@@ -24,8 +24,6 @@ from unspoken.channels.kv.rope import Rotary
 from unspoken.channels.kv.state import KVState, LayerState
 from unspoken.channels.model import Prefill
 
-__all__ = ["Answers", "ScriptedModel"]
-
 Answers = Mapping[str, str | Sequence[str]] | Callable[[str, int, str], str]
 """By agent, one text for all of its turns or a text for each; or a function of the agent, the turn
 (from 1) and the prompt.

@@ -15,8 +15,6 @@ from transformers import (
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.testing.tokenizer import tiny_tokenizer
 
-__all__ = ["Family", "tiny_model", "tiny_weights"]
-
 Family = Literal["llama", "gemma3"]
 
 _SHAPE: dict[str, Any] = {

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["CHATML", "SPECIALS", "WORDS", "tiny_tokenizer"]
-
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """Ids 0, 1 and 2, as in SmolLM2."""
 

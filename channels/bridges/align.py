@@ -5,8 +5,6 @@ from collections.abc import Sequence
 
 from unspoken.channels.errors import StateError
 
-__all__ = ["align"]
-
 
 def align(sharer_ends: Sequence[int], receiver_ends: Sequence[int]) -> tuple[int, ...]:
     """For every receiver token the first sharer token that has read all of its text.

@@ -30,8 +30,6 @@ from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel
 from unspoken.channels.storage.side import ModelDescription
 
-__all__ = ["Bridge", "tensors_of"]
-
 
 def tensors_of(
     projector: Projector, dtype: str = "int8", fuser: Fuser | None = None

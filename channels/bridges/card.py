@@ -9,8 +9,6 @@ from unspoken.channels.bridges.manifest import Audit, BridgeManifest, ModelDescr
 from unspoken.channels.sequences import distinct
 from unspoken.channels.storage.side import short_name
 
-__all__ = ["card", "fit_command"]
-
 ORIGINALS = {
     "embedded:gemma3-270m": "google/gemma-3-270m",
     "embedded:smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",

@@ -10,8 +10,6 @@ from unspoken.channels.kv.rope import Rotary, turn_back, turn_to
 from unspoken.channels.kv.state import KVState, LayerState
 from unspoken.channels.model import CausalModel, rotaries
 
-__all__ = ["bare_rows", "state_of", "width", "widths"]
-
 
 def widths(geometry: CacheGeometry, layers: Sequence[int]) -> tuple[int, ...]:
     """Columns that each of `layers` takes in a row: its keys, then its values."""
@@ -93,11 +91,7 @@ def state_of(
         states.append(LayerState(keys.to(receiver.dtype), values.to(receiver.dtype), at))
         column += 2 * size
     return KVState(
-        layers=tuple(states),
-        start=at,
-        stop=stop,
-        identity=receiver.identity,
-        approximate_from=at,
+        layers=tuple(states), start=at, stop=stop, identity=receiver.identity, approximate_from=at
     )
 
 

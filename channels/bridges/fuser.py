@@ -30,18 +30,6 @@ from unspoken.channels.kv.geometry import CacheGeometry
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel, rotaries
 
-__all__ = [
-    "PREFIX",
-    "Fuser",
-    "FuserConfig",
-    "fuse_tensors",
-    "fused_state",
-    "fuser_of",
-    "load_fuser",
-    "own_rows",
-    "without_fuser",
-]
-
 PREFIX = "fuse."
 """What the names of a fuser's tensors begin with in a bridge's folder."""
 

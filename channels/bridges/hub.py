@@ -8,8 +8,6 @@ from unspoken.channels.bridges.folder import FILES
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.storage.side import running_version
 
-__all__ = ["as_folder", "download", "upload"]
-
 
 def as_folder(place: str) -> Path | None:
     """The folder that `place` names, or None where it can only be a Hub id (``owner/name``)."""

@@ -35,7 +35,6 @@ from unspoken.channels.storage.side import ModelDescription, pair_digest
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["check_place", "fit_bridge", "work_folder"]
 
 DTYPE = "int8"
 

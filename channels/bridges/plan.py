@@ -8,8 +8,6 @@ import torch
 from unspoken.channels.bridges.audit.plan import AuditPlan
 from unspoken.channels.bridges.fit.settings import FitSettings, FuseSettings
 
-__all__ = ["DEFAULT", "FitPlan"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitPlan:

@@ -10,8 +10,6 @@ from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.kv.state import KVState, LayerState
 from unspoken.channels.model import CausalModel
 
-__all__ = ["SINK", "feature_rows", "native_part", "projected_state"]
-
 SINK = 4
 """First positions of a context that a bridge leaves to the receiver."""
 

@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from unspoken.channels.bridges.features import width
 from unspoken.channels.kv.geometry import CacheGeometry
 
-__all__ = ["Projector", "ProjectorConfig"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectorConfig:

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from unspoken.channels.errors import BridgeError
 
-__all__ = ["GROUP", "dequantize", "quantize", "quantized_bytes"]
-
 Module = TypeVar("Module", bound=nn.Module)
 
 GROUP = 64

@@ -17,7 +17,6 @@ from unspoken.channels.storage.store import PairStore, StoreEntry
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BridgeEntry", "BridgeStore"]
 
 VARIABLE = "UNSPOKEN_BRIDGES"
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from unspoken.channels.bridges.manifest import BridgeManifest
 from unspoken.channels.storage.files import cache_root, write_json
 
-__all__ = ["measured_here", "record"]
-
 
 def record(manifest: BridgeManifest) -> None:
     """Keep that this machine made or measured the bridge of a manifest, as it was written.

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-__all__ = ["builtin_text"]
-
 SHORTEST = 200
 SKIPPED = {
     "test",

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from unspoken.channels.data.wording import phrases
 
-__all__ = ["Question", "cloze"]
-
 DATE = r"\d{1,2} [A-Z][a-z]+ \d{4}|[A-Z][a-z]+ \d{1,2} ?, \d{4}"
 NUMBER = r"\d[\d,.]*\d|\d+"
 NAMES = r"(?<=\w )[A-Z][\w'-]+(?: (?:of |the |de )?[A-Z][\w'-]+)+"

@@ -5,8 +5,6 @@ import random
 from unspoken.channels.data.values import invent
 from unspoken.channels.data.wording import phrases
 
-__all__ = ["recall_question", "recall_records", "render_recall"]
-
 
 def recall_records(
     rng: random.Random, n: int = 8, *, keys: str = "", values: str = ""

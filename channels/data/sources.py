@@ -10,8 +10,6 @@ from unspoken.channels.data.builtin import builtin_text
 from unspoken.channels.errors import InputError
 from unspoken.channels.sequences import distinct
 
-__all__ = ["json_kind", "json_objects", "read_source", "read_text", "row_text"]
-
 KINDS = (".jsonl", ".parquet", ".txt")
 FIELDS = (
     ("text",),

@@ -7,8 +7,6 @@ from blake3 import blake3
 
 from unspoken.channels.data.wording import trivia, values
 
-__all__ = ["common_question", "kept_back"]
-
 HELD_OUT = 6
 """One of so many questions of common knowledge is kept back."""
 

@@ -8,8 +8,6 @@ from functools import cache
 
 from unspoken.channels.data.wording import values
 
-__all__ = ["invent", "value_names"]
-
 
 @cache
 def value_names() -> tuple[str, ...]:

@@ -9,8 +9,6 @@ from typing import TypeVar
 from pydantic import ConfigDict, TypeAdapter
 from ruamel.yaml import YAML
 
-__all__ = ["Fact", "Kind", "Phrases", "Trivia", "Values", "kinds", "phrases", "trivia", "values"]
-
 _Shape = TypeVar("_Shape")
 _CLOSED = ConfigDict(extra="forbid")
 

@@ -29,8 +29,6 @@ from unspoken.channels.message import common_prefix
 from unspoken.channels.model import CausalModel
 from unspoken.channels.repair import deviating_positions, early_layers
 
-__all__ = ["carry_across"]
-
 
 @dataclass(frozen=True, slots=True)
 class _Run:

@@ -28,8 +28,6 @@ from unspoken.channels.machine import describe_machine, medians
 from unspoken.channels.model import Hold, Report, TextModel
 from unspoken.channels.storage.side import AuditFile, ModelDescription, running_version
 
-__all__ = ["ProfilePlan", "clocked", "measure_profile", "profile_pair", "trials_of"]
-
 BUILTIN = "builtin"
 
 

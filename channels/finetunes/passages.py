@@ -12,8 +12,6 @@ from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message, Segment
 from unspoken.channels.model import TextModel
 
-__all__ = ["Settings", "Trial", "arrival_of", "from_rows", "from_text", "prompt_of"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:

@@ -10,8 +10,6 @@ from unspoken.channels.errors import InputError, ProfileError
 from unspoken.channels.finetunes.recompute import LayerRanges, check_layer_ranges, layers_of, named
 from unspoken.channels.storage.side import AuditFile, ModelDescription, Part, pair_digest
 
-__all__ = ["AGAIN", "FILE", "PREFIX", "Estimate", "Point", "Profile"]
-
 FILE: Final = "profile.json"
 
 SETTINGS = (

@@ -16,18 +16,6 @@ from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
 from unspoken.channels.kv.state import KVState, LayerState
 from unspoken.channels.model import CausalModel
 
-__all__ = [
-    "LayerRanges",
-    "bytes_per_token",
-    "check_layer_ranges",
-    "entry_layers",
-    "layers_of",
-    "named",
-    "recompute_layers",
-    "require_one_base",
-    "within",
-]
-
 LayerRanges = tuple[tuple[int, int], ...]
 """Layers first … last - 1 of each range, ascending, with at least one layer between two ranges."""
 

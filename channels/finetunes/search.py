@@ -29,18 +29,6 @@ from unspoken.channels.metrics import distance
 from unspoken.channels.model import TextModel
 from unspoken.channels.sequences import distinct
 
-__all__ = [
-    "Measured",
-    "Scores",
-    "assess",
-    "choices_of",
-    "entries_of",
-    "estimate",
-    "front_of",
-    "random_ranges",
-    "search",
-]
-
 COARSE = 6
 MOST_A_ROUND = 40
 DRAWS = 2000
@@ -203,11 +191,7 @@ def _valid(ranges: LayerRanges, layers: int) -> bool:
 
 
 def _distances(
-    receiver: TextModel,
-    arrival: Arrival,
-    trial: Trial,
-    choices: Sequence[LayerRanges],
-    skip: int,
+    receiver: TextModel, arrival: Arrival, trial: Trial, choices: Sequence[LayerRanges], skip: int
 ) -> list[Distance]:
     """KL and share of equal likeliest tokens of each choice.
 

@@ -11,8 +11,6 @@ from unspoken.channels.storage.entry_kind import EntryKind
 from unspoken.channels.storage.files import cache_root
 from unspoken.channels.storage.store import PairStore
 
-__all__ = ["ProfileStore"]
-
 FIGURE = "profile.png"
 LIMIT = 16 * 1024 * 1024
 

@@ -15,8 +15,6 @@ from torch import Tensor
 from unspoken.channels.errors import ChannelError
 from unspoken.channels.kv.state import LayerState
 
-__all__ = ["CODECS", "GROUP", "Codec", "Part", "decode", "encode", "layout"]
-
 Codec = Literal["raw", "int8", "int4"]
 
 CODECS: tuple[Codec, ...] = get_args(Codec)

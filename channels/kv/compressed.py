@@ -10,8 +10,6 @@ from unspoken.channels.kv.codec import GROUP, Codec, decode, encode, layout
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
 from unspoken.channels.kv.state import KVState, LayerState
 
-__all__ = ["CompressedState", "compress", "compressed_bytes_per_token"]
-
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class CompressedState:

@@ -4,8 +4,6 @@ from dataclasses import dataclass, fields
 
 from unspoken.channels.errors import IdentityMismatch
 
-__all__ = ["CacheGeometry", "LayerGeometry", "ModelIdentity"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerGeometry:

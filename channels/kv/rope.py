@@ -12,8 +12,6 @@ from torch import Tensor
 
 from unspoken.channels.errors import ModelSupportError
 
-__all__ = ["Rotary", "Rotation", "shift", "turn_back", "turn_to"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rotary:

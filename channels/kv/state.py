@@ -11,8 +11,6 @@ from unspoken.channels.errors import GeometryMismatch, StateError
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
 from unspoken.channels.kv.rope import Rotary, shift
 
-__all__ = ["KVState", "LayerState"]
-
 _NOTHING: Mapping[int, Tensor] = MappingProxyType({})
 
 

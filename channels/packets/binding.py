@@ -12,8 +12,6 @@ from unspoken.channels.errors import IdentityMismatch, InputError, PacketError
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.packets.manifest import Binding, Identity
 
-__all__ = ["Bind", "binding_of", "check_binding", "check_model"]
-
 
 class Bind(TypedDict, total=False):
     """What a packet is for; each may be left out.

@@ -11,8 +11,6 @@ from typing import BinaryIO, Protocol, cast
 from unspoken.channels.errors import InputError
 from unspoken.channels.storage.files import replace_file
 
-__all__ = ["OpenPacket", "Readable", "open_packet", "packet_target", "reason_of", "save_whole"]
-
 
 class Readable(Protocol):
     """A binary stream that reads into place, as files and ``socket.makefile("rb")`` do."""

@@ -11,8 +11,6 @@ from unspoken.channels.kv.codec import Part, layout
 from unspoken.channels.packets.manifest import DTYPES, PacketManifest
 from unspoken.channels.storage.strict_json import parse_json
 
-__all__ = ["bytes_of", "header_of", "metadata_of", "parts_of"]
-
 FORMAT = "unspoken-packet"
 
 _SAFETENSORS = {

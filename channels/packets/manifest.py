@@ -12,16 +12,6 @@ from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message, Segment
 
-__all__ = [
-    "DTYPES",
-    "VERSIONS",
-    "Binding",
-    "Identity",
-    "LayerShape",
-    "PacketManifest",
-    "manifest_of",
-]
-
 VERSIONS = (1, 2)
 """Of packets that are bound to nothing, which older readers take too, and of bound ones."""
 

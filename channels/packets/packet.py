@@ -33,8 +33,6 @@ from unspoken.channels.packets.manifest import DTYPES, manifest_of
 from unspoken.channels.packets.reader import PacketReader
 from unspoken.channels.packets.signing import key_id, signature_of
 
-__all__ = ["packet_chunks", "read_packet", "write_packet"]
-
 
 def packet_chunks(
     message: Message, *, key: bytes | None, codec: Codec = "raw", bind: Bind | None = None

@@ -25,8 +25,6 @@ from unspoken.channels.packets.layout import bytes_of, header_of, metadata_of, p
 from unspoken.channels.packets.manifest import DTYPES, LayerShape, PacketManifest
 from unspoken.channels.packets.signing import checked_manifest
 
-__all__ = ["PacketReader"]
-
 MAX_HEADER = 64 * 2**20
 PIECE = 2**20
 

@@ -14,15 +14,6 @@ from unspoken.channels.packets.files import reason_of
 from unspoken.channels.packets.manifest import VERSIONS, PacketManifest
 from unspoken.channels.storage.strict_json import parse_json
 
-__all__ = [
-    "KEY_FILE_VARIABLE",
-    "KEY_VARIABLE",
-    "checked_manifest",
-    "key_id",
-    "packet_key",
-    "signature_of",
-]
-
 KEY_VARIABLE = "UNSPOKEN_PACKET_KEY"
 KEY_FILE_VARIABLE = "UNSPOKEN_PACKET_KEY_FILE"
 KEY_BYTES = 16

@@ -20,8 +20,6 @@ from filelock import FileLock, Timeout
 from unspoken.channels.errors import ChannelError
 from unspoken.channels.storage.files import flush, flush_folder
 
-__all__ = ["discard", "present", "settle", "staged", "steady", "unfinished"]
-
 WRITE_LIMIT_S = 600.0
 TRIES, PAUSE_S = 200, 0.01
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from unspoken.channels.errors import ChannelError
 from unspoken.channels.storage.atomic_folder import discard, staged
 
-__all__ = ["EntryKind", "few"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntryKind:

@@ -13,18 +13,6 @@ from blake3 import blake3
 
 from unspoken.channels.storage.forks import hash_threads
 
-__all__ = [
-    "Progress",
-    "cache_root",
-    "digest_blake3",
-    "digest_sha256",
-    "flush",
-    "flush_folder",
-    "read_json",
-    "replace_file",
-    "write_json",
-]
-
 CHUNK = 8 * 1024 * 1024
 
 Progress = Callable[[str, float], None]

@@ -14,8 +14,6 @@ from weakref import WeakSet
 
 from blake3 import blake3
 
-__all__ = ["ForkLock", "hash_threads", "renewed_when_forked", "when_forked"]
-
 
 class Renewable(Protocol):
     """Something that a forked child has afresh."""

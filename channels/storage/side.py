@@ -17,15 +17,6 @@ if TYPE_CHECKING:
     from unspoken.channels.kv.rope import Rotary
     from unspoken.channels.model import CausalModel
 
-__all__ = [
-    "AuditFile",
-    "ModelDescription",
-    "Part",
-    "pair_digest",
-    "running_version",
-    "short_name",
-]
-
 
 MOST_LAYERS, MOST_HEADS, MOST, MOST_POSITIONS = 1024, 4096, 2**20, 2**40
 """Past what any model has: a manifest that says more would cost memory before it was refused."""

@@ -21,8 +21,6 @@ from unspoken.channels.storage.atomic_folder import present, settle, unfinished
 from unspoken.channels.storage.entry_kind import EntryKind
 from unspoken.channels.storage.side import ModelDescription, pair_digest, short_name
 
-__all__ = ["PairStore", "StoreEntry"]
-
 POLL_S = 0.2
 
 _NAMED = re.compile(r"-([0-9a-f]{12})$")

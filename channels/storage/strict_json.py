@@ -3,8 +3,6 @@
 import json
 from typing import Any, NoReturn
 
-__all__ = ["parse_json"]
-
 LARGEST = 2**64
 
 DEEPEST = 64

@@ -21,8 +21,6 @@ from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.data.text import Corpus, load_corpus
 
-__all__ = ["measure"]
-
 LAYERS, RANK, TOKENS, COLUMNS = 6, 512, 24_000, 12_288
 COUNTS, RANKS = (3, 9), (128, 256, 768)
 PASSAGES, QUESTIONS = 24, 40

@@ -9,9 +9,6 @@ from unspoken.channels.bridges.audit.rows import AuditRows
 from unspoken.channels.bridges.audit.trial import Assessment, Condition, Trials, assess
 from unspoken.channels.metrics import kept
 
-__all__ = ["Conditions", "assessed_rows", "rows_of"]
-
-
 Conditions = Mapping[str, tuple[Condition, Condition]]
 """By name, a way to hand the message over, and the same with another example's."""
 

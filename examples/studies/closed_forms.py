@@ -25,8 +25,6 @@ from unspoken.channels.data.text import Corpus
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import Prefill, TextModel
 
-__all__ = ["EMBEDDINGS", "ClosedForms", "choose"]
-
 EMBEDDINGS = 2
 """Most of the receiver's embeddings that a form may read."""
 

@@ -14,8 +14,6 @@ from unspoken.channels.bridges.manifest import BridgeManifest, FitData, ModelDes
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.data.text import load_corpus
 
-__all__ = ["measure"]
-
 LAYERS, RANK, TOKENS = 6, 512, 24_000
 PASSAGES, SIZE, REPEATS = 24, 1024, 5
 

@@ -22,8 +22,6 @@ from unspoken.channels.message import Message
 from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel
 
-__all__ = ["measure"]
-
 GROUPS, TOKENS, FORCED, MOST = 10, 128, 40, 4
 COUNTS = (1, 2, 4)
 SENDERS = (

@@ -12,8 +12,6 @@ from unspoken.channels.bridges.audit.fuse_audit import likeliest, log_likelihood
 from unspoken.channels.data.rows import ChoiceRow
 from unspoken.channels.kv.state import KVState
 
-__all__ = ["ASKS", "Chosen", "answer_text", "choose", "write_hints"]
-
 ASKS: Mapping[str, str] = {
     "answer": "Answer the question in one short sentence.\n\nQuestion: {question}",
     "background": "Write down the facts that help to answer this question.\n\nQuestion: {question}",

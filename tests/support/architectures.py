@@ -32,8 +32,6 @@ from transformers import (
 
 from unspoken.agents.models.model import LocalModel
 
-__all__ = ["ARCHITECTURES", "UNMOVABLE", "WINDOW", "make", "tuned"]
-
 WINDOW = 6
 _MIXED = ["sliding_attention", "full_attention"] * 2
 _SHAPE: dict[str, Any] = {

@@ -8,8 +8,6 @@ from typer.testing import CliRunner, Result
 
 from unspoken.agents.cli.main import app
 
-__all__ = ["INPUTS", "call", "done", "refused", "run_json", "write_workflow"]
-
 _WORKFLOW = """\
 name: pair
 models: {{tiny: {model}}}

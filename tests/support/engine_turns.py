@@ -18,8 +18,6 @@ from unspoken.channels.message import Message, Segment
 from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel
 
-__all__ = ["MORE", "PROMPT", "Script", "Subject", "inbound", "message_of", "take", "told", "writes"]
-
 PROMPT = tuple(range(20, 60))
 MORE = (70, 71, 72, 73, 74)
 

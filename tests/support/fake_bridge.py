@@ -5,8 +5,6 @@ from typing import Any
 from unspoken.agents import LocalModel
 from unspoken.agents.testing import FakeBridge
 
-__all__ = ["finder"]
-
 
 def finder(*bridges: FakeBridge) -> Any:
     """Looks for a bridge among these."""

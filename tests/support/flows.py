@@ -12,18 +12,6 @@ from tiny import tiny_llama
 from unspoken.agents import Agent, LocalModel, Workflow
 from unspoken.agents.runtime.report import RunReport
 
-__all__ = [
-    "DOCUMENT",
-    "QUESTION",
-    "Models",
-    "Pair",
-    "own_cache",
-    "reader_solver",
-    "sibling",
-    "sound",
-    "stored_model",
-]
-
 Pair = tuple[LocalModel, LocalModel]
 Models = dict[str, LocalModel]
 

@@ -14,8 +14,6 @@ from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.data.text import Corpus
 from unspoken.channels.storage.side import ModelDescription
 
-__all__ = ["CORPUS", "PIECES", "SMALL", "bridge_between", "fuser_between"]
-
 PIECES = tuple(
     f"the key {n} of the cache was in the document that the reader from " * 14 for n in range(5)
 )

@@ -10,8 +10,6 @@ from unspoken.agents.prompts.context import ChatTurn, Context, Quote
 from unspoken.agents.runtime.outbox import publish
 from unspoken.channels import Arrival, CarryReport, Channel, Message, SameModelCacheChannel
 
-__all__ = ["WORDS", "arrival_of", "context_of", "message_of", "receive", "report", "take_over"]
-
 WORDS = "the reader was in the document with the key 漢 🙂 e\u0301 of it, and who? " * 3
 
 

@@ -9,8 +9,6 @@ from unspoken.channels.kv.codec import Codec
 from unspoken.channels.message import Message
 from unspoken.channels.packets.packet import read_packet, write_packet
 
-__all__ = ["TEXT", "read", "written"]
-
 TEXT = "the key of the document is with the reader, and its value is that of the thing"
 
 

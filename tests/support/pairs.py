@@ -14,8 +14,6 @@ from unspoken.channels.bridges.fit.validation import ValidationSet
 from unspoken.channels.bridges.plan import FitPlan
 from unspoken.channels.data import sources
 
-__all__ = ["AUDIT", "corpus", "folders", "load", "plan", "quick_fits", "text"]
-
 OTHER_WORDS = (" the", " and", " value", " of", "ing", " key", " with", " from", "tion", " is")
 
 AUDIT = AuditPlan(

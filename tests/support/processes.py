@@ -9,8 +9,6 @@ from pathlib import Path
 
 from unspoken.agents.models import catalog
 
-__all__ = ["environment", "python", "until"]
-
 
 def until(true: Callable[[], object], limit_s: float = 60.0) -> None:
     """Wait for another process, which tells us by way of the disk."""

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-__all__ = ["study_of"]
-
 
 def study_of(module: Any, *args: object) -> dict[str, Any]:
     """What a study's command line prints as JSON."""

@@ -12,8 +12,6 @@ from unspoken.agents.runtime.reply import TurnReply, sampling_of
 from unspoken.channels.base import Arrival, Channel
 from unspoken.channels.kv.state import KVState
 
-__all__ = ["Taken", "Turn", "inbound", "take", "writes"]
-
 
 @dataclass(frozen=True)
 class Turn:

@@ -7,8 +7,6 @@ import torch
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import TextModel
 
-__all__ = ["greedy", "losses_of"]
-
 
 @torch.no_grad()
 def losses_of(

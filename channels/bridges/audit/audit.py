@@ -30,8 +30,6 @@ from unspoken.channels.machine import describe_machine
 from unspoken.channels.metrics import f1
 from unspoken.channels.model import Report, TextModel
 
-__all__ = ["audit"]
-
 DATA = ("continuation", "question", "recall")
 """The data sets that a bridge's prefix mode is measured on."""
 

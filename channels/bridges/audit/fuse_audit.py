@@ -22,8 +22,6 @@ from unspoken.channels.kv.state import KVState
 from unspoken.channels.metrics import paired, wilson
 from unspoken.channels.model import Report, TextModel
 
-__all__ = ["FUSE", "ending_as", "likeliest", "log_likelihoods", "read_both", "with_fuse"]
-
 FUSE = "fuse"
 ALONE, FUSED, OTHER = "receiver alone", "fused", "fused, another row's sharer"
 

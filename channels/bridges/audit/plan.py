@@ -22,8 +22,6 @@ from unspoken.channels.data.text import Corpus
 from unspoken.channels.storage.files import digest_blake3
 from unspoken.channels.storage.side import AuditFile
 
-__all__ = ["AuditPlan", "AuditSettings"]
-
 Row = TypeVar("Row")
 
 UNSEEN = 900_001

@@ -10,8 +10,6 @@ from unspoken.channels.errors import InputError
 from unspoken.channels.model import TextModel
 from unspoken.channels.storage.side import AuditFile
 
-__all__ = ["AuditRows", "passages", "require_two"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRows:

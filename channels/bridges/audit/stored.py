@@ -13,8 +13,6 @@ from unspoken.channels.data.text import Corpus, load_corpus
 from unspoken.channels.errors import BridgeError, InputError
 from unspoken.channels.model import Hold, Report, TextModel
 
-__all__ = ["audit_bridge", "corpus_of", "keep_audit"]
-
 
 def audit_bridge(
     folder: Path,

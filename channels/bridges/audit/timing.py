@@ -14,8 +14,6 @@ from unspoken.channels.kv.state import KVState
 from unspoken.channels.machine import medians
 from unspoken.channels.model import TextModel
 
-__all__ = ["OWN", "SIZES", "Scene", "products", "scene", "timings"]
-
 SIZES = (256, 1024, 2048)
 OWN = 32
 """The receiver's own tokens after the message."""

@@ -23,8 +23,6 @@ from unspoken.channels.errors import InputError
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import TextModel
 
-__all__ = ["Assessment", "Condition", "Trial", "Trials", "assess"]
-
 KEPT = 4
 """Trials held at once; their states are large."""
 

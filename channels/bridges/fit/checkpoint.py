@@ -12,8 +12,6 @@ from blake3 import blake3
 
 from unspoken.channels.storage.files import replace_file
 
-__all__ = ["Checkpoint", "fingerprint", "forget", "peak_memory_gb", "seeded"]
-
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:

@@ -13,22 +13,6 @@ from unspoken.channels.bridges.projector import ProjectorConfig
 from unspoken.channels.kv.state import KVState, LayerState
 from unspoken.channels.model import CausalModel, TextModel, rotaries
 
-__all__ = [
-    "Example",
-    "TeacherTargets",
-    "answer_logs",
-    "answer_loss",
-    "divergence",
-    "example",
-    "features_of",
-    "head_of",
-    "none_losses",
-    "sharer_rows",
-    "student",
-    "target_rows",
-    "teacher_targets",
-]
-
 LIKELIEST = 128
 
 

@@ -13,8 +13,6 @@ from unspoken.channels.bridges.projection import SINK
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel, TextModel
 
-__all__ = ["FuseInput", "answer_losses", "contrast", "fuse_input", "fused_context"]
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FuseInput:

@@ -14,8 +14,6 @@ from unspoken.channels.bridges.fuser import Fuser, FuserConfig
 from unspoken.channels.bridges.projection import SINK
 from unspoken.channels.model import TextModel
 
-__all__ = ["closed_form_fuser", "new_fuser"]
-
 BULK = 1000
 """Tokens that are added to a Gram matrix at a time."""
 

@@ -7,8 +7,6 @@ from unspoken.channels.bridges.fit.samples import Sample, Target, fact_sample
 from unspoken.channels.data.passages import fact_passages
 from unspoken.channels.data.trivia import common_question, kept_back
 
-__all__ = ["choice_prompt", "draw_fuse_samples"]
-
 
 def choice_prompt(question: str, hint: str = "") -> str:
     """A question without a context; a hint stands between it and the answer."""

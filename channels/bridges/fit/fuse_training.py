@@ -28,8 +28,6 @@ from unspoken.channels.bridges.manifest import Figures
 from unspoken.channels.bridges.projection import SINK
 from unspoken.channels.kv.geometry import CacheGeometry
 
-__all__ = ["FuserFit", "Gains"]
-
 
 @dataclass(frozen=True, slots=True)
 class Gains:

@@ -22,20 +22,6 @@ from unspoken.channels.kv.geometry import CacheGeometry
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import TextModel
 
-__all__ = [
-    "BYTES",
-    "LEAST",
-    "add_rows",
-    "closed_form_projector",
-    "explaining_layers",
-    "new_projector",
-    "peak_gigabytes",
-    "projector_bytes",
-    "start_from",
-    "widest_rank",
-    "within_columns",
-]
-
 
 def new_projector(config: ProjectorConfig, sharer: TextModel, receiver: TextModel) -> Projector:
     """An unfitted projector between two models, on the receiver's device."""

@@ -32,8 +32,6 @@ from unspoken.channels.data.text import Corpus
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.model import TextModel
 
-__all__ = ["Fit", "Fitted", "Models", "Progressed", "check_pair", "weights_of"]
-
 Module = TypeVar("Module", bound=nn.Module)
 Given = TypeVar("Given")
 Settings = TypeVar("Settings", bound=TrainSettings)

@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["FitProgress", "FitReport", "Validation"]
-
 
 class Validation(Protocol):
     """What a validation round says of a module."""

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Gram", "Solution", "choose_layers", "gram_bytes"]
-
 PENALTY = 1e-3
 OVERSAMPLING, ROUNDS = 64, 3
 DIRECTIONS = 96

@@ -20,16 +20,6 @@ from unspoken.channels.data.rows import question_prompt
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import TextModel
 
-__all__ = [
-    "Sample",
-    "Target",
-    "TokenizedSample",
-    "TokenizedTarget",
-    "draw_samples",
-    "fact_sample",
-    "prepare",
-]
-
 SHORTEST, WORDS = 30, 190
 """Words of a plain message: at least, else the piece of text is passed over; and about how many."""
 

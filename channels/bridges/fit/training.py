@@ -31,8 +31,6 @@ from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.kv.state import KVState
 
-__all__ = ["ProjectorFit"]
-
 
 class ProjectorFit(Fit[Projector, Example, FitSettings]):
     """A projector's fit: its teacher is the receiver itself, after the full text.

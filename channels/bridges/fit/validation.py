@@ -24,8 +24,6 @@ from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import TextModel
 
-__all__ = ["Scores", "ValidationSet"]
-
 KINDS = {
     "text": "text",
     "copy": "copy",
@@ -110,10 +108,7 @@ class ValidationSet:
             none.append(tuple(float(loss) for loss in none_losses(receiver, sample)))
         columns = width(sharer.geometry, config.source_layers)
         return cls(
-            receiver=receiver,
-            examples=tuple(examples),
-            none=tuple(none),
-            sharer_columns=columns,
+            receiver=receiver, examples=tuple(examples), none=tuple(none), sharer_columns=columns
         )
 
     @torch.no_grad()

@@ -53,10 +53,7 @@ def test_an_entry_without_a_name_here_counts(
 
 @pytest.mark.parametrize(
     ("config", "digest"),
-    [
-        (LlamaConfig(), "f116de8a5d958c06"),
-        (Gemma3TextConfig(), "5652b49c60defbdc"),
-    ],
+    [(LlamaConfig(), "f116de8a5d958c06"), (Gemma3TextConfig(), "5652b49c60defbdc")],
 )
 def test_digests_of_stored_bridges_hold(config: PreTrainedConfig, digest: str) -> None:
     """Entries at their class's defaults add nothing, so bridges of before find their models."""

@@ -21,7 +21,7 @@ from unspoken.channels.errors import BridgeError
 
 pytestmark = pytest.mark.long
 
-HERE = str(Path(__file__).parents[2] / "support")
+HERE = str(Path(__file__).parents[2] / "samples")
 
 
 WRITER = """

@@ -5,8 +5,6 @@ The tests hold the loader to this table, and the documentation prints it.
 
 from dataclasses import dataclass
 
-__all__ = ["BAD_WORKFLOWS", "GOOD", "BadWorkflow"]
-
 GOOD = """\
 name: reader-solver
 models:

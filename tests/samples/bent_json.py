@@ -4,8 +4,6 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-__all__ = ["bent"]
-
 SURPRISES = st.one_of(
     st.none(),
     st.booleans(),

@@ -22,8 +22,6 @@ from unspoken.channels.packets.manifest import PacketManifest
 from unspoken.channels.packets.packet import read_packet, write_packet
 from unspoken.channels.packets.signing import signature_of
 
-__all__ = ["KEY", "BadPacket", "bad_packets", "packet_of", "resigned"]
-
 KEY = b"a key of sixteen bytes"
 TEXT = "the key of the document is with the reader, and its value is that of the thing"
 

@@ -17,8 +17,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from unspoken.agents.models.hf import Backbone
 from unspoken.agents.models.identity import config_digest
 
-__all__ = ["ARCHITECTURES", "Change", "changes", "tiny"]
-
 ARCHITECTURES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 VOCABULARY, TOKENS, MOST = 96, 24, 10_000_000
 

@@ -8,8 +8,6 @@ from unspoken.channels.finetunes.recompute import LayerRanges
 from unspoken.channels.model import CausalModel
 from unspoken.channels.storage.side import AuditFile
 
-__all__ = ["point", "profile_of"]
-
 
 def point(
     layer_ranges: LayerRanges,

@@ -3,8 +3,6 @@
 from unspoken.channels.kv.codec import Codec, decode, encode
 from unspoken.channels.kv.state import LayerState
 
-__all__ = ["recode"]
-
 
 def recode(codec: Codec, layer: LayerState) -> LayerState:
     """A layer as it is after it was encoded and decoded."""

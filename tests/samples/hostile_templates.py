@@ -7,8 +7,6 @@ import json
 import resource
 import sys
 
-__all__ = ["HOSTILE"]
-
 _GROW = "{{% set ns = namespace(x={start}) %}}{{% for i in range({times}) %}}{{% set ns.x = {step} %}}{{% endfor %}}{show}"  # noqa: E501
 
 

@@ -1,7 +1,5 @@
 """Chat templates in the manner of the well-known ones, for the tests that take them apart."""
 
-__all__ = ["MARKERS", "TEMPLATES"]
-
 _RAISE_ON_TWO = (
     "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}"

@@ -26,8 +26,6 @@ from unspoken.channels.errors import (
 )
 from unspoken.channels.finetunes.measure import ProfilePlan, profile_pair
 
-__all__ = ["BAD_INPUTS", "BadInput", "furnish"]
-
 
 @dataclass(frozen=True)
 class BadInput:

@@ -7,8 +7,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-__all__ = ["save_adapter"]
-
 
 def save_adapter(base: Path, folder: Path, seed: int, **settings: Any) -> None:
     torch.manual_seed(seed)

@@ -2,18 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-)
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-
-__all__ = ["KINDS", "made"]
 
 _WORDS = """
 the a reader user assistant system model INST SYS im_start im_end Who When wrote it Ada Be short end
