@@ -25,6 +25,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+__all__ = [
+    "AgentError",
+    "BridgeError",
+    "ChannelError",
+    "ContextLengthError",
+    "GeometryMismatch",
+    "IdentityMismatch",
+    "InputError",
+    "ModelReferenceError",
+    "ModelSupportError",
+    "PacketError",
+    "Problem",
+    "ProfileError",
+    "RunError",
+    "RunTimeout",
+    "StateError",
+    "TemplateError",
+    "UnspokenError",
+    "WorkflowError",
+]
+
 
 class UnspokenError(Exception):
     """What was found, what was expected, and how to fix it.

@@ -6,11 +6,11 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import hostile_templates
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import hostile_templates
 from unspoken.agents.prompts.jinja import references, render, render_parts
 from unspoken.agents.prompts.lexer import scan
 from unspoken.agents.prompts.sandbox import FUEL_OF_CHILD, TextRef, is_plain
