@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def plan(file: WorkflowFile, inputs: InputsOption = None, as_json: JsonOption = False) -> None:
     """Show which channel each edge gets, and why.
 
-    The models are loaded, nothing is run. Give all inputs, some or none: token counts that need
-    the others stay unknown.
+    The models are loaded, and prepared on first use; nothing is run. Give all inputs, some or none:
+    token counts that need the others stay unknown.
     """
     from unspoken.agents.spec.inputs import ON_COMMAND_LINE, check_inputs, read_inputs
     from unspoken.agents.spec.loader import load_workflow
