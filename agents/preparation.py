@@ -58,7 +58,6 @@ class Preparation:
         self.bridge_cache = BridgeCache(folders, trust=trust_bridges)
         self.bridges: dict[int, Bridge] = {}
         self.custom: dict[int, Channel] = {}
-        self._planned: tuple[WorkflowSpec, Plan] | None = None
         self._lock = ForkLock()
 
     def connected(self, number: int, custom: Channel | None, bridge: Bridge | None) -> None:
@@ -108,7 +107,10 @@ class Preparation:
             raise WorkflowError(problems) from None
 
     def ready(self, spec: WorkflowSpec, progress: Progress | None = None) -> Plan:
-        """The plan that runs follow; with ``bridges: fit``, what it lacks is fitted first.
+        """The plan of the next run; with ``bridges: fit``, what it lacks is fitted first.
+
+        It is made anew for each run, so that it agrees with the plan that a person is shown now: a
+        profile or a bridge may have come since the last one.
 
         Two models that cannot be bridged leave their edge to text, or to an error where it must not
         fall back.
@@ -118,10 +120,7 @@ class Preparation:
         """
         self.load(spec, progress)
         with self._lock:
-            # A spec is never changed: another one means that an edge was added.
-            if self._planned is None or self._planned[0] is not spec:
-                self._planned = spec, self._fitted(spec, progress)
-            return self._planned[1]
+            return self._fitted(spec, progress)
 
     async def ready_soon(self, spec: WorkflowSpec) -> Plan:
         """`ready`, on another thread.

@@ -10,6 +10,7 @@ This queue is where ready steps of one model will be batched.
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -149,8 +150,9 @@ class Worker:
             self._blocked += 1
             return False, None
         self._blocked = 0
+        operation = nullcontext() if job.weights is None else job.weights.one_operation()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), operation:
                 return True, next(job.steps)
         finally:
             if lock is not None:

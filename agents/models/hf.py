@@ -40,6 +40,7 @@ class Backbone:
         self.model = model
         self.weights = weights_of(model)
         self._watch = Watch(model)
+        self._looked = 0
         self.base: nn.Module = model.base_model
         self.config: PreTrainedConfig = model.config.get_text_config()
         if self.config._attn_implementation not in ("eager", "sdpa", None):
@@ -87,6 +88,10 @@ class Backbone:
         if not self.weights.lock.acquire(blocking=wait):
             return self._watch.generation
         try:
+            operation = self.weights.operation
+            if operation and operation == self._looked:
+                return self._watch.generation
+            self._looked = operation
             return self._watch.check()
         finally:
             self.weights.lock.release()

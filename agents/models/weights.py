@@ -8,6 +8,7 @@ they run.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
@@ -24,10 +25,23 @@ class Weights:
 
     Attributes:
         lock: Held by whoever computes; its thread may take it again.
+        operation: Number of the operation that a worker is at, 0 between two. What was looked at
+            once in an operation need not be looked at again in it.
     """
 
     def __init__(self) -> None:
         self.lock = ForkLock(RLock)
+        self.operation = 0
+        self._operations = count(1)
+
+    @contextmanager
+    def one_operation(self) -> Iterator[None]:
+        """An operation of a worker, which holds the lock."""
+        self.operation = next(self._operations)
+        try:
+            yield
+        finally:
+            self.operation = 0
 
     def hook_head(self, head: "nn.Module", hook: Callable[..., Any]) -> None:
         """Hook the vocabulary's product, unless it or the module it was copied from has been."""

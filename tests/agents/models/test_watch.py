@@ -194,3 +194,22 @@ def test_looking_costs_little() -> None:
         assert watch.check() == 0
         times.append(time.perf_counter() - start)
     assert min(times) < 0.005
+
+
+def test_one_operation_looks_at_the_weights_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn's step asks for the identity many times; between two steps it is looked at anew."""
+    model, looks = make("llama"), list[int]()
+    check = Watch.check
+
+    def counted(watch: Watch) -> int:
+        looks.append(1)
+        return check(watch)
+
+    monkeypatch.setattr(Watch, "check", counted)
+    for _ in range(2):
+        with model.weights.lock, model.weights.one_operation():
+            assert len({model.identity for _ in range(5)}) == 1
+    assert len(looks) == 2
+    before = model.identity
+    trained_in_place(model)
+    assert model.identity != before

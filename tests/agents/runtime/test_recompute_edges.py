@@ -58,6 +58,16 @@ def test_with_a_profile_within_the_bound_it_is_used(models: Pair) -> None:
     assert not report.fallbacks
 
 
+def test_a_profile_that_is_measured_between_two_runs_is_used(models: Pair) -> None:
+    """Plan and run agree, whatever an earlier run found."""
+    workflow = flow(models, "auto")
+    first = workflow.run(document=DOCUMENT, question=QUESTION).report
+    keep(models, point(((1, 2),), 0.004, 2))
+    assert workflow.plan().edges[0].mode == "recompute"
+    second = workflow.run(document=DOCUMENT, question=QUESTION).report
+    assert (first.edges[0].mode, second.edges[0].mode) == ("text", "recompute")
+
+
 def test_beyond_the_bound_it_is_text(models: Pair) -> None:
     """The interval's upper end counts, not the mean."""
     keep(models, point(((1, 2),), 0.0095, 2), point(((0, 2),), 0.0, 2))
