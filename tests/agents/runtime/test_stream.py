@@ -84,7 +84,7 @@ async def test_a_break_without_closing_leaves_the_next_run_alone(
                 break
         assert (await short.arun())["b"].text == alone
         await until(lambda: not under_way)
-    assert caplog.records == []
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_a_stream_that_is_kept_open_holds_up_no_other_run(
