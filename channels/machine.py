@@ -16,6 +16,7 @@ import transformers
 from unspoken.channels.model import TextModel
 
 Key = TypeVar("Key", bound=Hashable)
+Figure = TypeVar("Figure")
 
 
 def describe_machine(model: TextModel) -> dict[str, Any]:
@@ -57,23 +58,23 @@ def medians(
 
 
 def in_turn(
-    conditions: Mapping[Key, Callable[[], float]],
+    conditions: Mapping[Key, Callable[[], Figure]],
     rounds: int,
     on_round: Callable[[float], None] = lambda fraction: None,
-) -> dict[Key, list[float]]:
-    """The seconds that each condition returns, one figure a round.
+) -> dict[Key, list[Figure]]:
+    """What each condition returns, such as its seconds, one figure a round.
 
     In every round each condition has its turn, so that a busy machine slows all of them. A round
     before the first is not counted: it warms up.
     """
-    seconds: dict[Key, list[float]] = {name: [] for name in conditions}
+    figures: dict[Key, list[Figure]] = {name: [] for name in conditions}
     for number in range(rounds + 1):
         for name, run in conditions.items():
-            taken = run()
+            figure = run()
             if number:
-                seconds[name].append(taken)
+                figures[name].append(figure)
         on_round((number + 1) / (rounds + 1))
-    return seconds
+    return figures
 
 
 def clock(run: Callable[[], object], device: torch.device) -> float:

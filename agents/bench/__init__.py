@@ -33,16 +33,21 @@ Progress = Callable[[str], None]
 Measured = tuple[list[dict[str, Any]], dict[str, Any]]
 """Rows of figures, and their summary."""
 
+ENGINE: Mapping[str, str] = {
+    "decode": "token-for-token equality with transformers' generate, and the ratio of speeds"
+}
+"""Benchmarks in the folder ``engine``."""
+
 BENCHES: Mapping[str, str] = {
     "bridge": "what a bridge between two models carries, with its controls, and its time to the "
     "first token",
-    "decode": "token-for-token equality with transformers' generate, and the ratio of speeds",
     "hop": "time to the first token after a hand-over: text, continuation, splice, floor",
     "packet": "what a packet keeps of a cache, its size, and from which length on it beats "
     "the text",
     "profile": "a base's cache in two fine-tunes: all reused, some layers recomputed, random ones; "
     "quality and speed",
     "splice": "how far a spliced cache is from a full recompute, with its controls",
+    **ENGINE,
 }
 
 STUDIES = ("ablation", "dial", "fan_in", "fuse")
@@ -99,9 +104,14 @@ def run_bench(
     from unspoken.agents.models.model import LocalModel
 
     models = [LocalModel.load(ref) for ref in ((sharer, model) if name in PAIRED else (model,))]
-    measure = import_module(f"{__name__}.{name}").measure
+    measure = import_module(_module(name)).measure
     measured = measure(*models, **options, progress=progress)
     return report(models, measured, builtin=not any(rows.values()))
+
+
+def _module(name: str) -> str:
+    """Where a benchmark is."""
+    return f"{__name__}.engine.{name}" if name in ENGINE else f"{__name__}.{name}"
 
 
 def require_file(file: Path | None) -> None:

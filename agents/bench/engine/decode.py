@@ -123,4 +123,4 @@ def _tiny_gemma(model: LocalModel) -> LocalModel:
     random = Gemma3ForCausalLM(config)
     torch.nn.Module.to(random, model.device)
     identity = ModelIdentity("random", "random", model.identity.tokenizer)
-    return LocalModel(random, model.tokenizer, ref="random Gemma 3", identity=identity)
+    return LocalModel(random, model.tokenizer, identity=identity)

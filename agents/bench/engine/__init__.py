@@ -1,0 +1,1 @@
+"""Benchmarks of the engine: many agents at a time, their memory, their patience."""
