@@ -1,0 +1,1 @@
+"""Many sequences in one forward, packed one after another."""
