@@ -33,8 +33,9 @@ from unspoken.channels.base import (
     TextSpan,
 )
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry
+from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.rope import Rotary, shift
-from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message, Segment
 from unspoken.channels.model import CausalModel, Prefill
 from unspoken.channels.projected import Bridge, BridgeEnd, BridgeEnds

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
+from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.rope import Rotary
-from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.kv.state import KVState
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,6 +21,7 @@ from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.turns import generate
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import ChatTurn
+from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.same_model import SameModelCacheChannel
 
 PASSAGES, TOKENS, FORCED, BATCH = 20, 256, 40, 10
@@ -142,7 +143,9 @@ def _unmoved(case: Case) -> Tensor:
     (span,) = scene.context.spans(scene.message)
     piece = scene.message.require_state().slice(span.source, span.source + span.length)
     delta = span.at - span.source
-    layers = tuple(replace(layer, first=layer.first + delta) for layer in piece.layers)
+    layers = tuple(
+        LayerState(layer.keys, layer.values, layer.first + delta) for layer in piece.layers
+    )
     moved = replace(piece, layers=layers, start=piece.start + delta, stop=piece.stop + delta)
     states = [scene.history.state, moved] if scene.history else [moved]
     covered = {place for state in states for place in range(state.start, state.stop)}

@@ -15,8 +15,9 @@ from unspoken.agents.models.positions import prove_positions
 from unspoken.agents.models.weights import Weights
 from unspoken.channels.errors import StateError
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
+from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.rope import Rotary
-from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import Prefill
 
 CHUNK = 256

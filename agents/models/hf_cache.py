@@ -9,7 +9,8 @@ from transformers.cache_utils import CacheLayerMixin
 
 from unspoken.channels.errors import StateError
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry, ModelIdentity
-from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.kv.layer_state import LayerState
+from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel
 
 _ALL = slice(None)

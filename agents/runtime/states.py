@@ -165,8 +165,8 @@ def _tensors(state: KVState | CompressedState) -> Iterator[Tensor]:
         yield from state.tensors()
         return
     for layer in state.layers:
-        yield layer.keys
-        yield layer.values
+        for chunk in layer.chunks:
+            yield from chunk
     yield from state.hidden.values()
 
 

@@ -8,6 +8,7 @@ import torch
 from unspoken.agents.models.base import AgentModel
 from unspoken.channels.errors import IdentityMismatch
 from unspoken.channels.kv.geometry import ModelIdentity
+from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel
 
@@ -94,7 +95,9 @@ class FakeBridge:
         """The receiver's own rows, with values a little larger."""
         assert max(rows) < state.stop, "rows after the sharer's state"
         piece = own.slice(at, at + len(rows))
-        layers = tuple(replace(layer, values=layer.values * 1.5) for layer in piece.layers)
+        layers = tuple(
+            LayerState(layer.keys, layer.values * 1.5, layer.first) for layer in piece.layers
+        )
         return replace(piece, layers=layers)
 
     def describe(self) -> str:

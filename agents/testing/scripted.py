@@ -20,8 +20,9 @@ from unspoken.agents.spec.problems import listed, suggest
 from unspoken.agents.testing.tokenizer import tiny_tokenizer
 from unspoken.channels.errors import InputError
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry, ModelIdentity
+from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.rope import Rotary
-from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import Prefill
 
 Answers = Mapping[str, str | Sequence[str]] | Callable[[str, int, str], str]

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from unspoken.channels.kv.geometry import CacheGeometry
+from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.rope import Rotary, turn_back, turn_to
-from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel, rotaries
 
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from unspoken.channels.bridges.features import state_of
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
-from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.kv.layer_state import LayerState
+from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel
 
 SINK = 4

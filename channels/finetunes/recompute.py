@@ -13,7 +13,8 @@ import torch
 
 from unspoken.channels.errors import IdentityMismatch, InputError, StateError
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
-from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.kv.layer_state import LayerState
+from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel
 
 LayerRanges = tuple[tuple[int, int], ...]

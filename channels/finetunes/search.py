@@ -24,7 +24,8 @@ from unspoken.channels.finetunes.recompute import (
     entry_layers,
     layers_of,
 )
-from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.kv.layer_state import LayerState
+from unspoken.channels.kv.state import KVState
 from unspoken.channels.metrics import distance
 from unspoken.channels.model import TextModel
 from unspoken.channels.sequences import distinct

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unspoken.channels.errors import ChannelError
-from unspoken.channels.kv.state import LayerState
+from unspoken.channels.kv.layer_state import LayerState
 
 Codec = Literal["raw", "int8", "int4"]
 

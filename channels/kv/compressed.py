@@ -8,7 +8,8 @@ from torch import Tensor
 
 from unspoken.channels.kv.codec import GROUP, Codec, decode, encode, layout
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
-from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.kv.layer_state import LayerState
+from unspoken.channels.kv.state import KVState
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -77,7 +78,7 @@ def compress(state: KVState, codec: Codec) -> CompressedState:
     return CompressedState(
         codec=codec,
         layers=tuple(encode(codec, layer) for layer in state.layers),
-        shapes=tuple((layer.keys.shape[2], layer.first) for layer in state.layers),
+        shapes=tuple((layer.shape[2], layer.first) for layer in state.layers),
         start=state.start,
         stop=state.stop,
         identity=state.identity,

@@ -1,7 +1,8 @@
 """The state of a run of tokens: keys and values per layer, with their positions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from types import MappingProxyType
 
 import torch
@@ -9,58 +10,10 @@ from torch import Tensor
 
 from unspoken.channels.errors import GeometryMismatch, StateError
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
-from unspoken.channels.kv.rope import Rotary, shift
+from unspoken.channels.kv.layer_state import LayerState, rows_of
+from unspoken.channels.kv.rope import Rotary
 
 _NOTHING: Mapping[int, Tensor] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LayerState:
-    """One layer's keys and values.
-
-    Attributes:
-        keys: Rotated keys, shape (kv_heads, rows, head_dim).
-        values: Values, same shape.
-        first: Position of the first row; after the state's start where the layer was trimmed.
-    """
-
-    keys: Tensor
-    values: Tensor
-    first: int
-
-    def __repr__(self) -> str:
-        about = f"{self.keys.dtype} on {self.keys.device}".removeprefix("torch.")
-        return f"<LayerState {tuple(self.keys.shape)} from {self.first}, {about}>"
-
-    @property
-    def rows(self) -> int:
-        """Number of tokens this layer holds."""
-        return self.keys.shape[1]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return self.keys.nbytes + self.values.nbytes
-
-    def slice(self, start: int, stop: int) -> "LayerState":
-        """Those of the rows of positions start … stop - 1 that are there, sharing memory."""
-        rows = _rows(self.first, start, stop)
-        first = min(max(self.first, start), stop)
-        return LayerState(self.keys[:, rows], self.values[:, rows], first)
-
-    def trim(self, window: int | None) -> "LayerState":
-        """The last window - 1 rows in memory of their own; the layer itself if it has no more."""
-        spare = 0 if window is None else self.rows - (window - 1)
-        if spare <= 0:
-            return self
-        keys, values = self.keys[:, spare:].clone(), self.values[:, spare:].clone()
-        return LayerState(keys, values, self.first + spare)
-
-    def to(self, device: torch.device) -> "LayerState":
-        """The same rows on `device`: the layer itself where it is there already."""
-        if self.keys.device == device:
-            return self
-        return LayerState(self.keys.to(device), self.values.to(device), self.first)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -98,12 +51,13 @@ class KVState:
                     expected=f"rows that end at position {self.stop} and start at {self.start} or "
                     "later",
                 )
-            if layer.keys.shape != layer.values.shape:
-                raise GeometryMismatch(
-                    f"layer {number} has keys {tuple(layer.keys.shape)} and values "
-                    f"{tuple(layer.values.shape)}",
-                    expected="equal shapes (kv_heads, rows, head_dim)",
-                )
+            for keys, values in layer.chunks:
+                if keys.shape != values.shape:
+                    raise GeometryMismatch(
+                        f"layer {number} has keys {tuple(keys.shape)} and values "
+                        f"{tuple(values.shape)}",
+                        expected="equal shapes (kv_heads, rows, head_dim)",
+                    )
         counts = {tensor.shape[0] for tensor in self.hidden.values()}
         if len(counts) > 1 or any(rows > len(self) for rows in counts):
             listed = ", ".join(map(str, sorted(counts)))
@@ -151,12 +105,12 @@ class KVState:
     @property
     def dtype(self) -> torch.dtype:
         """Element type of keys and values."""
-        return self.layers[0].keys.dtype
+        return self.layers[0].dtype
 
     @property
     def device(self) -> torch.device:
         """Where the tensors live."""
-        return self.layers[0].keys.device
+        return self.layers[0].device
 
     def slice(self, start: int, stop: int) -> "KVState":
         """The state of positions start … stop - 1, sharing memory.
@@ -171,7 +125,7 @@ class KVState:
                 f"positions {start} to {stop} were asked of a state",
                 expected=f"positions within {self.start} to {self.stop}, which it covers",
             )
-        rows = _rows(self.hidden_first, start, stop)
+        rows = rows_of(self.hidden_first, start, stop)
         hidden = {layer: tensor[rows] for layer, tensor in self.hidden.items()}
         rough = self.approximate_from
         return replace(
@@ -181,6 +135,28 @@ class KVState:
             stop=stop,
             approximate_from=max(rough, start) if rough is not None and rough < stop else None,
             hidden=MappingProxyType(hidden),
+        )
+
+    @classmethod
+    def joined(cls, states: Sequence["KVState"]) -> "KVState":
+        """States that follow each other, as one that shares their memory; hidden states go.
+
+        Raises:
+            StateError: A gap between two of them.
+        """
+        first, last = states[0], states[-1]
+        if any(after.start != before.stop for before, after in pairwise(states)):
+            raise StateError(
+                "states with a gap between them", expected="states that follow each other"
+            )
+        layers = zip(*(state.layers for state in states), strict=True)
+        rough = [s.approximate_from for s in states if s.approximate_from is not None]
+        return replace(
+            first,
+            layers=tuple(map(LayerState.joined, layers)),
+            stop=last.stop,
+            approximate_from=min(rough, default=None),
+            hidden=_NOTHING,
         )
 
     def shift(
@@ -200,12 +176,8 @@ class KVState:
         if delta == 0:
             return self
         layers = tuple(
-            LayerState(
-                # Keys that hold no position are the same everywhere.
-                layer.keys if shape.rope is None else shift(layer.keys, delta, rotary(shape.rope)),
-                layer.values,
-                layer.first + delta,
-            )
+            # Keys that hold no position are the same everywhere.
+            layer.moved(delta, None if shape.rope is None else rotary(shape.rope))
             for layer, shape in zip(self.layers, geometry.layers, strict=True)
         )
         rough = self.approximate_from
@@ -265,7 +237,7 @@ class KVState:
                 f"a state of {len(self.layers)} layers", expected=f"{len(geometry.layers)} layers"
             )
         for number, (layer, shape) in enumerate(zip(self.layers, geometry.layers, strict=True)):
-            heads, _, size = layer.keys.shape
+            heads, _, size = layer.shape
             if (heads, size) != (shape.kv_heads, shape.head_dim):
                 raise GeometryMismatch(
                     f"layer {number} of a state has {heads} heads of {size}",
@@ -277,8 +249,3 @@ class KVState:
                 expected=f"{dtype}, as the receiving model computes",
                 fix="load both agents' models with one dtype",
             )
-
-
-def _rows(first: int, start: int, stop: int) -> slice:
-    """Positions start … stop - 1 as rows of a tensor whose first row is at position `first`."""
-    return slice(max(start - first, 0), max(stop - first, 0))

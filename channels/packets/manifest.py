@@ -186,7 +186,7 @@ def manifest_of(
         for segment in message.segments
     ]
     layers = [
-        {"kv_heads": layer.keys.shape[0], "head_dim": layer.keys.shape[2], "first": layer.first}
+        {"kv_heads": layer.shape[0], "head_dim": layer.shape[2], "first": layer.first}
         for layer in state.layers
     ]
     return PacketManifest.model_validate(

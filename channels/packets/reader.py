@@ -16,7 +16,8 @@ from torch import Tensor
 from unspoken.channels.errors import GeometryMismatch, PacketError
 from unspoken.channels.kv.codec import Part, decode
 from unspoken.channels.kv.geometry import LayerGeometry
-from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.kv.layer_state import LayerState
+from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message
 from unspoken.channels.model import CausalModel
 from unspoken.channels.packets.binding import check_binding, check_model

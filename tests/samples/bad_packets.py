@@ -16,6 +16,7 @@ from torch import zeros
 
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.errors import GeometryMismatch, IdentityMismatch, PacketError, UnspokenError
+from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.message import Message
 from unspoken.channels.packets.layout import header_of
 from unspoken.channels.packets.manifest import PacketManifest
@@ -87,10 +88,10 @@ def _vast(data: bytes) -> bytes:
 def _long(message: Message, count: int) -> Message:
     assert message.state is not None
     layers = tuple(
-        replace(
-            layer,
-            keys=layer.keys[:, :1].expand(-1, count, -1),
-            values=layer.values[:, :1].expand(-1, count, -1),
+        LayerState(
+            layer.keys[:, :1].expand(-1, count, -1),
+            layer.values[:, :1].expand(-1, count, -1),
+            layer.first,
         )
         for layer in message.state.layers
     )

@@ -1,7 +1,7 @@
 """A layer's trip through a codec."""
 
 from unspoken.channels.kv.codec import Codec, decode, encode
-from unspoken.channels.kv.state import LayerState
+from unspoken.channels.kv.layer_state import LayerState
 
 
 def recode(codec: Codec, layer: LayerState) -> LayerState:

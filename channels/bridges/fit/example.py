@@ -10,7 +10,8 @@ from unspoken.channels.bridges.features import bare_rows
 from unspoken.channels.bridges.fit.samples import TokenizedSample, TokenizedTarget
 from unspoken.channels.bridges.projection import SINK, feature_rows, native_part
 from unspoken.channels.bridges.projector import ProjectorConfig
-from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.kv.layer_state import LayerState
+from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel, TextModel, rotaries
 
 LIKELIEST = 128

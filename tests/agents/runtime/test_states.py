@@ -9,7 +9,8 @@ import torch
 from unspoken.agents.runtime.states import StateStore
 from unspoken.channels.kv.compressed import compress
 from unspoken.channels.kv.geometry import ModelIdentity
-from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.kv.layer_state import LayerState
+from unspoken.channels.kv.state import KVState
 
 IDENTITY = ModelIdentity("w", "c", "t")
 IDS = (5, 6, 7, 8)

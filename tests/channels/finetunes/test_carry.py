@@ -15,6 +15,7 @@ from unspoken.channels import KVState, Message, SameModelCacheChannel
 from unspoken.channels.base import Arrival, Span
 from unspoken.channels.errors import IdentityMismatch, InputError, RunError
 from unspoken.channels.finetunes.recompute import LayerRanges
+from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.message import Segment
 
 OPENING = (5, 6, 7)
@@ -317,7 +318,7 @@ def test_the_tokens_that_deviate_are_those_whose_values_do() -> None:
     values = state.layers[1].values.clone()
     values[:, [9, 14]] += 50
     layers = list(state.layers)
-    layers[1] = replace(layers[1], values=values)
+    layers[1] = LayerState(layers[1].keys, values, layers[1].first)
     changed = replace(message, state=replace(state, layers=tuple(layers)))
     ids = (*OPENING, *WORDS, *NEXT)
     given = delivered(changed, ids, 3, channel((2, 3), deviation=0.08))

@@ -8,7 +8,7 @@ from recoded import recode
 
 from unspoken.channels.errors import ChannelError
 from unspoken.channels.kv.codec import CODECS, GROUP, Codec, decode, encode, layout
-from unspoken.channels.kv.state import LayerState
+from unspoken.channels.kv.layer_state import LayerState
 
 
 def layer_of(heads: int, rows: int, dim: int, seed: int = 0) -> LayerState:

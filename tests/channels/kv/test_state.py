@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from unspoken.channels.errors import GeometryMismatch, StateError
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry, ModelIdentity
+from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.rope import Rotary
-from unspoken.channels.kv.state import KVState, LayerState
+from unspoken.channels.kv.state import KVState
 
 IDENTITY = ModelIdentity("w", "c", "t")
 GEOMETRY = CacheGeometry(
@@ -119,3 +120,36 @@ def test_what_is_approximate_stays_known() -> None:
     assert state.slice(0, 4).exact
     assert state.slice(6, 8).approximate_from == 6
     assert state.slice(2, 8).shift(5, GEOMETRY, lambda name: ROTARY).approximate_from == 9
+
+
+def _run_of(start: int, stop: int, seed: int) -> KVState:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (2, stop - start, 4)
+    layers = tuple(
+        LayerState(
+            torch.randn(shape, generator=generator), torch.randn(shape, generator=generator), start
+        )
+        for _ in range(2)
+    )
+    return KVState(layers=layers, start=start, stop=stop, identity=IDENTITY)
+
+
+def test_joined_states_read_as_one_and_share_their_memory() -> None:
+    parts = _run_of(0, 5, 1), _run_of(5, 7, 2), _run_of(7, 12, 3)
+    joined = KVState.joined(parts)
+    for number, layer in enumerate(joined.layers):
+        whole = torch.cat([part.layers[number].keys for part in parts], dim=1)
+        assert torch.equal(layer.keys, whole)
+        assert layer.chunks[0][0].data_ptr() == parts[0].layers[number].keys.data_ptr()
+        assert torch.equal(joined.slice(4, 9).layers[number].keys, whole[:, 4:9])
+        assert joined.slice(4, 9).layers[number].first == 4
+
+
+def test_a_slice_within_one_part_is_that_part_alone() -> None:
+    joined = KVState.joined((_run_of(0, 5, 1), _run_of(5, 9, 2)))
+    assert [len(layer.chunks) for layer in joined.slice(5, 8).layers] == [1, 1]
+
+
+def test_states_with_a_gap_are_not_joined() -> None:
+    with pytest.raises(StateError):
+        KVState.joined((_run_of(0, 5, 1), _run_of(6, 9, 2)))

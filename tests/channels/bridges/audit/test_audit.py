@@ -25,6 +25,7 @@ from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.data.rows import QaRow, RecallRow
 from unspoken.channels.data.text import Corpus, load_corpus
 from unspoken.channels.errors import IdentityMismatch, InputError
+from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.metrics import kept
 
@@ -136,7 +137,7 @@ def test_perfect_rows_keep_all_and_another_ones_do_not(pair: Pair) -> None:
     def constant(trial: Trial, other: Trial) -> KVState:
         state = perfect(trial, other)
         layers = tuple(
-            replace(layer, keys=torch.zeros_like(layer.keys), values=torch.ones_like(layer.values))
+            LayerState(torch.zeros_like(layer.keys), torch.ones_like(layer.values), layer.first)
             for layer in state.layers
         )
         return replace(state, layers=layers)
