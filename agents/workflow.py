@@ -323,6 +323,7 @@ class Workflow:
                 inputs=known,
                 emit=(lambda event: None) if events is None else events.put,
                 received=received,
+                when_room=when_room,
             )
             limit.partial = scheduler.partial
             return scheduler, await scheduler.run()

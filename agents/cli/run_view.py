@@ -36,25 +36,54 @@ LONGEST_TAIL = 2000
 REFRESHES_A_SECOND = 8
 
 
-@dataclass(slots=True, kw_only=True)
-class _Row:
-    """What the view knows of one agent."""
+@dataclass(slots=True)
+class _Part:
+    """A turn under way, or an item of it."""
 
-    status: str = "waiting"
-    turn: int = 0
     done: int = 0
     total: int = 0
     tokens: int = 0
     text: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Row:
+    """What the view knows of one agent.
+
+    Attributes:
+        parts: Its turn under way, by None; with ``for_each`` the items under way, by number.
+        items: Items that have ended.
+        read, wrote, text: Tokens and words of what has ended.
+    """
+
+    status: str = "waiting"
+    turn: int = 0
+    parts: dict[int | None, _Part] = field(default_factory=dict)
+    items: int = 0
+    read: int = 0
+    wrote: int = 0
+    text: str = ""
     began: float = 0.0
     seconds: float | None = None
 
-    def go_on(self, status: str) -> None:
-        """Enter a status of work; what an item before it left is forgotten."""
-        if self.status == "done":
-            self.done = self.total = self.tokens = 0
-            self.text, self.seconds = "", None
-        self.status = status
+    def begin(self, turn: int) -> None:
+        """A turn begins; what was before it is forgotten."""
+        self.status, self.turn, self.began, self.seconds = "starting", turn, perf_counter(), None
+        self.items = self.read = self.wrote = 0
+        self.parts, self.text = {}, ""
+
+    def part(self, item: int | None) -> _Part:
+        """A part that goes on."""
+        self.status, self.seconds = "working", None
+        return self.parts.setdefault(item, _Part())
+
+    def end(self, item: int | None, seconds: float | None = None) -> None:
+        """A part is over; the row is done where no other is under way."""
+        self.parts.pop(item, None)
+        self.items += item is not None
+        if not self.parts:
+            self.status = "done"
+            self.seconds = perf_counter() - self.began if seconds is None else seconds
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,29 +120,46 @@ class _Picture:
 
 def _status(row: _Row) -> Text:
     turn = f"turn {row.turn}, " if row.turn > 1 else ""
+    items = f"{row.items:,} item{'s' * (row.items > 1)}, " if row.items else ""
     match row.status:
-        case "prefilling":
-            return Text(f"{turn}prefilling {row.done:,}/{row.total:,}", style="cyan")
-        case "decoding":
-            return Text(f"{turn}decoding {row.tokens:,}", style="cyan")
+        case "working":
+            tokens = row.wrote + sum(part.tokens for part in list(row.parts.values()))
+            done, total = _prefilled(row)
+            doing = f"decoding {tokens:,}" if tokens else f"prefilling {done:,}/{total:,}"
+            return Text(f"{turn}{items}{doing}", style="cyan")
         case "done":
-            did = f"wrote {row.tokens:,}" if row.tokens else f"read {row.total:,}"
-            return Text(f"{turn}{did} tokens")
+            did = f"wrote {row.wrote:,}" if row.wrote else f"read {row.read:,}"
+            return Text(f"{turn}{items}{did} tokens")
         case _:
             return Text(row.status, style="dim")
 
 
+def _prefilled(row: _Row) -> tuple[int, int]:
+    """How many tokens of the parts under way are computed, and of how many."""
+    parts = list(row.parts.values())
+    return sum(part.done for part in parts), sum(part.total for part in parts)
+
+
 def _tail(row: _Row, room: int) -> Text | ProgressBar:
-    """The end of what an agent has written, or how far its prefill is."""
-    if row.status == "prefilling" and row.total:
-        return ProgressBar(row.total, row.done, width=min(room, 30))
-    words = shown(" ".join(row.text.split())).plain
+    """The end of what an agent has written, or how far its prefill is.
+
+    Of several items under way it is the words of the first: those of all would be mixed.
+    """
+    texts = [part.text for _, part in sorted(row.parts.items(), key=_number) if part.text]
+    done, total = _prefilled(row)
+    if not texts and total:
+        return ProgressBar(total, done, width=min(room, 30))
+    words = shown(" ".join((texts or [row.text])[0].split())).plain
     if cell_len(words) <= room:
         return Text(words)
     words = words[-room:]
     while cell_len(words) > room - 1:
         words = words[1:]
     return Text(f"…{words}")
+
+
+def _number(entry: tuple[int | None, _Part]) -> int:
+    return entry[0] or 0
 
 
 class LiveView:
@@ -146,6 +192,8 @@ class LiveView:
         match event:
             case MessageCarried() | FallbackTaken() | LoopEnded() | ItemFailed():
                 self.picture.edges.append(Text(f"  {sentence(event)}", style="dim"))
+                if isinstance(event, ItemFailed):
+                    self.picture.rows[event.agent].end(event.item)
             case RunStarted():
                 self.picture.title = f"{event.workflow} ({event.run_id})"
             case AgentSkipped():
@@ -157,20 +205,19 @@ class LiveView:
 def _advance(row: _Row, event: TurnStarted | PrefillProgress | TokenWritten | TurnFinished) -> None:
     match event:
         case TurnStarted():
-            row.go_on("starting")
-            row.turn, row.began = event.turn, perf_counter()
+            row.begin(event.turn)
         case PrefillProgress():
-            row.go_on("prefilling")
-            row.done, row.total = event.done, event.total
+            part = row.part(event.item)
+            part.done, part.total = event.done, event.total
         case TokenWritten():
-            row.go_on("decoding")
-            row.tokens += 1
-            row.text = (row.text + event.text)[-LONGEST_TAIL:]
+            part = row.part(event.item)
+            part.tokens += 1
+            part.text = (part.text + event.text)[-LONGEST_TAIL:]
         case TurnFinished():
-            row.status = "done"
-            row.total, row.tokens = event.report.prompt_tokens, event.report.generated_tokens
+            row.read += event.report.prompt_tokens
+            row.wrote += event.report.generated_tokens
             row.text = event.text[-LONGEST_TAIL:]
-            row.seconds = event.report.seconds
+            row.end(event.item, event.report.seconds if event.item is None else None)
 
 
 class PlainView:
@@ -193,7 +240,8 @@ def sentence(event: Event) -> str:
         case TurnStarted():
             return f"{event.agent}: turn {event.turn} started"
         case TurnFinished():
-            return f"{event.agent}: turn {event.turn} finished, {_work(event)}"
+            item = "" if event.item is None else f", item {event.item + 1}"
+            return f"{event.agent}: turn {event.turn}{item} finished, {_work(event)}"
         case MessageCarried():
             return _carried(event.edge)
         case FallbackTaken():

@@ -31,7 +31,8 @@ class AgentRun:
         context: Its context, where it remembers (``memory: run``) and has had a turn.
         state: The ticket for that context's state.
         texts: What it wrote, turn by turn.
-        items: What it wrote for each item of ``for_each``, in its last turn.
+        items: What it wrote for each item of ``for_each``, in its last turn; empty for those that
+            failed or have not ended.
         skipped: Whether it was skipped in its last round.
         turns: A report of every turn.
         held: The messages it may yet read, by edge.
@@ -44,7 +45,7 @@ class AgentRun:
     context: Context | None = None
     state: StateRef | None = None
     texts: list[str] = field(default_factory=list)
-    items: tuple[str, ...] = ()
+    items: list[str] = field(default_factory=list)
     skipped: bool = False
     turns: list[TurnReport] = field(default_factory=list)
     held: dict[int, InFlight] = field(default_factory=dict)

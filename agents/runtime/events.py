@@ -9,7 +9,11 @@ from unspoken.channels.base import Fallback
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened in a run."""
+    """Something that happened in a run.
+
+    The items of an agent with ``for_each`` are computed beside each other, so their events mix:
+    `item` is the number of the item, from 0, and None for an agent without.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class PrefillProgress(Event):
     turn: int
     done: int
     total: int
+    item: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +51,12 @@ class TokenWritten(Event):
     agent: str
     turn: int
     text: str
+    item: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MessageCarried(Event):
-    """A channel put a message into its receiver's context."""
+    """A channel put a message into its receiver's context; `edge` says of which item."""
 
     edge: EdgeReport
 
@@ -63,16 +69,18 @@ class FallbackTaken(Event):
     receiver: str
     reason: str
     fallback: Fallback
+    item: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TurnFinished(Event):
-    """An agent's turn is over."""
+    """An agent's turn is over; with ``for_each``, an item of it."""
 
     agent: str
     turn: int
     text: str
     report: TurnReport
+    item: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

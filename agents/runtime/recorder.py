@@ -1,7 +1,8 @@
 """What a run tells as it goes: events, lines of the log, and a record of every turn and edge."""
 
-from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
@@ -21,7 +22,24 @@ from unspoken.agents.runtime.events import (
 from unspoken.agents.runtime.reply import TurnReply
 from unspoken.agents.runtime.report import EdgeReport, EndedLoop, FailedItem, TurnReport
 from unspoken.agents.spec.spec import WorkflowSpec
-from unspoken.channels.base import CarryReport, Fallback
+from unspoken.channels.base import CarryReport
+
+Record = TypeVar("Record", TurnReport, EdgeReport, FailedItem)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Whose turn something belongs to.
+
+    Attributes:
+        agent: The agent.
+        turn: Its turn, from 1.
+        item: Number of the item of ``for_each``, from 0; None without.
+    """
+
+    agent: str
+    turn: int
+    item: int | None = None
 
 
 class Recorder:
@@ -57,7 +75,9 @@ class Recorder:
         """Tell of the edges that the plan lets go by text."""
         for edge in self.plan.edges:
             if edge.fallback is not None:
-                self._fall_back(edge.sharer, edge.receiver, edge.reason, edge.fallback)
+                self._fall_back(
+                    FallbackTaken(edge.sharer, edge.receiver, edge.reason, edge.fallback)
+                )
 
     def note_ended_loop(self, number: int, turns: int) -> None:
         """Tell of a message that was dropped after so many turns of its receiver."""
@@ -67,36 +87,42 @@ class Recorder:
         self.log.info("loop ended", **ended.to_dict())
         self.emit(LoopEnded(edge.from_, edge.to, edge.when, turns))
 
-    def note_failed_item(self, agent: str, turn: int, item: int, error: str) -> None:
+    def note_failed_item(self, place: Place, error: str) -> None:
         """Tell of an item that is left out."""
-        self.failed_items.append(FailedItem(agent=agent, turn=turn, item=item, error=error))
-        self.log.warning("item failed", agent=agent, turn=turn, item=item, error=error)
-        self.emit(ItemFailed(agent, turn, item, error))
+        failed = FailedItem(agent=place.agent, turn=place.turn, item=place.item or 0, error=error)
+        self.failed_items.append(failed)
+        self.log.warning("item failed", **asdict(failed))
+        self.emit(ItemFailed(failed.agent, failed.turn, failed.item, error))
 
-    def tell(self, agent: str, turn: int, event: TurnEvent, reply: TurnReply | None) -> None:
+    def tell(self, place: Place, event: TurnEvent, reply: TurnReply | None) -> None:
         """Tell of an event of an agent's turn."""
         match event:
             case Carried():
-                self._record_carry(turn, event)
+                self._record_carry(place, event)
             case Prefilling(done, total):
-                self.emit(PrefillProgress(agent, turn, done, total))
+                self.emit(PrefillProgress(place.agent, place.turn, done, total, place.item))
             case Sampled():
-                self.emit(TokenWritten(agent, turn, reply.next_words() if reply else ""))
+                self.tell_words(place, reply.next_words() if reply else "")
 
-    def record(self, agent: AgentRun, turn: int, text: str, finish: str, usage: Usage) -> None:
+    def tell_words(self, place: Place, words: str) -> None:
+        """Tell of words that may now be shown."""
+        self.emit(TokenWritten(place.agent, place.turn, words, place.item))
+
+    def record(self, agent: AgentRun, place: Place, text: str, finish: str, usage: Usage) -> None:
         """Tell of a finished turn."""
-        report = TurnReport(turn=turn, finish=finish, **asdict(usage))
+        report = TurnReport(turn=place.turn, item=place.item, finish=finish, **asdict(usage))
         agent.turns.append(report)
         self.log.info("turn finished", agent=agent.name, **asdict(report))
-        self.emit(TurnFinished(agent.name, turn, text, report))
+        self.emit(TurnFinished(agent.name, place.turn, text, report, place.item))
 
-    def _record_carry(self, turn: int, carried: Carried) -> None:
+    def _record_carry(self, place: Place, carried: Carried) -> None:
         edge, planned = self.spec.edges[carried.edge], self.plan.edges[carried.edge]
         told = {field.name: getattr(carried.report, field.name) for field in fields(CarryReport)}
         report = EdgeReport(
             sharer=edge.from_,
             receiver=edge.to,
-            turn=turn,
+            turn=place.turn,
+            item=place.item,
             planned=planned.channel,
             seconds=carried.seconds,
             **{**told, "fallback": carried.report.fallback or planned.fallback},
@@ -105,12 +131,36 @@ class Recorder:
         self.log.info("message carried", **report.to_dict())
         self.emit(MessageCarried(report))
         if carried.report.fallback is not None:
-            self._fall_back(edge.from_, edge.to, report.reason, carried.report.fallback)
+            cause = carried.report.fallback
+            self._fall_back(FallbackTaken(edge.from_, edge.to, report.reason, cause, place.item))
 
-    def _fall_back(self, sharer: str, receiver: str, reason: str, fallback: Fallback) -> None:
-        self.fallbacks.append((f"{sharer} -> {receiver}", reason))
-        self.log.warning("fallback to text", edge=f"{sharer} -> {receiver}", reason=reason)
-        self.emit(FallbackTaken(sharer, receiver, reason, fallback))
+    def _fall_back(self, told: FallbackTaken) -> None:
+        edge = f"{told.sharer} -> {told.receiver}"
+        self.fallbacks.append((edge, told.reason))
+        self.log.warning("fallback to text", edge=edge, reason=told.reason)
+        self.emit(told)
+
+
+def by_item(records: Iterable[Record]) -> tuple[Record, ...]:
+    """Records in the order of their items, those of one turn together where its first stands."""
+    records = list(records)
+    first: dict[tuple[str, int], int] = {}
+    places = [
+        (first.setdefault((_whose(record), record.turn), number), record.item or 0)
+        for number, record in enumerate(records)
+    ]
+    order = sorted(range(len(records)), key=places.__getitem__)
+    return tuple(records[number] for number in order)
+
+
+def _whose(record: TurnReport | EdgeReport | FailedItem) -> str:
+    match record:
+        case EdgeReport():
+            return record.receiver
+        case FailedItem():
+            return record.agent
+        case TurnReport():  # all of one agent
+            return ""
 
 
 def with_composing(usage: Usage, seconds: float) -> Usage:

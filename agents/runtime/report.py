@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnReport:
-    """Counts and times of one turn; see `unspoken.agents.engines.base.Usage` for each."""
+    """Counts and times of one turn; see `unspoken.agents.engines.base.Usage` for each.
+
+    Attributes:
+        item: Number of the item of ``for_each`` that it was of, from 0; None without ``for_each``.
+    """
 
     turn: int
     prompt_tokens: int
@@ -25,6 +29,7 @@ class TurnReport:
     ttft_s: float | None
     seconds: float
     finish: str = "none"
+    item: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,7 @@ class EdgeReport:
         recomputed_layers: Of a message from other weights of one base, the layers that the receiver
             computed itself.
         fallback: Why a cache that was asked for did not serve; None where none was in vain.
+        item: Number of the receiver's item of ``for_each``, from 0; None without ``for_each``.
     """
 
     sharer: str
@@ -70,6 +76,7 @@ class EdgeReport:
     layer_tokens: int = 0
     recomputed_layers: int = 0
     fallback: "Fallback | None" = None
+    item: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the ends under ``from`` and ``to``."""
@@ -122,7 +129,8 @@ class RunReport:
     Attributes:
         run_id: Its id.
         workflow: The workflow's name.
-        agents: Per agent, its turns; none for an agent that was skipped.
+        agents: Per agent, its turns; none for an agent that was skipped. The turns of items that
+            end in another order stand in the order of the items, here and below.
         edges: Every message carried, in order.
         fallbacks: Reuse that was asked for and did not happen, as (edge, reason).
         seconds: Wall-clock time from the first firing to the last.
@@ -165,7 +173,8 @@ class AgentResult:
     Attributes:
         text: Words of its last turn; its prompt where it only reads, empty where it was skipped.
         turns: Words of every turn; none where it was skipped.
-        items: Words for each item of ``for_each``, in its last turn; empty for one that failed.
+        items: Words for each item of ``for_each``, in its last turn; empty for one that failed, or
+            that had not ended when the run failed.
     """
 
     text: str = ""

@@ -12,7 +12,7 @@ from unspoken.agents.spec.spec import WorkflowSpec
 def results_of(agents: Mapping[str, AgentRun]) -> dict[str, AgentResult]:
     """What each agent wrote so far; an agent that wrote nothing is not in it."""
     return {
-        name: AgentResult("".join(agent.texts[-1:]), tuple(agent.texts), agent.items)
+        name: AgentResult("".join(agent.texts[-1:]), tuple(agent.texts), tuple(agent.items))
         for name, agent in agents.items()
         if agent.texts or agent.items
     }

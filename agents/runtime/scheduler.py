@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from types import MappingProxyType
@@ -12,22 +12,18 @@ import structlog
 from anyio.abc import TaskGroup
 
 from unspoken.agents.engines.base import Engine, Inbound, TurnRequest
+from unspoken.agents.engines.worker import WhenRoom, at_once
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.prompts.jinja import render
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
 from unspoken.agents.runtime.dataflow import Action, Dataflow, Exhausted, Firing, Skipped, Unread
-from unspoken.agents.runtime.events import (
-    AgentSkipped,
-    Event,
-    RunStarted,
-    TokenWritten,
-    TurnStarted,
-)
+from unspoken.agents.runtime.events import AgentSkipped, Event, RunStarted, TurnStarted
 from unspoken.agents.runtime.failures import blame, first_error
 from unspoken.agents.runtime.inbox import Prepared, items_of, prepare_turn
+from unspoken.agents.runtime.items import gather
 from unspoken.agents.runtime.outbox import Finished, Sender
-from unspoken.agents.runtime.recorder import Recorder, with_composing
+from unspoken.agents.runtime.recorder import Place, Recorder, by_item, with_composing
 from unspoken.agents.runtime.reply import TurnReply, sampling_of
 from unspoken.agents.runtime.report import AgentResult, RunReport, RunResult
 from unspoken.agents.runtime.results import outputs_of, results_of
@@ -56,6 +52,7 @@ class Scheduler:
         inputs: Checked input values.
         emit: Called on the event loop with every event.
         received: Messages of agents that spoke elsewhere, by agent; checked.
+        when_room: Asked before each turn, which waits until events have room.
     """
 
     def __init__(
@@ -69,9 +66,10 @@ class Scheduler:
         inputs: Mapping[str, object],
         emit: Callable[[Event], None],
         received: Mapping[str, Message] = _NOTHING,
+        when_room: WhenRoom = at_once,
     ) -> None:
         self.spec, self.plan, self.inputs, self.emit = spec, plan, inputs, emit
-        self.received = received
+        self.received, self.when_room = received, when_room
         self.run_id = uuid.uuid4().hex[:12]
         self.flow: Dataflow[InFlight] = Dataflow(build_graph(spec))
         self.agents = {
@@ -116,13 +114,13 @@ class Scheduler:
         return RunReport(
             run_id=self.run_id,
             workflow=self.spec.name,
-            agents={name: tuple(agent.turns) for name, agent in self.agents.items()},
-            edges=tuple(self.recorder.edges),
+            agents={name: by_item(agent.turns) for name, agent in self.agents.items()},
+            edges=by_item(self.recorder.edges),
             seconds=perf_counter() - self._began,
             fallbacks=tuple(self.recorder.fallbacks),
             peak_state_bytes=self.states.peak_bytes,
             loops_ended=tuple(self.recorder.loops_ended),
-            failed_items=tuple(self.recorder.failed_items),
+            failed_items=by_item(self.recorder.failed_items),
         )
 
     def _forget(self) -> None:
@@ -171,6 +169,7 @@ class Scheduler:
     ) -> dict[int, InFlight | None]:
         if agent.name in self.received:
             return await self._pass_received(agent, firing)
+        await self._room()
         self.emit(TurnStarted(agent.name, firing.turn))
         self.log.info("turn started", agent=agent.name, turn=firing.turn)
         ends = self.flow.last_turn(agent.name)
@@ -193,6 +192,13 @@ class Scheduler:
                     agent.engine.release(turn.state)
         return sent
 
+    async def _room(self) -> None:
+        """Wait until whoever follows the events is not far behind."""
+        there = anyio.Event()
+        self.when_room(there.set)
+        if not there.is_set():
+            await there.wait()
+
     async def _pass_received(
         self, agent: AgentRun, firing: Firing[InFlight]
     ) -> dict[int, InFlight | None]:
@@ -211,22 +217,28 @@ class Scheduler:
         return sent
 
     async def _each(self, agent: AgentRun, firing: Firing[InFlight]) -> list[Finished]:
-        """Run an agent once per item, in order."""
+        """Run an agent once per item; items that are ready together are computed together."""
         rows = items_of(agent, self.inputs)
-        turns, agent.items = [], ()
-        for number, row in enumerate(rows):
-            try:
-                turn = await self._one(agent, firing, {"item": row}, keep=False, item=number)
-            except Exception as error:
-                blamed = blame(agent.name, error, f"item {number + 1} of {len(rows)}")
-                if agent.spec.on_error == "fail":
-                    raise blamed from error
-                agent.items += ("",)
-                self.recorder.note_failed_item(agent.name, firing.turn, number, blamed.found)
-            else:
-                agent.items += (turn.text,)
-                turns.append(turn)
-        return turns
+        agent.items = [""] * len(rows)
+        turns = await gather(
+            len(rows), lambda number: self._item(agent, firing, rows, number), self._room
+        )
+        return [turn for turn in turns if turn is not None]
+
+    async def _item(
+        self, agent: AgentRun, firing: Firing[InFlight], rows: Sequence[object], number: int
+    ) -> Finished | None:
+        """The turn of one item; None where it failed and may be left out."""
+        try:
+            turn = await self._one(agent, firing, {"item": rows[number]}, keep=False, item=number)
+        except Exception as error:
+            blamed = blame(agent.name, error, f"item {number + 1} of {len(rows)}")
+            if agent.spec.on_error == "fail":
+                raise blamed from error if blamed is not error else error.__cause__
+            self.recorder.note_failed_item(Place(agent.name, firing.turn, number), blamed.found)
+            return None
+        agent.items[number] = turn.text
+        return turn
 
     async def _one(
         self,
@@ -235,7 +247,7 @@ class Scheduler:
         extra: Mapping[str, object],
         *,
         keep: bool,
-        item: int = 0,
+        item: int | None = None,
     ) -> Finished:
         """Compose a context, have it computed, and close the turn.
 
@@ -244,9 +256,9 @@ class Scheduler:
             firing: Why it fires.
             extra: What its templates may read besides.
             keep: Whether the agent will go on from this turn.
-            item: Number of the item that the turn is of.
+            item: Number of the item that the turn is of; None without ``for_each``.
         """
-        began = perf_counter()
+        began, place = perf_counter(), Place(agent.name, firing.turn, item)
         prepared = self._prepare(agent, firing, extra)
         prompt_at = len(prepared.context.segments) - 1
         settings, reply = agent.spec.generate, None
@@ -257,7 +269,7 @@ class Scheduler:
             ids=reply.ids if reply else prepared.context.ids,
             inbound=prepared.placed,
             history=agent.history,
-            sampling=sampling_of(settings, agent.model, turn=firing.turn, item=item)
+            sampling=sampling_of(settings, agent.model, turn=firing.turn, item=item or 0)
             if settings
             else None,
             reply=reply,
@@ -268,16 +280,16 @@ class Scheduler:
         )
         composing = perf_counter() - began
         outcome = await agent.engine.turn(
-            request, lambda event: self.recorder.tell(agent.name, firing.turn, event, reply)
+            request, lambda event: self.recorder.tell(place, event, reply)
         )
         if reply is None:
             context, text = prepared.context, prepared.context.segments[prompt_at].text
         else:
             context, text = reply.closed_context(), reply.text
             if reply.rest:
-                self.emit(TokenWritten(agent.name, firing.turn, reply.rest))
+                self.recorder.tell_words(place, reply.rest)
         usage = with_composing(outcome.usage, composing)
-        self.recorder.record(agent, firing.turn, reply.text if reply else "", outcome.finish, usage)
+        self.recorder.record(agent, place, reply.text if reply else "", outcome.finish, usage)
         return Finished(context, prompt_at, text, outcome.state)
 
     def _prepare(

@@ -16,9 +16,17 @@ from unspoken.agents.runtime.events import Event
 MOST_WAITING = 256
 """Events that wait for whoever follows; more of a turn's events are made once there is room."""
 
+ROOM_AGAIN = MOST_WAITING // 2
+"""As few wait when there is room again: turns that were kept go on together, so an engine that
+computes many in one forward has all of them to compute.
+"""
+
 
 class EventBuffer:
-    """Events on their way to one follower; all of it happens on one event loop."""
+    """Events on their way to one follower; all of it happens on one event loop.
+
+    It holds `MOST_WAITING`, and one more for each turn that was under way when it became full.
+    """
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
@@ -33,10 +41,10 @@ class EventBuffer:
 
     def when_room(self, go_on: Callable[[], None]) -> None:
         """Make a call once the follower is not far behind; at once, where it is not."""
-        if len(self._events) < MOST_WAITING:
-            go_on()
-        else:
+        if self._kept or len(self._events) >= MOST_WAITING:
             self._kept.append(go_on)
+        else:
+            go_on()
 
     def end(self) -> None:
         """No event follows."""
@@ -51,7 +59,7 @@ class EventBuffer:
             self._news = anyio.Event()
             await self._news.wait()
         event = self._events.popleft()
-        if len(self._events) < MOST_WAITING:
+        if len(self._events) <= ROOM_AGAIN:
             kept, self._kept = self._kept, []
             for go_on in kept:
                 go_on()

@@ -14,6 +14,7 @@ from unspoken.agents.cli.report_view import print_report
 from unspoken.agents.cli.run_view import LiveView, PlainView
 from unspoken.agents.events import (
     AgentSkipped,
+    ItemFailed,
     MessageCarried,
     PrefillProgress,
     RunStarted,
@@ -110,6 +111,23 @@ def test_live_view_shows_each_agent() -> None:
     view(CARRIED)
     assert "wrote 5 tokens" in frame()
     assert "a -> b: same_model_cache, 18 tokens, 4.1 kB, exact" in frame()
+
+
+def test_live_view_shows_items_together() -> None:
+    """An agent with for_each has one row: its items' tokens together, the words of the first."""
+    ((view, frame),) = frames()
+    view(TurnStarted("a", 1))
+    for item in (0, 1):
+        view(PrefillProgress("a", 1, 100, 300, item))
+    assert "prefilling 200/600" in frame()
+    for word in (" one", " two"):
+        view(TokenWritten("a", 1, f"first{word}", 0))
+        view(TokenWritten("a", 1, f"second{word}", 1))
+    assert "decoding 4" in frame() and "first onefirst two" in frame()
+    view(TurnFinished("a", 1, "first", turn_report(5), 0))
+    assert "1 item, decoding 7" in frame() and "second onesecond two" in frame()
+    view(ItemFailed("a", 1, 1, "too long"))
+    assert "2 items, wrote 5 tokens" in frame()
 
 
 def test_live_view_keeps_to_its_width() -> None:

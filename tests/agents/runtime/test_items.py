@@ -1,11 +1,13 @@
-"""Runs over the items of a list, one of which fails."""
+"""Runs over the items of a list: beside each other, in order, and one of which fails."""
 
 from typing import Any
 
 import pytest
+from runs import events_of
 
 from unspoken.agents import Agent, Workflow
-from unspoken.agents.events import ItemFailed
+from unspoken.agents.events import Event, ItemFailed, MessageCarried, TokenWritten, TurnFinished
+from unspoken.agents.runtime.items import MOST_ITEMS
 from unspoken.agents.testing import ScriptedModel
 from unspoken.channels import AgentError, ContextLengthError, RunTimeout, WorkflowError
 
@@ -19,6 +21,75 @@ def bulk(**settings: Any) -> Workflow:
     last = Agent("last", model, prompt="[{{ reader.text }}]", generate=None)
     flow = Workflow("bulk", [reader, last], outputs={"read": "{{ last.text }}"})
     return flow.connect(reader, last)
+
+
+def answers(*lengths: int) -> tuple[Workflow, dict[str, Any]]:
+    """A reader whose items write so many words each, and what it runs over."""
+
+    def answer(agent: str, turn: int, prompt: str) -> str:
+        return f"{turn} the " + "of " * lengths[turn - 1]
+
+    first = Agent("first", ScriptedModel({"first": "words"}), prompt="x")
+    generate = {"max_new_tokens": 1000}
+    settings: dict[str, Any] = {"for_each": "inputs.rows", "generate": generate}
+    reader = Agent("reader", ScriptedModel(answer), prompt="{{ item }}", **settings)
+    flow = Workflow("bulk", [first, reader]).connect(first, reader)
+    return flow, {"rows": [str(number) for number in range(len(lengths))]}
+
+
+def under_way(events: list[Event]) -> list[int]:
+    """How many of the reader's items were under way at each of its events."""
+    counts, began = [], set[int | None]()
+    for event in events:
+        if isinstance(event, TokenWritten | TurnFinished) and event.agent == "reader":
+            (began.add if isinstance(event, TokenWritten) else began.remove)(event.item)
+            counts.append(len(began))
+    return counts
+
+
+@pytest.mark.anyio
+async def test_items_are_under_way_beside_each_other() -> None:
+    """All of a short list are, so that an engine can compute them in one forward."""
+    flow, given = answers(*[8] * 5)
+    assert max(under_way(await events_of(flow, **given))) == 5
+
+
+@pytest.mark.anyio
+async def test_the_items_under_way_are_bounded() -> None:
+    """Of a long list some are, and the next begins when one ends."""
+    flow, given = answers(*[8] * (MOST_ITEMS + 40))
+    assert max(under_way(await events_of(flow, **given))) == MOST_ITEMS
+
+
+@pytest.mark.anyio
+async def test_items_that_end_in_another_order_stand_in_theirs() -> None:
+    """Results, words, turns and messages of the report are in the order of the list."""
+    flow, given = answers(40, 20, 1)
+    result = await flow.arun(**given)
+    words = result["reader"].items
+    assert [text.split()[0] for text in words] == ["1", "2", "3"]
+    assert result["reader"].text == "\n\n".join(words)
+    turns = result.report.agents["reader"]
+    assert [turn.item for turn in turns] == [0, 1, 2]
+    assert turns[0].generated_tokens > turns[1].generated_tokens > turns[2].generated_tokens
+    assert [edge.item for edge in result.report.edges] == [0, 1, 2]
+    assert [turn.item for turn in result.report.agents["first"]] == [None]
+
+
+@pytest.mark.anyio
+async def test_each_event_says_its_item() -> None:
+    """The words of each can be told apart, and a shorter one ends before a longer one."""
+    flow, given = answers(40, 20, 1)
+    events = await events_of(flow, **given)
+    ended = [event for event in events if isinstance(event, TurnFinished)]
+    assert [event.item for event in ended] == [None, 2, 1, 0]
+    written = [event for event in events if isinstance(event, TokenWritten)]
+    for end in ended:
+        whose = (end.agent, end.item)
+        mine = [event.text for event in written if (event.agent, event.item) == whose]
+        assert "".join(mine) == end.text
+    carried = [event.edge.item for event in events if isinstance(event, MessageCarried)]
+    assert sorted(number for number in carried if number is not None) == [0, 1, 2]
 
 
 def test_an_item_that_fails_is_left_out_where_the_agent_says_so() -> None:
@@ -48,13 +119,31 @@ def test_items_that_all_fail_leave_nothing() -> None:
 
 def test_the_error_of_an_item_carries_what_had_finished() -> None:
     """Without on_error the run ends; the error names the item and has the finished ones."""
-    with pytest.raises(AgentError, match="item 3 of 4 failed") as caught:
-        bulk().run(rows=ROWS)
+    last = MOST_ITEMS + 2
+    rows = ["short"] * last + ROWS[2:]
+    with pytest.raises(AgentError, match=f"item {last + 1} of {len(rows)} failed") as caught:
+        bulk().run(rows=rows)
     assert isinstance(caught.value.__cause__, ContextLengthError)
     assert caught.value.exit_code == ContextLengthError.exit_code
     partial = caught.value.partial
-    assert partial["reader"].items == ("reader 1", "reader 2")
-    assert [turn.generated_tokens > 0 for turn in partial.report.agents["reader"]] == [True] * 2
+    items, turns = partial["reader"].items, partial.report.agents["reader"]
+    finished = [number for number, text in enumerate(items) if text]
+    assert finished[:3] == [0, 1, 2] and items[:2] == ("reader 1", "reader 2")
+    assert items[last:] == ("", "") and [turn.item for turn in turns] == finished
+
+
+@pytest.mark.anyio
+async def test_an_item_that_fails_stops_the_others() -> None:
+    """None of them writes on to its end, and none is left out in silence."""
+    model = ScriptedModel({"reader": "word " * 2000}, max_positions=4096)
+    generate = {"max_new_tokens": 3000}
+    reader = Agent("reader", model, prompt="{{ item }}", for_each="inputs.rows", generate=generate)
+    rows = ["short", "long " * 4096, "small"]
+    with pytest.raises(AgentError, match="item 2 of 3 failed") as caught:
+        await Workflow("bulk", [reader]).arun(rows=rows)
+    assert caught.value.partial["reader"].items == ("", "", "")
+    assert caught.value.partial.report.agents["reader"] == ()
+    assert caught.value.partial.report.failed_items == ()
 
 
 def test_the_error_of_a_run_carries_the_agents_that_had_finished() -> None:

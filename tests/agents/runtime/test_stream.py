@@ -11,10 +11,12 @@ import pytest
 from runs import FEW
 
 from unspoken.agents import Agent, LocalModel, Workflow
-from unspoken.agents.events import Event, RunFinished, TokenWritten
+from unspoken.agents.events import Event, ItemFailed, RunFinished, TokenWritten
+from unspoken.agents.runtime.items import MOST_ITEMS
 from unspoken.agents.runtime.report import RunReport
 from unspoken.agents.runtime.scheduler import Scheduler
 from unspoken.agents.runtime.stream import MOST_WAITING, RunStream
+from unspoken.agents.testing import ScriptedModel
 from unspoken.channels.errors import AgentError, InputError
 
 pytestmark = pytest.mark.anyio
@@ -170,6 +172,46 @@ async def test_a_follower_that_falls_behind_stops_the_run_for_the_while(
                 assert waiting(stream) <= MOST_WAITING + 8
     words = "".join(event.text for event in whole if isinstance(event, TokenWritten))
     assert isinstance(whole[-1], RunFinished) and words == whole[-1].outputs["a"]
+
+
+async def settled(stream: RunStream) -> int:
+    """Events that wait once no more are made."""
+    await until(lambda: waiting(stream) >= MOST_WAITING)
+    before = -1
+    while before != waiting(stream):
+        before = waiting(stream)
+        await anyio.sleep(0.1)
+    return before
+
+
+async def test_many_agents_at_once_wait_for_their_follower() -> None:
+    """Each adds one event to those that wait, and loses none."""
+    names = [f"a{number}" for number in range(40)]
+    model = ScriptedModel(dict.fromkeys(names, "the of " * 15))
+    agents = [Agent(name, model, prompt="x", generate={"max_new_tokens": 60}) for name in names]
+    stream = Workflow("w", agents).stream()
+    assert isinstance(stream, RunStream)
+    events = [await anext(stream)]
+    assert await settled(stream) <= MOST_WAITING + len(names)
+    events += [event async for event in stream]
+    written = [event for event in events if isinstance(event, TokenWritten)]
+    assert isinstance(events[-1], RunFinished)
+    for name, text in events[-1].outputs.items():
+        assert text == "".join(event.text for event in written if event.agent == name)
+
+
+async def test_items_that_fail_wait_for_their_follower() -> None:
+    """Events that no turn makes are bounded too, however long the list is."""
+    model = ScriptedModel({"each": "x"}, max_positions=64)
+    settings: dict[str, Any] = {"for_each": "inputs.rows", "on_error": "skip"}
+    stream = Workflow("w", [Agent("each", model, prompt="{{ item }}", **settings)]).stream(
+        rows=["the of " * 64] * 1000
+    )
+    assert isinstance(stream, RunStream)
+    events = [await anext(stream)]
+    assert await settled(stream) <= MOST_WAITING + MOST_ITEMS
+    events += [event async for event in stream]
+    assert [type(event) for event in events].count(ItemFailed) == 1000
 
 
 async def test_a_run_that_waits_for_its_follower_can_be_left(model: LocalModel) -> None:
