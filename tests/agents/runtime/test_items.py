@@ -1,13 +1,16 @@
 """Runs over the items of a list: beside each other, in order, and one of which fails."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
 from runs import events_of
 
 from unspoken.agents import Agent, Workflow
 from unspoken.agents.events import Event, ItemFailed, MessageCarried, TokenWritten, TurnFinished
-from unspoken.agents.runtime.items import MOST_ITEMS
+from unspoken.agents.runtime.items import MOST_ITEMS, gather
 from unspoken.agents.testing import ScriptedModel
 from unspoken.channels import AgentError, ContextLengthError, RunTimeout, WorkflowError
 
@@ -50,21 +53,38 @@ def under_way(events: list[Event]) -> list[int]:
 @pytest.mark.anyio
 async def test_items_are_under_way_beside_each_other() -> None:
     """All of a short list are, so that an engine can compute them in one forward."""
-    flow, given = answers(*[8] * 5)
+    flow, given = answers(*[200] * 5)
     assert max(under_way(await events_of(flow, **given))) == 5
 
 
 @pytest.mark.anyio
 async def test_the_items_under_way_are_bounded() -> None:
-    """Of a long list some are, and the next begins when one ends."""
-    flow, given = answers(*[8] * (MOST_ITEMS + 40))
-    assert max(under_way(await events_of(flow, **given))) == MOST_ITEMS
+    """Of a long list the first some are, and the others begin as these end."""
+    began, go_on = list[int](), anyio.Event()
+
+    async def work(number: int) -> int:
+        began.append(number)
+        await go_on.wait()
+        return number
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ended, work)
+        await anyio.wait_all_tasks_blocked()
+        assert began == list(range(MOST_ITEMS))
+        go_on.set()
+    assert began == list(range(MOST_ITEMS + 40))
+
+
+async def ended(work: Callable[[int], Awaitable[int]]) -> None:
+    """All of a long list have ended, in their order."""
+    numbers = range(MOST_ITEMS + 40)
+    assert await gather(len(numbers), work, anyio.lowlevel.checkpoint) == list(numbers)
 
 
 @pytest.mark.anyio
 async def test_items_that_end_in_another_order_stand_in_theirs() -> None:
     """Results, words, turns and messages of the report are in the order of the list."""
-    flow, given = answers(40, 20, 1)
+    flow, given = answers(200, 100, 1)
     result = await flow.arun(**given)
     words = result["reader"].items
     assert [text.split()[0] for text in words] == ["1", "2", "3"]
@@ -79,7 +99,7 @@ async def test_items_that_end_in_another_order_stand_in_theirs() -> None:
 @pytest.mark.anyio
 async def test_each_event_says_its_item() -> None:
     """The words of each can be told apart, and a shorter one ends before a longer one."""
-    flow, given = answers(40, 20, 1)
+    flow, given = answers(200, 100, 1)
     events = await events_of(flow, **given)
     ended = [event for event in events if isinstance(event, TurnFinished)]
     assert [event.item for event in ended] == [None, 2, 1, 0]
