@@ -61,19 +61,22 @@ def in_turn(
     conditions: Mapping[Key, Callable[[], Figure]],
     rounds: int,
     on_round: Callable[[float], None] = lambda fraction: None,
+    *,
+    warm_up: bool = True,
 ) -> dict[Key, list[Figure]]:
     """What each condition returns, such as its seconds, one figure a round.
 
-    In every round each condition has its turn, so that a busy machine slows all of them. A round
-    before the first is not counted: it warms up.
+    In every round each condition has its turn, so that a busy machine slows all of them. With
+    `warm_up` a round before the first is not counted.
     """
     figures: dict[Key, list[Figure]] = {name: [] for name in conditions}
-    for number in range(rounds + 1):
+    every = rounds + warm_up
+    for number in range(every):
         for name, run in conditions.items():
             figure = run()
-            if number:
+            if number >= warm_up:
                 figures[name].append(figure)
-        on_round((number + 1) / (rounds + 1))
+        on_round((number + 1) / every)
     return figures
 
 

@@ -34,7 +34,8 @@ Measured = tuple[list[dict[str, Any]], dict[str, Any]]
 """Rows of figures, and their summary."""
 
 ENGINE: Mapping[str, str] = {
-    "decode": "token-for-token equality with transformers' generate, and the ratio of speeds"
+    "chain": "agents that go on from one conversation, end to end, beside the same in LangGraph",
+    "decode": "token-for-token equality with transformers' generate, and the ratio of speeds",
 }
 """Benchmarks in the folder ``engine``."""
 
@@ -90,7 +91,7 @@ def run_bench(
 
     Returns:
         ``machine``, ``rows`` and ``summary``; the keys of the summary end in ``_builtin`` where no
-        file was given.
+        file was given and the figures depend on one.
 
     Raises:
         InputError: No such benchmark, a file or an option that it does not read, or a file too
@@ -106,7 +107,7 @@ def run_bench(
     models = [LocalModel.load(ref) for ref in ((sharer, model) if name in PAIRED else (model,))]
     measure = import_module(_module(name)).measure
     measured = measure(*models, **options, progress=progress)
-    return report(models, measured, builtin=not any(rows.values()))
+    return report(models, measured, builtin=name not in ENGINE and not any(rows.values()))
 
 
 def _module(name: str) -> str:

@@ -80,10 +80,14 @@ class Plain:
     def prefill(self, ids: Sequence[int], cache: DynamicCache | None = None) -> DynamicCache:
         """The state of `ids`, by one forward; of a prefix in `cache` and of `ids`, which follow."""
         hf: Any = self.hf
-        cache = DynamicCache(config=hf.config) if cache is None else cache
+        cache = self.empty_cache() if cache is None else cache
         new = torch.tensor([ids], device=hf.device)
         hf(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return cache
+
+    def empty_cache(self) -> DynamicCache:
+        """transformers' own cache for this model, with sliding layers that slide."""
+        return DynamicCache(config=self.hf.config)
 
     def _until_stop(self, ids: list[int]) -> tuple[int, ...]:
         end = next((at for at, token in enumerate(ids) if token in self.stop_ids), len(ids))

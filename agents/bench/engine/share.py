@@ -14,7 +14,7 @@ import torch
 
 from unspoken.channels.machine import clock
 
-__all__ = ["CONTENDED_BELOW", "Timing", "figures", "median_seconds", "said", "timed"]
+__all__ = ["CONTENDED_BELOW", "Timing", "figures", "median_seconds", "said", "timed", "total"]
 
 CONTENDED_BELOW = 0.9
 
@@ -40,6 +40,16 @@ def timed(run: Callable[[], object], device: torch.device) -> Timing:
     work = process_time() - began
     share = work / (seconds * torch.get_num_threads()) if device.type == "cpu" else None
     return Timing(seconds=seconds, cpu_share=share)
+
+
+def total(parts: Sequence[Timing]) -> Timing:
+    """Pieces of work that were done one after another, as one."""
+    seconds = sum(part.seconds for part in parts)
+    shares = [part.cpu_share for part in parts if part.cpu_share is not None]
+    if not shares:
+        return Timing(seconds=seconds, cpu_share=None)
+    work = sum(part.seconds * (part.cpu_share or 0.0) for part in parts)
+    return Timing(seconds=seconds, cpu_share=work / seconds)
 
 
 def median_seconds(timings: Sequence[Timing]) -> float:
