@@ -181,3 +181,19 @@ Hold = Callable[[], AbstractContextManager[object]]
 def rotaries(model: CausalModel) -> Mapping[str, Rotary]:
     """A model's rotary embeddings by the names that its geometry uses."""
     return {name: model.rotary(name) for name in model.geometry.ropes}
+
+
+@runtime_checkable
+class OnSeveralDevices(Protocol):
+    """What a model has besides where its layers may be on several devices."""
+
+    @property
+    def layer_devices(self) -> tuple[torch.device, ...]:
+        """Where each layer computes, and has its keys and values."""
+
+
+def layer_devices(model: CausalModel) -> tuple[torch.device, ...]:
+    """Where each layer of a model wants its rows of a state."""
+    if isinstance(model, OnSeveralDevices):
+        return model.layer_devices
+    return (model.device,) * len(model.geometry.layers)

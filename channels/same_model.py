@@ -23,9 +23,10 @@ from unspoken.channels.finetunes.recompute import (
     entry_layers,
     require_one_base,
 )
+from unspoken.channels.kv.copies import rows_at
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
-from unspoken.channels.model import CausalModel
+from unspoken.channels.model import CausalModel, layer_devices
 from unspoken.channels.repair import deviating_positions, early_layers
 
 
@@ -124,8 +125,8 @@ class SameModelCacheChannel(Channel):
             )
         receiver.identity.require(state.identity, f"the cache of {message.sharer!r}")
         state.check(receiver.geometry, receiver.dtype)
-        if state.device != receiver.device:  # hidden states are for readers with other weights
-            state = replace(state, hidden={}).to(receiver.device)
+        # Hidden states are for readers with other weights.
+        state = rows_at(state, layer_devices(receiver))
         shared = common_prefix(arrival.context, message.context)
         prefix = Piece(state.slice(0, shared)) if shared and state.start == 0 else None
         spans = tuple(_beyond(span, shared) for span in arrival.spans if span.stop > shared)

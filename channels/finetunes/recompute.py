@@ -15,7 +15,7 @@ from unspoken.channels.errors import IdentityMismatch, InputError, StateError
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
 from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.state import KVState
-from unspoken.channels.model import CausalModel
+from unspoken.channels.model import CausalModel, layer_devices
 
 LayerRanges = tuple[tuple[int, int], ...]
 """Layers first … last - 1 of each range, ascending, with at least one layer between two ranges."""
@@ -138,12 +138,12 @@ def recompute_layers(
     whole = layer_ranges == ((0, count),)
     rough = None if whole and all(piece.exact for piece in before) else state.start
     return KVState(
-        layers=tuple(layer.to(device) for layer in layers),
+        layers=tuple(layers),
         start=state.start,
         stop=state.stop,
         identity=receiver.identity,
         approximate_from=rough,
-    )
+    ).to(layer_devices(receiver))
 
 
 def _require_entries(state: KVState, wanted: Sequence[int]) -> None:

@@ -27,7 +27,7 @@ from unspoken.channels.finetunes.recompute import (
 from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.metrics import distance
-from unspoken.channels.model import TextModel
+from unspoken.channels.model import TextModel, layer_devices
 from unspoken.channels.sequences import distinct
 
 COARSE = 6
@@ -234,7 +234,7 @@ def _composed(
     runs: Mapping[int, tuple[LayerState, ...]],
     ranges: LayerRanges,
 ) -> KVState:
-    layers = list(sent.to(receiver.device).layers)
+    layers = list(sent.to(layer_devices(receiver)).layers)
     for first, last in ranges:
         layers[first:last] = runs[first][: last - first]
     return KVState(

@@ -121,11 +121,11 @@ class LayerState:
         )
         return LayerState(*copied, self.first + spare)
 
-    def to(self, device: torch.device) -> "LayerState":
-        """The same rows on `device`: the layer itself where it is there already."""
-        if self.device == device:
-            return self
-        return LayerState(self.keys.to(device), self.values.to(device), self.first)
+    def with_chunks(self, chunks: Sequence[tuple[Tensor, Tensor]]) -> "LayerState":
+        """The same rows in other memory: as many pieces, of the same shapes."""
+        made = LayerState(*chunks[0], self.first)
+        made.chunks = tuple(chunks)
+        return made
 
 
 def rows_of(first: int, start: int, stop: int) -> slice:

@@ -12,11 +12,12 @@ from unspoken.channels.errors import GeometryMismatch, StateError
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
 from unspoken.channels.kv.layer_state import LayerState, rows_of
 from unspoken.channels.kv.rope import Rotary
+from unspoken.channels.kv.transfer import move
 
 _NOTHING: Mapping[int, Tensor] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True, weakref_slot=True)
 class KVState:
     """Keys and values of the tokens at positions start … stop - 1, never changed once made.
 
@@ -218,13 +219,41 @@ class KVState:
                 return False
         return True
 
-    def to(self, device: torch.device) -> "KVState":
-        """The same state on `device`: itself where it is there already, otherwise a copy."""
-        if self.device == device:
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where each layer lives."""
+        return tuple(layer.device for layer in self.layers)
+
+    def to(self, devices: torch.device | Sequence[torch.device]) -> "KVState":
+        """The same state elsewhere: itself where it is there already, otherwise a copy.
+
+        However many layers it has, it crosses in one copy (see `unspoken.channels.kv.transfer`).
+
+        Args:
+            devices: One for all layers, or one a layer, as a model over several devices has them.
+                Hidden states go to the first of them.
+        """
+        if isinstance(devices, torch.device):
+            devices = (devices,) * len(self.layers)
+        if self.devices == tuple(devices):
             return self
-        layers = tuple(layer.to(device) for layer in self.layers)
-        hidden = {layer: tensor.to(device) for layer, tensor in self.hidden.items()}
-        return replace(self, layers=layers, hidden=MappingProxyType(hidden))
+        tensors = [tensor for layer in self.layers for chunk in layer.chunks for tensor in chunk]
+        targets = [
+            there
+            for layer, there in zip(self.layers, devices, strict=True)
+            for chunk in layer.chunks
+            for _ in chunk
+        ]
+        aside = [devices[0]] * len(self.hidden)
+        moved = iter(move((*tensors, *self.hidden.values()), (*targets, *aside)))
+        return replace(
+            self,
+            layers=tuple(
+                layer.with_chunks([(next(moved), next(moved)) for _ in layer.chunks])
+                for layer in self.layers
+            ),
+            hidden=MappingProxyType(dict(zip(self.hidden, moved, strict=True))),
+        )
 
     def check(self, geometry: CacheGeometry, dtype: torch.dtype) -> None:
         """Refuse a state that does not have the model's shape.
