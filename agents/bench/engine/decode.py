@@ -1,77 +1,128 @@
-"""Greedy decoding against transformers' generate, and a continuation against text.
+"""Greedy decoding and prefill against transformers, and a continuation against text.
 
-Both must write the same tokens; the first is timed too, each in turn.
+Both must write the same tokens; each is timed too, in turn.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from unspoken.agents.bench import Measured, Progress
+from unspoken.agents.bench import DEFAULT_SHARER, Measured, Progress
+from unspoken.agents.bench.engine.baselines import Plain
+from unspoken.agents.bench.engine.share import Timing, figures, median_seconds, said, timed
+from unspoken.agents.bench.engine.team import Ids
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.scene import Scene
-from unspoken.agents.bench.turns import generate, until_stop
 from unspoken.agents.engines.base import Carried, Sampling, TurnRequest
 from unspoken.agents.engines.turn import drive_turn
 from unspoken.agents.models.model import LocalModel
+from unspoken.channels.errors import ModelReferenceError
 from unspoken.channels.kv.geometry import ModelIdentity
+from unspoken.channels.machine import in_turn
 from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel
 
 PROMPTS, TOKENS, NEW, WINDOW = 20, 96, 48, 32
+PREFILL, ROUNDS = 512, 7
+
+OTHERS = (DEFAULT_SHARER,)
+"""Models that are compared besides, where they are installed."""
+
+OURS, THEIRS = "ours", "transformers"
 
 
 def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
-    """Rows per model, and whether all tokens are equal; the speed is that of the given model."""
+    """Rows per model, and whether all tokens are equal; the speeds are those of the given model."""
+    rows = [_decoded(model, text, model.ref or "the model", progress)]
+    rows += [_decoded(other, text, other.ref, progress) for other in _others(model, progress)]
+    rows.append(_decoded(_tiny_gemma(model), text, f"random Gemma 3, window {WINDOW}", progress))
+    equal = all(row["equal"] == row["prompts"] for row in rows)
+    read = _prefilled(model, text, progress)
     passages = cut_passages(model, text, PROMPTS, TOKENS)
-    rows = [
-        _compared(model, passages, "the model"),
-        _compared(_tiny_gemma(model), passages, f"random Gemma 3, window {WINDOW}"),
-    ]
-    for row in rows:
-        progress(
-            f"{row['of']}: {row['equal']} of {row['prompts']} equal, "
-            f"{row['speed_vs_generate']:.3f}x generate"
-        )
-    equal = sum(_continuation_equals_text(model, ids) for ids in passages)
-    progress(f"continuation equals text on {equal} of {len(passages)}")
-    rows.append({"of": "continuation against text", "prompts": len(passages), "equal": equal})
-    return rows, {
+    same = sum(_continuation_equals_text(model, ids) for ids in passages)
+    progress(f"continuation equals text on {same} of {len(passages)}")
+    rows.append({"of": "continuation against text", "prompts": len(passages), "equal": same})
+    return [*rows, *read], {
         "speed_vs_generate": rows[0]["speed_vs_generate"],
-        "tokens_equal": all(row["equal"] == row["prompts"] for row in rows[:2]),
-        "continuation_equals_text": equal == len(passages),
+        "prefill_vs_transformers": read[1]["ours_is_faster"],
+        "tokens_equal": equal,
+        "continuation_equals_text": same == len(passages),
     }
 
 
-def _compared(model: LocalModel, passages: list[tuple[int, ...]], name: str) -> dict[str, Any]:
-    both = {"ours": partial(_ours, model), "theirs": partial(_theirs, model)}
+def _others(model: LocalModel, progress: Progress) -> Iterator[LocalModel]:
+    """The further models, loaded one at a time."""
+    for ref in OTHERS:
+        if ref == model.ref:
+            continue
+        try:
+            yield LocalModel.load(ref, dtype=model.dtype, device=model.device)
+        except ModelReferenceError as error:
+            progress(f"{ref} is left out: {error}")
+
+
+def _decoded(model: LocalModel, text: Path | None, name: str, progress: Progress) -> dict[str, Any]:
+    """The tokens and the seconds of our decoding beside those of generate."""
+    passages = cut_passages(model, text, PROMPTS, TOKENS)
+    plain = Plain.of(model)
+    both = {OURS: partial(_ours, model), THEIRS: partial(_theirs, model, plain)}
     for write in both.values():  # warms up
         write(passages[0])
     equal = 0
-    seconds: dict[str, list[float]] = {writer: [] for writer in both}
+    timings: dict[str, list[Timing]] = {writer: [] for writer in both}
     for index, ids in enumerate(passages):
-        written = {}
+        written: dict[str, Ids] = {}
         for writer in both if index % 2 else reversed(both):
-            began = perf_counter()
-            written[writer] = both[writer](ids)
-            seconds[writer].append(perf_counter() - began)
-        equal += written["ours"] == written["theirs"]
-    ratios = [theirs / ours for ours, theirs in zip(*seconds.values(), strict=True)]
+            write = partial(_note, written, writer, partial(both[writer], ids))
+            timings[writer].append(timed(write, model.device))
+        equal += written[OURS] == written[THEIRS]
+    ratios = [theirs.seconds / ours.seconds for ours, theirs in zip(*timings.values(), strict=True)]
+    speed = round(median(ratios), 3)
+    progress(
+        f"{name}: {equal} of {len(passages)} equal, {speed}x generate; "
+        + ", ".join(f"{writer} {said(taken)}" for writer, taken in timings.items())
+    )
+    theirs = figures(timings[THEIRS])
     return {
         "of": name,
         "prompts": len(passages),
-        "prompt_tokens": len(passages[0]),
+        "prompt_tokens": TOKENS,
         "new_tokens": NEW,
         "equal": equal,
-        "speed_vs_generate": round(median(ratios), 3),
-        "seconds": round(median(seconds["ours"]), 4),
-        "generate_seconds": round(median(seconds["theirs"]), 4),
+        "speed_vs_generate": speed,
+        **figures(timings[OURS]),
+        "generate_seconds": theirs["seconds"],
+        **{f"generate_{key}": theirs[key] for key in ("cpu_share", "contended") if key in theirs},
     }
+
+
+def _note(written: dict[str, Ids], writer: str, write: Any) -> None:
+    written[writer] = write()
+
+
+def _prefilled(model: LocalModel, text: Path | None, progress: Progress) -> list[dict[str, Any]]:
+    """The seconds of reading a text: ours, then one plain forward of transformers."""
+    (ids,) = cut_passages(model, text, 1, PREFILL)
+    plain = Plain.of(model)
+    request = TurnRequest(ids=ids, keep_state=True)
+    ways = {OURS: partial(drive_turn, model, request), THEIRS: partial(plain.prefill, ids)}
+    timings = in_turn({way: partial(timed, run, model.device) for way, run in ways.items()}, ROUNDS)
+    ours = median_seconds(timings[OURS])
+    progress("; ".join(f"prefill, {way} {said(taken)}" for way, taken in timings.items()))
+    return [
+        {
+            "of": f"prefill, {way}",
+            "prompt_tokens": len(ids),
+            "ours_is_faster": round(median_seconds(taken) / ours, 3),
+            **figures(taken),
+        }
+        for way, taken in timings.items()
+    ]
 
 
 def _continuation_equals_text(model: LocalModel, words: tuple[int, ...]) -> bool:
@@ -90,16 +141,16 @@ def _continuation_equals_text(model: LocalModel, words: tuple[int, ...]) -> bool
     return answers[0] == answers[1]
 
 
-def _ours(model: LocalModel, ids: tuple[int, ...]) -> tuple[int, ...]:
+def _ours(model: LocalModel, ids: Ids) -> Ids:
     prompt = ids + model.context_builder.ask()
     sampling = Sampling(max_tokens=NEW, stop_ids=model.stop_ids)
     _, computed = drive_turn(model, TurnRequest(ids=prompt, sampling=sampling))
     return (*computed.ids[len(prompt) :], *model.context_builder.close())[:NEW]
 
 
-def _theirs(model: LocalModel, ids: tuple[int, ...]) -> tuple[int, ...]:
-    (written,) = generate(model, [ids + model.context_builder.ask()], NEW)
-    return (*until_stop(model, written), *model.context_builder.close())[:NEW]
+def _theirs(model: LocalModel, plain: Plain, ids: Ids) -> Ids:
+    (written,) = plain.generate([ids + model.context_builder.ask()], NEW)
+    return (*written, *model.context_builder.close())[:NEW]
 
 
 def _tiny_gemma(model: LocalModel) -> LocalModel:
