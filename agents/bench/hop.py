@@ -143,7 +143,7 @@ def _direct(model: LocalModel, new: tuple[int, ...], state: KVState | None) -> f
 
     @torch.no_grad()
     def first() -> int:
-        with model.backbone.computing():
+        with model.weights.lock:  # as transformers computes it
             logits = model.hf(ids, past_key_values=cache, logits_to_keep=1).logits
         return int(logits[0, -1].argmax())
 

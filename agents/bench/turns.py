@@ -25,7 +25,7 @@ def generate(
     padded = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     hf: Any = model.hf
-    with model.backbone.computing():
+    with model.weights.lock:  # as transformers computes it
         written = hf.generate(
             input_ids=torch.tensor(padded, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),

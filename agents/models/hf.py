@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from unspoken.agents.models.hf_cache import ContextCache
 from unspoken.agents.models.hf_geometry import layer_types, read_geometry, rope_per_type
+from unspoken.agents.models.linears.packed import computing, pack_linears
 from unspoken.agents.models.watch import Watch
 from unspoken.agents.models.weights import weights_of
 from unspoken.channels.errors import ModelSupportError
@@ -31,6 +32,7 @@ class Backbone:
 
     Attributes:
         weights: The weights it computes on, perhaps shared with other models.
+        linears: How its linear layers are computed.
 
     Raises:
         ModelSupportError: A decoder whose parts are not where transformers puts them.
@@ -57,6 +59,8 @@ class Backbone:
         head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         if head is not None:
             self.weights.hook_head(head, _unsliced)
+        with self.weights.lock:
+            self.linears = pack_linears(model)
 
     def _part(self, *names: str) -> Any:
         for name in names:
@@ -77,7 +81,7 @@ class Backbone:
         """The weights to oneself for one operation, hooks and masks included."""
         if self.model.training:  # a program that trained it left dropout on
             self.model.eval()  # type: ignore[no-untyped-call]
-        return self.weights.lock
+        return computing(self.weights.lock)
 
     def generation(self, *, wait: bool = False) -> int:
         """How many times a program was found to have changed the model from outside.
@@ -91,8 +95,10 @@ class Backbone:
             operation = self.weights.operation
             if operation and operation == self._looked:
                 return self._watch.generation
-            self._looked = operation
-            return self._watch.check()
+            self._looked, before = operation, self._watch.generation
+            if self._watch.check() != before:
+                self.linears = pack_linears(self.model, anew=True)
+            return self._watch.generation
         finally:
             self.weights.lock.release()
 

@@ -25,6 +25,7 @@ from unspoken.agents.models.decoder import Decoder
 from unspoken.agents.models.generation import asked_of_sampling
 from unspoken.agents.models.hf import Backbone
 from unspoken.agents.models.identity import config_digest, model_identity
+from unspoken.agents.models.linears.packed import Linears
 from unspoken.agents.models.notes import (
     cached_identity,
     cached_positions,
@@ -256,6 +257,11 @@ class LocalModel(Decoder):
         else:
             made._rounded = dtype not in _WIDE
         return made
+
+    @property
+    def linears(self) -> Linears:
+        """How its linear layers are computed, and why so."""
+        return self.backbone.linears
 
     @property
     def template(self) -> ChatTemplate:

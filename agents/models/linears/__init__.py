@@ -1,0 +1,1 @@
+"""Linear layers that compute what torch's own compute, sooner or in less memory."""

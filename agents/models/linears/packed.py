@@ -1,0 +1,231 @@
+"""Linear layers that compute with packed copies of their weights.
+
+A copy stands beside the weights themselves: training, saving, adapters and identities read those.
+It counts only while a `Backbone` computes, which looks at the weights before each operation. A
+program that calls the transformers model itself gets torch's own product, so that what it changes
+in the weights is never missed.
+"""
+
+import copyreg
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from threading import local
+from typing import Any, Literal
+from weakref import WeakValueDictionary
+
+import structlog
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unspoken.agents.models.linears.memory import free_bytes
+from unspoken.agents.models.linears.onednn import Packing, multiply, pack, try_packing
+from unspoken.channels.storage.forks import ForkLock
+
+log = structlog.wrap_logger(logging.getLogger("unspoken.model"))
+
+SHARE = 0.25
+"""Most of the free memory that packed copies may take."""
+
+GAIN = 1.05
+"""Least gain that copies are worth."""
+
+GAIN_ALIKE = 0.8
+"""The same where a row's result then does not depend on the rows beside it, which is worth more."""
+
+SMALLEST = 1 << 20
+"""Fewest values in all linear layers that are worth a try."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linears:
+    """How a model computes its linear layers.
+
+    Attributes:
+        kind: ``packed``: with copies of the weights, packed for this CPU. ``plain``: as torch does.
+            ``int8``: with weights of one byte.
+        reason: Why so, in a sentence for people.
+        bytes: Memory that they take beside the weights.
+        rows_alike: Whether a row's result is known to be the same, bit for bit, in a batch of any
+            size.
+    """
+
+    kind: Literal["packed", "plain", "int8"]
+    reason: str
+    bytes: int = 0
+    rows_alike: bool = False
+
+
+class _Copy:
+    """A packed copy of one weight in memory, for all layers that are on it.
+
+    It keeps the weight's memory, so that no other tensor comes to stand at its address.
+    """
+
+    def __init__(self, weight: Tensor, pads: bool) -> None:
+        self.of, self.pads = weight.detach(), pads
+        self.renew()
+
+    def renew(self) -> None:
+        """Copy the weight as it is now."""
+        self.version = self.of._version  # which the tensors on one memory have in common
+        self.packed = pack(self.of)
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether this is a copy of a weight as it is, as far as torch counts changes."""
+        return (
+            weight.data_ptr() == self.of.data_ptr()
+            and weight._version == self.version
+            and weight.dtype == self.of.dtype
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return self.of.numel() * self.of.element_size()
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer with a packed copy of its weight.
+
+    Copied or pickled it is torch's own again.
+    """
+
+    copied: _Copy
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The product, (…, out_features), of (…, in_features)."""
+        copied = self.copied
+        if (
+            getattr(_HERE, "computing", False)
+            and not torch.is_grad_enabled()
+            and input.dtype == copied.of.dtype
+            and input.numel()
+            and copied.is_of(self.weight)
+            and not torch.is_autocast_enabled("cpu")
+        ):
+            return multiply(input, copied.packed, self.bias, pads=copied.pads)
+        return F.linear(input, self.weight, self.bias)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        state = {name: value for name, value in self.__dict__.items() if name != "copied"}
+        # As an object of torch's own class without arguments, which needs nothing of this package.
+        return copyreg._reconstructor, (nn.Linear, object, None), state  # type: ignore[attr-defined]
+
+
+_HERE = local()
+_COPIES: "WeakValueDictionary[tuple[object, ...], _Copy]" = WeakValueDictionary()
+_MAKING = ForkLock()
+
+
+@contextmanager
+def computing(lock: AbstractContextManager[object]) -> Iterator[None]:
+    """Hold the weights, and let this thread compute with packed copies of them."""
+    with lock:
+        before = getattr(_HERE, "computing", False)
+        _HERE.computing = True
+        try:
+            yield
+        finally:
+            _HERE.computing = before
+
+
+def pack_linears(model: nn.Module, *, anew: bool = False) -> Linears:
+    """Give a model's linear layers packed copies of their weights where that is worth it.
+
+    Layers on one weight have one copy, of whatever models they are. Nothing raises: what cannot be
+    packed computes as before.
+
+    Args:
+        model: Any model, in memory, on which nobody computes.
+        anew: Whether the weights may have changed since the last call, so that no copy of before
+            counts.
+    """
+    layers = list(_layers(model))
+    alike = _alike(layers)
+    with _MAKING:
+        packing, copies = _worth(alike), {}
+        if isinstance(packing, Packing):
+            try:
+                copies = {layer: _copy(layer.weight, packing.pads, anew) for layer in alike}
+            except (MemoryError, RuntimeError) as error:
+                packing = f"the weights could not be packed: {error}"
+        for layer in layers:
+            _swap(layer, copies.get(layer))
+    if isinstance(packing, str):
+        log.debug("linear layers are plain", reason=packing)
+        return Linears(kind="plain", reason=packing)
+    size = sum({id(copied): copied.nbytes for copied in copies.values()}.values())
+    log.debug("linear layers are packed", layers=len(copies), bytes=size, gain=packing.gain)
+    return Linears(
+        kind="packed",
+        reason=f"copies that oneDNN packs are {packing.gain:.2f}x as fast on this CPU",
+        bytes=size,
+        rows_alike=packing.rows_alike and len(copies) == len(layers),
+    )
+
+
+def _layers(model: nn.Module) -> Iterator[nn.Linear]:
+    """The linear layers of torch's own class; a class derived from it may compute otherwise."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and type(module) in (nn.Linear, PackedLinear):
+            yield module
+
+
+def _alike(layers: list[nn.Linear]) -> list[nn.Linear]:
+    """The layers of the type and place that most of the weights have."""
+    kinds: dict[tuple[torch.device, torch.dtype], list[nn.Linear]] = {}
+    for layer in layers:
+        kinds.setdefault((layer.weight.device, layer.weight.dtype), []).append(layer)
+    return max(kinds.values(), key=_values, default=[])
+
+
+def _values(layers: Iterable[nn.Linear]) -> int:
+    return sum({_place(layer.weight): layer.weight.numel() for layer in layers}.values())
+
+
+def _worth(layers: list[nn.Linear]) -> Packing | str:
+    """What packing brings to layers of one type and place, or why it is not done."""
+    if not layers:
+        return "it has no linear layers of torch"
+    weight = layers[0].weight
+    if weight.device.type != "cpu":
+        return "its weights are not on a CPU"
+    if _values(layers) < SMALLEST:
+        return "it is too small to gain by packing"
+    missing = [layer for layer in layers if _place(layer.weight) not in _COPIES]
+    size, room = _values(missing) * weight.element_size(), free_bytes()
+    if room is not None and size > SHARE * room:
+        return f"packed copies take {size / 1e9:.1f} GB, more than {SHARE:.0%} of the free memory"
+    packing = try_packing([layer.weight for layer in layers])
+    if isinstance(packing, Packing):
+        least = GAIN_ALIKE if packing.rows_alike else GAIN
+        if packing.gain < least:
+            return f"copies that oneDNN packs are {packing.gain:.2f}x as fast on this CPU"
+    return packing
+
+
+def _place(weight: Tensor) -> tuple[object, ...]:
+    """What layers on one weight have in common."""
+    return weight.data_ptr(), weight.shape, weight.stride(), weight.dtype
+
+
+def _copy(weight: Tensor, pads: bool, anew: bool) -> _Copy:
+    """The copy of a weight: the one that others on it have, or a new one."""
+    copied = _COPIES.get(_place(weight))
+    if copied is None:
+        copied = _COPIES[_place(weight)] = _Copy(weight, pads)
+    elif anew or not copied.is_of(weight):
+        copied.renew()
+    return copied
+
+
+def _swap(layer: nn.Linear, copied: _Copy | None) -> None:
+    """Make a layer compute with a copy, or as torch does without one."""
+    if copied is not None:
+        vars(layer)["copied"] = copied  # before the class, which reads it
+    layer.__class__ = nn.Linear if copied is None else PackedLinear
+    if copied is None:
+        vars(layer).pop("copied", None)
