@@ -36,6 +36,9 @@ Measured = tuple[list[dict[str, Any]], dict[str, Any]]
 ENGINE: Mapping[str, str] = {
     "chain": "agents that go on from one conversation, end to end, beside the same in LangGraph",
     "decode": "token-for-token equality with transformers' generate, and the ratio of speeds",
+    "fanout": "one message, many solvers: all at a time, beside the same one after another, "
+    "generate and LangGraph",
+    "stall": "how long a decoding agent waits for a token while a neighbour reads a document",
 }
 """Benchmarks in the folder ``engine``."""
 

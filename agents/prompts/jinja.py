@@ -41,6 +41,7 @@ MAX_TOKENS = 300
 MAX_BRANCHES = 200
 _LOADS = frozenset({"extends", "from", "import", "include"})
 _MARKS = {"{#": "a comment", "{%": "a statement", "{{": "an expression"}
+_STAND_IN = re.compile("\x02([0-9a-f]{32}):(\\w+)\x03")
 
 
 def _cut(source: str, expression: bool) -> tuple[Tag, ...]:
@@ -205,9 +206,13 @@ def render_parts(template: str, context: Mapping[str, object]) -> tuple[str | Te
     secret = secrets.token_hex(16)  # no text can hold it, for none is written after it was drawn
     stand_ins = {name: f"\x02{secret}:{name}\x03" for name in messages}
     text = str(_produced(template, context, expression=False, stand_ins=stand_ins))
-    pieces = re.split(f"\x02{secret}:(\\w+)\x03", text)
-    parts = [messages[piece] if index % 2 else piece for index, piece in enumerate(pieces)]
-    return tuple(part for part in parts if part)
+    parts: list[str | TextRef] = []
+    done = 0
+    for found in _STAND_IN.finditer(text):
+        if found[1] == secret:
+            parts += [text[done : found.start()], messages[found[2]]]
+            done = found.end()
+    return tuple(part for part in (*parts, text[done:]) if part)
 
 
 def render(template: str, context: Mapping[str, object]) -> str:
