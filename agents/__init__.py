@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from unspoken.agents.planning.plan import EdgePlan, Plan
     from unspoken.agents.runtime.events import Event
     from unspoken.agents.runtime.report import EdgeReport, RunReport, TurnReport
+    from unspoken.agents.session import Session
     from unspoken.agents.spec.spec import GenerateSpec, WorkflowSpec
     from unspoken.agents.workflow import AgentResult, RunResult, Workflow
 
@@ -23,6 +24,7 @@ __all__ = [
     "Plan",
     "RunReport",
     "RunResult",
+    "Session",
     "TurnReport",
     "Workflow",
     "WorkflowSpec",
@@ -34,6 +36,7 @@ _HOMES = {
     "planning.plan": ("EdgePlan", "Plan"),
     "runtime.events": ("Event",),
     "runtime.report": ("AgentResult", "EdgeReport", "RunReport", "RunResult", "TurnReport"),
+    "session": ("Session",),
     "spec.spec": ("GenerateSpec", "WorkflowSpec"),
     "workflow": ("Workflow",),
 }

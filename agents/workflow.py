@@ -18,18 +18,15 @@ from unspoken.agents.builder import (
     with_edge,
 )
 from unspoken.agents.engines.event_loop import run_anywhere
-from unspoken.agents.engines.worker import Workers, at_once
-from unspoken.agents.loading import Progress, engines_for
+from unspoken.agents.execution import Execution
+from unspoken.agents.loading import Progress
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.preparation import Preparation
 from unspoken.agents.runtime.events import Event, RunFinished
-from unspoken.agents.runtime.failures import within
-from unspoken.agents.runtime.inbox import check_received, require_messages
-from unspoken.agents.runtime.report import AgentResult, RunReport, RunResult
-from unspoken.agents.runtime.scheduler import Scheduler
-from unspoken.agents.runtime.states import StateStore
+from unspoken.agents.runtime.report import AgentResult, RunResult
 from unspoken.agents.runtime.stream import EventBuffer, RunStream
+from unspoken.agents.session import Session
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.inputs import check_inputs
 from unspoken.agents.spec.loader import LoadedWorkflow, dumps, load_workflow
@@ -56,6 +53,8 @@ class Workflow:
         models: Names for model objects and references; one that has none is named after its
             reference.
         timeout: Most seconds a run may take, loading and fitting included.
+        memory: Most bytes of states on each device, as a number or a size such as ``2GB``; None for
+            half of what is free. In a session its own memory counts.
         description: What it does, for people.
         bridges: ``stored`` uses stored bridges that this machine measured, ``fit`` fits one where
             an edge has none, ``trust`` believes the audits of bridges from elsewhere.
@@ -75,6 +74,7 @@ class Workflow:
         outputs: Mapping[str, str] | None = None,
         models: Mapping[str, AgentModel | str] | None = None,
         timeout: float | None = None,
+        memory: int | str | None = None,
         description: str = "",
         bridges: Literal["stored", "fit", "trust"] = "stored",
         bridge_folders: Sequence[str | Path] = (),
@@ -88,6 +88,7 @@ class Workflow:
                 "inputs": dict(inputs) if inputs is not None else inferred_inputs(agents),
                 "outputs": dict(outputs or {}),
                 "timeout": timeout,
+                "memory": memory,
                 "bridges": bridges,
             }
         )
@@ -102,7 +103,7 @@ class Workflow:
         """What a workflow has besides its spec."""
         trust = self.spec.bridges == "trust"
         self._preparation = Preparation(models, bridge_folders, source, trust_bridges=trust)
-        self._workers = Workers()
+        self._execution = Execution(self._preparation)
 
     @classmethod
     def from_spec(
@@ -273,7 +274,14 @@ class Workflow:
         self._preparation.ready(self.spec, progress)
         return self
 
-    def run(self, received: Mapping[str, Message] | None = None, /, **inputs: object) -> RunResult:
+    def run(
+        self,
+        received: Mapping[str, Message] | None = None,
+        /,
+        *,
+        session: Session | None = None,
+        **inputs: object,
+    ) -> RunResult:
         """Run to the end; where an event loop runs already, as in a notebook, on another thread.
 
         That event loop stands still meanwhile; ``await flow.arun(...)`` leaves it free.
@@ -281,6 +289,7 @@ class Workflow:
         Args:
             received: Messages that agents of these names have published elsewhere, as `read_packet`
                 gives them; such an agent takes no turn, its message goes out on its edges.
+            session: Whose states are used and added to; without one the run's states go with it.
             inputs: The workflow's inputs.
 
         Raises:
@@ -289,47 +298,27 @@ class Workflow:
             IdentityMismatch: A message of another model than its agent's.
             AgentError, RunTimeout: The run failed.
         """
-        return run_anywhere(lambda: self.arun(received, **inputs))
+        return run_anywhere(lambda: self.arun(received, session=session, **inputs))
 
     async def arun(
-        self, received: Mapping[str, Message] | None = None, /, **inputs: object
+        self,
+        received: Mapping[str, Message] | None = None,
+        /,
+        *,
+        session: Session | None = None,
+        **inputs: object,
     ) -> RunResult:
         """Run to the end; see `run`. A cancel also ends the loading of models."""
-        scheduler, report = await self._ran(received or {}, inputs)
+        scheduler, report = await self._execution.run(self.spec, received or {}, session, inputs)
         return RunResult(scheduler.outputs(), scheduler.results(), report)
 
-    async def _ran(
-        self,
-        received: Mapping[str, Message],
-        inputs: Mapping[str, object],
-        events: EventBuffer | None = None,
-    ) -> tuple[Scheduler, RunReport]:
-        """Check the inputs, load, plan and run, all within the workflow's timeout."""
-        spec = self.spec
-        require_messages(spec, received)
-        known = check_inputs(spec, inputs)
-        states = StateStore()
-        when_room = at_once if events is None else events.when_room
-        with within(spec.timeout) as limit:
-            plan = await self._preparation.ready_soon(spec)
-            models = self._preparation.by_agent(spec)
-            check_received(spec, models, received)
-            scheduler = Scheduler(
-                spec,
-                models=models,
-                engines=engines_for(models, states, self._workers, when_room),
-                states=states,
-                plan=plan,
-                inputs=known,
-                emit=(lambda event: None) if events is None else events.put,
-                received=received,
-                when_room=when_room,
-            )
-            limit.partial = scheduler.partial
-            return scheduler, await scheduler.run()
-
     def stream(
-        self, received: Mapping[str, Message] | None = None, /, **inputs: object
+        self,
+        received: Mapping[str, Message] | None = None,
+        /,
+        *,
+        session: Session | None = None,
+        **inputs: object,
     ) -> AsyncGenerator[Event, None]:
         """Run, event by event; the last is `RunFinished`.
 
@@ -339,7 +328,9 @@ class Workflow:
         """
 
         async def follow(events: EventBuffer) -> None:
-            scheduler, report = await self._ran(received or {}, inputs, events)
+            scheduler, report = await self._execution.run(
+                self.spec, received or {}, session, inputs, events
+            )
             events.put(RunFinished(scheduler.outputs(), report))
 
         return RunStream(follow)

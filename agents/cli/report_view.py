@@ -24,9 +24,21 @@ def print_report(console: Console, report: "RunReport") -> None:
         print_reasons(console, reasons)
     for edge, reason in distinct(report.fallbacks):
         _warn(console, f"{edge.replace('->', '→')} fell back to text: {reason}")
-    peak = report.peak_state_bytes
-    held = f", {size(peak)} of state held at most" if peak else ""
-    console.print(f"\n  ran in {duration(report.seconds)}{held}\n")
+    console.print(f"\n  {', '.join(_totals(report))}\n")
+
+
+def _totals(report: "RunReport") -> Iterator[str]:
+    """What the whole run took, as far as it took anything."""
+    yield f"ran in {duration(report.seconds)}"
+    if report.peak_state_bytes:
+        yield f"{size(report.peak_state_bytes)} of state held at most"
+    if report.shared_state_bytes:
+        yield f"{size(report.shared_state_bytes)} of it shared"
+    if report.spilled_state_bytes:
+        yield f"{size(report.spilled_state_bytes)} put on disk"
+    if report.prefix_hits:
+        turns = "turn" if report.prefix_hits == 1 else "turns"
+        yield f"{report.prefix_hits} {turns} began with tokens that were computed before"
 
 
 def print_warnings(console: Console, result: "RunResult") -> None:

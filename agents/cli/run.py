@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -21,6 +21,7 @@ from unspoken.agents.cli.progress import load_flow
 from unspoken.agents.cli.report_view import print_outputs, print_report, print_warnings
 from unspoken.agents.cli.results import results
 from unspoken.channels.errors import InputError
+from unspoken.channels.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from unspoken.agents.runtime.events import Event
@@ -54,6 +55,13 @@ def run(
             "the outputs.",
         ),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Most bytes of states on each device, such as 2GB, in place of the file's memory.",
+        ),
+    ] = None,
     log_level: Annotated[LogLevel | None, typer.Option(help="Log to stderr.")] = None,
 ) -> None:
     """Run a workflow.
@@ -69,6 +77,7 @@ def run(
             expected="one of them there",
             fix="give --events a file",
         )
+    most = None if memory is None else _bytes(memory)
     source = load_workflow(file)
     given = read_inputs(source.spec, inputs or [])
     values = check_inputs(source.spec, given, how=ON_COMMAND_LINE)
@@ -77,6 +86,7 @@ def run(
         configure_logging(log_level, console)
     with _written_to(events) as write:
         flow = load_flow(source, console, quiet=as_json, fit=True)
+        flow.spec = flow.spec.model_copy(update={} if most is None else {"memory": most})
         result = _watched(flow, values, write, console, quiet=as_json or log_level is not None)
     if as_json:
         print_json(result.to_dict())
@@ -86,6 +96,15 @@ def run(
     print_warnings(console, result)
     if events != "-":
         print_outputs(stdout(), result.outputs)
+
+
+def _bytes(memory: str) -> int:
+    try:
+        return parse_bytes(memory)
+    except ValueError as error:
+        raise InputError(
+            f"--memory is {memory!r}", expected="a size such as 800MB, 2GB or 1.5GiB"
+        ) from error
 
 
 def _watched(
@@ -109,7 +128,7 @@ async def _follow(
     from unspoken.agents.workflow import RunResult
 
     finished: RunFinished | None = None
-    async with aclosing(flow.stream(**values)) as events:
+    async with aclosing(flow.stream(**dict[str, Any](values))) as events:
         async for event in events:
             for watch in watchers:
                 watch(event)

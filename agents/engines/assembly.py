@@ -27,10 +27,17 @@ Resolve = Callable[[StateRef], KVState | CompressedState]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Past:
-    """An agent's earlier turns: the ids of its context, and their state."""
+    """Earlier turns: the ids of their context, and their state.
+
+    Attributes:
+        ids: The ids.
+        state: Their state.
+        own: Whether they are the agent's own; else they are whoever's began with the same ids.
+    """
 
     ids: tuple[int, ...]
     state: KVState
+    own: bool = True
 
     def shared_with(self, ids: tuple[int, ...], geometry: CacheGeometry) -> Piece:
         """The part that a new context begins with too; nothing, where trimmed rows are lacking."""
@@ -116,8 +123,7 @@ def assemble(
     carries = [carry for carry, _ in offers]
     # The last token is always computed: its logits choose the first new one.
     places = Places(len(ids) - 1)
-    shared = None if past is None else past.shared_with(ids, model.geometry)
-    prefix = _longest_prefix(ids, carries, shared)
+    prefix = _longest_prefix(ids, carries, past, model.geometry)
     if prefix is not None:
         places.put(prefix)
     reach = sum(map(len, places.states))
@@ -174,22 +180,29 @@ def _in_order(inbound: Sequence[Inbound]) -> list[int]:
 
 
 def _longest_prefix(
-    ids: tuple[int, ...], carries: Sequence[Carry], past: Piece | None
+    ids: tuple[int, ...], carries: Sequence[Carry], past: Past | None, geometry: CacheGeometry
 ) -> Piece | None:
-    """The longest state from position 0 on, of the agent's own past and all prefixes.
+    """The longest state from position 0 on, of earlier turns and all prefixes.
 
-    No message's prefix reaches into rows that a bridge has enriched. Beside the agent's own past,
-    in which an earlier message may be enriched, what a channel computed just now is not wanted.
+    No message's prefix reaches into rows that a bridge has enriched, nor does that of another
+    agent's turn. Beside the agent's own past, in which an earlier message may be enriched, what a
+    channel computed just now is not wanted.
     """
     stop = min((s.start for carry in carries for s in carry.of("fused")), default=len(ids))
+    own = past is not None and past.own
     prefixes = [
-        Piece(prefix.state.slice(0, min(len(prefix.state), stop)), prefix.origin)
+        _first_rows(prefix, stop)
         for prefix in (carry.prefix for carry in carries)
-        if prefix is not None and not (prefix.origin == "computed" and past is not None)
+        if prefix is not None and not (prefix.origin == "computed" and own)
     ]
     if past is not None:
-        prefixes.append(past)
+        shared = past.shared_with(ids[:stop] if not own else ids, geometry)
+        prefixes.append(shared)
     return max(prefixes, key=lambda prefix: len(prefix.state), default=None)
+
+
+def _first_rows(prefix: Piece, stop: int) -> Piece:
+    return Piece(prefix.state.slice(0, min(len(prefix.state), stop)), prefix.origin)
 
 
 def _settled(
@@ -205,9 +218,11 @@ def _settled(
         rough: First position in place whose rows are approximate, None for none.
     """
     report, positions = carry.report, arrival.positions
-    if not positions or report.channel == TextChannel.name:
+    if not positions:
         return report
     counts = Counter(assembly.origins[at] for at in positions)
+    if report.channel == TextChannel.name:
+        return _text_report(report, counts["reused"])
     exact = rough is None or rough > positions[-1]
     mode, reason = report.mode, report.reason
     if (carry.pieces or carry.prefix is None) and positions[-1] < reach:
@@ -225,6 +240,14 @@ def _settled(
         repaired=len(assembly.repaired.intersection(positions)) + counts["recomputed"],
         projected=counts["projected"] if own_projection else 0,
     )
+
+
+def _text_report(report: CarryReport, reused: int) -> CarryReport:
+    """The report of a text of which some tokens had a state all the same, as of an earlier turn."""
+    if not reused:
+        return report
+    reason = f"{report.reason}; {reused} of its tokens had a state from an earlier turn"
+    return replace(report, reason=reason, reused=reused)
 
 
 def _offer(

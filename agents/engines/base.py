@@ -21,15 +21,22 @@ from unspoken.agents.engines.outcome import (
     TurnOutcome,
     Usage,
 )
+from unspoken.agents.engines.states import (
+    KEEP,
+    Form,
+    Keep,
+    Lease,
+    LeaseRequest,
+    PrefixQuery,
+    States,
+)
 from unspoken.channels.base import Arrival, Channel
-from unspoken.channels.kv.codec import Codec
-from unspoken.channels.kv.compressed import CompressedState
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
-from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message
 from unspoken.channels.packets.files import Readable
 
 __all__ = [
+    "KEEP",
     "Carried",
     "Engine",
     "EngineFacts",
@@ -39,7 +46,10 @@ __all__ = [
     "History",
     "Inbound",
     "Keep",
+    "Lease",
+    "LeaseRequest",
     "Prefilling",
+    "PrefixQuery",
     "Reply",
     "Sampled",
     "Sampling",
@@ -87,10 +97,12 @@ class Footprint:
     Attributes:
         peak: At most at a time, what it takes over included.
         kept: Afterwards, where its state is wanted.
+        private: Of the peak, what the turn makes itself. The rest are states that are kept already.
     """
 
     peak: int
     kept: int
+    private: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,26 +139,6 @@ class Sampling:
     bad_ids: tuple[tuple[int, ...], ...] = ()
     suppressed: tuple[int, ...] = ()
     seed: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Keep:
-    """How a state is kept.
-
-    Attributes:
-        codec: In how many bytes.
-        trimmed: Whether it will only be continued: rows of sliding layers that no later token sees
-            are let go.
-        holder: Who holds the ticket, for statistics.
-    """
-
-    codec: Codec = "raw"
-    trimmed: bool = False
-    holder: str = ""
-
-
-KEEP = Keep()
-"""As it is."""
 
 
 class Reply(Protocol):
@@ -231,39 +223,6 @@ class TurnRequest:
     capture: tuple[int, ...] = ()
     owner: str = ""
     limit_s: float | None = None
-
-
-Form = tuple[int, Codec, bool]
-"""How a kept copy differs from its state: number of tokens, codec, whether it is trimmed."""
-
-
-class States(Protocol):
-    """Where an engine keeps states; see `unspoken.agents.runtime.states.StateStore`."""
-
-    def put(
-        self,
-        state: KVState | CompressedState,
-        ids: tuple[int, ...],
-        holder: str = "",
-        source: tuple[StateRef, Form] | None = None,
-    ) -> StateRef:
-        """Keep a state of `ids`; the ticket of an equal one where there is one.
-
-        Args:
-            state: The state.
-            ids: Token ids of its context, from position 0 to its last token.
-            holder: Who holds the ticket, for statistics.
-            source: The state it was made from, and in what form, where a copy was made.
-        """
-
-    def derived(self, source: StateRef, form: Form, holder: str = "") -> StateRef | None:
-        """A ticket for what was made of a state in this form before, where it is there still."""
-
-    def get(self, ref: StateRef) -> KVState | CompressedState:
-        """The state of a ticket that was not given back."""
-
-    def release(self, ref: StateRef) -> None:
-        """Give a ticket back; the last one frees the state."""
 
 
 class Engine(Protocol):

@@ -12,23 +12,29 @@ from unspoken.agents.engines.base import (
     EngineFacts,
     Footprint,
     Form,
+    Inbound,
     Keep,
+    LeaseRequest,
+    PrefixQuery,
     StateRef,
     States,
     TurnEvent,
     TurnOutcome,
     TurnRequest,
 )
-from unspoken.agents.engines.turn import CLOSING, MOST_SPARE, Computed, run_turn
+from unspoken.agents.engines.turn import CLOSING, Computed, run_turn
 from unspoken.agents.engines.worker import WhenRoom, Worker, at_once
 from unspoken.agents.models.base import TurnModel
 from unspoken.channels.errors import StateError
 from unspoken.channels.kv.compressed import CompressedState, compress
 from unspoken.channels.kv.geometry import CacheGeometry
 from unspoken.channels.kv.state import KVState
-from unspoken.channels.message import Message
+from unspoken.channels.message import Message, common_prefix
 from unspoken.channels.packets.files import Readable
 from unspoken.channels.packets.packet import packet_chunks, read_packet
+
+LEAST = 16
+"""Fewer tokens are not worth taking over from another agent's turn."""
 
 
 class LocalEngine:
@@ -61,42 +67,96 @@ class LocalEngine:
         )
 
     def footprint(self, request: TurnRequest) -> Footprint:
-        """Bytes that a turn takes: its buffer, and the states that it reads."""
-        new = request.sampling.max_tokens if request.sampling else 0
-        rows = len(request.ids) + min(new, MOST_SPARE) + CLOSING
-        largest, peak = rows, rows
-        if new > MOST_SPARE:  # the buffer grows by half, and the old one stands beside the new
-            most = min(len(request.ids) + new, self.model.max_positions) + CLOSING
-            largest = most + most // 2
-            peak = largest + most
-        row = self.model.geometry.bytes_per_token(self.model.dtype.itemsize)
-        refs = {inbound.state for inbound in request.inbound if inbound.state is not None}
-        if request.history is not None:
-            refs.add(request.history.state)
-        # A channel may move, unpack or map what it takes over, beside the state itself.
-        taken = sum(self._rows(ref) * row + self.states.get(ref).nbytes for ref in refs)
-        return Footprint(peak=peak * row + taken, kept=largest * row if request.keep_state else 0)
+        """Bytes that a turn takes: rows of its own, and the states that it reads."""
+        private = self._private(request, self._offered(request))
+        reads = sum(self.states.get(ref).nbytes for ref in _refs(request))
+        kept = self._rows(request) * self._row if request.keep_state else 0
+        return Footprint(peak=private + max(reads, kept - private), kept=kept, private=private)
 
-    def _rows(self, ref: StateRef) -> int:
-        state = self.states.get(ref)
-        return state.stop - state.start
+    @property
+    def _row(self) -> int:
+        return self.model.geometry.bytes_per_token(self.model.dtype.itemsize)
+
+    def _rows(self, request: TurnRequest) -> int:
+        """Rows of the finished context at most."""
+        new = request.sampling.max_tokens if request.sampling else 0
+        return min(len(request.ids) + new, self.model.max_positions) + CLOSING
+
+    def _private(self, request: TurnRequest, reused: int) -> int:
+        """Bytes that a turn makes itself, where so many tokens stay where they are."""
+        own = self._rows(request) - min(reused, len(request.ids) - 1)
+        for inbound in request.inbound:
+            # What is no prefix is moved, unpacked or mapped: a copy beside the state itself.
+            if inbound.state is not None and not self._continued(request, inbound):
+                state = self.states.get(inbound.state)
+                own += state.stop - state.start
+        return own * self._row
+
+    def _offered(self, request: TurnRequest) -> int:
+        """Tokens of the context that its history and its messages bring where they stand."""
+        history = request.history
+        known = 0 if history is None else common_prefix(request.ids, history.ids)
+        return max([known, *(self._continued(request, one) for one in request.inbound)])
+
+    def _continued(self, request: TurnRequest, inbound: Inbound) -> int:
+        """Tokens that the context begins with and a message's state is of; 0 unless all of it."""
+        message = inbound.message
+        if inbound.state is None or message.identity != self.model.identity:
+            return 0
+        shared = common_prefix(request.ids, message.context)
+        whole = shared == len(message.context)
+        return shared if whole and isinstance(self.states.get(inbound.state), KVState) else 0
 
     async def turn(
         self, request: TurnRequest, on_event: Callable[[TurnEvent], None]
     ) -> TurnOutcome:
-        """Compute a turn on the device's thread."""
-        steps = self._steps(request)
-        computed = await self.worker.run(steps, on_event, self.model.weights, self.when_room)
-        kept = None
-        if computed.state is not None:
-            kept = self.states.put(computed.state, computed.ids, request.owner)
+        """Compute a turn on the device's thread, once there is memory for it."""
+        wanted = request.keep_state
+        if self.states.retains:
+            request = replace(request, keep_state=True)
+        async with self.states.lease(self._needs(request)) as lease:
+            steps = self._steps(request, lease.found)
+            computed = await self.worker.run(steps, on_event, self.model.weights, self.when_room)
+            lease.close()
+            kept = self._kept(request, computed, wanted=wanted)
         return TurnOutcome(
             ids=computed.ids, state=kept, usage=computed.usage, finish=computed.finish
         )
 
-    def _steps(self, request: TurnRequest) -> Generator[TurnEvent, None, Computed]:
-        past = None
-        if request.history is not None:
+    def _kept(self, request: TurnRequest, computed: Computed, *, wanted: bool) -> StateRef | None:
+        """The ticket of a finished turn's state; none where it is kept for later turns alone."""
+        if computed.state is None:
+            return None
+        ref = self.states.put(computed.state, computed.ids, request.owner)
+        if wanted:
+            return ref
+        self.states.release(ref)
+        return None
+
+    def _needs(self, request: TurnRequest) -> LeaseRequest:
+        model, offered = self.model, self._offered(request)
+        query = PrefixQuery(
+            identity=model.identity,
+            geometry=model.geometry,
+            dtype=model.dtype,
+            device=model.device,
+            ids=request.ids[:-1],
+            more_than=offered + LEAST - 1,
+            capture=request.capture,
+        )
+        return LeaseRequest(
+            device=model.device,
+            refs=_refs(request),
+            nbytes=lambda found: self._private(request, max(found, offered)),
+            query=query,
+            owner=request.owner,
+        )
+
+    def _steps(
+        self, request: TurnRequest, found: tuple[tuple[int, ...], KVState] | None
+    ) -> Generator[TurnEvent, None, Computed]:
+        past = None if found is None else Past(*found, own=False)
+        if request.history is not None and past is None:
             state = self.states.get(request.history.state)
             whole = state.decompress() if isinstance(state, CompressedState) else state
             past = Past(request.history.ids, whole)
@@ -117,7 +177,7 @@ class LocalEngine:
         whole = self.states.get(state)
         if isinstance(whole, KVState) and form[1:] == ("raw", False):
             return self.states.put(whole.slice(0, len(ids)), ids, how.holder)
-        made = await self.worker.run(_kept(whole, self.model.geometry, form), _ignore)
+        made = await self.worker.run(_made(whole, self.model.geometry, form), _ignore)
         return self.states.put(made, ids, how.holder, (state, form))
 
     def release(self, state: StateRef) -> None:
@@ -151,7 +211,13 @@ class LocalEngine:
         return replace(message, state=None), ref
 
 
-def _kept(
+def _refs(request: TurnRequest) -> tuple[StateRef, ...]:
+    """Tickets of the states that a turn reads."""
+    refs = [one.state for one in request.inbound if one.state is not None]
+    return tuple(refs if request.history is None else [request.history.state, *refs])
+
+
+def _made(
     state: KVState | CompressedState, geometry: CacheGeometry, form: Form
 ) -> Generator[None, None, KVState | CompressedState]:
     yield  # the worker turns gradients off around every step

@@ -134,7 +134,11 @@ class RunReport:
         edges: Every message carried, in order.
         fallbacks: Reuse that was asked for and did not happen, as (edge, reason).
         seconds: Wall-clock time from the first firing to the last.
-        peak_state_bytes: The most memory that states held at a time, shared memory counted once.
+        peak_state_bytes: The most memory that states held at a time, shared memory counted once; in
+            a session those of all its runs.
+        shared_state_bytes: The most of it that several readers shared when a turn began.
+        spilled_state_bytes: Bytes of states that went to disk to make room.
+        prefix_hits: Turns that went on from a state which no message of theirs brought.
         loops_ended: Where a limit of turns ended a loop.
         failed_items: Items of ``for_each`` that were left out.
     """
@@ -146,6 +150,9 @@ class RunReport:
     seconds: float
     fallbacks: tuple[tuple[str, str], ...] = ()
     peak_state_bytes: int = 0
+    shared_state_bytes: int = 0
+    spilled_state_bytes: int = 0
+    prefix_hits: int = 0
     loops_ended: tuple[EndedLoop, ...] = ()
     failed_items: tuple[FailedItem, ...] = ()
 
@@ -163,6 +170,9 @@ class RunReport:
             "fallbacks": [{"edge": edge, "reason": reason} for edge, reason in self.fallbacks],
             "seconds": self.seconds,
             "peak_state_bytes": self.peak_state_bytes,
+            "shared_state_bytes": self.shared_state_bytes,
+            "spilled_state_bytes": self.spilled_state_bytes,
+            "prefix_hits": self.prefix_hits,
         }
 
 

@@ -118,7 +118,10 @@ class Scheduler:
             edges=by_item(self.recorder.edges),
             seconds=perf_counter() - self._began,
             fallbacks=tuple(self.recorder.fallbacks),
-            peak_state_bytes=self.states.peak_bytes,
+            peak_state_bytes=self.states.usage.peak_bytes,
+            shared_state_bytes=self.states.usage.peak_shared_bytes,
+            spilled_state_bytes=self.states.usage.spilled_bytes,
+            prefix_hits=self.states.usage.prefix_hits,
             loops_ended=tuple(self.recorder.loops_ended),
             failed_items=by_item(self.recorder.failed_items),
         )

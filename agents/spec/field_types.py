@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, NoReturn
 
-from pydantic import AfterValidator, Field, Strict
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from unspoken.agents.prompts.chat_template import GIVEN
+from unspoken.channels.sizes import SIZE, parse_bytes
 
 _NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _DEVICE = r"^[a-z]+(:[0-9]+)?$"
@@ -67,12 +68,24 @@ def _check_device(device: str) -> str:
     return device
 
 
+def _as_bytes(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_bytes(value)
+    except ValueError:
+        wrong(f"{value[:40]!r} is no size", "a number of bytes, or a size such as 800MB or 2GB")
+
+
+_BYTES = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": SIZE}]}
+
 Text = Annotated[str, Strict()]
 NonEmpty = Annotated[str, Strict(), Field(min_length=1)]
 Name = Annotated[str, Strict(), AfterValidator(_check_name)]
 AgentName = Annotated[str, Strict(), AfterValidator(_check_agent_name)]
 ArgumentName = Annotated[str, Strict(), AfterValidator(_check_argument)]
 Device = Annotated[str, Strict(), AfterValidator(_check_device)]
+Bytes = Annotated[int, Strict(), Field(ge=1), BeforeValidator(_as_bytes), WithJsonSchema(_BYTES)]
 Count = Annotated[int, Strict(), Field(ge=1)]
 Whole = Annotated[int, Strict(), Field(ge=0)]
 Flag = Annotated[bool, Strict()]

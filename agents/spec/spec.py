@@ -15,6 +15,7 @@ from unspoken.agents.spec.field_types import (
     KEYS_ARE_NAMES,
     AgentName,
     ArgumentName,
+    Bytes,
     Count,
     Device,
     Flag,
@@ -288,6 +289,11 @@ class WorkflowSpec(Part):
     )
     timeout: Annotated[Seconds | None, NONE_WORD] = Field(
         None, description="Most seconds that the whole run may take, loading and fitting included."
+    )
+    memory: Annotated[Bytes | None, NONE_WORD] = Field(
+        None,
+        description="Most bytes of states on each device, such as 2GB; what does not fit waits on "
+        "disk. none is half of what is free when the run starts.",
     )
 
     def share_of(self, edge: EdgeSpec) -> Share:

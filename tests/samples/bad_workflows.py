@@ -97,6 +97,7 @@ BAD_WORKFLOWS: tuple[BadWorkflow, ...] = (
     _changed("unknown top key", "outputs:", "output:", "did you mean 'outputs'?", 24),
     _changed("key of a later version", "name:", "plugins: x\nname:", "unknown key 'plugins'", 1),
     _changed("bridges", "name:", "bridges: fitt\nname:", "did you mean 'fit'?", 1),
+    _changed("memory", "name:", "memory: 2 GBs\nname:", "'2 GBs' is no size", 1),
     _edge("channel", "channel: projected", "did you mean 'projected_cache'?"),
     _edge("retention in percent", "min_retention: 80", "expected: 1 or less"),
     _edge("negative retention", "min_retention: -0.5", "expected: 0 or more"),

@@ -74,5 +74,5 @@ def sound(report: RunReport) -> RunReport:
         assert edge.reused >= 0 and edge.repaired >= 0 and edge.projected >= 0
         assert edge.reused + edge.repaired + edge.projected <= edge.tokens
         assert edge.reused + edge.repaired == 0 or edge.bytes > 0 or edge.recomputed_layers
-        assert (edge.channel == "text") <= (edge.reused == 0)
+        assert edge.channel != "text" or edge.mode == "text"
     return report

@@ -125,7 +125,7 @@ async def test_no_state_outlives_its_run(
     flow = draft_and_critic(model, memory, CACHE)
     result = await flow.arun(document=DOCUMENT)
     # The worker's thread has left the last job once it is done with another one.
-    await flow._workers.of(model.device).run(_nothing(), lambda event: None)
+    await flow._execution.workers.of(model.device).run(_nothing(), lambda event: None)
     gc.collect()
     assert len(stored) >= 6 and all(keys() is None for keys, _ in stored)
     assert result.report.peak_state_bytes > 0

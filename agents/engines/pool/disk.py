@@ -1,0 +1,105 @@
+"""Blocks on their way to disk and back; all of it may be called from any thread."""
+
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+
+from unspoken.agents.engines.pool.blocks import Block, Blocks, Entry
+from unspoken.agents.engines.pool.spill_file import Region, SpillFile
+from unspoken.agents.engines.pool.tensors import State
+from unspoken.channels.errors import StateError
+from unspoken.channels.storage.forks import ForkLock, renewed_when_forked
+
+
+class Disk:
+    """The disk beside a pool's memory. One thread at a time reads or writes.
+
+    The pool's lock is never held while bytes move, so that nobody waits for the disk who does not
+    need it.
+
+    Args:
+        folder: Where the file is; None for the system's folder for temporary files.
+        blocks: The pool's blocks.
+        lock: The pool's lock.
+    """
+
+    def __init__(self, folder: Path | None, blocks: Blocks, lock: ForkLock) -> None:
+        self._folder, self._blocks, self._lock = folder, blocks, lock
+        self._file = SpillFile(folder)
+        self._busy = ForkLock()
+        self._to_free: deque[Region] = deque()
+        renewed_when_forked(self)
+
+    @property
+    def used(self) -> int:
+        """Bytes of states on disk."""
+        return self._file.used - sum(region.nbytes for region in self._to_free)
+
+    def renew(self) -> None:
+        """In a forked child the file is the parent's: what lies in it cannot be read here."""
+        self._file.close()
+        self._to_free.clear()
+        self._file = SpillFile(self._folder)
+
+    def spill(self, victims: Iterable[Block]) -> int:
+        """Write blocks, and give their memory up unless a turn has come to need it.
+
+        Returns:
+            Bytes of memory that were given up.
+
+        Raises:
+            OSError: They cannot be written; those that are left stay in memory.
+        """
+        given_up = 0
+        with self._busy:
+            self._free_regions()
+            for block in victims:
+                with self._lock:
+                    storage = block.storage
+                    if storage is None or block.pinned or not block.entries:
+                        continue
+                region = block.region or self._file.write(storage)
+                with self._lock:
+                    block.region = region
+                    if not block.entries:  # freed meanwhile
+                        self._to_free.append(region)
+                        block.region = None
+                    elif not block.pinned:
+                        self._blocks.drop(block)
+                        given_up += block.nbytes
+        return given_up
+
+    def fetch(self, entry: Entry) -> State:
+        """The state of an entry, read from disk where it is there alone.
+
+        Raises:
+            StateError: It cannot be read.
+        """
+        with self._busy:
+            self._free_regions()
+            with self._lock:
+                missing = entry.missing()
+            for block in missing:
+                if block.region is None:
+                    raise StateError("a state is gone", expected="a pool that is open")
+                storage = block.region.file.read(block.region, block.device)
+                with self._lock:
+                    self._blocks.restore(block, storage)
+            with self._lock:
+                return entry.state or self._blocks.rebuild(entry)
+
+    def free_later(self, regions: Iterable[Region]) -> None:
+        """Give regions up before the next bytes move."""
+        self._to_free.extend(region for region in regions if region.file is self._file)
+
+    def _free_regions(self) -> None:
+        while self._to_free:
+            region = self._to_free.popleft()
+            if region.file is self._file:
+                self._file.free(region)
+
+    def close(self) -> None:
+        """Remove the file."""
+        with self._busy:
+            self._to_free.clear()
+            self._file.close()

@@ -1,0 +1,79 @@
+"""One run of a workflow: inputs checked, models and plan ready, then the scheduler."""
+
+from collections.abc import Mapping
+
+from unspoken.agents.engines.pool.budget import Budget
+from unspoken.agents.engines.pool.pool import Pool
+from unspoken.agents.engines.worker import Workers, at_once
+from unspoken.agents.loading import engines_for
+from unspoken.agents.preparation import Preparation
+from unspoken.agents.runtime.failures import within
+from unspoken.agents.runtime.inbox import check_received, require_messages
+from unspoken.agents.runtime.report import RunReport
+from unspoken.agents.runtime.scheduler import Scheduler
+from unspoken.agents.runtime.states import StateStore
+from unspoken.agents.runtime.stream import EventBuffer
+from unspoken.agents.session import Session
+from unspoken.agents.spec.inputs import check_inputs
+from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.channels.message import Message
+
+
+class Execution:
+    """The runs of a workflow.
+
+    Args:
+        preparation: Its models, bridges and plan.
+
+    Attributes:
+        workers: The devices' workers, which all runs share.
+    """
+
+    def __init__(self, preparation: Preparation) -> None:
+        self._preparation = preparation
+        self.workers = Workers()
+
+    async def run(
+        self,
+        spec: WorkflowSpec,
+        received: Mapping[str, Message],
+        session: object,
+        inputs: Mapping[str, object],
+        events: EventBuffer | None = None,
+    ) -> tuple[Scheduler, RunReport]:
+        """Check the inputs, load, plan and run, all within the workflow's timeout.
+
+        Args:
+            spec: The workflow.
+            received: Messages of agents that spoke elsewhere, by agent.
+            session: Whose states are used; None for a memory of the run's own. What is no session
+                is an input of that name.
+            inputs: The workflow's inputs.
+            events: Where events go; None for nowhere.
+
+        Raises:
+            UnspokenError: As `unspoken.agents.Workflow.run`.
+        """
+        require_messages(spec, received)
+        if session is not None and not isinstance(session, Session):
+            inputs, session = {**inputs, "session": session}, None
+        known = check_inputs(spec, inputs)
+        states = StateStore(Pool(Budget(spec.memory)) if session is None else session.pool)
+        when_room = at_once if events is None else events.when_room
+        with within(spec.timeout) as limit:
+            plan = await self._preparation.ready_soon(spec)
+            models = self._preparation.by_agent(spec)
+            check_received(spec, models, received)
+            scheduler = Scheduler(
+                spec,
+                models=models,
+                engines=engines_for(models, states, self.workers, when_room),
+                states=states,
+                plan=plan,
+                inputs=known,
+                emit=(lambda event: None) if events is None else events.put,
+                received=received,
+                when_room=when_room,
+            )
+            limit.partial = scheduler.partial
+            return scheduler, await scheduler.run()

@@ -1,0 +1,61 @@
+"""The index of prefixes says what a comparison with every state says."""
+
+from time import perf_counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unspoken.agents.engines.pool.prefixes import PrefixTree, shared_ids
+
+few = st.lists(st.integers(0, 2), max_size=9).map(tuple)
+
+
+def common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
+    pairs = zip(left, right, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+
+
+@given(few, few)
+def test_shared_ids_is_the_common_prefix(left: tuple[int, ...], right: tuple[int, ...]) -> None:
+    """Halving finds what a walk finds."""
+    assert shared_ids(left, right) == common(left, right)
+
+
+@given(st.lists(st.tuples(few.filter(bool), st.booleans()), max_size=12), few, st.integers(0, 4))
+def test_the_longest_prefix_is_that_of_a_search(
+    steps: list[tuple[tuple[int, ...], bool]], ids: tuple[int, ...], more_than: int
+) -> None:
+    """After any puts and removals; what may not serve, or is too short, is passed over."""
+    tree: PrefixTree[int] = PrefixTree()
+    states: dict[int, tuple[int, ...]] = {}
+    for number, (context, remove) in enumerate(steps):
+        tree.add(number, context)
+        states[number] = context
+        if remove:
+            gone = next(iter(states))
+            tree.remove(gone, states.pop(gone))
+
+    def usable(number: int, tokens: int) -> bool:
+        return number % 3 > 0 or tokens == len(states[number])
+
+    lengths = {n: common(context, ids) for n, context in states.items()}
+    fitting = [length for n, length in lengths.items() if length and usable(n, length)]
+    best = max(fitting, default=0)
+    found = tree.longest(ids, more_than, usable)
+    assert (0 if found is None else found[1]) == (best if best > more_than else 0)
+    if found is not None:
+        assert lengths[found[0]] == found[1]
+    assert bool(tree) == bool(states)
+
+
+def test_thousands_of_states_are_looked_through_at_once() -> None:
+    """Four thousand states of one document: the work is that of the context's length."""
+    document = tuple(range(3000))
+    tree: PrefixTree[int] = PrefixTree()
+    for number in range(4000):
+        tree.add(number, (*document, 5000 + number, *range(20)))
+    began = perf_counter()
+    for number in range(0, 4000, 40):
+        found = tree.longest((*document, 5000 + number, 7), 0, lambda entry, tokens: True)
+        assert found == (number, 3001)
+    assert perf_counter() - began < 1.0
