@@ -7,7 +7,7 @@ positions. What nothing covers, and what a channel wants repaired, the turn comp
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -107,7 +107,26 @@ def assemble(
     past: Past | None = None,
     resolve: Resolve | None = None,
 ) -> Assembly:
+    """`assembling` at once, on this thread."""
+    steps = assembling(model, ids, inbound, past, resolve)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            assembly: Assembly = end.value
+            return assembly
+
+
+def assembling(
+    model: TurnModel,
+    ids: tuple[int, ...],
+    inbound: Sequence[Inbound],
+    past: Past | None = None,
+    resolve: Resolve | None = None,
+) -> Generator[None, None, Assembly]:
     """Find state for a context: the longest exact prefix, then pieces, then what is left.
+
+    Each carry is a step, so that a cancel or another turn waits for no more than one.
 
     Args:
         model: The receiver.
@@ -119,7 +138,7 @@ def assemble(
     Raises:
         RunError: A message that cannot be carried, on an edge that does not fall back.
     """
-    offers = _offers(model, ids, inbound, past, resolve)
+    offers = yield from _offers(model, ids, inbound, past, resolve)
     carries = [carry for carry, _ in offers]
     # The last token is always computed: its logits choose the first new one.
     places = Places(len(ids) - 1)
@@ -157,7 +176,7 @@ def _offers(
     inbound: Sequence[Inbound],
     past: Past | None,
     resolve: Resolve | None,
-) -> list[tuple[Carry, float]]:
+) -> Generator[None, None, list[tuple[Carry, float]]]:
     """Per message, its carry and the seconds it took; the first in the context is carried first."""
     offers: dict[int, tuple[Carry, float]] = {}
     placed = Places(len(ids) - 1)
@@ -170,6 +189,7 @@ def _offers(
         offers[number] = carry, perf_counter() - began
         for piece in (*carry.pieces, *([carry.prefix] if carry.prefix else [])):
             placed.put(piece)
+        yield
     return [offers[number] for number in range(len(inbound))]
 
 

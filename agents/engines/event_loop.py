@@ -1,8 +1,9 @@
 """The event loop that runs, asyncio's or trio's: calls from other threads, tasks of their own."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from contextvars import copy_context
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context, copy_context
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
@@ -11,28 +12,66 @@ from anyio.from_thread import start_blocking_portal
 
 Result = TypeVar("Result")
 
-Post = Callable[[Callable[[], object]], None]
-"""Has the event loop make a call soon, in order, without waiting for it; from any thread.
 
-Raises:
-    RuntimeError: The event loop is closed.
-"""
+@dataclass(frozen=True, slots=True)
+class Post:
+    """The way into an event loop for other threads.
+
+    Nothing waits for a call: a loop that stands still, or that was left for good, holds up no
+    thread but its own.
+
+    Attributes:
+        loop: The loop, to tell it from others.
+        soon: Has it make a call soon, in order, from any thread.
+        context: The context variables that calls see.
+    """
+
+    loop: object
+    soon: Callable[..., object]
+    context: Context
+
+    def __call__(self, call: Callable[[], object]) -> None:
+        """Have the loop make a call soon.
+
+        Raises:
+            RuntimeError: The event loop is closed.
+        """
+        self.soon(self.context.run, call)
+
+
+def post_all(calls: Sequence[tuple[Post, Callable[[], object]]]) -> list[Post]:
+    """Have every loop make its calls soon, in order, and wake each loop once.
+
+    Returns:
+        Those whose loop is closed.
+    """
+    by_loop: dict[int, list[tuple[Post, Callable[[], object]]]] = {}
+    for post, call in calls:
+        by_loop.setdefault(id(post.loop), []).append((post, call))
+    closed = []
+    for group in by_loop.values():
+        try:
+            group[0][0].soon(_make, [(post.context, call) for post, call in group])
+        except RuntimeError:
+            closed += [post for post, _ in group]
+    return closed
+
+
+def _make(calls: Sequence[tuple[Context, Callable[[], object]]]) -> None:
+    for context, call in calls:
+        context.run(call)
+
 
 _TASKS: "set[asyncio.Task[None]]" = set()
 """Tasks under way; asyncio itself would let them be collected."""
 
 
 def post_to_loop() -> Post:
-    """The way into the event loop that runs here, for other threads.
-
-    Nothing waits for the call: a loop that stands still, or that was left for good, holds up no
-    thread but its own.
-    """
+    """The way into the event loop that runs here, for other threads."""
     token: Any = anyio.lowlevel.current_token().native_token
     is_asyncio = isinstance(token, asyncio.AbstractEventLoop)
     soon = token.call_soon_threadsafe if is_asyncio else token.run_sync_soon
-    context = copy_context()
-    return lambda call: soon(context.run, call)
+    return Post(token, soon, copy_context())
 
 
 def start_task(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

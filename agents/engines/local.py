@@ -22,7 +22,7 @@ from unspoken.agents.engines.base import (
     TurnOutcome,
     TurnRequest,
 )
-from unspoken.agents.engines.turn import CLOSING, Computed, run_turn
+from unspoken.agents.engines.turn import CLOSING, Computed, Steps, run_turn
 from unspoken.agents.engines.worker import WhenRoom, Worker, at_once
 from unspoken.agents.models.base import TurnModel
 from unspoken.channels.errors import StateError
@@ -116,7 +116,8 @@ class LocalEngine:
             request = replace(request, keep_state=True)
         async with self.states.lease(self._needs(request)) as lease:
             steps = self._steps(request, lease.found)
-            computed = await self.worker.run(steps, on_event, self.model.weights, self.when_room)
+            weights, room = self.model.weights, self.when_room
+            computed = await self.worker.run(steps, on_event, weights, room, flows=True)
             lease.close()
             kept = self._kept(request, computed, wanted=wanted)
         return TurnOutcome(
@@ -152,9 +153,7 @@ class LocalEngine:
             owner=request.owner,
         )
 
-    def _steps(
-        self, request: TurnRequest, found: tuple[tuple[int, ...], KVState] | None
-    ) -> Generator[TurnEvent, None, Computed]:
+    def _steps(self, request: TurnRequest, found: tuple[tuple[int, ...], KVState] | None) -> Steps:
         past = None if found is None else Past(*found, own=False)
         if request.history is not None and past is None:
             state = self.states.get(request.history.state)

@@ -37,9 +37,14 @@ class Sampler:
         else:
             self._generator.manual_seed(settings.seed)
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether it takes the likeliest token, whatever stands before it."""
+        return self._greedy and not self._processors
+
     def __call__(self, logits: Tensor) -> Tensor:
         """The next token, shape (1,), of logits (vocabulary,); it stays on the device."""
-        if self._greedy and not self._processors:
+        if self.takes_likeliest:
             return logits.argmax(dim=-1, keepdim=True)
         ids: Any = self._ids
         scores: Any = logits[None].to(torch.float32, copy=True)
@@ -51,6 +56,34 @@ class Sampler:
         if self._keeps_ids:
             self._ids = torch.cat((self._ids, token[None]), dim=1)
         return token
+
+
+def sample(rows: Sequence[tuple[Sampler, Tensor]]) -> list[list[int]]:
+    """The next tokens of several turns; the one wait for the device that a round has.
+
+    Args:
+        rows: Per turn, its sampler and the logits after some of its tokens, (tokens, vocabulary).
+            Only a sampler that takes the likeliest token may have those of several.
+
+    Returns:
+        Per turn, the token after each.
+    """
+    if not rows:
+        return []
+    chosen: list[Tensor] = [logits.new_empty(0, dtype=torch.long) for _, logits in rows]
+    plain = [number for number, (sampler, _) in enumerate(rows) if sampler.takes_likeliest]
+    if plain:
+        logits = [rows[number][1] for number in plain]
+        tokens = (logits[0] if len(plain) == 1 else torch.cat(logits)).argmax(dim=-1)
+        start = 0
+        for number, part in zip(plain, logits, strict=True):
+            chosen[number] = tokens[start : start + len(part)]
+            start += len(part)
+    for number, (sampler, logits_of_one) in enumerate(rows):
+        if not sampler.takes_likeliest:
+            chosen[number] = sampler(logits_of_one[-1])
+    flat = iter(torch.cat(chosen).tolist())
+    return [[int(next(flat)) for _ in range(len(part))] for part in chosen]
 
 
 def _penalties(settings: Sampling, prompt: int, device: torch.device) -> Iterator[Any]:

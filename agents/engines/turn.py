@@ -1,17 +1,18 @@
 """One turn on one model: carry the messages' state, prefill what has none, decode, close the turn.
 
-A turn is a generator: each step is one operation of the model, each yielded value an event. It
-computes between two steps only, so whoever drives it can run others meanwhile, and can stop it.
+A turn is a generator. It asks its device for every forward and gets an answer, so that whoever
+drives it can compute several turns in one. Between two steps of other work it yields None. All else
+that it yields are events.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import torch
-from torch import Tensor
 
-from unspoken.agents.engines.assembly import Assembly, Past, Resolve, assemble
+from unspoken.agents.engines.asks import Answer, Compute, compute_alone, most_prefilled
+from unspoken.agents.engines.assembly import Assembly, Past, Resolve, assembling
 from unspoken.agents.engines.base import (
     Prefilling,
     Sampled,
@@ -22,15 +23,11 @@ from unspoken.agents.engines.base import (
 )
 from unspoken.agents.engines.sampling import Sampler
 from unspoken.agents.models.base import TurnModel
-from unspoken.agents.models.decoder import CHUNK
 from unspoken.agents.models.hf import Capture
-from unspoken.agents.models.hf_cache import ContextCache
+from unspoken.agents.models.ragged.segment import Rows
 from unspoken.channels.errors import ContextLengthError, InputError, RunTimeout
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
-
-MOST_SPARE = 256
-"""Most rows for new tokens that a turn's buffer has from the start; more are added by growing."""
 
 CLOSING = 16
 """Rows for the ids that close a turn."""
@@ -70,7 +67,8 @@ class _Clock:
         return self.seconds + perf_counter() - self._since
 
 
-Steps = Generator[TurnEvent, None, Computed]
+Step = TurnEvent | Compute | None
+Steps = Generator[Step, Answer | None, Computed]
 
 
 @dataclass(slots=True, eq=False)
@@ -81,7 +79,8 @@ class _Turn:
         model: Its model.
         request: What it is to do.
         assembly: States in place.
-        cache: The growing cache.
+        rows: Its growing rows.
+        sampler: Chooses its tokens; None where it writes nothing.
         clock: Its seconds of work.
         hidden: What was captured of the layers asked for.
         sampled: Ids sampled, but for one that ended the turn by itself.
@@ -92,19 +91,44 @@ class _Turn:
     model: TurnModel
     request: TurnRequest
     assembly: Assembly
-    cache: ContextCache
+    rows: Rows
+    sampler: Sampler | None
     clock: _Clock
     hidden: Capture
     sampled: list[int] = field(default_factory=list)
     count: int = 0
     ttft: float | None = None
 
-    def step(self, event: TurnEvent) -> Generator[TurnEvent, None, None]:
+    def step(self, event: TurnEvent | None) -> Generator[Step, Answer | None, None]:
         """Give the device away for a moment."""
         self.check_time()
         self.clock.pause()
         yield event
         self.clock.resume()
+
+    def compute(
+        self,
+        ids: Sequence[int],
+        positions: Sequence[int],
+        sampler: Sampler | None = None,
+        drafts: tuple[int, ...] = (),
+    ) -> Generator[Step, Answer | None, Answer]:
+        """Have some tokens computed, all or the first of them."""
+        self.check_time()
+        self.clock.pause()
+        answer = yield Compute(
+            model=self.model,
+            rows=self.rows,
+            ids=ids,
+            positions=positions,
+            sampler=sampler,
+            drafts=drafts,
+            capture=self.hidden,
+        )
+        self.clock.resume()
+        assert answer is not None  # whoever drives a turn answers what it asks
+        self.clock.seconds += answer.seconds
+        return answer
 
     def check_time(self) -> None:
         """Refuse to go on where the turn has worked for longer than it may."""
@@ -151,22 +175,51 @@ def run_turn(
             fix="shorten the inputs, share output instead of context, or use a model with a longer "
             "context",
         )
-    assembly = assemble(model, ids, request.inbound, past, resolve)
-    spare = min(sampling.max_tokens if sampling else 0, MOST_SPARE) + CLOSING
-    cache = model.open(assembly.states, assembly.missing, spare=spare)
-    turn = _Turn(model, request, assembly, cache, clock, {layer: [] for layer in request.capture})
-    logits = yield from _prefill(turn)
-    finish, final = "none", ids
-    if sampling is not None:
-        finish = yield from _decode(turn, logits, sampling)
-        reply = request.reply
-        final = (*ids, *(turn.sampled if reply is None else reply.close()))
-    elif model.device.type != "cpu":
-        # Nothing was sampled, so nothing has waited for the device yet.
-        torch.accelerator.synchronize(model.device)
-    state = _finished_state(turn, final) if request.keep_state else None
-    turn.check_time()
-    return Computed(final, state, _usage(turn), finish)
+    assembly = yield from _assembled(model, request, past, resolve, clock)
+    spare = (sampling.max_tokens if sampling else 0) + CLOSING
+    rows = model.begin(
+        assembly.states,
+        assembly.missing,
+        spare=min(spare, max(model.max_positions - len(ids), 0) + CLOSING),
+    )
+    try:
+        sampler = None if sampling is None else Sampler(sampling, ids, model.device)
+        hidden: Capture = {layer: [] for layer in request.capture}
+        turn = _Turn(model, request, assembly, rows, sampler, clock, hidden)
+        tokens = yield from _prefill(turn)
+        finish, final = "none", ids
+        if sampling is not None:
+            finish = yield from _decode(turn, tokens, sampling)
+            reply = request.reply
+            final = (*ids, *(turn.sampled if reply is None else reply.close()))
+        elif model.device.type != "cpu":
+            # Nothing was sampled, so nothing has waited for the device yet.
+            torch.accelerator.synchronize(model.device)
+        state = (yield from _finished_state(turn, final)) if request.keep_state else None
+        turn.check_time()
+        return Computed(final, state, _usage(turn), finish)
+    finally:
+        rows.close()
+
+
+def _assembled(
+    model: TurnModel,
+    request: TurnRequest,
+    past: Past | None,
+    resolve: Resolve | None,
+    clock: _Clock,
+) -> Generator[Step, Answer | None, Assembly]:
+    """The states in place; others may have the device between two carries."""
+    steps = assembling(model, request.ids, request.inbound, past, resolve)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            assembly: Assembly = end.value
+            return assembly
+        clock.pause()
+        yield None
+        clock.resume()
 
 
 @torch.no_grad()
@@ -175,66 +228,76 @@ def drive_turn(
 ) -> tuple[list[TurnEvent], Computed]:
     """Run a turn to its end on this thread: its events, and what it computed."""
     steps, events = run_turn(model, request, past), list[TurnEvent]()
+    answer: Answer | None = None
     while True:
         try:
-            events.append(next(steps))
+            step = steps.send(answer)
         except StopIteration as end:
             computed: Computed = end.value
             return events, computed
+        answer = None
+        if isinstance(step, Compute):
+            answer = compute_alone(step, most_prefilled(model.device, beside=False))
+        elif step is not None:
+            events.append(step)
 
 
-def _prefill(turn: _Turn) -> Generator[TurnEvent, None, Tensor]:
-    """Compute what has no state; the logits after the last token, (vocabulary,)."""
-    model, missing = turn.model, turn.assembly.missing
-    new = model.tensor([turn.request.ids[position] for position in missing])
+def _prefill(turn: _Turn) -> Generator[Step, Answer | None, tuple[int, ...]]:
+    """Compute what has no state; the first token sampled, where any is wanted."""
+    missing = turn.assembly.missing
+    new = [turn.request.ids[position] for position in missing]
     done, total = 0, len(missing)
     for carried in turn.assembly.carries:
         yield from turn.step(carried)
     yield from turn.step(Prefilling(done, total))
-    logits: Tensor | None = None
-    for logits in model.prefill_steps(new, missing, turn.cache, turn.hidden):
-        done = min(done + CHUNK, total)
-        if logits is None:
-            yield from turn.step(Prefilling(done, total))
-    assert logits is not None  # the last token is always computed
-    return logits
-
-
-def _decode(turn: _Turn, logits: Tensor, sampling: Sampling) -> Generator[TurnEvent, None, str]:
-    """Sample token after token; why it ended."""
-    model, cache, reply = turn.model, turn.cache, turn.request.reply
-    sampler = Sampler(sampling, turn.request.ids, logits.device)
     while True:
-        token = sampler(logits)
-        value = int(token.item())  # the one sync with the host that a decoded step has
-        turn.count += 1
-        turn.ttft = turn.clock.now() if turn.ttft is None else turn.ttft
-        if value in sampling.stop_ids:
-            return "stop"
-        turn.sampled.append(value)
-        stopped = reply is not None and reply.push(value)
-        full = turn.count >= sampling.max_tokens or cache.length + 1 >= model.max_positions
-        yield from turn.step(Sampled(value))
-        if stopped or full:
-            return "stop" if stopped else "length"
-        logits = model.step(token, cache, turn.hidden)
+        answer = yield from turn.compute(new[done:], missing[done:], turn.sampler)
+        done += answer.count
+        if done == total:
+            return answer.tokens
+        yield from turn.step(Prefilling(done, total))
 
 
-def _finished_state(turn: _Turn, final: tuple[int, ...]) -> KVState:
+def _decode(
+    turn: _Turn, tokens: tuple[int, ...], sampling: Sampling
+) -> Generator[Step, Answer | None, str]:
+    """Sample token after token; why it ended."""
+    model, rows, reply = turn.model, turn.rows, turn.request.reply
+    first = len(turn.request.ids)
+    while True:
+        for value in tokens:
+            turn.count += 1
+            turn.ttft = turn.clock.now() if turn.ttft is None else turn.ttft
+            if value in sampling.stop_ids:
+                return "stop"
+            turn.sampled.append(value)
+            stopped = reply is not None and reply.push(value)
+            stop = first + len(turn.sampled)
+            full = turn.count >= sampling.max_tokens or stop >= model.max_positions
+            yield from turn.step(Sampled(value))
+            if stopped or full:
+                return "stop" if stopped else "length"
+        answer = yield from turn.compute([tokens[-1]], [rows.length], turn.sampler)
+        tokens = answer.tokens
+
+
+def _finished_state(turn: _Turn, final: tuple[int, ...]) -> Generator[Step, Answer | None, KVState]:
     """The state of the finished context.
 
     A stop string leaves more computed than was kept, and the last sampled token has no state yet:
-    the cache is cropped to what both have, then the rest of the finished context is computed.
+    the rows are cropped to what both have, then the rest of the finished context is computed.
     """
-    model, cache, prompt = turn.model, turn.cache, len(turn.request.ids)
-    valid = min(cache.length, prompt + common_prefix(tuple(turn.sampled), final[prompt:]))
-    for parts in turn.hidden.values():
-        del parts[len(parts) - (cache.length - valid) :]  # a decoded token is a part of its own
-    cache.truncate(valid)
-    rest = model.tensor(final[valid:])
-    _drain(model.prefill_steps(rest, range(valid, len(final)), cache, turn.hidden))
+    rows, prompt = turn.rows, len(turn.request.ids)
+    valid = min(rows.length, prompt + common_prefix(tuple(turn.sampled), final[prompt:]))
+    for layer, parts in turn.hidden.items():
+        whole = torch.cat(parts)
+        turn.hidden[layer] = [whole[: len(whole) - (rows.length - valid)]]
+    rows.truncate(valid)
+    while rows.length < len(final):
+        rest = range(rows.length, len(final))
+        yield from turn.compute(final[rows.length :], rest)
     computed = (*turn.assembly.missing, *range(prompt, len(final)))
-    return _with_hidden(cache.snapshot(), turn.hidden, computed, turn.assembly.states)
+    return _with_hidden(rows.snapshot(), turn.hidden, computed, turn.assembly.states)
 
 
 def _with_hidden(
@@ -283,8 +346,3 @@ def _usage(turn: _Turn) -> Usage:
         ttft_s=turn.ttft,
         seconds=turn.clock.now(),
     )
-
-
-def _drain(steps: Iterator[object]) -> None:
-    for _ in steps:
-        pass

@@ -1,24 +1,28 @@
-"""A thread per device that runs jobs one operation at a time.
+"""A thread per device that computes the turns of all agents there, round by round.
 
-A job is a generator, such as a turn (see `unspoken.agents.engines.turn`). The device's thread runs
-one step of it and posts its event to the event loop; from there the next step is queued behind
-those of the other jobs. So jobs that are ready together advance in turn, a cancel never waits for
-more than one operation, and an event loop that stands still or is gone holds up its own jobs alone.
-This queue is where ready steps of one model will be batched.
+A job is a generator. It yields events, None where others may go first, and, if it is a turn, asks
+(see `unspoken.agents.engines.asks`). In a round the thread takes every job to its next ask, answers
+the asks of each model in one forward, and posts all events to their event loops at once. It never
+waits for a loop: a job whose events nobody takes sits out rounds until there is room. A cancel
+waits for the round under way, and an event loop that stands still or is gone holds up its own jobs
+alone.
 """
 
 import threading
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 import anyio
 import torch
 
-from unspoken.agents.engines.event_loop import Post, post_to_loop
+from unspoken.agents.engines.asks import Answer, Compute, compute, slices
+from unspoken.agents.engines.event_loop import Post, post_all, post_to_loop
 from unspoken.agents.models.weights import Weights
 from unspoken.channels.storage.forks import renewed_when_forked, when_forked
 
@@ -28,6 +32,11 @@ Outcome = TypeVar("Outcome")
 BUSY = 0.02
 """Seconds that a device's thread waits for weights that somebody holds before it tries others."""
 
+AHEAD = 8
+"""Events of a job that may wait for their event loop; with more, the job sits out rounds."""
+
+STARTS = 0.02
+"""Seconds that a round spends on other work than forwards, while some wait for a forward."""
 
 WhenRoom = Callable[[Callable[[], None]], None]
 """Makes a call on the event loop once whoever follows the events has room for more of them."""
@@ -40,22 +49,41 @@ def at_once(go_on: Callable[[], None]) -> None:
 
 @dataclass(eq=False)
 class _Job(Generic[Event, Outcome]):
-    """A job under way; `waits` while it is kept until its events have room."""
+    """A job under way.
 
-    steps: Generator[Event, None, Outcome]
+    Attributes:
+        flows: Whether an event ends no step.
+        ask: What it waits for; None where it can go on.
+        answer: What it asked for.
+        events: Events of this round.
+        sent, told: Events posted to its loop, and those of them that were taken there.
+    """
+
+    steps: Generator[Any, Any, Outcome]
     emit: Callable[[Event], None]
     weights: Weights | None
     when_room: WhenRoom
     post: Post
     done: anyio.Event
+    flows: bool
     stop: threading.Event = field(default_factory=threading.Event)
-    waits: bool = False
+    ask: Compute | None = None
+    answer: Answer | BaseException | None = None
+    events: list[Any] = field(default_factory=list)
+    sent: int = 0
+    told: int = 0
+    over: bool = False
     outcome: Outcome | None = None
     error: BaseException | None = None
 
+    @property
+    def held(self) -> bool:
+        """Whether too many of its events wait for their loop."""
+        return self.sent - self.told >= AHEAD
+
 
 class Worker:
-    """Runs jobs on one device. A job is a generator: each step is one operation.
+    """Runs jobs on one device.
 
     Args:
         name: Name of its thread.
@@ -69,37 +97,45 @@ class Worker:
     def renew(self) -> None:
         """Begin with a thread of its own and no jobs."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=self._name)
-        # Both are read and written on that thread alone.
-        self._active = self._blocked = 0
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._new: deque[_Job[Any, Any]] = deque()
+        self._runs = False
+        # Of that thread alone.
+        self._jobs: deque[_Job[Any, Any]] = deque()
+        self._patience = 0.0
 
     async def run(
         self,
-        steps: Generator[Event, None, Outcome],
+        steps: Generator[Any, Any, Outcome],
         emit: Callable[[Event], None],
         weights: Weights | None = None,
         when_room: WhenRoom = at_once,
+        *,
+        flows: bool = False,
     ) -> Outcome:
-        """Run a job to its end; a cancel is seen between two operations.
+        """Run a job to its end; a cancel is seen between two rounds.
 
         Args:
             steps: The job.
             emit: Called on the event loop with every event.
             weights: What it computes on; each step has them to itself.
-            when_room: Asked after every event; the next step waits for it.
+            when_room: Asked after every round's events; with too many untaken the job waits.
+            flows: Whether it goes on after an event, as a turn does, until it asks or pauses. Else
+                each event ends a step, and others go first.
 
         Raises:
             Exception: Whatever the job raised.
         """
-        job = _Job(steps, emit, weights, when_room, post_to_loop(), anyio.Event())
-        self._thread.submit(self._begin, job)
+        job = _Job(steps, emit, weights, when_room, post_to_loop(), anyio.Event(), flows)
+        self._take(job)
         try:
             await job.done.wait()
         except GeneratorExit:  # its event loop is gone, and nothing can be waited for
-            job.stop.set()
+            self._stop(job)
             raise
         except BaseException:
-            job.stop.set()
-            self._go_on(job)
+            self._stop(job)
             with anyio.CancelScope(shield=True):
                 await job.done.wait()
             raise
@@ -107,84 +143,173 @@ class Worker:
             raise job.error
         return job.outcome  # type: ignore[return-value]  # set whenever there is no error
 
-    def _queue(self, job: _Job[Any, Any]) -> None:
-        """Queue the job's next step."""
-        self._thread.submit(self._step, job)
+    def _take(self, job: _Job[Any, Any]) -> None:
+        with self._lock:
+            self._new.append(job)
+            self._wake.set()
+            if not self._runs:
+                self._runs = True
+                self._thread.submit(self._serve)
 
-    def _begin(self, job: _Job[Any, Any]) -> None:
-        self._active += 1
-        self._step(job)
+    def _stop(self, job: _Job[Any, Any]) -> None:
+        job.stop.set()
+        self._wake.set()
 
-    def _step(self, job: _Job[Any, Any]) -> None:
-        """Run one operation of a job, on the device's thread."""
+    def _serve(self) -> None:
+        """Rounds until there is no job, on the device's thread."""
+        while True:
+            with self._lock:
+                self._wake.clear()
+                self._jobs.extend(self._new)
+                self._new.clear()
+                if not self._jobs:
+                    self._runs = False
+                    return
+            went_on, blocked = self._round()
+            # Only where nobody can go on does the thread wait for weights.
+            self._patience = BUSY if blocked and not went_on else 0.0
+            if not (went_on or blocked):
+                self._wake.wait()
+
+    def _round(self) -> tuple[bool, bool]:
+        """One round: whether any job went on, and whether one waits for weights."""
+        began, went_on, blocked = perf_counter(), False, False
+        for _ in range(len(self._jobs)):
+            job = self._jobs[0]
+            if job.stop.is_set():
+                self._end(job)
+                went_on = True
+            elif not (job.ask or job.held):
+                late = perf_counter() - began > STARTS
+                if late and any(other.ask for other in self._jobs):
+                    break
+                moved = self._advance(job)
+                went_on |= moved
+                blocked |= not moved
+            # Whoever went on stands behind those that did not get to it.
+            self._jobs.rotate(-1)
+        computed, waits = self._compute()
+        self._tell_all()
+        return went_on or computed, blocked or waits
+
+    def _compute(self) -> tuple[bool, bool]:
+        """Answer the asks of every model, and take those jobs on."""
+        groups: dict[int, list[_Job[Any, Any]]] = {}
+        for job in self._jobs:
+            if job.ask and not (job.over or job.held):
+                groups.setdefault(id(job.ask.model.batch_key), []).append(job)
+        went_on = waits = False
+        for jobs in groups.values():
+            if self._answer(jobs):
+                went_on = True
+                for job in jobs:
+                    if job.answer is not None:
+                        self._advance(job)
+            else:
+                waits = True
+        return went_on, waits
+
+    def _answer(self, jobs: list[_Job[Any, Any]]) -> bool:
+        """Answer asks of one model in one forward; False where somebody holds its weights."""
+        asks = [job.ask for job in jobs if job.ask is not None]
+        counts = slices(asks)
+        chosen = [(job, ask, n) for job, ask, n in zip(jobs, asks, counts, strict=True) if n]
+        with self._having(asks[0].model.weights) as had:
+            if not had:
+                return False
+            try:
+                answers = compute([(ask, count) for _, ask, count in chosen])
+            except Exception as error:
+                for job, _, _ in chosen:
+                    job.answer = error
+            else:
+                for (job, _, _), answer in zip(chosen, answers, strict=True):
+                    job.answer = answer
+        return True
+
+    def _advance(self, job: _Job[Any, Any]) -> bool:
+        """Take a job to its next ask or pause; False where somebody holds its weights."""
+        with self._having(job.weights) as had:
+            if not had:
+                return False
+            answer, job.answer, job.ask = job.answer, None, None
+            try:
+                while True:
+                    if isinstance(answer, BaseException):
+                        step = job.steps.throw(answer)
+                    else:
+                        step = job.steps.send(answer)
+                    answer = None
+                    if isinstance(step, Compute):
+                        job.ask = step
+                        return True
+                    if step is None:
+                        return True
+                    job.events.append(step)
+                    if not job.flows:
+                        return True
+            except StopIteration as end:
+                job.outcome = end.value
+            except BaseException as error:
+                job.error = error
+            self._end(job)
+        return True
+
+    @contextmanager
+    def _having(self, weights: Weights | None) -> Iterator[bool]:
+        """The weights to oneself for one operation without gradients; or False."""
+        lock = None if weights is None else weights.lock
+        if lock is not None and not lock.acquire(timeout=self._patience):
+            self._patience = 0.0  # the others of this round do not wait again
+            yield False
+            return
         try:
-            if not job.stop.is_set():
-                advanced, event = self._advance(job)
-                if not advanced:
-                    self._queue(job)
-                elif not self._post(job, partial(self._tell, job, event)):
-                    self._end(job)
-                return
-        except StopIteration as end:
-            job.outcome = end.value
-        except BaseException as error:
-            job.error = error
-        self._end(job)
-        self._post(job, job.done.set)
-
-    def _end(self, job: _Job[Any, Any]) -> None:
-        try:
-            job.steps.close()
-        except BaseException as error:  # a job that cannot even be closed is over all the same
-            job.error = job.error or error
-        self._active -= 1
-
-    def _advance(self, job: _Job[Any, Any]) -> tuple[bool, Any]:
-        """One operation and its event; or none, where somebody holds the weights for long.
-
-        Other jobs go on meanwhile: only where all of them are blocked does the thread wait.
-        """
-        lock = None if job.weights is None else job.weights.lock
-        patience = BUSY if self._blocked >= self._active - 1 else 0
-        if lock is not None and not lock.acquire(timeout=patience):
-            self._blocked += 1
-            return False, None
-        self._blocked = 0
-        operation = nullcontext() if job.weights is None else job.weights.one_operation()
-        try:
-            with torch.no_grad(), operation:
-                return True, next(job.steps)
+            with torch.no_grad(), nullcontext() if weights is None else weights.one_operation():
+                yield True
         finally:
             if lock is not None:
                 lock.release()
 
-    def _post(self, job: _Job[Any, Any], call: Callable[[], object]) -> bool:
-        """Call on the job's event loop; whether there still is one that may wait for the job."""
+    def _end(self, job: _Job[Any, Any]) -> None:
+        job.ask, job.over = None, True
         try:
-            job.post(call)
-        except RuntimeError:
-            return False
-        return True
+            job.steps.close()
+        except BaseException as error:  # a job that cannot even be closed is over all the same
+            job.error = job.error or error
 
-    def _tell(self, job: _Job[Any, Any], event: Any) -> None:
-        """On the event loop: tell of an event, then queue the next step behind the other jobs'."""
-        if job.stop.is_set():  # cancelled during the step: nobody follows any more
-            self._queue(job)
-            return
+    def _tell_all(self) -> None:
+        """Post the round's events, and the end of those that are over; each loop wakes once."""
+        calls: list[tuple[Post, Callable[[], object]]] = []
+        for job in self._jobs:
+            if job.events:
+                events, job.events = job.events, []
+                job.sent += len(events)
+                calls.append((job.post, partial(self._tell, job, events)))
+            if job.over:
+                calls.append((job.post, job.done.set))
+        left = [job for job in self._jobs if not job.over]
+        self._jobs = deque(left)
+        closed = {id(post) for post in post_all(calls)}
+        for job in left:
+            if id(job.post) in closed:  # nobody may wait for the job
+                job.stop.set()
+
+    def _tell(self, job: _Job[Any, Any], events: list[Any]) -> None:
+        """On the event loop: tell of events, then ask for room for more."""
         try:
-            job.emit(event)
-            job.waits = True
-            job.when_room(partial(self._go_on, job))
+            for event in events:
+                if job.stop.is_set():  # cancelled meanwhile: nobody follows any more
+                    return
+                job.emit(event)
+            job.when_room(partial(self._room, job, len(events)))
         except Exception as error:
             job.error = error
-            job.stop.set()
-            self._queue(job)
+            self._stop(job)
 
-    def _go_on(self, job: _Job[Any, Any]) -> None:
-        """On the event loop: queue the next step of a job that was kept."""
-        if job.waits:
-            job.waits = False
-            self._queue(job)
+    def _room(self, job: _Job[Any, Any], events: int) -> None:
+        """On the event loop: so many events were taken."""
+        job.told += events
+        self._wake.set()
 
 
 def _compute_alone() -> None:

@@ -1,6 +1,6 @@
 """What a workflow needs of a model, and what a turn computed in this process needs besides."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
@@ -8,8 +8,7 @@ from torch import Tensor
 from unspoken.channels.model import CausalModel
 
 if TYPE_CHECKING:
-    from unspoken.agents.models.hf import Capture
-    from unspoken.agents.models.hf_cache import ContextCache
+    from unspoken.agents.models.ragged.segment import Rows, Segment
     from unspoken.agents.models.weights import Weights
     from unspoken.agents.prompts.chat_template import ChatTemplate
     from unspoken.agents.prompts.context import ContextBuilder
@@ -84,27 +83,12 @@ class TurnModel(CausalModel, Protocol):
     def weights(self) -> "Weights | None":
         """The weights it computes on; None for a model that has none."""
 
-    def tensor(self, ids: Sequence[int]) -> Tensor:
-        """Token ids as an int64 tensor on its device, (tokens,)."""
+    @property
+    def batch_key(self) -> object:
+        """Equal for models whose turns may be computed in one forward."""
 
-    def open(
-        self, state: Sequence["KVState"], positions: Sequence[int], *, spare: int
-    ) -> "ContextCache":
-        """A cache with `state` in place, and room for `positions` and `spare` more."""
+    def begin(self, states: Sequence["KVState"], positions: Sequence[int], *, spare: int) -> "Rows":
+        """The rows of a turn: `states` in place, room for `positions` and `spare` more."""
 
-    def prefill_steps(
-        self,
-        ids: Tensor,
-        positions: Sequence[int],
-        cache: "ContextCache",
-        hidden: "Capture | None" = None,
-    ) -> Iterator[Tensor | None]:
-        """Compute `ids` at ascending `positions`, one pass a step.
-
-        Yields:
-            None after every pass but the last, then the logits after the last token, shape
-            (vocabulary,).
-        """
-
-    def step(self, token: Tensor, cache: "ContextCache", hidden: "Capture | None" = None) -> Tensor:
-        """Append one token, shape (1,), to a cache; the logits after it, shape (vocabulary,)."""
+    def compute(self, segments: Sequence["Segment"]) -> "list[Tensor | None]":
+        """Compute new tokens of several turns; per segment the logits it wants, or None."""

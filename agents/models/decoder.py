@@ -1,8 +1,9 @@
 """A causal language model as tensors: ids and states in, states and logits out."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from unspoken.agents.models.hf_cache import ContextCache, open_cache
 from unspoken.agents.models.identity import config_digest, weights_digest
 from unspoken.agents.models.notes import KeyPositions
 from unspoken.agents.models.positions import prove_positions
+from unspoken.agents.models.ragged.forward import packed_forward, refusal
+from unspoken.agents.models.ragged.segment import Rows, Segment
+from unspoken.agents.models.ragged.sequence import open_sequence
 from unspoken.agents.models.weights import Weights
 from unspoken.channels.errors import StateError
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
@@ -56,7 +60,7 @@ class Decoder:
         with self.weights.lock:
             self._identity = self._values_identity()
             self._generation, self._rounded = generation, False
-        for proved in ("key_positions", "geometry"):
+        for proved in ("key_positions", "geometry", "refuses_batches"):
             self.__dict__.pop(proved, None)
 
     def _values_identity(self) -> ModelIdentity:
@@ -146,13 +150,11 @@ class Decoder:
         wanted = list(range(end, end + len(ids))) if positions is None else positions.tolist()
         cache = self.open(state, wanted, spare=0)
         hidden: Capture = {layer: [] for layer in capture}
-        logits: Tensor | None = None
-        for step in self.prefill_steps(ids, wanted, cache, hidden):
-            logits = step
+        logits = self._passes(ids, wanted, cache, hidden)
         if logits is None:
             raise StateError("no tokens to compute", expected="at least one")
         inputs = {layer: torch.cat(parts) for layer, parts in hidden.items()}
-        return Prefill(cache.snapshot(), logits, inputs)
+        return Prefill(cache.snapshot(), logits[-1], inputs)
 
     def open(
         self,
@@ -177,39 +179,93 @@ class Decoder:
         self._recognise(wait=True)
         return open_cache(self, state, positions, spare=spare, layers=layers)
 
-    def prefill_steps(
+    def _passes(
+        self, ids: Tensor, positions: Sequence[int], cache: ContextCache, hidden: Capture
+    ) -> Tensor | None:
+        """Compute `ids` at ascending `positions`, at most `CHUNK` a pass; the last's logits."""
+        logits: Tensor | None = None
+        for start in range(0, len(positions), CHUNK):
+            part = positions[start : start + CHUNK]
+            keep = 1 if part[-1] == positions[-1] else 0
+            logits = self._pass(ids[start : start + CHUNK], part, cache, keep, hidden)
+        return logits
+
+    def _pass(
         self,
         ids: Tensor,
         positions: Sequence[int],
         cache: ContextCache,
-        hidden: Capture | None = None,
-    ) -> Iterator[Tensor | None]:
-        """Compute `ids` at ascending `positions` in passes of at most `CHUNK` tokens, one a step.
+        keep: int,
+        hidden: Capture | None,
+    ) -> Tensor | None:
+        if positions[0] == cache.length:
+            return self.backbone.forward(ids, cache, keep=keep, capture=hidden)
+        where = self.tensor(positions)
+        last = positions[-1]
+        return self.backbone.fill(ids, where, last, cache, keep=keep, capture=hidden)
 
-        Yields:
-            None after every pass but the last, then the logits after the last token, shape
-            (vocabulary,).
+    @cached_property
+    def refuses_batches(self) -> str | None:
+        """Why turns of this model are computed one by one; None where they are batched."""
+        return refusal(self.backbone)
+
+    @property
+    def batch_key(self) -> object:
+        """Equal for models whose turns may be computed in one forward."""
+        return self.backbone
+
+    def begin(self, states: Sequence[KVState], positions: Sequence[int], *, spare: int) -> Rows:
+        """The rows of a turn: `states` in place, room for `positions` and `spare` more.
+
+        Raises:
+            StateError: A gap, or rows missing that a new token must see.
+            GeometryMismatch, IdentityMismatch: A state that is not this model's.
         """
-        done, total = 0, len(positions)
-        while done < total:
-            stop = min(done + CHUNK, total)
-            keep = 1 if stop == total else 0
-            part = ids[done:stop]
-            if positions[done] == cache.length:
-                logits = self.backbone.forward(part, cache, keep=keep, capture=hidden)
-            else:
-                where = self.tensor(positions[done:stop])
-                logits = self.backbone.fill(
-                    part, where, positions[stop - 1], cache, keep=keep, capture=hidden
-                )
-            done = stop
-            yield None if logits is None else logits[-1]
+        if self.refuses_batches is not None:
+            return self.open(states, positions, spare=spare)
+        self._recognise(wait=True)
+        with self.backbone.computing():  # the buffer may move
+            return open_sequence(
+                states,
+                positions,
+                spare=spare,
+                identity=self.identity,
+                geometry=self.geometry,
+                dtype=self.dtype,
+                pool=self.backbone.tails,
+            )
 
-    def step(self, token: Tensor, cache: ContextCache, hidden: Capture | None = None) -> Tensor:
-        """Append one token, shape (1,), to a cache; the logits after it, shape (vocabulary,)."""
-        logits = self.backbone.forward(token, cache, capture=hidden)
-        assert logits is not None  # it was asked for one
-        return logits[-1]
+    def compute(self, segments: Sequence[Segment]) -> list[Tensor | None]:
+        """Compute new tokens of several turns, in one forward where the model can.
+
+        Args:
+            segments: One a turn; their rows are of `begin`.
+
+        Returns:
+            Per segment, the logits after the tokens that want some, (tokens, vocabulary), or None.
+        """
+        if self.refuses_batches is None:
+            return self._together(segments)
+        return [
+            self._pass(
+                self.tensor(one.ids),
+                one.positions,
+                cast(ContextCache, one.rows),
+                one.wanted,
+                one.capture,
+            )
+            for one in segments
+        ]
+
+    def _together(self, segments: Sequence[Segment]) -> list[Tensor | None]:
+        batch, logits = packed_forward(self.backbone, segments)
+        parts: dict[int, Tensor] = {}
+        start = 0
+        for segment in batch.segments:
+            if logits is not None and segment.wanted:
+                parts[id(segment)] = logits[start : start + segment.wanted]
+                start += segment.wanted
+        return [parts.get(id(segment)) for segment in segments]
 
     @torch.no_grad()
     def run_layers(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from inspect import signature
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from unspoken.agents.models.hf_cache import ContextCache
 from unspoken.agents.models.hf_geometry import layer_types, read_geometry, rope_per_type
 from unspoken.agents.models.linears.packed import computing, pack_linears
+from unspoken.agents.models.ragged.tails import TailPool
 from unspoken.agents.models.watch import Watch
 from unspoken.agents.models.weights import weights_of
 from unspoken.channels.errors import ModelSupportError
@@ -33,6 +35,7 @@ class Backbone:
     Attributes:
         weights: The weights it computes on, perhaps shared with other models.
         linears: How its linear layers are computed.
+        tails: The rows that its turns have of their own.
 
     Raises:
         ModelSupportError: A decoder whose parts are not where transformers puts them.
@@ -43,6 +46,8 @@ class Backbone:
         self.weights = weights_of(model)
         self._watch = Watch(model)
         self._looked = 0
+        self._wanted: Capture = {}
+        self._hooked: set[int] = set()
         self.base: nn.Module = model.base_model
         self.config: PreTrainedConfig = model.config.get_text_config()
         if self.config._attn_implementation not in ("eager", "sdpa", None):
@@ -53,6 +58,7 @@ class Backbone:
             )
         self.geometry = read_geometry(self.config)
         self.kinds = layer_types(self.config)
+        self.tails = TailPool(self.geometry, model.dtype, model.device)
         self.layers: nn.ModuleList = self._part("layers", "h")
         self.rotary_module: nn.Module = self._part("rotary_emb")
         self.per_type = rope_per_type(self.config)
@@ -171,7 +177,7 @@ class Backbone:
         """Append `ids` to a cache without holes; logits after the last `keep`, None for none."""
         start = cache.length
         positions = torch.arange(start, start + ids.shape[0], device=ids.device)
-        with self.computing(), self._captured(capture):
+        with self.computing(), self.captured(capture):
             return self._run(ids, positions, cache, None, keep)
 
     def fill(
@@ -192,7 +198,7 @@ class Backbone:
             if mixed or getattr(self.config, "layer_types", None)
             else next(iter(masks.values()))
         )
-        with self.computing(), self._captured(capture), self._scattered(cache, positions, last):
+        with self.computing(), self.captured(capture), self._scattered(cache, positions, last):
             return self._run(ids, positions, cache, mask, keep)
 
     def _run(
@@ -212,27 +218,40 @@ class Backbone:
         return logits
 
     @contextmanager
-    def _captured(self, wanted: Capture | None) -> Iterator[None]:
-        """Append the input of every layer in `wanted` to its list there while the block runs."""
-        handles = [
-            self.layers[layer].register_forward_pre_hook(_keep_input(kept), with_kwargs=True)
-            for layer, kept in (wanted or {}).items()
-        ]
+    def captured(self, wanted: Capture | None) -> Iterator[None]:
+        """Append the input of every layer in `wanted` to its list there while the block runs.
+
+        A layer keeps its hook from the first time on: hooks that come and go cost time, and a graph
+        that was captured would not have them.
+        """
+        for layer in wanted or ():
+            if layer not in self._hooked:
+                self._hooked.add(layer)
+                self.layers[layer].register_forward_pre_hook(self._keep(layer), with_kwargs=True)
+        before, self._wanted = self._wanted, wanted or {}
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            self._wanted = before
+
+    def _keep(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
+        """The hook of a layer; it knows the backbone by a weak reference, as its model may go."""
+        backbone = ref(self)
+
+        def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
+            current = backbone()
+            # A copy of the model has copies of the hooks, and captures for nobody.
+            mine = current is not None and current.layers[layer] is module
+            if current is not None and mine and layer in current._wanted:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                current._wanted[layer].append(hidden[0])
+
+        return keep
 
     def embed(self, ids: Tensor) -> Tensor:
         """The input of layer 0 for `ids`, (tokens, hidden_size), taken where the layer takes it."""
         wanted: Capture = {0: []}
-        with (
-            self.computing(),
-            self._captured(wanted),
-            _stopping_at(self.layers[0]),
-            suppress(_Stop),
-        ):
+        with self.computing(), self.captured(wanted), _stopping_at(self.layers[0]), suppress(_Stop):
             self.base(input_ids=ids[None], use_cache=False)
         return wanted[0][0]
 
@@ -288,13 +307,6 @@ def _stopping_at(layer: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _keep_input(kept: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
-    def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
-        kept.append((args[0] if args else kwargs["hidden_states"])[0])
-
-    return keep
 
 
 def _unsliced(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

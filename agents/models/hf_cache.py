@@ -138,6 +138,9 @@ class ContextCache(Cache):
         for rows in self.rows:
             rows.length = min(rows.length, stop)
 
+    def close(self) -> None:
+        """Its memory goes with its last view."""
+
     def check_window(self, position: int) -> None:
         """Refuse to compute a token that must see rows which a trimmed state lacks."""
         for number, rows in enumerate(self.rows):

@@ -11,9 +11,9 @@ from torch import Tensor
 from unspoken.agents.engines.base import States, TurnRequest
 from unspoken.agents.engines.local import LocalEngine
 from unspoken.agents.engines.worker import Worker
-from unspoken.agents.models.hf import Capture
 from unspoken.agents.models.hf_cache import ContextCache, open_cache
 from unspoken.agents.models.identity import tokenizer_digest
+from unspoken.agents.models.ragged.segment import Rows, Segment
 from unspoken.agents.prompts.parity import context_builder_of
 from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.agents.spec.problems import listed, suggest
@@ -182,25 +182,26 @@ class ScriptedModel:
         """A cache with `state` in place."""
         return open_cache(self, state, positions, spare=spare)
 
-    def prefill_steps(
-        self,
-        ids: Tensor,
-        positions: Sequence[int],
-        cache: ContextCache,
-        hidden: Capture | None = None,
-    ) -> Iterator[Tensor]:
-        """One step that fills all of `positions`; it gives the logits of the next id."""
-        if positions:
-            # The rows between are zeros already.
-            cache.place(self._zeros(positions[-1], 1))
-            for parts in (hidden or {}).values():
-                parts.append(self.embed(ids))
-            yield self._next_logits()
+    @property
+    def batch_key(self) -> object:
+        """Each turn has a script of its own."""
+        return self
 
-    def step(self, token: Tensor, cache: ContextCache, hidden: Capture | None = None) -> Tensor:
-        """Append a token; the logits of the next id."""
-        (logits,) = self.prefill_steps(token, (cache.length,), cache, hidden)
-        return logits
+    def begin(self, state: Sequence[KVState], positions: Sequence[int], *, spare: int) -> Rows:
+        """A cache with `state` in place."""
+        return self.open(state, positions, spare=spare)
+
+    def compute(self, segments: Sequence[Segment]) -> list[Tensor | None]:
+        """Fill all positions; the logits of the next id where some are wanted."""
+        answers: list[Tensor | None] = []
+        for segment in segments:
+            assert isinstance(segment.rows, ContextCache)
+            # The rows between are zeros already.
+            segment.rows.place(self._zeros(segment.positions[-1], 1))
+            for parts in segment.capture.values():
+                parts.append(self.embed(self.tensor(segment.ids)))
+            answers.append(self._next_logits()[None] if segment.wanted else None)
+        return answers
 
     def _zeros(self, start: int, count: int) -> KVState:
         rows = torch.zeros(1, count, _HEAD)

@@ -218,10 +218,15 @@ def test_a_marker_that_is_sampled_has_no_place_in_the_state(
     context, mark = context_of(model, WORDS), model.text.encode("<|im_start|>")[0]
     sampled = iter([*model.text.encode_words("the reader"), mark, *model.text.encode_words(" key")])
 
-    def sampler(*_: object) -> Any:
-        return lambda logits: torch.tensor([next(sampled, model.tokenizer.eos_token_id)])
+    class Written:
+        takes_likeliest = False
 
-    monkeypatch.setattr("unspoken.agents.engines.turn.Sampler", sampler)
+        def __init__(self, *_: object) -> None: ...
+
+        def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([next(sampled, model.tokenizer.eos_token_id)])
+
+    monkeypatch.setattr("unspoken.agents.engines.turn.Sampler", Written)
     outcome = take(model, Turn(context, generate=writes(16), keep_state=True))[1]
     answer = outcome.context.segments[-1]
     assert outcome.text == "the reader key" == model.text.decode(answer.words)

@@ -73,8 +73,15 @@ def test_a_loop_that_was_closed_midway_holds_up_no_other(worker: Worker) -> None
     assert closed.wait(LIMIT_S)
 
 
+@pytest.fixture
+def one_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than one event of a job waits for its loop."""
+    monkeypatch.setattr("unspoken.agents.engines.worker.AHEAD", 1)
+
+
+@pytest.mark.usefixtures("one_ahead")
 async def test_a_job_waits_until_its_events_have_room(worker: Worker) -> None:
-    """Its next step is queued when whoever follows says so; others have the device meanwhile."""
+    """It sits out rounds until whoever follows says so; others have the device meanwhile."""
     kept: list[Callable[[], None]] = []
     events: list[str] = []
     with anyio.fail_after(LIMIT_S):
@@ -91,6 +98,7 @@ async def test_a_job_waits_until_its_events_have_room(worker: Worker) -> None:
             kept.pop()()
 
 
+@pytest.mark.usefixtures("one_ahead")
 async def test_a_job_that_waits_for_room_can_be_cancelled(worker: Worker) -> None:
     """It is closed, though nobody ever makes room."""
     job = count(2)

@@ -8,6 +8,7 @@ from transformers import DynamicCache
 
 from unspoken.agents.models import decoder
 from unspoken.agents.models.model import LocalModel
+from unspoken.agents.models.ragged.segment import Segment
 from unspoken.channels.errors import (
     GeometryMismatch,
     IdentityMismatch,
@@ -164,15 +165,17 @@ def test_gradients_flow_into_a_state(model: LocalModel) -> None:
 
 
 def test_a_snapshot_never_changes(model: LocalModel) -> None:
-    """A state that was given out is the same after its cache has grown past its buffer."""
-    ids = _ids(model)
-    cache = model.open((), range(8), spare=0)
-    for _ in model.prefill_steps(ids[:8], range(8), cache):
-        pass
-    state = cache.snapshot()
+    """A state that was given out is the same after its rows have grown."""
+    ids = _ids(model).tolist()
+    rows = model.begin((), range(8), spare=LENGTH)
+    model.compute([Segment(rows=rows, ids=ids[:8], positions=range(8))])
+    state = rows.snapshot()
     copies = [(layer.keys.clone(), layer.values.clone()) for layer in state.layers]
-    for _ in model.prefill_steps(ids[8:], range(8, LENGTH), cache):
-        pass
+    model.compute([Segment(rows=rows, ids=ids[8:], positions=range(8, LENGTH))])
+    rows.close()
+    other = model.begin((), range(LENGTH), spare=0)  # may have the same memory
+    model.compute([Segment(rows=other, ids=ids[::-1], positions=range(LENGTH))])
+    other.close()
     for layer, (keys, values) in zip(state.layers, copies, strict=True):
         assert torch.equal(layer.keys, keys)
         assert torch.equal(layer.values, values)

@@ -261,7 +261,7 @@ def test_hidden_states_are_whole_over_several_passes(
 ) -> None:
     model = models[0]
     whole = model.read(context_of(model, DOCUMENT).ids, (1,))
-    monkeypatch.setattr("unspoken.agents.models.decoder.CHUNK", 16)
+    monkeypatch.setattr("unspoken.agents.engines.turn.most_prefilled", lambda device, beside: 16)
     request = Turn(context_of(model, DOCUMENT), (), None, None, True, (1,))
     _, outcome = take(model, request)
     assert outcome.state is not None

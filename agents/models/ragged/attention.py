@@ -1,0 +1,180 @@
+"""Attention of packed rows: a shared prefix is read once, what is a row's own is padded.
+
+Transformers calls it in place of its own attention while a `Packed` batch is current. Rows that
+decode one token are computed together. Column p of their scores is position p of the prefix; after
+the prefix follow the columns of what is a row's own. Each piece of memory is multiplied once with
+the queries of all rows whose prefix it belongs to. One softmax goes over all columns of a row, so
+nothing needs to be merged. Segments of several tokens are computed one by one.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from unspoken.agents.models.ragged.decode_rows import DecodeRows, View
+from unspoken.agents.models.ragged.packed import Packed
+from unspoken.agents.models.ragged.stretch import Stretch
+
+NAME = "unspoken_ragged"
+"""What transformers knows it by."""
+
+
+class _Current(threading.local):
+    batch: Packed | None = None
+
+
+_CURRENT = _Current()
+
+
+@contextmanager
+def current(batch: Packed) -> Iterator[None]:
+    """Make a batch the one that this thread's forward is of."""
+    _CURRENT.batch = batch
+    try:
+        yield
+    finally:
+        _CURRENT.batch = None
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """As transformers' attention functions: (1, heads, tokens, size) to (1, tokens, heads, size).
+
+    The keys and values are in the rows of the batch already.
+    """
+    batch = _CURRENT.batch
+    assert batch is not None, "ragged attention without a batch"
+    batch.layers_seen += 1
+    layer: int = module.layer_idx
+    queries = query[0] * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    output = queries.new_empty(queries.shape[1], queries.shape[0], value.shape[-1])
+    for place, rows in batch.groups:
+        output[place] = _decode(rows, layer, queries[:, place], softcap, s_aux)
+    for place, stretch in batch.stretches:
+        output[place] = _stretch(stretch, layer, queries[:, place], softcap, s_aux)
+    return output[None], None
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    """The batch knows what each token sees."""
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, _no_mask)
+
+
+def _decode(
+    rows: DecodeRows, layer: int, queries: Tensor, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """One token of each row, (heads, rows, size) to (rows, heads, value size)."""
+    heads, count, size = queries.shape
+    keys, values = rows.own(layer)
+    kv_heads = keys.shape[1]
+    grouped = queries.transpose(0, 1).reshape(count, kv_heads, heads // kv_heads, size)
+    view = rows.view_of(layer)
+    own = _over_slots(rows, grouped, keys.transpose(-1, -2))
+    scores = torch.cat((_of_prefix(view, layer, grouped), own), dim=-1) if view.columns else own
+    weights = _softmax(scores, view.hidden, softcap, sinks)
+    mixed = _over_slots(rows, weights[..., view.columns :], values)
+    for piece in view.pieces:
+        shared = piece.of(layer)[1]
+        mine = weights if piece.rows is None else weights.index_select(0, piece.rows)
+        part = _over_heads(mine[..., piece.columns], shared)
+        if piece.rows is None:
+            mixed += part
+        else:
+            mixed.index_add_(0, piece.rows, part)
+    return mixed.reshape(count, heads, -1)
+
+
+def _over_slots(rows: DecodeRows, left: Tensor, right: Tensor) -> Tensor:
+    """Products (rows, kv_heads, group, x) of each row with what is its own."""
+    if rows.where is None:
+        return left @ right
+    spread = left.new_zeros(right.shape[0], *left.shape[1:]).index_copy_(0, rows.where, left)
+    return (spread @ right).index_select(0, rows.where)
+
+
+def _over_heads(left: Tensor, right: Tensor) -> Tensor:
+    """Products of (rows, kv_heads, group, x) with one (kv_heads, x, y) for all rows."""
+    count, kv_heads, group, _ = left.shape
+    flat = left.transpose(0, 1).reshape(kv_heads, count * group, -1)
+    return (flat @ right).view(kv_heads, count, group, -1).transpose(0, 1)
+
+
+def _of_prefix(view: View, layer: int, grouped: Tensor) -> Tensor:
+    """Scores of all rows over their prefixes, (rows, kv_heads, group, columns)."""
+    parts, everywhere = [], True
+    for piece in view.pieces:
+        asked = grouped if piece.rows is None else grouped.index_select(0, piece.rows)
+        parts.append(_over_heads(asked, piece.of(layer)[0].transpose(1, 2)))
+        everywhere &= piece.rows is None
+    if everywhere:  # then the pieces are one row's, which follow each other
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    scores = grouped.new_zeros(*grouped.shape[:3], view.columns)
+    for piece, part in zip(view.pieces, parts, strict=True):
+        if piece.rows is None:
+            scores[..., piece.columns] = part
+        else:
+            scores[..., piece.columns].index_copy_(0, piece.rows, part)
+    return scores
+
+
+def _softmax(
+    scores: Tensor, hidden: Tensor | None, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Weights of scores (rows, kv_heads, group, columns), computed in float32."""
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if hidden is not None:
+        scores = scores.masked_fill_(hidden, -torch.inf)
+    if sinks is None:
+        return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
+    count, kv_heads, group, _ = scores.shape
+    sink = sinks.view(1, kv_heads, group, 1).expand(count, -1, -1, 1).to(scores.dtype)
+    both = torch.cat((scores, sink), dim=-1).softmax(dim=-1, dtype=torch.float32)
+    return both[..., :-1].to(scores.dtype)
+
+
+def _stretch(
+    stretch: Stretch, layer: int, queries: Tensor, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Several tokens of one sequence, (heads, tokens, size) to (tokens, heads, value size)."""
+    keys, values, sight = stretch.rows_of(layer)
+    if softcap is None and sinks is None:
+        mixed = scaled_dot_product_attention(
+            queries[None],
+            keys[None],
+            values[None],
+            attn_mask=None if sight.seen is None else sight.seen[None, None],
+            is_causal=sight.seen is None,
+            scale=1.0,
+            enable_gqa=queries.shape[0] != keys.shape[0],
+        )
+        return mixed[0].transpose(0, 1)
+    heads, count, size = queries.shape
+    grouped = queries.reshape(keys.shape[0], -1, size)
+    scores = (grouped @ keys.transpose(1, 2)).view(keys.shape[0], -1, count, keys.shape[1])
+    seen = sight.seen
+    if seen is None:
+        seen = torch.ones(count, keys.shape[1], dtype=torch.bool, device=keys.device).tril()
+    # Tokens take the place of rows, so that sinks find their heads.
+    weights = _softmax(scores.permute(2, 0, 1, 3), ~seen[:, None, None], softcap, sinks)
+    mixed = weights.permute(1, 2, 0, 3).reshape(keys.shape[0], -1, keys.shape[1]) @ values
+    return mixed.view(heads, count, -1).transpose(0, 1)

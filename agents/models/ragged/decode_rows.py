@@ -1,0 +1,160 @@
+"""Sequences that go on by one token each: where their rows go, and what each sees."""
+
+from collections.abc import Sequence as Listed
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unspoken.agents.models.ragged.segment import Segment
+from unspoken.agents.models.ragged.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A piece of memory of a prefix that some rows share.
+
+    Attributes:
+        owner: A sequence that has it.
+        chunk: Its number in the layers of that sequence's prefix.
+        skip: Its rows before the first that any row sees.
+        columns: Columns of the scores that it takes.
+        rows: The rows that have it, (rows,); None for all.
+    """
+
+    owner: Sequence
+    chunk: int
+    skip: int
+    columns: slice
+    rows: Tensor | None
+
+    def of(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Its keys and values that are seen, (kv_heads, columns, head_dim) each."""
+        assert self.owner.prefix is not None
+        keys, values = self.owner.prefix.layers[layer].chunks[self.chunk]
+        return keys[:, self.skip :], values[:, self.skip :]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What rows see on layers of one window.
+
+    Attributes:
+        pieces: Pieces of prefixes.
+        columns: Columns of the scores that those take.
+        hidden: Columns that a row does not see, (rows, 1, 1, columns); None where each sees all.
+    """
+
+    pieces: tuple[Piece, ...]
+    columns: int
+    hidden: Tensor | None
+
+
+class DecodeRows:
+    """Sequences in tails of one capacity that go on by one token each, by ascending slot.
+
+    Args:
+        segments: Their new tokens.
+        device: Where they are.
+    """
+
+    def __init__(self, segments: Listed[Segment], device: torch.device) -> None:
+        self.segments, self.device = segments, device
+        sequences = [segment.sequence for segment in segments]
+        self.tails, self.geometry = sequences[0].tails, sequences[0].geometry
+        slots = [sequence.slot for sequence in sequences]
+        self.slots = slice(slots[0], slots[-1] + 1)
+        self.dense = len(slots) == self.slots.stop - self.slots.start
+        self.ends = [sequence.length - sequence.start for sequence in sequences]
+        self.longest = max(self.ends) + 1
+        self.where = None if self.dense else self._tensor([slot - slots[0] for slot in slots])
+        self._places: dict[int, Tensor] = {}
+        self._views: dict[int | None, View] = {}
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    def _tensor(self, values: Listed[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self.device)
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Put one row each, (kv_heads, rows, head_dim), at the end of what is a row's own."""
+        kv_heads, _, size = keys.shape
+        if kv_heads not in self._places:
+            capacity = self.tails.capacity
+            firsts = [
+                (segment.sequence.slot * kv_heads * capacity) + end
+                for segment, end in zip(self.segments, self.ends, strict=True)
+            ]
+            heads = torch.arange(kv_heads, device=self.device) * capacity
+            self._places[kv_heads] = (self._tensor(firsts)[:, None] + heads).flatten()
+        for buffer, new in zip(self.tails.layers[layer], (keys, values), strict=True):
+            rows = new.transpose(0, 1).reshape(-1, size)
+            buffer.view(-1, size).index_copy_(0, self._places[kv_heads], rows)
+
+    def own(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of all slots in between, (slots, kv_heads, longest, head_dim)."""
+        buffer = self.tails.layers[layer][:, self.slots, :, : self.longest]
+        return buffer[0], buffer[1]
+
+    def view_of(self, layer: int) -> View:
+        """What the rows see on a layer; alike on all layers of one window."""
+        window = self.geometry.layers[layer].window
+        if window not in self._views:
+            self._views[window] = self._view(layer, window)
+        return self._views[window]
+
+    def _view(self, layer: int, window: int | None) -> View:
+        sequences = [segment.sequence for segment in self.segments]
+        oldest = [0 if window is None else max(s.length - window + 1, 0) for s in sequences]
+        base = min(oldest)
+        shared: dict[tuple[int, int], tuple[Sequence, int, int, int, list[int]]] = {}
+        firsts = []
+        for row, sequence in enumerate(sequences):
+            firsts.append(oldest[row])
+            if sequence.prefix is None or oldest[row] >= sequence.start:
+                continue
+            held = sequence.prefix.layers[layer]
+            firsts[row] = max(oldest[row], held.first)
+            begin = held.first
+            for number, (keys, _) in enumerate(held.chunks):
+                end = begin + keys.shape[1]
+                if end > base:
+                    key = (keys.data_ptr(), begin)
+                    known = shared.setdefault(key, (sequence, number, begin, end, []))
+                    known[-1].append(row)
+                begin = end
+        columns = max((end for _, _, _, end, _ in shared.values()), default=base) - base
+        pieces = tuple(
+            Piece(
+                owner=owner,
+                chunk=number,
+                skip=max(base - begin, 0),
+                columns=slice(max(begin, base) - base, end - base),
+                rows=None if len(rows) == len(sequences) else self._tensor(rows),
+            )
+            for owner, number, begin, end, rows in shared.values()
+        )
+        return View(
+            pieces=pieces, columns=columns, hidden=self._hidden(firsts, oldest, base, columns)
+        )
+
+    def _hidden(
+        self, firsts: list[int], oldest: list[int], base: int, columns: int
+    ) -> Tensor | None:
+        """Columns outside of what a row sees: of the prefix, then of what is its own."""
+        bounds = []
+        for segment, first, old, end in zip(self.segments, firsts, oldest, self.ends, strict=True):
+            start = segment.sequence.start
+            stop = max(start - base, 0)
+            bounds.append(
+                (min(first - base, stop), stop, columns + max(old - start, 0), columns + end + 1)
+            )
+        width = columns + self.longest
+        if all(bound == (0, columns, columns, width) for bound in bounds):
+            return None
+        limits = torch.tensor(bounds, device=self.device)[:, :, None]
+        column = torch.arange(width, device=self.device)
+        prefix = (column >= limits[:, 0]) & (column < limits[:, 1])
+        own = (column >= limits[:, 2]) & (column < limits[:, 3])
+        return ~(prefix | own)[:, None, None]

@@ -1,0 +1,181 @@
+"""One forward of transformers over packed segments, and the proof that a model can take it."""
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Listed
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedConfig
+from transformers.cache_utils import CacheLayerMixin
+
+from unspoken.agents.models.hf_cache import ContextCache
+from unspoken.agents.models.ragged.attention import NAME, current
+from unspoken.agents.models.ragged.packed import Packed
+from unspoken.agents.models.ragged.segment import Segment
+from unspoken.agents.models.ragged.sequence import Sequence, open_sequence
+from unspoken.agents.models.ragged.tails import TailPool
+from unspoken.channels.kv.geometry import ModelIdentity
+
+if TYPE_CHECKING:
+    from unspoken.agents.models.hf import Backbone
+
+_PROBED = 6
+"""Tokens that a model is tried with."""
+
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+_COARSE = 0.1
+"""Largest difference of logits, as a share of their spread, in other types."""
+
+
+class _PackedCache(Cache):
+    """What transformers writes keys and values into: the rows of a batch."""
+
+    def __init__(self, batch: Packed) -> None:
+        self.batch = batch
+        super().__init__(layers=[_PackedLayer() for _ in batch.geometry.layers])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.batch.append(layer_idx, key_states[0], value_states[0])
+        return key_states, value_states
+
+
+class _PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # its base has no types
+    """What transformers asks a layer about its length; the batch knows better."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.is_sliding = False
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """There is nothing to make."""
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+@torch.no_grad()
+def packed_forward(backbone: "Backbone", segments: Listed[Segment]) -> tuple[Packed, Tensor | None]:
+    """Compute segments of different sequences in one forward.
+
+    Returns:
+        The batch, and the logits after the tokens that want some, (tokens, vocabulary), in the
+        batch's order; None where none does.
+    """
+    batch = Packed(segments, backbone.geometry, backbone.device)
+    capture: dict[int, list[Tensor]] = {
+        layer: [] for segment in segments for layer in segment.capture
+    }
+    inputs: dict[str, Any] = {
+        "input_ids": batch.ids[None],
+        "position_ids": batch.positions[None],
+        "past_key_values": _PackedCache(batch),
+        "use_cache": True,
+    }
+    wanted, logits = batch.wanted(), None
+    with backbone.computing(), _ragged(backbone.config), current(batch), backbone.captured(capture):
+        if wanted:
+            every = len(wanted) == len(batch.ids)
+            keep = 0 if every else torch.tensor(wanted, device=backbone.device)
+            logits = backbone.model(**inputs, logits_to_keep=keep).logits[0]
+        else:
+            backbone.base(**inputs)
+    batch.filled()
+    start = 0
+    for segment in batch.segments:
+        stop = start + len(segment.ids)
+        for layer, kept in segment.capture.items():
+            kept.append(capture[layer][0][start:stop])
+        start = stop
+    return batch, logits
+
+
+@contextmanager
+def _ragged(config: PreTrainedConfig) -> Iterator[None]:
+    """Transformers' attention is ours while the block runs; the weights are held."""
+    before = config._attn_implementation_internal
+    config._attn_implementation_internal = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation_internal = before
+
+
+@torch.no_grad()
+def refusal(backbone: "Backbone") -> str | None:
+    """Why packed rows are not computed as alone; None where they are.
+
+    Two sequences are computed together, one of them token by token at last, and compared with each
+    alone. An architecture whose attention is its own shows here, whatever its name.
+    """
+    count = int(backbone.config.vocab_size)
+    contexts = [[(3 + 5 * row + 2 * at) % count for at in range(_PROBED)] for row in range(2)]
+    try:
+        with backbone.computing():
+            alone = torch.stack([_alone(backbone, ids) for ids in contexts])
+            together = _together(backbone, contexts)
+    except Exception as error:  # an architecture's own code may raise anything here
+        return f"its attention cannot take packed rows: {type(error).__name__}"
+    if together is None:
+        return "its attention is its own"
+    spread = alone.std().clamp(min=1e-6)
+    apart = float((alone - together).abs().max() / spread)
+    if apart <= _TOLERANCE.get(backbone.model.dtype, _COARSE):
+        return None
+    return f"packed rows are computed otherwise (by {apart:.1g} of the logits' spread)"
+
+
+def _alone(backbone: "Backbone", ids: Listed[int]) -> Tensor:
+    cache = ContextCache(backbone.geometry, len(ids))
+    logits = backbone.forward(torch.tensor(ids, device=backbone.device), cache)
+    assert logits is not None  # it was asked for one
+    return logits[-1].float()
+
+
+def _together(backbone: "Backbone", contexts: Listed[Listed[int]]) -> Tensor | None:
+    nobody = ModelIdentity("", "", "")
+    pool = TailPool(backbone.geometry, backbone.model.dtype, backbone.device)
+    opened: list[Sequence] = [
+        open_sequence(
+            (),
+            range(len(ids)),
+            spare=0,
+            identity=nobody,
+            geometry=backbone.geometry,
+            dtype=backbone.model.dtype,
+            pool=pool,
+        )
+        for ids in contexts
+    ]
+    done = [len(ids) - row for row, ids in enumerate(contexts)]  # the second lacks its last token
+    first, _ = packed_forward(
+        backbone,
+        [
+            Segment(rows=one, ids=ids[:stop], positions=range(stop))
+            for one, ids, stop in zip(opened, contexts, done, strict=True)
+        ],
+    )
+    if first.layers_seen != len(backbone.geometry.layers):
+        return None
+    # Both are asked at their last token: the first again, as two tokens beside one.
+    opened[0].truncate(done[0] - 2)
+    again = [
+        Segment(rows=one, ids=ids[one.length :], positions=range(one.length, len(ids)), wanted=1)
+        for one, ids in zip(opened, contexts, strict=True)
+    ]
+    batch, logits = packed_forward(backbone, again)
+    assert logits is not None  # both want some
+    order = [opened.index(segment.sequence) for segment in batch.segments]
+    return logits[[order.index(row) for row in range(len(contexts))]].float()
