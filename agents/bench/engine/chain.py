@@ -11,11 +11,10 @@ from typing import Any
 from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.engine.baselines import Plain
 from unspoken.agents.bench.engine.graphs import relay_graph, require_langgraph
-from unspoken.agents.bench.engine.share import figures, median_seconds, said, timed
+from unspoken.agents.bench.engine.share import figures, median_seconds, said
 from unspoken.agents.bench.engine.team import STEPS, Ids, Relay
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.models.model import LocalModel
-from unspoken.channels.machine import in_turn
 
 TOKENS, NEW, ROUNDS = 1024, 48, 3
 
@@ -34,9 +33,7 @@ def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) 
     result = relay.run(flow)
     answers[OURS] = [result[agent].text for agent in result.report.agents]
     ways: dict[str, Callable[[], object]] = {OURS: partial(relay.run, flow), **graphs}
-    timings = in_turn(
-        {way: partial(timed, run, model.device) for way, run in ways.items()}, ROUNDS, warm_up=False
-    )
+    timings = timed_in_turn(ways, ROUNDS, model.device, warm_up=False)
     seconds = {way: median_seconds(taken) for way, taken in timings.items()}
     rows: list[dict[str, Any]] = [
         {

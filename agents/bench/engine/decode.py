@@ -3,7 +3,7 @@
 Both must write the same tokens; each is timed too, in turn.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -14,7 +14,14 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from unspoken.agents.bench import DEFAULT_SHARER, Measured, Progress
 from unspoken.agents.bench.engine.baselines import Plain
-from unspoken.agents.bench.engine.share import Timing, figures, median_seconds, said, timed
+from unspoken.agents.bench.engine.share import (
+    Timing,
+    figures,
+    median_seconds,
+    said,
+    timed,
+    timed_in_turn,
+)
 from unspoken.agents.bench.engine.team import Ids
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.scene import Scene
@@ -23,7 +30,6 @@ from unspoken.agents.engines.turn import drive_turn
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.errors import ModelReferenceError
 from unspoken.channels.kv.geometry import ModelIdentity
-from unspoken.channels.machine import in_turn
 from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel
 
@@ -70,7 +76,10 @@ def _decoded(model: LocalModel, text: Path | None, name: str, progress: Progress
     """The tokens and the seconds of our decoding beside those of generate."""
     passages = cut_passages(model, text, PROMPTS, TOKENS)
     plain = Plain.of(model)
-    both = {OURS: partial(_ours, model), THEIRS: partial(_theirs, model, plain)}
+    both: dict[str, Callable[[Ids], Ids]] = {
+        OURS: partial(_ours, model),
+        THEIRS: partial(_theirs, model, plain),
+    }
     for write in both.values():  # warms up
         write(passages[0])
     equal = 0
@@ -78,8 +87,8 @@ def _decoded(model: LocalModel, text: Path | None, name: str, progress: Progress
     for index, ids in enumerate(passages):
         written: dict[str, Ids] = {}
         for writer in both if index % 2 else reversed(both):
-            write = partial(_note, written, writer, partial(both[writer], ids))
-            timings[writer].append(timed(write, model.device))
+            note = partial(_note, written, writer, both[writer], ids)
+            timings[writer].append(timed(note, model.device))
         equal += written[OURS] == written[THEIRS]
     ratios = [theirs.seconds / ours.seconds for ours, theirs in zip(*timings.values(), strict=True)]
     speed = round(median(ratios), 3)
@@ -101,8 +110,8 @@ def _decoded(model: LocalModel, text: Path | None, name: str, progress: Progress
     }
 
 
-def _note(written: dict[str, Ids], writer: str, write: Any) -> None:
-    written[writer] = write()
+def _note(written: dict[str, Ids], writer: str, write: Callable[[Ids], Ids], ids: Ids) -> None:
+    written[writer] = write(ids)
 
 
 def _prefilled(model: LocalModel, text: Path | None, progress: Progress) -> list[dict[str, Any]]:
@@ -110,8 +119,11 @@ def _prefilled(model: LocalModel, text: Path | None, progress: Progress) -> list
     (ids,) = cut_passages(model, text, 1, PREFILL)
     plain = Plain.of(model)
     request = TurnRequest(ids=ids, keep_state=True)
-    ways = {OURS: partial(drive_turn, model, request), THEIRS: partial(plain.prefill, ids)}
-    timings = in_turn({way: partial(timed, run, model.device) for way, run in ways.items()}, ROUNDS)
+    ways: dict[str, Callable[[], object]] = {
+        OURS: partial(drive_turn, model, request),
+        THEIRS: partial(plain.prefill, ids),
+    }
+    timings = timed_in_turn(ways, ROUNDS, model.device)
     ours = median_seconds(timings[OURS])
     progress("; ".join(f"prefill, {way} {said(taken)}" for way, taken in timings.items()))
     return [

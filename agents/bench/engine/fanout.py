@@ -13,12 +13,19 @@ from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.engine.baselines import Plain
 from unspoken.agents.bench.engine.decoding import copies_while_decoding, written_by_engine
 from unspoken.agents.bench.engine.graphs import require_langgraph, team_graph
-from unspoken.agents.bench.engine.share import Timing, figures, median_seconds, said, timed, total
+from unspoken.agents.bench.engine.share import (
+    Timing,
+    figures,
+    median_seconds,
+    said,
+    timed,
+    timed_in_turn,
+    total,
+)
 from unspoken.agents.bench.engine.team import QUESTIONS, Team
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.errors import ModelSupportError
-from unspoken.channels.machine import in_turn
 
 SIZES = (1, 2, 4, 8, 16)
 TOKENS, NEW, ROUNDS = 512, 64, 3
@@ -88,9 +95,10 @@ def _timings(team: Team, plain: Plain, progress: Progress) -> Timings:
     device = team.model.device
     for key in {(way, min(size, 1)) for way, size in ways} & ways.keys():
         ways[key]()  # warms up
-    taken = in_turn(
-        {key: partial(timed, run, device) for key, run in ways.items()},
+    taken = timed_in_turn(
+        ways,
         ROUNDS,
+        device,
         lambda fraction: progress(f"{fraction:.0%} of the rounds"),
         warm_up=False,
     )

@@ -4,7 +4,7 @@ Two threads that wait for each other are much slower beside another program than
 processor says. A timing that had less than nine tenths of it is called contended: measure again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import process_time
@@ -12,9 +12,18 @@ from typing import Any
 
 import torch
 
-from unspoken.channels.machine import clock
+from unspoken.channels.machine import Key, clock, in_turn
 
-__all__ = ["CONTENDED_BELOW", "Timing", "figures", "median_seconds", "said", "timed", "total"]
+__all__ = [
+    "CONTENDED_BELOW",
+    "Timing",
+    "figures",
+    "median_seconds",
+    "said",
+    "timed",
+    "timed_in_turn",
+    "total",
+]
 
 CONTENDED_BELOW = 0.9
 
@@ -40,6 +49,23 @@ def timed(run: Callable[[], object], device: torch.device) -> Timing:
     work = process_time() - began
     share = work / (seconds * torch.get_num_threads()) if device.type == "cpu" else None
     return Timing(seconds=seconds, cpu_share=share)
+
+
+def timed_in_turn(
+    ways: Mapping[Key, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    on_round: Callable[[float], None] = lambda fraction: None,
+    *,
+    warm_up: bool = True,
+) -> dict[Key, list[Timing]]:
+    """The timings of each way, one a round; see `unspoken.channels.machine.in_turn`."""
+
+    def clock_of(run: Callable[[], object]) -> Callable[[], Timing]:
+        return lambda: timed(run, device)
+
+    clocks = {way: clock_of(run) for way, run in ways.items()}
+    return in_turn(clocks, rounds, on_round, warm_up=warm_up)
 
 
 def total(parts: Sequence[Timing]) -> Timing:
