@@ -11,7 +11,7 @@ from typing import Any
 from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.engine.baselines import Plain
 from unspoken.agents.bench.engine.graphs import relay_graph, require_langgraph
-from unspoken.agents.bench.engine.share import figures, median_seconds, said
+from unspoken.agents.bench.engine.share import figures, median_seconds, said, timed_in_turn
 from unspoken.agents.bench.engine.team import STEPS, Ids, Relay
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.models.model import LocalModel
