@@ -32,7 +32,7 @@ Outcome = TypeVar("Outcome")
 BUSY = 0.02
 """Seconds that a device's thread waits for weights that somebody holds before it tries others."""
 
-AHEAD = 8
+AHEAD = 4
 """Events of a job that may wait for their event loop; with more, the job sits out rounds."""
 
 STARTS = 0.02

@@ -25,7 +25,7 @@ computes many in one forward has all of them to compute.
 class EventBuffer:
     """Events on their way to one follower; all of it happens on one event loop.
 
-    It holds `MOST_WAITING`, and one more for each turn that was under way when it became full.
+    It holds `MOST_WAITING`, and a few more for each turn that was under way when it became full.
     """
 
     def __init__(self) -> None:

@@ -13,6 +13,7 @@ from unspoken.agents import Agent, LocalModel
 from unspoken.channels import Channel, SameModelCacheChannel
 from unspoken.channels.authoring import Arrival, Carry, CausalModel
 from unspoken.channels.errors import IdentityMismatch, InputError, WorkflowError
+from unspoken.channels.kv.layer_state import LayerState
 
 GIVEN = {"document": DOCUMENT, "question": QUESTION}
 PAGE = Path(__file__).parents[3] / "docs/channels.md"
@@ -163,7 +164,9 @@ class Rounded(SameModelCacheChannel):
         carry = SameModelCacheChannel.carry(self, arrival, receiver)
         assert carry.prefix is not None
         state = carry.prefix.state
-        layers = tuple(replace(one, values=one.values.bfloat16().float()) for one in state.layers)
+        layers = tuple(
+            LayerState(one.keys, one.values.bfloat16().float(), one.first) for one in state.layers
+        )
         report = replace(carry.report, channel=self.name, mode="custom", exact=False)
         return Carry(report, prefix=replace(carry.prefix, state=replace(state, layers=layers)))
 
