@@ -145,7 +145,7 @@ class TextModel(CausalModel, Protocol):
         """Positions that it was made for, less where it cannot serve so many."""
 
     def cast(self, dtype: torch.dtype) -> "TextModel":
-        """A copy with weights of another float type, of the same identity."""
+        """A copy with weights of another float type: another model, where that rounds them."""
 
     def tensor(self, ids: Sequence[int]) -> Tensor:
         """Ids as an int64 tensor on its device, (tokens,)."""

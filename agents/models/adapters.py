@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import nn
 
 from unspoken.agents.models.catalog import is_hub_id
+from unspoken.agents.models.linears.int8 import has_int8
 from unspoken.agents.models.quiet import Stage, first_line, quiet_transformers, silent
 from unspoken.channels.errors import ModelReferenceError, ModelSupportError
 from unspoken.channels.kv.geometry import ModelIdentity
@@ -87,6 +88,12 @@ def adapt(model: "PreTrainedModel", folder: Path) -> Adapted:
             expected="unspoken with its extra `adapters`",
             fix='pip install "unspoken[adapters]"',
         ) from error
+    if has_int8(model):
+        raise ModelSupportError(
+            "the base computes with int8 weights, and adapters need floats",
+            expected="a base in a float type",
+            fix="load the base with dtype bfloat16, or without dtype",
+        )
     before = _probe(model)
     try:
         with quiet_transformers(Stage("load", silent)), warnings.catch_warnings():

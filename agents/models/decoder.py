@@ -40,7 +40,6 @@ class Decoder:
         self.backbone = backbone
         self._identity = identity
         self._generation = backbone.generation(wait=True)
-        self._rounded = False  # whether a cast has changed the values that its identity is of
 
     @property
     def identity(self) -> ModelIdentity:
@@ -59,7 +58,7 @@ class Decoder:
             return
         with self.weights.lock:
             self._identity = self._values_identity()
-            self._generation, self._rounded = generation, False
+            self._generation = generation
         for proved in ("key_positions", "geometry", "refuses_batches"):
             self.__dict__.pop(proved, None)
 

@@ -3,7 +3,6 @@
 import copy
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -26,34 +25,20 @@ from unspoken.agents.models.generation import asked_of_sampling
 from unspoken.agents.models.hf import Backbone
 from unspoken.agents.models.identity import config_digest, model_identity
 from unspoken.agents.models.linears.packed import Linears
-from unspoken.agents.models.notes import (
-    cached_identity,
-    cached_positions,
-    folder_key,
-    remember,
-    remember_positions,
-)
-from unspoken.agents.models.pretrained import cast, find_device, find_dtype, read_pretrained
+from unspoken.agents.models.notes import cached_positions, remember_positions
+from unspoken.agents.models.pretrained import cast, find_device, find_dtype, load_pretrained
 from unspoken.agents.models.weights import share_weights
 from unspoken.agents.prompts.chat_template import ChatTemplate
 from unspoken.agents.prompts.context import ChatTurn
 from unspoken.agents.prompts.parity import context_builder_of
 from unspoken.agents.prompts.tokenizer import TextTokenizer
-from unspoken.channels.errors import (
-    ContextLengthError,
-    InputError,
-    ModelReferenceError,
-    ModelSupportError,
-)
+from unspoken.channels.errors import ContextLengthError, InputError, ModelSupportError
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.message import Message
 from unspoken.channels.model import Frame
 
 # Over the standard library's logger, as the scheduler's.
 log = structlog.wrap_logger(logging.getLogger("unspoken.model"))
-
-_WIDE = (torch.float32, torch.float64)
-"""Types that hold all values of a checkpoint."""
 
 
 class LocalModel(Decoder):
@@ -119,7 +104,8 @@ class LocalModel(Decoder):
 
         Args:
             ref: The model reference; a `Path` is always a folder or file.
-            dtype: ``auto`` is float32 on a CPU and the checkpoint's own on an accelerator.
+            dtype: ``auto`` is float32 on a CPU and the checkpoint's own on an accelerator. A type
+                that rounds weights makes another model of it; ``int8`` is for weights on a CPU.
             device: ``auto`` is the accelerator where there is one, else the CPU.
             revision: Branch, tag or commit of a Hub id.
             adapter: Folder or Hub id of an adapter on it; see `with_adapter` for several on one
@@ -136,24 +122,10 @@ class LocalModel(Decoder):
         folder = prepare(ref, revision=revision, progress=progress)
         target = find_device(device)
         wanted = find_dtype(dtype, target)
-        files, identity = folder_key(folder), cached_identity(folder)
-        model, tokenizer = read_pretrained(ref, folder, wanted if identity else None, progress)
-        if identity is None:  # before any cast: an identity is of the checkpoint's own values
-            identity = model_identity(model, tokenizer)
-            with suppress(OSError):  # a cache that cannot be written costs time, not the run
-                remember(folder, identity, files)
-        if folder_key(folder) != files:
-            raise ModelReferenceError(
-                f"files of {folder} were changed while they were being loaded",
-                expected="files that nothing writes to",
-                fix="load the model again",
-            )
-        torch.nn.Module.to(model, target)
-        cast(model, wanted)
+        model, tokenizer, identity = load_pretrained(ref, folder, wanted, target, progress)
         loaded = cls(model, tokenizer, ref=ref, identity=identity)
         asked = {"dtype": dtype, "device": device, "revision": revision or "auto"}
         named = {name: str(value).removeprefix("torch.") for name, value in asked.items()}
-        loaded._rounded = wanted is not None and wanted not in _WIDE
         loaded.asked = {name: value for name, value in named.items() if value != "auto"}
         loaded._prove_positions(folder)
         loaded.read(range(3))  # a warm-up, so that no agent's first token pays for it
@@ -214,7 +186,7 @@ class LocalModel(Decoder):
             template=self.template_arguments,
             adapter=adapter,
         )
-        model.asked, model._rounded = self.asked, self._rounded
+        model.asked = self.asked
         check_adapted(model.logits, by_peft)
         return model
 
@@ -233,14 +205,16 @@ class LocalModel(Decoder):
         return made
 
     def cast(self, dtype: torch.dtype) -> "LocalModel":
-        """A copy in another float type.
+        """A copy in another float type, or with int8 weights.
 
-        It has this model's identity where its values are those of the checkpoint, loaded in `dtype`
-        at once: both come of one checkpoint. A second cast of rounded values makes another model.
+        It has this model's identity where no value was rounded; else it is another model.
+
+        Raises:
+            ModelSupportError: int8 weights on an accelerator.
         """
         with self.backbone.computing():
             copied = copy.deepcopy(self.hf)
-        cast(copied, dtype)
+        rounded = cast(copied, dtype)
         made = LocalModel(
             copied,
             self.tokenizer,
@@ -250,12 +224,8 @@ class LocalModel(Decoder):
             adapter=self.adapter,
         )
         made.asked = {**self.asked, "dtype": str(dtype).removeprefix("torch.")}
-        if dtype == self.dtype:
-            made._rounded = self._rounded
-        elif self._rounded:
+        if rounded:
             made._identity = made._values_identity()
-        else:
-            made._rounded = dtype not in _WIDE
         return made
 
     @property

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
+
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.storage.files import cache_root, read_json, write_json
 
@@ -27,26 +29,46 @@ KEYED_SUFFIXES = frozenset(
 NOT_KEYED = frozenset(("prepared.json",))
 
 
-def cached_identity(folder: Path) -> ModelIdentity | None:
-    """The identity remembered for `folder`, or None where a file of it has changed since."""
+def cached_identity(folder: Path, dtype: torch.dtype | None = None) -> ModelIdentity | None:
+    """The identity remembered for `folder`, or None where a file of it has changed since.
+
+    Args:
+        folder: Where the model is.
+        dtype: What it is loaded as; None for its own type.
+    """
     try:
-        return ModelIdentity(**_read(folder)["identity"])
+        return ModelIdentity(**_read(folder)[_entry(dtype)])
     except (KeyError, TypeError):
         return None
 
 
-def remember(folder: Path, identity: ModelIdentity, files: Mapping[str, Any]) -> None:
+def remember(
+    folder: Path,
+    identity: ModelIdentity,
+    files: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+) -> None:
     """Keep `identity` for `folder` until one of its files changes.
 
     Args:
         folder: Where the model was loaded from.
         identity: The model's.
         files: `folder_key` of it, taken before the model was read.
+        dtype: What it was loaded as; None for its own type.
 
     Raises:
         OSError: the user's cache cannot be written.
     """
-    write_json(_note(folder), {"key": dict(files), "identity": asdict(identity)})
+    note = _read(folder)
+    others = note if note.get("key") == dict(files) else {}
+    write_json(_note(folder), {**others, "key": dict(files), _entry(dtype): asdict(identity)})
+
+
+def _entry(dtype: torch.dtype | None) -> str:
+    """Name of an identity in a note: types that round nothing have that of the checkpoint."""
+    if dtype in (None, torch.float32, torch.float64):
+        return "identity"
+    return f"identity in {str(dtype).removeprefix('torch.')}"
 
 
 def cached_positions(folder: Path) -> tuple[KeyPositions, ...] | None:

@@ -1,6 +1,7 @@
 """A checkpoint read by transformers, and the device and float type to compute in."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,8 +14,61 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from unspoken.agents.models.identity import model_identity
+from unspoken.agents.models.linears.int8 import quantize_linears
+from unspoken.agents.models.notes import cached_identity, folder_key, remember
 from unspoken.agents.models.quiet import Stage, first_line, quiet_transformers, silent
 from unspoken.channels.errors import ModelReferenceError, ModelSupportError
+from unspoken.channels.kv.geometry import ModelIdentity
+
+WIDE = (None, torch.float32, torch.float64)
+"""Types that hold all values of a checkpoint, its own among them."""
+
+
+def load_pretrained(
+    ref: str,
+    folder: Path,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    progress: Callable[[str, float], None] | None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelIdentity]:
+    """A checkpoint in the type and on the device to compute with, its tokenizer, and who it is.
+
+    An identity is of the values that are computed with: a checkpoint that is rounded is another
+    model, one that is widened is not. What was noted of the folder before is not computed again.
+
+    Args:
+        ref: What to call it.
+        folder: Where it is.
+        dtype: As `find_dtype` gives it.
+        device: Where it is to be.
+        progress: Called with a stage and a fraction.
+
+    Raises:
+        ModelReferenceError: The folder holds no such model, or is written to meanwhile.
+        ModelSupportError: A model or a tokenizer that cannot be served.
+    """
+    files, identity = folder_key(folder), cached_identity(folder, dtype)
+    known = identity is not None
+    read_as = dtype if known and dtype != torch.int8 else None
+    model, tokenizer = read_pretrained(ref, folder, read_as, progress)
+    if identity is None and dtype in WIDE:
+        identity = model_identity(model, tokenizer)
+    torch.nn.Module.to(model, device)
+    rounded = cast(model, dtype)
+    if identity is None:
+        noted = None if rounded else cached_identity(folder)
+        identity = noted or model_identity(model, tokenizer)
+    if not known:
+        with suppress(OSError):  # a cache that cannot be written costs time, not the run
+            remember(folder, identity, files, dtype)
+    if folder_key(folder) != files:
+        raise ModelReferenceError(
+            f"files of {folder} were changed while they were being loaded",
+            expected="files that nothing writes to",
+            fix="load the model again",
+        )
+    return model, tokenizer, identity
 
 
 def read_pretrained(
@@ -98,30 +152,75 @@ def find_device(device: str | torch.device) -> torch.device:
     return target
 
 
-def cast(model: torch.nn.Module, dtype: torch.dtype | None) -> None:
+def cast(model: torch.nn.Module, dtype: torch.dtype | None) -> bool:
     """Change the float type of what a checkpoint stores, in place.
 
     What a module computes for itself stays as it is: rotary frequencies in fewer bits would turn
     the keys of later positions by whole radians.
+
+    Args:
+        model: The model.
+        dtype: A float type; int8 for int8 weights in linear layers, and float32 besides.
+
+    Returns:
+        Whether values were rounded.
+
+    Raises:
+        ModelSupportError: int8 weights on an accelerator, or of a model without linear layers.
     """
     if dtype is None:
-        return
+        return False
+    if dtype == torch.int8:
+        refuse_int8(next(model.parameters()).device)
+        _cast_floats(model, torch.float32)
+        if not quantize_linears(model):
+            raise ModelSupportError(
+                "the model has no linear layers of torch, which dtype int8 is for",
+                expected="a model with linear layers",
+                fix="use dtype bfloat16, or leave it out",
+            )
+        return True
+    return _cast_floats(model, dtype)
+
+
+def _cast_floats(model: torch.nn.Module, dtype: torch.dtype) -> bool:
+    rounded = False
     for module in model.modules():
         computed = module._non_persistent_buffers_set
         stored = [buffer for name, buffer in module._buffers.items() if name not in computed]
         for tensor in (*module.parameters(recurse=False), *stored):
-            if tensor is not None and tensor.is_floating_point():
-                tensor.data = tensor.data.to(dtype)
+            if tensor is not None and tensor.is_floating_point() and tensor.dtype != dtype:
+                before, tensor.data = tensor.data, tensor.data.to(dtype)
+                rounded = rounded or not torch.equal(tensor.data.to(before.dtype), before)
+    return rounded
 
 
 def find_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | None:
-    """The dtype to compute in; None stands for the checkpoint's own."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
+    """The dtype to compute in; None stands for the checkpoint's own, int8 for weights alone.
+
+    Raises:
+        ModelSupportError: An unknown dtype, or int8 on an accelerator.
+    """
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else None
-    named = getattr(torch, dtype, None)
-    if not isinstance(named, torch.dtype) or not named.is_floating_point:
-        expected = "auto, float32, bfloat16 or float16"
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if named == torch.int8:
+        refuse_int8(device)
+    elif not isinstance(named, torch.dtype) or not named.is_floating_point:
+        expected = "auto, float32, bfloat16, float16 or int8"
         raise ModelSupportError(f"dtype {dtype!r} is unknown", expected=expected)
     return named
+
+
+def refuse_int8(device: torch.device) -> None:
+    """Refuse int8 weights on an accelerator.
+
+    Raises:
+        ModelSupportError: naming what to do.
+    """
+    if device.type != "cpu":
+        raise ModelSupportError(
+            f"dtype int8 on {device} is not supported",
+            expected="int8 weights on a CPU",
+            fix="leave dtype out, use bfloat16, or add device: cpu",
+        )

@@ -52,10 +52,10 @@ class ModelSpec(Part):
     ref: NonEmpty = Field(
         description="Where the model is: a Hub id, a folder, a .gguf file or embedded:NAME."
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto",
         description="Number format of the weights; auto is float32 on a CPU and the checkpoint's "
-        "own on an accelerator.",
+        "own on an accelerator. int8 is for the weights of linear layers, on a CPU.",
     )
     device: Device = Field(
         "auto", description="Where the model runs: auto, cpu, cuda:0 or another torch device."

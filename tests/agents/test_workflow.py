@@ -167,9 +167,9 @@ def test_models_that_differ_are_refused_when_connected(model: LocalModel) -> Non
 
 def test_dtypes_that_differ_are_refused_when_connected(model: LocalModel) -> None:
     """The same weights in another dtype have another cache."""
-    half = LocalModel.load(model.ref, dtype="bfloat16")
+    half = model.cast(torch.bfloat16)
     with pytest.raises(GeometryMismatch, match="bfloat16"):
-        reader_solver(model, half, SameModelCacheChannel(), fallback="error")
+        reader_solver(half.cast(torch.float32), half, SameModelCacheChannel(), fallback="error")
 
 
 def test_everything_wrong_with_a_workflow_is_said_before_it_loads(model: LocalModel) -> None:

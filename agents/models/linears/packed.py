@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unspoken.agents.models.linears.int8 import has_int8
 from unspoken.agents.models.linears.memory import free_bytes
 from unspoken.agents.models.linears.onednn import Packing, multiply, pack, try_packing
 from unspoken.channels.storage.forks import ForkLock
@@ -32,7 +33,7 @@ SHARE = 0.25
 GAIN = 1.05
 """Least gain that copies are worth."""
 
-GAIN_ALIKE = 0.8
+GAIN_ALIKE = 0.75
 """The same where a row's result then does not depend on the rows beside it, which is worth more."""
 
 SMALLEST = 1 << 20
@@ -143,6 +144,8 @@ def pack_linears(model: nn.Module, *, anew: bool = False) -> Linears:
         anew: Whether the weights may have changed since the last call, so that no copy of before
             counts.
     """
+    if has_int8(model):
+        return Linears(kind="int8", reason="dtype int8 was asked for")
     layers = list(_layers(model))
     alike = _alike(layers)
     with _MAKING:
@@ -159,12 +162,14 @@ def pack_linears(model: nn.Module, *, anew: bool = False) -> Linears:
         return Linears(kind="plain", reason=packing)
     size = sum({id(copied): copied.nbytes for copied in copies.values()}.values())
     log.debug("linear layers are packed", layers=len(copies), bytes=size, gain=packing.gain)
-    return Linears(
-        kind="packed",
-        reason=f"copies that oneDNN packs are {packing.gain:.2f}x as fast on this CPU",
-        bytes=size,
-        rows_alike=packing.rows_alike and len(copies) == len(layers),
-    )
+    reason, alike_too = _speed(packing), packing.rows_alike and len(copies) == len(layers)
+    if alike_too:
+        reason += ", and a row comes out the same in a batch of any size"
+    return Linears(kind="packed", reason=reason, bytes=size, rows_alike=alike_too)
+
+
+def _speed(packing: Packing) -> str:
+    return f"products with packed weights are {packing.gain:.2f}x as fast on this CPU"
 
 
 def _layers(model: nn.Module) -> Iterator[nn.Linear]:
@@ -203,7 +208,7 @@ def _worth(layers: list[nn.Linear]) -> Packing | str:
     if isinstance(packing, Packing):
         least = GAIN_ALIKE if packing.rows_alike else GAIN
         if packing.gain < least:
-            return f"copies that oneDNN packs are {packing.gain:.2f}x as fast on this CPU"
+            return _speed(packing)
     return packing
 
 

@@ -250,15 +250,17 @@ def test_an_unknown_device_is_refused(tmp_path_factory: pytest.TempPathFactory) 
         LocalModel.load(str(folder), device="cuda:7")
 
 
-def test_loading_twice_gives_one_identity(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A folder loaded as float32 and as bfloat16 holds the same model."""
-    from tiny import tiny_llama
-
-    folder = tiny_llama(tmp_path_factory.mktemp("llama"))
-    single = LocalModel.load(str(folder))
-    half = LocalModel.load(str(folder), dtype="bfloat16")
-    assert single.identity == half.identity
+@pytest.mark.parametrize(("stored", "same"), [("bfloat16", True), ("float32", False)])
+def test_a_load_in_fewer_bits_is_another_model_where_it_rounds(
+    stored: str, same: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A folder of bfloat16 holds one model in both types, a folder of float32 does not."""
+    folder = str(tiny_llama(tmp_path_factory.mktemp("llama"), dtype=stored))
+    single, half = LocalModel.load(folder), LocalModel.load(folder, dtype="bfloat16")
     assert (single.dtype, half.dtype) == (torch.float32, torch.bfloat16)
+    assert (single.identity == half.identity) is same
+    assert LocalModel.load(folder, dtype="bfloat16").identity == half.identity
+    assert single.cast(torch.bfloat16).identity == half.identity
 
 
 @pytest.mark.parametrize("name", ["llama", "llama, yarn", "gemma3"])

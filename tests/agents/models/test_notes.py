@@ -12,10 +12,9 @@ from tiny import tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unspoken.agents import LocalModel
-from unspoken.agents.models import decoder, identity, model
+from unspoken.agents.models import decoder, identity, pretrained
 from unspoken.agents.models.identity import model_identity
 from unspoken.agents.models.notes import cached_identity, cached_positions, folder_key, remember
-from unspoken.agents.models.pretrained import read_pretrained
 from unspoken.channels.errors import ModelReferenceError
 from unspoken.channels.kv.geometry import ModelIdentity
 
@@ -62,6 +61,17 @@ def test_identity_is_kept(folder: Path, cache: Path, monkeypatch: pytest.MonkeyP
         assert again.key_positions == first.key_positions == ("rotated",) * 2
     with pytest.raises(AssertionError, match="computed again"):
         LocalModel(first.hf, first.tokenizer)
+
+
+def test_identities_of_rounded_weights_are_kept_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One for each type that a folder was loaded in, and each model computed once."""
+    folder, types = tiny_llama(tmp_path / "wide"), ("float32", "bfloat16", "int8")
+    first = [LocalModel.load(str(folder), dtype=dtype).identity for dtype in types]
+    forbid(monkeypatch)
+    assert [LocalModel.load(str(folder), dtype=dtype).identity for dtype in types] == first
+    assert len({identity.weights for identity in first}) == len(types)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -116,12 +126,14 @@ def test_files_changed_while_they_are_read_are_refused(
     """What was read and what is there now may be two models; neither is noted as the other."""
     other = tiny_llama(tmp_path / "other", seed=1, dtype="bfloat16")
 
+    read_pretrained = pretrained.read_pretrained
+
     def read(*args: Any) -> Any:
         loaded = read_pretrained(*args)
         shutil.copy(other / "model.safetensors", folder)
         return loaded
 
-    monkeypatch.setattr(model, "read_pretrained", read)
+    monkeypatch.setattr(pretrained, "read_pretrained", read)
     with pytest.raises(ModelReferenceError, match="changed while"):
         LocalModel.load(str(folder))
     assert cached_identity(folder) is None

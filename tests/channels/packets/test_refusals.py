@@ -9,7 +9,8 @@ import torch
 from bad_packets import KEY, BadPacket, bad_packets, resigned
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packets import read, written
+from messages import message_of
+from packets import TEXT, read, written
 
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.errors import GeometryMismatch, IdentityMismatch, PacketError
@@ -106,9 +107,11 @@ def test_a_deeply_nested_header_is_no_packet(model: LocalModel) -> None:
     assert refusal(struct.pack("<Q", len(deep)) + deep, model).kind == "format"
 
 
-def test_a_raw_packet_needs_the_receivers_dtype(model: LocalModel, packet: bytes) -> None:
+def test_a_raw_packet_needs_the_receivers_dtype(model: LocalModel) -> None:
+    half = model.cast(torch.bfloat16)
+    packet = written(message_of(half.cast(torch.float32), TEXT))
     with pytest.raises(GeometryMismatch, match="float32") as caught:
-        read(packet, model.cast(torch.bfloat16))
+        read(packet, half)
     assert "int8" in caught.value.fix
 
 
