@@ -11,6 +11,10 @@ from unspoken.agents.engines.sampling import Sampler, sample
 from unspoken.agents.models.base import TurnModel
 from unspoken.agents.models.ragged.segment import Rows, Segment
 
+MOST_DRAFTING = 2
+"""Most turns that decode at a time while drafts are computed: beside more of them, a draft takes as
+long as a row."""
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Compute:
@@ -47,12 +51,14 @@ class Answer:
 
     Attributes:
         count: How many of its tokens; drafts not counted.
+        drafted: How many drafts were computed; none beside many that decode.
         tokens: What follows the last of them: the drafts that were right, and one token more. Empty
             unless all tokens were computed and a sampler was given.
         seconds: Seconds of the forward, whatever else it computed.
     """
 
     count: int
+    drafted: int
     tokens: tuple[int, ...]
     seconds: float
 
@@ -64,7 +70,8 @@ def compute(asks: Sequence[tuple[Compute, int]]) -> list[Answer]:
         asks: Asks of models of one `batch_key`, each with a number of tokens.
     """
     began = perf_counter()
-    segments = [_segment(ask, count) for ask, count in asks]
+    few = sum(ask.decodes for ask, _ in asks) <= MOST_DRAFTING
+    segments = [_segment(ask, count, drafts=few) for ask, count in asks]
     logits = asks[0][0].model.compute(segments)
     wanted = [
         (number, ask.sampler, rows)
@@ -80,8 +87,8 @@ def compute(asks: Sequence[tuple[Compute, int]]) -> list[Answer]:
     )
     seconds = perf_counter() - began
     return [
-        Answer(count, _accepted(ask, chosen.get(number, ())), seconds)
-        for number, (ask, count) in enumerate(asks)
+        _answer(ask, count, segment, chosen.get(number, []), seconds)
+        for number, ((ask, count), segment) in enumerate(zip(asks, segments, strict=True))
     ]
 
 
@@ -90,32 +97,35 @@ def compute_alone(ask: Compute, most: int) -> Answer:
     return compute([(ask, min(most, len(ask.ids)))])[0]
 
 
-def _segment(ask: Compute, count: int) -> Segment:
+def _segment(ask: Compute, count: int, *, drafts: bool) -> Segment:
     whole = count == len(ask.ids)
-    drafts = ask.drafts if whole else ()
+    more = ask.drafts if whole and drafts else ()
     positions: Sequence[int] = ask.positions[:count]
-    if drafts:
-        positions = range(positions[0], positions[0] + count + len(drafts))
+    if more:
+        positions = range(positions[0], positions[0] + count + len(more))
     return Segment(
         rows=ask.rows,
-        ids=[*ask.ids[:count], *drafts],
+        ids=[*ask.ids[:count], *more],
         positions=positions,
-        wanted=1 + len(drafts) if whole and ask.sampler is not None else 0,
+        wanted=1 + len(more) if whole and ask.sampler is not None else 0,
         capture=ask.capture,
     )
 
 
-def _accepted(ask: Compute, chosen: Sequence[int]) -> tuple[int, ...]:
-    """The tokens up to the first that was not drafted; the rows of wrong drafts go."""
+def _answer(
+    ask: Compute, count: int, segment: Segment, chosen: Sequence[int], seconds: float
+) -> Answer:
+    """What was computed: tokens up to the first that was not drafted; wrong drafts' rows go."""
+    drafted = len(segment.ids) - count
     right = 0
-    while right < len(ask.drafts) and chosen[right] == ask.drafts[right]:
+    while right < drafted and chosen[right] == ask.drafts[right]:
         right += 1
-    wrong = len(ask.drafts) - right
-    if wrong and chosen:
+    wrong = drafted - right
+    if wrong:
         ask.rows.truncate(ask.rows.length - wrong)
         for parts in ask.capture.values():
             parts[-1] = parts[-1][:-wrong]
-    return tuple(chosen[: right + 1])
+    return Answer(count, drafted, tuple(chosen[: right + 1]), seconds)
 
 
 def slices(asks: Sequence[Compute]) -> list[int]:

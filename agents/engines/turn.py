@@ -21,6 +21,7 @@ from unspoken.agents.engines.base import (
     TurnRequest,
     Usage,
 )
+from unspoken.agents.engines.drafts import Drafter
 from unspoken.agents.engines.sampling import Sampler
 from unspoken.agents.models.base import TurnModel
 from unspoken.agents.models.hf import Capture
@@ -264,6 +265,7 @@ def _decode(
     """Sample token after token; why it ended."""
     model, rows, reply = turn.model, turn.rows, turn.request.reply
     first = len(turn.request.ids)
+    drafter = Drafter(turn.request.ids) if turn.sampler and turn.sampler.takes_likeliest else None
     while True:
         for value in tokens:
             turn.count += 1
@@ -271,14 +273,21 @@ def _decode(
             if value in sampling.stop_ids:
                 return "stop"
             turn.sampled.append(value)
+            if drafter is not None:
+                drafter.push(value)
             stopped = reply is not None and reply.push(value)
             stop = first + len(turn.sampled)
             full = turn.count >= sampling.max_tokens or stop >= model.max_positions
             yield from turn.step(Sampled(value))
             if stopped or full:
                 return "stop" if stopped else "length"
-        answer = yield from turn.compute([tokens[-1]], [rows.length], turn.sampler)
+        # A guess is never longer than what may still be written.
+        room = min(sampling.max_tokens - turn.count, model.max_positions - stop) - 1
+        drafts = drafter.guess(room) if drafter is not None else ()
+        answer = yield from turn.compute([tokens[-1]], [rows.length], turn.sampler, drafts)
         tokens = answer.tokens
+        if drafter is not None and answer.drafted:
+            drafter.learn(len(tokens) - 1)
 
 
 def _finished_state(turn: _Turn, final: tuple[int, ...]) -> Generator[Step, Answer | None, KVState]:

@@ -113,14 +113,15 @@ class TailPool:
     """
 
     def __init__(self, geometry: CacheGeometry, dtype: torch.dtype, device: torch.device) -> None:
-        self._make = lambda capacity: Tails(geometry, capacity, dtype, device)
+        self._of = geometry, dtype, device
         self._by_capacity: dict[int, Tails] = {}
 
     def of(self, rows: int) -> Tails:
         """The tails whose slots have room for so many rows."""
         capacity = capacity_of(rows)
         if capacity not in self._by_capacity:
-            self._by_capacity[capacity] = self._make(capacity)
+            geometry, dtype, device = self._of
+            self._by_capacity[capacity] = Tails(geometry, capacity, dtype, device)
         return self._by_capacity[capacity]
 
     @property

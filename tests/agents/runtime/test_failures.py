@@ -56,7 +56,7 @@ async def test_waiting_for_the_device_is_no_work(model: LocalModel) -> None:
         yield "done"
 
     async with anyio.create_task_group() as tasks:
-        worker = flow._workers.of(model.device)
+        worker = flow._execution.workers.of(model.device)
         tasks.start_soon(worker.run, busy(), lambda event: None)
         await began.wait()
         report = (await flow.arun()).report

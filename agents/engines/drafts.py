@@ -1,0 +1,65 @@
+"""Guesses at the next tokens, looked up in the context (prompt lookup decoding).
+
+An agent that quotes what it has read writes runs of tokens that stand in its context already. The
+tokens that followed the last ones there are computed together with the last one. Those that the
+model would have written are kept, so a step gives several tokens, and they are the same tokens.
+"""
+
+from collections.abc import Sequence
+
+LONGEST = 4
+"""Most tokens of a guess: with more, a wrong one costs more than a right one brings."""
+
+RUNS = (3, 2)
+"""Lengths of the runs that are looked up, the longer first."""
+
+FEW = 0.5
+"""Guesses that bring fewer tokens a step than this do not pay."""
+
+MEMORY = 0.8
+"""How much of the average of earlier guesses stays, guess by guess."""
+
+REST = 16
+"""Steps without guesses after they have not paid; twice as many each time."""
+
+
+class Drafter:
+    """Guesses for one turn.
+
+    Args:
+        ids: The ids of the context.
+    """
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self._ids: list[int] = []
+        self._after: dict[tuple[int, ...], int] = {}
+        self._average, self._rest, self._pause = 1.0, REST, 0
+        for token in ids:
+            self.push(token)
+
+    def push(self, token: int) -> None:
+        """A token follows."""
+        ids = self._ids
+        # A run is noted once its next token is there; so the last tokens never find themselves.
+        for length in RUNS:
+            if len(ids) >= length:
+                self._after[tuple(ids[-length:])] = len(ids)
+        ids.append(token)
+
+    def guess(self, most: int) -> tuple[int, ...]:
+        """Up to so many tokens that may follow; none where guesses do not pay for now."""
+        if self._pause:
+            self._pause -= 1
+            return ()
+        for length in RUNS:
+            start = self._after.get(tuple(self._ids[-length:]))
+            if start is not None:
+                return tuple(self._ids[start : start + min(most, LONGEST)])
+        return ()
+
+    def learn(self, right: int) -> None:
+        """So many tokens of a guess were right."""
+        self._average = MEMORY * self._average + (1 - MEMORY) * right
+        if self._average < FEW:
+            self._pause, self._rest = self._rest, 2 * self._rest
+            self._average = 1.0

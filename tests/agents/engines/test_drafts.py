@@ -1,0 +1,74 @@
+"""Prompt lookup: what is guessed, when it stops, and that the tokens are the same."""
+
+import pytest
+import torch
+
+from unspoken.agents.engines import asks
+from unspoken.agents.engines.base import Sampling, TurnRequest
+from unspoken.agents.engines.drafts import LONGEST, REST, Drafter
+from unspoken.agents.engines.turn import drive_turn
+from unspoken.agents.models.model import LocalModel
+from unspoken.agents.testing import tiny_model
+
+
+def test_what_followed_the_last_tokens_is_guessed() -> None:
+    """The longer run decides, and the later of two."""
+    assert Drafter([7, 1, 2, 3, 4, 5, 6, 9, 2, 3]).guess(10) == (4, 5, 6, 9)
+    assert Drafter([1, 2, 3, 4, 8, 2, 3, 5, 0, 1, 2, 3]).guess(2) == (4, 8)
+    assert Drafter([1, 2, 3, 4, 1, 2, 5, 6, 9, 1, 2]).guess(2) == (5, 6)
+
+
+def test_new_tokens_have_no_guess() -> None:
+    """Nor has a context that is too short."""
+    assert Drafter([1, 2, 3, 4]).guess(4) == () and Drafter([1]).guess(4) == ()
+
+
+def test_guesses_are_short() -> None:
+    """They go no further than what is there, than what may be written, and than LONGEST."""
+    drafter = Drafter([1, 2, 3, 4, 5, 6, 7, 8, 1, 2])
+    assert len(drafter.guess(100)) == LONGEST and drafter.guess(0) == ()
+
+
+def test_guesses_that_do_not_pay_rest() -> None:
+    """After some wrong ones there are none for a while."""
+    drafter = Drafter([1, 2, 3, 1, 2])
+    while drafter.guess(4):
+        drafter.learn(0)
+    rested = [drafter.guess(4) for _ in range(REST)]
+    assert not any(rested[:-1]) and rested[-1] == (3, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def model() -> LocalModel:
+    return tiny_model()
+
+
+def _generated(model: LocalModel, ids: tuple[int, ...], count: int) -> list[int]:
+    given = torch.tensor([ids])
+    written = model.hf.generate(
+        given, attention_mask=torch.ones_like(given), max_new_tokens=count, do_sample=False
+    )
+    return [int(token) for token in written[0, len(ids) :]]
+
+
+def test_the_tokens_are_those_of_generate(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A random model repeats itself, so that guesses are right and wrong; fewer steps are taken."""
+    steps = 0
+    compute = model.compute
+
+    def counted(segments: list[asks.Segment]) -> list[torch.Tensor | None]:
+        nonlocal steps
+        steps += 1
+        return compute(segments)
+
+    monkeypatch.setattr(model, "compute", counted)
+    for seed in range(4):
+        ids = tuple(torch.randint(3, 200, (30,), generator=torch.manual_seed(seed)).tolist())
+        sampling = Sampling(max_tokens=60)
+        _, computed = drive_turn(model, TurnRequest(ids=ids, sampling=sampling, keep_state=True))
+        expected = _generated(model, ids, 60)
+        assert list(computed.ids[len(ids) :])[: len(expected)] == expected
+        assert computed.state is not None and computed.state.stop == len(computed.ids)
+    assert steps < 4 * 60
