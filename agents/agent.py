@@ -29,6 +29,8 @@ class Agent:
         system: Template of its system turn; None leaves that to the model's chat template.
         generate: Generation settings, as a `GenerateSpec` or a mapping; None only reads.
         memory: Keep the context over the turns of a run, or start afresh each ``turn``.
+        order: How messages that the prompt does not place stand before it: as the ``edges``, or
+            ``auto``, those first that continue the context as they are.
         join: Start when ``all`` in-edges hold a message, or when ``any`` does.
         max_turns: Most turns in a run; a target of a loop has one of 2 or more.
         for_each: Expression for a list, such as ``inputs.rows``: one run of the agent an item.
@@ -46,6 +48,7 @@ class Agent:
     system: str | None = None
     generate: GenerateSpec | Mapping[str, Any] | None = _DEFAULTS
     memory: Literal["run", "turn"] = "run"
+    order: Literal["edges", "auto"] = "edges"
     join: Literal["all", "any"] = "all"
     max_turns: int | None = None
     for_each: str | None = None

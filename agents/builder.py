@@ -203,16 +203,22 @@ def edge_options(channel: Channel, given: Mapping[str, Any]) -> dict[str, Any]:
     if type(channel) not in OURS:
         return options
     if isinstance(channel, SameModelCacheChannel | ProjectedCacheChannel):
-        options["repair"] = {"sink": channel.sink}
-    if isinstance(channel, SameModelCacheChannel) and channel.deviation:
-        options["repair"]["deviation"] = channel.deviation
-    elif options.get("repair") == {"sink": 0}:
-        options["repair"] = None
+        options["repair"] = _repair_of(channel)
     if isinstance(channel, SameModelCacheChannel) and channel.layer_ranges is not None:
         options["recompute"] = channel.layer_ranges
     if isinstance(channel, ProjectedCacheChannel):
         options["fuse"] = channel.mode == "fuse"
     return options
+
+
+def _repair_of(channel: SameModelCacheChannel | ProjectedCacheChannel) -> dict[str, float] | None:
+    """The keys of ``repair`` that a channel's options stand for."""
+    if isinstance(channel, SameModelCacheChannel):
+        if channel.budget is not None:
+            return {"budget": channel.budget}
+        if channel.deviation:
+            return {"sink": channel.sink, "deviation": channel.deviation}
+    return {"sink": channel.sink} if channel.sink else None
 
 
 def checked_spec(data: Mapping[str, Any]) -> WorkflowSpec:

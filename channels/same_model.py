@@ -27,7 +27,11 @@ from unspoken.channels.kv.copies import rows_at
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
 from unspoken.channels.model import CausalModel, layer_devices
+from unspoken.channels.pace import affordable_tokens
 from unspoken.channels.repair import deviating_positions, early_layers
+
+SINK = 4
+"""First tokens of a spliced message that are recomputed where nothing is said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,10 @@ class SameModelCacheChannel(Channel):
             on the second layer deviate most from what the receiver computes there (CacheBlend,
             arXiv 2405.16444). Finding them runs two layers over the context up to the message's
             end.
+        budget: Milliseconds of the receiver's time to spend on a spliced message, in place of the
+            other two: on as many of its first tokens as it computes in that time, by its pace on
+            this machine. Nothing helps more per millisecond. 0 recomputes nothing; enough for the
+            whole message is exact.
         layer_ranges: Layers to recompute where the message was made by other weights of the
             receiver's base, as (first, last + 1) pairs. An empty tuple
             recomputes no layer. None refuses other weights.
@@ -61,8 +69,9 @@ class SameModelCacheChannel(Channel):
 
     share: Share | None = None
     as_: Role = "user"
-    sink: int = 4
+    sink: int = SINK
     deviation: float = 0.0
+    budget: float | None = None
     layer_ranges: LayerRanges | None = None
     evidence: str = ""
     prefix_only: bool = False
@@ -74,6 +83,16 @@ class SameModelCacheChannel(Channel):
             raise InputError(
                 f"deviation is {self.deviation}",
                 expected="the share of a spliced message's tokens to recompute, 0 to 1",
+            )
+        if self.budget is None:
+            return
+        if not self.budget >= 0:
+            raise InputError(f"budget is {self.budget}", expected="0 or more milliseconds")
+        if self.deviation or self.sink != SINK:
+            raise InputError(
+                f"a budget stands beside {'deviation' if self.deviation else 'sink'}",
+                expected="a budget, or sink and deviation",
+                fix=f"write SameModelCacheChannel(budget={self.budget:g})",
             )
 
     @property
@@ -132,7 +151,8 @@ class SameModelCacheChannel(Channel):
         spans = tuple(_beyond(span, shared) for span in arrival.spans if span.stop > shared)
         _require_rows(state, shared, spans, receiver)
         spliced = tuple(self._place(state, span, receiver) for span in spans)
-        repair = _first_positions(spans, self.sink)
+        sink = self.sink if self.budget is None else affordable_tokens(receiver, self.budget)
+        repair = _first_positions(spans, sink)
         layer_tokens = 0
         if self.deviation and spliced:
             deviating = deviating_positions(receiver, arrival.context, spliced, self.deviation)
@@ -160,6 +180,7 @@ class SameModelCacheChannel(Channel):
                 f"splice: other tokens stand before the message; keys moved by {moved:+d}, "
                 f"{repaired} repaired"
             )
+            reason += "" if self.budget is None else f" for {self.budget:g} ms"
         else:
             reason = "continuation: the same tokens stand before the message at both ends"
             reason += "" if exact else ", of a state that is approximate itself"

@@ -55,8 +55,10 @@ class ChannelChoice:
         advice: What would make it faster, empty for nothing.
         bridge: The bridge of a projected edge.
         unfitted: Whether a bridge has to be fitted before this is known.
+        sink: First tokens of a spliced message to recompute, where the edge's repair leaves that to
+            the planner; else None.
         layer_ranges: Layers that the receiver recomputes of a fine-tune's message.
-        evidence: What speaks for these ranges.
+        evidence: What speaks for these ranges, or for text where a cache would serve.
         max_kl: The upper bound of the profile's KL, in nats a token; None without a profile.
         prefix_only: Whether these ranges serve only a message that is not moved.
         custom: A channel of the workflow's own class, which carries the message.
@@ -69,6 +71,7 @@ class ChannelChoice:
     advice: str = ""
     bridge: Bridge | None = None
     unfitted: bool = False
+    sink: int | None = None
     layer_ranges: LayerRanges | None = None
     evidence: str = ""
     max_kl: float | None = None
@@ -89,18 +92,21 @@ def make_channel(edge: EdgeSpec, choice: ChannelChoice) -> "Channel":
     if choice.custom is not None:
         return choice.custom
     sink = edge.repair.sink if edge.repair else 0
+    sink = sink if choice.sink is None else choice.sink
     if choice.channel == "same_model_cache":
+        spliced = choice.layer_ranges is None
         return SameModelCacheChannel(
             share=edge.share,
             as_=edge.as_,
             sink=sink,
             deviation=edge.repair.deviation if edge.repair else 0.0,
+            budget=edge.repair.budget if edge.repair and spliced else None,
             layer_ranges=choice.layer_ranges,
             evidence=choice.evidence,
             prefix_only=choice.prefix_only,
         )
     if choice.bridge is None:
-        return TextChannel(edge.share, edge.as_)
+        return TextChannel(edge.share, edge.as_, evidence=choice.evidence)
     mode: Literal["prefix", "fuse"] = "fuse" if edge.fuse else "prefix"
     return ProjectedCacheChannel(
         choice.bridge, share=edge.share, as_=edge.as_, sink=sink, mode=mode

@@ -1,6 +1,6 @@
 """An agent's context before anything ran, in pieces that are equal where their tokens will be."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from itertools import islice
@@ -56,15 +56,59 @@ class Outlines:
             name: {spec.edges[number].from_ for number in numbers}
             for name, numbers in self._inbound.items()
         }
+        self._leading: dict[str, tuple[int, ...]] = {}
         self._prompts: dict[str, tuple[OutlinePiece, ...]] = {}
         self._contexts: dict[str, tuple[OutlinePiece, ...]] = {}
         for name in TopologicalSorter(sharers).static_order():
+            if spec.agents[name].order == "auto":
+                self._leading[name] = self._continuing(name)
             self._prompts[name] = self._cut(name, self._prompt(name))
             self._contexts[name] = self._cut(name, self._context(name))
 
     def __getitem__(self, agent: str) -> tuple[OutlinePiece, ...]:
         """The pieces of an agent's first turn, its own words at the end."""
         return self._contexts[agent]
+
+    @property
+    def leading(self) -> Mapping[str, tuple[int, ...]]:
+        """Edges whose messages come first, by agent; only where ``order: auto`` finds some."""
+        return {name: numbers for name, numbers in self._leading.items() if numbers}
+
+    def turns(self, agent: str) -> tuple[int, ...]:
+        """Edges whose messages are turns of their own in an agent's first turn, in order."""
+        return self._order(agent).turns
+
+    def _continuing(self, agent: str) -> tuple[int, ...]:
+        """Edges whose messages continue each other from the start of an agent's context.
+
+        Of those that could come next, the one that stands behind most of its sharer's context does:
+        it has most tokens that need not be computed.
+        """
+        chosen: list[int] = []
+        context = [_system(self._spec, agent).key]
+        while True:
+            candidates = {
+                number: [piece.key for piece in self._message(number)]
+                for number in self._order(agent).turns
+                if number not in chosen and self._brings_state(number)
+            }
+            fitting = [
+                number for number, keys in candidates.items() if self._opens(number, context + keys)
+            ]
+            if not fitting:
+                return tuple(chosen)
+            best = max(fitting, key=lambda number: len(candidates[number]))
+            chosen.append(best)
+            context += candidates[best]
+
+    def _opens(self, number: int, keys: list[tuple[object, ...]]) -> bool:
+        """Whether the context of an edge's sharer begins with these pieces."""
+        theirs = self._contexts[self._spec.edges[number].from_]
+        return keys == [piece.key for piece in theirs[: len(keys)]]
+
+    def _brings_state(self, number: int) -> bool:
+        edge = self._spec.edges[number]
+        return edge.channel != "text" and self._spec.agents[edge.from_].for_each is None
 
     def _cut(self, agent: str, pieces: Iterator[OutlinePiece]) -> tuple[OutlinePiece, ...]:
         """Some pieces, and one for each message that may begin after them."""
@@ -92,7 +136,7 @@ class Outlines:
             each = spec.agents[edge.from_].for_each is not None
             one_turn = spec.share_of(edge) != "context" and not each
             messages.append(InEdge(number=number, sharer=edge.from_, one_turn=one_turn))
-        return order_of_parts(spec.agents[agent].prompt, messages)
+        return order_of_parts(spec.agents[agent].prompt, messages, self._leading.get(agent, ()))
 
     def _prompt(self, agent: str) -> Iterator[OutlinePiece]:
         """A prompt's words, and the messages it quotes."""

@@ -25,10 +25,14 @@ class EdgePlan:
         share: What is published.
         mode: ``text``, ``continuation``, ``splice``, ``recompute``, ``projected``, ``fused`` or
             ``custom``.
+        place: Which of its receiver's messages it is, from 1, before the prompt in its first turn;
+            None where the prompt itself places it.
         reason: Why so, in a sentence for people.
         fallback: The cache channel that the workflow names and that cannot serve, or None.
         advice: What would make it faster, empty for nothing.
         tokens: Tokens of the message where they are known.
+        repaired: Most first tokens of a spliced message that are computed again; None for other
+            messages, and where ``deviation`` chooses the tokens during the run.
         bytes_per_token: Bytes of state a message token brings; 0 for text.
         retention: What a bridge's audit lets an edge count on; None without a bridge.
         native_layers: Layers the receiver runs itself over a projected message.
@@ -46,8 +50,10 @@ class EdgePlan:
     share: Share
     mode: "Mode"
     reason: str
+    place: int | None = None
     advice: str = ""
     tokens: int | None = None
+    repaired: int | None = None
     bytes_per_token: int = 0
     retention: float | None = None
     native_layers: int = 0
@@ -65,6 +71,8 @@ class Plan:
         workflow: Its name.
         edges: One entry per edge, in the workflow's order.
         channels: The channel of every edge, by number.
+        leading: Edges whose messages come first in their receiver's context, by agent, where
+            ``order: auto`` puts them there.
         notes: What is unusual about a model's template, by model.
         warnings: What the workflow's templates leave out of a text.
     """
@@ -72,6 +80,7 @@ class Plan:
     workflow: str
     edges: tuple[EdgePlan, ...]
     channels: Mapping[int, "Channel"]
+    leading: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     warnings: "tuple[Problem, ...]" = ()
 

@@ -1,10 +1,12 @@
 """Which channel each edge gets, and why: EXPLAIN for a workflow."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from unspoken.agents.planning.bridges import FindBridge, other_weights
 from unspoken.agents.planning.choice import ChannelChoice, EdgeEnds, make_channel, shifts_keys
+from unspoken.agents.planning.fan_in import settle_splices
 from unspoken.agents.planning.finetunes import FindProfile, across, of_one_base
 from unspoken.agents.planning.outline import Outlines
 from unspoken.agents.planning.plan import EdgePlan, Plan
@@ -23,7 +25,9 @@ from unspoken.channels.errors import (
 )
 from unspoken.channels.finetunes.recompute import bytes_per_token, check_layer_ranges
 from unspoken.channels.kv.compressed import compressed_bytes_per_token
+from unspoken.channels.pace import affordable_tokens
 from unspoken.channels.projected import Bridge
+from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.sequences import distinct
 
 if TYPE_CHECKING:
@@ -56,36 +60,38 @@ def plan_workflow(
         WorkflowError: An edge with ``fallback: error`` whose channel cannot serve it, or layers
             that there are not.
     """
-    edges, channels, problems = [], {}, []
-    for ends in _every_edge(spec, models):
-        number, edge = ends.number, ends.edge
-        problem = _impossible_layers(ends)
-        if problem is not None:
-            problems.append(problem)
-            continue
+    outlines, problems = Outlines(spec), list[Problem]()
+    every, choices = list(_every_edge(spec, models, outlines)), dict[int, ChannelChoice]()
+    for ends in every:
+        number = ends.number
         channel, bridge = (custom or {}).get(number), (bridges or {}).get(number)
-        choice = choose_channel(ends, channel, bridge, find_bridge, find_profile)
-        if choice.mode == "text" and edge.channel != "text" and edge.fallback == "error":
-            where, fix = f"edges[{number}].channel", "use channel: text, or fallback: text"
-            fix = f"{choice.advice}, or {fix}" if choice.advice else fix
-            problems.append(Problem(choice.reason, where, choice.expected, fix))
-            continue
-        channels[number] = make_channel(edge, choice)
-        edges.append(_plan_edge(ends, choice, inputs))
+        problem = _impossible_layers(ends)
+        if problem is None:
+            choices[number] = choose_channel(ends, channel, bridge, find_bridge, find_profile)
+            problem = _refused_text(ends, choices[number])
+        problems += [] if problem is None else [problem]
     if problems:
         raise WorkflowError(problems)
+    choices = settle_splices(spec, choices)
+    channels = {number: make_channel(spec.edges[number], choices[number]) for number in choices}
+    edges = []
+    for ends in every:
+        edge = _plan_edge(ends, choices[ends.number], inputs, outlines)
+        edges.append(_with_repair(edge, channels[ends.number], ends))
     notes = {spec.agents[name].model: _notes(model) for name, model in models.items()}
     return Plan(
         workflow=spec.name,
         edges=tuple(edges),
         channels=channels,
+        leading=outlines.leading,
         notes=notes,
         warnings=tuple(comment_warnings(spec)),
     )
 
 
-def _every_edge(spec: WorkflowSpec, models: Mapping[str, "AgentModel"]) -> Iterator[EdgeEnds]:
-    contexts = Outlines(spec)
+def _every_edge(
+    spec: WorkflowSpec, models: Mapping[str, "AgentModel"], contexts: Outlines
+) -> Iterator[EdgeEnds]:
     for number, edge in enumerate(spec.edges):
         yield EdgeEnds(
             spec=spec,
@@ -108,15 +114,25 @@ def _impossible_layers(ends: EdgeEnds) -> Problem | None:
     return None
 
 
+def _refused_text(ends: EdgeEnds, choice: ChannelChoice) -> Problem | None:
+    """Text on an edge that must not fall back to it."""
+    edge = ends.edge
+    if choice.mode != "text" or edge.channel == "text" or edge.fallback != "error":
+        return None
+    fix = "use channel: text, or fallback: text"
+    fix = f"{choice.advice}, or {fix}" if choice.advice else fix
+    return Problem(choice.reason, f"edges[{ends.number}].channel", choice.expected, fix)
+
+
 def _notes(model: "AgentModel") -> tuple[str, ...]:
     plain = "it brings no chat template: turns are plain paragraphs"
     return ((plain,) if model.template.plain else ()) + model.template.notes
 
 
 def _plan_edge(
-    ends: EdgeEnds, choice: ChannelChoice, inputs: Mapping[str, object] | None
+    ends: EdgeEnds, choice: ChannelChoice, inputs: Mapping[str, object] | None, outlines: Outlines
 ) -> EdgePlan:
-    edge = ends.edge
+    edge, turns = ends.edge, outlines.turns(ends.edge.to)
     compressed = edge.codec != "raw" and _brings_state(choice)
     audited = None if choice.mode == "fused" else choice.bridge
     # Text in place of a cache that the workflow names is a fallback; ``auto`` asks for none.
@@ -129,6 +145,7 @@ def _plan_edge(
         channel=choice.channel,
         share=ends.spec.share_of(edge),
         mode=choice.mode,
+        place=turns.index(ends.number) + 1 if ends.number in turns else None,
         reason=choice.reason + (f"; kept as {edge.codec}, so not exact" if compressed else ""),
         advice=choice.advice,
         tokens=_known_tokens(ends, inputs),
@@ -140,6 +157,21 @@ def _plan_edge(
         kl=choice.max_kl,
         fallback=Fallback(edge.channel, choice.reason) if fell_back else None,
     )
+
+
+def _with_repair(plan: EdgePlan, channel: "Channel", ends: EdgeEnds) -> EdgePlan:
+    """A plan that says how much of a message is computed again, and what a budget pays for."""
+    repair = ends.edge.repair
+    if plan.mode in ("recompute", "projected", "fused") and repair and repair.budget is not None:
+        why = f"a budget serves splices alone, so the first {repair.sink} tokens are computed"
+        return replace(plan, reason=f"{plan.reason}; {why}")
+    if plan.mode != "splice" or not isinstance(channel, SameModelCacheChannel):
+        return plan
+    if channel.budget is None:
+        return replace(plan, repaired=None if channel.deviation else channel.sink)
+    tokens = affordable_tokens(ends.receiver, channel.budget)
+    paid = f"{channel.budget:g} ms pay for about {tokens} tokens on this machine: its first ones"
+    return replace(plan, repaired=tokens, reason=f"{plan.reason}; {paid}")
 
 
 def _brings_state(choice: ChannelChoice) -> bool:

@@ -52,5 +52,5 @@ def _advice(ends: EdgeEnds, left: OutlinePiece, right: OutlinePiece) -> str:
     if "system" in (left.key[0], right.key[0]):
         return "put the instructions into the prompt, and leave the system prompt out at both ends"
     if right.edge not in (None, ends.number) and ends.spec.share_of(ends.edge) != "output":
-        return "let this edge come first"
+        return f"let this edge come first, or give {ends.edge.to} order: auto"
     return ""

@@ -42,7 +42,9 @@ class PartOrder:
     tokens_kept: frozenset[int]
 
 
-def order_of_parts(prompt: str, messages: Sequence[InEdge]) -> PartOrder:
+def order_of_parts(
+    prompt: str, messages: Sequence[InEdge], leading: Sequence[int] = ()
+) -> PartOrder:
     """The places of messages around and inside a prompt.
 
     A message whose agent's text the prompt mentions stands where it is mentioned. The others become
@@ -52,14 +54,17 @@ def order_of_parts(prompt: str, messages: Sequence[InEdge]) -> PartOrder:
     Args:
         prompt: The receiver's prompt template.
         messages: The messages of the turn, in the order of the edges.
+        leading: Edges whose messages come first where they are turns of their own, in this order.
     """
     first: dict[str, InEdge] = {}
     for message in messages:
         first.setdefault(message.sharer, message)
     mentioned = {read.root for read in references(prompt) if read.attribute is not None}
     inside = {message.number for name, message in first.items() if name in mentioned}
+    turns = [item.number for item in messages if item.fresh and item.number not in inside]
+    ahead = [number for number in leading if number in turns]
     return PartOrder(
-        tuple(item.number for item in messages if item.fresh and item.number not in inside),
+        (*ahead, *(number for number in turns if number not in ahead)),
         {name: message.number for name, message in first.items()},
         frozenset(item.number for item in first.values() if item.fresh and item.one_turn),
     )

@@ -115,6 +115,7 @@ def prepare_turn(
     *,
     system: str | None,
     earlier: Context | None,
+    leading: Sequence[int] = (),
 ) -> Prepared:
     """Compose an agent's next turn; `order_of_parts` says where each message stands.
 
@@ -125,9 +126,10 @@ def prepare_turn(
         variables: What templates may read besides the agents.
         system: The rendered system prompt.
         earlier: The agent's context so far.
+        leading: Edges whose messages come first, as planned.
     """
     by_edge = {message.edge: message for message in inbound}
-    order = order_of_parts(prompt, [_in_edge(message) for message in inbound])
+    order = order_of_parts(prompt, [_in_edge(message) for message in inbound], leading)
     names = {
         name: {"text": TextRef(by_edge[number].message.text, name)}
         for name, number in order.quoted.items()

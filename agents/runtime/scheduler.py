@@ -313,6 +313,7 @@ class Scheduler:
             variables,
             system=system,
             earlier=None if again else agent.context,
+            leading=self.plan.leading.get(agent.name, ()),
         )
 
     def _inbound(self, agent: AgentRun, number: int, fresh: bool) -> Inbound:

@@ -28,6 +28,7 @@ from unspoken.agents.spec.field_types import (
     wrong,
 )
 from unspoken.agents.spec.generate import GenerateSpec, Part
+from unspoken.agents.spec.repair import Repair
 from unspoken.agents.spec.spellings import LIST, NONE_WORD, bare
 
 __all__ = [
@@ -44,6 +45,9 @@ __all__ = [
 ]
 
 Share = Literal["output", "prompt", "context"]
+
+READ_AGAIN = 128
+"""First tokens of each of several spliced messages that are computed again."""
 
 
 class ModelSpec(Part):
@@ -136,6 +140,11 @@ class AgentSpec(Part):
     memory: Literal["run", "turn"] = Field(
         "run", description="Keep the context over the turns of a run, or start again each turn."
     )
+    order: Literal["edges", "auto"] = Field(
+        "edges",
+        description="How messages that the prompt does not place stand before it: in the order of "
+        "the edges, or with auto those first that continue the context as they are.",
+    )
     join: Literal["all", "any"] = Field(
         "all", description="Start when all in-edges hold a message, or when the first arrives."
     )
@@ -168,17 +177,6 @@ class AgentSpec(Part):
         return self
 
 
-class Repair(Part):
-    """What is recomputed of a spliced message, in one pass over the chosen tokens."""
-
-    sink: Whole = Field(4, description="How many of the message's first tokens are recomputed.")
-    deviation: Fraction = Field(
-        0.0,
-        description="Share of the message's tokens that are recomputed besides: those whose values "
-        "on an early layer differ most from the receiver's.",
-    )
-
-
 Layers = Annotated[tuple[Whole, Whole], LIST]
 Recompute = Literal["profile"] | Annotated[tuple[Layers, ...], LIST]
 
@@ -206,6 +204,12 @@ class EdgeSpec(Part):
     )
     repair: Annotated[Repair | None, NONE_WORD] = Field(
         Repair(), description="What is recomputed of a message that stands after other tokens."
+    )
+    read_again: Whole = Field(
+        READ_AGAIN,
+        description="With channel: auto, where several messages would be spliced into one context: "
+        "how many first tokens of each are computed again. What an agent can write in so many "
+        "goes by text, which is exact. 0 leaves each to its repair.",
     )
     recompute: Annotated[Recompute | None, NONE_WORD] = Field(
         "profile",
@@ -256,6 +260,13 @@ class EdgeSpec(Part):
         if self.fuse and self.channel != "projected_cache":
             found = f"fuse stands on an edge with channel {self.channel}"
             wrong(found, "channel: projected_cache", "name the channel, or leave fuse out")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_is_for_splices(self) -> EdgeSpec:
+        if self.channel == "projected_cache" and self.repair and self.repair.budget is not None:
+            found = "a budget stands in the repair of an edge with channel projected_cache"
+            wrong(found, "sink, where a bridge makes the cache", "write repair: {sink: 4}")
         return self
 
 

@@ -105,6 +105,7 @@ BAD_WORKFLOWS: tuple[BadWorkflow, ...] = (
     _edge("negative bound", "max_kl: -1", "expected: 0 or more"),
     _edge("unknown codec", "codec: int2", "'int8'"),
     _edge("text for retention", "min_retention: '0.5'", "expected: a number"),
+    _edge("budget beside sink", "repair: {budget: 50, sink: 8}", "repair has a budget beside sink"),
     _edge("fuse without a bridge", "fuse: true", "fuse stands on an edge with channel auto"),
     _changed("missing name", "name: reader-solver", "", "key 'name' is missing", 2),
     _changed("missing prompt", '    prompt: "Impr', '    system: "Impr', "'prompt' is missing", 17),
