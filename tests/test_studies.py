@@ -14,8 +14,9 @@ from studies import study_of
 
 import ablation
 import dial
-import fan_in
+import repairs
 from closed_forms import choose
+from unspoken.agents.bench.engine import panel
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.make import fit_bridge
 from unspoken.channels.data.text import load_corpus
@@ -113,17 +114,23 @@ def test_a_command_line_that_cannot_be_measured_is_refused(
     assert caught.value.code == 2 and words in capsys.readouterr().err
 
 
-def test_fan_in_controls_bracket_the_repairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_controls_bracket_the_repairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Text and a full repair are at no distance; others' messages are farther than any repair."""
-    for name, value in (("GROUPS", 2), ("TOKENS", 24), ("FORCED", 4), ("PROMPT", "and")):
-        monkeypatch.setattr(fan_in, name, value)
-    monkeypatch.setattr(fan_in, "SENDERS", ("one of the keys", "who", "a reader of it", "it"))
-    rows, summary = fan_in.measure(make("llama"), progress=lambda line: None)
-    assert {row["messages"] for row in rows} == {1, 2, 4}
-    four = {row["way"]: row for row in rows if row["messages"] == 4}
-    kl = {way: row["mean_kl"] for way, row in four.items()}
-    assert kl["text"] < 1e-9 and kl["all recomputed"] < 1e-6
-    assert kl["sink"] < kl["another example's messages"]
-    assert summary["kl_sink_4"] == kl["sink"] and summary["kl_deviation_4"] == kl["deviation"]
+    small = {"GROUPS": 2, "TOKENS": 24, "FORCED": 4, "COUNTS": (4,), "PROMPT": "and"}
+    for name, value in {**small, "DOCUMENTS": 1, "DOCUMENT": 24, "WRITTEN": 16}.items():
+        monkeypatch.setattr(repairs, name, value)
+    monkeypatch.setattr(repairs, "SENDERS", ("one of the keys", "who", "a reader of it", "it"))
+    monkeypatch.setattr(panel, "TASKS", ("who", "what", "so", "key"))
+    monkeypatch.setattr(panel, "PROMPT", "so?")
+    rows, summary = repairs.measure(make("llama"), progress=lambda line: None)
+    for share in ("prompt", "output"):
+        kl = {row["way"]: row["mean_kl"] for row in rows if row["share"] == share}
+        assert [kl["text"], kl["all recomputed"]] == pytest.approx([0, 0], abs=1e-6)
+        assert min(kl["none"], kl["sink"], kl["first quarter"]) > 1e-6
+        assert summary[f"kl_first_quarter_4_{share}"] == kl["first quarter"]
+    four = {row["way"]: row for row in rows if row["share"] == "prompt"}
+    assert four["sink"]["mean_kl"] < four["another example's messages"]["mean_kl"]
     computed = {way: row["computed_share"] for way, row in four.items()}
     assert computed["none"] < computed["sink"] < computed["deviation"] < computed["text"] == 1.0
+    assert computed["first quarter"] == computed["last quarter"]
+    assert max(computed["first message"], computed["last message"]) < 1

@@ -39,6 +39,8 @@ ENGINE: Mapping[str, str] = {
     "fanout": "one message, many solvers: all at a time, beside the same one after another, "
     "generate and LangGraph",
     "stall": "how long a decoding agent waits for a token while a neighbour reads a document",
+    "fan_in": "several senders on one document: distance to text and time to the first token, "
+    "spliced, read again and with one exact",
 }
 """Benchmarks in the folder ``engine``."""
 
@@ -54,7 +56,7 @@ BENCHES: Mapping[str, str] = {
     **ENGINE,
 }
 
-STUDIES = ("ablation", "dial", "fan_in", "fuse")
+STUDIES = ("ablation", "dial", "fuse", "repairs")
 """Measurements in ``examples/studies`` of the repository, each with a script of its own."""
 
 PAIRED = ("bridge",)

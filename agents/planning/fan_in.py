@@ -49,7 +49,8 @@ def _settled(
         evidence = f"one of {beside} messages that would be spliced, at most {longest} tokens long"
         reason = f"same weights, but {evidence}: reading it again is exact"
         return replace(choice, mode="text", reason=reason, evidence=evidence, advice="")
-    reason = f"{choice.reason}; one of {beside} such messages, so more of it is computed again"
+    again = f"its first {edge.read_again} tokens are computed again"
+    reason = f"{choice.reason}; one of {beside} such messages, so {again}"
     return replace(choice, reason=reason, sink=edge.read_again)
 
 
