@@ -231,6 +231,7 @@ class Decoder:
                 identity=self.identity,
                 geometry=self.geometry,
                 dtype=self.dtype,
+                device=self.device,
                 pool=self.backbone.tails,
             )
 

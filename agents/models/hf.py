@@ -58,7 +58,7 @@ class Backbone:
             )
         self.geometry = read_geometry(self.config)
         self.kinds = layer_types(self.config)
-        self.tails = TailPool(self.geometry, model.dtype, model.device)
+        self.tails = TailPool(self.geometry)
         self.layers: nn.ModuleList = self._part("layers", "h")
         self.rotary_module: nn.Module = self._part("rotary_emb")
         self.per_type = rope_per_type(self.config)

@@ -12,27 +12,27 @@ from unspoken.agents.models.ragged.sequence import Sequence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A piece of memory of a prefix that some rows share.
+    """Rows of a prefix that lie in one piece of memory and that the same sequences have.
 
     Attributes:
-        owner: A sequence that has it.
-        chunk: Its number in the layers of that sequence's prefix.
-        skip: Its rows before the first that any row sees.
-        columns: Columns of the scores that it takes.
-        rows: The rows that have it, (rows,); None for all.
+        owner: A sequence that has them.
+        chunk: Number of the piece in the layers of that sequence's prefix.
+        within: Which of the piece's rows.
+        columns: Columns of the scores that they take.
+        rows: The sequences that have them, (rows,); None for all.
     """
 
     owner: Sequence
     chunk: int
-    skip: int
+    within: slice
     columns: slice
     rows: Tensor | None
 
     def of(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Its keys and values that are seen, (kv_heads, columns, head_dim) each."""
+        """Keys and values, (kv_heads, columns, head_dim) each."""
         assert self.owner.prefix is not None
         keys, values = self.owner.prefix.layers[layer].chunks[self.chunk]
-        return keys[:, self.skip :], values[:, self.skip :]
+        return keys[:, self.within], values[:, self.within]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,42 +101,45 @@ class DecodeRows:
         """What the rows see on a layer; alike on all layers of one window."""
         window = self.geometry.layers[layer].window
         if window not in self._views:
-            self._views[window] = self._view(layer, window)
+            self._views[window] = self._view(window)
         return self._views[window]
 
-    def _view(self, layer: int, window: int | None) -> View:
+    def _view(self, window: int | None) -> View:
         sequences = [segment.sequence for segment in self.segments]
         oldest = [0 if window is None else max(s.length - window + 1, 0) for s in sequences]
         base = min(oldest)
-        shared: dict[tuple[int, int], tuple[Sequence, int, int, int, list[int]]] = {}
-        firsts = []
+        firsts = list(oldest)
+        # Beginnings of one piece of memory may end at different rows of it.
+        held: dict[tuple[object, int], list[tuple[int, int, int]]] = {}
         for row, sequence in enumerate(sequences):
-            firsts.append(oldest[row])
-            if sequence.prefix is None or oldest[row] >= sequence.start:
+            if oldest[row] >= sequence.start:
                 continue
-            held = sequence.prefix.layers[layer]
-            firsts[row] = max(oldest[row], held.first)
-            begin = held.first
-            for number, (keys, _) in enumerate(held.chunks):
-                end = begin + keys.shape[1]
-                if end > base:
-                    key = (keys.data_ptr(), begin)
-                    known = shared.setdefault(key, (sequence, number, begin, end, []))
-                    known[-1].append(row)
-                begin = end
-        columns = max((end for _, _, _, end, _ in shared.values()), default=base) - base
-        pieces = tuple(
-            Piece(
-                owner=owner,
-                chunk=number,
-                skip=max(base - begin, 0),
-                columns=slice(max(begin, base) - base, end - base),
-                rows=None if len(rows) == len(sequences) else self._tensor(rows),
-            )
-            for owner, number, begin, end, rows in shared.values()
-        )
+            runs = sequence.runs[window]
+            firsts[row] = max(oldest[row], runs[0].begin)
+            for number, run in enumerate(runs):
+                if run.end > base:
+                    held.setdefault((run.memory, run.begin), []).append((run.end, row, number))
+        pieces = []
+        for (_, begin), holders in held.items():
+            start = max(begin, base)
+            for end in sorted({end for end, _, _ in holders}):
+                having = [(row, number) for other, row, number in holders if other >= end]
+                rows = [row for row, _ in having]
+                pieces.append(
+                    Piece(
+                        owner=sequences[rows[0]],
+                        chunk=having[0][1],
+                        within=slice(start - begin, end - begin),
+                        columns=slice(start - base, end - base),
+                        rows=None if len(rows) == len(sequences) else self._tensor(rows),
+                    )
+                )
+                start = end
+        columns = max((piece.columns.stop for piece in pieces), default=0)
         return View(
-            pieces=pieces, columns=columns, hidden=self._hidden(firsts, oldest, base, columns)
+            pieces=tuple(pieces),
+            columns=columns,
+            hidden=self._hidden(firsts, oldest, base, columns),
         )
 
     def _hidden(

@@ -74,32 +74,42 @@ def packed_forward(backbone: "Backbone", segments: Listed[Segment]) -> tuple[Pac
         The batch, and the logits after the tokens that want some, (tokens, vocabulary), in the
         batch's order; None where none does.
     """
-    batch = Packed(segments, backbone.geometry, backbone.device)
     capture: dict[int, list[Tensor]] = {
         layer: [] for segment in segments for layer in segment.capture
     }
+    with backbone.computing():
+        for segment in segments:
+            segment.sequence.reserve(segment.reach)
+        batch = Packed(segments, backbone.geometry, backbone.device)
+        with _ragged(backbone.config), current(batch), backbone.captured(capture):
+            logits = _run(backbone, batch)
+    batch.filled()
+    start = 0
+    for segment in batch.segments:
+        stop = start + len(segment.ids)
+        for layer, kept in segment.capture.items():
+            # A part would keep what all the others had computed.
+            hidden = capture[layer][0][start:stop]
+            kept.append(hidden if len(batch.segments) == 1 else hidden.clone())
+        start = stop
+    return batch, logits
+
+
+def _run(backbone: "Backbone", batch: Packed) -> Tensor | None:
     inputs: dict[str, Any] = {
         "input_ids": batch.ids[None],
         "position_ids": batch.positions[None],
         "past_key_values": _PackedCache(batch),
         "use_cache": True,
     }
-    wanted, logits = batch.wanted(), None
-    with backbone.computing(), _ragged(backbone.config), current(batch), backbone.captured(capture):
-        if wanted:
-            every = len(wanted) == len(batch.ids)
-            keep = 0 if every else torch.tensor(wanted, device=backbone.device)
-            logits = backbone.model(**inputs, logits_to_keep=keep).logits[0]
-        else:
-            backbone.base(**inputs)
-    batch.filled()
-    start = 0
-    for segment in batch.segments:
-        stop = start + len(segment.ids)
-        for layer, kept in segment.capture.items():
-            kept.append(capture[layer][0][start:stop])
-        start = stop
-    return batch, logits
+    wanted = batch.wanted()
+    if not wanted:
+        backbone.base(**inputs)
+        return None
+    every = len(wanted) == len(batch.ids)
+    keep = 0 if every else torch.tensor(wanted, device=backbone.device)
+    logits: Tensor = backbone.model(**inputs, logits_to_keep=keep).logits[0]
+    return logits
 
 
 @contextmanager
@@ -146,7 +156,7 @@ def _alone(backbone: "Backbone", ids: Listed[int]) -> Tensor:
 
 def _together(backbone: "Backbone", contexts: Listed[Listed[int]]) -> Tensor | None:
     nobody = ModelIdentity("", "", "")
-    pool = TailPool(backbone.geometry, backbone.model.dtype, backbone.device)
+    pool = TailPool(backbone.geometry)
     opened: list[Sequence] = [
         open_sequence(
             (),
@@ -155,6 +165,7 @@ def _together(backbone: "Backbone", contexts: Listed[Listed[int]]) -> Tensor | N
             identity=nobody,
             geometry=backbone.geometry,
             dtype=backbone.model.dtype,
+            device=backbone.device,
             pool=pool,
         )
         for ids in contexts

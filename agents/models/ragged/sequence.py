@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from unspoken.agents.models.hf_cache import first_approximate, first_gap
+from unspoken.agents.models.ragged.runs import Run, runs_of
 from unspoken.agents.models.ragged.tails import TailPool, Tails
 from unspoken.channels.errors import StateError
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
@@ -28,6 +29,8 @@ class Sequence:
         geometry: Their shape.
         prefix: State of positions 0 … start - 1, by reference; None for none.
         start: Position of the first row of its own.
+        runs: The prefix's pieces of memory on the layers of each window.
+        pool: Where it gets room for its own rows.
         tails: Where its own rows are.
         slot: Its slot there.
         length: Positions filled.
@@ -40,6 +43,8 @@ class Sequence:
     geometry: CacheGeometry
     prefix: KVState | None
     start: int
+    runs: dict[int | None, tuple[Run, ...]]
+    pool: TailPool
     tails: Tails
     slot: int
     length: int
@@ -55,6 +60,21 @@ class Sequence:
             if layer.first > state.start:
                 self.firsts[number] = max(self.firsts[number], layer.first)
         self.length = max(self.length, state.stop)
+
+    def reserve(self, stop: int) -> None:
+        """Make room up to position `stop`: where there is too little, the rows move to a new slot.
+
+        A turn knows what it will need. Only the ids that close it may be more than it thought.
+        """
+        if stop - self.start <= self.tails.capacity:
+            return
+        before, filled = self.tails, self.length - self.start
+        tails = self.pool.of(stop - self.start, before.dtype, before.device)
+        slot = tails.take()
+        for old, new in zip(before.layers, tails.layers, strict=True):
+            new[:, slot, :, :filled] = old[:, self.slot, :, :filled]
+        before.give_back(self.slot)
+        self.tails, self.slot = tails, slot
 
     def truncate(self, stop: int) -> None:
         """Forget positions from `stop` on."""
@@ -107,12 +127,14 @@ def open_sequence(
     identity: ModelIdentity,
     geometry: CacheGeometry,
     dtype: torch.dtype,
+    device: torch.device,
     pool: TailPool,
 ) -> Sequence:
     """A sequence with states in place, and room for `positions` and `spare` more.
 
     The states that lead without a gap, up to the first position to compute, stay where they are.
-    What stands after it is copied, and so are a few rows at the prefix's end.
+    What stands after it is copied, and so are a few rows at the prefix's end. All is copied where
+    layers that see equally far lie in memory otherwise than each other.
 
     Raises:
         StateError: A gap, or rows missing that a new token must see.
@@ -130,13 +152,18 @@ def open_sequence(
             expected=f"states and new tokens that cover positions 0 to {stop} together",
         )
     prefix = _leading(states, positions[0] if positions else stop)
+    runs = {} if prefix is None else runs_of(prefix, geometry)
+    if runs is None:
+        prefix, runs = None, {}
     start = 0 if prefix is None else prefix.stop
-    tails = pool.of(stop - start + spare)
+    tails = pool.of(stop - start + spare, dtype, device)
     sequence = Sequence(
         identity=identity,
         geometry=geometry,
         prefix=prefix,
         start=start,
+        runs=runs,
+        pool=pool,
         tails=tails,
         slot=tails.take(),
         length=start,

@@ -45,6 +45,7 @@ class Tails:
         self._slab: Tensor | None = None
         self._slots = 0
         self._taken: set[int] = set()
+        self._written: set[int] = set()
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -62,6 +63,10 @@ class Tails:
                 self._resize(max(1, 2 * self._slots))
             slot = next(slot for slot in range(self._slots) if slot not in self._taken)
             self._taken.add(slot)
+            if slot in self._written:
+                for layer in self.layers:
+                    layer[:, slot] = 0
+            self._written.add(slot)
             return slot
 
     def give_back(self, slot: int) -> None:
@@ -70,6 +75,7 @@ class Tails:
             self._taken.discard(slot)
             if not self._taken:
                 self.layers, self._slab, self._slots = (), None, 0
+                self._written.clear()
 
     def copy_of(self, slot: int, rows: int) -> list[tuple[Tensor, Tensor]]:
         """Keys and values per layer of a slot's first rows, (kv_heads, rows, head_dim) each.
@@ -86,7 +92,8 @@ class Tails:
     def _resize(self, slots: int) -> None:
         before, kept = self.layers, self._slots
         shapes = [(layer.kv_heads, layer.head_dim) for layer in self.geometry.layers]
-        # Zeros: what a masked row holds is multiplied by 0, and must not be a NaN.
+        # Zeros, as in a slot that had another row: what a masked row holds is multiplied by 0, and
+        # must not be a NaN.
         if len(set(shapes)) == 1:
             heads, size = shapes[0]
             self._slab = self._zeros(len(shapes), 2, slots, heads, self.capacity, size)
@@ -108,28 +115,25 @@ class TailPool:
 
     Args:
         geometry: The shape of its rows.
-        dtype: Element type.
-        device: Where they are.
     """
 
-    def __init__(self, geometry: CacheGeometry, dtype: torch.dtype, device: torch.device) -> None:
-        self._of = geometry, dtype, device
-        self._by_capacity: dict[int, Tails] = {}
+    def __init__(self, geometry: CacheGeometry) -> None:
+        self.geometry = geometry
+        self._tails: dict[tuple[int, torch.dtype, torch.device], Tails] = {}
 
-    def of(self, rows: int) -> Tails:
+    def of(self, rows: int, dtype: torch.dtype, device: torch.device) -> Tails:
         """The tails whose slots have room for so many rows."""
-        capacity = capacity_of(rows)
-        if capacity not in self._by_capacity:
-            geometry, dtype, device = self._of
-            self._by_capacity[capacity] = Tails(geometry, capacity, dtype, device)
-        return self._by_capacity[capacity]
+        key = (capacity_of(rows), dtype, device)
+        if key not in self._tails:
+            self._tails[key] = Tails(self.geometry, *key)
+        return self._tails[key]
 
     @property
     def taken(self) -> int:
         """Slots in use."""
-        return sum(len(tails) for tails in self._by_capacity.values())
+        return sum(len(tails) for tails in self._tails.values())
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        return sum(tails.nbytes for tails in self._by_capacity.values())
+        return sum(tails.nbytes for tails in self._tails.values())
