@@ -151,10 +151,7 @@ def open_sequence(
             f"nothing covers position {gap}",
             expected=f"states and new tokens that cover positions 0 to {stop} together",
         )
-    prefix = _leading(states, positions[0] if positions else stop)
-    runs = {} if prefix is None else runs_of(prefix, geometry)
-    if runs is None:
-        prefix, runs = None, {}
+    prefix, runs = _shared(states, positions[0] if positions else stop, geometry)
     start = 0 if prefix is None else prefix.stop
     tails = pool.of(stop - start + spare, dtype, device)
     sequence = Sequence(
@@ -180,6 +177,15 @@ def open_sequence(
         sequence.close()
         raise
     return sequence
+
+
+def _shared(
+    states: Listed[KVState], stop: int, geometry: CacheGeometry
+) -> tuple[KVState | None, dict[int | None, tuple[Run, ...]]]:
+    """What leads up to `stop` and is read where it lies, and how it lies there."""
+    prefix = _leading(states, stop)
+    runs = None if prefix is None else runs_of(prefix, geometry)
+    return (None, {}) if runs is None else (prefix, runs)
 
 
 def _leading(states: Listed[KVState], stop: int) -> KVState | None:
