@@ -58,7 +58,21 @@ class Execution:
         if session is not None and not isinstance(session, Session):
             inputs, session = {**inputs, "session": session}, None
         known = check_inputs(spec, inputs)
-        states = StateStore(Pool(Budget(spec.memory)) if session is None else session.pool)
+        pool = Pool(Budget(spec.memory)) if session is None else session.pool
+        try:
+            return await self._run(spec, received, StateStore(pool), known, events)
+        finally:
+            if session is None:
+                pool.close()
+
+    async def _run(
+        self,
+        spec: WorkflowSpec,
+        received: Mapping[str, Message],
+        states: StateStore,
+        inputs: Mapping[str, object],
+        events: EventBuffer | None,
+    ) -> tuple[Scheduler, RunReport]:
         when_room = at_once if events is None else events.when_room
         with within(spec.timeout) as limit:
             plan = await self._preparation.ready_soon(spec)
@@ -70,7 +84,7 @@ class Execution:
                 engines=engines_for(models, states, self.workers, when_room),
                 states=states,
                 plan=plan,
-                inputs=known,
+                inputs=inputs,
                 emit=(lambda event: None) if events is None else events.put,
                 received=received,
                 when_room=when_room,

@@ -26,10 +26,11 @@ from unspoken.agents.engines.turn import CLOSING, Computed, Steps, run_turn
 from unspoken.agents.engines.worker import WhenRoom, Worker, at_once
 from unspoken.agents.models.base import TurnModel
 from unspoken.channels.errors import StateError
-from unspoken.channels.kv.compressed import CompressedState, compress
+from unspoken.channels.kv.compressed import CompressedState, compress, compressed_bytes_per_token
 from unspoken.channels.kv.geometry import CacheGeometry
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message, common_prefix
+from unspoken.channels.model import layer_devices
 from unspoken.channels.packets.files import Readable
 from unspoken.channels.packets.packet import packet_chunks, read_packet
 
@@ -69,7 +70,7 @@ class LocalEngine:
     def footprint(self, request: TurnRequest) -> Footprint:
         """Bytes that a turn takes: rows of its own, and the states that it reads."""
         private = self._private(request, self._offered(request))
-        reads = sum(self.states.get(ref).nbytes for ref in _refs(request))
+        reads = sum(self.states.about(ref).nbytes for ref in _refs(request))
         kept = self._rows(request) * self._row if request.keep_state else 0
         return Footprint(peak=private + max(reads, kept - private), kept=kept, private=private)
 
@@ -88,7 +89,7 @@ class LocalEngine:
         for inbound in request.inbound:
             # What is no prefix is moved, unpacked or mapped: a copy beside the state itself.
             if inbound.state is not None and not self._continued(request, inbound):
-                state = self.states.get(inbound.state)
+                state = self.states.about(inbound.state)
                 own += state.stop - state.start
         return own * self._row
 
@@ -105,7 +106,7 @@ class LocalEngine:
             return 0
         shared = common_prefix(request.ids, message.context)
         whole = shared == len(message.context)
-        return shared if whole and isinstance(self.states.get(inbound.state), KVState) else 0
+        return shared if whole and isinstance(self.states.about(inbound.state), KVState) else 0
 
     async def turn(
         self, request: TurnRequest, on_event: Callable[[TurnEvent], None]
@@ -115,7 +116,7 @@ class LocalEngine:
         if self.states.retains:
             request = replace(request, keep_state=True)
         async with self.states.lease(self._needs(request)) as lease:
-            steps = self._steps(request, lease.found)
+            steps = self._steps(_without(request, lease.lost), lease.found)
             weights, room = self.model.weights, self.when_room
             computed = await self.worker.run(steps, on_event, weights, room, flows=True)
             lease.close()
@@ -140,7 +141,7 @@ class LocalEngine:
             identity=model.identity,
             geometry=model.geometry,
             dtype=model.dtype,
-            device=model.device,
+            devices=layer_devices(model),
             ids=request.ids[:-1],
             more_than=offered + LEAST - 1,
             capture=request.capture,
@@ -173,11 +174,23 @@ class LocalEngine:
         known = self.states.derived(state, form, how.holder)
         if known is not None:
             return known
-        whole = self.states.get(state)
-        if isinstance(whole, KVState) and form[1:] == ("raw", False):
-            return self.states.put(whole.slice(0, len(ids)), ids, how.holder)
-        made = await self.worker.run(_made(whole, self.model.geometry, form), _ignore)
-        return self.states.put(made, ids, how.holder, (state, form))
+        source = self.states.about(state)
+        copied = not isinstance(source, KVState) or form[1:] != ("raw", False)
+        per_token = compressed_bytes_per_token(how.codec, self.model.geometry, self.model.dtype)
+        request = LeaseRequest(
+            device=self.model.device,
+            refs=(state,),
+            nbytes=lambda found: len(ids) * per_token if copied else 0,
+            owner=how.holder,
+            must_fit=False,
+        )
+        async with self.states.lease(request) as lease:
+            whole = self.states.get(state)
+            if isinstance(whole, KVState) and not copied:
+                return self.states.put(whole.slice(0, len(ids)), ids, how.holder)
+            made = await self.worker.run(_made(whole, self.model.geometry, form), _ignore)
+            lease.close()
+            return self.states.put(made, ids, how.holder, (state, form))
 
     def release(self, state: StateRef) -> None:
         """Give a ticket back."""
@@ -214,6 +227,21 @@ def _refs(request: TurnRequest) -> tuple[StateRef, ...]:
     """Tickets of the states that a turn reads."""
     refs = [one.state for one in request.inbound if one.state is not None]
     return tuple(refs if request.history is None else [request.history.state, *refs])
+
+
+def _without(request: TurnRequest, lost: frozenset[StateRef]) -> TurnRequest:
+    """A turn less the states that are lost: their messages are without one, and fall back."""
+    if not lost:
+        return request
+    inbound = tuple(
+        replace(one, state=None) if one.state in lost else one for one in request.inbound
+    )
+    history = request.history
+    return replace(
+        request,
+        inbound=inbound,
+        history=None if history is not None and history.state in lost else history,
+    )
 
 
 def _made(

@@ -46,7 +46,7 @@ class PrefixQuery:
         identity: Whose states serve.
         geometry: The shape of their cache.
         dtype: Their element type.
-        device: Where they are.
+        devices: Where they are, layer by layer.
         ids: The context's ids, but for those that are computed in any case.
         more_than: What is not worth it: so many tokens or fewer.
         capture: Layers whose hidden states they must have, for all tokens.
@@ -55,7 +55,7 @@ class PrefixQuery:
     identity: ModelIdentity
     geometry: CacheGeometry
     dtype: torch.dtype
-    device: torch.device
+    devices: tuple[torch.device, ...]
     ids: tuple[int, ...]
     more_than: int = 0
     capture: tuple[int, ...] = ()
@@ -71,6 +71,7 @@ class LeaseRequest:
         nbytes: Bytes that it makes itself at most, after so many tokens from the index.
         query: What else it would take over; None for nothing.
         owner: Who asks, for errors.
+        must_fit: Whether it cannot go on without; else it does, where it would wait for ever.
     """
 
     device: torch.device
@@ -78,6 +79,7 @@ class LeaseRequest:
     nbytes: Callable[[int], int]
     query: PrefixQuery | None = None
     owner: str = ""
+    must_fit: bool = True
 
 
 class Lease(Protocol):
@@ -86,6 +88,10 @@ class Lease(Protocol):
     @property
     def found(self) -> tuple[tuple[int, ...], KVState] | None:
         """The ids and the state of another turn that begins as this one does, if there is one."""
+
+    @property
+    def lost(self) -> frozenset[StateRef]:
+        """Tickets whose states cannot be read from disk again."""
 
     def close(self) -> None:
         """Give the memory back; a second time is free."""
@@ -103,7 +109,6 @@ class States(Protocol):
 
         Raises:
             RunError: A turn that does not fit, even alone.
-            StateError: A state that is on disk cannot be read.
         """
 
     def put(
@@ -126,7 +131,10 @@ class States(Protocol):
         """A ticket for what was made of a state in this form before, where it is there still."""
 
     def get(self, ref: StateRef) -> KVState | CompressedState:
-        """The state of a ticket that was not given back."""
+        """The state of a ticket that was not given back; without a lease it may come from disk."""
+
+    def about(self, ref: StateRef) -> KVState | CompressedState:
+        """The same for its shape alone: its rows need not be in memory."""
 
     def release(self, ref: StateRef) -> None:
         """Give a ticket back; the last one frees the state."""

@@ -69,6 +69,10 @@ class StateStore:
         """The state of a ticket; a KeyError where it was given back."""
         return self.pool.get(ref)
 
+    def about(self, ref: StateRef) -> KVState | CompressedState:
+        """The same for its shape alone: its rows need not be in memory."""
+        return self.pool.about(ref)
+
     def release(self, ref: StateRef) -> None:
         """Give a ticket back."""
         self._tickets.discard(ref)

@@ -14,11 +14,11 @@ import anyio
 import anyio.to_thread
 import torch
 
-from unspoken.agents.engines.base import LeaseRequest
+from unspoken.agents.engines.base import LeaseRequest, StateRef
 from unspoken.agents.engines.event_loop import post_to_loop
 from unspoken.agents.engines.pool.blocks import Block, Entry, blocks_of
 from unspoken.agents.engines.pool.statistics import Usage
-from unspoken.channels.errors import RunError
+from unspoken.channels.errors import RunError, StateError
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.sizes import shown_bytes
 
@@ -31,6 +31,7 @@ class PoolLease:
 
     Attributes:
         found: The ids and the state of another turn that begins as this one does.
+        lost: Tickets whose states cannot be read from disk again.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class PoolLease:
     ) -> None:
         self.device, self.nbytes, self.entries, self.hit = device, nbytes, tuple(entries), hit
         self.found: tuple[tuple[int, ...], KVState] | None = None
+        self.lost: frozenset[StateRef] = frozenset()
         self.open = True
         self._queue = queue
 
@@ -139,11 +141,14 @@ class AdmissionQueue:
         """Put blocks on disk; a cancel does not wait for that."""
 
         def write() -> None:
-            given_up = self._pool.disk.spill(victims)
-            with self._pool.lock:
-                self._pool.usage.spilled_bytes += given_up
-                usage.spilled_bytes += given_up
-                self.wake()
+            given_up = 0
+            try:
+                given_up = self._pool.disk.spill(victims)
+            finally:
+                with self._pool.lock:
+                    self._pool.usage.spilled_bytes += given_up
+                    usage.spilled_bytes += given_up
+                    self.wake()
 
         try:
             await anyio.to_thread.run_sync(write, abandon_on_cancel=True)
@@ -157,8 +162,6 @@ class AdmissionQueue:
         pool = self._pool
         pool.require_open()
         waiter.news = anyio.Event()
-        if self._waiting[0] is not waiter:
-            return None
         hit = None if request.query is None else pool.longest(request.query)
         entries = [pool.entry_of(ref) for ref in request.refs]
         entries = list(dict.fromkeys([*entries, *([hit[0]] if hit else [])]))
@@ -169,15 +172,18 @@ class AdmissionQueue:
             if block.storage is None and block.device == device
         )
         nbytes = request.nbytes(hit[1] if hit else 0) + fetched
-        if limit is not None:
+        if nbytes and self._waiting[0] is not waiter:
+            return None
+        if nbytes and limit is not None:
             kept = frozenset(entries)
             pool.reclaim(device, nbytes + self.leased[device], kept)
             short = pool.blocks.held[device] + self.leased[device] + nbytes - limit
             if short > 0:
                 victims = [] if waiter.disk_error else pool.victims(device, short, kept)
-                if not victims and not self._open[device]:
+                if victims or self._open[device] or pool.disk.busy:
+                    return victims
+                if request.must_fit:
                     raise _does_not_fit(pool, request, nbytes, entries, limit, waiter.disk_error)
-                return victims
         if request.query is not None:
             for one in (pool.usage, usage):
                 one.count(0 if hit is None else hit[1])
@@ -201,21 +207,26 @@ class AdmissionQueue:
     async def _fetch(self, lease: PoolLease) -> None:
         """Have all that a turn reads in memory. What came from disk counts as held from then on."""
         pool = self._pool
+        lost = set()
         for entry in lease.entries:
             with pool.lock:
                 missing = entry.missing()
-                absent = entry.state is None
-            if absent:
+                there = entry.state is not None
+            if there:
+                continue
+            try:
                 await anyio.to_thread.run_sync(pool.fetch, entry, abandon_on_cancel=True)
-                back = sum(block.nbytes for block in missing if block.device == lease.device)
-                with pool.lock:
-                    lease.nbytes -= back
-                    self.leased[lease.device] -= back
+            except StateError:
+                lost.add(entry)
+            back = sum(block.nbytes for block in missing if block.device == lease.device)
+            with pool.lock:
+                lease.nbytes -= back
+                self.leased[lease.device] -= back
+        lease.lost = frozenset(ref for entry in lost for ref in entry.holders)
         if lease.hit is not None:
             entry, _ = lease.hit
-            state = entry.state
-            if isinstance(state, KVState):
-                lease.found = entry.ids, state
+            if isinstance(entry.state, KVState):
+                lease.found = entry.ids, entry.state
 
 
 def _does_not_fit(

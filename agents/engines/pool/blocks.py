@@ -70,10 +70,10 @@ class Entry:
         key: Equal for states that may serve for each other.
         serial: Its number, in the order of coming.
         ids: Token ids of its context.
-        outline: The state without its memory.
         views: How its tensors lie in their blocks, in order.
         blocks: The block of each of them.
         state: The state; None while some of it is on disk.
+        outline: The state without its memory, once it was given up.
         used: Number of its last use.
         holders: Who holds tickets, and when each needs it.
         pins: Number of turns under way on it.
@@ -83,11 +83,11 @@ class Entry:
     key: Hashable
     serial: int
     ids: tuple[int, ...]
-    outline: State
     views: tuple[View, ...]
     blocks: tuple[Block, ...]
     state: State | None
     used: int
+    outline: State | None = None
     holders: dict[StateRef, tuple[str, float]] = field(default_factory=dict)
     pins: int = 0
     tree: "PrefixTree[Entry] | None" = None
@@ -101,6 +101,13 @@ class Entry:
     def needed(self) -> bool:
         """Whether somebody will read it, or reads it now."""
         return bool(self.holders or self.pins)
+
+    @property
+    def about(self) -> State:
+        """The state, or its outline: all but the values of its rows."""
+        known = self.outline if self.state is None else self.state
+        assert known is not None  # an outline is made before the state goes
+        return known
 
     def missing(self) -> tuple[Block, ...]:
         """Its blocks that are on disk alone."""
@@ -125,7 +132,7 @@ class Blocks:
         tensors = tensors_of(state)
         blocks = tuple(self._block(place_of(tensor), tensor) for tensor in tensors)
         views = tuple(map(View.of, tensors))
-        entry = Entry(key, number, ids, outline_of(state), views, blocks, state, number)
+        entry = Entry(key, number, ids, views, blocks, state, number)
         for block in blocks:
             block.entries[entry] = None
         return entry
@@ -154,8 +161,13 @@ class Blocks:
             if block.region is not None:
                 freed.append(block.region)
                 block.region = None
-        entry.state = None
+        self._give_up(entry)
         return freed
+
+    def _give_up(self, entry: Entry) -> None:
+        if entry.state is not None:
+            entry.outline = entry.outline or outline_of(entry.state)
+            entry.state = None
 
     def ticketed(self, entry: Entry, change: int) -> None:
         """Count a ticket in or out."""
@@ -174,7 +186,7 @@ class Blocks:
         self.shared -= block.nbytes if block.tickets > 1 else 0
         block.storage = None
         for entry in block.entries:
-            entry.state = None
+            self._give_up(entry)
 
     def restore(self, block: Block, storage: torch.UntypedStorage) -> None:
         """Give a block its memory again."""
@@ -187,7 +199,7 @@ class Blocks:
         """The state of an entry whose blocks are all in memory again."""
         pairs = zip(entry.views, entry.blocks, strict=True)
         tensors = [view.on(block.storage) for view, block in pairs if block.storage is not None]
-        entry.state = with_tensors(entry.outline, tensors)
+        entry.state = with_tensors(entry.about, tensors)
         return entry.state
 
 

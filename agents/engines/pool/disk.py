@@ -1,7 +1,8 @@
 """Blocks on their way to disk and back; all of it may be called from any thread."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from unspoken.agents.engines.pool.blocks import Block, Blocks, Entry
@@ -21,13 +22,18 @@ class Disk:
         folder: Where the file is; None for the system's folder for temporary files.
         blocks: The pool's blocks.
         lock: The pool's lock.
+
+    Attributes:
+        busy: Number of threads that write, or wait to; whoever reads it has the pool's lock.
     """
 
     def __init__(self, folder: Path | None, blocks: Blocks, lock: ForkLock) -> None:
         self._folder, self._blocks, self._lock = folder, blocks, lock
         self._file = SpillFile(folder)
-        self._busy = ForkLock()
+        self._moving = ForkLock()
         self._to_free: deque[Region] = deque()
+        self.busy = 0
+        self._closing = False
         renewed_when_forked(self)
 
     @property
@@ -50,24 +56,43 @@ class Disk:
         Raises:
             OSError: They cannot be written; those that are left stay in memory.
         """
-        given_up = 0
-        with self._busy:
-            self._free_regions()
-            for block in victims:
-                with self._lock:
-                    storage = block.storage
-                    if storage is None or block.pinned or not block.entries:
-                        continue
-                region = block.region or self._file.write(storage)
-                with self._lock:
-                    block.region = region
-                    if not block.entries:  # freed meanwhile
-                        self._to_free.append(region)
-                        block.region = None
-                    elif not block.pinned:
-                        self._blocks.drop(block)
-                        given_up += block.nbytes
-        return given_up
+        with self._lock:
+            self.busy += 1
+        try:
+            with self._moved():
+                return sum(self._spill(block) for block in victims)
+        finally:
+            with self._lock:
+                self.busy -= 1
+
+    @contextmanager
+    def _moved(self) -> Iterator[None]:
+        """One thread at a time; the last one out closes what was to be closed meanwhile."""
+        with self._moving:
+            while self._to_free:
+                region = self._to_free.popleft()
+                if region.file is self._file:
+                    self._file.free(region)
+            yield
+        if self._closing:
+            self.close()
+
+    def _spill(self, block: Block) -> int:
+        with self._lock:
+            storage = block.storage
+            if storage is None or block.pinned or not block.entries:
+                return 0
+        region = block.region or self._file.write(storage)
+        with self._lock:
+            block.region = region
+            if not block.entries:  # freed meanwhile
+                self._to_free.append(region)
+                block.region = None
+                return 0
+            if block.pinned:
+                return 0
+            self._blocks.drop(block)
+            return block.nbytes
 
     def fetch(self, entry: Entry) -> State:
         """The state of an entry, read from disk where it is there alone.
@@ -75,8 +100,7 @@ class Disk:
         Raises:
             StateError: It cannot be read.
         """
-        with self._busy:
-            self._free_regions()
+        with self._moved():
             with self._lock:
                 missing = entry.missing()
             for block in missing:
@@ -92,14 +116,12 @@ class Disk:
         """Give regions up before the next bytes move."""
         self._to_free.extend(region for region in regions if region.file is self._file)
 
-    def _free_regions(self) -> None:
-        while self._to_free:
-            region = self._to_free.popleft()
-            if region.file is self._file:
-                self._file.free(region)
-
     def close(self) -> None:
-        """Remove the file."""
-        with self._busy:
-            self._to_free.clear()
-            self._file.close()
+        """Remove the file, or have the thread do it that moves bytes just now."""
+        self._closing = True
+        if self._moving.acquire(blocking=False):
+            try:
+                self._to_free.clear()
+                self._file.close()
+            finally:
+                self._moving.release()

@@ -123,7 +123,7 @@ class Pool:
 
     def _form_key(self, source: StateRef, form: Form) -> Hashable:
         entry = self._tickets[source]
-        exact = isinstance(entry.outline, KVState) and entry.outline.exact
+        exact = isinstance(entry.about, KVState) and entry.about.exact
         return ("form", form, entry.key if exact else entry.serial)
 
     def _ticket(self, entry: Entry, holder: str) -> StateRef:
@@ -161,6 +161,11 @@ class Pool:
             entry = self._tickets[ref]
             state = entry.state
         return self.fetch(entry) if state is None else state
+
+    def about(self, ref: StateRef) -> State:
+        """The state of a ticket, or, while it is on disk, all but the values of its rows."""
+        with self.lock:
+            return self._tickets[ref].about
 
     def fetch(self, entry: Entry) -> State:
         """An entry's state, read from disk where it is there alone."""
@@ -239,12 +244,12 @@ class Pool:
 
     def _content_key(self, state: State, ids: tuple[int, ...]) -> Hashable:
         """Equal for states that may serve for each other."""
-        device: torch.device | None = None
+        devices: tuple[torch.device, ...] = ()
         if isinstance(state, CompressedState):
             rows: Hashable = (state.codec, *(first for _, first in state.shapes))
         else:
-            rows, device = tuple(layer.first for layer in state.layers), state.device
-        shape = (state.identity, state.dtype, device, state.start, state.stop, rows)
+            rows, devices = tuple(layer.first for layer in state.layers), state.devices
+        shape = (state.identity, state.dtype, devices, state.start, state.stop, rows)
         if isinstance(state, KVState) and state.exact:
             hidden = tuple(sorted((at, len(tensor)) for at, tensor in state.hidden.items()))
             return ("exact", shape, hidden, ids[: state.stop])
@@ -257,13 +262,13 @@ class Pool:
         if not state.stop or len(entry.ids) < state.stop:
             return
         entry.ids = entry.ids[: state.stop]
-        root = (state.identity, state.dtype, state.device)
+        root = (state.identity, state.dtype, state.devices)
         entry.tree = self._trees.setdefault(root, PrefixTree())
         entry.tree.add(entry, entry.ids)
 
     def longest(self, query: PrefixQuery) -> tuple[Entry, int] | None:
         """The state that begins with the most of a context, and with how many of its tokens."""
-        tree = self._trees.get((query.identity, query.dtype, query.device))
+        tree = self._trees.get((query.identity, query.dtype, query.devices))
         if tree is None:
             return None
         return tree.longest(query.ids, query.more_than, lambda entry, n: _serves(entry, n, query))
@@ -310,19 +315,19 @@ class Pool:
 def _held(entry: Entry) -> HeldState:
     return HeldState(
         holders=tuple(holder for holder, _ in entry.holders.values()),
-        tokens=entry.outline.stop - entry.outline.start,
-        nbytes=entry.outline.nbytes,
+        tokens=entry.about.stop - entry.about.start,
+        nbytes=entry.about.nbytes,
         on_disk=bool(entry.missing()),
     )
 
 
 def _serves(entry: Entry, tokens: int, query: PrefixQuery) -> bool:
     """Whether a turn may go on after so many of a state's tokens."""
-    outline = entry.outline
-    assert isinstance(outline, KVState)  # others are not in the index
-    for layer, shape in zip(outline.layers, query.geometry.layers, strict=True):
+    state = entry.about
+    assert isinstance(state, KVState)  # others are not in the index
+    for layer, shape in zip(state.layers, query.geometry.layers, strict=True):
         oldest = 0 if shape.window is None else max(tokens - shape.window + 1, 0)
         if layer.first > oldest:
             return False
-    missing = set(query.capture) - set(outline.hidden)
-    return not missing and (not query.capture or outline.hidden_first == 0)
+    missing = set(query.capture) - set(state.hidden)
+    return not missing and (not query.capture or state.hidden_first == 0)

@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import torch
 
@@ -56,6 +57,7 @@ class SpillFile:
             if self._closed:
                 raise OSError("the file is closed")
             self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+            finalize(self, self._file.close)
         region = self._take(storage.nbytes())
         left = _bytes_of(storage).cpu().numpy().data
         try:
