@@ -6,6 +6,7 @@ from unspoken.agents.engines.pool.budget import Budget
 from unspoken.agents.engines.pool.pool import Pool
 from unspoken.agents.engines.worker import Workers, at_once
 from unspoken.agents.loading import engines_for
+from unspoken.agents.planning.plan import Plan
 from unspoken.agents.preparation import Preparation
 from unspoken.agents.runtime.failures import within
 from unspoken.agents.runtime.inbox import check_received, require_messages
@@ -32,6 +33,19 @@ class Execution:
     def __init__(self, preparation: Preparation) -> None:
         self._preparation = preparation
         self.workers = Workers()
+
+    def plan(self, spec: WorkflowSpec, inputs: Mapping[str, object] | None) -> Plan:
+        """A plan for these inputs, or for none; with inputs, one whose turns get their memory.
+
+        Raises:
+            WorkflowError: An edge that must not fall back cannot be served, or a turn never fits.
+        """
+        plan = self._preparation.plan(spec, inputs)
+        if inputs is not None:
+            models, pool = self._preparation.by_agent(spec), Pool(Budget(spec.memory))
+            engines = engines_for(models, StateStore(pool), self.workers)
+            self._preparation.check_memory(spec, plan, inputs, pool, engines)
+        return plan
 
     async def run(
         self,
@@ -78,10 +92,12 @@ class Execution:
             plan = await self._preparation.ready_soon(spec)
             models = self._preparation.by_agent(spec)
             check_received(spec, models, received)
+            engines = engines_for(models, states, self.workers, when_room)
+            self._preparation.check_memory(spec, plan, inputs, states.pool, engines)
             scheduler = Scheduler(
                 spec,
                 models=models,
-                engines=engines_for(models, states, self.workers, when_room),
+                engines=engines,
                 states=states,
                 plan=plan,
                 inputs=inputs,

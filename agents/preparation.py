@@ -8,9 +8,12 @@ from threading import Event
 import anyio.to_thread
 
 from unspoken.agents.bridge_cache import BridgeCache
+from unspoken.agents.engines.base import Engine, Sampling, TurnRequest
+from unspoken.agents.engines.pool.pool import Pool
 from unspoken.agents.loading import Progress, load_models, step_of
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.planning.finetunes import stored_profile
+from unspoken.agents.planning.memory import MemoryCheck
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.planning.planner import plan_workflow
 from unspoken.agents.spec.graph import validate
@@ -105,6 +108,49 @@ class Preparation:
                 raise
             problems = [self._source.placed(problem) for problem in error.problems]
             raise WorkflowError(problems) from None
+
+    def check_memory(
+        self,
+        spec: WorkflowSpec,
+        plan: Plan,
+        inputs: Mapping[str, object],
+        pool: Pool,
+        engines: Mapping[str, Engine],
+    ) -> None:
+        """Refuse a workflow with a turn that can never have its memory, as far as that is known.
+
+        Args:
+            spec: A valid workflow.
+            plan: Its plan.
+            inputs: Input values, all or some.
+            pool: The memory for states.
+            engines: What computes the turns of each agent.
+
+        Raises:
+            WorkflowError: Every such agent, with the figures.
+        """
+
+        def takes(agent: str, tokens: int, led: int, keep: bool) -> int:
+            settings = spec.agents[agent].generate
+            sampling = None if settings is None else Sampling(max_tokens=settings.max_new_tokens)
+            request = TurnRequest(ids=(0,) * tokens, sampling=sampling, keep_state=keep)
+            facts = engines[agent].facts
+            row = facts.geometry.bytes_per_token(facts.dtype.itemsize)
+            return engines[agent].footprint(request).peak + led * row
+
+        check = MemoryCheck(
+            spec=spec,
+            models=self.by_agent(spec),
+            plan=plan,
+            inputs=inputs,
+            takes=takes,
+            shares=pool.retain,
+        )
+        limits = {name: pool.budget.of(one.facts.device) for name, one in engines.items()}
+        problems = check.never_fit(limits)
+        found = [one if self._source is None else self._source.placed(one) for one in problems]
+        if found:
+            raise WorkflowError(found)
 
     def ready(self, spec: WorkflowSpec, progress: Progress | None = None) -> Plan:
         """The plan of the next run; with ``bridges: fit``, what it lacks is fitted first.

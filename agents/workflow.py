@@ -251,12 +251,12 @@ class Workflow:
 
         Raises:
             InputError: An input that there is not, or one of another type.
-            WorkflowError: The workflow is not valid, or an edge that must not fall back cannot be
-                served.
+            WorkflowError: The workflow is not valid, an edge that must not fall back cannot be
+                served, or a turn needs more memory than the workflow's `memory`.
         """
         known = check_inputs(self.spec, inputs, partial=True)
         self.load()
-        return self._preparation.plan(self.spec, known if inputs else None)
+        return self._execution.plan(self.spec, known if inputs else None)
 
     def fit_bridges(self, progress: Progress | None = None) -> "Workflow":
         """With ``bridges: fit``, fit what the plan lacks; a first run does it by itself.

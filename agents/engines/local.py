@@ -12,30 +12,25 @@ from unspoken.agents.engines.base import (
     EngineFacts,
     Footprint,
     Form,
-    Inbound,
     Keep,
     LeaseRequest,
-    PrefixQuery,
     StateRef,
     States,
     TurnEvent,
     TurnOutcome,
     TurnRequest,
 )
-from unspoken.agents.engines.turn import CLOSING, Computed, Steps, run_turn
+from unspoken.agents.engines.needs import Needs
+from unspoken.agents.engines.turn import Computed, Steps, run_turn
 from unspoken.agents.engines.worker import WhenRoom, Worker, at_once
 from unspoken.agents.models.base import TurnModel
 from unspoken.channels.errors import StateError
 from unspoken.channels.kv.compressed import CompressedState, compress, compressed_bytes_per_token
 from unspoken.channels.kv.geometry import CacheGeometry
 from unspoken.channels.kv.state import KVState
-from unspoken.channels.message import Message, common_prefix
-from unspoken.channels.model import layer_devices
+from unspoken.channels.message import Message
 from unspoken.channels.packets.files import Readable
 from unspoken.channels.packets.packet import packet_chunks, read_packet
-
-LEAST = 16
-"""Fewer tokens are not worth taking over from another agent's turn."""
 
 
 class LocalEngine:
@@ -53,6 +48,7 @@ class LocalEngine:
     def __init__(self, model: TurnModel, states: States, worker: Worker) -> None:
         self.model, self.states, self.worker = model, states, worker
         self.when_room: WhenRoom = at_once
+        self._needs = Needs(model, states)
 
     @property
     def facts(self) -> EngineFacts:
@@ -69,44 +65,7 @@ class LocalEngine:
 
     def footprint(self, request: TurnRequest) -> Footprint:
         """Bytes that a turn takes: rows of its own, and the states that it reads."""
-        private = self._private(request, self._offered(request))
-        reads = sum(self.states.about(ref).nbytes for ref in _refs(request))
-        kept = self._rows(request) * self._row if request.keep_state else 0
-        return Footprint(peak=private + max(reads, kept - private), kept=kept, private=private)
-
-    @property
-    def _row(self) -> int:
-        return self.model.geometry.bytes_per_token(self.model.dtype.itemsize)
-
-    def _rows(self, request: TurnRequest) -> int:
-        """Rows of the finished context at most."""
-        new = request.sampling.max_tokens if request.sampling else 0
-        return min(len(request.ids) + new, self.model.max_positions) + CLOSING
-
-    def _private(self, request: TurnRequest, reused: int) -> int:
-        """Bytes that a turn makes itself, where so many tokens stay where they are."""
-        own = self._rows(request) - min(reused, len(request.ids) - 1)
-        for inbound in request.inbound:
-            # What is no prefix is moved, unpacked or mapped: a copy beside the state itself.
-            if inbound.state is not None and not self._continued(request, inbound):
-                state = self.states.about(inbound.state)
-                own += state.stop - state.start
-        return own * self._row
-
-    def _offered(self, request: TurnRequest) -> int:
-        """Tokens of the context that its history and its messages bring where they stand."""
-        history = request.history
-        known = 0 if history is None else common_prefix(request.ids, history.ids)
-        return max([known, *(self._continued(request, one) for one in request.inbound)])
-
-    def _continued(self, request: TurnRequest, inbound: Inbound) -> int:
-        """Tokens that the context begins with and a message's state is of; 0 unless all of it."""
-        message = inbound.message
-        if inbound.state is None or message.identity != self.model.identity:
-            return 0
-        shared = common_prefix(request.ids, message.context)
-        whole = shared == len(message.context)
-        return shared if whole and isinstance(self.states.about(inbound.state), KVState) else 0
+        return self._needs.footprint(request)
 
     async def turn(
         self, request: TurnRequest, on_event: Callable[[TurnEvent], None]
@@ -115,7 +74,7 @@ class LocalEngine:
         wanted = request.keep_state
         if self.states.retains:
             request = replace(request, keep_state=True)
-        async with self.states.lease(self._needs(request)) as lease:
+        async with self.states.lease(self._needs.lease(request)) as lease:
             steps = self._steps(_without(request, lease.lost), lease.found)
             weights, room = self.model.weights, self.when_room
             computed = await self.worker.run(steps, on_event, weights, room, flows=True)
@@ -134,25 +93,6 @@ class LocalEngine:
             return ref
         self.states.release(ref)
         return None
-
-    def _needs(self, request: TurnRequest) -> LeaseRequest:
-        model, offered = self.model, self._offered(request)
-        query = PrefixQuery(
-            identity=model.identity,
-            geometry=model.geometry,
-            dtype=model.dtype,
-            devices=layer_devices(model),
-            ids=request.ids[:-1],
-            more_than=offered + LEAST - 1,
-            capture=request.capture,
-        )
-        return LeaseRequest(
-            device=model.device,
-            refs=_refs(request),
-            nbytes=lambda found: self._private(request, max(found, offered)),
-            query=query,
-            owner=request.owner,
-        )
 
     def _steps(self, request: TurnRequest, found: tuple[tuple[int, ...], KVState] | None) -> Steps:
         past = None if found is None else Past(*found, own=False)
@@ -221,12 +161,6 @@ class LocalEngine:
         assert message.state is not None  # a packet has one
         ref = self.states.put(message.state, message.context, message.sharer)
         return replace(message, state=None), ref
-
-
-def _refs(request: TurnRequest) -> tuple[StateRef, ...]:
-    """Tickets of the states that a turn reads."""
-    refs = [one.state for one in request.inbound if one.state is not None]
-    return tuple(refs if request.history is None else [request.history.state, *refs])
 
 
 def _without(request: TurnRequest, lost: frozenset[StateRef]) -> TurnRequest:

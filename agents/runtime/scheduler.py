@@ -22,6 +22,7 @@ from unspoken.agents.runtime.events import AgentSkipped, Event, RunStarted, Turn
 from unspoken.agents.runtime.failures import blame, first_error
 from unspoken.agents.runtime.inbox import Prepared, items_of, prepare_turn
 from unspoken.agents.runtime.items import gather
+from unspoken.agents.runtime.next_use import NextUse
 from unspoken.agents.runtime.outbox import Finished, Sender
 from unspoken.agents.runtime.recorder import Place, Recorder, by_item, with_composing
 from unspoken.agents.runtime.reply import TurnReply, sampling_of
@@ -76,7 +77,7 @@ class Scheduler:
             name: AgentRun(name, agent, models[name], engines[name])
             for name, agent in spec.agents.items()
         }
-        self.states = states
+        self.states, self.next_use = states, NextUse(spec)
         self.log = log.bind(run=self.run_id, workflow=spec.name)
         self.recorder = Recorder(spec, plan, emit, self.log)
         self.sender = Sender(spec, plan, inputs, self.agents)
@@ -193,7 +194,16 @@ class Scheduler:
             for turn in turns:
                 if turn.state is not None:
                     agent.engine.release(turn.state)
+        self._expect(agent, sent)
         return sent
+
+    def _expect(self, agent: AgentRun, sent: Mapping[int, InFlight | None]) -> None:
+        """Say when the states that a turn left behind are needed."""
+        for number, message in sent.items():
+            if message is not None and message.state is not None:
+                self.states.expect(message.state, self.next_use.of_edge(number))
+        if agent.state is not None:
+            self.states.expect(agent.state, self.next_use.of_agent(agent.name))
 
     async def _room(self) -> None:
         """Wait until whoever follows the events is not far behind."""

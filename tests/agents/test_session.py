@@ -105,10 +105,10 @@ def test_the_budget_frees_what_is_unused_longest(model: LocalModel) -> None:
     with Session() as session:
         ask(flow, 0, session=session)
         one = session.statistics().bytes_held
-    with Session(memory=3 * one) as session:
+    with Session(memory=5 * one) as session:
         for number in range(8):
             flow.run(document=f"{number} {DOCUMENT}", question="who?", session=session)
-            assert session.statistics().bytes_held <= 3 * one
+            assert session.statistics().bytes_held <= 5 * one
         again = flow.run(document=f"7 {DOCUMENT}", question="when?", session=session)
         gone = flow.run(document=f"0 {DOCUMENT}", question="when?", session=session)
     assert again.report.agents["solver"][0].reused_tokens > 60

@@ -24,6 +24,7 @@ from unspoken.agents.engines.pool.disk import Disk
 from unspoken.agents.engines.pool.prefixes import PrefixTree
 from unspoken.agents.engines.pool.statistics import HeldState, PoolStatistics, Usage
 from unspoken.agents.engines.pool.tensors import State
+from unspoken.agents.engines.states import goes_on_after
 from unspoken.channels.errors import RunError
 from unspoken.channels.kv.compressed import CompressedState
 from unspoken.channels.kv.state import KVState
@@ -325,9 +326,7 @@ def _serves(entry: Entry, tokens: int, query: PrefixQuery) -> bool:
     """Whether a turn may go on after so many of a state's tokens."""
     state = entry.about
     assert isinstance(state, KVState)  # others are not in the index
-    for layer, shape in zip(state.layers, query.geometry.layers, strict=True):
-        oldest = 0 if shape.window is None else max(tokens - shape.window + 1, 0)
-        if layer.first > oldest:
-            return False
-    missing = set(query.capture) - set(state.hidden)
-    return not missing and (not query.capture or state.hidden_first == 0)
+    if not goes_on_after(state, tokens, query.geometry):
+        return False
+    captured = set(query.capture) <= set(state.hidden) and state.hidden_first == 0
+    return captured or not query.capture
