@@ -37,13 +37,14 @@ def load_models(
     for name, model in spec.models.items():
         if name in models:
             continue
-        base = (model.ref, model.dtype, model.device, model.revision, None)
+        device = model.device if isinstance(model.device, str) else model.device.model_dump()
+        base = (model.ref, model.dtype, str(device), model.revision, None)
         if base not in loaded:
             with _placing(source, f"models.{name}"):
                 loaded[base] = LocalModel.load(
                     model.ref,
                     dtype=model.dtype,
-                    device=model.device,
+                    device=device,
                     revision=model.revision,
                     progress=step_of(progress, name),
                 )

@@ -43,5 +43,5 @@ def deviating_positions(
         places.append(positions[layer.first : piece.stop])
     distance = torch.cat(distances)
     count = min(math.ceil(share * sum(map(len, spliced))), len(distance))
-    chosen = torch.cat(places)[distance.topk(count).indices]
-    return tuple(sorted(chosen.tolist()))
+    chosen = distance.topk(count).indices.to(receiver.device)
+    return tuple(sorted(torch.cat(places)[chosen].tolist()))

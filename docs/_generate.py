@@ -55,6 +55,7 @@ def _code(text: str) -> str:
 _PARTS = {
     "WorkflowSpec": ("The file", "The keys at the top."),
     "ModelSpec": ("A model", "One entry of `models`. A bare string is its `ref`."),
+    "DeviceMap": ("A device map", "A model's `device` where it takes several."),
     "InputSpec": ("An input", "One entry of `inputs`. A bare string is its `type`."),
     "AgentSpec": ("An agent", "One entry of `agents`."),
     "GenerateSpec": ("Generation", "An agent's `generate`; `none` writes nothing."),

@@ -106,8 +106,13 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Where it computes; of a model over several devices, where it takes its tokens."""
         return self.backbone.device
+
+    @property
+    def layer_devices(self) -> tuple[torch.device, ...]:
+        """Where each layer computes, and has its keys and values."""
+        return self.backbone.layer_devices
 
     @cached_property
     def max_positions(self) -> int:
@@ -206,6 +211,8 @@ class Decoder:
     @cached_property
     def refuses_batches(self) -> str | None:
         """Why turns of this model are computed one by one; None where they are batched."""
+        if len(set(self.layer_devices)) > 1:
+            return "its layers are on several devices"
         return refusal(self.backbone)
 
     @property

@@ -80,8 +80,13 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where the weights are, or the first of them."""
         return self.model.device
+
+    @property
+    def layer_devices(self) -> tuple[torch.device, ...]:
+        """Where each layer's weights are."""
+        return tuple(next(layer.parameters()).device for layer in self.layers)
 
     def computing(self) -> AbstractContextManager[object]:
         """The weights to oneself for one operation, hooks and masks included."""
@@ -164,7 +169,9 @@ class Backbone:
     def _scattered(
         self, cache: ContextCache, positions: Tensor, last: int, layers: slice = _ALL
     ) -> Iterator[None]:
-        cache.reserve(last + 1, next(self.base.parameters()), layers)
+        like = next(self.base.parameters())
+        likes = [like.new_empty(0, device=device) for device in self.layer_devices[layers]]
+        cache.reserve(last + 1, likes, layers)
         cache.scatter(positions, last + 1, layers)
         try:
             yield

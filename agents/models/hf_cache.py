@@ -11,7 +11,7 @@ from unspoken.channels.errors import StateError
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry, ModelIdentity
 from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.state import KVState
-from unspoken.channels.model import CausalModel
+from unspoken.channels.model import CausalModel, layer_devices
 
 _ALL = slice(None)
 
@@ -124,13 +124,13 @@ class ContextCache(Cache):
     def scatter(self, positions: Tensor | None, stop: int, layers: slice) -> None:
         """Send the next update of some layers to `positions`, or, with None, to the end again."""
         for rows in self.rows[layers]:
-            rows.scatter = positions
+            rows.scatter = None if positions is None else positions.to(rows.keys.device)
             if positions is not None:
                 rows.length = max(rows.length, stop)
 
-    def reserve(self, stop: int, like: Tensor, layers: slice) -> None:
-        """Make room for positions 0 … stop - 1 in some layers."""
-        for rows in self.rows[layers]:
+    def reserve(self, stop: int, likes: Sequence[Tensor], layers: slice) -> None:
+        """Make room for positions 0 … stop - 1 in some layers, for each beside a tensor."""
+        for rows, like in zip(self.rows[layers], likes, strict=True):
             rows.reserve(stop, like)
 
     def truncate(self, stop: int) -> None:
@@ -195,8 +195,9 @@ def open_cache(
         )
     cache = ContextCache(model.geometry, stop + spare, identity)
     cache.approximate_from = first_approximate(state, positions)
+    devices = layer_devices(model)
     for piece in state:
-        cache.place(piece, layers)
+        cache.place(piece.to(devices), layers)
     if positions:
         cache.check_window(positions[0])
     return cache

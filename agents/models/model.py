@@ -4,7 +4,7 @@ import copy
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import structlog
@@ -21,12 +21,13 @@ from unspoken.agents.models.adapters import (
 )
 from unspoken.agents.models.catalog import path_reference, prepare
 from unspoken.agents.models.decoder import Decoder
+from unspoken.agents.models.device_map import as_written, main_device, place
 from unspoken.agents.models.generation import asked_of_sampling
 from unspoken.agents.models.hf import Backbone
 from unspoken.agents.models.identity import config_digest, model_identity
 from unspoken.agents.models.linears.packed import Linears
 from unspoken.agents.models.notes import cached_positions, remember_positions
-from unspoken.agents.models.pretrained import cast, find_device, find_dtype, load_pretrained
+from unspoken.agents.models.pretrained import cast, find_dtype, load_pretrained
 from unspoken.agents.models.weights import share_weights
 from unspoken.agents.prompts.chat_template import ChatTemplate
 from unspoken.agents.prompts.context import ChatTurn
@@ -94,7 +95,7 @@ class LocalModel(Decoder):
         ref: str | Path,
         *,
         dtype: str | torch.dtype = "auto",
-        device: str | torch.device = "auto",
+        device: str | torch.device | Mapping[str, object] = "auto",
         revision: str | None = None,
         adapter: str | Path | None = None,
         template: Mapping[str, object] | None = None,
@@ -106,7 +107,8 @@ class LocalModel(Decoder):
             ref: The model reference; a `Path` is always a folder or file.
             dtype: ``auto`` is float32 on a CPU and the checkpoint's own on an accelerator. A type
                 that rounds weights makes another model of it; ``int8`` is for weights on a CPU.
-            device: ``auto`` is the accelerator where there is one, else the CPU.
+            device: ``auto`` is the accelerator where there is one, else the CPU. ``{"map": …}``
+                takes several: ``auto`` by their memory, or a device by module's name.
             revision: Branch, tag or commit of a Hub id.
             adapter: Folder or Hub id of an adapter on it; see `with_adapter` for several on one
                 base.
@@ -120,13 +122,13 @@ class LocalModel(Decoder):
         ref = path_reference(ref)
         refuse_adapter_folder(ref)
         folder = prepare(ref, revision=revision, progress=progress)
-        target = find_device(device)
-        wanted = find_dtype(dtype, target)
-        model, tokenizer, identity = load_pretrained(ref, folder, wanted, target, progress)
+        wanted = find_dtype(dtype, main_device(device))
+        bring = partial(place, device=device)
+        model, tokenizer, identity = load_pretrained(ref, folder, wanted, bring, progress)
         loaded = cls(model, tokenizer, ref=ref, identity=identity)
-        asked = {"dtype": dtype, "device": device, "revision": revision or "auto"}
-        named = {name: str(value).removeprefix("torch.") for name, value in asked.items()}
-        loaded.asked = {name: value for name, value in named.items() if value != "auto"}
+        named = {"dtype": str(dtype).removeprefix("torch."), "device": as_written(device)}
+        asked = {**named, "revision": revision or "auto"}
+        loaded.asked = {name: value for name, value in asked.items() if value != "auto"}
         loaded._prove_positions(folder)
         loaded.read(range(3))  # a warm-up, so that no agent's first token pays for it
         loaded = loaded if adapter is None else loaded.with_adapter(adapter)

@@ -29,7 +29,7 @@ def load_pretrained(
     ref: str,
     folder: Path,
     dtype: torch.dtype | None,
-    device: torch.device,
+    bring: Callable[[PreTrainedModel, torch.dtype | None], bool],
     progress: Callable[[str, float], None] | None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ModelIdentity]:
     """A checkpoint in the type and on the device to compute with, its tokenizer, and who it is.
@@ -41,7 +41,7 @@ def load_pretrained(
         ref: What to call it.
         folder: Where it is.
         dtype: As `find_dtype` gives it.
-        device: Where it is to be.
+        bring: Brings it to where it computes, in a type; whether values were rounded.
         progress: Called with a stage and a fraction.
 
     Raises:
@@ -54,8 +54,7 @@ def load_pretrained(
     model, tokenizer = read_pretrained(ref, folder, read_as, progress)
     if identity is None and dtype in WIDE:
         identity = model_identity(model, tokenizer)
-    torch.nn.Module.to(model, device)
-    rounded = cast(model, dtype)
+    rounded = bring(model, dtype)
     if identity is None:
         noted = None if rounded else cached_identity(folder)
         identity = noted or model_identity(model, tokenizer)

@@ -12,7 +12,6 @@ from unspoken.agents.prompts.chat_template import GIVEN
 from unspoken.channels.sizes import SIZE, parse_bytes
 
 _NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_DEVICE = r"^[a-z]+(:[0-9]+)?$"
 # Names that templates use for something else, and words of the template language.
 _RESERVED = frozenset(
     {"inputs", "item", "turn", "self", "loop", "range", "dict"}
@@ -62,12 +61,6 @@ def _check_argument(name: str) -> str:
     return _check_name(name)
 
 
-def _check_device(device: str) -> str:
-    if not re.fullmatch(_DEVICE, device):
-        wrong(f"{device!r} is not a device", "auto, cpu, cuda, cuda:0, mps or another torch device")
-    return device
-
-
 def _as_bytes(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -84,7 +77,6 @@ NonEmpty = Annotated[str, Strict(), Field(min_length=1)]
 Name = Annotated[str, Strict(), AfterValidator(_check_name)]
 AgentName = Annotated[str, Strict(), AfterValidator(_check_agent_name)]
 ArgumentName = Annotated[str, Strict(), AfterValidator(_check_argument)]
-Device = Annotated[str, Strict(), AfterValidator(_check_device)]
 Bytes = Annotated[int, Strict(), Field(ge=1), BeforeValidator(_as_bytes), WithJsonSchema(_BYTES)]
 Count = Annotated[int, Strict(), Field(ge=1)]
 Whole = Annotated[int, Strict(), Field(ge=0)]

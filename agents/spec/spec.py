@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict, model_validator
 
+from unspoken.agents.spec.devices import Device
 from unspoken.agents.spec.field_types import (
     KEYS_ARE_NAMES,
     AgentName,
     ArgumentName,
     Bytes,
     Count,
-    Device,
     Flag,
     Fraction,
     Name,
@@ -62,7 +62,9 @@ class ModelSpec(Part):
         "own on an accelerator. int8 is for the weights of linear layers, on a CPU.",
     )
     device: Device = Field(
-        "auto", description="Where the model runs: auto, cpu, cuda:0 or another torch device."
+        "auto",
+        description="Where the model runs: auto, cpu, cuda:0 or another torch device; "
+        "{map: auto} for several.",
     )
     revision: Annotated[NonEmpty | None, NONE_WORD] = Field(
         None, description="Branch, tag or commit of a Hub model."

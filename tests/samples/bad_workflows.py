@@ -127,6 +127,13 @@ BAD_WORKFLOWS: tuple[BadWorkflow, ...] = (
         "'my gpu' is not a device",
         3,
     ),
+    _changed(
+        "device map",
+        "embedded:smollm2-135m-instruct",
+        "{ref: a, device: {map: best}}",
+        "{'map': 'best'} is not a device",
+        3,
+    ),
     _changed("name with a dash", "  critic:", "  my-critic:", "'my-critic' cannot be a name", 17),
     _changed("reserved name", "  critic:", "  inputs:", "cannot be an agent's name", 17),
     # Names and edges

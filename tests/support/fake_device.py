@@ -7,7 +7,7 @@ round, that nothing is copied behind its back, and that every operand is where i
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils import backend_registration
-from torch.utils._pytree import tree_leaves, tree_map
 
 aten: Any = torch.ops.aten
 
@@ -65,6 +64,11 @@ class Pretended(Tensor):
         """What its memory is counted by."""
         return self.inner.untyped_storage()
 
+    def tolist(self) -> Any:
+        """The values, on the host."""
+        notes["wait tolist"] += 1
+        return self.inner.tolist()
+
     @classmethod
     def __torch_dispatch__(
         cls, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -78,7 +82,7 @@ def _run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _copy(op, args, kwargs)
     if name == "_fused_sdp_choice":
         return 0  # the path of two products; the others are another device's own
-    tensors = [part for part in tree_leaves((args, kwargs)) if isinstance(part, Tensor)]
+    tensors = list(_tensors((*args, *kwargs.values())))
     device = _one_device(name, tensors, kwargs.pop("device", None))
     masked = name in {"index", "index_put", "index_put_"} and any(
         part is not None and part.dtype == torch.bool for part in args[1]
@@ -87,10 +91,10 @@ def _run(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         notes[f"wait {name}"] += 1
     if device.type == "fake" and "pin_memory" in kwargs:
         kwargs["pin_memory"] = None
-    result = op(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+    result = op(*_inner(args), **_inner(kwargs))
     if op._schema.is_mutable and result is _inner(args[0]):
         return args[0]
-    return tree_map(lambda part: _pretend(part, device), result)
+    return _pretend(result, device)
 
 
 def _one_device(name: str, tensors: list[Tensor], asked: Any) -> torch.device:
@@ -111,18 +115,33 @@ def _copy(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ends = source.device.type, target.type
         sort = {("cpu", "fake"): "upload", ("fake", "cpu"): "download"}.get(ends, "cross")
         notes[sort] += 1
-    result = op(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+    result = op(*_inner(args), **_inner(kwargs))
     return args[0] if into else _pretend(result, target)
 
 
+def _tensors(parts: Iterable[Any]) -> Iterator[Tensor]:
+    for part in parts:
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, (tuple, list)):
+            yield from _tensors(part)
+
+
 def _inner(part: Any) -> Any:
-    return part.inner if isinstance(part, Pretended) else part
+    if isinstance(part, Pretended):
+        return part.inner
+    if isinstance(part, (tuple, list)):
+        return type(part)(map(_inner, part))
+    return {key: _inner(one) for key, one in part.items()} if isinstance(part, dict) else part
 
 
 def _pretend(part: Any, device: torch.device) -> Any:
-    if not isinstance(part, Tensor) or isinstance(part, Pretended) or device.type != "fake":
+    if device.type != "fake" or isinstance(part, Pretended):
         return part
-    return Pretended(part, device)
+    if isinstance(part, Tensor):
+        return Pretended(part, device)
+    several = isinstance(part, (tuple, list))
+    return type(part)(_pretend(one, device) for one in part) if several else part
 
 
 def _factory(op: Any) -> Callable[..., Any]:

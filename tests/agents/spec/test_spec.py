@@ -135,6 +135,23 @@ def test_torch_devices_are_accepted(device: str) -> None:
     assert ModelSpec(ref="r", device=device).device == device
 
 
+@pytest.mark.parametrize("shares", ["auto", "sequential", {"model.layers.0": "cuda:1", "": "cpu"}])
+def test_a_device_may_be_a_map(shares: object) -> None:
+    """A strategy, or a device for each module; it is written as it was read."""
+    model = ModelSpec(ref="r", device={"map": shares})  # type: ignore[arg-type]
+    assert model.model_dump(exclude_defaults=True) == {"ref": "r", "device": {"map": shares}}
+
+
+@pytest.mark.parametrize(
+    "device", [{"map": "best"}, {"maps": "auto"}, {"map": "auto", "x": 1}, {"map": {"a": "my gpu"}}]
+)
+def test_a_mapping_that_is_no_device_is_one_error(device: object) -> None:
+    """The error is of the device, not of both things that it might have been."""
+    with pytest.raises(ValidationError, match="is not a device") as caught:
+        ModelSpec(ref="r", device=device)  # type: ignore[arg-type]
+    assert caught.value.error_count() == 1
+
+
 @pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [
