@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_HOST = torch.device("cpu")
 _SPARE = 1.25
 """How many times its own bytes a stretch may have to cross as it lies."""
 
@@ -35,6 +36,20 @@ def move(tensors: Sequence[Tensor], devices: Sequence[torch.device]) -> tuple[Te
         for number, copy in zip(numbers, copies, strict=True):
             moved[number] = copy
     return tuple(moved)
+
+
+def numbers_at(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Whole numbers of the host as an int64 tensor on a device; on the way to CUDA nothing waits.
+
+    Args:
+        values: The numbers, in rows or without.
+        device: Where they are wanted.
+    """
+    if not _pins(_HOST, device):
+        return torch.tensor(values, dtype=torch.long, device=device)
+    here = torch.tensor(values, dtype=torch.long)
+    pinned = _empty(here.numel(), here, pinned=True).view(here.shape)
+    return pinned.copy_(here).to(device, non_blocking=True)
 
 
 def _cross(tensors: list[Tensor], device: torch.device) -> list[Tensor]:

@@ -35,7 +35,7 @@ _COPIES = {"copy_", "_to_copy"}
 _ODD = ("sparse", "quantized", "cudnn", "mkldnn", "nested", "from_file", "_make_dep_token")
 
 notes: Counter[str] = Counter()
-"""``wait OP``, ``upload``, ``download`` (which waits, too) and ``cross``, since the last reset."""
+"""``wait OP``, ``upload``, ``download`` (which waits, too) and ``cross``; see `noted`."""
 
 
 class Pretended(Tensor):
@@ -115,6 +115,8 @@ def _copy(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ends = source.device.type, target.type
         sort = {("cpu", "fake"): "upload", ("fake", "cpu"): "download"}.get(ends, "cross")
         notes[sort] += 1
+        if sort == "upload" and not (kwargs.get("non_blocking") or args[2:3] == (True,)):
+            notes["wait upload"] += 1
     result = op(*_inner(args), **_inner(kwargs))
     return args[0] if into else _pretend(result, target)
 

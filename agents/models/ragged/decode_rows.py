@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unspoken.agents.models.ragged.segment import Segment
 from unspoken.agents.models.ragged.sequence import Sequence
+from unspoken.channels.kv.transfer import numbers_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ class DecodeRows:
         return len(self.segments)
 
     def _tensor(self, values: Listed[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self.device)
+        return numbers_at(values, self.device)
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Put one row each, (kv_heads, rows, head_dim), at the end of what is a row's own."""
@@ -156,7 +157,7 @@ class DecodeRows:
         width = columns + self.longest
         if all(bound == (0, columns, columns, width) for bound in bounds):
             return None
-        limits = torch.tensor(bounds, device=self.device)[:, :, None]
+        limits = numbers_at(bounds, self.device)[:, :, None]
         column = torch.arange(width, device=self.device)
         prefix = (column >= limits[:, 0]) & (column < limits[:, 1])
         own = (column >= limits[:, 2]) & (column < limits[:, 3])

@@ -17,6 +17,7 @@ from unspoken.agents.models.ragged.segment import Segment
 from unspoken.agents.models.ragged.sequence import Sequence, open_sequence
 from unspoken.agents.models.ragged.tails import TailPool
 from unspoken.channels.kv.geometry import ModelIdentity
+from unspoken.channels.kv.transfer import numbers_at
 
 if TYPE_CHECKING:
     from unspoken.agents.models.hf import Backbone
@@ -107,7 +108,7 @@ def _run(backbone: "Backbone", batch: Packed) -> Tensor | None:
         backbone.base(**inputs)
         return None
     every = len(wanted) == len(batch.ids)
-    keep = 0 if every else torch.tensor(wanted, device=backbone.device)
+    keep = 0 if every else numbers_at(wanted, backbone.device)
     logits: Tensor = backbone.model(**inputs, logits_to_keep=keep).logits[0]
     return logits
 

@@ -9,6 +9,7 @@ from unspoken.agents.models.ragged.decode_rows import DecodeRows
 from unspoken.agents.models.ragged.segment import Segment
 from unspoken.agents.models.ragged.stretch import Stretch
 from unspoken.channels.kv.geometry import CacheGeometry
+from unspoken.channels.kv.transfer import numbers_at
 
 
 class Packed:
@@ -55,7 +56,7 @@ class Packed:
             for segment in self.segments
             for pair in zip(segment.ids, segment.positions, strict=True)
         ]
-        both = torch.tensor(tokens, dtype=torch.long, device=device)
+        both = numbers_at(tokens, device)
         self.ids, self.positions = both[:, 0].contiguous(), both[:, 1].contiguous()
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> None:

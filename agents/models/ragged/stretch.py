@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from unspoken.agents.models.ragged.segment import Segment
+from unspoken.channels.kv.transfer import numbers_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,7 @@ class Stretch:
         first = segment.positions[0] - sequence.start
         self.span = slice(first, first + len(segment.ids))
         self.tight = segment.positions[-1] - segment.positions[0] + 1 == len(segment.ids)
-        self.positions = torch.tensor(segment.positions, dtype=torch.long, device=device)
+        self.positions = numbers_at(segment.positions, device)
         self._sights: dict[int | None, Sight] = {}
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""An engine on an accelerator: the same contract, one wait a token, and no copy but what it reads.
+"""An engine on an accelerator: the same contract, one wait a round, and no other copy back.
 
 The accelerator is a fake one (tests/support/fake_device.py), so every machine shows this.
 """
@@ -6,6 +6,7 @@ The accelerator is a fake one (tests/support/fake_device.py), so every machine s
 from collections import Counter
 from collections.abc import Sequence
 
+import anyio
 import fake_device
 import pytest
 import torch
@@ -13,6 +14,7 @@ from engine_contract import EngineContract, Subject
 from engine_turns import PROMPT, take, writes
 from fake_device import noted
 
+from unspoken.agents.engines import asks
 from unspoken.agents.engines.base import TurnRequest
 from unspoken.agents.engines.local import LocalEngine
 from unspoken.agents.engines.turn import drive_turn
@@ -20,6 +22,7 @@ from unspoken.agents.engines.worker import Worker
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.testing import tiny_model
+from unspoken.channels.kv import transfer
 
 
 @pytest.fixture
@@ -66,7 +69,16 @@ class TestOnAnAccelerator(EngineContract):
 
 
 @pytest.fixture
-async def engine() -> LocalEngine:
+def _like_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes there goes as to CUDA, through memory that is pinned as far as anybody knows."""
+    monkeypatch.setattr(transfer, "_pins", lambda source, target: target.type == "fake")
+    monkeypatch.setattr(
+        transfer, "_empty", lambda count, like, pinned: torch.empty(count, dtype=like.dtype)
+    )
+
+
+@pytest.fixture
+async def engine(_like_cuda: None) -> LocalEngine:
     """An engine that has taken a turn: its model is proved then, once."""
     engine = LocalEngine(on_accelerator(tiny_model()), StateStore(), Worker("fake"))
     await take(engine, TurnRequest(ids=PROMPT, sampling=writes(1)))
@@ -74,13 +86,26 @@ async def engine() -> LocalEngine:
 
 
 async def noted_of(
-    engine: LocalEngine, tokens: int, *, prompt: Sequence[int] = PROMPT, **settings: object
+    engine: LocalEngine,
+    tokens: int,
+    *,
+    prompts: Sequence[Sequence[int]] = (PROMPT,),
+    **settings: object,
 ) -> Counter[str]:
-    """What a turn waits for and copies."""
-    request = TurnRequest(ids=tuple(prompt), sampling=writes(tokens, **settings))
+    """What turns beside each other wait for and copy."""
     with noted() as seen:
-        await take(engine, request)
+        async with anyio.create_task_group() as group:
+            for prompt in prompts:
+                sampling = writes(tokens, **settings)
+                request = TurnRequest(ids=tuple(prompt), sampling=sampling)
+                group.start_soon(take, engine, request)
     return seen
+
+
+def waits(seen: Counter[str]) -> Counter[str]:
+    """All that the host stood still for."""
+    waited = {what for what in seen if what.startswith("wait") or what == "download"}
+    return Counter({what: seen[what] for what in waited})
 
 
 PENALTIES = {"repetition_penalty": 1.3, "min_tokens": 40, "stop_ids": {2}, "suppressed": (5, 9)}
@@ -88,17 +113,31 @@ PENALTIES = {"repetition_penalty": 1.3, "min_tokens": 40, "stop_ids": {2}, "supp
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("settings", [{}, PENALTIES], ids=["plain", "penalties"])
-async def test_a_token_waits_once_and_copies_nothing(
-    engine: LocalEngine, settings: dict[str, object]
-) -> None:
-    """Sixteen tokens more are sixteen waits more, for their ids, and nothing else."""
+async def test_a_round_waits_once(engine: LocalEngine, settings: dict[str, object]) -> None:
+    """Sixteen tokens more are sixteen waits more, for their ids; nothing else is read back."""
     few = await noted_of(engine, 4, **settings)
     many = await noted_of(engine, 20, **settings)
-    assert many - few == Counter({"wait _local_scalar_dense": 16})
+    assert waits(many - few) == Counter({"wait tolist": 16})
+    assert (many - few)["upload"] == 32  # the ids with their positions, and where their rows go
 
 
 @pytest.mark.anyio
-async def test_a_prefill_waits_for_nothing_between_its_passes(engine: LocalEngine) -> None:
-    """A prompt of many passes waits and copies as often as one of a single pass."""
-    short = await noted_of(engine, 1, prompt=PROMPT)
-    assert await noted_of(engine, 1, prompt=PROMPT * 20) == short
+async def test_rows_beside_each_other_wait_together(engine: LocalEngine) -> None:
+    """Four turns wait as often as one, but for rounds in which not all have begun or ended."""
+    prompts = [(*PROMPT, 70 + row) for row in range(4)]
+    few = await noted_of(engine, 4, prompts=prompts)
+    many = await noted_of(engine, 20, prompts=prompts)
+    assert set(waits(many - few)) == {"wait tolist"}
+    assert 20 <= many["wait tolist"] < 2 * 20  # alone they would be 80
+    assert many["upload"] <= 4 * many["wait tolist"]
+
+
+@pytest.mark.anyio
+async def test_a_prefill_waits_for_nothing_between_its_passes(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt of many passes waits as often as one of a single pass."""
+    monkeypatch.setattr(asks, "most_prefilled", lambda device, beside: 100)
+    short = await noted_of(engine, 1)
+    long = await noted_of(engine, 1, prompts=[PROMPT * 20])
+    assert waits(long) == waits(short) and long["upload"] > short["upload"]
