@@ -9,6 +9,9 @@ from unspoken.channels.kv.geometry import CacheGeometry
 
 _SMALLEST = 64
 
+_SMALL = 1 << 26
+"""Bytes up to which a buffer doubles: copying it is cheap, and what it spares is little."""
+
 
 def capacity_of(rows: int) -> int:
     """The capacity that serves so many rows: 64, 96, 128, 192, 256, … so that few differ."""
@@ -23,7 +26,7 @@ def capacity_of(rows: int) -> int:
 class Tails:
     """Slots of equal capacity; rows of sequences that decode together lie in one tensor.
 
-    A buffer doubles when all slots are taken, and goes when none is. Nothing outside keeps a view
+    A buffer grows when all slots are taken, and goes when none is. Nothing outside keeps a view
     of it for longer than one forward, so that it may move.
 
     Args:
@@ -60,7 +63,7 @@ class Tails:
         """A slot; whoever takes one must have the weights to himself, since the buffer may move."""
         with self._lock:
             if len(self._taken) == self._slots:
-                self._resize(max(1, 2 * self._slots))
+                self._resize(self._slots + self._more())
             slot = next(slot for slot in range(self._slots) if slot not in self._taken)
             self._taken.add(slot)
             if slot in self._written:
@@ -88,6 +91,11 @@ class Tails:
             return [(slab[at, 0], slab[at, 1]) for at in range(len(self.layers))]
         parts = [layer[:, slot, :, :rows].clone() for layer in self.layers]
         return [(part[0], part[1]) for part in parts]
+
+    def _more(self) -> int:
+        """Slots to add: as many as there are while they are small, then a quarter as many."""
+        few = self.nbytes <= _SMALL
+        return max(1, self._slots if few else self._slots // 4)
 
     def _resize(self, slots: int) -> None:
         before, kept = self.layers, self._slots
