@@ -63,38 +63,51 @@ class Answer:
     seconds: float
 
 
-def compute(asks: Sequence[tuple[Compute, int]]) -> list[Answer]:
+def compute(asks: Sequence[tuple[Compute, int]]) -> list[Answer | Exception]:
     """Compute the first so many tokens of each ask, in one forward of their model.
+
+    Where the forward fails, each ask is tried alone, so that it fails for the one to blame.
 
     Args:
         asks: Asks of models of one `batch_key`, each with a number of tokens.
+
+    Returns:
+        Per ask, its answer or what went wrong.
     """
     began = perf_counter()
     few = sum(ask.decodes for ask, _ in asks) <= MOST_DRAFTING
     segments = [_segment(ask, count, drafts=few) for ask, count in asks]
-    logits = asks[0][0].model.compute(segments)
-    wanted = [
-        (number, ask.sampler, rows)
+    try:
+        logits = asks[0][0].model.compute(segments)
+    except Exception as error:
+        return [error] if len(asks) == 1 else [compute([ask])[0] for ask in asks]
+    wanted = {
+        number: (ask.sampler, rows)
         for number, ((ask, _), rows) in enumerate(zip(asks, logits, strict=True))
         if rows is not None and ask.sampler is not None
-    ]
-    chosen = dict(
-        zip(
-            (number for number, _, _ in wanted),
-            sample([(sampler, rows) for _, sampler, rows in wanted]),
-            strict=True,
-        )
-    )
+    }
+    chosen = dict(zip(wanted, sample(list(wanted.values())), strict=True))
     seconds = perf_counter() - began
-    return [
-        _answer(ask, count, segment, chosen.get(number, []), seconds)
-        for number, ((ask, count), segment) in enumerate(zip(asks, segments, strict=True))
-    ]
+    answers: list[Answer | Exception] = []
+    for number, ((ask, count), segment) in enumerate(zip(asks, segments, strict=True)):
+        tokens = chosen.get(number, [])
+        if isinstance(tokens, Exception):
+            answers.append(tokens)
+        else:
+            answers.append(_answer(ask, count, segment, tokens, seconds))
+    return answers
 
 
 def compute_alone(ask: Compute, most: int) -> Answer:
-    """Compute at most so many tokens of one ask."""
-    return compute([(ask, min(most, len(ask.ids)))])[0]
+    """Compute at most so many tokens of one ask.
+
+    Raises:
+        Exception: Whatever went wrong.
+    """
+    (answer,) = compute([(ask, min(most, len(ask.ids)))])
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _segment(ask: Compute, count: int, *, drafts: bool) -> Segment:

@@ -58,7 +58,7 @@ class Sampler:
         return token
 
 
-def sample(rows: Sequence[tuple[Sampler, Tensor]]) -> list[list[int]]:
+def sample(rows: Sequence[tuple[Sampler, Tensor]]) -> list[list[int] | Exception]:
     """The next tokens of several turns; the one wait for the device that a round has.
 
     Args:
@@ -66,7 +66,7 @@ def sample(rows: Sequence[tuple[Sampler, Tensor]]) -> list[list[int]]:
             Only a sampler that takes the likeliest token may have those of several.
 
     Returns:
-        Per turn, the token after each.
+        Per turn, the token after each, or what went wrong.
     """
     if not rows:
         return []
@@ -79,11 +79,16 @@ def sample(rows: Sequence[tuple[Sampler, Tensor]]) -> list[list[int]]:
         for number, part in zip(plain, logits, strict=True):
             chosen[number] = tokens[start : start + len(part)]
             start += len(part)
+    failed: dict[int, Exception] = {}
     for number, (sampler, logits_of_one) in enumerate(rows):
         if not sampler.takes_likeliest:
-            chosen[number] = sampler(logits_of_one[-1])
+            try:
+                chosen[number] = sampler(logits_of_one[-1])
+            except Exception as error:  # such as logits that are no numbers
+                failed[number] = error
     flat = iter(torch.cat(chosen).tolist())
-    return [[int(next(flat)) for _ in range(len(part))] for part in chosen]
+    read = [[int(next(flat)) for _ in range(len(part))] for part in chosen]
+    return [failed.get(number, part) for number, part in enumerate(read)]
 
 
 def _penalties(settings: Sampling, prompt: int, device: torch.device) -> Iterator[Any]:

@@ -68,7 +68,7 @@ class _Job(Generic[Event, Outcome]):
     flows: bool
     stop: threading.Event = field(default_factory=threading.Event)
     ask: Compute | None = None
-    answer: Answer | BaseException | None = None
+    answer: Answer | Exception | None = None
     events: list[Any] = field(default_factory=list)
     sent: int = 0
     told: int = 0
@@ -217,14 +217,9 @@ class Worker:
         with self._having(asks[0].model.weights) as had:
             if not had:
                 return False
-            try:
-                answers = compute([(ask, count) for _, ask, count in chosen])
-            except Exception as error:
-                for job, _, _ in chosen:
-                    job.answer = error
-            else:
-                for (job, _, _), answer in zip(chosen, answers, strict=True):
-                    job.answer = answer
+            answers = compute([(ask, count) for _, ask, count in chosen])
+            for (job, _, _), answer in zip(chosen, answers, strict=True):
+                job.ask, job.answer = None, answer
         return True
 
     def _advance(self, job: _Job[Any, Any]) -> bool:
@@ -235,7 +230,7 @@ class Worker:
             answer, job.answer, job.ask = job.answer, None, None
             try:
                 while True:
-                    if isinstance(answer, BaseException):
+                    if isinstance(answer, Exception):
                         step = job.steps.throw(answer)
                     else:
                         step = job.steps.send(answer)
