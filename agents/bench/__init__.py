@@ -34,10 +34,14 @@ Measured = tuple[list[dict[str, Any]], dict[str, Any]]
 """Rows of figures, and their summary."""
 
 ENGINE: Mapping[str, str] = {
+    "budget": "a workflow whose states are four times over its memory: answers, peak and time",
+    "cancel": "runs that are cancelled at any moment: how soon they are over, and what is left",
     "chain": "agents that go on from one conversation, end to end, beside the same in LangGraph",
     "decode": "token-for-token equality with transformers' generate, and the ratio of speeds",
     "fanout": "one message, many solvers: all at a time, beside the same one after another, "
     "generate and LangGraph",
+    "session": "the second question about a document, in another run, beside a continuation",
+    "soak": "thousands of small runs in one process, and how its memory grows",
     "stall": "how long a decoding agent waits for a token while a neighbour reads a document",
     "fan_in": "several senders on one document: distance to text and time to the first token, "
     "spliced, read again and with one exact",

@@ -1,0 +1,100 @@
+"""Thousands of small runs in one process, and the memory that it takes meanwhile.
+
+The model is a tiny random one, whatever model is named: what may grow is made by runs, and a large
+model would only make fewer of them.
+"""
+
+import random
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from unspoken.agents.agent import Agent
+from unspoken.agents.bench import Measured, Progress
+from unspoken.agents.bench.engine.memory import living, resident_bytes, resident_kind
+from unspoken.agents.bench.engine.share import figures, said, timed
+from unspoken.agents.models.model import LocalModel
+from unspoken.agents.session import Session
+from unspoken.agents.spec.spec import InputSpec
+from unspoken.agents.testing import tiny_model
+from unspoken.agents.workflow import Workflow
+
+RUNS, WARM_UP, EVERY = 2000, 300, 100
+"""How many runs there are, how many before the memory counts, and after how many it is read."""
+
+MEMORY = 2_000_000
+"""Bytes of the session that every other run is in: it is full before the memory counts."""
+
+WORDS, NEW, SEED = 24, 4, 0
+
+MB = 1_000_000
+
+
+def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
+    """A row for each reading of the memory, and by how much it grew after the warm-up."""
+    trial = _Trial(progress)
+    timing = timed(partial(anyio.run, trial.run_all), model.device)
+    progress(f"{RUNS} runs: {said([timing])}")
+    kind = resident_kind()
+    read = [row["rss_mb"] for row in trial.rows if row["runs"] >= WARM_UP]
+    growth = None if kind == "unknown" else round(read[-1] - read[0], 2)
+    rows = [*trial.rows, {"of": f"memory, {kind}", "runs": RUNS, **figures([timing])}]
+    summary: dict[str, Any] = {"runs": RUNS, "rss_growth_mb": growth}
+    first, last = trial.rows[WARM_UP // EVERY], trial.rows[-1]
+    for what in ("tensor_mb", "jobs", "threads"):
+        summary[f"{what}_growth"] = round(last[what] - first[what], 3)
+    return rows, summary
+
+
+class _Trial:
+    """Small runs of one workflow, every other one in a session, each on a document of its own."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.rows: list[dict[str, Any]] = []
+        self._draw = random.Random(SEED)
+        self._flow = _flow(tiny_model())
+
+    async def run_all(self) -> None:
+        """All runs, on one event loop; one in twenty is cancelled."""
+        with Session(memory=MEMORY) as session:
+            for number in range(RUNS + 1):
+                if number % EVERY == 0:
+                    self._read(number)
+                if number < RUNS:
+                    await self._one(session if number % 2 else None, cancels=number % 20 == 7)
+
+    async def _one(self, session: Session | None, *, cancels: bool) -> None:
+        letters = self._draw.choices("abcdefghijklmnopqrstuvwxyz ", k=4 * WORDS)
+        run = partial(self._flow.arun, document="".join(letters), session=session)
+        with anyio.move_on_after(0.005 if cancels else None):
+            await run()
+
+    def _read(self, number: int) -> None:
+        alive, resident = living(), resident_bytes()
+        row = {
+            "of": "memory",
+            "runs": number,
+            "rss_mb": None if resident is None else round(resident / MB, 2),
+            "tensor_mb": round(alive.tensor_bytes / MB, 3),
+            "jobs": alive.jobs,
+            "threads": alive.threads,
+        }
+        self.rows.append(row)
+        self.progress(f"{number} runs: {row['rss_mb']} MB")
+
+
+def _flow(model: LocalModel) -> Workflow:
+    """A reader, a solver that goes on from it, one that splices it, and an agent over items."""
+    write = {"max_new_tokens": NEW}
+    agents = [
+        Agent("reader", model, prompt="{{ inputs.document }}", generate=None),
+        Agent("solver", model, prompt="What is it about?", generate=write),
+        Agent("other", model, prompt="Who wrote it?", system="Be brief.", generate=write),
+        Agent("items", model, prompt="{{ item }}", for_each="inputs.rows", generate=write),
+    ]
+    rows = InputSpec(type="list", default=["one", "two"])
+    flow = Workflow("soak", agents, inputs={"document": "text", "rows": rows})
+    return flow.connect("reader", "solver").connect("reader", "other")
