@@ -40,7 +40,8 @@ def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) 
     kind = resident_kind()
     read = [row["rss_mb"] for row in trial.rows if row["runs"] >= WARM_UP]
     growth = None if kind == "unknown" else round(read[-1] - read[0], 2)
-    rows = [*trial.rows, {"of": f"memory, {kind}", "runs": RUNS, **figures([timing])}]
+    told = {"of": f"memory, {kind}", "runs": RUNS, "model": "tiny random Llama"}
+    rows = [*trial.rows, {**told, **figures([timing])}]
     summary: dict[str, Any] = {"runs": RUNS, "rss_growth_mb": growth}
     first, last = trial.rows[WARM_UP // EVERY], trial.rows[-1]
     for what in ("tensor_mb", "jobs", "threads"):
