@@ -28,6 +28,7 @@ help:
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make sweep   each entry of each architecture's configuration against the identity"
+	@echo "make peers   other engines into .peers, each in an environment of its own; then beside ours"
 	@echo "make docs    build the documentation into site/"
 	@echo "make ci      what CI runs: tests, lint, docs, the built wheel"
 	@echo "make clean   remove everything made here, .venv included"
@@ -59,6 +60,20 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# Other engines bring their own torch, or compile for minutes. One that cannot be installed is left
+# out, and the study says so.
+.PHONY: peers
+peers: $(VENV)/.demo
+	-$(MAKE) --no-print-directory .peers/llama_cpp/.done
+	-$(MAKE) --no-print-directory .peers/vllm/.done
+	$(BIN)/python examples/studies/peers.py
+
+.peers/%/.done: examples/studies/peer_workers/%.txt | $(BIN)/python
+	@echo "Installing $(*) into $(@D)"
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 .PHONY: docs
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -69,7 +84,7 @@ ci:
 
 .PHONY: clean
 clean:
-	rm -rf $(VENV) build dist site unspoken.egg-info .coverage .hypothesis .import_linter_cache \
+	rm -rf $(VENV) .peers build dist site unspoken.egg-info .coverage .hypothesis .import_linter_cache \
 		.mypy_cache .pytest_cache .ruff_cache
 
 $(BIN)/python:
