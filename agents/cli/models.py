@@ -103,9 +103,13 @@ def _bytes(folder: Path) -> int:
 
 def _measured(ref: str, folder: Path) -> dict[str, Any]:
     """What a model's configuration and tokenizer say."""
+    from torch import nn
+
+    from unspoken.agents.models.linears.packed import expected_linears
     from unspoken.agents.models.notes import cached_identity
 
     model, identity = _hollow(ref, folder), cached_identity(folder)
+    linears = expected_linears(nn.Module.float(model.hf))  # as a CPU computes it
     geometry = model.backbone.geometry  # as described: nothing is proved without weights
     layers = geometry.layers
     return {
@@ -119,6 +123,7 @@ def _measured(ref: str, folder: Path) -> dict[str, Any]:
         },
         "max_positions": model.max_positions,
         "template": {"plain": model.template.plain, "notes": list(model.template.notes)},
+        "linears": {"kind": linears.kind, "reason": linears.reason},
         "generation": _asked(folder),
         "identity": asdict(identity) if identity else None,
     }
@@ -183,6 +188,7 @@ def _in_words(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     template = facts["template"]
     words = "none of its own: turns are plain paragraphs" if template["plain"] else "its own"
     yield "chat template", "; ".join([words, *template["notes"]])
+    yield "linear layers", f"{facts['linears']['kind']} on a CPU: {facts['linears']['reason']}"
     yield "asks for", _generation(facts["generation"])
     if facts["identity"] is None:
         yield "identity", "computed when the model is first loaded"

@@ -1,6 +1,6 @@
 """What a run cost: per turn and per edge."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from unspoken.agents.spec.problems import listed, suggest
@@ -141,6 +141,8 @@ class RunReport:
         prefix_hits: Turns that went on from a state which no message of theirs brought.
         loops_ended: Where a limit of turns ended a loop.
         failed_items: Items of ``for_each`` that were left out.
+        linears: Per agent whose model was computed here, how its linear layers were: ``packed``,
+            ``plain`` or ``int8``; see `unspoken.agents.models.linears.packed.Linears`.
     """
 
     run_id: str
@@ -155,6 +157,7 @@ class RunReport:
     prefix_hits: int = 0
     loops_ended: tuple[EndedLoop, ...] = ()
     failed_items: tuple[FailedItem, ...] = ()
+    linears: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data in the shape that ``unspoken run --json`` prints, without the outputs."""
@@ -173,6 +176,7 @@ class RunReport:
             "shared_state_bytes": self.shared_state_bytes,
             "spilled_state_bytes": self.spilled_state_bytes,
             "prefix_hits": self.prefix_hits,
+            "linears": self.linears,
         }
 
 

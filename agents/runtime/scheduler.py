@@ -14,6 +14,7 @@ from anyio.abc import TaskGroup
 from unspoken.agents.engines.base import Engine, Inbound, TurnRequest
 from unspoken.agents.engines.worker import WhenRoom, at_once
 from unspoken.agents.models.base import AgentModel
+from unspoken.agents.models.model import LocalModel
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.prompts.jinja import render
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
@@ -125,6 +126,11 @@ class Scheduler:
             prefix_hits=self.states.usage.prefix_hits,
             loops_ended=tuple(self.recorder.loops_ended),
             failed_items=by_item(self.recorder.failed_items),
+            linears={
+                name: agent.model.linears.kind
+                for name, agent in self.agents.items()
+                if isinstance(agent.model, LocalModel)
+            },
         )
 
     def _forget(self) -> None:

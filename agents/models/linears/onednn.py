@@ -104,7 +104,8 @@ def _sampled(weights: Sequence[Tensor]) -> list[Tensor]:
     """Weights from all over the model, large ones cut, of at most `_SAMPLED` values."""
     cut = [weight[: max(1, _SAMPLED // 4 // weight.shape[1])].detach() for weight in weights]
     every = max(1, ceil(sum(weight.numel() for weight in cut) / _SAMPLED))
-    return cut[::-every]  # from the end, where the vocabulary is
+    chosen = cut[::-every]  # from the end, where the vocabulary is
+    return [torch.rand(one.shape, dtype=one.dtype) if one.is_meta else one for one in chosen]
 
 
 @torch.no_grad()

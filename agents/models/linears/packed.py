@@ -71,8 +71,8 @@ class _Copy:
 
     def renew(self) -> None:
         """Copy the weight as it is now."""
-        self.version = self.of._version  # which the tensors on one memory have in common
-        self.packed = pack(self.of)
+        version = self.of._version  # which the tensors on one memory have in common
+        self.packed, self.version = pack(self.of), version
 
     def is_of(self, weight: Tensor) -> bool:
         """Whether this is a copy of a weight as it is, as far as torch counts changes."""
@@ -157,15 +157,33 @@ def pack_linears(model: nn.Module, *, anew: bool = False) -> Linears:
                 packing = f"the weights could not be packed: {error}"
         for layer in layers:
             _swap(layer, copies.get(layer))
-    if isinstance(packing, str):
-        log.debug("linear layers are plain", reason=packing)
-        return Linears(kind="plain", reason=packing)
     size = sum({id(copied): copied.nbytes for copied in copies.values()}.values())
-    log.debug("linear layers are packed", layers=len(copies), bytes=size, gain=packing.gain)
-    reason, alike_too = _speed(packing), packing.rows_alike and len(copies) == len(layers)
-    if alike_too:
+    linears = _told(packing, size, every=len(copies) == len(layers))
+    log.debug(f"linear layers are {linears.kind}", reason=linears.reason, bytes=size)
+    return linears
+
+
+def expected_linears(model: nn.Module) -> Linears:
+    """What `pack_linears` would do on this CPU with a model of which the weights are not loaded.
+
+    Args:
+        model: A model on torch's meta device, in the type that it would compute in.
+    """
+    layers = list(_layers(model))
+    alike = _alike(layers)
+    packing = _worth(alike)
+    size = 0 if isinstance(packing, str) else _values(alike) * alike[0].weight.element_size()
+    return _told(packing, size, every=len(alike) == len(layers))
+
+
+def _told(packing: Packing | str, size: int, *, every: bool) -> Linears:
+    """What was done, or is to be, with layers of so many bytes."""
+    if isinstance(packing, str):
+        return Linears(kind="plain", reason=packing)
+    reason, alike = _speed(packing), packing.rows_alike and every
+    if alike:
         reason += ", and a row comes out the same in a batch of any size"
-    return Linears(kind="packed", reason=reason, bytes=size, rows_alike=alike_too)
+    return Linears(kind="packed", reason=reason, bytes=size, rows_alike=alike)
 
 
 def _speed(packing: Packing) -> str:
@@ -196,7 +214,7 @@ def _worth(layers: list[nn.Linear]) -> Packing | str:
     if not layers:
         return "it has no linear layers of torch"
     weight = layers[0].weight
-    if weight.device.type != "cpu":
+    if weight.device.type not in ("cpu", "meta"):
         return "its weights are not on a CPU"
     if _values(layers) < SMALLEST:
         return "it is too small to gain by packing"
@@ -214,7 +232,7 @@ def _worth(layers: list[nn.Linear]) -> Packing | str:
 
 def _place(weight: Tensor) -> tuple[object, ...]:
     """What layers on one weight have in common."""
-    return weight.data_ptr(), weight.shape, weight.stride(), weight.dtype
+    return weight.data_ptr() or id(weight), weight.shape, weight.stride(), weight.dtype
 
 
 def _copy(weight: Tensor, pads: bool, anew: bool) -> _Copy:

@@ -15,7 +15,7 @@ _TURN = """turn prompt_tokens prefilled_tokens reused_tokens recomputed_tokens p
 _EDGE = """from to turn channel mode planned reason fallback exact tokens reused repaired projected
     recomputed_layers layer_tokens bytes seconds"""
 _RUN = """run_id workflow outputs agents edges fallbacks loops_ended failed_items peak_state_bytes
-    shared_state_bytes spilled_state_bytes prefix_hits seconds"""
+    shared_state_bytes spilled_state_bytes prefix_hits linears seconds"""
 TURN_KEYS, EDGE_KEYS, RUN_KEYS = (set(keys.split()) for keys in (_TURN, _EDGE, _RUN))
 
 

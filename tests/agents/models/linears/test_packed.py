@@ -223,3 +223,12 @@ def test_an_embedded_model_computes_the_same(smollm2: LocalModel) -> None:
     fast = smollm2.logits(ids)
     assert torch.allclose(fast, plain, atol=1e-3)
     assert torch.equal(fast.argmax(-1), plain.argmax(-1))
+
+
+def test_what_is_expected_of_a_model_is_what_it_gets() -> None:
+    """Without its weights in memory."""
+    model = tiny_model()
+    with torch.device("meta"):
+        hollow = type(model.hf)(model.hf.config)
+    expected = packed.expected_linears(hollow)
+    assert (expected.kind, expected.bytes) == (model.linears.kind, model.linears.bytes)
