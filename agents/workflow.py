@@ -190,7 +190,7 @@ class Workflow:
                 reading, nats a token.
             codec: How the cache is kept until it is read: ``raw``, ``int8`` or ``int4``.
             options: Beside a channel's name, its options as the file calls them: ``share``,
-                ``as_``, ``repair``, ``fuse``, ``recompute``.
+                ``as_``, ``repair``, ``read_again``, ``fuse``, ``recompute``.
 
         Returns:
             The workflow itself.
