@@ -106,7 +106,7 @@ def _measured(ref: str, folder: Path) -> dict[str, Any]:
     from torch import nn
 
     from unspoken.agents.models.linears.packed import expected_linears
-    from unspoken.agents.models.notes import cached_identity
+    from unspoken.agents.models.notes import cached_batches, cached_identity
 
     model, identity = _hollow(ref, folder), cached_identity(folder)
     linears = expected_linears(nn.Module.float(model.hf))  # as a CPU computes it
@@ -125,6 +125,7 @@ def _measured(ref: str, folder: Path) -> dict[str, Any]:
         "template": {"plain": model.template.plain, "notes": list(model.template.notes)},
         "linears": {"kind": linears.kind, "reason": linears.reason},
         "generation": _asked(folder),
+        "batches": cached_batches(folder),
         "identity": asdict(identity) if identity else None,
     }
 
@@ -190,6 +191,7 @@ def _in_words(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "chat template", "; ".join([words, *template["notes"]])
     yield "linear layers", f"{facts['linears']['kind']} on a CPU: {facts['linears']['reason']}"
     yield "asks for", _generation(facts["generation"])
+    yield "batched", _batched(facts["batches"])
     if facts["identity"] is None:
         yield "identity", "computed when the model is first loaded"
         return
@@ -208,6 +210,16 @@ def _generation(asked: dict[str, Any]) -> str:
     used = f"{', '.join(applied)}, with generate: {{defaults: checkpoint}}" if applied else ""
     ignored = f"{', '.join(others)}, not applied" if others else ""
     return "; ".join(filter(None, (used, ignored)))
+
+
+def _batched(answers: dict[str, str | None]) -> str:
+    """Whether turns that are ready together are computed in one forward."""
+    if not answers:
+        return "tried when the model is first loaded"
+    if len(set(answers.values())) > 1:
+        return "; ".join(f"{_batched({how: why})} in {how}" for how, why in answers.items())
+    (why,) = set(answers.values())
+    return "yes" if why is None else f"one by one: {why}"
 
 
 def _layers(windows: list[int | None]) -> str:

@@ -61,6 +61,7 @@ class LocalEngine:
             dtype=model.dtype,
             device=model.device,
             max_positions=model.max_positions,
+            batches=model.refuses_batches is None,
         )
 
     def footprint(self, request: TurnRequest) -> Footprint:

@@ -84,6 +84,10 @@ class TurnModel(CausalModel, Protocol):
         """The weights it computes on; None for a model that has none."""
 
     @property
+    def refuses_batches(self) -> str | None:
+        """Why its turns are computed one by one; None where those that are ready are in one."""
+
+    @property
     def batch_key(self) -> object:
         """Equal for models whose turns may be computed in one forward."""
 

@@ -26,7 +26,7 @@ from unspoken.agents.models.generation import asked_of_sampling
 from unspoken.agents.models.hf import Backbone
 from unspoken.agents.models.identity import config_digest, model_identity
 from unspoken.agents.models.linears.packed import Linears
-from unspoken.agents.models.notes import cached_positions, remember_positions
+from unspoken.agents.models.notes import cached_positions, noted_batches, remember_positions
 from unspoken.agents.models.pretrained import cast, find_dtype, load_pretrained
 from unspoken.agents.models.weights import share_weights
 from unspoken.agents.prompts.chat_template import ChatTemplate
@@ -129,7 +129,7 @@ class LocalModel(Decoder):
         named = {"dtype": str(dtype).removeprefix("torch."), "device": as_written(device)}
         asked = {**named, "revision": revision or "auto"}
         loaded.asked = {name: value for name, value in asked.items() if value != "auto"}
-        loaded._prove_positions(folder)
+        loaded._prove(folder)
         loaded.read(range(3))  # a warm-up, so that no agent's first token pays for it
         loaded = loaded if adapter is None else loaded.with_adapter(adapter)
         return loaded.with_template(template) if template else loaded
@@ -139,13 +139,18 @@ class LocalModel(Decoder):
             refuse_adapters(self.hf, self.ref)
         return super()._values_identity()
 
-    def _prove_positions(self, folder: Path) -> None:
-        """Take what was proved of this folder's keys before, or prove it, and note it."""
+    def _prove(self, folder: Path) -> None:
+        """Take what was proved of this folder before, or prove it, and note it."""
         known = cached_positions(folder)
         if known is not None and len(known) == len(self.backbone.geometry.layers):
             self.key_positions = known
         else:
             remember_positions(folder, self.key_positions)
+        self.refuses_batches = noted_batches(
+            folder,
+            f"{self.dtype}, {self.linears.kind} on {self.device.type}, torch {torch.__version__}",
+            lambda: self.refuses_batches,
+        )
 
     def with_adapter(self, adapter: str | Path, *, revision: str | None = None) -> "LocalModel":
         """The same base with an adapter: another model, whose weights are shared with this one.

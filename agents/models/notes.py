@@ -1,4 +1,4 @@
-"""What is kept on disk of a model's folder, so that it costs once: who it is, how it rotates keys.
+"""What is kept on disk of a model's folder, so that it costs once: who it is, what was proved.
 
 A note holds until a file of the folder changes. Size and time of a file are not enough: a copy can
 have both of the file that it replaces. So the file's inode and the time of its last change of any
@@ -6,7 +6,7 @@ kind, which no program sets, count too.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
@@ -85,6 +85,36 @@ def remember_positions(folder: Path, positions: Sequence[str]) -> None:
     if note:
         with suppress(OSError):  # a cache that cannot be written costs time, not the run
             write_json(_note(folder), {**note, "key_positions": list(positions)})
+
+
+def noted_batches(folder: Path, how: str, prove: Callable[[], str | None]) -> str | None:
+    """Why turns of the model in `folder` are not batched, from a note that still holds or anew.
+
+    Args:
+        folder: Where the model was loaded from.
+        how: All else that the answer depends on, such as the type it computes in.
+        prove: Finds the answer: None where they are batched.
+    """
+    note = _read(folder)
+    known = _batches(note)
+    if how in known:
+        return known[how]
+    reason = prove()
+    if note:
+        with suppress(OSError):
+            write_json(_note(folder), {**note, "batches": {**known, how: reason}})
+    return reason
+
+
+def cached_batches(folder: Path) -> dict[str, str | None]:
+    """What is noted of a folder by `noted_batches`: an answer for each way of computing."""
+    return _batches(_read(folder))
+
+
+def _batches(note: Mapping[str, Any]) -> dict[str, str | None]:
+    known = note.get("batches")
+    known = known if isinstance(known, dict) else {}
+    return {how: why for how, why in known.items() if isinstance(why, str | None)}
 
 
 def folder_key(folder: Path) -> dict[str, Any]:

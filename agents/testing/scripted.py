@@ -183,6 +183,11 @@ class ScriptedModel:
         return open_cache(self, state, positions, spare=spare)
 
     @property
+    def refuses_batches(self) -> str:
+        """There is nothing that could be computed in one."""
+        return "it computes nothing"
+
+    @property
     def batch_key(self) -> object:
         """Each turn has a script of its own."""
         return self

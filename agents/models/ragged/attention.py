@@ -52,15 +52,20 @@ def _attention(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
     """As transformers' attention functions: (1, heads, tokens, size) to (1, tokens, heads, size).
 
-    The keys and values are in the rows of the batch already.
+    The keys and values are in the rows of the batch already. The rest are flags and what the batch
+    knows better, unless it is a tensor: some architectures choose what a token sees by one.
     """
     batch = _CURRENT.batch
     assert batch is not None, "ragged attention without a batch"
     batch.layers_seen += 1
+    more["attention_mask"] = attention_mask
+    batch.ignored.update(
+        name for name, given in more.items() if isinstance(given, Tensor) and name != "position_ids"
+    )
     layer: int = module.layer_idx
     queries = query[0] * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     output = queries.new_empty(queries.shape[1], queries.shape[0], value.shape[-1])

@@ -136,11 +136,13 @@ def refusal(backbone: "Backbone") -> str | None:
     try:
         with backbone.computing():
             alone = torch.stack([_alone(backbone, ids) for ids in contexts])
-            together = _together(backbone, contexts)
+            batch, together = _together(backbone, contexts)
     except Exception as error:  # an architecture's own code may raise anything here
         return f"its attention cannot take packed rows: {type(error).__name__}"
-    if together is None:
+    if batch.layers_seen != len(backbone.geometry.layers):
         return "its attention is its own"
+    if batch.ignored:
+        return f"its attention is given {', '.join(sorted(batch.ignored))}, which packed rows lack"
     spread = alone.std().clamp(min=1e-6)
     apart = float((alone - together).abs().max() / spread)
     if apart <= _TOLERANCE.get(backbone.model.dtype, _COARSE):
@@ -155,7 +157,8 @@ def _alone(backbone: "Backbone", ids: Listed[int]) -> Tensor:
     return logits[-1].float()
 
 
-def _together(backbone: "Backbone", contexts: Listed[Listed[int]]) -> Tensor | None:
+def _together(backbone: "Backbone", contexts: Listed[Listed[int]]) -> tuple[Packed, Tensor]:
+    """A batch, and the logits after the last token of each context."""
     nobody = ModelIdentity("", "", "")
     pool = TailPool(backbone.geometry)
     opened: list[Sequence] = [
@@ -172,15 +175,13 @@ def _together(backbone: "Backbone", contexts: Listed[Listed[int]]) -> Tensor | N
         for ids in contexts
     ]
     done = [len(ids) - row for row, ids in enumerate(contexts)]  # the second lacks its last token
-    first, _ = packed_forward(
+    packed_forward(
         backbone,
         [
             Segment(rows=one, ids=ids[:stop], positions=range(stop))
             for one, ids, stop in zip(opened, contexts, done, strict=True)
         ],
     )
-    if first.layers_seen != len(backbone.geometry.layers):
-        return None
     # Both are asked at their last token: the first again, as two tokens beside one.
     opened[0].truncate(done[0] - 2)
     again = [
@@ -190,4 +191,4 @@ def _together(backbone: "Backbone", contexts: Listed[Listed[int]]) -> Tensor | N
     batch, logits = packed_forward(backbone, again)
     assert logits is not None  # both want some
     order = [opened.index(segment.sequence) for segment in batch.segments]
-    return logits[[order.index(row) for row in range(len(contexts))]].float()
+    return batch, logits[[order.index(row) for row in range(len(contexts))]].float()

@@ -25,6 +25,7 @@ class Packed:
         groups: Rows of one token by their tails, each with its place among the tokens.
         stretches: Segments of several tokens, each with its place.
         layers_seen: How many layers asked for attention.
+        ignored: Tensors that they gave it and that it does not know.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Packed:
     ) -> None:
         self.geometry, self.device = geometry, device
         self.layers_seen = 0
+        self.ignored: set[str] = set()
         by_tails: dict[int, list[Segment]] = {}
         others = []
         for segment in segments:

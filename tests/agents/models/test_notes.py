@@ -14,7 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from unspoken.agents import LocalModel
 from unspoken.agents.models import decoder, identity, pretrained
 from unspoken.agents.models.identity import model_identity
-from unspoken.agents.models.notes import cached_identity, cached_positions, folder_key, remember
+from unspoken.agents.models.notes import (
+    cached_batches,
+    cached_identity,
+    cached_positions,
+    folder_key,
+    remember,
+)
 from unspoken.channels.errors import ModelReferenceError
 from unspoken.channels.kv.geometry import ModelIdentity
 
@@ -186,3 +192,13 @@ def test_unwritable_cache_costs_no_run(
     tmp_path.joinpath("file").write_text("")
     monkeypatch.setenv("UNSPOKEN_CACHE", str(tmp_path / "file" / "cache"))
     assert LocalModel.load(str(folder)).identity == whose(folder)
+
+
+def test_why_turns_are_not_batched_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each way of computing, since rounding decides; `models show` reads it."""
+    answers = iter(["its attention is its own", None])
+    monkeypatch.setattr(decoder, "refusal", lambda backbone: next(answers))
+    types = ("float32", "bfloat16", "float32", "bfloat16")
+    whys = [LocalModel.load(str(folder), dtype=dtype).refuses_batches for dtype in types]
+    assert whys == ["its attention is its own", None] * 2
+    assert set(cached_batches(folder).values()) == set(whys)
