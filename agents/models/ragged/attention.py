@@ -10,6 +10,7 @@ nothing needs to be merged. Segments of several tokens are computed one by one.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from transformers.masking_utils import AttentionMaskInterface
 from unspoken.agents.models.ragged.decode_rows import DecodeRows, View
 from unspoken.agents.models.ragged.packed import Packed
 from unspoken.agents.models.ragged.stretch import Stretch
+from unspoken.agents.models.ragged.varlen import attend_packed, has_flash
+from unspoken.channels.kv.geometry import LayerGeometry
 
 NAME = "unspoken_ragged"
 """What transformers knows it by."""
@@ -157,11 +160,30 @@ def _softmax(
     return both[..., :-1].to(scores.dtype)
 
 
+def _by_flash(queries: Tensor, keys: Tensor, values: Tensor, layer: LayerGeometry) -> Tensor:
+    """The last tokens of one sequence, whose mask nobody writes down; as `_stretch`."""
+    tokens, rows = queries.shape[1], keys.shape[1]
+    edges = partial(torch.arange, dtype=torch.int32, device=queries.device)
+    return attend_packed(
+        queries.transpose(0, 1),
+        keys.transpose(0, 1),
+        values.transpose(0, 1),
+        cu_q=edges(0, tokens + 1, tokens),
+        cu_k=edges(0, rows + 1, rows),
+        max_q=tokens,
+        max_k=rows,
+        scale=1.0,
+        window=layer.window,
+    )
+
+
 def _stretch(
     stretch: Stretch, layer: int, queries: Tensor, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
     """Several tokens of one sequence, (heads, tokens, size) to (tokens, heads, value size)."""
     keys, values, sight = stretch.rows_of(layer)
+    if stretch.last and sinks is None and has_flash(queries, values, softcap):
+        return _by_flash(queries, keys, values, stretch.segment.sequence.geometry.layers[layer])
     if softcap is None and sinks is None:
         mixed = scaled_dot_product_attention(
             queries[None],

@@ -29,6 +29,11 @@ class Stretch:
     Args:
         segment: The segment.
         device: Where it is.
+
+    Attributes:
+        reach: Positions filled once these tokens are.
+        tight: Whether the tokens follow each other.
+        last: Whether they do, and no row stands after them.
     """
 
     def __init__(self, segment: Segment, device: torch.device) -> None:
@@ -38,6 +43,7 @@ class Stretch:
         first = segment.positions[0] - sequence.start
         self.span = slice(first, first + len(segment.ids))
         self.tight = segment.positions[-1] - segment.positions[0] + 1 == len(segment.ids)
+        self.last = self.tight and segment.positions[-1] + 1 == self.reach
         self.positions = numbers_at(segment.positions, device)
         self._sights: dict[int | None, Sight] = {}
 

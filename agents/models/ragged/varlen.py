@@ -53,7 +53,7 @@ def attend_packed(
         (tokens, heads, head_dim), in the query's dtype.
     """
     flash = _flash(query.device)
-    if flash is not None and flash_serves(query.dtype, query.shape[-1], softcap):
+    if flash is not None and flash_serves(query, value, softcap):
         near = -1 if window is None or window >= max_k else window - 1
         output: Tensor = flash(
             query,
@@ -80,9 +80,16 @@ def attend_packed(
     )
 
 
-def flash_serves(dtype: torch.dtype, head_dim: int, softcap: float | None = None) -> bool:
-    """Whether FlashAttention computes this: two bytes an element, heads of up to 256, no cap."""
-    return dtype in _HALF and head_dim % 8 == 0 and head_dim <= _LARGEST_HEAD and softcap is None
+def has_flash(query: Tensor, value: Tensor, softcap: float | None = None) -> bool:
+    """Whether `attend_packed` computes this by FlashAttention."""
+    return flash_serves(query, value, softcap) and _flash(query.device) is not None
+
+
+def flash_serves(query: Tensor, value: Tensor, softcap: float | None = None) -> bool:
+    """Whether FlashAttention can, where there is one: two bytes an element, heads of up to 256."""
+    size = query.shape[-1]
+    heads = size % 8 == 0 and size <= _LARGEST_HEAD and size == value.shape[-1]
+    return heads and query.dtype in _HALF and softcap is None
 
 
 @cache

@@ -2,14 +2,21 @@
 
 import inspect
 from functools import partial
+from typing import Literal
 
 import pytest
 import torch
+from engine_turns import writes
+from fake_flash import FakeFlash, one_by_one
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from unspoken.agents.engines.assembly import Past
+from unspoken.agents.engines.base import TurnRequest
+from unspoken.agents.engines.turn import drive_turn
 from unspoken.agents.models.ragged import varlen
 from unspoken.agents.models.ragged.varlen import attend_packed, flash_serves
+from unspoken.agents.testing import tiny_model
+from unspoken.channels.kv.state import KVState
 
 real = pytest.importorskip("torch.nn.attention.varlen")
 
@@ -37,75 +44,8 @@ def packed(
     }
 
 
-def one_by_one(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_q: Tensor,
-    cu_k: Tensor,
-    scale: float,
-    window: int | None = None,
-) -> Tensor:
-    """Each segment by torch's own attention, under a mask written for it."""
-    parts = []
-    for (q, q_end), (k, k_end) in zip(
-        zip(cu_q.tolist(), cu_q.tolist()[1:], strict=False),
-        zip(cu_k.tolist(), cu_k.tolist()[1:], strict=False),
-        strict=True,
-    ):
-        rows = torch.arange(k_end - k)
-        at = torch.arange(q_end - q) + (k_end - k) - (q_end - q)
-        mask = rows <= at[:, None]
-        if window is not None:
-            mask &= rows > at[:, None] - window
-        out = scaled_dot_product_attention(
-            query[q:q_end].transpose(0, 1),
-            key[k:k_end].transpose(0, 1),
-            value[k:k_end].transpose(0, 1),
-            mask,
-            scale=scale,
-            enable_gqa=True,
-        )
-        parts.append(out.transpose(0, 1))
-    return torch.cat(parts)
-
-
 def without_maxima(given: dict[str, Tensor | int]) -> dict[str, Tensor]:
     return {name: value for name, value in given.items() if isinstance(value, Tensor)}
-
-
-class FakeFlash:
-    """`varlen_attn` by its own description, on any device; notes what it was called with."""
-
-    def __init__(self) -> None:
-        self.windows: list[tuple[int, int]] = []
-
-    def varlen_attn(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        cu_seq_q: torch.Tensor,
-        cu_seq_k: torch.Tensor | None,
-        max_q: int,
-        max_k: int,
-        *,
-        return_aux: real.AuxRequest | None = None,
-        scale: float | None = None,
-        window_size: tuple[int, int] = (-1, -1),
-        enable_gqa: bool = False,
-        seqused_k: torch.Tensor | None = None,
-        block_table: torch.Tensor | None = None,
-        num_splits: int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        assert enable_gqa or query.shape[1] == key.shape[1]
-        assert cu_seq_k is not None and cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
-        assert max_q >= cu_seq_q.diff().max() and max_k >= cu_seq_k.diff().max()
-        left, right = window_size
-        assert right == 0 and scale is not None
-        self.windows.append(window_size)
-        window = None if left == -1 else left + 1
-        return one_by_one(query, key, value, cu_seq_q, cu_seq_k, scale, window)
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 64])
@@ -197,5 +137,34 @@ def test_what_flash_serves(
     dtype: torch.dtype, head_dim: int, softcap: float | None, serves: bool
 ) -> None:
     """Two bytes an element, heads it has kernels for, no cap."""
-    assert flash_serves(dtype, head_dim, softcap) is serves
+    heads = torch.zeros(1, 2, head_dim, dtype=dtype)
+    assert flash_serves(heads, heads, softcap) is serves
     assert varlen._flash(torch.device("cpu")) is None
+    assert not varlen.has_flash(heads, heads, softcap)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_prefill_goes_by_flash_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, family: Literal["llama", "gemma3"]
+) -> None:
+    """Behind a state and before its end, too, and on layers with a window."""
+    model = tiny_model(family=family).cast(torch.bfloat16)
+    ids, flash = tuple(range(20, 50)), FakeFlash()
+
+    def computed() -> tuple[list[KVState], tuple[int, ...]]:
+        first = drive_turn(model, TurnRequest(ids=ids, keep_state=True))[1]
+        assert first.state is not None
+        past = Past(first.ids, first.state)
+        more = TurnRequest(ids=(*ids, *range(60, 70)), sampling=writes(3), keep_state=True)
+        second = drive_turn(model, more, past)[1]
+        assert second.state is not None
+        return [first.state, second.state], second.ids
+
+    states, expected = computed()
+    monkeypatch.setattr(varlen, "_flash", lambda device: flash.varlen_attn)
+    by_flash, actual = computed()
+    layers = len(model.geometry.layers)
+    assert len(flash.windows) == 2 * layers and actual == expected
+    for state, other in zip(states, by_flash, strict=True):
+        for one, two in zip(state.layers, other.layers, strict=True):
+            torch.testing.assert_close(one.values, two.values, rtol=0.05, atol=0.05)
