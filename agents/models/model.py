@@ -146,9 +146,10 @@ class LocalModel(Decoder):
             self.key_positions = known
         else:
             remember_positions(folder, self.key_positions)
+        where = self.device.type if len(set(self.layer_devices)) == 1 else "several devices"
         self.refuses_batches = noted_batches(
             folder,
-            f"{self.dtype}, {self.linears.kind} on {self.device.type}, torch {torch.__version__}",
+            f"{self.dtype}, {self.linears.kind} on {where}, torch {torch.__version__}",
             lambda: self.refuses_batches,
         )
 

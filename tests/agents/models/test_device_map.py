@@ -151,6 +151,8 @@ def test_a_model_is_loaded_over_devices(tmp_path: Path) -> None:
     there = LocalModel.load(folder, device={"map": {"model.layers.0": "fake:1", "": "fake:0"}})
     assert there.identity == here.identity
     assert list(map(str, there.layer_devices)) == ["fake:1", "fake:0"]
+    assert there.refuses_batches == "its layers are on several devices"
+    assert here.refuses_batches is None
     request = TurnRequest(ids=PROMPT, sampling=writes(4))
     assert turn(there, request).ids == turn(here, request).ids
 
