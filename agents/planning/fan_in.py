@@ -47,7 +47,7 @@ def _settled(
     longest = _longest_output(spec, edge)
     if longest is not None and longest <= edge.read_again and edge.fallback == "text":
         evidence = f"one of {beside} messages that would be spliced, at most {longest} tokens long"
-        reason = f"same weights, but {evidence}: reading it again is exact"
+        reason = f"same weights, but {evidence}: it is read again"
         return replace(choice, mode="text", reason=reason, evidence=evidence, advice="")
     again = f"its first {edge.read_again} tokens are computed again"
     reason = f"{choice.reason}; one of {beside} such messages, so {again}"

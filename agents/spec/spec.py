@@ -211,7 +211,7 @@ class EdgeSpec(Part):
         READ_AGAIN,
         description="With channel: auto, where several messages would be spliced into one context: "
         "how many first tokens of each are computed again. What an agent can write in so many "
-        "goes by text, which is exact. 0 leaves each to its repair.",
+        "goes by text. 0 leaves each to its repair.",
     )
     recompute: Annotated[Recompute | None, NONE_WORD] = Field(
         "profile",
