@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from unspoken.agents.models.hf import Backbone
 from unspoken.agents.models.identity import config_digest
+from unspoken.agents.models.ragged.forward import refusal
 
 ARCHITECTURES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 VOCABULARY, TOKENS, MOST = 96, 24, 10_000_000
@@ -42,6 +43,10 @@ _SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
 }
 _MADE = ("layer_types", "mlp_layer_types", "no_rope_layers", "block_types", "hybrid_layer_ids")
+
+
+ONE_BY_ONE = ("diffllama", "doge", "falcon", "jetmoe")
+"""Those that are served and whose turns are not batched: their attention is of another kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +182,20 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def _refusal(kind: str) -> str | None:
+    """Why turns of an architecture are computed one by one; None where they are batched."""
+    made = tiny(kind)
+    assert made is not None
+    with _quiet():
+        return refusal(Backbone(made[0]))
+
+
 def main() -> int:
-    """Sweep all architectures and print a row for each; the number of those with a fault."""
-    totals, faulty, made = [0, 0, 0], 0, 0
+    """Sweep all architectures and print a row for each; the number of those with a fault.
+
+    A fault is a change that is not told, and an architecture whose turns are batched no more.
+    """
+    totals, faulty, made, batched = [0, 0, 0], 0, 0, 0
     for kind in ARCHITECTURES:
         tried = list(changes(kind))
         if not tried:
@@ -189,12 +205,16 @@ def main() -> int:
         made, faulty = made + 1, faulty + bool(untold)
         counts = (len(tried), len(otherwise), len(untold))
         totals = [old + new for old, new in zip(totals, counts, strict=True)]
-        row = (kind, *counts, *(f"{one.entry}={one.value!r}" for one in untold))
+        why = _refusal(kind)
+        batched += why is None
+        faulty += why is not None and kind not in ONE_BY_ONE
+        how = "batched" if why is None else f"one by one: {why};"
+        row = (kind, *counts, how, *(f"{one.entry}={one.value!r}" for one in untold))
         sys.stdout.write(" ".join(map(str, row)) + "\n")
         sys.stdout.flush()
     sys.stdout.write(
         f"{made} architectures: {totals[0]} changes, {totals[1]} compute otherwise, "
-        f"{totals[2]} of them untold in {faulty} architectures\n"
+        f"{totals[2]} of them untold; {batched} architectures batched; {faulty} faults\n"
     )
     return faulty
 
