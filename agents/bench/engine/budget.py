@@ -20,7 +20,7 @@ from unspoken.agents.session import Session
 from unspoken.agents.workflow import Workflow
 from unspoken.channels.machine import in_turn
 
-OVER, DOCUMENTS, TOKENS, NEW, ROUNDS = 4, 12, 512, 16, 3
+OVER, DOCUMENTS, TOKENS, NEW, ROUNDS = 4, 16, 512, 16, 3
 """How many times over the budget the states are, how many documents there are, tokens of each, of
 each answer, and how often it is measured.
 """

@@ -19,7 +19,7 @@ from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.engine.share import Timing, figures, timed
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.models.model import LocalModel
-from unspoken.agents.runtime.events import RunFinished, TokenWritten, TurnStarted
+from unspoken.agents.runtime.events import RunFinished, TokenWritten, TurnFinished
 from unspoken.agents.session import Session
 from unspoken.agents.workflow import Workflow
 from unspoken.channels.machine import in_turn
@@ -36,7 +36,7 @@ class _Answer:
 
     Attributes:
         ttft: Seconds to the first token of the turn that answers, by its own report.
-        waited: The same from the start of the run or, for a continuation, of that turn.
+        waited: The same from the start of the run or, for a continuation, from the reader's end.
         reused: Tokens that the turn took over.
         text: What it wrote.
         timing: Of the whole run.
@@ -128,7 +128,7 @@ class _Trial:
         async with aclosing(flow.stream(**given, session=session)) as events:
             async for last in events:
                 match last:
-                    case TurnStarted(agent="solver") if flow is self._chained:
+                    case TurnFinished(agent="reader"):  # then the answering turn is composed
                         began = perf_counter()
                     case TokenWritten(agent="solver"):
                         waited(perf_counter() - began)

@@ -8,7 +8,7 @@ from unspoken.agents.testing import tiny_model
 
 def test_budget_has_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways write the same, and the tight one has put states on disk."""
-    for name, value in (("DOCUMENTS", 8), ("TOKENS", 48), ("NEW", 2), ("ROUNDS", 1)):
+    for name, value in (("DOCUMENTS", 16), ("TOKENS", 192), ("NEW", 2), ("ROUNDS", 1)):
         monkeypatch.setattr(budget, name, value)
     rows, summary = budget.measure(tiny_model(), progress=lambda line: None)
     free, tight = rows
@@ -16,4 +16,4 @@ def test_budget_has_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     assert free["budget_mb"] is None and free["spilled_mb"] == 0
     assert tight["budget_mb"] == pytest.approx(free["peak_mb"] / budget.OVER, abs=0.01)
     assert tight["spilled_mb"] > 0 and tight["peak_mb"] < free["peak_mb"]
-    assert 0 < summary["peak_over_budget"] < budget.OVER and summary["slowdown"] > 0
+    assert 0 < summary["peak_over_budget"] <= 1.1 and summary["slowdown"] > 0
