@@ -146,7 +146,7 @@ class Preparation:
             takes=takes,
             shares=pool.retain,
         )
-        limits = {name: pool.budget.of(one.facts.device) for name, one in engines.items()}
+        limits = {name: pool.budget.at_most(one.facts.device) for name, one in engines.items()}
         problems = check.never_fit(limits)
         found = [one if self._source is None else self._source.placed(one) for one in problems]
         if found:

@@ -89,8 +89,17 @@ class Message:
 
 
 def common_prefix(left: Sequence[object], right: Sequence[object]) -> int:
-    """Number of leading tokens, or characters, that two sequences share."""
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return index
-    return min(len(left), len(right))
+    """Number of leading tokens, or characters, that two sequences of one type share.
+
+    It goes by halves, since comparing slices is many times as fast as comparing items.
+    """
+    low, high = 0, min(len(left), len(right))
+    if left[:high] == right[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -182,8 +182,9 @@ class AdmissionQueue:
                 victims = [] if waiter.disk_error else pool.victims(device, short, kept)
                 if victims or self._open[device] or pool.disk.busy:
                     return victims
-                if request.must_fit:
-                    raise _does_not_fit(pool, request, nbytes, entries, limit, waiter.disk_error)
+                most = pool.budget.at_most(device)
+                if request.must_fit and most is not None and short > most - limit:
+                    raise _does_not_fit(pool, request, nbytes, entries, most, waiter.disk_error)
         if request.query is not None:
             for one in (pool.usage, usage):
                 one.count(0 if hit is None else hit[1])
@@ -201,6 +202,7 @@ class AdmissionQueue:
             self._pool.use(entry)
         self._pool.note_shared()
         self.leased[request.device] += nbytes
+        self._pool.note_peak()
         self._open[request.device] += 1
         return PoolLease(self, request.device, nbytes, entries, hit)
 

@@ -21,7 +21,7 @@ class Budget:
 
     Args:
         memory: Bytes, or a size such as ``2GB``; None for half of what is free when a device is
-            first used.
+            first used. A turn that needs more than this half may then have the rest too, alone.
 
     Raises:
         InputError: It is no size.
@@ -29,16 +29,20 @@ class Budget:
 
     def __init__(self, memory: int | str | None = None) -> None:
         self.asked = None if memory is None else _bytes(memory)
-        self._limits: dict[torch.device, int | None] = {}
+        self._free: dict[torch.device, int | None] = {}
 
     def of(self, device: torch.device) -> int | None:
         """The most bytes on a device; None where nothing says how much it has."""
+        free = self.at_most(device)
+        return free if free is None or self.asked is not None else int(free * SHARE)
+
+    def at_most(self, device: torch.device) -> int | None:
+        """The most bytes for one turn alone: what was asked for, else all that was free."""
         if self.asked is not None:
             return self.asked
-        if device not in self._limits:
-            free = free_bytes(device)
-            self._limits[device] = None if free is None else int(free * SHARE)
-        return self._limits[device]
+        if device not in self._free:
+            self._free[device] = free_bytes(device)
+        return self._free[device]
 
 
 def _bytes(memory: int | str) -> int:
@@ -89,10 +93,16 @@ def _linux_bytes() -> int | None:
 
 
 def _group_bytes() -> int | None:
-    """What is left to a container, by version 2 of Linux's control groups."""
-    with suppress(OSError, ValueError):  # "max" is no number: there is no limit
-        most = int((_CGROUP / "memory.max").read_text(encoding="ascii"))
-        return max(most - int((_CGROUP / "memory.current").read_text(encoding="ascii")), 0)
+    """What is left to a container, by version 2 of Linux's control groups; files make room."""
+    with suppress(OSError, ValueError, KeyError):  # "max" is no number: there is no limit
+        most, used = (
+            int((_CGROUP / name).read_text(encoding="ascii"))
+            for name in ("memory.max", "memory.current")
+        )
+        lines = (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+        kinds = dict(line.split() for line in lines)
+        files = int(kinds["inactive_file"]) + int(kinds["active_file"])
+        return max(most - max(used - files, 0), 0)
     return None
 
 

@@ -102,7 +102,7 @@ class Pool:
                 self._entries[entry.key] = entry
                 self._index(entry, state)
             ref = self._ticket(entry, holder)
-            self._note_peak()
+            self.note_peak()
             for device in self.blocks.held:
                 self.reclaim(device, 0)
             return ref
@@ -172,7 +172,7 @@ class Pool:
         """An entry's state, read from disk where it is there alone."""
         state = self.disk.fetch(entry)
         with self.lock:
-            self._note_peak()
+            self.note_peak()
         return state
 
     def release(self, ref: StateRef) -> None:
@@ -274,9 +274,12 @@ class Pool:
             return None
         return tree.longest(query.ids, query.more_than, lambda entry, n: _serves(entry, n, query))
 
-    def _note_peak(self) -> None:
+    def note_peak(self) -> None:
+        """Count what is held and leased now."""
+        held, leased = self.bytes_held, self.queue.leased.total()
         for usage in self._watching:
-            usage.peak_bytes = max(usage.peak_bytes, self.bytes_held)
+            usage.peak_bytes = max(usage.peak_bytes, held)
+            usage.peak_reserved_bytes = max(usage.peak_reserved_bytes, held + leased)
 
     def note_shared(self) -> None:
         """Count what tickets share now, as a turn begins: those that it gave back are gone."""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from unspoken.channels.message import common_prefix
+
 Entry = TypeVar("Entry", bound=Hashable)
 
 Ids = tuple[int, ...]
@@ -41,7 +43,7 @@ class PrefixTree(Generic[Entry]):
             if child is None:
                 node.children[ids[at]] = _Node(ids[at:], {entry: None})
                 return
-            shared = shared_ids(child.run, ids[at : at + len(child.run)])
+            shared = common_prefix(child.run, ids[at : at + len(child.run)])
             if shared < len(child.run):
                 lower = _Node(child.run[shared:], dict(child.entries), child.children)
                 child.run, child.children = child.run[:shared], {lower.run[0]: lower}
@@ -79,7 +81,7 @@ class PrefixTree(Generic[Entry]):
             child = node.children.get(ids[reach])
             if child is None:
                 break
-            shared = shared_ids(child.run, ids[reach : reach + len(child.run)])
+            shared = common_prefix(child.run, ids[reach : reach + len(child.run)])
             reach += shared
             path.append((child, reach))
             if shared < len(child.run):
@@ -92,17 +94,3 @@ class PrefixTree(Generic[Entry]):
                 if usable(entry, tokens):
                     return entry, tokens
         return None
-
-
-def shared_ids(left: Ids, right: Ids) -> int:
-    """Number of leading ids that two runs share; by halves, as comparing slices is fast."""
-    low, high = 0, min(len(left), len(right))
-    if left[:high] == right[:high]:
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if left[low:middle] == right[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low

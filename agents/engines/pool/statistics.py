@@ -28,6 +28,7 @@ class Usage:
 
     Attributes:
         peak_bytes: The most memory that states held at a time, each storage once.
+        peak_reserved_bytes: The most at a time with what turns under way had leased.
         peak_shared_bytes: The most of it that several tickets were for when a turn began.
         spilled_bytes: Bytes of memory that were given up for a copy on disk.
         prefix_hits: Turns that took over more from the index than their messages brought.
@@ -36,6 +37,7 @@ class Usage:
     """
 
     peak_bytes: int = 0
+    peak_reserved_bytes: int = 0
     peak_shared_bytes: int = 0
     spilled_bytes: int = 0
     prefix_hits: int = 0
@@ -60,8 +62,8 @@ class PoolStatistics:
         shared_bytes: Of those held, what several tickets are for.
         bytes_on_disk: Bytes of states on disk.
         budget_bytes: Most bytes by device, as far as devices were used; None for no limit.
-        peak_bytes, peak_shared_bytes, spilled_bytes, prefix_hits, prefix_misses, prefix_tokens: As
-            in `Usage`.
+        peak_bytes, peak_reserved_bytes, peak_shared_bytes, spilled_bytes, prefix_hits,
+            prefix_misses, prefix_tokens: As in `Usage`.
         tickets: Number of tickets.
         states: The states and who holds them.
     """
@@ -73,6 +75,7 @@ class PoolStatistics:
     bytes_on_disk: int
     budget_bytes: dict[str, int | None]
     peak_bytes: int
+    peak_reserved_bytes: int
     peak_shared_bytes: int
     spilled_bytes: int
     prefix_hits: int

@@ -5,7 +5,8 @@ from time import perf_counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unspoken.agents.engines.pool.prefixes import PrefixTree, shared_ids
+from unspoken.agents.engines.pool.prefixes import PrefixTree
+from unspoken.channels.message import common_prefix
 
 few = st.lists(st.integers(0, 2), max_size=9).map(tuple)
 
@@ -16,9 +17,9 @@ def common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
 
 
 @given(few, few)
-def test_shared_ids_is_the_common_prefix(left: tuple[int, ...], right: tuple[int, ...]) -> None:
+def test_the_common_prefix_is_that_of_a_walk(left: tuple[int, ...], right: tuple[int, ...]) -> None:
     """Halving finds what a walk finds."""
-    assert shared_ids(left, right) == common(left, right)
+    assert common_prefix(left, right) == common(left, right)
 
 
 @given(st.lists(st.tuples(few.filter(bool), st.booleans()), max_size=12), few, st.integers(0, 4))
