@@ -55,12 +55,14 @@ class Answer:
         tokens: What follows the last of them: the drafts that were right, and one token more. Empty
             unless all tokens were computed and a sampler was given.
         seconds: Seconds of the forward, whatever else it computed.
+        turns: How many turns it computed; 1 on a model that takes them one by one.
     """
 
     count: int
     drafted: int
     tokens: tuple[int, ...]
     seconds: float
+    turns: int = 1
 
 
 def compute(asks: Sequence[tuple[Compute, int]]) -> list[Answer | Exception]:
@@ -88,13 +90,14 @@ def compute(asks: Sequence[tuple[Compute, int]]) -> list[Answer | Exception]:
     }
     chosen = dict(zip(wanted, sample(list(wanted.values())), strict=True))
     seconds = perf_counter() - began
+    turns = 1 if asks[0][0].model.refuses_batches else len(asks)
     answers: list[Answer | Exception] = []
     for number, ((ask, count), segment) in enumerate(zip(asks, segments, strict=True)):
         tokens = chosen.get(number, [])
         if isinstance(tokens, Exception):
             answers.append(tokens)
         else:
-            answers.append(_answer(ask, count, segment, tokens, seconds))
+            answers.append(_answer(ask, count, segment, tokens, seconds=seconds, turns=turns))
     return answers
 
 
@@ -126,7 +129,7 @@ def _segment(ask: Compute, count: int, *, drafts: bool) -> Segment:
 
 
 def _answer(
-    ask: Compute, count: int, segment: Segment, chosen: Sequence[int], seconds: float
+    ask: Compute, count: int, segment: Segment, chosen: Sequence[int], *, seconds: float, turns: int
 ) -> Answer:
     """What was computed: tokens up to the first that was not drafted; wrong drafts' rows go."""
     drafted = len(segment.ids) - count
@@ -138,7 +141,7 @@ def _answer(
         ask.rows.truncate(ask.rows.length - wrong)
         for parts in ask.capture.values():
             parts[-1] = parts[-1][:-wrong]
-    return Answer(count, drafted, tuple(chosen[: right + 1]), seconds)
+    return Answer(count, drafted, tuple(chosen[: right + 1]), seconds, turns)
 
 
 def slices(asks: Sequence[Compute]) -> list[int]:

@@ -60,6 +60,8 @@ class Usage:
         layer_tokens_computed: Layers times prompt tokens computed, for a bridge too.
         ttft_s: From all inputs there to the first token sampled; None where nothing is generated.
         seconds: Work of the whole turn; waiting for the device is not in it.
+        forwards: Forwards of the model that computed tokens of it.
+        turns_per_forward: How many turns those computed on average, this one included.
     """
 
     prompt_tokens: int
@@ -71,6 +73,8 @@ class Usage:
     layer_tokens_computed: int
     ttft_s: float | None
     seconds: float
+    forwards: int = 0
+    turns_per_forward: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

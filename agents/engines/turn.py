@@ -6,7 +6,7 @@ that it yields are events.
 """
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import perf_counter
 
 import torch
@@ -21,6 +21,7 @@ from unspoken.agents.engines.base import (
     TurnRequest,
     Usage,
 )
+from unspoken.agents.engines.captured import with_hidden
 from unspoken.agents.engines.drafts import Drafter
 from unspoken.agents.engines.sampling import Sampler
 from unspoken.agents.models.base import TurnModel
@@ -87,6 +88,8 @@ class _Turn:
         sampled: Ids sampled, but for one that ended the turn by itself.
         count: Ids sampled, that one included.
         ttft: Seconds to the first of them.
+        forwards: Forwards that it took part in.
+        company: Turns that those computed, itself included, counted once a forward.
     """
 
     model: TurnModel
@@ -99,6 +102,8 @@ class _Turn:
     sampled: list[int] = field(default_factory=list)
     count: int = 0
     ttft: float | None = None
+    forwards: int = 0
+    company: int = 0
 
     def step(self, event: TurnEvent | None) -> Generator[Step, Answer | None, None]:
         """Give the device away for a moment."""
@@ -129,6 +134,8 @@ class _Turn:
         self.clock.resume()
         assert answer is not None  # whoever drives a turn answers what it asks
         self.clock.seconds += answer.seconds
+        self.forwards += 1
+        self.company += answer.turns
         return answer
 
     def check_time(self) -> None:
@@ -306,39 +313,7 @@ def _finished_state(turn: _Turn, final: tuple[int, ...]) -> Generator[Step, Answ
         rest = range(rows.length, len(final))
         yield from turn.compute(final[rows.length :], rest)
     computed = (*turn.assembly.missing, *range(prompt, len(final)))
-    return _with_hidden(rows.snapshot(), turn.hidden, computed, turn.assembly.states)
-
-
-def _with_hidden(
-    state: KVState, hidden: Capture, computed: Sequence[int], states: Sequence[KVState]
-) -> KVState:
-    """The state with the captured inputs of its last rows, as far back as they have no gap.
-
-    Args:
-        state: The state of the whole context.
-        hidden: What was captured, in the order of computing.
-        computed: The positions it belongs to, ascending.
-        states: What was in place before; the one right before the captured rows may have such
-            inputs too.
-    """
-    if not hidden:
-        return state
-    rows = 0
-    while rows < len(computed) and computed[-1 - rows] == state.stop - 1 - rows:
-        rows += 1
-    kept = {layer: torch.cat(parts)[-rows:] for layer, parts in hidden.items()} if rows else {}
-    for before in states:
-        follows = rows and before.stop == state.stop - rows
-        if not follows or not set(hidden) <= set(before.hidden):
-            continue
-        # Rows of it that were computed again have other hidden states than those it brought.
-        again = max((at for at in computed if at < before.stop), default=-1) + 1
-        back = before.stop - max(before.hidden_first, again)
-        if back > 0:
-            kept = {
-                layer: torch.cat((before.hidden[layer][-back:], kept[layer])) for layer in hidden
-            }
-    return replace(state, hidden=kept)
+    return with_hidden(rows.snapshot(), turn.hidden, computed, turn.assembly.states)
 
 
 def _usage(turn: _Turn) -> Usage:
@@ -354,4 +329,6 @@ def _usage(turn: _Turn) -> Usage:
         layer_tokens_computed=missing * len(turn.model.geometry.layers) + assembly.layer_tokens,
         ttft_s=turn.ttft,
         seconds=turn.clock.now(),
+        forwards=turn.forwards,
+        turns_per_forward=round(turn.company / max(turn.forwards, 1), 2),
     )

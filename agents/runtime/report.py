@@ -28,6 +28,8 @@ class TurnReport:
     layer_tokens_computed: int
     ttft_s: float | None
     seconds: float
+    forwards: int = 0
+    turns_per_forward: float = 0.0
     finish: str = "none"
     item: int | None = None
 

@@ -11,7 +11,8 @@ from processes import environment, until
 from tiny import tiny_llama
 
 _TURN = """turn prompt_tokens prefilled_tokens reused_tokens recomputed_tokens projected_tokens
-    generated_tokens layer_tokens_computed ttft_s seconds finish item"""
+    generated_tokens layer_tokens_computed ttft_s seconds forwards
+    turns_per_forward finish item"""
 _EDGE = """from to turn channel mode planned reason fallback exact tokens reused repaired projected
     recomputed_layers layer_tokens bytes seconds item"""
 _RUN = """run_id workflow outputs agents edges fallbacks loops_ended failed_items peak_state_bytes

@@ -88,6 +88,11 @@ async def test_turns_take_as_many_forwards_as_the_longest(
     """Six agents write as many tokens as one in about as many forwards, the tokens of generate."""
     outcomes = await together(engine_of(model), [request(ids) for ids in PROMPTS])
     assert [ids_of(outcome) for outcome in outcomes] == [generated(model, ids) for ids in PROMPTS]
+    usages = [outcome.usage for outcome in outcomes if isinstance(outcome, TurnOutcome)]
+    assert max(usage.forwards for usage in usages) <= len(rounds)
+    computed = sum(usage.forwards for usage in usages)
+    assert computed == sum(len(turns) for turns in rounds)
+    assert all(4 < usage.turns_per_forward <= 6 for usage in usages)
     assert len(rounds) < 3 * TOKENS and max(map(len, rounds)) == len(PROMPTS)
 
 
