@@ -11,14 +11,14 @@ import fake_device
 import pytest
 import torch
 from engine_contract import EngineContract, Subject
-from engine_turns import PROMPT, take, writes
+from engine_turns import MORE, PROMPT, inbound, message_of, take, writes
 from fake_device import noted
 
 from unspoken.agents.engines import asks
 from unspoken.agents.engines.base import TurnRequest
 from unspoken.agents.engines.local import LocalEngine
 from unspoken.agents.engines.turn import drive_turn
-from unspoken.agents.engines.worker import Worker
+from unspoken.agents.engines.worker import Worker, Workers
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.testing import tiny_model
@@ -30,10 +30,10 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def on_accelerator(model: LocalModel) -> LocalModel:
-    """The model, moved to the fake device."""
+def on_accelerator(model: LocalModel, device: str = "fake:0") -> LocalModel:
+    """The model, moved to a fake device."""
     fake_device.install()
-    return LocalModel(model.hf.to("fake:0"), model.tokenizer, identity=model.identity)
+    return LocalModel(model.hf.to(device), model.tokenizer, identity=model.identity)
 
 
 def written(model: LocalModel, ids: Sequence[int], count: int) -> tuple[int, ...]:
@@ -69,16 +69,22 @@ class TestOnAnAccelerator(EngineContract):
 
 
 @pytest.fixture
-def _like_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def like_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """What goes there goes as to CUDA, through memory that is pinned as far as anybody knows."""
-    monkeypatch.setattr(transfer, "_pins", lambda source, target: target.type == "fake")
-    monkeypatch.setattr(
-        transfer, "_empty", lambda count, like, pinned: torch.empty(count, dtype=like.dtype)
-    )
+    pins, empty = transfer._pins, transfer._empty
+
+    def as_cuda(device: torch.device) -> torch.device:
+        return torch.device("cuda", device.index) if device.type == "fake" else device
+
+    def unpinned(count: int, like: torch.Tensor, *, pinned: bool) -> torch.Tensor:
+        return empty(count, like, pinned=False)
+
+    monkeypatch.setattr(transfer, "_pins", lambda *ends: pins(*map(as_cuda, ends)))
+    monkeypatch.setattr(transfer, "_empty", unpinned)
 
 
 @pytest.fixture
-async def engine(_like_cuda: None) -> LocalEngine:
+async def engine(like_cuda: None) -> LocalEngine:
     """An engine that has taken a turn: its model is proved then, once."""
     engine = LocalEngine(on_accelerator(tiny_model()), StateStore(), Worker("fake"))
     await take(engine, TurnRequest(ids=PROMPT, sampling=writes(1)))
@@ -141,3 +147,29 @@ async def test_a_prefill_waits_for_nothing_between_its_passes(
     short = await noted_of(engine, 1)
     long = await noted_of(engine, 1, prompts=[PROMPT * 20])
     assert waits(long) == waits(short) and long["upload"] > short["upload"]
+
+
+@pytest.mark.anyio
+async def test_a_state_crosses_once_for_all_readers_on_a_device(like_cuda: None) -> None:
+    """Each device has a worker; three turns on the second read what one wrote on the first."""
+    states, workers, here = StateStore(), Workers(), tiny_model()
+    sharer, receiver = (
+        LocalEngine(model, states, workers.of(model.device))
+        for model in (on_accelerator(tiny_model()), on_accelerator(tiny_model(), "fake:1"))
+    )
+    assert sharer.worker is not receiver.worker
+    await take(receiver, TurnRequest(ids=PROMPT, sampling=writes(1)))
+    sent = await take(sharer, TurnRequest(ids=PROMPT, keep_state=True))
+    message, context = message_of(PROMPT, here.identity), (*PROMPT, *MORE)
+
+    async def read() -> None:
+        one = inbound(message, sent.state, context)
+        outcome = await take(receiver, TurnRequest(ids=context, inbound=(one,), sampling=writes(4)))
+        assert outcome.ids[len(context) :] == written(here, context, 4)
+        assert outcome.usage.reused_tokens == len(PROMPT)
+
+    with noted() as seen:
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(read)
+    assert seen["cross"] == 1

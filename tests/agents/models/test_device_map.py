@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import fake_device
 import pytest
 import torch
@@ -182,3 +183,15 @@ def test_a_strategy_needs_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate.utils", None)
     with pytest.raises(ModelSupportError, match=r"map: auto.*accelerate.*not installed"):
         find_map(tiny_model().hf, "auto")
+
+
+def test_a_model_that_accelerate_spread_is_taken_as_it_is() -> None:
+    """Its layers are where it put them, and its hooks stay."""
+    model = tiny_model(num_hidden_layers=2)
+    where = {"model.embed_tokens": "fake:0", "model.layers.0": "fake:0", "model.layers.1": "fake:1"}
+    rest = {"model.norm": "fake:1", "model.rotary_emb": "fake:0", "lm_head": "fake:1"}
+    copied = copy.deepcopy(model.hf)
+    accelerate.dispatch_model(copied, where | rest, skip_keys="past_key_values", force_hooks=True)
+    other = LocalModel(copied, model.tokenizer, identity=model.identity)
+    request = TurnRequest(ids=PROMPT, sampling=writes(3))
+    assert turn(other, request).ids == turn(model, request).ids
