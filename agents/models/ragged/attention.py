@@ -71,6 +71,8 @@ def _attention(
     )
     layer: int = module.layer_idx
     queries = query[0] * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if len(batch.groups) == 1 and not batch.stretches:  # then nothing is put together
+        return _decode(batch.groups[0][1], layer, queries, softcap, s_aux)[None], None
     output = queries.new_empty(queries.shape[1], queries.shape[0], value.shape[-1])
     for place, rows in batch.groups:
         output[place] = _decode(rows, layer, queries[:, place], softcap, s_aux)
@@ -90,72 +92,88 @@ AttentionMaskInterface.register(NAME, _no_mask)
 def _decode(
     rows: DecodeRows, layer: int, queries: Tensor, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
-    """One token of each row, (heads, rows, size) to (rows, heads, value size)."""
+    """One token of each row, (heads, rows, size) to (rows, heads, value size).
+
+    Scores and weights are (kv_heads, group, rows, columns), a group being the heads that share keys
+    and values. So the products with a prefix need no copy of the queries. A decoded token is a
+    hundred small operations a layer, so each that is spared counts.
+    """
     heads, count, size = queries.shape
     keys, values = rows.own(layer)
     kv_heads = keys.shape[1]
-    grouped = queries.transpose(0, 1).reshape(count, kv_heads, heads // kv_heads, size)
+    grouped = queries.reshape(kv_heads, heads // kv_heads, count, size)
     view = rows.view_of(layer)
-    own = _over_slots(rows, grouped, keys.transpose(-1, -2))
-    scores = torch.cat((_of_prefix(view, layer, grouped), own), dim=-1) if view.columns else own
+    own = _over_slots(rows, grouped, keys.transpose(2, 3))
+    scores = own.view(count, kv_heads, -1, own.shape[-1]).permute(1, 2, 0, 3)
+    if view.columns:
+        scores = torch.cat((*_of_prefix(view, layer, grouped), scores), dim=-1)
     weights = _softmax(scores, view.hidden, softcap, sinks)
-    mixed = _over_slots(rows, weights[..., view.columns :], values)
+    mixed = _over_slots(rows, weights[..., view.columns :], values).view(count, heads, -1)
     for piece in view.pieces:
-        shared = piece.of(layer)[1]
-        mine = weights if piece.rows is None else weights.index_select(0, piece.rows)
-        part = _over_heads(mine[..., piece.columns], shared)
+        mine = weights[..., piece.columns]
         if piece.rows is None:
-            mixed += part
+            mixed += _over_heads(mine, piece.of(layer)[1]).flatten(0, 1).transpose(0, 1)
         else:
-            mixed.index_add_(0, piece.rows, part)
-    return mixed.reshape(count, heads, -1)
+            part = _over_heads(mine.index_select(2, piece.rows), piece.of(layer)[1])
+            mixed.index_add_(0, piece.rows, part.flatten(0, 1).transpose(0, 1))
+    return mixed
 
 
 def _over_slots(rows: DecodeRows, left: Tensor, right: Tensor) -> Tensor:
-    """Products (rows, kv_heads, group, x) of each row with what is its own."""
+    """Products of each row, (kv_heads, group, rows, x), with what is its own, (slots, kv_heads, x,
+    y): (rows * kv_heads, group, y).
+    """
+    kv_heads, group, count, width = left.shape
+    by_row = left.permute(2, 0, 1, 3)
+    if rows.where is not None:
+        spread = left.new_zeros(right.shape[0], kv_heads, group, width)
+        by_row = spread.index_copy_(0, rows.where, by_row)
+    product = torch.bmm(by_row.reshape(-1, group, width), right.flatten(0, 1))
     if rows.where is None:
-        return left @ right
-    spread = left.new_zeros(right.shape[0], *left.shape[1:]).index_copy_(0, rows.where, left)
-    return (spread @ right).index_select(0, rows.where)
+        return product
+    return (
+        product.view(right.shape[0], -1)
+        .index_select(0, rows.where)
+        .view(count * kv_heads, group, -1)
+    )
 
 
 def _over_heads(left: Tensor, right: Tensor) -> Tensor:
-    """Products of (rows, kv_heads, group, x) with one (kv_heads, x, y) for all rows."""
-    count, kv_heads, group, _ = left.shape
-    flat = left.transpose(0, 1).reshape(kv_heads, count * group, -1)
-    return (flat @ right).view(kv_heads, count, group, -1).transpose(0, 1)
+    """Products of (kv_heads, group, rows, x) with one (kv_heads, x, y) for all rows."""
+    kv_heads, group, count, _ = left.shape
+    return torch.bmm(left.flatten(1, 2), right).view(kv_heads, group, count, -1)
 
 
-def _of_prefix(view: View, layer: int, grouped: Tensor) -> Tensor:
-    """Scores of all rows over their prefixes, (rows, kv_heads, group, columns)."""
+def _of_prefix(view: View, layer: int, grouped: Tensor) -> list[Tensor]:
+    """Scores of all rows over their prefixes, (kv_heads, group, rows, columns), side by side."""
     parts, everywhere = [], True
     for piece in view.pieces:
-        asked = grouped if piece.rows is None else grouped.index_select(0, piece.rows)
+        asked = grouped if piece.rows is None else grouped.index_select(2, piece.rows)
         parts.append(_over_heads(asked, piece.of(layer)[0].transpose(1, 2)))
         everywhere &= piece.rows is None
     if everywhere:  # then the pieces are one row's, which follow each other
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return parts
     scores = grouped.new_zeros(*grouped.shape[:3], view.columns)
     for piece, part in zip(view.pieces, parts, strict=True):
         if piece.rows is None:
             scores[..., piece.columns] = part
         else:
-            scores[..., piece.columns].index_copy_(0, piece.rows, part)
-    return scores
+            scores[..., piece.columns].index_copy_(2, piece.rows, part)
+    return [scores]
 
 
 def _softmax(
     scores: Tensor, hidden: Tensor | None, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
-    """Weights of scores (rows, kv_heads, group, columns), computed in float32."""
+    """Weights of scores (kv_heads, group, rows, columns), computed in float32."""
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if hidden is not None:
-        scores = scores.masked_fill_(hidden, -torch.inf)
+        scores = scores.masked_fill(hidden, -torch.inf)
     if sinks is None:
         return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
-    count, kv_heads, group, _ = scores.shape
-    sink = sinks.view(1, kv_heads, group, 1).expand(count, -1, -1, 1).to(scores.dtype)
+    kv_heads, group, count, _ = scores.shape
+    sink = sinks.view(kv_heads, group, 1, 1).expand(-1, -1, count, 1).to(scores.dtype)
     both = torch.cat((scores, sink), dim=-1).softmax(dim=-1, dtype=torch.float32)
     return both[..., :-1].to(scores.dtype)
 
@@ -196,12 +214,10 @@ def _stretch(
         )
         return mixed[0].transpose(0, 1)
     heads, count, size = queries.shape
-    grouped = queries.reshape(keys.shape[0], -1, size)
-    scores = (grouped @ keys.transpose(1, 2)).view(keys.shape[0], -1, count, keys.shape[1])
+    grouped = queries.reshape(keys.shape[0], -1, count, size)
     seen = sight.seen
     if seen is None:
         seen = torch.ones(count, keys.shape[1], dtype=torch.bool, device=keys.device).tril()
-    # Tokens take the place of rows, so that sinks find their heads.
-    weights = _softmax(scores.permute(2, 0, 1, 3), ~seen[:, None, None], softcap, sinks)
-    mixed = weights.permute(1, 2, 0, 3).reshape(keys.shape[0], -1, keys.shape[1]) @ values
-    return mixed.view(heads, count, -1).transpose(0, 1)
+    scores = _over_heads(grouped, keys.transpose(1, 2))
+    weights = _softmax(scores, ~seen, softcap, sinks)
+    return _over_heads(weights, values).view(heads, count, -1).transpose(0, 1)

@@ -33,6 +33,8 @@ class Piece:
         """Keys and values, (kv_heads, columns, head_dim) each."""
         assert self.owner.prefix is not None
         keys, values = self.owner.prefix.layers[layer].chunks[self.chunk]
+        if self.within == slice(0, keys.shape[1]):
+            return keys, values
         return keys[:, self.within], values[:, self.within]
 
 
@@ -43,7 +45,7 @@ class View:
     Attributes:
         pieces: Pieces of prefixes.
         columns: Columns of the scores that those take.
-        hidden: Columns that a row does not see, (rows, 1, 1, columns); None where each sees all.
+        hidden: Columns that a row does not see, (rows, columns); None where each sees all.
     """
 
     pieces: tuple[Piece, ...]
@@ -161,4 +163,4 @@ class DecodeRows:
         column = torch.arange(width, device=self.device)
         prefix = (column >= limits[:, 0]) & (column < limits[:, 1])
         own = (column >= limits[:, 2]) & (column < limits[:, 3])
-        return ~(prefix | own)[:, None, None]
+        return ~(prefix | own)
