@@ -120,19 +120,20 @@ def written(
     model: LocalModel, documents: Sequence[tuple[int, ...]], writers: int, tokens: int
 ) -> list[list[tuple[int, ...]]]:
     """What each writer writes on each document, sampled; nobody stops before the last token."""
-    builder, outputs = model.context_builder, []
+    builder, prompts = model.context_builder, []
+    for ids in documents:
+        said = ChatTurn("user", (model.text.decode(ids),))
+        for task in TASKS[:writers]:
+            context = builder.compose([said, ChatTurn("user", (task,))])
+            prompts.append(context.ids + builder.ask())
     drawn = {
         "do_sample": True,
         "temperature": 0.8,
         "min_new_tokens": tokens,
         "suppress_tokens": sorted(model.text.turn_markers),  # no message holds one
     }
-    for ids in documents:
-        said = ChatTurn("user", (model.text.decode(ids),))
-        contexts = [builder.compose([said, ChatTurn("user", (task,))]) for task in TASKS[:writers]]
-        prompts = [context.ids + builder.ask() for context in contexts]
-        outputs.append(generate(model, prompts, tokens, **drawn))
-    return outputs
+    outputs = generate(model, prompts, tokens, **drawn)
+    return [outputs[first : first + writers] for first in range(0, len(outputs), writers)]
 
 
 def senders_of(
