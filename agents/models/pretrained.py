@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from unspoken.agents.models.identity import model_identity
-from unspoken.agents.models.linears.int8 import quantize_linears
+from unspoken.agents.models.linears.int8 import Int8Linear, quantize_linears
 from unspoken.agents.models.notes import cached_identity, folder_key, remember
 from unspoken.agents.models.quiet import Stage, first_line, quiet_transformers, silent
 from unspoken.channels.errors import ModelReferenceError, ModelSupportError
@@ -186,6 +186,8 @@ def _cast_floats(model: torch.nn.Module, dtype: torch.dtype) -> bool:
     rounded = False
     for module in model.modules():
         computed = module._non_persistent_buffers_set
+        if isinstance(module, Int8Linear):  # whose operator takes factors of one type
+            computed = computed | {"scale"}
         stored = [buffer for name, buffer in module._buffers.items() if name not in computed]
         for tensor in (*module.parameters(recurse=False), *stored):
             if tensor is not None and tensor.is_floating_point() and tensor.dtype != dtype:

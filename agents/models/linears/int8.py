@@ -18,8 +18,7 @@ _LARGEST = 127
 class Int8Linear(nn.Linear):
     """A linear layer whose weight is ``weight * scale``, an int8 matrix and a factor per row.
 
-    The factors are bfloat16's values, which all float types here hold. So the layer has the same
-    weight in each of them.
+    The factors are bfloat16, as the operator takes them, whatever the type of the inputs.
     """
 
     scale: Tensor
@@ -29,13 +28,16 @@ class Int8Linear(nn.Linear):
         rows = input.numel() // self.in_features
         if 0 < rows <= FEW and self._has_operator(input):
             few = input.reshape(rows, -1).to(torch.bfloat16)
-            factors = self.scale.to(torch.bfloat16)
-            product = torch.ops.aten._weight_int8pack_mm.default(few, self.weight, factors)
+            product = torch.ops.aten._weight_int8pack_mm.default(few, self.weight, self.scale)
             output: Tensor = product.to(input.dtype).view(*input.shape[:-1], -1)
         else:
-            output = F.linear(input, self.weight.to(input.dtype)) * self.scale.to(input.dtype)
+            output = F.linear(input, self.widened().to(input.dtype))
         bias: Tensor | None = self.bias
         return output if bias is None else output + bias
+
+    def widened(self) -> Tensor:
+        """The weight in float32, (out_features, in_features)."""
+        return self.weight.float().mul_(self.scale.float()[:, None])
 
     def _has_operator(self, input: Tensor) -> bool:
         return (
@@ -91,9 +93,9 @@ def has_int8(model: nn.Module) -> bool:
 
 
 def _quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight's int8 matrix, and its factor per output in the weight's type."""
+    """A weight's int8 matrix, and its factor per output."""
     wide = weight.float()
-    scale = (wide.abs().amax(dim=1) / _LARGEST).to(torch.bfloat16).float()
+    scale = (wide.abs().amax(dim=1) / _LARGEST).to(torch.bfloat16)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    values = (wide / scale[:, None]).round().clamp(-_LARGEST, _LARGEST)
-    return values.to(torch.int8), scale.to(weight.dtype)
+    values = (wide / scale.float()[:, None]).round().clamp(-_LARGEST, _LARGEST)
+    return values.to(torch.int8), scale

@@ -10,6 +10,7 @@ from sample_adapters import save_adapter
 from tiny import tiny_llama
 from torch import nn
 
+from unspoken.agents import Workflow
 from unspoken.agents.models.linears import int8
 from unspoken.agents.models.linears.int8 import FEW, Int8Linear, quantize_linears
 from unspoken.agents.models.model import LocalModel
@@ -42,11 +43,17 @@ def test_products_are_nearly_those_of_float_weights(rows: int, width: int) -> No
 
 
 @torch.no_grad()
-def test_a_weight_is_one_in_every_float_type() -> None:
-    """Its factors lose nothing in bfloat16, the least of them."""
-    _, small = layer(48, 64)
-    assert small.weight.dtype == torch.int8
-    assert torch.equal(small.scale.to(torch.bfloat16).float(), small.scale)
+def test_a_cast_leaves_int8_weights_as_they_are() -> None:
+    """In another float type the layers have the same weights, small ones too."""
+    model = tiny_model().cast(torch.int8)
+    head = model.hf.get_output_embeddings()
+    assert isinstance(head, Int8Linear) and head.weight.dtype == torch.int8
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        cast = model.cast(dtype)
+        again = cast.hf.get_output_embeddings()
+        assert isinstance(again, Int8Linear) and torch.equal(again.widened(), head.widened())
+        assert cast.dtype == dtype and cast.linears.kind == "int8"
+        assert cast.logits(IDS).isfinite().all()
 
 
 @torch.no_grad()
@@ -55,8 +62,7 @@ def test_without_the_operator_all_rows_are_computed_alike(monkeypatch: pytest.Mo
     plain, small = layer(48, 64)
     monkeypatch.setattr(int8, "_operator_serves", lambda: False)
     inputs = torch.randn(3, 64)
-    weight = small.weight.float() * small.scale[:, None]
-    expected = nn.functional.linear(inputs, weight, plain.bias)
+    expected = nn.functional.linear(inputs, small.widened(), plain.bias)
     torch.testing.assert_close(small(inputs), expected)
 
 
@@ -65,7 +71,7 @@ def test_gradients_flow_through_int8_weights() -> None:
     _, small = layer(48, 64)
     inputs = torch.randn(3, 64, requires_grad=True)
     small(inputs).sum().backward()
-    expected = (small.weight.float() * small.scale[:, None]).sum(0).expand(3, -1)
+    expected = small.widened().sum(0).expand(3, -1)
     torch.testing.assert_close(inputs.grad, expected)
 
 
@@ -122,3 +128,15 @@ def test_an_embedded_model_stays_close(smollm2: LocalModel) -> None:
     wide = smollm2.logits(ids).log_softmax(-1)
     narrow = torch.cat([small.logits(ids[:FEW]), small.logits(ids)[FEW:]]).log_softmax(-1)
     assert (wide.exp() * (wide - narrow)).sum(-1).mean() < 0.03
+
+
+def test_a_workflow_asks_for_int8_weights(tmp_path: Path) -> None:
+    """By `dtype` of a model; the run's report says that they were used."""
+    folder = tiny_llama(tmp_path / "llama")
+    file = tmp_path / "flow.yaml"
+    file.write_text(
+        f"name: w\nmodels: {{m: {{ref: {folder}, dtype: int8}}}}\n"
+        "agents: {a: {model: m, prompt: the old station, generate: {max_new_tokens: 2}}}\n"
+    )
+    with own_cache(tmp_path / "cache"):
+        assert Workflow.from_yaml(file).run().report.linears == {"a": "int8"}

@@ -94,6 +94,15 @@ def test_a_rows_result_does_not_depend_on_other_rows() -> None:
         assert torch.equal(linear(rows[7:9]), whole[7:9])
 
 
+def test_a_single_row_is_padded_where_it_would_come_out_otherwise() -> None:
+    """It is then the row of a pair."""
+    weight, rows = onednn.pack(torch.randn(24, 16)), torch.randn(2, 16)
+    pair = onednn.multiply(rows, weight, None, pads=True)
+    single = onednn.multiply(rows[None, :1], weight, None, pads=True)
+    assert single.shape == (1, 1, 24)
+    torch.testing.assert_close(single[0], pair[:1])
+
+
 def test_gradients_are_those_of_plain_layers(calls: list[int]) -> None:
     """With gradients on, copies take no part."""
     plain, model = nn.Linear(8, 8), tiny_model()
