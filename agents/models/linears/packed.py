@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspoken.agents.models.linears.int8 import has_int8
-from unspoken.agents.models.linears.memory import free_bytes
 from unspoken.agents.models.linears.onednn import Packing, multiply, pack, try_packing
+from unspoken.channels.memory import free_host_bytes
 from unspoken.channels.storage.forks import ForkLock
 
 log = structlog.wrap_logger(logging.getLogger("unspoken.model"))
@@ -219,7 +219,7 @@ def _worth(layers: list[nn.Linear]) -> Packing | str:
     if _values(layers) < SMALLEST:
         return "it is too small to gain by packing"
     missing = [layer for layer in layers if _place(layer.weight) not in _COPIES]
-    size, room = _values(missing) * weight.element_size(), free_bytes()
+    size, room = _values(missing) * weight.element_size(), free_host_bytes()
     if room is not None and size > SHARE * room:
         return f"packed copies take {size / 1e9:.1f} GB, more than {SHARE:.0%} of the free memory"
     packing = try_packing([layer.weight for layer in layers])

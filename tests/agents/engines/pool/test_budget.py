@@ -8,6 +8,7 @@ import torch
 
 from unspoken.agents.engines.pool import budget as module
 from unspoken.agents.engines.pool.budget import Budget, free_bytes
+from unspoken.channels import memory
 from unspoken.channels.errors import InputError
 from unspoken.channels.sizes import parse_bytes, shown_bytes
 
@@ -69,7 +70,7 @@ def test_a_container_has_what_its_group_leaves(
     """Its limit less what is used; cached files make room. Without a limit, what the host has."""
     host = free_bytes(CPU)
     assert host is not None and host > 0
-    monkeypatch.setattr(module, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("900\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 300\nactive_file 100\n")

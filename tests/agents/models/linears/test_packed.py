@@ -178,7 +178,7 @@ def test_copies_go_with_the_model() -> None:
 
 def test_copies_that_take_too_much_memory_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are made where memory is ample."""
-    monkeypatch.setattr(packed, "free_bytes", lambda: 1000)
+    monkeypatch.setattr(packed, "free_host_bytes", lambda: 1000)
     linears = tiny_model().linears
     assert linears.kind == "plain" and "free memory" in linears.reason
 
