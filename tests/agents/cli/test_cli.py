@@ -141,6 +141,20 @@ def test_models_show_reads_a_folder(tmp_path: Path) -> None:
     assert identity["weights"] in call("models", "show", model).stdout
 
 
+def test_models_show_tells_whether_turns_are_batched(tmp_path: Path) -> None:
+    """models show says so once a first load has tried it."""
+    model = tiny_llama(tmp_path / "other", seed=6)
+    assert json.loads(call("models", "show", model, "--json").stdout)["batches"] == {}
+    assert call("plan", write_workflow(tmp_path, model)).exit_code == 0
+    assert set(json.loads(call("models", "show", model, "--json").stdout)["batches"].values()) == {
+        None
+    }
+    assert any(
+        line.split() == ["batched", "yes"]
+        for line in call("models", "show", model).stdout.splitlines()
+    )
+
+
 def test_models_show_tells_what_a_checkpoint_asks_for(tmp_path: Path) -> None:
     """Settings of generation are told, with the key that applies them, or as not applied."""
     model = tiny_llama(tmp_path / "asking", seed=5)
