@@ -205,7 +205,8 @@ class ScriptedModel:
             segment.rows.place(self._zeros(segment.positions[-1], 1))
             for parts in segment.capture.values():
                 parts.append(self.embed(self.tensor(segment.ids)))
-            answers.append(self._next_logits()[None] if segment.wanted else None)
+            drafts = segment.ids[len(segment.ids) + 1 - segment.wanted :]
+            answers.append(self._logits_after(drafts) if segment.wanted else None)
         return answers
 
     def _zeros(self, start: int, count: int) -> KVState:
@@ -213,10 +214,18 @@ class ScriptedModel:
         layers = (LayerState(rows, rows, start),) * len(self.geometry.layers)
         return KVState(layers=layers, start=start, stop=start + count, identity=self.identity)
 
-    def _next_logits(self) -> Tensor:
-        """Logits that leave the next id of the answer alone, (vocabulary,)."""
-        logits = torch.full((self._vocabulary,), -torch.inf)
-        logits[next(self._to_write, self._end)] = 0.0
+    def _logits_after(self, drafts: Sequence[int]) -> Tensor:
+        """Logits that leave the next id of the answer alone, (1 + drafts, vocabulary).
+
+        The answer goes on by one id, and by one more for each draft that the answer has too.
+        """
+        logits = torch.full((1 + len(drafts), self._vocabulary), -torch.inf)
+        for row, draft in enumerate((*drafts, None)):
+            token = next(self._to_write, self._end)
+            logits[row:, token] = 0.0
+            if token != draft:
+                break
+            logits[row + 1 :] = -torch.inf
         return logits
 
 

@@ -212,3 +212,11 @@ def test_a_model_for_no_name_of_the_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'smal', which is no model") as caught:
         Workflow.from_yaml(file, models={"smal": ScriptedModel({})})
     assert caught.value.expected == "small" and "small" in caught.value.fix
+
+
+def test_an_answer_that_repeats_itself_is_written_as_it_stands() -> None:
+    """Guesses at its next words take none of the script."""
+    answer = "the key of the cache is the key of the cache and the key of the door"
+    model = ScriptedModel({"a": answer})
+    agent = Agent("a", model, prompt="the key of the cache", generate={"max_new_tokens": 60})
+    assert Workflow("w", [agent]).run()["a"].text == answer
