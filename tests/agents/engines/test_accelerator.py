@@ -64,6 +64,10 @@ class TestOnAnAccelerator(EngineContract):
             lambda ids, count: written(here, ids, count),
         )
 
+    @pytest.mark.parametrize("tokens", [0, 5])  # a long one takes seconds here
+    async def test_the_footprint_bounds_what_is_kept(self, subject: Subject, tokens: int) -> None:
+        await super().test_the_footprint_bounds_what_is_kept(subject, tokens)
+
     async def test_a_seed_repeats_a_turn(self, subject: Subject) -> None:
         pytest.skip("the fake device draws no random numbers")
 

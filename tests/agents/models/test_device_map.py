@@ -65,7 +65,7 @@ def test_it_writes_what_it_writes_on_one_device(name: str) -> None:
     """The same tokens, and the same state, each layer of it on its layer's device."""
     model = make(name)
     spread_model = over_two(model)
-    request = TurnRequest(ids=PROMPT, sampling=writes(6), keep_state=True)
+    request = TurnRequest(ids=PROMPT, sampling=writes(3), keep_state=True)
     expected, actual = turn(model, request), turn(spread_model, request)
     assert actual.ids == expected.ids
     assert expected.state is not None and actual.state is not None
