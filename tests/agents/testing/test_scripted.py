@@ -49,8 +49,8 @@ def review(tmp_path: Path, model: ScriptedModel) -> Workflow:
     return Workflow.from_yaml(file, models={"small": model})
 
 
-def lone(model: ScriptedModel, **settings: Any) -> Workflow:
-    return Workflow("lone", [Agent("writer", model, prompt="Go.", **settings)])
+def lone(model: ScriptedModel, prompt: str = "Go.", **settings: Any) -> Workflow:
+    return Workflow("lone", [Agent("writer", model, prompt=prompt, **settings)])
 
 
 def test_a_loop_goes_on_until_the_critic_is_content(tmp_path: Path) -> None:
@@ -203,6 +203,14 @@ async def test_a_run_can_be_cancelled() -> None:
         await hasty.arun()
     with anyio.fail_after(10):
         assert (await lone(ScriptedModel({"writer": "x"})).arun())["writer"].text == "x"
+
+
+def test_an_answer_may_quote_its_prompt() -> None:
+    """Tokens that stand in the prompt may be guessed; the answer is the script's all the same."""
+    words = "the key of the cache is in the document that the reader was for"
+    answer = f"{words}, and {words[:30]}?"
+    flow = lone(ScriptedModel({"writer": answer}), prompt=f"Say: {words}. {words}.")
+    assert flow.run()["writer"].text == answer
 
 
 def test_a_model_for_no_name_of_the_file_is_refused(tmp_path: Path) -> None:
