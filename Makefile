@@ -72,6 +72,8 @@ peers: $(VENV)/.demo
 	@echo "Installing $(*) into $(@D)"
 	$(BIN)/python -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@# vLLM asks for these in any version; one of another torch is worse than none.
+	$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 .PHONY: docs
