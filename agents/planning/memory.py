@@ -8,7 +8,7 @@ from unspoken.agents.planning.plan import Plan
 from unspoken.agents.prompts.context import ChatTurn
 from unspoken.agents.prompts.jinja import references, render
 from unspoken.agents.spec.spec import WorkflowSpec
-from unspoken.channels.errors import Problem
+from unspoken.channels.errors import Problem, TemplateError
 from unspoken.channels.sizes import shown_bytes
 
 if TYPE_CHECKING:
@@ -101,7 +101,10 @@ class MemoryCheck:
         known = {reference.attribute for reference in reads} <= self.inputs.keys()
         if not known or {reference.root for reference in reads} - {"inputs"}:
             return None
-        return render(prompt, {"inputs": dict(self.inputs)})
+        try:
+            return render(prompt, {"inputs": dict(self.inputs)})
+        except TemplateError:  # its turn tells of it, if there is one
+            return None
 
     def _bytes(self, name: str) -> int:
         prompt = self._prompt(name)
