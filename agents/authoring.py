@@ -7,7 +7,8 @@
 - `TurnEvent` is what it tells meanwhile (`Carried`, `Prefilling`, `Sampled`).
 - `TurnOutcome`, with its `Usage`, is what it returns.
 - `States` is where it keeps states, each under a `StateRef`, as a `Keep` says; `StateStore` is
-  the one of a run. Engines that share it take each other's tickets.
+  the one of a run. Engines that share it take each other's tickets. A turn's memory is a `Lease`,
+  by a `LeaseRequest`; a `PrefixQuery` in it asks for a state that begins as the context does.
 """
 
 from unspoken.agents.engines.base import (
@@ -19,7 +20,10 @@ from unspoken.agents.engines.base import (
     History,
     Inbound,
     Keep,
+    Lease,
+    LeaseRequest,
     Prefilling,
+    PrefixQuery,
     Reply,
     Sampled,
     Sampling,
@@ -43,7 +47,10 @@ __all__ = [
     "History",
     "Inbound",
     "Keep",
+    "Lease",
+    "LeaseRequest",
     "Prefilling",
+    "PrefixQuery",
     "Reply",
     "Sampled",
     "Sampling",
