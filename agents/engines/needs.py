@@ -47,7 +47,7 @@ class Needs:
             geometry=model.geometry,
             dtype=model.dtype,
             devices=layer_devices(model),
-            ids=request.ids[:-1],
+            ids=request.ids[: self._exact_until(request)],
             more_than=offered + LEAST - 1,
             capture=request.capture,
         )
@@ -83,6 +83,22 @@ class Needs:
             return rows * self._row
 
         return private
+
+    def _exact_until(self, request: TurnRequest) -> int:
+        """How much of a context other turns' states may serve.
+
+        What a message brings as it is, or moved, or mapped, is not what the model computes. Were it
+        replaced where another turn happens to have computed the same tokens, a result would depend
+        on who was first.
+        """
+        stop = len(request.ids) - 1
+        for inbound in request.inbound:
+            arrival = inbound.arrival
+            if inbound.state is None or arrival is None or not arrival.positions:
+                continue
+            if self._leading(request, inbound) <= arrival.positions[-1]:
+                stop = min(stop, arrival.positions[0])
+        return stop
 
     def _offered(self, request: TurnRequest) -> int:
         """Tokens of the context that its history and its messages bring where they stand."""

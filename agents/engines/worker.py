@@ -165,11 +165,21 @@ class Worker:
                 if not self._jobs:
                     self._runs = False
                     return
-            went_on, blocked = self._round()
+            try:
+                went_on, blocked = self._round()
+            except BaseException as error:  # a fault of the engine's own: nobody waits for ever
+                self._fail_all(error)
+                continue
             # Only where nobody can go on does the thread wait for weights.
             self._patience = BUSY if blocked and not went_on else 0.0
             if not (went_on or blocked):
                 self._wake.wait()
+
+    def _fail_all(self, error: BaseException) -> None:
+        for job in self._jobs:
+            job.error = job.error or error
+            self._end(job)
+        self._tell_all()
 
     def _round(self) -> tuple[bool, bool]:
         """One round: whether any job went on, and whether one waits for weights."""

@@ -226,9 +226,9 @@ class AdmissionQueue:
                 self.leased[lease.device] -= back
         lease.lost = frozenset(ref for entry in lost for ref in entry.holders)
         if lease.hit is not None:
-            entry, _ = lease.hit
+            entry, tokens = lease.hit
             if isinstance(entry.state, KVState):
-                lease.found = entry.ids, entry.state
+                lease.found = entry.ids[:tokens], entry.state
 
 
 def _does_not_fit(

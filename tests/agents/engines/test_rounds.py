@@ -161,3 +161,20 @@ async def test_a_cancelled_turn_leaves_its_round(model: LocalModel) -> None:
             tasks.start_soon(stay)
     assert ids_of(left[0]) == generated(model, PROMPTS[0])
     assert model.backbone.tails.taken == 0 and model.backbone.tails.nbytes == 0
+
+
+async def test_a_fault_in_a_round_is_raised_and_the_next_turns_are_served(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for ever for a device whose thread met an error of the engine's own."""
+    engine = engine_of(model)
+
+    def broken(asks: object) -> None:
+        raise RuntimeError("a fault")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("unspoken.agents.engines.worker.slices", broken)
+        outcomes = await together(engine, [request(PROMPTS[0]), request(PROMPTS[1])])
+    assert [str(outcome) for outcome in outcomes] == ["a fault", "a fault"]
+    (after,) = await together(engine, [request(PROMPTS[0])])
+    assert ids_of(after) == generated(model, PROMPTS[0])
