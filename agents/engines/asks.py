@@ -76,11 +76,16 @@ def compute(asks: Sequence[tuple[Compute, int]]) -> list[Answer | Exception]:
     Returns:
         Per ask, its answer or what went wrong.
     """
+    model = asks[0][0].model
+    # Beyond the positions of a model, rotary frequencies may change for all of a forward.
+    beyond = [ask for ask, count in asks if ask.positions[count - 1] >= model.max_positions]
+    if len(asks) > 1 and (beyond or model.refuses_batches is not None):
+        return [compute([ask])[0] for ask in asks]
     began = perf_counter()
     few = sum(ask.decodes for ask, _ in asks) <= MOST_DRAFTING
     segments = [_segment(ask, count, drafts=few) for ask, count in asks]
     try:
-        logits = asks[0][0].model.compute(segments)
+        logits = model.compute(segments)
     except Exception as error:
         return [error] if len(asks) == 1 else [compute([ask])[0] for ask in asks]
     wanted = {
@@ -88,7 +93,10 @@ def compute(asks: Sequence[tuple[Compute, int]]) -> list[Answer | Exception]:
         for number, ((ask, _), rows) in enumerate(zip(asks, logits, strict=True))
         if rows is not None and ask.sampler is not None
     }
-    chosen = dict(zip(wanted, sample(list(wanted.values())), strict=True))
+    try:
+        chosen = dict(zip(wanted, sample(list(wanted.values())), strict=True))
+    except Exception as error:  # such as a fault of the device, which nothing tells apart
+        return [error] * len(asks)
     seconds = perf_counter() - began
     turns = 1 if asks[0][0].model.refuses_batches else len(asks)
     answers: list[Answer | Exception] = []

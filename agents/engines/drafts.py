@@ -13,8 +13,8 @@ LONGEST = 4
 RUNS = (3, 2)
 """Lengths of the runs that are looked up, the longer first."""
 
-FEW = 0.5
-"""Guesses that bring fewer tokens a step than this do not pay."""
+LEAST = 0.25
+"""Guesses of which fewer tokens a step are right do not pay in any case."""
 
 MEMORY = 0.8
 """How much of the average of earlier guesses stays, guess by guess."""
@@ -33,7 +33,8 @@ class Drafter:
     def __init__(self, ids: Sequence[int]) -> None:
         self._ids: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}
-        self._average, self._rest, self._pause = 1.0, REST, 0
+        self._right, self._rest, self._pause = 1.0, REST, 0
+        self._plain = self._guessed = 0.0
         for token in ids:
             self.push(token)
 
@@ -57,9 +58,21 @@ class Drafter:
                 return tuple(self._ids[start : start + min(most, LONGEST)])
         return ()
 
-    def learn(self, right: int) -> None:
-        """So many tokens of a guess were right."""
-        self._average = MEMORY * self._average + (1 - MEMORY) * right
-        if self._average < FEW:
+    def learn(self, right: int | None, seconds: float) -> None:
+        """How long a step took, and how many tokens of its guess were right; None for no guess.
+
+        Guesses pay while they bring more tokens a second than steps without them.
+        """
+        if right is None:
+            self._plain = _smoothed(self._plain, seconds)
+            return
+        self._right = MEMORY * self._right + (1 - MEMORY) * right
+        self._guessed = _smoothed(self._guessed, seconds)
+        slow = self._plain and self._guessed > (1 + self._right) * self._plain
+        if slow or self._right < LEAST:
             self._pause, self._rest = self._rest, 2 * self._rest
-            self._average = 1.0
+            self._right = 1.0
+
+
+def _smoothed(average: float, value: float) -> float:
+    return value if not average else MEMORY * average + (1 - MEMORY) * value

@@ -293,8 +293,8 @@ def _decode(
         drafts = drafter.guess(room) if drafter is not None else ()
         answer = yield from turn.compute([tokens[-1]], [rows.length], turn.sampler, drafts)
         tokens = answer.tokens
-        if drafter is not None and answer.drafted:
-            drafter.learn(len(tokens) - 1)
+        if drafter is not None:
+            drafter.learn(len(tokens) - 1 if answer.drafted else None, answer.seconds)
 
 
 def _finished_state(turn: _Turn, final: tuple[int, ...]) -> Generator[Step, Answer | None, KVState]:

@@ -179,6 +179,7 @@ class Worker:
         for job in self._jobs:
             job.error = job.error or error
             self._end(job)
+            job.events.clear()  # they may be what went wrong
         self._tell_all()
 
     def _round(self) -> tuple[bool, bool]:

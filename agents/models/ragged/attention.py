@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from unspoken.agents.models.ragged.decode_rows import DecodeRows, View
 from unspoken.agents.models.ragged.packed import Packed
@@ -63,7 +64,12 @@ def _attention(
     knows better, unless it is a tensor: some architectures choose what a token sees by one.
     """
     batch = _CURRENT.batch
-    assert batch is not None, "ragged attention without a batch"
+    if batch is None:  # the model is called on another thread meanwhile, by its owner
+        more["softcap"], more["s_aux"] = softcap, s_aux
+        plain = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **more
+        )
+        return plain[0], None
     batch.layers_seen += 1
     more["attention_mask"] = attention_mask
     batch.ignored.update(
@@ -81,8 +87,9 @@ def _attention(
     return output[None], None
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """The batch knows what each token sees."""
+def _no_mask(*args: Any, **kwargs: Any) -> Any:
+    """None: the batch knows what each token sees. Without a batch, transformers' own mask."""
+    return None if _CURRENT.batch is not None else sdpa_mask(*args, **kwargs)
 
 
 AttentionInterface.register(NAME, _attention)

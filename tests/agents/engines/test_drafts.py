@@ -33,9 +33,18 @@ def test_guesses_that_do_not_pay_rest() -> None:
     """After some wrong ones there are none for a while."""
     drafter = Drafter([1, 2, 3, 1, 2])
     while drafter.guess(4):
-        drafter.learn(0)
+        drafter.learn(0, 1.0)
     rested = [drafter.guess(4) for _ in range(REST)]
     assert not any(rested[:-1]) and rested[-1] == (3, 1, 2)
+
+
+def test_guesses_that_take_longer_than_they_bring_rest() -> None:
+    """Two tokens in the time of three steps are none too many."""
+    drafter = Drafter([1, 2, 3, 1, 2])
+    drafter.learn(None, 1.0)
+    assert drafter.guess(4)
+    drafter.learn(1, 3.0)
+    assert not drafter.guess(4)
 
 
 @pytest.fixture(scope="module")
