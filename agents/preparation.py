@@ -10,6 +10,7 @@ import anyio.to_thread
 from unspoken.agents.bridge_cache import BridgeCache
 from unspoken.agents.engines.base import Engine, Sampling, TurnRequest
 from unspoken.agents.engines.pool.pool import Pool
+from unspoken.agents.engines.teams import ending_team
 from unspoken.agents.loading import Progress, load_models, step_of
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.planning.finetunes import stored_profile
@@ -181,7 +182,9 @@ class Preparation:
                 raise _Abandoned
 
         try:
-            return await anyio.to_thread.run_sync(self.ready, spec, go_on, abandon_on_cancel=True)
+            return await anyio.to_thread.run_sync(
+                ending_team(self.ready), spec, go_on, abandon_on_cancel=True
+            )
         except BaseException:
             abandoned.set()
             raise

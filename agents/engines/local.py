@@ -21,6 +21,7 @@ from unspoken.agents.engines.base import (
     TurnRequest,
 )
 from unspoken.agents.engines.needs import Needs
+from unspoken.agents.engines.teams import ending_team
 from unspoken.agents.engines.turn import Computed, Steps, run_turn
 from unspoken.agents.engines.worker import WhenRoom, Worker, at_once
 from unspoken.agents.models.base import TurnModel
@@ -157,7 +158,7 @@ class LocalEngine:
     ) -> tuple[Message, StateRef]:
         """Take a packet's state in; its layers go to the device as they come."""
         message = await anyio.to_thread.run_sync(
-            lambda: read_packet(packet, self.model, key=key), abandon_on_cancel=False
+            ending_team(lambda: read_packet(packet, self.model, key=key)), abandon_on_cancel=False
         )
         assert message.state is not None  # a packet has one
         ref = self.states.put(message.state, message.context, message.sharer)

@@ -23,6 +23,7 @@ import torch
 
 from unspoken.agents.engines.asks import Answer, Compute, compute, slices
 from unspoken.agents.engines.event_loop import Post, post_all, post_to_loop
+from unspoken.agents.engines.teams import end_team, ending_team
 from unspoken.agents.models.weights import Weights
 from unspoken.channels.storage.forks import renewed_when_forked, when_forked
 
@@ -149,7 +150,8 @@ class Worker:
             self._wake.set()
             if not self._runs:
                 self._runs = True
-                self._thread.submit(self._serve)
+                end_team()  # of the event loop's thread, should it have computed
+                self._thread.submit(ending_team(self._serve))
 
     def _stop(self, job: _Job[Any, Any]) -> None:
         job.stop.set()

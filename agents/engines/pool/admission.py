@@ -18,6 +18,7 @@ from unspoken.agents.engines.base import LeaseRequest, StateRef
 from unspoken.agents.engines.event_loop import post_to_loop
 from unspoken.agents.engines.pool.blocks import Block, Entry, blocks_of
 from unspoken.agents.engines.pool.statistics import Usage
+from unspoken.agents.engines.teams import ending_team
 from unspoken.channels.errors import RunError, StateError
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.sizes import shown_bytes
@@ -151,7 +152,7 @@ class AdmissionQueue:
                     self.wake()
 
         try:
-            await anyio.to_thread.run_sync(write, abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(ending_team(write), abandon_on_cancel=True)
         except OSError as error:
             waiter.disk_error = error
 
@@ -217,7 +218,9 @@ class AdmissionQueue:
             if there:
                 continue
             try:
-                await anyio.to_thread.run_sync(pool.fetch, entry, abandon_on_cancel=True)
+                await anyio.to_thread.run_sync(
+                    ending_team(pool.fetch), entry, abandon_on_cancel=True
+                )
             except StateError:
                 lost.add(entry)
             back = sum(block.nbytes for block in missing if block.device == lease.device)
