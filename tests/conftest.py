@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from unspoken.agents.models.model import LocalModel
+
+settings.register_profile("any machine", deadline=None)  # an example may take as long as it takes
+settings.load_profile("any machine")
 
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 

@@ -87,7 +87,7 @@ def _templates(draw: st.DrawFn, depth: int = 2) -> str:
     return "".join(parts)
 
 
-@settings(max_examples=40, deadline=2_000)
+@settings(max_examples=40)
 @given(_templates())
 def test_any_template_is_text_or_an_error(template: str) -> None:
     """Nothing but words or a TemplateError comes of a template, soon."""

@@ -3,7 +3,6 @@
 import tracemalloc
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import Any
 
 import pytest
@@ -158,12 +157,10 @@ def test_deep_json_is_refused() -> None:
 def test_a_device_without_end_is_refused_at_once(device: str) -> None:
     """The bound holds while it is read, and a chunk is enough."""
     tracemalloc.start()
-    began = perf_counter()
     with pytest.raises(InputError, match="cannot be read"):
         read_inputs(spec(x="text"), [f"x=@{device}"])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert perf_counter() - began < 1
     assert peak < 16 * 2**20
 
 

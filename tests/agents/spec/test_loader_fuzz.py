@@ -3,7 +3,7 @@
 from typing import Any
 
 from bad_workflows import GOOD
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from unspoken.agents.spec.loader import dumps, loads
@@ -55,7 +55,6 @@ def check(text: str) -> None:
         assert loads(dumps(spec)).spec == spec
 
 
-@settings(deadline=None)  # long examples
 @given(st.text())
 @example("\ud800")
 @example('a: "\\UFFFFFFFF"')
@@ -86,7 +85,6 @@ def test_any_structure(root: dict[str, Any]) -> None:
     check(repr(root).replace("None", "null").replace("True", "true").replace("False", "false"))
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_any_mutation(data: st.DataObject) -> None:
     """A good workflow with lines dropped, doubled, swapped or changed loads or is refused."""
@@ -114,7 +112,6 @@ def test_any_mutation(data: st.DataObject) -> None:
     check("\n".join(lines) + "\n")
 
 
-@settings(deadline=None)
 @given(st.sampled_from(["prompt", "when", "for_each", "system", "output"]), st.text(), SNIPPETS)
 @example("prompt", "\x08\n", "")
 @example("prompt", "\x85a\u2028\ufeff\r\n b \n", "")

@@ -24,7 +24,6 @@ from unspoken.channels.errors import BridgeError, IdentityMismatch
 Pair = tuple[LocalModel, LocalModel]
 MANY = settings(
     max_examples=100,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,11 +44,8 @@ def _file(folder: Path, name: str, text: str) -> str:
 
 
 def test_the_builtin_text_is_large_and_mostly_words() -> None:
-    """CPython gives over 1.5 million characters of prose, quickly."""
-    builtin_text.cache_clear()
-    start = time.process_time()
+    """CPython gives over 1.5 million characters of prose."""
     text = builtin_text()
-    assert time.process_time() - start < 15  # some 3 s alone
     assert len(text) > 1_500_000
     assert sum(sign.isalpha() or sign.isspace() for sign in text) / len(text) > 0.88
     assert ">>> " not in text

@@ -16,7 +16,7 @@ def _keys(seed: int = 0) -> torch.Tensor:
 
 
 @given(start=st.integers(0, 4000), delta=st.integers(-4000, 4000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_shift_is_rotation_at_another_position(start: int, delta: int) -> None:
     """Keys rotated at p and moved by δ are keys rotated at p + δ, to float precision."""
     positions = torch.arange(5) + start
@@ -27,7 +27,7 @@ def test_shift_is_rotation_at_another_position(start: int, delta: int) -> None:
 
 
 @given(start=st.integers(0, 4000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_turning_back_undoes_a_rotation(start: int) -> None:
     """Bare keys come back from rotated ones, scale and all."""
     positions = torch.arange(5) + start

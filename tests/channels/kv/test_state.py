@@ -34,7 +34,7 @@ def make_state(start: int, stop: int) -> KVState:
 
 
 @given(st.integers(0, 12), st.integers(0, 12), st.integers(0, 12))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_slice_holds_its_positions(a: int, b: int, c: int) -> None:
     """Every layer's rows, and the hidden states of the last ones."""
     start, stop, end = sorted((a, b, c))
@@ -49,7 +49,7 @@ def test_a_slice_holds_its_positions(a: int, b: int, c: int) -> None:
 
 
 @given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 20), st.integers(0, 20))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_slice_of_a_trimmed_state_keeps_what_there_is(
     start: int, stop: int, a: int, b: int
 ) -> None:

@@ -60,7 +60,7 @@ def laid_out(packet: bytes, change: Callable[[dict[str, Any]], object]) -> bytes
     return struct.pack("<Q", len(head)) + head + data
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(draw=st.data())
 def test_a_signed_manifest_with_any_field_bent_is_refused_or_whole(
     draw: st.DataObject, model: LocalModel, packet: bytes
@@ -80,7 +80,7 @@ def test_a_signed_manifest_with_any_field_bent_is_refused_or_whole(
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(draw=st.data())
 def test_a_signed_manifest_with_any_characters_bent_is_refused_or_whole(
     draw: st.DataObject, model: LocalModel, packet: bytes

@@ -115,7 +115,7 @@ def test_a_raw_packet_needs_the_receivers_dtype(model: LocalModel) -> None:
     assert "int8" in caught.value.fix
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(draw=st.data())
 def test_no_change_of_any_bytes_goes_unnoticed(
     draw: st.DataObject, model: LocalModel, packet: bytes

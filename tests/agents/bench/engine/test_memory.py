@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from mmap import PAGESIZE, mmap
 
 import torch
 
@@ -49,11 +50,12 @@ def test_tasks_and_threads_are_counted() -> None:
 
 
 def test_the_memory_of_this_process_is_known_or_said_to_be_unknown() -> None:
-    """Where it is what there is now, new memory shows in it."""
-    before = resident_bytes()
-    assert (before is None) == (resident_kind() == "unknown")
-    if before is not None and resident_kind() == "now":
-        more = torch.ones(10_000_000)
-        after = resident_bytes()
-        assert after is not None and after - before > 30_000_000
-        del more
+    """Where it is what there is now, memory of a new mapping shows once it is written to."""
+    with mmap(-1, 2**26) as fresh:  # pages that no allocator had before
+        before = resident_bytes()
+        assert (before is None) == (resident_kind() == "unknown")
+        if before is not None and resident_kind() == "now":
+            for page in range(0, len(fresh), PAGESIZE):
+                fresh[page] = 1
+            after = resident_bytes()
+            assert after is not None and after - before > 2**25

@@ -129,7 +129,7 @@ class Model:
         assert self.pool.bytes_held == self.pool.statistics().bytes_on_disk == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(step, max_size=25), st.booleans())
 def test_the_pool_keeps_what_its_model_keeps(
     steps: list[tuple[str, int, int]], retain: bool
@@ -302,7 +302,7 @@ async def test_the_file_has_no_name_and_goes_with_the_pool(tmp_path: Path) -> No
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 40)), max_size=40))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_file_fills_what_is_free(steps: list[tuple[bool, int]]) -> None:
     """Regions never overlap, each keeps its bytes, and an empty file takes no room."""
     file, kept = SpillFile(), list[Any]()
