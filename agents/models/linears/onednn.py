@@ -5,7 +5,7 @@ compared with the plain product and timed, once a process and kind of weights. W
 amiss, the plain product stays.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from statistics import geometric_mean
@@ -85,49 +85,75 @@ def serves(dtype: torch.dtype) -> str | None:
     return None
 
 
-def try_packing(weights: Sequence[Tensor]) -> Packing | str:
+def try_packing(groups: Sequence[Sequence[Tensor]]) -> Packing | str:
     """What packing some weights of one dtype brings here, or why it serves nothing.
 
     It takes some 0.1 s, up to 0.3 s where nothing is gained, once a process for weights of the
     same shapes.
 
     Args:
-        weights: All that are to be packed, (out, in) each; a part of them is tried.
+        groups: All that are to be packed, (out, in) each, those of a group together; a part of them
+            is tried.
     """
-    shapes = tuple(tuple(weight.shape) for weight in weights)
-    key = (weights[0].dtype, torch.get_num_threads(), shapes)
+    shapes = tuple(tuple(tuple(weight.shape) for weight in group) for group in groups)
+    key = (groups[0][0].dtype, torch.get_num_threads(), shapes)
     if key not in _TRIED:
-        _TRIED[key] = serves(weights[0].dtype) or _tried(_sampled(weights))
+        _TRIED[key] = serves(groups[0][0].dtype) or _tried(_sampled(groups))
     return _TRIED[key]
 
 
 _TRIED: dict[Hashable, Packing | str] = {}
 
 
-def _sampled(weights: Sequence[Tensor]) -> list[Tensor]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sample:
+    """Weights that are multiplied with one input, and their packed copy.
+
+    Attributes:
+        inputs: Inputs to try, (rows, in).
+    """
+
+    weights: list[Tensor]
+    packed: Tensor
+    inputs: Tensor
+
+    def plain(self, rows: int) -> list[Tensor]:
+        """Their products with so many inputs as torch computes them."""
+        return [F.linear(self.inputs[:rows], weight) for weight in self.weights]
+
+    def fast(self, rows: int, pads: bool) -> Tensor:
+        """The packed product, (rows, all outputs)."""
+        return multiply(self.inputs[:rows], self.packed, None, pads=pads)
+
+
+def _sampled(groups: Sequence[Sequence[Tensor]]) -> list[_Sample]:
     """Weights from all over the model, large ones cut, of at most `_SAMPLED` values."""
-    cut = [weight[: max(1, _SAMPLED // 4 // weight.shape[1])].detach() for weight in weights]
-    every = max(1, ceil(sum(weight.numel() for weight in cut) / _SAMPLED))
-    chosen = cut[::-every]  # from the end, where the vocabulary is
-    return [torch.rand(one.shape, dtype=one.dtype) if one.is_meta else one for one in chosen]
+    cut = [
+        [weight[: max(1, _SAMPLED // 4 // weight.shape[1])].detach() for weight in group]
+        for group in groups
+    ]
+    every = max(1, ceil(sum(weight.numel() for group in cut for weight in group) / _SAMPLED))
+    samples, inputs = [], {}
+    for group in cut[::-every]:  # from the end, where the vocabulary is
+        weights = [torch.rand(one.shape, dtype=one.dtype) if one.is_meta else one for one in group]
+        width, dtype = weights[0].shape[1], weights[0].dtype
+        if width not in inputs:
+            inputs[width] = _rows(width, dtype)
+        packed = pack(torch.cat(weights))
+        samples.append(_Sample(weights=weights, packed=packed, inputs=inputs[width]))
+    return samples
 
 
 @torch.no_grad()
-def _tried(weights: list[Tensor]) -> Packing | str:
-    pairs = [(weight, pack(weight)) for weight in weights]
-    inputs = {width: _rows(width, weights[0].dtype) for width in {one.shape[1] for one in weights}}
-    distinct = {weight.shape: (weight, packed) for weight, packed in pairs}.values()
-    if not all(_is_close(inputs[weight.shape[1]], weight, packed) for weight, packed in distinct):
+def _tried(samples: list[_Sample]) -> Packing | str:
+    distinct = list({one.packed.shape: one for one in samples}.values())
+    if not all(map(_is_close, distinct)):
         return "packed weights give other results here"
-    pads = any(_differs(inputs[weight.shape[1]], packed, 1, False) for weight, packed in distinct)
-    alike = not any(
-        _differs(inputs[weight.shape[1]], packed, rows, pads)
-        for weight, packed in distinct
-        for rows in _COMPARED
-    )
+    pads = any(_differs(one, 1, False) for one in distinct)
+    alike = not any(_differs(one, rows, pads) for one in distinct for rows in _COMPARED)
     gain = 0.0
     for _ in range(_TRIES):
-        gain = max(gain, geometric_mean(_gain(pairs, inputs, rows, pads) for rows in ROUNDS))
+        gain = max(gain, geometric_mean(_gain(samples, rows, pads) for rows in ROUNDS))
         if gain >= 1:
             break
     return Packing(gain=gain, pads=pads, rows_alike=alike)
@@ -139,21 +165,20 @@ def _rows(width: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(max(*_COMPARED, *ROUNDS), width, generator=source).to(dtype)
 
 
-def _is_close(inputs: Tensor, weight: Tensor, packed: Tensor) -> bool:
-    expected = F.linear(inputs, weight).float()
-    error = (multiply(inputs, packed, None, pads=False).float() - expected).abs().max()
-    return bool(error <= _TOLERANCE[weight.dtype] * expected.abs().max())
+def _is_close(sample: _Sample) -> bool:
+    most = len(sample.inputs)
+    expected = torch.cat(sample.plain(most), dim=-1).float()
+    error = (sample.fast(most, False).float() - expected).abs().max()
+    return bool(error <= _TOLERANCE[sample.inputs.dtype] * expected.abs().max())
 
 
-def _differs(inputs: Tensor, packed: Tensor, rows: int, pads: bool) -> bool:
+def _differs(sample: _Sample, rows: int, pads: bool) -> bool:
     """Whether the first rows come out otherwise than in a larger batch."""
-    whole = multiply(inputs, packed, None, pads=False)
-    return not torch.equal(multiply(inputs[:rows], packed, None, pads=pads), whole[:rows])
+    whole = sample.fast(len(sample.inputs), False)
+    return not torch.equal(sample.fast(rows, pads), whole[:rows])
 
 
-def _gain(
-    pairs: list[tuple[Tensor, Tensor]], inputs: Mapping[int, Tensor], rows: int, pads: bool
-) -> float:
+def _gain(samples: list[_Sample], rows: int, pads: bool) -> float:
     """The time of plain products over that of packed ones.
 
     The two take turns over all weights, so that neither finds its own in a cache, and that a busy
@@ -162,12 +187,12 @@ def _gain(
     clock = perf_counter if torch.get_num_threads() > 1 else thread_time
 
     def plain() -> None:
-        for weight, _ in pairs:
-            F.linear(inputs[weight.shape[1]][:rows], weight)
+        for sample in samples:
+            sample.plain(rows)
 
     def fast() -> None:
-        for weight, packed in pairs:
-            multiply(inputs[weight.shape[1]][:rows], packed, None, pads=pads)
+        for sample in samples:
+            sample.fast(rows, pads)
 
     def seconds(run: Callable[[], None]) -> float:
         began = clock()

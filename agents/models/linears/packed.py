@@ -13,15 +13,23 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from threading import local
 from typing import Any, Literal
-from weakref import WeakValueDictionary
 
 import structlog
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unspoken.agents.models.linears.copies import (
+    Copy,
+    copy_of,
+    forget,
+    has_copy,
+    partners,
+    place,
+    product,
+)
 from unspoken.agents.models.linears.int8 import has_int8
-from unspoken.agents.models.linears.onednn import Packing, multiply, pack, try_packing
+from unspoken.agents.models.linears.onednn import Packing, try_packing
 from unspoken.channels.memory import free_host_bytes
 from unspoken.channels.storage.forks import ForkLock
 
@@ -59,42 +67,15 @@ class Linears:
     rows_alike: bool = False
 
 
-class _Copy:
-    """A packed copy of one weight in memory, for all layers that are on it.
-
-    It keeps the weight's memory, so that no other tensor comes to stand at its address.
-    """
-
-    def __init__(self, weight: Tensor, pads: bool) -> None:
-        self.of, self.pads = weight.detach(), pads
-        self.renew()
-
-    def renew(self) -> None:
-        """Copy the weight as it is now."""
-        version = self.of._version  # which the tensors on one memory have in common
-        self.packed, self.version = pack(self.of), version
-
-    def is_of(self, weight: Tensor) -> bool:
-        """Whether this is a copy of a weight as it is, as far as torch counts changes."""
-        return (
-            weight.data_ptr() == self.of.data_ptr()
-            and weight._version == self.version
-            and weight.dtype == self.of.dtype
-        )
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that it takes."""
-        return self.of.numel() * self.of.element_size()
-
-
 class PackedLinear(nn.Linear):
     """A linear layer with a packed copy of its weight.
 
     Copied or pickled it is torch's own again.
     """
 
-    copied: _Copy
+    copied: Copy
+    number: int
+    """Which of the copy's weights is this layer's."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The product, (…, out_features), of (…, in_features)."""
@@ -102,22 +83,24 @@ class PackedLinear(nn.Linear):
         if (
             getattr(_HERE, "computing", False)
             and not torch.is_grad_enabled()
-            and input.dtype == copied.of.dtype
+            and input.dtype == copied.dtype
             and input.numel()
-            and copied.is_of(self.weight)
+            and copied.is_of(self.number, self.weight)
             and not torch.is_autocast_enabled("cpu")
         ):
-            return multiply(input, copied.packed, self.bias, pads=copied.pads)
+            output = product(copied, self.number, input, self.bias)
+            if output is not None:
+                return output
         return F.linear(input, self.weight, self.bias)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        state = {name: value for name, value in self.__dict__.items() if name != "copied"}
+        state = {name: value for name, value in self.__dict__.items() if name not in _OURS}
         # As an object of torch's own class without arguments, which needs nothing of this package.
         return copyreg._reconstructor, (nn.Linear, object, None), state  # type: ignore[attr-defined]
 
 
+_OURS = ("copied", "number")
 _HERE = local()
-_COPIES: "WeakValueDictionary[tuple[object, ...], _Copy]" = WeakValueDictionary()
 _MAKING = ForkLock()
 
 
@@ -131,6 +114,7 @@ def computing(lock: AbstractContextManager[object]) -> Iterator[None]:
             yield
         finally:
             _HERE.computing = before
+            forget()
 
 
 def pack_linears(model: nn.Module, *, anew: bool = False) -> Linears:
@@ -147,17 +131,19 @@ def pack_linears(model: nn.Module, *, anew: bool = False) -> Linears:
     if has_int8(model):
         return Linears(kind="int8", reason="dtype int8 was asked for")
     layers = list(_layers(model))
-    alike = _alike(layers)
+    groups = partners(model, _alike(layers))
     with _MAKING:
-        packing, copies = _worth(alike), {}
+        packing, copies = _worth(groups), {}
         if isinstance(packing, Packing):
             try:
-                copies = {layer: _copy(layer.weight, packing.pads, anew) for layer in alike}
+                for group in groups:
+                    copied = copy_of(_weights(group), packing.pads, anew)
+                    copies.update({layer: (copied, at) for at, layer in enumerate(group)})
             except (MemoryError, RuntimeError) as error:
-                packing = f"the weights could not be packed: {error}"
+                packing, copies = f"the weights could not be packed: {error}", {}
         for layer in layers:
             _swap(layer, copies.get(layer))
-    size = sum({id(copied): copied.nbytes for copied in copies.values()}.values())
+    size = sum({id(copied): copied.nbytes for copied, _ in copies.values()}.values())
     linears = _told(packing, size, every=len(copies) == len(layers))
     log.debug(f"linear layers are {linears.kind}", reason=linears.reason, bytes=size)
     return linears
@@ -171,7 +157,7 @@ def expected_linears(model: nn.Module) -> Linears:
     """
     layers = list(_layers(model))
     alike = _alike(layers)
-    packing = _worth(alike)
+    packing = _worth(partners(model, alike))
     size = 0 if isinstance(packing, str) else _values(alike) * alike[0].weight.element_size()
     return _told(packing, size, every=len(alike) == len(layers))
 
@@ -206,11 +192,16 @@ def _alike(layers: list[nn.Linear]) -> list[nn.Linear]:
 
 
 def _values(layers: Iterable[nn.Linear]) -> int:
-    return sum({_place(layer.weight): layer.weight.numel() for layer in layers}.values())
+    return sum({place(layer.weight): layer.weight.numel() for layer in layers}.values())
 
 
-def _worth(layers: list[nn.Linear]) -> Packing | str:
+def _weights(group: Iterable[nn.Linear]) -> list[Tensor]:
+    return [layer.weight for layer in group]
+
+
+def _worth(groups: list[tuple[nn.Linear, ...]]) -> Packing | str:
     """What packing brings to layers of one type and place, or why it is not done."""
+    layers = [layer for group in groups for layer in group]
     if not layers:
         return "it has no linear layers of torch"
     weight = layers[0].weight
@@ -218,11 +209,11 @@ def _worth(layers: list[nn.Linear]) -> Packing | str:
         return "its weights are not on a CPU"
     if _values(layers) < SMALLEST:
         return "it is too small to gain by packing"
-    missing = [layer for layer in layers if _place(layer.weight) not in _COPIES]
+    missing = [layer for group in groups if not has_copy(_weights(group)) for layer in group]
     size, room = _values(missing) * weight.element_size(), free_host_bytes()
     if room is not None and size > SHARE * room:
         return f"packed copies take {size / 1e9:.1f} GB, more than {SHARE:.0%} of the free memory"
-    packing = try_packing([layer.weight for layer in layers])
+    packing = try_packing([_weights(group) for group in groups])
     if isinstance(packing, Packing):
         least = GAIN_ALIKE if packing.rows_alike else GAIN
         if packing.gain < least:
@@ -230,25 +221,11 @@ def _worth(layers: list[nn.Linear]) -> Packing | str:
     return packing
 
 
-def _place(weight: Tensor) -> tuple[object, ...]:
-    """What layers on one weight have in common."""
-    return weight.data_ptr() or id(weight), weight.shape, weight.stride(), weight.dtype
-
-
-def _copy(weight: Tensor, pads: bool, anew: bool) -> _Copy:
-    """The copy of a weight: the one that others on it have, or a new one."""
-    copied = _COPIES.get(_place(weight))
-    if copied is None:
-        copied = _COPIES[_place(weight)] = _Copy(weight, pads)
-    elif anew or not copied.is_of(weight):
-        copied.renew()
-    return copied
-
-
-def _swap(layer: nn.Linear, copied: _Copy | None) -> None:
-    """Make a layer compute with a copy, or as torch does without one."""
-    if copied is not None:
-        vars(layer)["copied"] = copied  # before the class, which reads it
+def _swap(layer: nn.Linear, copied: tuple[Copy, int] | None) -> None:
+    """Make a layer compute with its part of a copy, or as torch does without one."""
+    if copied is not None:  # before the class, which reads them
+        vars(layer)["copied"], vars(layer)["number"] = copied
     layer.__class__ = nn.Linear if copied is None else PackedLinear
     if copied is None:
-        vars(layer).pop("copied", None)
+        for name in _OURS:
+            vars(layer).pop(name, None)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unspoken.agents.models.linears import onednn, packed
+from unspoken.agents.models.linears import copies, onednn, packed
 from unspoken.agents.models.linears.packed import PackedLinear, computing, pack_linears
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.testing.tiny import tiny_model
@@ -34,13 +34,13 @@ def _packs_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of rows of every packed product."""
     rows: list[int] = []
-    multiply = packed.multiply
+    multiply = copies.multiply
 
     def counted(input: Tensor, *args: object, **settings: bool) -> Tensor:
         rows.append(input[..., 0].numel())
         return multiply(input, *args, **settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(packed, "multiply", counted)
+    monkeypatch.setattr(copies, "multiply", counted)
     return rows
 
 
