@@ -59,7 +59,7 @@ def _pause() -> Callable[[int], int] | None:
     for name in (*map(str, beside_torch.glob("libgomp*.so*")), "libgomp.so.1"):
         try:
             library = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
-            return library.omp_pause_resource_all  # type: ignore[no-any-return]
+            return library.omp_pause_resource_all
         except (OSError, AttributeError):  # not loaded, or older than OpenMP 5.0
             continue
     return None

@@ -97,7 +97,7 @@ def product(copied: Copy, number: int, input: Tensor, bias: Tensor | None) -> Te
         copied.in_vain = copied.in_vain + 1 if copied.asked % len(copied.of) else 0
         copied.asked = 0
         outputs = multiply(input, copied.packed, None, pads=copied.pads)
-        last = _Product(copied, input, input._version, outputs.split(copied.sizes, dim=-1))
+        last = _Product(copied, input, input._version, torch.split(outputs, copied.sizes, dim=-1))
         _LAST.product = last
     copied.asked += 1
     output = last.outputs[number]
@@ -127,8 +127,9 @@ def _named_together(model: nn.Module) -> Iterator[tuple[nn.Linear, ...]]:
             children = [module._modules.get(name) for name in names]
             # An adapter's layer has the one that it changes within, which reads the same input.
             inner = [getattr(child, "base_layer", child) for child in children]
-            if all(isinstance(layer, nn.Linear) for layer in inner):
-                yield tuple(inner)
+            together = tuple(layer for layer in inner if isinstance(layer, nn.Linear))
+            if len(together) == len(names):
+                yield together
 
 
 def has_copy(weights: Sequence[Tensor]) -> bool:

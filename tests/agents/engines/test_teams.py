@@ -76,9 +76,9 @@ def test_a_team_ends_with_a_call_that_fails() -> None:
 
     def failing() -> None:
         compute()
-        raise ValueError
+        raise ValueError("as it must")
 
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="as it must"):
         ending_team(failing)()
     assert threads() == before
 
