@@ -145,8 +145,9 @@ def _asked(folder: Path) -> dict[str, Any]:
 def _hollow(ref: str, folder: Path) -> "LocalModel":
     """The model of a folder without its weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    from unspoken.agents.models.checkpoints.tokenizer import read_tokenizer
     from unspoken.agents.models.model import LocalModel
     from unspoken.agents.models.pretrained import strangers_code
     from unspoken.channels.kv.geometry import ModelIdentity
@@ -154,7 +155,7 @@ def _hollow(ref: str, folder: Path) -> "LocalModel":
     quiet_libraries()
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = read_tokenizer(folder)
         with torch.device("meta"):
             # Named, since a config may name a kernel that transformers would download and run.
             model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]

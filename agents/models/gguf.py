@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -24,10 +24,6 @@ from unspoken.channels.storage.files import (
     read_json,
     write_json,
 )
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 MANIFEST = "prepared.json"
 FORMAT = 1
@@ -212,6 +208,9 @@ def convert(gguf: Path, folder: Path, report: Progress) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    from unspoken.agents.models.checkpoints.gguf_rope import add_rope_scaling
+    from unspoken.agents.models.checkpoints.tokenizer import save_tokenizer
+
     place: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     stage = Stage("dequantise", report)
     with quiet_transformers(stage):
@@ -231,11 +230,10 @@ def convert(gguf: Path, folder: Path, report: Progress) -> None:
                 expected="a GGUF that holds the whole model",
                 fix="use the model's safetensors from the Hub",
             )
+        add_rope_scaling(gguf, model.config)
         stage.enter("write")
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        _require_same_tokenizer(tokenizer, saved)
+        save_tokenizer(tokenizer, folder)
         stage.leave()
 
 
@@ -248,17 +246,6 @@ def _require_reader() -> None:
                 expected="unspoken with its extra `gguf`",
                 fix='pip install "unspoken[gguf]"',
             )
-
-
-def _require_same_tokenizer(
-    tokenizer: "PreTrainedTokenizerBase", reloaded: "PreTrainedTokenizerBase"
-) -> None:
-    """Refuse a tokenizer that a save and a load change."""
-    for name in ("chat_template", "special_tokens_map", "all_special_ids"):
-        if getattr(tokenizer, name) != getattr(reloaded, name):
-            raise ModelSupportError(f"the tokenizer's {name} changes when it is saved and loaded")
-    if tokenizer.backend_tokenizer.to_str() != reloaded.backend_tokenizer.to_str():
-        raise ModelSupportError("the tokenizer changes when it is saved and loaded")
 
 
 def _explained(source: GgufSource, target: Path, error: Exception) -> UnspokenError:

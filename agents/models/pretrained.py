@@ -6,14 +6,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from unspoken.agents.models.checkpoints.tokenizer import read_tokenizer
 from unspoken.agents.models.identity import model_identity
 from unspoken.agents.models.linears.int8 import Int8Linear, quantize_linears
 from unspoken.agents.models.notes import cached_identity, folder_key, remember
@@ -83,7 +78,7 @@ def read_pretrained(
     """
     try:
         with quiet_transformers(Stage("load", progress or silent)):
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = read_tokenizer(folder)
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 trust_remote_code=False,  # left out, transformers asks on the terminal

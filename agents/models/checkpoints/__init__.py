@@ -1,0 +1,1 @@
+"""What a checkpoint on disk is, beyond a plain causal language model."""
