@@ -72,12 +72,14 @@ class Execution:
         if session is not None and not isinstance(session, Session):
             inputs, session = {**inputs, "session": session}, None
         known = check_inputs(spec, inputs)
-        pool = Pool(Budget(spec.memory)) if session is None else session.pool
+        if session is not None:
+            with session.running() as pool:
+                return await self._run(spec, received, StateStore(pool), known, events)
+        pool = Pool(Budget(spec.memory))
         try:
             return await self._run(spec, received, StateStore(pool), known, events)
         finally:
-            if session is None:
-                pool.close()
+            pool.close()
 
     async def _run(
         self,

@@ -1,7 +1,11 @@
 """A session: runs that share a memory, so that each finds what the ones before have computed."""
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
+from unspoken.agents.engines.event_loop import running_loop
 from unspoken.agents.engines.pool.budget import Budget
 from unspoken.agents.engines.pool.pool import Pool
 from unspoken.agents.engines.pool.statistics import PoolStatistics
@@ -32,6 +36,7 @@ class Session:
 
     def __init__(self, *, memory: int | str | None = None) -> None:
         self._pool = Pool(Budget(memory), retain=True)
+        self._runs: Counter[object] = Counter()
 
     @property
     def pool(self) -> Pool:
@@ -47,6 +52,37 @@ class Session:
                 fix="run within `with Session() as session:`, all of it",
             )
         return self._pool
+
+    @contextmanager
+    def running(self) -> Iterator[Pool]:
+        """The pool, for a run on the event loop of this thread.
+
+        Raises:
+            InputError: The session is closed.
+        """
+        loop, pool = running_loop(), self.pool
+        self._runs[loop] += 1
+        try:
+            yield pool
+        finally:
+            self._runs[loop] -= 1
+            if not self._runs[loop]:
+                del self._runs[loop]
+
+    def require_free_loop(self) -> None:
+        """Refuse to hold up the event loop of this thread where runs of the session are under way.
+
+        They could give back no memory, and whoever waits for that would wait for ever.
+
+        Raises:
+            InputError: There are such runs.
+        """
+        if running_loop() in self._runs:
+            raise InputError(
+                "run() would hold up this event loop, on which another run of the session goes on",
+                expected="one that leaves the loop free",
+                fix="await arun(...) in place of run(...), or call run(...) on another thread",
+            )
 
     def statistics(self) -> PoolStatistics:
         """What it holds now, and what it has done so far."""

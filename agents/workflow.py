@@ -294,10 +294,12 @@ class Workflow:
 
         Raises:
             InputError: An input is missing, unknown or of another type, or a message that its agent
-                cannot have sent.
+                cannot have sent; or the event loop of this thread has a run of the session already.
             IdentityMismatch: A message of another model than its agent's.
             AgentError, RunTimeout: The run failed.
         """
+        if isinstance(session, Session):
+            session.require_free_loop()
         return run_anywhere(lambda: self.arun(received, session=session, **inputs))
 
     async def arun(

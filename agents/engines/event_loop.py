@@ -96,16 +96,16 @@ def run_anywhere(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
 
     That loop stands still meanwhile. What context variables hold here, they hold there.
     """
-    if not _loop_runs():
+    if running_loop() is None:
         return anyio.run(work)
     with start_blocking_portal() as thread:
         result: Result = thread.call(work)
         return result
 
 
-def _loop_runs() -> bool:
+def running_loop() -> object | None:
+    """The event loop that runs on this thread; None for none."""
     try:
-        anyio.lowlevel.current_token()
+        return anyio.lowlevel.current_token().native_token
     except RuntimeError:
-        return asyncio._get_running_loop() is not None  # a callback of a loop is in no task
-    return True
+        return asyncio._get_running_loop()  # a callback of a loop is in no task

@@ -180,3 +180,17 @@ def test_threads_share_a_session(model: LocalModel) -> None:
         assert session.statistics().tickets == 0
         assert session.statistics().bytes_leased == 0
     assert outputs == {number: plain[number % 2] for number in range(4)}
+
+
+@pytest.mark.anyio
+async def test_a_run_that_holds_up_another_of_its_session_is_refused(model: LocalModel) -> None:
+    """It may need memory that the other cannot give back while the event loop stands still."""
+    flow = asker(model)
+    with Session() as session:
+        stream = flow.stream(document=DOCUMENT, question=QUESTIONS[0], session=session)
+        async with aclosing(stream) as events:
+            await anext(events)
+            with pytest.raises(InputError, match="another run of the session"):
+                ask(flow, 1, session=session)
+            assert ask(flow, 1).outputs
+        assert ask(flow, 1, session=session).outputs
