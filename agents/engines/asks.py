@@ -56,6 +56,7 @@ class Answer:
             unless all tokens were computed and a sampler was given.
         seconds: Seconds of the forward, whatever else it computed.
         turns: How many turns it computed; 1 on a model that takes them one by one.
+        drafts: Whether drafts are welcome in the next one: as far as this one tells, few decode.
     """
 
     count: int
@@ -63,6 +64,7 @@ class Answer:
     tokens: tuple[int, ...]
     seconds: float
     turns: int = 1
+    drafts: bool = True
 
 
 def compute(asks: Sequence[tuple[Compute, int]]) -> list[Answer | Exception]:
@@ -99,13 +101,24 @@ def compute(asks: Sequence[tuple[Compute, int]]) -> list[Answer | Exception]:
         return [error] * len(asks)
     seconds = perf_counter() - began
     turns = 1 if asks[0][0].model.refuses_batches else len(asks)
+    writing = sum(ask.sampler is not None and count == len(ask.ids) for ask, count in asks)
     answers: list[Answer | Exception] = []
     for number, ((ask, count), segment) in enumerate(zip(asks, segments, strict=True)):
         tokens = chosen.get(number, [])
         if isinstance(tokens, Exception):
             answers.append(tokens)
         else:
-            answers.append(_answer(ask, count, segment, tokens, seconds=seconds, turns=turns))
+            drafted, right = _drafted(ask, count, segment, tokens)
+            answers.append(
+                Answer(
+                    count=count,
+                    drafted=drafted,
+                    tokens=tuple(tokens[: right + 1]),
+                    seconds=seconds,
+                    turns=turns,
+                    drafts=writing <= MOST_DRAFTING,
+                )
+            )
     return answers
 
 
@@ -136,10 +149,8 @@ def _segment(ask: Compute, count: int, *, drafts: bool) -> Segment:
     )
 
 
-def _answer(
-    ask: Compute, count: int, segment: Segment, chosen: Sequence[int], *, seconds: float, turns: int
-) -> Answer:
-    """What was computed: tokens up to the first that was not drafted; wrong drafts' rows go."""
+def _drafted(ask: Compute, count: int, segment: Segment, chosen: Sequence[int]) -> tuple[int, int]:
+    """How many drafts were computed, and how many of them were right; the others' rows go."""
     drafted = len(segment.ids) - count
     right = 0
     while right < drafted and chosen[right] == ask.drafts[right]:
@@ -149,7 +160,7 @@ def _answer(
         ask.rows.truncate(ask.rows.length - wrong)
         for parts in ask.capture.values():
             parts[-1] = parts[-1][:-wrong]
-    return Answer(count, drafted, tuple(chosen[: right + 1]), seconds, turns)
+    return drafted, right
 
 
 def slices(asks: Sequence[Compute]) -> list[int]:

@@ -26,32 +26,41 @@ REST = 16
 class Drafter:
     """Guesses for one turn.
 
+    Its runs are noted when the first guess is asked for: many turns are over before, or have too
+    much company.
+
     Args:
         ids: The ids of the context.
     """
 
     def __init__(self, ids: Sequence[int]) -> None:
-        self._ids: list[int] = []
+        self._ids = list(ids)
         self._after: dict[tuple[int, ...], int] = {}
+        self._noted = 0
         self._right, self._rest, self._pause = 1.0, REST, 0
         self._plain = self._guessed = 0.0
-        for token in ids:
-            self.push(token)
 
     def push(self, token: int) -> None:
         """A token follows."""
+        self._ids.append(token)
+
+    def _note(self) -> None:
+        """Note the runs whose next token is there; so the last tokens never find themselves."""
         ids = self._ids
-        # A run is noted once its next token is there; so the last tokens never find themselves.
-        for length in RUNS:
-            if len(ids) >= length:
-                self._after[tuple(ids[-length:])] = len(ids)
-        ids.append(token)
+        for end in range(self._noted, len(ids)):
+            for length in RUNS:
+                if end >= length:
+                    self._after[tuple(ids[end - length : end])] = end
+        self._noted = len(ids)
 
     def guess(self, most: int) -> tuple[int, ...]:
         """Up to so many tokens that may follow; none where guesses do not pay for now."""
         if self._pause:
             self._pause -= 1
             return ()
+        if most < 1:
+            return ()
+        self._note()
         for length in RUNS:
             start = self._after.get(tuple(self._ids[-length:]))
             if start is not None:

@@ -90,6 +90,7 @@ class _Turn:
         ttft: Seconds to the first of them.
         forwards: Forwards that it took part in.
         company: Turns that those computed, itself included, counted once a forward.
+        drafts: Whether drafts are welcome in its next forward.
     """
 
     model: TurnModel
@@ -104,6 +105,7 @@ class _Turn:
     ttft: float | None = None
     forwards: int = 0
     company: int = 0
+    drafts: bool = True
 
     def step(self, event: TurnEvent | None) -> Generator[Step, Answer | None, None]:
         """Give the device away for a moment."""
@@ -136,6 +138,7 @@ class _Turn:
         self.clock.seconds += answer.seconds
         self.forwards += 1
         self.company += answer.turns
+        self.drafts = answer.drafts
         return answer
 
     def check_time(self) -> None:
@@ -290,7 +293,7 @@ def _decode(
                 return "stop" if stopped else "length"
         # A guess is never longer than what may still be written.
         room = min(sampling.max_tokens - turn.count, model.max_positions - stop) - 1
-        drafts = drafter.guess(room) if drafter is not None else ()
+        drafts = drafter.guess(room) if drafter is not None and turn.drafts else ()
         answer = yield from turn.compute([tokens[-1]], [rows.length], turn.sampler, drafts)
         tokens = answer.tokens
         if drafter is not None:

@@ -17,6 +17,7 @@ import torch
 
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.storage.files import cache_root, read_json, write_json
+from unspoken.channels.storage.side import running_version
 
 KeyPositions = Literal["rotated", "bare", "other"]
 """What a layer's keys hold of their position: its rotary embedding, nothing, something else."""
@@ -90,6 +91,8 @@ def remember_positions(folder: Path, positions: Sequence[str]) -> None:
 def noted_batches(folder: Path, how: str, prove: Callable[[], str | None]) -> str | None:
     """Why turns of the model in `folder` are not batched, from a note that still holds or anew.
 
+    It depends on how this version batches too, so another version's answers do not count.
+
     Args:
         folder: Where the model was loaded from.
         how: All else that the answer depends on, such as the type it computes in.
@@ -102,7 +105,8 @@ def noted_batches(folder: Path, how: str, prove: Callable[[], str | None]) -> st
     reason = prove()
     if note:
         with suppress(OSError):
-            write_json(_note(folder), {**note, "batches": {**known, how: reason}})
+            batches = {"unspoken": running_version(), "answers": {**known, how: reason}}
+            write_json(_note(folder), {**note, "batches": batches})
     return reason
 
 
@@ -112,7 +116,10 @@ def cached_batches(folder: Path) -> dict[str, str | None]:
 
 
 def _batches(note: Mapping[str, Any]) -> dict[str, str | None]:
-    known = note.get("batches")
+    noted = note.get("batches")
+    if not isinstance(noted, dict) or noted.get("unspoken") != running_version():
+        return {}
+    known = noted.get("answers")
     known = known if isinstance(known, dict) else {}
     return {how: why for how, why in known.items() if isinstance(why, str | None)}
 

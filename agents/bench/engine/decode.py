@@ -3,7 +3,7 @@
 Both must write the same tokens; each is timed too, in turn.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -43,11 +43,16 @@ OURS, THEIRS = "ours", "transformers"
 
 
 def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
-    """Rows per model, and whether all tokens are equal; the speeds are those of the given model."""
+    """Rows per model, and whether all tokens are equal; the speeds are those of the given model.
+
+    A model that is not available has a row that says so.
+    """
     rows = [_decoded(model, text, model.ref or "the model", progress)]
-    rows += [_decoded(other, text, other.ref, progress) for other in _others(model, progress)]
+    for ref in OTHERS:
+        if ref != model.ref:
+            rows.append(_other(ref, model, text, progress))
     rows.append(_decoded(_tiny_gemma(model), text, f"random Gemma 3, window {WINDOW}", progress))
-    equal = all(row["equal"] == row["prompts"] for row in rows)
+    equal = all(row["equal"] == row["prompts"] for row in rows if "equal" in row)
     read = _prefilled(model, text, progress)
     passages = cut_passages(model, text, PROMPTS, TOKENS)
     same = sum(_continuation_equals_text(model, ids) for ids in passages)
@@ -61,15 +66,14 @@ def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) 
     }
 
 
-def _others(model: LocalModel, progress: Progress) -> Iterator[LocalModel]:
-    """The further models, loaded one at a time."""
-    for ref in OTHERS:
-        if ref == model.ref:
-            continue
-        try:
-            yield LocalModel.load(ref, dtype=model.dtype, device=model.device)
-        except ModelReferenceError as error:
-            progress(f"{ref} is left out: {error}")
+def _other(ref: str, model: LocalModel, text: Path | None, progress: Progress) -> dict[str, Any]:
+    """The row of another model; where it is not available, why not."""
+    try:
+        other = LocalModel.load(ref, dtype=model.dtype, device=model.device)
+    except ModelReferenceError as error:
+        progress(f"{ref} is left out: {error}")
+        return {"of": ref, "left_out": str(error)}
+    return _decoded(other, text, ref, progress)
 
 
 def _decoded(model: LocalModel, text: Path | None, name: str, progress: Progress) -> dict[str, Any]:

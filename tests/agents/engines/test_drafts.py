@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from rows import Row
 
 from unspoken.agents.engines import asks
 from unspoken.agents.engines.base import Sampling, TurnRequest
 from unspoken.agents.engines.drafts import LONGEST, REST, Drafter
+from unspoken.agents.engines.sampling import Sampler
 from unspoken.agents.engines.turn import drive_turn
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.testing import tiny_model
@@ -81,3 +83,30 @@ def test_the_tokens_are_those_of_generate(
         assert list(computed.ids[len(ids) :])[: len(expected)] == expected
         assert computed.state is not None and computed.state.stop == len(computed.ids)
     assert steps < 4 * 60
+
+
+@pytest.mark.parametrize(("turns", "welcome"), [(2, True), (3, False)])
+def test_among_many_that_write_no_drafts_are_welcome(
+    model: LocalModel, turns: int, welcome: bool
+) -> None:
+    """A turn hears of it from its prefill on, so that it looks nothing up in vain."""
+    rows = [Row(model, (5, 6, 7)) for _ in range(turns)]
+    writing = Sampler(Sampling(max_tokens=4), (5, 6, 7), model.device)
+    asked = [
+        asks.Compute(model=model, rows=row.rows, ids=row.ids, positions=range(3), sampler=writing)
+        for row in rows
+    ]
+    answers = asks.compute([(ask, 3) for ask in asked])
+    assert [getattr(answer, "drafts", None) for answer in answers] == [welcome] * turns
+
+
+def test_a_turn_that_takes_no_guess_notes_no_runs(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A context of thousands of tokens is not looked through for the sake of one token."""
+    noted = list[int]()
+    monkeypatch.setattr(Drafter, "_note", lambda drafter: noted.append(1))
+    for tokens in (1, 2, 8):
+        assert not noted
+        drive_turn(model, TurnRequest(ids=(5, 6, 7), sampling=Sampling(max_tokens=tokens)))
+    assert noted

@@ -12,7 +12,7 @@ from tiny import tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unspoken.agents import LocalModel
-from unspoken.agents.models import decoder, identity, pretrained
+from unspoken.agents.models import decoder, identity, notes, pretrained
 from unspoken.agents.models.identity import model_identity
 from unspoken.agents.models.notes import (
     cached_batches,
@@ -202,3 +202,15 @@ def test_why_turns_are_not_batched_is_kept(folder: Path, monkeypatch: pytest.Mon
     whys = [LocalModel.load(str(folder), dtype=dtype).refuses_batches for dtype in types]
     assert whys == ["its attention is its own", None] * 2
     assert set(cached_batches(folder).values()) == set(whys)
+
+
+def test_another_version_proves_batching_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may batch what the one before could not."""
+    answers = iter(["its attention is its own", None])
+    monkeypatch.setattr(decoder, "refusal", lambda backbone: next(answers))
+    assert LocalModel.load(str(folder)).refuses_batches == "its attention is its own"
+    monkeypatch.setattr(notes, "running_version", lambda: "99.0")
+    assert cached_batches(folder) == {}
+    assert LocalModel.load(str(folder)).refuses_batches is None

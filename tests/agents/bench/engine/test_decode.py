@@ -20,9 +20,9 @@ def test_decode_compares_with_generate(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all("cpu_share" in row for row in rows if "seconds" in row)
 
 
-def test_a_model_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is said which, and why; the others are compared all the same."""
-    monkeypatch.setattr(decode, "OTHERS", ("embedded:none-of-this-name",))
+def test_a_model_that_is_not_installed_has_a_row_that_says_so() -> None:
+    """Whoever reads the rows sees which model they lack, and why; so does who watches."""
     said: list[str] = []
-    assert list(decode._others(make("llama"), said.append)) == []
-    assert said[0].startswith("embedded:none-of-this-name is left out")
+    row = decode._other("embedded:none-of-this-name", make("llama"), None, said.append)
+    assert row["of"] == "embedded:none-of-this-name" and "none-of-this-name" in row["left_out"]
+    assert said == [f"{row['of']} is left out: {row['left_out']}"]
