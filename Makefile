@@ -27,7 +27,7 @@ help:
 	@echo "make test    install, run the tests with coverage"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make format  let ruff rewrite what it can"
-	@echo "make sweep   each entry of each architecture's configuration against the identity"
+	@echo "make sweep   each architecture of transformers, made tiny: what works, and its identity"
 	@echo "make peers   other engines into .peers, each in an environment of its own; then beside ours"
 	@echo "make docs    build the documentation into site/"
 	@echo "make ci      what CI runs: tests, lint, docs, the built wheel"
@@ -46,6 +46,8 @@ test: $(VENV)/.dev
 
 .PHONY: sweep
 sweep: $(VENV)/.dev
+	PYTHONPATH=.src:tests/samples:tests/support $(BIN)/python tests/samples/model_sweep.py
+	$(BIN)/python docs/_generate.py
 	$(BIN)/python tests/samples/config_sweep.py
 
 .PHONY: lint

@@ -3,6 +3,7 @@
 ``python docs/_generate.py`` rewrites the pages; a test checks that it would change nothing.
 """
 
+import json
 import os
 import re
 import sys
@@ -278,7 +279,49 @@ def error_tree() -> str:
     return "```text\n" + "\n".join(lines) + "\n```"
 
 
+# The architectures
+
+
+def architectures() -> str:
+    """A row for each architecture that works, and why the others do not, as the sweep found it."""
+    kept = json.loads((DOCS / "architectures.json").read_text(encoding="utf-8"))
+    every = kept["architectures"]
+    working = [one for one in every if one["row"] and not one["broken"] and not one["crashed"]]
+    refused = [one for one in every if one["refused"]]
+    unmade = [one["kind"] for one in every if one["unmade"]]
+    reasons: dict[str, int] = {}
+    for one in working:
+        for why in filter(None, one["row"].values()):
+            reasons.setdefault(why, len(reasons) + 1)
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for one in working:
+            cells = (
+                "yes" if why is None else f"no ({reasons[why]})" for why in one["row"].values()
+            )
+            yield _code(one["kind"]), *cells
+
+    parts = [
+        f"Of the {len(every)} architectures of transformers {kept['transformers']} that write "
+        f"text, {len(working)} work, {len(refused)} are refused when they are loaded, and of "
+        f"{len(unmade)} the sweep makes no tiny model.",
+        _table(("architecture", *working[0]["row"]), rows()),
+        "\n".join(f"{number}. {why}" for why, number in reasons.items()),
+        "## Refused",
+        _table(
+            ("architecture", "reason"),
+            ((_code(one["kind"]), _code(one["refused"])) for one in refused),
+        ),
+        "## Not tried",
+        "The sweep makes no tiny model of these, which says nothing of whether they work: "
+        + ", ".join(map(_code, unmade))
+        + ".",
+    ]
+    return "\n\n".join(parts)
+
+
 SECTIONS = {
+    "architectures": architectures,
     "workflow-keys": workflow_keys,
     "commands": commands,
     "graph": graph,

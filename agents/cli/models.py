@@ -106,7 +106,8 @@ def _measured(ref: str, folder: Path) -> dict[str, Any]:
     from torch import nn
 
     from unspoken.agents.models.linears.packed import expected_linears
-    from unspoken.agents.models.notes import cached_batches, cached_identity
+    from unspoken.agents.models.notes import cached_identity, cached_refusals
+    from unspoken.agents.models.proofs.noted import noted_abilities
 
     model, identity = _hollow(ref, folder), cached_identity(folder)
     linears = expected_linears(nn.Module.float(model.hf))  # as a CPU computes it
@@ -125,7 +126,8 @@ def _measured(ref: str, folder: Path) -> dict[str, Any]:
         "template": {"plain": model.template.plain, "notes": list(model.template.notes)},
         "linears": {"kind": linears.kind, "reason": linears.reason},
         "generation": _asked(folder),
-        "batches": cached_batches(folder),
+        "batches": cached_refusals(folder, "batches"),
+        "abilities": {how: dict(row) for how, row in noted_abilities(folder).items()},
         "identity": asdict(identity) if identity else None,
     }
 
@@ -192,7 +194,7 @@ def _in_words(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "chat template", "; ".join([words, *template["notes"]])
     yield "linear layers", f"{facts['linears']['kind']} on a CPU: {facts['linears']['reason']}"
     yield "asks for", _generation(facts["generation"])
-    yield "batched", _batched(facts["batches"])
+    yield from _abilities(facts["abilities"])
     if facts["identity"] is None:
         yield "identity", "computed when the model is first loaded"
         return
@@ -213,14 +215,22 @@ def _generation(asked: dict[str, Any]) -> str:
     return "; ".join(filter(None, (used, ignored)))
 
 
-def _batched(answers: dict[str, str | None]) -> str:
-    """Whether turns that are ready together are computed in one forward."""
-    if not answers:
-        return "tried when the model is first loaded"
-    if len(set(answers.values())) > 1:
-        return "; ".join(f"{_batched({how: why})} in {how}" for how, why in answers.items())
-    (why,) = set(answers.values())
-    return "yes" if why is None else f"one by one: {why}"
+def _abilities(ways: dict[str, dict[str, str | None]]) -> Iterator[tuple[str, str]]:
+    """What the model can do with states: yes, or why not, by the way in which it was loaded."""
+    from unspoken.agents.models.proofs.abilities import Abilities
+
+    if not ways:
+        names = ", ".join(name for name, _ in Abilities())
+        yield "can", f"tried when the model is first loaded: {names}"
+        return
+    for name in next(iter(ways.values())):
+        answers = {
+            how: "yes" if row[name] is None else f"no: {row[name]}" for how, row in ways.items()
+        }
+        if len(set(answers.values())) == 1:
+            yield name, next(iter(answers.values()))
+        else:
+            yield name, "; ".join(f"{answer} in {how}" for how, answer in answers.items())
 
 
 def _layers(windows: list[int | None]) -> str:

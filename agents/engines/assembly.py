@@ -321,6 +321,12 @@ def _carry(inbound: Inbound, arrival: Arrival, model: TurnModel) -> Carry:
                 expected="the same tokens before the message at both ends",
                 fix="let the message come first in the receiver's context, or use a text channel",
             )
+        if carry.pieces and model.refuses_fills is not None:
+            raise StateError(
+                f"this model takes no state between other tokens: {model.refuses_fills}",
+                expected="the same tokens before the message at both ends",
+                fix="let the message come first in the receiver's context, or use a text channel",
+            )
         return carry
     except (ChannelError, ModelSupportError) as error:
         if not inbound.fallback:

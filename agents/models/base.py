@@ -80,6 +80,10 @@ class TurnModel(CausalModel, Protocol):
         """Whether its keys can be moved to other positions."""
 
     @property
+    def refuses_fills(self) -> str | None:
+        """Why tokens between rows that stand already cannot be computed; None where they can."""
+
+    @property
     def weights(self) -> "Weights | None":
         """The weights it computes on; None for a model that has none."""
 

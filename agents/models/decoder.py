@@ -11,13 +11,12 @@ from torch import Tensor
 from unspoken.agents.models.hf import Backbone, Capture
 from unspoken.agents.models.hf_cache import ContextCache, open_cache
 from unspoken.agents.models.identity import config_digest, weights_digest
-from unspoken.agents.models.notes import KeyPositions
-from unspoken.agents.models.positions import prove_positions
-from unspoken.agents.models.ragged.forward import packed_forward, refusal
+from unspoken.agents.models.proofs.proven import Proven
+from unspoken.agents.models.ragged.forward import packed_forward
 from unspoken.agents.models.ragged.segment import Rows, Segment
 from unspoken.agents.models.ragged.sequence import open_sequence
 from unspoken.agents.models.weights import Weights
-from unspoken.channels.errors import StateError
+from unspoken.channels.errors import ModelSupportError, StateError
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
 from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.rope import Rotary
@@ -28,7 +27,7 @@ CHUNK = 256
 """Most tokens one prefill pass takes, so that a cancel never waits long."""
 
 
-class Decoder:
+class Decoder(Proven):
     """A model that computes over states and knows no words.
 
     Args:
@@ -59,8 +58,8 @@ class Decoder:
         with self.weights.lock:
             self._identity = self._values_identity()
             self._generation = generation
-        for proved in ("key_positions", "geometry", "refuses_batches"):
-            self.__dict__.pop(proved, None)
+        self.forget_proofs()
+        self.__dict__.pop("geometry", None)
 
     def _values_identity(self) -> ModelIdentity:
         """The identity of the weights' values and the configuration as they are now."""
@@ -74,11 +73,6 @@ class Decoder:
         return self.backbone.weights
 
     @cached_property
-    def key_positions(self) -> tuple[KeyPositions, ...]:
-        """What each layer's keys hold of their positions; proved once, on this very model."""
-        return prove_positions(self.backbone)
-
-    @cached_property
     def geometry(self) -> CacheGeometry:
         """The shape of its cache, and which of its layers hold positions."""
         described = self.backbone.geometry
@@ -87,11 +81,6 @@ class Decoder:
             for layer, positions in zip(described.layers, self.key_positions, strict=True)
         )
         return replace(described, layers=layers)
-
-    @property
-    def shifts_keys(self) -> bool:
-        """Whether keys of all layers can be moved: rotated as its rotary says, or not at all."""
-        return "other" not in self.key_positions
 
     @property
     def vocabulary(self) -> int:
@@ -118,7 +107,8 @@ class Decoder:
     def max_positions(self) -> int:
         """Number of positions its context holds before rotary frequencies change, if they do."""
         config = self.backbone.config
-        if not any(self.rotary(name).dynamic for name in self.backbone.geometry.ropes):
+        ropes = map(self.backbone.rotary, self.backbone.geometry.ropes)
+        if not any(rotary is not None and rotary.dynamic for rotary in ropes):
             return self.backbone.geometry.max_positions
         parameters = getattr(config, "rope_parameters", None) or {}
         base = parameters.get("original_max_position_embeddings") or getattr(
@@ -131,7 +121,13 @@ class Decoder:
         """The rotary embedding of a name in its geometry; of None, one that turns nothing."""
         if name is None:
             return Rotary(torch.zeros(1, device=self.device))
-        return self.backbone.rotary(name)
+        rotary = self.backbone.rotary(name)
+        if rotary is None:
+            raise _unable(
+                "it has no rotary embedding, so nothing moves its keys",
+                "let the message come first in the receiver's context, or use a text channel",
+            )
+        return replace(rotary, interleaved="interleaved" in self.key_positions)
 
     def tensor(self, ids: Sequence[int]) -> Tensor:
         """Token ids as an int64 tensor on the model's device."""
@@ -204,16 +200,11 @@ class Decoder:
     ) -> Tensor | None:
         if positions[0] == cache.length:
             return self.backbone.forward(ids, cache, keep=keep, capture=hidden)
+        if self.refuses_fills is not None:
+            raise _unable(self.refuses_fills, "let the message come first in the context")
         where = self.tensor(positions)
         last = positions[-1]
         return self.backbone.fill(ids, where, last, cache, keep=keep, capture=hidden)
-
-    @cached_property
-    def refuses_batches(self) -> str | None:
-        """Why turns of this model are computed one by one; None where they are batched."""
-        if len(set(self.layer_devices)) > 1:
-            return "its layers are on several devices"
-        return refusal(self.backbone)
 
     @property
     def batch_key(self) -> object:
@@ -284,6 +275,8 @@ class Decoder:
         state: Sequence[KVState] = (),
     ) -> tuple[Tensor, tuple[LayerState, ...]]:
         """Run layers first … last - 1; see `unspoken.channels.CausalModel.run_layers`."""
+        if self.refuses_layers is not None:
+            raise _unable(self.refuses_layers, "leave recomputation out, or use a text channel")
         start = int(positions[0])
         stop = start + hidden.shape[0]
         cache = self.open(state, range(start, stop), spare=0, layers=slice(first, last))
@@ -326,3 +319,10 @@ class Decoder:
         if logits is None:
             raise StateError("no tokens to compute", expected="at least one")
         return logits
+
+
+def _unable(why: str, fix: str) -> ModelSupportError:
+    """What a model was found not to do."""
+    return ModelSupportError(
+        f"this model cannot do that: {why}", expected="a model that can", fix=fix
+    )

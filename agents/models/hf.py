@@ -1,6 +1,6 @@
 """A decoder of transformers, reached into layer by layer: its masks, its hooks and its layers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from inspect import signature
 from typing import Any
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from unspoken.agents.models.decoders.masks import additive, causal_kinds, masked, seen_rows
+from unspoken.agents.models.decoders.parts import rotary_module, table_frequencies, text_decoder
 from unspoken.agents.models.hf_cache import ContextCache
 from unspoken.agents.models.hf_geometry import layer_types, read_geometry, rope_per_type
 from unspoken.agents.models.linears.packed import computing, pack_linears
@@ -48,7 +50,8 @@ class Backbone:
         self._looked = 0
         self._wanted: Capture = {}
         self._hooked: set[int] = set()
-        self.base: nn.Module = model.base_model
+        self._takes: dict[nn.Module, frozenset[str]] = {}
+        self.base, self.layers = text_decoder(model)
         self.config: PreTrainedConfig = model.config.get_text_config()
         if self.config._attn_implementation not in ("eager", "sdpa", None):
             raise ModelSupportError(
@@ -58,25 +61,15 @@ class Backbone:
             )
         self.geometry = read_geometry(self.config)
         self.kinds = layer_types(self.config)
+        self.chunk: int | None = getattr(self.config, "attention_chunk_size", None)
         self.tails = TailPool(self.geometry)
-        self.layers: nn.ModuleList = self._part("layers", "h")
-        self.rotary_module: nn.Module = self._part("rotary_emb")
+        self.rotary_module = rotary_module(self.base, self.layers)
         self.per_type = rope_per_type(self.config)
         head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         if head is not None:
             self.weights.hook_head(head, _unsliced)
         with self.weights.lock:
             self.linears = pack_linears(model)
-
-    def _part(self, *names: str) -> Any:
-        for name in names:
-            if hasattr(self.base, name):
-                return getattr(self.base, name)
-        raise ModelSupportError(
-            f"a {self.config.model_type} model has no {' or '.join(names)} on its decoder",
-            expected="a decoder-only transformer with rotary position embeddings",
-            fix="use another model",
-        )
 
     @property
     def device(self) -> torch.device:
@@ -113,57 +106,44 @@ class Backbone:
         finally:
             self.weights.lock.release()
 
-    def rotary(self, name: str) -> Rotary:
-        """The rotary embedding of a name in the geometry."""
+    def rotary(self, name: str) -> Rotary | None:
+        """The rotary embedding of a name in the geometry; None for a model that has none."""
+        module = self.rotary_module
+        if module is None:
+            frequencies = table_frequencies(self.config, self.device)
+            return None if frequencies is None else Rotary(frequencies)
         prefix = f"{name}_" if self.per_type else ""
-        kind = getattr(self.rotary_module, "rope_type", "default")
-        kind = kind[name] if isinstance(kind, dict) else kind
+        kind = getattr(module, "rope_type", "default")
+        kind = kind.get(name) if isinstance(kind, dict) else kind
+        frequencies = getattr(module, f"{prefix}inv_freq", None)
+        if frequencies is None:
+            return None
         return Rotary(
-            getattr(self.rotary_module, f"{prefix}inv_freq").float(),
-            float(getattr(self.rotary_module, f"{prefix}attention_scaling", 1.0)),
+            frequencies.float(),
+            float(getattr(module, f"{prefix}attention_scaling", 1.0)),
             dynamic=kind in _DYNAMIC_ROPE,
         )
 
-    def masks(self, positions: Tensor, length: int) -> dict[str, Tensor]:
-        """Masks per layer type, (1, 1, tokens, length), of queries at `positions` over all rows."""
-        rows = torch.arange(length, device=positions.device)
-        seen = rows[None, :] <= positions[:, None]
-        masks = {}
-        for kind, layer in zip(self.kinds, self.geometry.layers, strict=True):
-            if kind not in masks:
-                near = (
-                    seen
-                    if layer.window is None
-                    else seen & (rows[None, :] > positions[:, None] - layer.window)
-                )
-                masks[kind] = self._as_mask(near[None, None])
-        return masks
+    def masks(self, positions: Tensor, length: int) -> list[Tensor]:
+        """What tokens at `positions` see of all rows, by layer, bool (1, 1, tokens, length)."""
+        seen = seen_rows(self.kinds, self.geometry, positions, length, self.chunk)
+        return [seen[kind] for kind in self.kinds]
 
-    def _masks_of_run(self, positions: Tensor, start: int, stop: int) -> dict[str, Tensor | None]:
-        """Masks per layer type of tokens from `start` on; None where causal attention will do.
+    def _masks_of_run(self, positions: Tensor, start: int, stop: int) -> list[Tensor | None]:
+        """Masks by layer of tokens from `start` on; None where causal attention will do.
 
         Without a mask attention takes the quicker of its paths, which repeats no keys and values.
         """
-        windows = {
-            kind: layer.window for kind, layer in zip(self.kinds, self.geometry.layers, strict=True)
-        }
-        causal = start == 0 and self.config._attn_implementation != "eager"
-        plain = {
-            kind
-            for kind, window in windows.items()
-            if causal and (window is None or window >= stop)
-        }
-        if plain == set(windows):
-            return dict.fromkeys(windows)
+        eager = self.config._attn_implementation == "eager"
+        plain = causal_kinds(self.kinds, self.geometry, stop, self.chunk)
+        plain = plain if start == 0 and not eager else frozenset()
+        if plain.issuperset(self.kinds):
+            return [None] * len(self.kinds)
         masks = self.masks(positions, stop)
-        return {kind: None if kind in plain else mask for kind, mask in masks.items()}
-
-    def _as_mask(self, allowed: Tensor) -> Tensor:
-        if self.config._attn_implementation != "eager":
-            return allowed
-        dtype = self.model.dtype
-        lowest = torch.finfo(dtype).min
-        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, lowest)
+        masks = [additive(mask, self.model.dtype) for mask in masks] if eager else masks
+        return [
+            None if kind in plain else mask for kind, mask in zip(self.kinds, masks, strict=True)
+        ]
 
     @contextmanager
     def _scattered(
@@ -185,7 +165,7 @@ class Backbone:
         start = cache.length
         positions = torch.arange(start, start + ids.shape[0], device=ids.device)
         with self.computing(), self.captured(capture):
-            return self._run(ids, positions, cache, None, keep)
+            return self._run(ids, positions, cache, keep)
 
     def fill(
         self,
@@ -199,30 +179,41 @@ class Backbone:
     ) -> Tensor | None:
         """Compute `ids` at ascending `positions` up to `last`, between and after rows at hand."""
         masks = self.masks(positions, max(last + 1, cache.length))
-        mixed = len(masks) > 1 or self.per_type
-        mask: Any = (
-            masks
-            if mixed or getattr(self.config, "layer_types", None)
-            else next(iter(masks.values()))
-        )
-        with self.computing(), self.captured(capture), self._scattered(cache, positions, last):
-            return self._run(ids, positions, cache, mask, keep)
+        eager = self.config._attn_implementation == "eager"
+        with (
+            self.computing(),
+            self.captured(capture),
+            self._scattered(cache, positions, last),
+            masked(self.layers, masks, eager=eager, dtype=self.model.dtype),
+        ):
+            return self._run(ids, positions, cache, keep)
 
-    def _run(
-        self, ids: Tensor, positions: Tensor, cache: ContextCache, mask: Any, keep: int
-    ) -> Tensor | None:
+    def _run(self, ids: Tensor, positions: Tensor, cache: ContextCache, keep: int) -> Tensor | None:
         inputs = {
             "input_ids": ids[None],
             "position_ids": positions[None],
-            "attention_mask": mask,
             "past_key_values": cache,
             "use_cache": True,
         }
         if not keep:
-            self.base(**inputs)
+            self.read(inputs)
             return None
-        logits: Tensor = self.model(**inputs, logits_to_keep=keep).logits[0]
-        return logits
+        return self.logits(inputs | {"logits_to_keep": keep})[-keep:]
+
+    def read(self, inputs: Mapping[str, Any]) -> None:
+        """Compute tokens without the vocabulary's product; of the inputs what the decoder takes."""
+        self.base(**self._known(self.base, inputs))
+
+    def logits(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Logits of tokens, (tokens, vocabulary); of the inputs what the model takes."""
+        logits: Tensor = self.model(**self._known(self.model, inputs)).logits
+        return logits[0]
+
+    def _known(self, module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        if module not in self._takes:
+            self._takes[module] = frozenset(signature(module.forward).parameters)
+        takes = self._takes[module]
+        return {name: value for name, value in inputs.items() if name in takes}
 
     @contextmanager
     def captured(self, wanted: Capture | None) -> Iterator[None]:
@@ -275,29 +266,29 @@ class Backbone:
         stop = start + hidden.shape[0]
         states = hidden[None]
         masks = self._masks_of_run(positions, start, stop)
-        parameters = signature(self.layers[first].forward).parameters
-        past: dict[str, Any] = {
-            "layer_past" if "layer_past" in parameters else "past_key_values": cache
-        }
         with self.computing(), self._scattered(cache, positions, stop - 1, slice(first, last)):
             ropes = self._position_embeddings(states, positions[None])
             for index in range(first, last):
-                kind = self.kinds[index]
-                output = self.layers[index](
-                    states,
-                    attention_mask=masks[kind],
-                    position_ids=positions[None],
-                    **past,
-                    use_cache=True,
-                    position_embeddings=ropes[kind],
-                )
+                inputs = {
+                    "attention_mask": masks[index],
+                    "position_ids": positions[None],
+                    "past_key_values": cache,
+                    "layer_past": cache,
+                    "use_cache": True,
+                    "position_embeddings": ropes[self.kinds[index]],
+                }
+                layer = self.layers[index]
+                output = layer(states, **self._known(layer, inputs))
                 states = output[0] if isinstance(output, tuple) else output
         return states[0]
 
     def _position_embeddings(self, states: Tensor, positions: Tensor) -> dict[str, Any]:
+        rotate: Any = self.rotary_module
+        if rotate is None or rotate is not getattr(self.base, "rotary_emb", None):
+            return dict.fromkeys(self.kinds)
         if self.per_type:
-            return {kind: self.rotary_module(states, positions, kind) for kind in set(self.kinds)}
-        return dict.fromkeys(self.kinds, self.rotary_module(states, positions))
+            return {kind: rotate(states, positions, kind) for kind in set(self.kinds)}
+        return dict.fromkeys(self.kinds, rotate(states, positions))
 
 
 class _Stop(Exception):

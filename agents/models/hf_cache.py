@@ -79,6 +79,8 @@ class _Rows(CacheLayerMixin):  # type: ignore[no-untyped-call]  # its base has n
         return 0 if self.window is None else max(self.length - self.window + 1, 0)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        if self.scatter is not None:
+            return self.length, 0
         first = self.visible_from()
         return self.length + query_length - first, first
 

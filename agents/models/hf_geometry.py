@@ -5,7 +5,13 @@ from transformers import PreTrainedConfig
 from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry
 
-_SUPPORTED_LAYERS = {"full_attention", "sliding_attention"}
+_SUPPORTED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+_LONGEST = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length")
+"""What configurations call the longest context."""
+
+UNBOUNDED = 1 << 20
+"""Positions of a model whose configuration names no end, as one that knows no positions."""
 
 
 def layer_types(config: PreTrainedConfig) -> list[str]:
@@ -41,7 +47,7 @@ def read_geometry(config: PreTrainedConfig) -> CacheGeometry:
             fix="use another model",
         )
     heads = int(config.num_attention_heads)
-    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    kv_heads = _kv_heads(config, heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     per_type = rope_per_type(config)
     layers = tuple(
@@ -53,7 +59,19 @@ def read_geometry(config: PreTrainedConfig) -> CacheGeometry:
         )
         for kind in types
     )
-    return CacheGeometry(layers, int(config.hidden_size), int(config.max_position_embeddings))
+    named = (getattr(config, name, None) for name in _LONGEST)
+    longest = next(filter(None, named), UNBOUNDED)
+    return CacheGeometry(layers, int(config.hidden_size), int(longest))
+
+
+def _kv_heads(config: PreTrainedConfig, heads: int) -> int:
+    """Heads of keys and values: one with multi-query attention, as configurations call it."""
+    if getattr(config, "multi_query", False) and not getattr(
+        config, "new_decoder_architecture", False
+    ):
+        return 1
+    named = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None)
+    return int(named or heads)
 
 
 def rope_per_type(config: PreTrainedConfig) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import get_args
 
 import structlog
 import torch
@@ -26,7 +27,12 @@ from unspoken.agents.models.generation import asked_of_sampling
 from unspoken.agents.models.hf import Backbone
 from unspoken.agents.models.identity import config_digest, model_identity
 from unspoken.agents.models.linears.packed import Linears
-from unspoken.agents.models.notes import cached_positions, noted_batches, remember_positions
+from unspoken.agents.models.notes import (
+    Question,
+    cached_positions,
+    noted_refusal,
+    remember_positions,
+)
 from unspoken.agents.models.pretrained import cast, find_dtype, load_pretrained
 from unspoken.agents.models.weights import share_weights
 from unspoken.agents.prompts.chat_template import ChatTemplate
@@ -147,11 +153,18 @@ class LocalModel(Decoder):
         else:
             remember_positions(folder, self.key_positions)
         where = self.device.type if len(set(self.layer_devices)) == 1 else "several devices"
-        self.refuses_batches = noted_batches(
-            folder,
-            f"{self.dtype}, {self.linears.kind} on {where}, torch {torch.__version__}",
-            lambda: self.refuses_batches,
-        )
+        how = f"{self.dtype}, {self.linears.kind} on {where}, torch {torch.__version__}"
+        for question in get_args(Question):
+            name = f"refuses_{question}"
+            found = noted_refusal(folder, question, how, partial(getattr, self, name))
+            setattr(self, name, found)
+        if self.refuses_states is not None:
+            kind = self.backbone.config.model_type
+            raise ModelSupportError(
+                f"a {kind} model cannot be served: {self.refuses_states}",
+                expected="a model that computes over a cache as it does over the whole text",
+                fix="use another model",
+            )
 
     def with_adapter(self, adapter: str | Path, *, revision: str | None = None) -> "LocalModel":
         """The same base with an adapter: another model, whose weights are shared with this one.

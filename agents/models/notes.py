@@ -19,8 +19,10 @@ from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.storage.files import cache_root, read_json, write_json
 from unspoken.channels.storage.side import running_version
 
-KeyPositions = Literal["rotated", "bare", "other"]
-"""What a layer's keys hold of their position: its rotary embedding, nothing, something else."""
+KeyPositions = Literal["rotated", "interleaved", "bare", "other"]
+"""What a layer's keys hold of their position: its rotary embedding, which turns halves or
+neighbours together, nothing, or something else.
+"""
 
 FORMAT = 2
 
@@ -74,7 +76,7 @@ def _entry(dtype: torch.dtype | None) -> str:
 
 def cached_positions(folder: Path) -> tuple[KeyPositions, ...] | None:
     """What was proved of each layer's keys in `folder`, or None where nothing holds any more."""
-    noted = _read(folder).get("key_positions")
+    noted = _read(folder).get("positions")
     if isinstance(noted, list) and all(name in get_args(KeyPositions) for name in noted):
         return tuple(noted)
     return None
@@ -85,38 +87,45 @@ def remember_positions(folder: Path, positions: Sequence[str]) -> None:
     note = _read(folder)
     if note:
         with suppress(OSError):  # a cache that cannot be written costs time, not the run
-            write_json(_note(folder), {**note, "key_positions": list(positions)})
+            write_json(_note(folder), {**note, "positions": list(positions)})
 
 
-def noted_batches(folder: Path, how: str, prove: Callable[[], str | None]) -> str | None:
-    """Why turns of the model in `folder` are not batched, from a note that still holds or anew.
+Question = Literal["states", "fills", "layers", "batches"]
+"""What is tried on a model: whether it refuses states, fills, layers apart, or batches."""
 
-    It depends on how this version batches too, so another version's answers do not count.
+
+def noted_refusal(
+    folder: Path, question: Question, how: str, prove: Callable[[], str | None]
+) -> str | None:
+    """Why the model in `folder` refuses something, from a note that still holds or anew.
+
+    It depends on how this version computes too, so another version's answers do not count.
 
     Args:
         folder: Where the model was loaded from.
+        question: What it may refuse.
         how: All else that the answer depends on, such as the type it computes in.
-        prove: Finds the answer: None where they are batched.
+        prove: Finds the answer: None where it refuses nothing.
     """
     note = _read(folder)
-    known = _batches(note)
+    known = _refusals(note, question)
     if how in known:
         return known[how]
     reason = prove()
     if note:
         with suppress(OSError):
-            batches = {"unspoken": running_version(), "answers": {**known, how: reason}}
-            write_json(_note(folder), {**note, "batches": batches})
+            answers = {"unspoken": running_version(), "answers": {**known, how: reason}}
+            write_json(_note(folder), {**note, question: answers})
     return reason
 
 
-def cached_batches(folder: Path) -> dict[str, str | None]:
-    """What is noted of a folder by `noted_batches`: an answer for each way of computing."""
-    return _batches(_read(folder))
+def cached_refusals(folder: Path, question: Question) -> dict[str, str | None]:
+    """What is noted of a folder by `noted_refusal`: an answer for each way of computing."""
+    return _refusals(_read(folder), question)
 
 
-def _batches(note: Mapping[str, Any]) -> dict[str, str | None]:
-    noted = note.get("batches")
+def _refusals(note: Mapping[str, Any], question: Question) -> dict[str, str | None]:
+    noted = note.get(question)
     if not isinstance(noted, dict) or noted.get("unspoken") != running_version():
         return {}
     known = noted.get("answers")

@@ -3,10 +3,17 @@
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from unspoken.agents.models.checkpoints.tokenizer import read_tokenizer
 from unspoken.agents.models.identity import model_identity
@@ -115,9 +122,13 @@ def strangers_code(ref: str, error: Exception) -> ModelSupportError | None:
 
 
 def _attention(folder: Path) -> str:
-    """Scaled-dot-product attention, but for models whose soft cap only eager attention has."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+    """Scaled-dot-product attention, but for models that only eager attention computes."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    made: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    eager = getattr(config.get_text_config(), "attn_logit_softcapping", None) or (
+        made is not None and not made._supports_sdpa
+    )
+    return "eager" if eager else "sdpa"
 
 
 def _checkpoint_dtype(folder: Path) -> torch.dtype | str:

@@ -59,6 +59,7 @@ class ScriptedModel:
     adapter: str | None = None
     generation: Mapping[str, object] = {}
     shifts_keys = True
+    refuses_fills = None
     weights = None
     dtype = torch.float32
     device = torch.device("cpu")

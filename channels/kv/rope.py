@@ -21,11 +21,14 @@ class Rotary:
         inverse_frequencies: Radians per position, shape (rotary_dim / 2,), float32.
         scale: What the model multiplies rotated keys by (1 for plain rotary embeddings).
         dynamic: Whether the frequencies change with the length of the sequence.
+        interleaved: Whether a pair of dimensions is two neighbours; else it is one of the first
+            half and one of the second.
     """
 
     inverse_frequencies: Tensor
     scale: float = 1.0
     dynamic: bool = False
+    interleaved: bool = False
 
     @property
     def dimensions(self) -> int:
@@ -40,24 +43,33 @@ class Rotation:
     Attributes:
         cos: Cosines times the scale, shape (tokens, rotary_dim / 2) or (rotary_dim / 2,), float32.
         sin: Sines times the scale, same shape.
+        interleaved: As in `Rotary`.
     """
 
     cos: Tensor
     sin: Tensor
+    interleaved: bool = False
 
     def __call__(self, keys: Tensor) -> Tensor:
         """Rotate the leading dimensions of keys (…, tokens, head_dim); same shape and dtype."""
         half = self.cos.shape[-1]
-        first, second = keys[..., :half].float(), keys[..., half : 2 * half].float()
-        turned = torch.cat(
-            (first * self.cos - second * self.sin, second * self.cos + first * self.sin), dim=-1
-        ).to(keys.dtype)
+        if self.interleaved:
+            pairs = keys[..., : 2 * half].float()
+            first, second = pairs[..., 0::2], pairs[..., 1::2]
+        else:
+            first, second = keys[..., :half].float(), keys[..., half : 2 * half].float()
+        both = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
+        if self.interleaved:
+            turned = torch.stack(both, dim=-1).flatten(-2).to(keys.dtype)
+        else:
+            turned = torch.cat(both, dim=-1).to(keys.dtype)
         rest = keys[..., 2 * half :]
         return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
 
 
-def _turn(angles: Tensor, factor: float) -> Rotation:
-    return Rotation((angles.cos() * factor).float(), (angles.sin() * factor).float())
+def _turn(angles: Tensor, factor: float, rotary: Rotary) -> Rotation:
+    cos, sin = (angles.cos() * factor).float(), (angles.sin() * factor).float()
+    return Rotation(cos, sin, rotary.interleaved)
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -73,12 +85,12 @@ def _angles(positions: Tensor, rotary: Rotary) -> Tensor:
 
 def turn_to(positions: Tensor, rotary: Rotary) -> Rotation:
     """The rotation of bare keys to `positions`, (tokens,), scaled as the model does."""
-    return _turn(_angles(positions, rotary), rotary.scale)
+    return _turn(_angles(positions, rotary), rotary.scale, rotary)
 
 
 def turn_back(positions: Tensor, rotary: Rotary) -> Rotation:
     """The rotation that makes keys at `positions` bare again, the scale divided back."""
-    return _turn(-_angles(positions, rotary), 1.0 / rotary.scale)
+    return _turn(-_angles(positions, rotary), 1.0 / rotary.scale, rotary)
 
 
 def shift(keys: Tensor, delta: int, rotary: Rotary) -> Tensor:
@@ -104,4 +116,4 @@ def shift(keys: Tensor, delta: int, rotary: Rotary) -> Tensor:
             fix="let the message come first in the receiver's context, or use a text channel",
         )
     frequencies = rotary.inverse_frequencies.to(keys.device)
-    return _turn(_wide(frequencies) * delta, 1.0)(keys)
+    return _turn(_wide(frequencies) * delta, 1.0, rotary)(keys)

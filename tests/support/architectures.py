@@ -15,12 +15,16 @@ from transformers import (
     Gemma3TextConfig,
     GlmConfig,
     GlmForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    NanoChatConfig,
+    NanoChatForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -76,16 +80,18 @@ def _configs(vocabulary: int) -> dict[str, tuple[type[PreTrainedModel], Any]]:
             Exaone4ForCausalLM,
             Exaone4Config(**gqa, **slides),
         ),
+        "cohere2, neighbours rotated": (Cohere2ForCausalLM, Cohere2Config(**gqa, **slides)),
+        "glm, neighbours, partial rotary": (GlmForCausalLM, GlmConfig(**gqa, head_dim=16)),
     }
 
 
 def _otherwise(vocabulary: int) -> dict[str, tuple[type[PreTrainedModel], Any]]:
-    """Those that rotate pairs of neighbours, not halves."""
+    """One that rotates the other way, and one whose embeddings hold the positions."""
     gqa = {**_GQA, "vocab_size": vocabulary}
-    slides = {"sliding_window": WINDOW, "layer_types": _MIXED}
+    gpt2 = {"n_embd": 32, "n_layer": 4, "n_head": 4, "vocab_size": vocabulary}
     return {
-        "cohere2": (Cohere2ForCausalLM, Cohere2Config(**gqa, **slides)),
-        "glm": (GlmForCausalLM, GlmConfig(**gqa, head_dim=16)),
+        "nanochat": (NanoChatForCausalLM, NanoChatConfig(**gqa)),
+        "gpt2": (GPT2LMHeadModel, GPT2Config(**gpt2, initializer_range=0.2)),
     }
 
 
@@ -94,7 +100,7 @@ ARCHITECTURES = tuple(_configs(len(_TOKENIZER)))
 """Those whose keys can be moved."""
 
 UNMOVABLE = tuple(_otherwise(len(_TOKENIZER)))
-"""Those whose keys are rotated in a way that we do not know."""
+"""Those whose keys hold positions in a way that we do not move."""
 
 
 def make(name: str, seed: int = 0) -> LocalModel:

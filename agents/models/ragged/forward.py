@@ -105,12 +105,11 @@ def _run(backbone: "Backbone", batch: Packed) -> Tensor | None:
     }
     wanted = batch.wanted()
     if not wanted:
-        backbone.base(**inputs)
+        backbone.read(inputs)
         return None
     every = len(wanted) == len(batch.ids)
     keep = 0 if every else numbers_at(wanted, backbone.device)
-    logits: Tensor = backbone.model(**inputs, logits_to_keep=keep).logits[0]
-    return logits
+    return backbone.logits(inputs | {"logits_to_keep": keep})
 
 
 @contextmanager

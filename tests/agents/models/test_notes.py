@@ -12,15 +12,16 @@ from tiny import tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from unspoken.agents import LocalModel
-from unspoken.agents.models import decoder, identity, notes, pretrained
+from unspoken.agents.models import identity, notes, pretrained
 from unspoken.agents.models.identity import model_identity
 from unspoken.agents.models.notes import (
-    cached_batches,
     cached_identity,
     cached_positions,
+    cached_refusals,
     folder_key,
     remember,
 )
+from unspoken.agents.models.proofs import proven
 from unspoken.channels.errors import ModelReferenceError
 from unspoken.channels.kv.geometry import ModelIdentity
 
@@ -51,7 +52,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("computed again")
 
     monkeypatch.setattr(identity, "weights_digest", fail)
-    monkeypatch.setattr(decoder, "prove_positions", fail)
+    monkeypatch.setattr(proven, "prove_positions", fail)
 
 
 def test_identity_is_kept(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,11 +198,11 @@ def test_unwritable_cache_costs_no_run(
 def test_why_turns_are_not_batched_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once for each way of computing, since rounding decides; `models show` reads it."""
     answers = iter(["its attention is its own", None])
-    monkeypatch.setattr(decoder, "refusal", lambda backbone: next(answers))
+    monkeypatch.setattr(proven, "refusal", lambda backbone: next(answers))
     types = ("float32", "bfloat16", "float32", "bfloat16")
     whys = [LocalModel.load(str(folder), dtype=dtype).refuses_batches for dtype in types]
     assert whys == ["its attention is its own", None] * 2
-    assert set(cached_batches(folder).values()) == set(whys)
+    assert set(cached_refusals(folder, "batches").values()) == set(whys)
 
 
 def test_another_version_proves_batching_anew(
@@ -209,8 +210,8 @@ def test_another_version_proves_batching_anew(
 ) -> None:
     """It may batch what the one before could not."""
     answers = iter(["its attention is its own", None])
-    monkeypatch.setattr(decoder, "refusal", lambda backbone: next(answers))
+    monkeypatch.setattr(proven, "refusal", lambda backbone: next(answers))
     assert LocalModel.load(str(folder)).refuses_batches == "its attention is its own"
     monkeypatch.setattr(notes, "running_version", lambda: "99.0")
-    assert cached_batches(folder) == {}
+    assert cached_refusals(folder, "batches") == {}
     assert LocalModel.load(str(folder)).refuses_batches is None

@@ -7,7 +7,7 @@ from flows import DOCUMENT, QUESTION, reader_solver
 from torch import Tensor, nn
 
 from unspoken.agents.models.model import LocalModel
-from unspoken.agents.models.positions import prove_positions
+from unspoken.agents.models.proofs.positions import prove_positions
 from unspoken.channels.kv.rope import Rotary
 
 NEAR, FAR = 5, 35

@@ -8,6 +8,7 @@ positions alone, and each layer shows what it does with them.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from unspoken.agents.models.hf import Backbone, Capture
 from unspoken.agents.models.hf_cache import ContextCache
 from unspoken.agents.models.notes import KeyPositions
 from unspoken.channels.kv.geometry import LayerGeometry
-from unspoken.channels.kv.rope import shift
+from unspoken.channels.kv.rope import Rotary, shift
 
 TOKENS = 6
 DISTANCES = (7, 251)
@@ -27,10 +28,21 @@ TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.01}
 COARSE = 0.05
 """Largest error, as a share of a pair of rotated dimensions: rounding, and of angles too."""
 
+_OTHER: KeyPositions = "other"
+_ROTATIONS: Mapping[KeyPositions, bool] = {"rotated": False, "interleaved": True}
+"""What a layer may do, and whether neighbours are rotated together then."""
 
-@torch.no_grad()
+
 def prove_positions(backbone: Backbone) -> tuple[KeyPositions, ...]:
     """What each layer of a model does with positions; three passes over a few tokens."""
+    try:
+        return _proved(backbone)
+    except Exception:  # an architecture's own code may raise anything when it is given positions
+        return tuple(_OTHER for _ in backbone.geometry.layers)
+
+
+@torch.no_grad()
+def _proved(backbone: Backbone) -> tuple[KeyPositions, ...]:
     layers = backbone.geometry.layers
     vocabulary = int(backbone.config.vocab_size)
     ids = torch.arange(3, 3 + TOKENS, device=backbone.device) % vocabulary
@@ -44,9 +56,12 @@ def prove_positions(backbone: Backbone) -> tuple[KeyPositions, ...]:
             _at_distance(backbone, ids, distance, inputs, near)
             for distance in sorted({min(distance, room) for distance in DISTANCES})
         ]
-    return tuple(
-        places[0] if len(set(places)) == 1 else "other" for places in zip(*seen, strict=True)
-    )
+    found: list[KeyPositions] = [
+        places[0] if len(set(places)) == 1 else _OTHER for places in zip(*seen, strict=True)
+    ]
+    if {"rotated", "interleaved"} <= set(found):  # a model is taken to turn keys in one way
+        return tuple(_OTHER if places == "interleaved" else places for places in found)
+    return tuple(found)
 
 
 def _at_distance(
@@ -72,27 +87,33 @@ def _compared(
     keys, values = near.keys[0, :, :TOKENS], near.values[0, :, :TOKENS]
     moved_keys, moved_values = far.keys[0, :, distance:][:, :TOKENS], far.values[0, :, distance:]
     tolerance = TOLERANCE.get(keys.dtype, COARSE)
-    if not _equal(values, moved_values[:, :TOKENS], 0, tolerance):
+    if not _equal(values, moved_values[:, :TOKENS], None, tolerance):
         return "other"
     rotary = None if layer.rope is None else backbone.rotary(layer.rope)
     if rotary is not None and not rotary.dynamic:
-        half = rotary.dimensions // 2
-        if _equal(shift(keys, distance, rotary), moved_keys, half, tolerance):
-            return "rotated"
-    return "bare" if _equal(keys, moved_keys, 0, tolerance) else "other"
+        for place, interleaved in _ROTATIONS.items():
+            tried = replace(rotary, interleaved=interleaved)
+            if _equal(shift(keys, distance, tried), moved_keys, tried, tolerance):
+                return place
+    return "bare" if _equal(keys, moved_keys, None, tolerance) else "other"
 
 
-def _equal(expected: Tensor, actual: Tensor, half: int, tolerance: float) -> bool:
+def _equal(expected: Tensor, actual: Tensor, rotary: Rotary | None, tolerance: float) -> bool:
     """Whether rows are equal but for rounding; errors are held to each dimension's own size.
 
-    Outliers of a few dimensions would hide the errors of all others. The first `half` dimensions
-    are taken together with the next `half`, with which a rotation mixes them.
+    Outliers of a few dimensions would hide the errors of all others. Two dimensions that a rotation
+    mixes are taken together.
     """
     error = (expected.float() - actual.float()).abs().amax(1)
     size = torch.maximum(expected.float().abs().amax(1), actual.float().abs().amax(1))
-    if half:
-        pairs = torch.maximum(size[:, :half], size[:, half : 2 * half])
-        size = torch.cat((pairs, pairs, size[:, 2 * half :]), dim=1)
+    if rotary is not None:
+        turned, rest = size[:, : rotary.dimensions], size[:, rotary.dimensions :]
+        if rotary.interleaved:
+            pairs = torch.maximum(turned[:, 0::2], turned[:, 1::2]).repeat_interleave(2, dim=1)
+        else:
+            half = rotary.dimensions // 2
+            pairs = torch.maximum(turned[:, :half], turned[:, half:]).repeat(1, 2)
+        size = torch.cat((pairs, rest), dim=1)
     return bool((error <= tolerance * (size + 0.01 * size.mean())).all())
 
 

@@ -1,0 +1,113 @@
+"""Whether a model computes over our caches as transformers does, and between rows, and in parts.
+
+Architectures differ in how they find positions, make masks and call their layers. No entry of a
+configuration says so reliably. So each way of computing is tried on a few tokens of the model
+itself and compared with one pass over them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unspoken.agents.models.hf import Backbone, Capture
+from unspoken.agents.models.hf_cache import ContextCache
+from unspoken.agents.models.quiet import first_line
+
+TOKENS = 7
+AGAIN = (1, 3, 4)
+"""Tokens that are computed once more between the others."""
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+COARSE = 0.1
+"""Largest difference, as a share of the spread of the values, in other types."""
+
+
+def refuses_states(backbone: Backbone) -> str | None:
+    """Why a context cannot be continued over its state; None where it can."""
+    return _tried(lambda: _continued(backbone), "tokens over its cache")
+
+
+def refuses_fills(backbone: Backbone) -> str | None:
+    """Why tokens between rows that stand already cannot be computed; None where they can."""
+    return _tried(lambda: _filled(backbone), "tokens between others")
+
+
+def refuses_layers(backbone: Backbone) -> str | None:
+    """Why layers cannot be run without those before them; None where they can."""
+    return _tried(lambda: _by_layers(backbone), "layers run one by one")
+
+
+def _tried(differs: Callable[[], bool], what: str) -> str | None:
+    try:
+        with torch.no_grad():
+            return f"{what} are computed otherwise" if differs() else None
+    except Exception as error:  # an architecture's own code may raise anything here
+        return f"{what} cannot be computed: {type(error).__name__}: {first_line(error)}"
+
+
+def _continued(backbone: Backbone) -> bool:
+    ids = _ids(backbone)
+    cache = ContextCache(backbone.geometry, TOKENS)
+    with backbone.computing():
+        whole = backbone.logits({"input_ids": ids[None], "use_cache": False})
+        parts = [
+            backbone.forward(ids[start:stop], cache, keep=stop - start)
+            for start, stop in ((0, 3), (3, TOKENS - 1), (TOKENS - 1, TOKENS))
+        ]
+    assert all(part is not None for part in parts)  # each was asked for
+    return _apart(whole, torch.cat([part for part in parts if part is not None]))
+
+
+def _filled(backbone: Backbone) -> bool:
+    ids = _ids(backbone)
+    cache = ContextCache(backbone.geometry, TOKENS)
+    with backbone.computing():
+        whole = backbone.forward(ids, cache, keep=TOKENS)
+        before = _rows(cache)
+        places = torch.tensor(AGAIN, device=ids.device)
+        again = backbone.fill(ids[places], places, AGAIN[-1], cache)
+    assert whole is not None and again is not None
+    return _apart(whole[AGAIN[-1]], again[-1]) or _any_apart(before, _rows(cache))
+
+
+def _by_layers(backbone: Backbone) -> bool:
+    ids, first = _ids(backbone), 1
+    last, start = len(backbone.layers), 2
+    wanted: Capture = {first: []}
+    cache = ContextCache(backbone.geometry, TOKENS)
+    positions = torch.arange(start, TOKENS, device=ids.device)
+    with backbone.computing():
+        backbone.forward(ids, cache, keep=0, capture=wanted)
+        before = _rows(cache)
+        hidden = wanted[first][0][start:]
+        for rows in cache.rows[first:]:
+            rows.keys[:, :, start:] = 0
+        backbone.run_layers(hidden, first, last, positions, start, cache)
+        embedded = backbone.embed(ids)
+    return embedded.shape != (TOKENS, hidden.shape[1]) or _any_apart(before, _rows(cache))
+
+
+def _ids(backbone: Backbone) -> Tensor:
+    ids = torch.arange(3, 3 + 5 * TOKENS, 5, device=backbone.device)
+    return ids % int(backbone.config.vocab_size)
+
+
+def _rows(cache: ContextCache) -> list[Tensor]:
+    """A copy of all keys and values."""
+    return [
+        tensor[0, :, :TOKENS].clone() for rows in cache.rows for tensor in (rows.keys, rows.values)
+    ]
+
+
+def _any_apart(expected: list[Tensor], actual: list[Tensor]) -> bool:
+    return any(_apart(a, b) for a, b in zip(expected, actual, strict=True))
+
+
+def _apart(expected: Tensor, actual: Tensor) -> bool:
+    """Whether values differ by more than rounding."""
+    tolerance: Any = TOLERANCE.get(expected.dtype, COARSE)
+    expected, actual = expected.float(), actual.float()
+    spread = expected.std().clamp(min=1e-6)
+    return not bool((expected - actual).abs().max() <= tolerance * spread)

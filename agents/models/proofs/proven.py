@@ -1,0 +1,66 @@
+"""What is found out about a model on its own weights, once, before states are handed over."""
+
+from functools import cached_property
+
+from unspoken.agents.models.decoders.masks import CHUNKED
+from unspoken.agents.models.hf import Backbone
+from unspoken.agents.models.notes import KeyPositions
+from unspoken.agents.models.proofs.abilities import Abilities, abilities_of
+from unspoken.agents.models.proofs.passes import refuses_fills, refuses_layers, refuses_states
+from unspoken.agents.models.proofs.positions import prove_positions
+from unspoken.agents.models.ragged.forward import refusal
+
+
+class Proven:
+    """A model of which everything that depends on its architecture is tried, not looked up.
+
+    Attributes:
+        backbone: Its layers.
+    """
+
+    backbone: Backbone
+
+    def forget_proofs(self) -> None:
+        """Find everything out anew when it is asked for: the weights were changed."""
+        for name, member in vars(Proven).items():
+            if isinstance(member, cached_property):
+                self.__dict__.pop(name, None)
+
+    @cached_property
+    def key_positions(self) -> tuple[KeyPositions, ...]:
+        """What each layer's keys hold of their positions."""
+        return prove_positions(self.backbone)
+
+    @property
+    def shifts_keys(self) -> bool:
+        """Whether keys of all layers can be moved: rotated as its rotary says, or not at all."""
+        return "other" not in self.key_positions and self.refuses_fills is None
+
+    @cached_property
+    def refuses_states(self) -> str | None:
+        """Why a context cannot be continued over its state; None where it can."""
+        return refuses_states(self.backbone)
+
+    @cached_property
+    def refuses_fills(self) -> str | None:
+        """Why tokens between rows that stand already cannot be computed; None where they can."""
+        return refuses_fills(self.backbone)
+
+    @cached_property
+    def refuses_layers(self) -> str | None:
+        """Why layers cannot be run without those before them; None where they can."""
+        return refuses_layers(self.backbone)
+
+    @cached_property
+    def refuses_batches(self) -> str | None:
+        """Why turns of this model are computed one by one; None where they are batched."""
+        if len(set(self.backbone.layer_devices)) > 1:
+            return "its layers are on several devices"
+        if CHUNKED in self.backbone.kinds:
+            return "its layers see chunks, which packed rows do not know"
+        return refusal(self.backbone)
+
+    @property
+    def abilities(self) -> Abilities:
+        """What it can do with states, each proved on this very model."""
+        return abilities_of(self)
