@@ -283,8 +283,8 @@ class Backbone:
         return states[0]
 
     def _position_embeddings(self, states: Tensor, positions: Tensor) -> dict[str, Any]:
-        rotate: Any = self.rotary_module
-        if rotate is None or rotate is not getattr(self.base, "rotary_emb", None):
+        rotate: Any = getattr(self.base, "rotary_emb", None)
+        if not isinstance(rotate, nn.Module):  # its layers rotate by themselves, or nothing does
             return dict.fromkeys(self.kinds)
         if self.per_type:
             return {kind: rotate(states, positions, kind) for kind in set(self.kinds)}

@@ -46,12 +46,14 @@ def _candidates(model: PreTrainedModel) -> Iterator[nn.Module]:
 
 def rotary_module(base: nn.Module, layers: nn.ModuleList) -> nn.Module | None:
     """What rotates the keys of a decoder: one for all layers, or the first layer's own."""
-    module: Any = getattr(base, "rotary_emb", None)
-    if isinstance(module, nn.Module):
-        return module
-    for name, inner in layers[0].named_modules():
+    for name, module in base.named_children():
+        if name == "rotary_emb":
+            return module
+    first: nn.Module = layers[0]
+    for name, inner in first.named_modules():
         if name.endswith("rotary_emb") and hasattr(inner, "inv_freq"):
-            return inner
+            found: nn.Module = inner
+            return found
     return None
 
 

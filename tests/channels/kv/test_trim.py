@@ -13,7 +13,13 @@ from unspoken.channels.kv.compressed import compress
 from unspoken.channels.kv.state import KVState
 
 WORDS = "the key of this document is that which the reader was asked for, and no other key"
-SLIDING = ["gemma2", "gemma3", "mistral, window", "exaone4, no rotation in full attention"]
+SLIDING = [
+    "gemma2",
+    "gemma3",
+    "mistral, window",
+    "exaone4, no rotation in full attention",
+    "cohere2, neighbours rotated",
+]
 
 
 def logits(model: LocalModel, ids: torch.Tensor, state: KVState) -> torch.Tensor:
