@@ -1,4 +1,4 @@
-"""A few architectures of each kind keep what they claim; `make sweep` tries all of transformers'."""
+"""A few architectures of each kind keep what they claim; `make sweep` tries all that there are."""
 
 import json
 
