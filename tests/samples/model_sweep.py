@@ -84,6 +84,8 @@ def sweep(kind: str) -> Swept:
                 model = _loaded(made, Path(folder))
             except ModelSupportError as error:
                 return Swept(**named, refused=error.found)
+            if model.refuses_states is not None:  # one that was not loaded from a folder
+                return Swept(**named, refused=model.refuses_states)
             row = dict(model.abilities)
             return Swept(**named, row=row, broken=tuple(_broken(model, row)))
     except Exception as error:
@@ -98,6 +100,8 @@ def _told(error: Exception) -> str:
 def _loaded(made: PreTrainedModel, folder: Path) -> LocalModel:
     """A model as people have it: from a folder."""
     made.generation_config = transformers.GenerationConfig(eos_token_id=None, pad_token_id=0)
+    if made.config.model_type not in CAUSAL:  # the text part of a checkpoint that has others too
+        return LocalModel(made, tiny_tokenizer(), ref=made.config.model_type)
     made.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     model = LocalModel.load(folder)

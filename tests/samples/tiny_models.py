@@ -92,7 +92,8 @@ _FULL, _SLIDING, _LINEAR = "full_attention", "sliding_attention", "linear_attent
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_chunk_size": 8}
 _LATENT = {"head_dim": 8, "qk_head_dim": None, "num_key_value_heads": LAYERS}
 _GEMMA4 = {
-    "per_layer_config": None,
+    "per_layer_config": ...,
+    "global_head_dim": 32,
     "layer_types": [_SLIDING, _SLIDING, _FULL, _FULL],
     "vocab_size_per_layer_input": 128,
 }
@@ -152,7 +153,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "zamba2": {**_ZAMBA, "attention_head_dim": 16, "n_mamba_heads": 4, "chunk_size": 8},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
-"""What a class needs besides a shape."""
+"""What a class needs besides a shape; `...` leaves an entry out."""
 
 _TEXT_PARTS = frozenset(("emu3", "llama4", "qwen3_5", "qwen3_5_moe", "qwen4_exp"))
 """Those whose class takes the text part of their configuration."""
@@ -200,6 +201,7 @@ def _shrunk(plain: PreTrainedConfig, special: Mapping[str, Any]) -> PreTrainedCo
         inner = {**_SPECIAL.get(part.model_type, {}), **special.get(name, {})}
         entries[name] = _shrunk(part, inner).to_dict()
     entries |= {name: value for name, value in special.items() if name not in parts}
+    entries = {name: value for name, value in entries.items() if value is not ...}
     return type(plain)(**entries)
 
 

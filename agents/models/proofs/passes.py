@@ -5,6 +5,7 @@ configuration says so reliably. So each way of computing is tried on a few token
 itself and compared with one pass over them.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,10 @@ COARSE = 0.1
 
 def refuses_states(backbone: Backbone) -> str | None:
     """Why a context cannot be continued over its state; None where it can."""
+    windows = any(layer.window is not None for layer in backbone.geometry.layers)
+    code = vars(sys.modules[type(backbone.base).__module__])
+    if windows and "create_sliding_window_causal_mask" not in code:
+        return "its configuration has a window that its code does not apply"
     return _tried(lambda: _continued(backbone), "tokens over its cache")
 
 

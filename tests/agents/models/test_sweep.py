@@ -31,7 +31,7 @@ def test_an_architecture_keeps_what_it_claims(kind: str) -> None:
     assert {name for name, why in swept.row.items() if why is None} == CLAIMS[kind]
 
 
-@pytest.mark.parametrize("kind", ["roberta", "xlnet"])
+@pytest.mark.parametrize("kind", ["moshi", "roberta", "xlnet"])
 def test_what_a_cache_does_not_continue_is_refused_at_load(kind: str) -> None:
     """With the reason, as a `ModelSupportError`."""
     swept = sweep(kind)
