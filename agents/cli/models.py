@@ -149,6 +149,7 @@ def _hollow(ref: str, folder: Path) -> "LocalModel":
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from unspoken.agents.models.checkpoints.text_part import causal_config
     from unspoken.agents.models.checkpoints.tokenizer import read_tokenizer
     from unspoken.agents.models.model import LocalModel
     from unspoken.agents.models.pretrained import strangers_code
@@ -161,7 +162,7 @@ def _hollow(ref: str, folder: Path) -> "LocalModel":
         with torch.device("meta"):
             # Named, since a config may name a kernel that transformers would download and run.
             model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=False, attn_implementation="eager"
+                causal_config(config), trust_remote_code=False, attn_implementation="eager"
             )
     except (OSError, ValueError, KeyError) as error:
         if (refusal := strangers_code(ref, error)) is not None:

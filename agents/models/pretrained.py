@@ -11,10 +11,13 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from unspoken.agents.models.checkpoints.text_part import is_multimodal, text_part
 from unspoken.agents.models.checkpoints.tokenizer import read_tokenizer
 from unspoken.agents.models.identity import model_identity
 from unspoken.agents.models.linears.int8 import Int8Linear, quantize_linears
@@ -86,13 +89,9 @@ def read_pretrained(
     try:
         with quiet_transformers(Stage("load", progress or silent)):
             tokenizer = read_tokenizer(folder)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                trust_remote_code=False,  # left out, transformers asks on the terminal
-                weights_only=True,  # a pickle of anything but tensors is refused
-                dtype=dtype or _checkpoint_dtype(folder),
-                attn_implementation=_attention(folder),
-            )
+            model = _read_model(folder, dtype)
+    except ModelSupportError:
+        raise
     except Exception as error:  # transformers and safetensors raise almost anything here
         if (refusal := strangers_code(ref, error)) is not None:
             raise refusal from error
@@ -110,6 +109,22 @@ def read_pretrained(
     return model.requires_grad_(False), tokenizer
 
 
+def _read_model(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The causal language model of a checkpoint; of a multimodal one, its text part."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    attention = _attention(config.get_text_config(decoder=True))
+    multimodal = is_multimodal(config)
+    reader = AutoModelForMultimodalLM if multimodal else AutoModelForCausalLM
+    model: PreTrainedModel = reader.from_pretrained(
+        folder,
+        trust_remote_code=False,  # left out, transformers asks on the terminal
+        weights_only=True,  # a pickle of anything but tensors is refused
+        dtype=dtype or _checkpoint_dtype(folder),
+        attn_implementation={"text_config": attention} if multimodal else attention,
+    )
+    return text_part(model) if multimodal else model
+
+
 def strangers_code(ref: str, error: Exception) -> ModelSupportError | None:
     """The error of a checkpoint that only code of its own can read, where that was the reason."""
     if "trust_remote_code" not in str(error):
@@ -121,11 +136,10 @@ def strangers_code(ref: str, error: Exception) -> ModelSupportError | None:
     )
 
 
-def _attention(folder: Path) -> str:
+def _attention(config: PreTrainedConfig) -> str:
     """Scaled-dot-product attention, but for models that only eager attention computes."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     made: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    eager = getattr(config.get_text_config(), "attn_logit_softcapping", None) or (
+    eager = getattr(config, "attn_logit_softcapping", None) or (
         made is not None and not made._supports_sdpa
     )
     return "eager" if eager else "sdpa"
