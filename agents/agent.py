@@ -1,7 +1,7 @@
 """An agent, as Python code writes it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
@@ -28,6 +28,9 @@ class Agent:
             here.
         system: Template of its system turn; None leaves that to the model's chat template.
         generate: Generation settings, as a `GenerateSpec` or a mapping; None only reads.
+        template: Arguments for the chat template in its turns, beside those of its model.
+        thoughts: Whether what it hands on has its thoughts: ``keep`` or ``drop``; None for its
+            output without them and its context with them.
         memory: Keep the context over the turns of a run, or start afresh each ``turn``.
         order: How messages that the prompt does not place stand before it: as the ``edges``, or
             ``auto``, those first that continue the context as they are.
@@ -47,6 +50,8 @@ class Agent:
     prompt: str
     system: str | None = None
     generate: GenerateSpec | Mapping[str, Any] | None = _DEFAULTS
+    template: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    thoughts: Literal["keep", "drop"] | None = None
     memory: Literal["run", "turn"] = "run"
     order: Literal["edges", "auto"] = "edges"
     join: Literal["all", "any"] = "all"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
 
 from unspoken.agents.engines.base import Engine, HasEngine, States
 from unspoken.agents.engines.local import LocalEngine
@@ -56,6 +57,47 @@ def load_models(
         if asked and (*key, asked) not in loaded:
             loaded[(*key, asked)] = loaded[key].with_template(model.template)
         models[name] = loaded[(*key, asked) if asked else key]
+
+
+class Templated:
+    """Models as agents talk to them: with arguments for their chat template, and its date.
+
+    Each is made once. A model whose template writes the date has one date for all of a run, so that
+    its agents' contexts begin alike.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, tuple[tuple[str, object], ...]], AgentModel] = {}
+        self._dated: dict[int, tuple[LocalModel, LocalModel]] = {}
+
+    def today(self, model: AgentModel) -> AgentModel:
+        """A model whose chat template writes the date of now, where it writes one."""
+        if not isinstance(model, LocalModel):
+            return model
+        _, last = self._dated.get(id(model), (model, model))
+        dated = last.dated(datetime.now().astimezone())
+        if dated is not last:
+            self._dated[id(model)] = model, dated  # the model too: its id stays its own
+        return dated
+
+    def of(self, model: AgentModel, arguments: Mapping[str, object]) -> AgentModel:
+        """A model whose template is given these beside its own arguments; itself without any.
+
+        Raises:
+            InputError: A model that is no `LocalModel`: its template takes no arguments.
+        """
+        if not arguments:
+            return model
+        if not isinstance(model, LocalModel):
+            raise InputError(
+                f"template stands at an agent whose model is a {type(model).__name__}",
+                expected="a model that is computed here, whose chat template takes arguments",
+                fix="remove template from the agent",
+            )
+        key = id(model), tuple(sorted(arguments.items()))
+        if key not in self._made:
+            self._made[key] = model.with_template({**model.template_arguments, **arguments})
+        return self._made[key]
 
 
 def engines_for(

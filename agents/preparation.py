@@ -11,7 +11,7 @@ from unspoken.agents.bridge_cache import BridgeCache
 from unspoken.agents.engines.base import Engine, Sampling, TurnRequest
 from unspoken.agents.engines.pool.pool import Pool
 from unspoken.agents.engines.teams import ending_team
-from unspoken.agents.loading import Progress, load_models, step_of
+from unspoken.agents.loading import Progress, Templated, load_models, step_of
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.planning.finetunes import stored_profile
 from unspoken.agents.planning.memory import MemoryCheck
@@ -62,6 +62,7 @@ class Preparation:
         self.bridge_cache = BridgeCache(folders, trust=trust_bridges)
         self.bridges: dict[int, Bridge] = {}
         self.custom: dict[int, Channel] = {}
+        self._templated = Templated()
         self._lock = ForkLock()
 
     def connected(self, number: int, custom: Channel | None, bridge: Bridge | None) -> None:
@@ -72,8 +73,16 @@ class Preparation:
             self.bridges[number] = bridge
 
     def by_agent(self, spec: WorkflowSpec) -> dict[str, AgentModel]:
-        """The model of every agent."""
-        return {name: self.models[agent.model] for name, agent in spec.agents.items()}
+        """The model of every agent, with its agent's arguments for the chat template.
+
+        Raises:
+            ModelSupportError: An agent gives arguments to a model that takes none.
+        """
+        templated = self._templated
+        return {
+            name: templated.today(templated.of(self.models[agent.model], agent.template))
+            for name, agent in spec.agents.items()
+        }
 
     def load(self, spec: WorkflowSpec, progress: Progress | None = None) -> None:
         """Load every model that is not at hand.

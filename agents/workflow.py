@@ -173,6 +173,7 @@ class Workflow:
         min_retention: float = 0.8,
         max_kl: float = 0.01,
         codec: str = "raw",
+        thoughts: Literal["keep", "drop"] | None = None,
         **options: Any,
     ) -> "Workflow":
         """Add an edge; what can be checked of it is checked here.
@@ -189,6 +190,8 @@ class Workflow:
             max_kl: How far, by a profile of two fine-tunes, the receiver may be from its own
                 reading, nats a token.
             codec: How the cache is kept until it is read: ``raw``, ``int8`` or ``int4``.
+            thoughts: Whether the sharer's thoughts go with it; None as the sharer says, else output
+                without and context with them.
             options: Beside a channel's name, its options as the file calls them: ``share``,
                 ``as_``, ``repair``, ``read_again``, ``fuse``, ``recompute``.
 
@@ -203,7 +206,7 @@ class Workflow:
         """
         data: dict[str, Any] = {"from": name_of(sharer), "to": name_of(receiver)}
         data |= {"when": when, "loop": loop, "fallback": fallback, "min_retention": min_retention}
-        data |= {"max_kl": max_kl, "codec": codec}
+        data |= {"max_kl": max_kl, "codec": codec, "thoughts": thoughts}
         data |= (
             {"channel": channel, **options}
             if isinstance(channel, str)

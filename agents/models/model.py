@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import get_args
@@ -35,7 +36,7 @@ from unspoken.agents.models.notes import (
 )
 from unspoken.agents.models.pretrained import cast, find_dtype, load_pretrained
 from unspoken.agents.models.weights import share_weights
-from unspoken.agents.prompts.chat_template import ChatTemplate
+from unspoken.agents.prompts.chat_template import ChatTemplate, source_of, times_written
 from unspoken.agents.prompts.context import ChatTurn
 from unspoken.agents.prompts.parity import context_builder_of
 from unspoken.agents.prompts.tokenizer import TextTokenizer
@@ -217,12 +218,25 @@ class LocalModel(Decoder):
         Args:
             arguments: Its arguments by name, such as ``{"enable_thinking": False}``.
         """
+        made = self._reading(arguments, self.text.loaded)
+        made.asked = {**self.asked, "template": made.template_arguments}
+        return made
+
+    def dated(self, now: datetime) -> "LocalModel":
+        """The same model, whose chat template writes this date; itself where that is no other."""
+        formats = times_written(source_of(self.text))
+        if all(now.strftime(form) == self.text.loaded.strftime(form) for form in formats):
+            return self
+        return self._reading(self.template_arguments, now)
+
+    def _reading(self, arguments: Mapping[str, object], loaded: datetime) -> "LocalModel":
+        """The same model with its chat template taken apart anew."""
         made = copy.copy(self)
         made.__dict__.pop("stop_ids", None)
         made.text = TextTokenizer(self.tokenizer, self._identity.tokenizer)
+        made.text.loaded = loaded
         made.template_arguments = dict(arguments)
         made.context_builder = context_builder_of(made.text, made.template_arguments)
-        made.asked = {**self.asked, "template": made.template_arguments}
         return made
 
     def cast(self, dtype: torch.dtype) -> "LocalModel":
@@ -268,9 +282,10 @@ class LocalModel(Decoder):
             if isinstance(configured, list)
             else [configured, self.tokenizer.eos_token_id]
         )
-        closing = [
-            token for token in self.context_builder.close() if token in self.text.turn_markers
-        ]
+        thoughts = self.template.thoughts
+        # gpt-oss ends each part of a turn as it ends an earlier turn.
+        ends = () if thoughts and thoughts.channels else self.context_builder.close()
+        closing = [token for token in ends if token in self.text.turn_markers]
         return frozenset(token for token in (*ids, *closing[:1]) if token is not None)
 
     @property

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from itertools import islice
 
+from unspoken.agents.prompts.chat_template import ChatTemplate
 from unspoken.agents.prompts.jinja import printed_message, references
 from unspoken.agents.prompts.lexer import nesting, scan
 from unspoken.agents.prompts.order import InEdge, PartOrder, order_of_parts
@@ -44,10 +45,13 @@ class Outlines:
 
     Args:
         spec: A valid workflow.
+        templates: The chat template of every agent; without one, turns are as the spec alone says.
     """
 
-    def __init__(self, spec: WorkflowSpec) -> None:
-        self._spec = spec
+    def __init__(
+        self, spec: WorkflowSpec, templates: Mapping[str, ChatTemplate] | None = None
+    ) -> None:
+        self._spec, self._templates = spec, templates or {}
         self._inbound: dict[str, list[int]] = {name: [] for name in spec.agents}
         for number, edge in enumerate(spec.edges):
             if not edge.loop:
@@ -126,7 +130,33 @@ class Outlines:
             yield from self._message(number)
         yield from _turn("user", self._prompts[agent])
         if self._spec.agents[agent].generate is not None:
-            yield from _turn("assistant", [_output(agent)])
+            yield from self._own_turn(agent)
+
+    def _own_turn(self, agent: str) -> Iterator[OutlinePiece]:
+        """What an agent writes, opened as its template asks for it, thoughts first."""
+        opened, *rest = _turn("assistant", [*self._thought(agent), _output(agent)])
+        template = self._templates.get(agent)
+        if template is not None and _asks_otherwise(template):
+            yield OutlinePiece(("ask", agent), f"what asks {agent} for its words")
+        else:
+            yield opened
+        yield from rest
+
+    def _thought(self, agent: str) -> list[OutlinePiece]:
+        template = self._templates.get(agent)
+        if template is None or not template.thinks:
+            return []
+        return [OutlinePiece(("thoughts", agent), f"what {agent} thought")]
+
+    def _handed_on(self, number: int, pieces: Iterable[OutlinePiece]) -> Iterator[OutlinePiece]:
+        """Pieces of a sharer's context as its receiver has them."""
+        drops = self._spec.drops_thoughts(self._spec.edges[number])
+        sharer = self._spec.edges[number].from_
+        for piece in pieces:
+            if piece.key[0] == "ask":
+                yield OutlinePiece(("open", "assistant"), piece.label)
+            elif not (drops and piece.key == ("thoughts", sharer)):
+                yield piece
 
     def _order(self, agent: str) -> PartOrder:
         """Where messages stand in an agent's first turn, to which loop edges bring nothing."""
@@ -157,23 +187,33 @@ class Outlines:
     def _words(self, number: int) -> Iterable[OutlinePiece]:
         edge = self._spec.edges[number]
         shares_prompt = self._spec.share_of(edge) == "prompt"
-        return self._prompts[edge.from_] if shares_prompt else [_output(edge.from_)]
+        if shares_prompt:
+            return self._prompts[edge.from_]
+        return self._handed_on(number, [*self._thought(edge.from_), _output(edge.from_)])
 
     def _message(self, number: int) -> Iterator[OutlinePiece]:
         """A message as turns of its own in its receiver's context."""
         edge = self._spec.edges[number]
         if self._spec.share_of(edge) == "context":
-            return _brought(number, self._contexts[edge.from_][1:])
+            return _brought(number, self._handed_on(number, self._contexts[edge.from_][1:]))
         return _brought(number, _turn(edge.as_, self._words(number)))
 
 
 def _system(spec: WorkflowSpec, agent: str) -> OutlinePiece:
     system = spec.agents[agent].system
-    model = repr(spec.models[spec.agents[agent].model])
+    model = repr((spec.models[spec.agents[agent].model], spec.agents[agent].template))
     if system is None:
         return OutlinePiece(("system", None, model), "the template's own opening")
     reader = agent if any(r.root != "inputs" for r in references(system)) else ""
     return OutlinePiece(("system", system, reader), "a system prompt of its own")
+
+
+def _asks_otherwise(template: ChatTemplate) -> bool:
+    """Whether a template opens the turn that is to be written unlike one that was."""
+    prompt = template.prompt
+    if template.thoughts is not None and template.thoughts.opened:
+        prompt = prompt.rpartition(template.thoughts.opening)[0] or prompt
+    return prompt != template.wrappers["assistant"][0]
 
 
 def _output(agent: str) -> OutlinePiece:

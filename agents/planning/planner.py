@@ -60,7 +60,8 @@ def plan_workflow(
         WorkflowError: An edge with ``fallback: error`` whose channel cannot serve it, or layers
             that there are not.
     """
-    outlines, problems = Outlines(spec), list[Problem]()
+    templates = {name: model.template for name, model in models.items()}
+    outlines, problems = Outlines(spec, templates), list[Problem]()
     every, choices = list(_every_edge(spec, models, outlines)), dict[int, ChannelChoice]()
     for ends in every:
         number = ends.number
@@ -146,7 +147,9 @@ def _plan_edge(
         share=ends.spec.share_of(edge),
         mode=choice.mode,
         place=turns.index(ends.number) + 1 if ends.number in turns else None,
-        reason=choice.reason + (f"; kept as {edge.codec}, so not exact" if compressed else ""),
+        reason=choice.reason
+        + (f"; kept as {edge.codec}, so not exact" if compressed else "")
+        + _left_out(ends, choice),
         advice=choice.advice,
         tokens=_known_tokens(ends, inputs),
         bytes_per_token=_bytes_per_token(edge, choice, ends.sharer),
@@ -157,6 +160,15 @@ def _plan_edge(
         kl=choice.max_kl,
         fallback=Fallback(edge.channel, choice.reason) if fell_back else None,
     )
+
+
+def _left_out(ends: EdgeEnds, choice: ChannelChoice) -> str:
+    """What leaving out a sharer's thoughts costs its receiver."""
+    prompts = ends.spec.share_of(ends.edge) == "prompt"
+    if prompts or not ends.sharer.template.thinks or not ends.spec.drops_thoughts(ends.edge):
+        return ""
+    moved = " and what follows them is moved" if choice.mode == "splice" else ""
+    return f"; the thoughts of {ends.edge.from_} are left out{moved}"
 
 
 def _with_repair(plan: EdgePlan, channel: "Channel", ends: EdgeEnds) -> EdgePlan:

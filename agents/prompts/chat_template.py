@@ -15,6 +15,7 @@ from unspoken.agents.prompts.template_probes import (
     drops_thoughts,
     find_trims,
 )
+from unspoken.agents.prompts.thoughts import Thoughts, find_thoughts
 from unspoken.channels.errors import InputError, ModelSupportError
 
 if TYPE_CHECKING:
@@ -43,6 +44,12 @@ _TIMES = re.compile(r"""strftime_now\(\s*(['"])([^'"\\\\{}]*)\1\s*\)""")
 UNREADABLE = "its own chat template could not be taken apart: turns are plain paragraphs"
 """Said of a template whose own ids no turn has."""
 
+DROPS = (
+    "it drops the thoughts of earlier turns: an agent that takes another turn reads what follows "
+    "its last thoughts again, unless it has thoughts: keep"
+)
+"""Said of a template that rewrites what an agent's state was made of."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatTemplate:
@@ -64,6 +71,7 @@ class ChatTemplate:
         trims: Per role (``system``, ``user``, ``assistant``), what it strips off the words, if any;
             ``inline``: off those of the first user turn that go on a system prompt.
         notes: What is unusual about it, in sentences for the plan.
+        thoughts: How it marks thoughts; None where it names no markers of thoughts.
     """
 
     opening: str
@@ -76,6 +84,12 @@ class ChatTemplate:
     plain: bool = False
     trims: Mapping[str, Trim] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=())
+    thoughts: Thoughts | None = None
+
+    @property
+    def thinks(self) -> bool:
+        """Whether its model may think before it answers."""
+        return self.thoughts is not None and not self.thoughts.ended
 
     def trim(self, role: str) -> Trim:
         """What it strips off the words of a role."""
@@ -124,8 +138,6 @@ def read_template(render: Render, *, bos: str = "", plain: bool = False) -> Chat
     system, inline = _system(render, user_before, bos)
     if system is None:
         notes.append("it has no system turn: a system prompt goes before the first turn's words")
-    if drops_thoughts(render):
-        notes.append("it drops the thoughts of earlier turns, and unspoken keeps them")
     # A template that only separates turns puts nothing before the first: what stands there is then
     # all opening.
     first = user_before if before_first.endswith(user_before) else ""
@@ -160,18 +172,21 @@ def template_of(
     """
     render = renderer_of(text, arguments)
     parts = None if render is None else read_template(render, bos=text.bos)
-    if parts is not None:
+    if render is not None and parts is not None:
         source, parts = source_of(text), _without_swallowed(parts, text)
         notes = list(parts.notes)
-        if render is not None and render.differs:
+        if render.differs:
             notes.append("minijinja renders it otherwise: transformers renders it, in its bounds")
         if "strftime_now" in source:
-            notes.append("it writes the date: the one when this model was loaded")
+            notes.append("it writes the date: of the day when a run starts")
+        thoughts = find_thoughts(source, parts.prompt, dropped=drops_thoughts(render))
+        if thoughts is not None and thoughts.dropped and not thoughts.ended:
+            notes.append(DROPS)
         text.know(parts.turn_texts)
         text.know([parts.prompt], turns=False)
         if not text.marks_turns(parts.wrappers["user"][1] + parts.prompt):
             notes.append("it ends a turn with plain text, which words can spell")
-        return replace(parts, notes=tuple(notes))
+        return replace(parts, notes=tuple(notes), thoughts=thoughts)
     plain = read_template(_plain_renderer(text), bos=text.bos, plain=True)
     if plain is None:
         raise ModelSupportError("the plain chat template could not be rendered")
@@ -241,9 +256,14 @@ def _plain_renderer(text: "TextTokenizer") -> Render:
     return render
 
 
+def times_written(source: str) -> frozenset[str]:
+    """The forms in which a template writes the time."""
+    return frozenset(found[2] for found in _TIMES.finditer(source))
+
+
 def _at_one_time(source: str, time: datetime) -> str:
     """A template that writes one time, whenever it is rendered."""
-    formats = {found[2] for found in _TIMES.finditer(source)}
+    formats = times_written(source)
     if not formats:
         return source
     cases = "".join(

@@ -145,6 +145,21 @@ class ContextBuilder:
             context = self._append(context, group)
         return context
 
+    def rewritten(self, context: Context, turn: Segment) -> Context:
+        """A context whose last turn has other words, wrapped as an earlier turn is.
+
+        Args:
+            context: The context.
+            turn: Its last turn, the words that stay being its content.
+        """
+        earlier = Context(context.ids[: turn.position], context.segments[:-1])
+        before, after = self.template.wrappers[turn.role]
+        ids, (place,) = wrapped(
+            self.text, (turn,), before=before, behind=after, after=self._left(earlier)
+        )
+        words = place.start, place.stop
+        return earlier.extended(replace(turn, ids=ids, content=words))
+
     def ask(self) -> tuple[int, ...]:
         """The ids that ask for the assistant's words."""
         return self.text.encode(self.template.prompt, after=self.template.wrappers["user"][1])

@@ -52,7 +52,7 @@ class TextTokenizer(MarkedText):
         return self.words_with_offsets(text)[0]
 
     def without_markers(
-        self, ids: Sequence[int], ends: Sequence[int], text: str
+        self, ids: Sequence[int], ends: Sequence[int], text: str, first: int = 0
     ) -> tuple[tuple[int, ...], tuple[int, ...], int]:
         """Sampled ids in which the markers of turns became letters.
 
@@ -60,13 +60,14 @@ class TextTokenizer(MarkedText):
             ids: The ids.
             ends: Per id, the character of the text where it ends.
             text: Their text; a marker that it does not show is left out.
+            first: How many of the first stay as they are.
 
         Returns:
             Ids, their ends, and how many of the first are as they were.
         """
         kept, kept_ends, same = list[int](), list[int](), len(ids)
         for index, id in enumerate(ids):
-            if id not in self.turn_markers:
+            if index < first or id not in self.turn_markers:
                 kept.append(id)
                 kept_ends.append(ends[index])
                 continue
@@ -153,6 +154,8 @@ class Detokenizer:
         self._given = 0
         self._text = ""
         self.stopped = False
+        self.verbatim = 0
+        """How many first tokens are kept as they are, markers of turns too."""
 
     def push(self, token: int) -> str:
         """Take one token; the text that is now certain and was not given before."""
@@ -194,6 +197,10 @@ class Detokenizer:
         """Per id kept, the character of `text` where it ends."""
         return self._handed_on()[1]
 
+    def raw_ids(self) -> tuple[int, ...]:
+        """The tokens taken."""
+        return tuple(self._ids)
+
     def raw_ends(self) -> tuple[int, ...]:
         """Per token taken, the character where it ends."""
         return tuple(self._ends)
@@ -202,7 +209,9 @@ class Detokenizer:
         """Ids kept, their ends, and how many are tokens taken."""
         whole, rest, rest_ends = self._cut()
         taken, ends = self._ids[:whole], self._ends[:whole]
-        ids, ends_kept, same = self._tokenizer.without_markers(taken, ends, self._text)
+        ids, ends_kept, same = self._tokenizer.without_markers(
+            taken, ends, self._text, self.verbatim
+        )
         return (*ids, *rest), (*ends_kept, *rest_ends), same
 
     def _cut(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:

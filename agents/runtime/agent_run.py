@@ -29,7 +29,8 @@ class AgentRun:
         model: What turns its words into ids.
         engine: What computes its turns.
         context: Its context, where it remembers (``memory: run``) and has had a turn.
-        state: The ticket for that context's state.
+        state: The ticket for the state of its last turn.
+        ids: What that state is of: its context, with thoughts that the context may lack.
         texts: What it wrote, turn by turn.
         items: What it wrote for each item of ``for_each``, in its last turn; empty for those that
             failed or have not ended.
@@ -44,6 +45,7 @@ class AgentRun:
     engine: Engine
     context: Context | None = None
     state: StateRef | None = None
+    ids: tuple[int, ...] = ()
     texts: list[str] = field(default_factory=list)
     items: list[str] = field(default_factory=list)
     skipped: bool = False
@@ -55,7 +57,7 @@ class AgentRun:
         """Its earlier turns, where it remembers them with their state."""
         if self.context is None or self.state is None:
             return None
-        return History(self.context.ids, self.state)
+        return History(self.ids, self.state)
 
     def hold(self, firing: Firing[InFlight]) -> None:
         """Take the messages of a firing, and let go of those that it does not have any more."""
@@ -75,11 +77,19 @@ class AgentRun:
             self.drop(message)
             self.held[number] = replace(message, state=None)
 
-    def remember(self, context: Context | None, state: StateRef | None) -> None:
-        """Go on from this context in the next turn, in place of the one before."""
+    def remember(
+        self, context: Context | None, state: StateRef | None, ids: tuple[int, ...] = ()
+    ) -> None:
+        """Go on from this context in the next turn, in place of the one before.
+
+        Args:
+            context: The context; None to begin anew.
+            state: The ticket for the last turn's state.
+            ids: What the state is of.
+        """
         if self.state is not None and self.state != state:
             self.engine.release(self.state)
-        self.context, self.state = context, state
+        self.context, self.state, self.ids = context, state, ids
 
     def drop(self, message: InFlight | None) -> None:
         """Let go of the state of a message that this agent will not read."""

@@ -10,6 +10,7 @@ from unspoken.agents.prompts.context import Context
 from unspoken.agents.prompts.jinja import evaluate
 from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
+from unspoken.agents.runtime.reply import TurnReply
 from unspoken.agents.spec.spec import Share, WorkflowSpec
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.message import Message, Segment
@@ -22,6 +23,7 @@ def publish(
     prompt_at: int,
     identity: ModelIdentity,
     text: TextTokenizer | None = None,
+    answer: Segment | None = None,
 ) -> Message:
     """The message of a finished turn, without its state.
 
@@ -33,8 +35,9 @@ def publish(
         identity: Identity of the agent's model.
         text: Its tokenizer, where the message needs its tokens' character ends; composed turns
             mostly have them.
+        answer: The last turn without its thoughts, where these are left out.
     """
-    segments = context.segments
+    segments = context.segments if answer is None else (*context.segments[:-1], answer)
     match share:
         case "output":
             chosen: tuple[Segment, ...] = (segments[-1],)
@@ -69,12 +72,49 @@ class Finished:
         prompt_at: Index of the prompt's segment in it.
         text: What was written; the prompt, where the agent only reads.
         state: The ticket for the context's state, where a reader or a later turn wants it.
+        answer: The last turn without its thoughts; None where it has none.
+        later: The context that the agent's next turn goes on from.
     """
 
     context: Context
     prompt_at: int
     text: str
     state: StateRef | None
+    answer: Segment | None
+    later: Context
+
+    @property
+    def thought_tokens(self) -> int:
+        """How many tokens of the turn are thoughts."""
+        if self.answer is None:
+            return 0
+        return self.answer.content[0] - self.context.segments[-1].content[0]
+
+
+def finished(
+    agent: AgentRun, composed: Context, reply: TurnReply | None, state: StateRef | None
+) -> Finished:
+    """A turn that was computed.
+
+    Args:
+        agent: Whose turn it is.
+        composed: Its context without what was written.
+        reply: What was written; None where the agent only reads.
+        state: The ticket for the state.
+    """
+    prompt_at = len(composed.segments) - 1
+    if reply is None:
+        text, bare = composed.segments[prompt_at].text, composed.bare()
+        return Finished(composed, prompt_at, text, state, answer=None, later=bare)
+    context, builder = reply.closed_context(), agent.model.context_builder
+    answer, bare = reply.answered(context.segments[-1]), context.bare()
+    kept = answer is None or agent.spec.thoughts == "keep"
+    if answer is None or kept:
+        return Finished(context, prompt_at, context.segments[-1].text, state, answer, later=bare)
+    thoughts = builder.template.thoughts
+    rewrites = thoughts is not None and thoughts.dropped
+    later = builder.rewritten(bare, answer) if rewrites else bare
+    return Finished(context, prompt_at, answer.text, state, answer, later=later)
 
 
 @dataclass(frozen=True)
@@ -168,8 +208,17 @@ class Sender:
         theirs = self.agents[edge.to].model.identity.tokenizer
         aligned = self.plan.channels[number].carries_state and theirs != identity.tokenizer
         text = agent.model.text if aligned else None
+        drops = self.spec.drops_thoughts(edge)
         parts = [
-            publish(agent.name, share, turn.context, turn.prompt_at, identity, text)
+            publish(
+                agent.name,
+                share,
+                turn.context,
+                turn.prompt_at,
+                identity,
+                text,
+                turn.answer if drops else None,
+            )
             for turn in turns
         ]
         if len(parts) == 1:

@@ -108,9 +108,23 @@ class Recorder:
         """Tell of words that may now be shown."""
         self.emit(TokenWritten(place.agent, place.turn, words, place.item))
 
-    def record(self, agent: AgentRun, place: Place, text: str, finish: str, usage: Usage) -> None:
+    def record(
+        self,
+        agent: AgentRun,
+        place: Place,
+        text: str,
+        finish: str,
+        usage: Usage,
+        thought_tokens: int = 0,
+    ) -> None:
         """Tell of a finished turn."""
-        report = TurnReport(turn=place.turn, item=place.item, finish=finish, **asdict(usage))
+        report = TurnReport(
+            turn=place.turn,
+            item=place.item,
+            finish=finish,
+            thought_tokens=thought_tokens,
+            **asdict(usage),
+        )
         agent.turns.append(report)
         self.log.info("turn finished", agent=agent.name, **asdict(report))
         self.emit(TurnFinished(agent.name, place.turn, text, report, place.item))

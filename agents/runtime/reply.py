@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from blake3 import blake3
@@ -9,6 +10,7 @@ from blake3 import blake3
 from unspoken.agents.engines.base import Sampling
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.prompts.context import Context
+from unspoken.agents.prompts.thoughts import split_thoughts
 from unspoken.agents.prompts.tokenizer import Detokenizer
 from unspoken.agents.spec.spec import GenerateSpec
 from unspoken.channels.message import Segment
@@ -97,7 +99,8 @@ class TurnReply:
     def __init__(self, model: AgentModel, context: Context, stop: tuple[str, ...] = ()) -> None:
         self._builder, self._context = model.context_builder, context
         self._ask = self._builder.ask()
-        self._detokenizer = Detokenizer(model.text, stop)
+        self._text, self._detokenizer = model.text, Detokenizer(model.text, stop)
+        self._thoughts = self._builder.template.thoughts
         self._words: deque[str] = deque()
         self.rest = ""
 
@@ -123,19 +126,59 @@ class TurnReply:
     def close(self) -> tuple[int, ...]:
         """The ids that were kept, and those that close the turn; `rest` has the last words."""
         self.rest = self._detokenizer.finish()
+        self._detokenizer.verbatim = self._channels()
         words, _ = self._detokenizer.kept()
         return (*words, *self._builder.close())
 
     def closed_context(self) -> Context:
         """The context with the assistant's turn, closed as the template closes it."""
         words, _ = self._detokenizer.kept()
-        ask = self._ask
+        ask, (begun, lead) = self._ask, self._begun()
+        shown = (len(lead),) * (len(ask) - begun)
         segment = Segment(
             role="assistant",
             ids=(*ask, *words, *self._builder.close()),
-            content=(len(ask), len(ask) + len(words)),
-            text=self.text,
+            content=(begun, len(ask) + len(words)),
+            text=lead + self.text,
             position=len(self._context.ids),
-            ends=self._detokenizer.ends(),
+            ends=(*shown, *(len(lead) + end for end in self._detokenizer.ends())),
         )
         return self._context.extended(segment)
+
+    def answered(self, turn: Segment) -> Segment | None:
+        """The closed turn without its thoughts; None where it has none.
+
+        A turn that ended inside its thoughts answers nothing.
+        """
+        if self._thoughts is None:
+            return None
+        words, ends = self._detokenizer.kept()[0], self._detokenizer.ends()
+        split = split_thoughts(self._thoughts, self._text, words, ends, self.text)
+        if not split.token:
+            return None
+        start = len(self._ask) + split.token
+        return replace(
+            turn,
+            content=(start, turn.content[1]),
+            text=self.text[split.character :],
+            ends=tuple(end - split.character for end in ends[split.token :]),
+        )
+
+    def _channels(self) -> int:
+        """How many first tokens are thoughts whose markers are those of turns."""
+        if self._thoughts is None or not self._thoughts.channels:
+            return 0
+        ids, ends = self._detokenizer.raw_ids(), self._detokenizer.raw_ends()
+        split = split_thoughts(self._thoughts, self._text, ids, ends, self.text)
+        return split.token if split.token < len(ids) else 0
+
+    def _begun(self) -> tuple[int, str]:
+        """Where in the ids that ask for words the thoughts begin, and what of them stands there."""
+        template, ask = self._builder.template, self._ask
+        if self._thoughts is None or not self._thoughts.opened or self._thoughts.channels:
+            return len(ask), ""
+        border = template.prompt.rfind(self._thoughts.opening)
+        head = self._text.encode(template.prompt[:border], after=template.wrappers["user"][1])
+        if ask[: len(head)] != head:
+            return len(ask), ""
+        return len(head), template.prompt[border:]

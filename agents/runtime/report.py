@@ -16,6 +16,7 @@ class TurnReport:
 
     Attributes:
         item: Number of the item of ``for_each`` that it was of, from 0; None without ``for_each``.
+        thought_tokens: Tokens that it wrote before its answer, the markers of thoughts included.
     """
 
     turn: int
@@ -32,6 +33,7 @@ class TurnReport:
     turns_per_forward: float = 0.0
     finish: str = "none"
     item: int | None = None
+    thought_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

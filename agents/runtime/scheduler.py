@@ -24,7 +24,7 @@ from unspoken.agents.runtime.failures import blame, first_error
 from unspoken.agents.runtime.inbox import Prepared, items_of, prepare_turn
 from unspoken.agents.runtime.items import gather
 from unspoken.agents.runtime.next_use import NextUse
-from unspoken.agents.runtime.outbox import Finished, Sender
+from unspoken.agents.runtime.outbox import Finished, Sender, finished
 from unspoken.agents.runtime.recorder import Place, Recorder, by_item, with_composing
 from unspoken.agents.runtime.reply import TurnReply, sampling_of
 from unspoken.agents.runtime.report import AgentResult, RunReport, RunResult
@@ -194,7 +194,7 @@ class Scheduler:
         sent = await self.sender.send(agent, turns)
         if agent.spec.memory == "run" and agent.spec.for_each is None and not ends:
             # Without the messages it holds: their states live no longer than their tickets.
-            agent.remember(turns[0].context.bare(), turns[0].state)
+            agent.remember(turns[0].later, turns[0].state, turns[0].context.ids)
         else:
             agent.remember(None, None)
             for turn in turns:
@@ -279,7 +279,6 @@ class Scheduler:
         """
         began, place = perf_counter(), Place(agent.name, firing.turn, item)
         prepared = self._prepare(agent, firing, extra)
-        prompt_at = len(prepared.context.segments) - 1
         settings, reply = agent.spec.generate, None
         if settings is not None:
             reply = TurnReply(agent.model, prepared.context, tuple(settings.stop))
@@ -301,15 +300,12 @@ class Scheduler:
         outcome = await agent.engine.turn(
             request, lambda event: self.recorder.tell(place, event, reply)
         )
-        if reply is None:
-            context, text = prepared.context, prepared.context.segments[prompt_at].text
-        else:
-            context, text = reply.closed_context(), reply.text
-            if reply.rest:
-                self.recorder.tell_words(place, reply.rest)
-        usage = with_composing(outcome.usage, composing)
-        self.recorder.record(agent, place, reply.text if reply else "", outcome.finish, usage)
-        return Finished(context, prompt_at, text, outcome.state)
+        if reply is not None and reply.rest:
+            self.recorder.tell_words(place, reply.rest)
+        turn = finished(agent, prepared.context, reply, outcome.state)
+        usage, text = with_composing(outcome.usage, composing), reply.text if reply else ""
+        self.recorder.record(agent, place, text, outcome.finish, usage, turn.thought_tokens)
+        return turn
 
     def _prepare(
         self, agent: AgentRun, firing: Firing[InFlight], extra: Mapping[str, object]

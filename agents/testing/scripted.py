@@ -17,7 +17,7 @@ from unspoken.agents.models.ragged.segment import Rows, Segment
 from unspoken.agents.prompts.parity import context_builder_of
 from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.agents.spec.problems import listed, suggest
-from unspoken.agents.testing.tokenizer import tiny_tokenizer
+from unspoken.agents.testing.tokenizer import CHATML, tiny_tokenizer
 from unspoken.channels.errors import InputError
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry, ModelIdentity
 from unspoken.channels.kv.layer_state import LayerState
@@ -71,11 +71,12 @@ class ScriptedModel:
         name: str = "scripted",
         max_positions: int = 32_768,
         layers: int = 2,
+        chat_template: str | None = CHATML,
     ) -> None:
         self.answers, self.name, self.max_positions = answers, name, max_positions
         self.asked: Mapping[str, object] = {}
         self.prompts: defaultdict[str, list[str]] = defaultdict(list)
-        tokenizer = tiny_tokenizer()
+        tokenizer = tiny_tokenizer(chat_template=chat_template)
         digest = blake3(name.encode()).hexdigest()
         self.identity = ModelIdentity(digest, digest, tokenizer_digest(tokenizer))
         shape = LayerGeometry(kv_heads=1, head_dim=_HEAD)

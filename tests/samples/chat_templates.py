@@ -100,3 +100,37 @@ MARKERS = {
     "qwen3": ("<|im_start|>", "<|im_end|>"),
 }
 """The added tokens of each: the first may open a context, the last ends a turn."""
+
+THINKING = (
+    "{% set last = namespace(query=-1) %}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{% set last.query = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for message in messages %}{% set content = message['content'] %}"
+    "{% if message['role'] == 'assistant' and '</think>' in content and loop.index0 < last.query %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+"""As Qwen3's: thoughts of earlier turns are dropped, and `enable_thinking: false` ends them."""
+
+OPENED = (
+    "{% for message in messages %}{% set content = message['content'] %}"
+    "{% if message['role'] == 'assistant' and '</think>' in content %}"
+    "{% set content = content.split('</think>')[-1] %}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+"""As DeepSeek R1's: the prompt begins the thoughts."""
+
+CHANNELS = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{{ '<|start|>assistant<|channel|>final<|message|>' + message['content'] + '<|end|>' }}"
+    "{% else %}"
+    "{{ '<|start|>' + message['role'] + '<|message|>' + message['content'] + '<|end|>' }}"
+    "{% endif %}{% endfor %}{# <|channel|>analysis<|message|> #}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+"""As gpt-oss's: the answer is in the last of several channels."""
+
+CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|return|>", "<|end|>")

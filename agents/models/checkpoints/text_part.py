@@ -87,7 +87,8 @@ def text_part(whole: PreTrainedModel) -> PreTrainedModel:
     config = causal_config(whole.config)
     embedding = decoder.get_input_embeddings()
     config.tie_word_embeddings = bool(head is not None and head.weight is embedding.weight)
-    if type(decoder) is MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None):
+    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if type(decoder) is causal:
         return _finished(decoder, whole)  # Llama 4 keeps a whole causal model inside
     with torch.device("meta"):
         text: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
