@@ -1,6 +1,6 @@
 """What a checkpoint's ``generation_config.json`` asks of sampling."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import GenerationConfig
@@ -47,3 +47,18 @@ def asked_of_sampling(config: GenerationConfig | None) -> Mapping[str, Any]:
         for name in (*APPLIED, *_OTHERS)
         if given.get(name) not in (None, False, [], {})
     }
+
+
+def ending_ids(
+    config: GenerationConfig | None, eos: int | None, closing: Sequence[int]
+) -> frozenset[int]:
+    """Token ids that end an assistant's turn.
+
+    Args:
+        config: What the checkpoint says; a list of ids there needs no other.
+        eos: The tokenizer's own.
+        closing: Markers with which the chat template closes the turn; the first of them counts.
+    """
+    configured = getattr(config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured, eos]
+    return frozenset(token for token in (*ids, *closing[:1]) if token is not None)

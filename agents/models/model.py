@@ -24,7 +24,7 @@ from unspoken.agents.models.adapters import (
 from unspoken.agents.models.catalog import path_reference, prepare
 from unspoken.agents.models.decoder import Decoder
 from unspoken.agents.models.device_map import as_written, main_device, place
-from unspoken.agents.models.generation import asked_of_sampling
+from unspoken.agents.models.generation import asked_of_sampling, ending_ids
 from unspoken.agents.models.hf import Backbone
 from unspoken.agents.models.identity import config_digest, model_identity
 from unspoken.agents.models.linears.packed import Linears
@@ -276,17 +276,11 @@ class LocalModel(Decoder):
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Token ids that end the assistant's turn."""
-        configured = getattr(self.hf.generation_config, "eos_token_id", None)
-        ids = (
-            configured
-            if isinstance(configured, list)
-            else [configured, self.tokenizer.eos_token_id]
-        )
         thoughts = self.template.thoughts
         # gpt-oss ends each part of a turn as it ends an earlier turn.
         ends = () if thoughts and thoughts.channels else self.context_builder.close()
         closing = [token for token in ends if token in self.text.turn_markers]
-        return frozenset(token for token in (*ids, *closing[:1]) if token is not None)
+        return ending_ids(self.hf.generation_config, self.tokenizer.eos_token_id, closing)
 
     @property
     def generation(self) -> Mapping[str, object]:
