@@ -36,6 +36,8 @@ class Agent:
             ``auto``, those first that continue the context as they are.
         join: Start when ``all`` in-edges hold a message, or when ``any`` does.
         max_turns: Most turns in a run; a target of a loop has one of 2 or more.
+        snapshots: Of a model with recurrent layers: leave a snapshot every so many tokens of the
+            context, and not only at the ends of turns.
         for_each: Expression for a list, such as ``inputs.rows``: one run of the agent an item.
         on_error: With `for_each`, whether an item that fails ends the run (``fail``) or is left out
             (``skip``).
@@ -56,6 +58,7 @@ class Agent:
     order: Literal["edges", "auto"] = "edges"
     join: Literal["all", "any"] = "all"
     max_turns: int | None = None
+    snapshots: int | None = None
     for_each: str | None = None
     on_error: Literal["fail", "skip"] = "fail"
     timeout: float | None = None

@@ -35,11 +35,14 @@ def deviating_positions(
     ids = torch.tensor(context[:stop], device=receiver.device)
     positions = torch.arange(stop, device=receiver.device)
     truth = receiver.run_layers(receiver.embed(ids), 0, layers, positions)[1][-1]
+    latent = receiver.geometry.layers[layers - 1].latent
     distances, places = [], []
     for piece in spliced:
         layer = piece.layers[layers - 1]
-        values = truth.values[:, layer.first - truth.first : piece.stop - truth.first]
-        distances.append((layer.values.float() - values.float()).square().sum(dim=(0, 2)))
+        # Values are expanded from latent rows, which stand in place of keys.
+        own, theirs = (truth.keys, layer.keys) if latent else (truth.values, layer.values)
+        own = own[:, layer.first - truth.first : piece.stop - truth.first]
+        distances.append((theirs.float() - own.float()).square().sum(dim=(0, 2)))
         places.append(positions[layer.first : piece.stop])
     distance = torch.cat(distances)
     count = min(math.ceil(share * sum(map(len, spliced))), len(distance))

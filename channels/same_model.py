@@ -110,6 +110,7 @@ class SameModelCacheChannel(Channel):
             receiver.identity.require(sharer.identity, "the sharer's cache")
         else:
             require_one_base(receiver.identity, sharer.identity, "the sharer's cache")
+            receiver.geometry.require_rows("a cache across fine-tunes")
             check_layer_ranges(self.layer_ranges, len(receiver.geometry.layers))
         if sharer.dtype != receiver.dtype:
             raise GeometryMismatch(
@@ -147,6 +148,8 @@ class SameModelCacheChannel(Channel):
         # Hidden states are for readers with other weights.
         state = rows_at(state, layer_devices(receiver))
         shared = common_prefix(arrival.context, message.context)
+        if receiver.geometry.recurrent:
+            return self._from_snapshot(arrival, state, shared, receiver)
         prefix = Piece(state.slice(0, shared)) if shared and state.start == 0 else None
         spans = tuple(_beyond(span, shared) for span in arrival.spans if span.stop > shared)
         _require_rows(state, shared, spans, receiver)
@@ -161,6 +164,41 @@ class SameModelCacheChannel(Channel):
         report = self._report(arrival, state, shared, spans, len(repair))
         report = replace(report, layer_tokens=layer_tokens)
         return Carry(report, prefix=prefix, pieces=tuple(map(Piece, spliced)), repair=repair)
+
+    def _from_snapshot(
+        self, arrival: Arrival, state: KVState, shared: int, receiver: CausalModel
+    ) -> Carry:
+        """Continue where the last snapshot stands; recurrent layers go on nowhere else.
+
+        Raises:
+            StateError: No snapshot stands within the message or after it.
+        """
+        stop = state.usable(receiver.geometry, shared)
+        again = sum(position >= stop for position in arrival.positions)
+        if again == arrival.tokens:
+            raise StateError(
+                "recurrent layers go on from a snapshot alone, and none stands in the message "
+                f"within the {shared} tokens that both contexts begin with",
+                expected="the same tokens before the message at both ends",
+                fix="let the message come first in the receiver's context, or use a text channel",
+            )
+        reason = "continuation: the same tokens stand before the message at both ends"
+        if again:
+            reason += (
+                f"; its last {again} tokens are read again, since recurrent layers go on from a "
+                f"snapshot alone, and the last one stands after token {stop}"
+            )
+        prefix, rough = state.slice(0, stop), state.approximate_from
+        report = CarryReport(
+            channel=self.name,
+            mode="continuation",
+            exact=rough is None or rough >= stop,
+            reason=reason,
+            tokens=arrival.tokens,
+            reused=arrival.tokens - again,
+            bytes=prefix.cache_bytes,
+        )
+        return Carry(report, prefix=Piece(prefix))
 
     def _place(self, state: KVState, span: Span, receiver: CausalModel) -> KVState:
         source = state.slice(span.source, span.source + span.length)

@@ -40,9 +40,9 @@ class Past:
     own: bool = True
 
     def shared_with(self, ids: tuple[int, ...], geometry: CacheGeometry) -> Piece:
-        """The part that a new context begins with too; nothing, where trimmed rows are lacking."""
-        shared = self.state.slice(0, min(common_prefix(ids, self.ids), self.state.stop))
-        return Piece(shared if shared.continues(geometry) else self.state.slice(0, 0))
+        """The part that a new context begins with too, as far as the model can go on after it."""
+        stop = min(common_prefix(ids, self.ids), self.state.stop)
+        return Piece(self.state.slice(0, self.state.usable(geometry, stop)))
 
 
 class Places:
@@ -208,10 +208,11 @@ def _longest_prefix(
     agent's turn. Beside the agent's own past, in which an earlier message may be enriched, what a
     channel computed just now is not wanted.
     """
+    ids = ids[:-1]  # the last token is computed in any case
     stop = min((s.start for carry in carries for s in carry.of("fused")), default=len(ids))
     own = past is not None and past.own
     prefixes = [
-        _first_rows(prefix, stop)
+        _first_rows(prefix, stop, geometry)
         for prefix in (carry.prefix for carry in carries)
         if prefix is not None and not (prefix.origin == "computed" and own)
     ]
@@ -221,8 +222,11 @@ def _longest_prefix(
     return max(prefixes, key=lambda prefix: len(prefix.state), default=None)
 
 
-def _first_rows(prefix: Piece, stop: int) -> Piece:
-    return Piece(prefix.state.slice(0, min(len(prefix.state), stop)), prefix.origin)
+def _first_rows(prefix: Piece, stop: int, geometry: CacheGeometry) -> Piece:
+    stop = min(len(prefix.state), stop)
+    if geometry.recurrent:
+        stop = prefix.state.usable(geometry, stop)
+    return Piece(prefix.state.slice(0, stop), prefix.origin)
 
 
 def _settled(

@@ -209,6 +209,8 @@ class TurnRequest:
         reply: Looks at what is written; None lets it run to a stop id or to the limit.
         keep_state: Whether the state is wanted afterwards, by a reader or by a later turn.
         capture: Layers whose inputs the state is to keep, for readers with other weights.
+        snapshots: Positions where recurrent layers leave a snapshot, for later turns whose contexts
+            begin alike; the ends of turns, mostly. Other models need none.
         owner: Who asks, to name the holder of the state.
         limit_s: Most seconds of work, where there is a limit. Waiting for the device or for other
             turns is no work.
@@ -221,6 +223,7 @@ class TurnRequest:
     reply: Reply | None = None
     keep_state: bool = False
     capture: tuple[int, ...] = ()
+    snapshots: tuple[int, ...] = ()
     owner: str = ""
     limit_s: float | None = None
 

@@ -1,10 +1,12 @@
-"""Hidden states that a turn captured, joined to its state."""
+"""What a turn keeps besides its rows: captured hidden states, and snapshots on its way."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
+from unspoken.agents.engines.base import TurnRequest
+from unspoken.agents.models.base import TurnModel
 from unspoken.agents.models.hf import Capture
 from unspoken.channels.kv.state import KVState
 
@@ -39,3 +41,14 @@ def with_hidden(
                 layer: torch.cat((before.hidden[layer][-back:], kept[layer])) for layer in hidden
             }
     return replace(state, hidden=kept)
+
+
+def marks_of(model: TurnModel, request: TurnRequest, missing: Sequence[int]) -> tuple[int, ...]:
+    """After how many of the missing tokens a snapshot of recurrent layers is taken, ascending.
+
+    One stands where the prompt ends: decoding may go further than what is kept of it.
+    """
+    if not model.geometry.recurrent:
+        return ()
+    counts = {at - missing[0] for at in request.snapshots} | {len(missing)}
+    return tuple(sorted(count for count in counts if 0 < count <= len(missing)))

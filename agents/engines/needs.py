@@ -7,7 +7,7 @@ it writes, and whatever a channel moves, unpacks or maps.
 from collections.abc import Callable
 
 from unspoken.agents.engines.base import Footprint, Inbound, StateRef, TurnRequest
-from unspoken.agents.engines.states import LeaseRequest, PrefixQuery, States, goes_on_after
+from unspoken.agents.engines.states import LeaseRequest, PrefixQuery, States
 from unspoken.agents.engines.turn import CLOSING
 from unspoken.agents.models.base import TurnModel
 from unspoken.agents.models.ragged.sequence import FEW_ROWS
@@ -36,7 +36,8 @@ class Needs:
         private = self._private(request)(self._offered(request))
         reads = sum(self._states.about(ref).nbytes for ref in refs_of(request))
         rows = len(request.ids) + self._new(request)
-        kept = rows * self._row if request.keep_state else 0
+        folded = (2 + len(request.snapshots)) * self._model.geometry.snapshot_bytes
+        kept = rows * self._row + folded if request.keep_state else 0
         return Footprint(peak=private + max(reads, kept - private), kept=kept, private=private)
 
     def lease(self, request: TurnRequest) -> LeaseRequest:
@@ -71,6 +72,8 @@ class Needs:
     def _private(self, request: TurnRequest) -> Callable[[int], int]:
         """Bytes that a turn makes itself, by the number of tokens that stay where they are."""
         after, copied = self._new(request), 0
+        # What recurrent layers have now, where the prompt ends, and where it was asked for.
+        folded = (2 + len(request.snapshots)) * self._model.geometry.snapshot_bytes
         for inbound in request.inbound:
             if inbound.state is not None:
                 state = self._states.about(inbound.state)
@@ -80,7 +83,7 @@ class Needs:
             # The last rows of what is shared are rather copied.
             own = len(request.ids) - max(min(reused, len(request.ids) - 1) - FEW_ROWS, 0) + after
             rows = capacity_of(own) + copied + (own if request.keep_state else 0)
-            return rows * self._row
+            return rows * self._row + folded
 
         return private
 
@@ -103,7 +106,10 @@ class Needs:
     def _offered(self, request: TurnRequest) -> int:
         """Tokens of the context that its history and its messages bring where they stand."""
         history = request.history
-        known = 0 if history is None else common_prefix(request.ids, history.ids)
+        known = 0
+        if history is not None:
+            shared = common_prefix(request.ids, history.ids)
+            known = self._usable(history.state, shared)
         return max([known, *(self._leading(request, one) for one in request.inbound)])
 
     def _leading(self, request: TurnRequest, inbound: Inbound) -> int:
@@ -111,10 +117,14 @@ class Needs:
         message = inbound.message
         if inbound.state is None or message.identity != self._model.identity:
             return 0
-        shared = common_prefix(request.ids, message.context)
-        state = self._states.about(inbound.state)
-        serves = isinstance(state, KVState) and goes_on_after(state, shared, self._model.geometry)
-        return shared if serves else 0
+        return self._usable(inbound.state, common_prefix(request.ids, message.context))
+
+    def _usable(self, ref: StateRef, shared: int) -> int:
+        """After how many of the first `shared` tokens of a state the model can go on."""
+        state = self._states.about(ref)
+        if not isinstance(state, KVState):
+            return 0
+        return state.usable(self._model.geometry, min(shared, state.stop))
 
 
 def refs_of(request: TurnRequest) -> tuple[StateRef, ...]:

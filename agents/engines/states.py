@@ -138,15 +138,3 @@ class States(Protocol):
 
     def release(self, ref: StateRef) -> None:
         """Give a ticket back; the last one frees the state."""
-
-
-def goes_on_after(state: KVState, tokens: int, geometry: CacheGeometry) -> bool:
-    """Whether a turn may go on after so many of a state's tokens: all rows that it sees are there.
-
-    It is `KVState.continues` of the state's beginning, told without making that.
-    """
-    for layer, shape in zip(state.layers, geometry.layers, strict=True):
-        oldest = 0 if shape.window is None else max(tokens - shape.window + 1, 0)
-        if layer.first > oldest:
-            return False
-    return True

@@ -21,7 +21,7 @@ from unspoken.agents.engines.base import (
     TurnRequest,
     Usage,
 )
-from unspoken.agents.engines.captured import with_hidden
+from unspoken.agents.engines.captured import marks_of, with_hidden
 from unspoken.agents.engines.drafts import Drafter
 from unspoken.agents.engines.sampling import Sampler
 from unspoken.agents.models.base import TurnModel
@@ -258,12 +258,17 @@ def _prefill(turn: _Turn) -> Generator[Step, Answer | None, tuple[int, ...]]:
     missing = turn.assembly.missing
     new = [turn.request.ids[position] for position in missing]
     done, total = 0, len(missing)
+    marks = marks_of(turn.model, turn.request, missing)
     for carried in turn.assembly.carries:
         yield from turn.step(carried)
     yield from turn.step(Prefilling(done, total))
     while True:
-        answer = yield from turn.compute(new[done:], missing[done:], turn.sampler)
+        stop = next((count for count in marks if count > done), total)
+        sampler = turn.sampler if stop == total else None
+        answer = yield from turn.compute(new[done:stop], missing[done:stop], sampler)
         done += answer.count
+        if done in marks:
+            turn.rows.mark()
         if done == total:
             return answer.tokens
         yield from turn.step(Prefilling(done, total))
@@ -275,7 +280,10 @@ def _decode(
     """Sample token after token; why it ended."""
     model, rows, reply = turn.model, turn.rows, turn.request.reply
     first = len(turn.request.ids)
-    drafter = Drafter(turn.request.ids) if turn.sampler and turn.sampler.takes_likeliest else None
+    # What recurrent layers have read cannot be taken back, so nothing is guessed.
+    guesses = turn.sampler is not None and turn.sampler.takes_likeliest
+    guesses = guesses and not model.geometry.recurrent
+    drafter = Drafter(turn.request.ids) if guesses else None
     while True:
         for value in tokens:
             turn.count += 1
@@ -308,10 +316,11 @@ def _finished_state(turn: _Turn, final: tuple[int, ...]) -> Generator[Step, Answ
     """
     rows, prompt = turn.rows, len(turn.request.ids)
     valid = min(rows.length, prompt + common_prefix(tuple(turn.sampled), final[prompt:]))
+    before = rows.length
+    rows.truncate(valid)  # recurrent layers go back to a snapshot, which may stand earlier
     for layer, parts in turn.hidden.items():
         whole = torch.cat(parts)
-        turn.hidden[layer] = [whole[: len(whole) - (rows.length - valid)]]
-    rows.truncate(valid)
+        turn.hidden[layer] = [whole[: len(whole) - (before - rows.length)]]
     while rows.length < len(final):
         rest = range(rows.length, len(final))
         yield from turn.compute(final[rows.length :], rest)

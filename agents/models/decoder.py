@@ -177,7 +177,8 @@ class Decoder(Proven):
             GeometryMismatch, IdentityMismatch: A state that is not this model's.
         """
         self._recognise(wait=True)
-        return open_cache(self, state, positions, spare=spare, layers=layers)
+        make = self.backbone.cache_class
+        return open_cache(self, state, positions, spare=spare, layers=layers, make=make)
 
     def _passes(
         self, ids: Tensor, positions: Sequence[int], cache: ContextCache, hidden: Capture

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from unspoken.agents.models.caches.calls import DecoderCalls
 from unspoken.agents.models.decoders.masks import additive, causal_kinds, masked, seen_rows
 from unspoken.agents.models.decoders.parts import rotary_module, table_frequencies, text_decoder
-from unspoken.agents.models.hf_cache import ContextCache
+from unspoken.agents.models.hf_cache import ContextCache, cache_class
 from unspoken.agents.models.hf_geometry import layer_types, read_geometry, rope_per_type
 from unspoken.agents.models.linears.packed import computing, pack_linears
+from unspoken.agents.models.ragged.reading import read_singly, reads_singly
 from unspoken.agents.models.ragged.tails import TailPool
 from unspoken.agents.models.watch import Watch
 from unspoken.agents.models.weights import weights_of
@@ -59,12 +61,19 @@ class Backbone:
                 expected="sdpa or eager, which take a mask per position",
                 fix="load it with attn_implementation='sdpa'",
             )
-        self.geometry = read_geometry(self.config)
+        self.calls = DecoderCalls(model, self.base)
+        self.cache_class = cache_class(self.calls.own_cache)
+        with self.weights.lock:
+            self.geometry = read_geometry(self.calls, self.base, self.config)
         self.kinds = layer_types(self.config)
         self.chunk: int | None = getattr(self.config, "attention_chunk_size", None)
         self.tails = TailPool(self.geometry)
         self.rotary_module = rotary_module(self.base, self.layers)
         self.per_type = rope_per_type(self.config)
+        # Of a model with recurrent layers: whether it reads on one token at a time alone.
+        self.reads_singly = False
+        if self.geometry.recurrent:
+            self.reads_singly = reads_singly(self)
         head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         if head is not None:
             self.weights.hook_head(head, _unsliced)
@@ -163,9 +172,15 @@ class Backbone:
     ) -> Tensor | None:
         """Append `ids` to a cache without holes; logits after the last `keep`, None for none."""
         start = cache.length
-        positions = torch.arange(start, start + ids.shape[0], device=ids.device)
+        if self.reads_singly and start and len(ids) > 1:
+            return read_singly(self, ids, cache, keep, capture)
+        stop = start + ids.shape[0]
+        positions = torch.arange(start, stop, device=ids.device)
         with self.computing(), self.captured(capture):
-            return self._run(ids, positions, cache, keep)
+            logits = self._run(ids, positions, cache, keep)
+            if not self.geometry.plain:
+                cache.filled(stop, ids.new_empty(0, dtype=self.model.dtype))
+        return logits
 
     def fill(
         self,
@@ -189,12 +204,7 @@ class Backbone:
             return self._run(ids, positions, cache, keep)
 
     def _run(self, ids: Tensor, positions: Tensor, cache: ContextCache, keep: int) -> Tensor | None:
-        inputs = {
-            "input_ids": ids[None],
-            "position_ids": positions[None],
-            "past_key_values": cache,
-            "use_cache": True,
-        }
+        inputs = self.calls.inputs(ids, positions, cache)
         if not keep:
             self.read(inputs)
             return None

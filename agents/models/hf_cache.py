@@ -1,94 +1,20 @@
 """The cache of transformers that a turn grows, and what the states put into it cover."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
 
+from unspoken.agents.models.caches.recurrent import LinearLists, RecurrentLayer
+from unspoken.agents.models.caches.rows import IndexedLayer, RowsLayer
 from unspoken.channels.errors import StateError
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry, ModelIdentity
 from unspoken.channels.kv.layer_state import LayerState
+from unspoken.channels.kv.snapshot import Snapshot, last_before
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel, layer_devices
 
 _ALL = slice(None)
-
-
-class _Rows(CacheLayerMixin):  # type: ignore[no-untyped-call]  # its base has no types
-    """One layer's buffer, written in place and grown by half when full; it keeps every row."""
-
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, shape: LayerGeometry, capacity: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.shape, self.window, self.capacity = shape, shape.window, capacity
-        self.is_sliding = shape.window is not None
-        self.length = 0
-        self.first = 0
-        self.scatter: Tensor | None = None
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        heads, size = self.shape.kv_heads, self.shape.head_dim
-        self.keys = key_states.new_zeros(1, heads, self.capacity, size)
-        self.values = value_states.new_zeros(1, heads, self.capacity, size)
-        self.is_initialized = True
-
-    def reserve(self, rows: int, like: Tensor) -> None:
-        """Make room for `rows` rows in all, of the dtype and on the device of `like`."""
-        if not self.is_initialized:
-            self.capacity = max(self.capacity, rows)
-            self.lazy_initialization(like, like)
-        if rows <= self.capacity:
-            return
-        self.capacity = max(rows, self.capacity + self.capacity // 2)
-        keys, values = self.keys, self.values
-        self.lazy_initialization(keys, values)
-        self.keys[:, :, : self.length] = keys[:, :, : self.length]
-        self.values[:, :, : self.length] = values[:, :, : self.length]
-
-    def place(self, layer: LayerState, start: int) -> None:
-        """Copy a state's rows to their positions; rows a trimmed state lacks stay zero."""
-        stop = layer.first + layer.rows
-        self.reserve(stop, layer.keys)
-        self.keys[0, :, layer.first : stop] = layer.keys
-        self.values[0, :, layer.first : stop] = layer.values
-        if layer.first > start:
-            self.first = max(self.first, layer.first)
-        self.length = max(self.length, stop)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        if self.scatter is not None:
-            self.keys.index_copy_(2, self.scatter, key_states)
-            self.values.index_copy_(2, self.scatter, value_states)
-            return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-        stop = self.length + key_states.shape[2]
-        first = self.visible_from()
-        self.reserve(stop, key_states)
-        self.keys[:, :, self.length : stop] = key_states
-        self.values[:, :, self.length : stop] = value_states
-        self.length = stop
-        return self.keys[:, :, first:stop], self.values[:, :, first:stop]
-
-    def visible_from(self) -> int:
-        """First position the next token sees."""
-        return 0 if self.window is None else max(self.length - self.window + 1, 0)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        if self.scatter is not None:
-            return self.length, 0
-        first = self.visible_from()
-        return self.length + query_length - first, first
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return -1
 
 
 class ContextCache(Cache):
@@ -103,15 +29,29 @@ class ContextCache(Cache):
 
     Attributes:
         approximate_from: First position whose rows are taken over as approximate; None for none.
+        snapshots: What recurrent layers have at some positions, ascending.
     """
 
     def __init__(
         self, geometry: CacheGeometry, capacity: int, identity: ModelIdentity | None = None
     ) -> None:
         self.identity = identity
-        self.rows = [_Rows(layer, capacity) for layer in geometry.layers]
+        self.rows = [_layer(shape, capacity) for shape in geometry.layers]
+        self._recurrent = {
+            number: rows
+            for number, rows in enumerate(self.rows)
+            if isinstance(rows, RecurrentLayer)
+        }
+        # No model writes into them, so nothing but this cache tells them how long they are.
+        self._without_rows = [rows for rows in self.rows if not rows.shape.kv_heads]
         self.approximate_from: int | None = None
-        super().__init__(layers=list(self.rows))
+        self.snapshots: list[Snapshot] = []
+        Cache.__init__(self, layers=list(self.rows))
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """Which layers have a recurrent state alone; transformers makes no mask by them."""
+        return [rows.shape.kind == "recurrent" for rows in self.rows]
 
     @property
     def length(self) -> int:
@@ -122,6 +62,20 @@ class ContextCache(Cache):
         """Copy a state to its positions, all layers or some."""
         for rows, layer in zip(self.rows[layers], state.layers[layers], strict=True):
             rows.place(layer, state.start)
+        self.snapshots += state.snapshots
+
+    def filled(self, stop: int, like: Tensor) -> None:
+        """Positions up to `stop` were computed: what models do not tell layers without rows."""
+        for rows in self._without_rows:
+            rows.reserve(stop, like)
+            rows.length = stop
+
+    def mark(self) -> None:
+        """Take a snapshot of the recurrent layers, if there are any, where the rows end."""
+        at = self.length
+        if self._recurrent and at and (not self.snapshots or self.snapshots[-1].at < at):
+            layers = {number: layer.taken() for number, layer in self._recurrent.items()}
+            self.snapshots.append(Snapshot(at, layers))
 
     def scatter(self, positions: Tensor | None, stop: int, layers: slice) -> None:
         """Send the next update of some layers to `positions`, or, with None, to the end again."""
@@ -136,9 +90,42 @@ class ContextCache(Cache):
             rows.reserve(stop, like)
 
     def truncate(self, stop: int) -> None:
-        """Forget positions from `stop` on; only before any of them was given out in a snapshot."""
+        """Forget positions from `stop` on; only before any of them was given out in a state.
+
+        With recurrent layers it goes back to the last snapshot before that, or to the beginning.
+        """
+        if stop >= self.length:
+            return
+        if self._recurrent:
+            snapshot = last_before(self.snapshots, stop)
+            stop = 0 if snapshot is None else snapshot.at
+            self._restore(snapshot)
         for rows in self.rows:
-            rows.length = min(rows.length, stop)
+            rows.truncate(stop)
+
+    def _restore(self, snapshot: Snapshot | None) -> None:
+        """Let the recurrent layers go on from a snapshot, or, without one, begin anew."""
+        for number, layer in self._recurrent.items():
+            layer.put({} if snapshot is None else snapshot.layers[number])
+        at = 0 if snapshot is None else snapshot.at
+        self.snapshots = [one for one in self.snapshots if one.at <= at]
+
+    def resume(self, position: int) -> None:
+        """Let the recurrent layers go on at a position, once the states before it are placed.
+
+        Raises:
+            StateError: No snapshot stands there.
+        """
+        if not self._recurrent or not position:
+            return
+        snapshot = last_before(self.snapshots, position)
+        if snapshot is None or snapshot.at != position:
+            raise StateError(
+                f"the recurrent layers have no snapshot at position {position}",
+                expected="a state that ends where a snapshot stands: at the end of a turn",
+                fix="cut the state there with `KVState.usable`, and compute the rest again",
+            )
+        self._restore(snapshot)
 
     def close(self) -> None:
         """Its memory goes with its last view."""
@@ -158,6 +145,8 @@ class ContextCache(Cache):
         """The state of positions 0 … stop - 1 as views of the buffers."""
         assert self.identity is not None  # a cache that was opened has one
         stop = self.length if stop is None else stop
+        if stop == self.length:
+            self.mark()
         layers = []
         for rows in self.rows:
             first = min(rows.first, stop)
@@ -171,7 +160,21 @@ class ContextCache(Cache):
             stop=stop,
             identity=self.identity,
             approximate_from=rough if rough is not None and rough < stop else None,
+            snapshots=tuple(one for one in self.snapshots if one.at <= stop),
         )
+
+
+def _layer(shape: LayerGeometry, capacity: int) -> RowsLayer:
+    if shape.recurrent:
+        return RecurrentLayer(shape, capacity)
+    return IndexedLayer(shape, capacity) if shape.indexer else RowsLayer(shape, capacity)
+
+
+def cache_class(own: type[Cache] | None) -> type[ContextCache]:
+    """The class of a model's caches, which is also of the class that the model insists on."""
+    if own is None:
+        return ContextCache
+    return type("LinearContextCache", (LinearLists, ContextCache, own), {})
 
 
 def open_cache(
@@ -181,6 +184,7 @@ def open_cache(
     *,
     spare: int,
     layers: slice = _ALL,
+    make: Callable[[CacheGeometry, int, ModelIdentity], ContextCache] = ContextCache,
 ) -> ContextCache:
     """A cache of a model with states in place; see `Decoder.open`."""
     identity = model.identity
@@ -195,14 +199,28 @@ def open_cache(
             f"nothing covers position {gap}",
             expected=f"states and new tokens that cover positions 0 to {stop} together",
         )
-    cache = ContextCache(model.geometry, stop + spare, identity)
+    _require_order(model.geometry, end, positions)
+    cache = make(model.geometry, stop + spare, identity)
     cache.approximate_from = first_approximate(state, positions)
     devices = layer_devices(model)
     for piece in state:
         cache.place(piece.to(devices), layers)
+    cache.resume(end)
     if positions:
         cache.check_window(positions[0])
     return cache
+
+
+def _require_order(geometry: CacheGeometry, end: int, positions: Sequence[int]) -> None:
+    """Refuse what recurrent layers cannot do: to compute anything but what follows."""
+    if not geometry.recurrent or not positions:
+        return
+    if positions[0] != end or positions[-1] - positions[0] != len(positions) - 1:
+        raise StateError(
+            f"recurrent layers cannot compute position {positions[0]} of {end} that are there",
+            expected="tokens that follow all states, without a gap",
+            fix="use text or a continuation for this model",
+        )
 
 
 def first_gap(states: Sequence[KVState], new: Sequence[int], stop: int) -> int | None:

@@ -199,7 +199,7 @@ def _others(config: "PreTrainedConfig") -> dict[str, Any]:
         defaults = _plain(type(config)().to_dict())
     except Exception:  # a class without defaults: all of its entries count
         defaults = {}
-    norm = next((name for name in NORM_EPS if getattr(config, name, None) is not None), "")
+    norm = next((name for name in NORM_EPS if _entry(config, name) is not None), "")
     known = INERT | NORMALISED | {norm}
     if getattr(config, "hidden_activation", None) is not None:
         known -= {"hidden_act"}  # of two activations each may be read
@@ -214,17 +214,17 @@ def _others(config: "PreTrainedConfig") -> dict[str, Any]:
 
 def _shaping_parts(config: "PreTrainedConfig") -> dict[str, Any]:
     def first(*names: str) -> Any:
-        values = (getattr(config, name, None) for name in names)
+        values = (_entry(config, name) for name in names)
         return next((value for value in values if value is not None), None)
 
-    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    heads, layers = first("num_attention_heads"), config.num_hidden_layers
     window = first("sliding_window")
     kinds = first("layer_types") or [("sliding" if window else "full") + "_attention"] * layers
     slides = any("sliding" in kind for kind in kinds)
     rope = _rope(first("rope_parameters", "rope_scaling") or {"rope_theta": first("rope_theta")})
-    parts = {name: getattr(config, name, None) for name in SHAPING} | {
+    parts = {name: _entry(config, name) for name in SHAPING} | {
         "activation": first("hidden_activation", "hidden_act"),
-        "head_dim": first("head_dim") or config.hidden_size // heads,
+        "head_dim": first("head_dim") or (heads and config.hidden_size // heads),
         "kv_heads": first("num_key_value_heads") or heads,
         "layer_types": kinds,
         "norm_eps": first(*NORM_EPS),
@@ -235,6 +235,12 @@ def _shaping_parts(config: "PreTrainedConfig") -> dict[str, Any]:
     if '"dynamic"' in json.dumps(rope) or '"longrope"' in json.dumps(rope):
         parts["max_position_embeddings"] = first("max_position_embeddings")
     return {name: value for name, value in parts.items() if value is not None}
+
+
+def _entry(config: "PreTrainedConfig", name: str) -> Any:
+    """An entry of a configuration; None where each layer has its own, which counts elsewhere."""
+    by_layer = getattr(config, "per_layer_attributes", None) or ()
+    return None if name in by_layer else getattr(config, name, None)
 
 
 def _rope(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,14 @@ def other_weights(ends: EdgeEnds, find_bridge: FindBridge, given: Bridge | None)
     changed = None if edge.loop else rewritten(ends)
     if changed is not None and changed.mode == "text":
         return changed
+    for model, agent in ((sharer, edge.from_), (receiver, edge.to)):
+        if not model.geometry.plain:
+            reason = (
+                "a bridge maps rows of keys and values, and of the layers of "
+                f"{agent}'s model {model.geometry.described()}"
+            )
+            expected = "models whose layers all have keys and values"
+            return ChannelChoice("text", reason, expected=expected)
     try:
         bridge = given or find_bridge(sharer, receiver)
         if bridge is None:

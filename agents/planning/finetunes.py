@@ -35,6 +35,9 @@ def of_one_base(sharer: "AgentModel", receiver: "AgentModel") -> bool:
 def across(ends: EdgeEnds, find_profile: FindProfile) -> ChannelChoice:
     """What the edge's policy makes of a cache from other weights of the receiver's base."""
     edge, sharer, receiver = ends.edge, ends.sharer, ends.receiver
+    if not receiver.geometry.plain:
+        reason = f"other weights of one base, and of the layers {receiver.geometry.described()}"
+        return ChannelChoice("text", reason, expected="layers that all have keys and values")
     place = same_weights(_with_one_opening(ends))
     if place.mode == "text":
         return place

@@ -10,7 +10,7 @@ from unspoken.agents.planning.fan_in import settle_splices
 from unspoken.agents.planning.finetunes import FindProfile, across, of_one_base
 from unspoken.agents.planning.outline import Outlines
 from unspoken.agents.planning.plan import EdgePlan, Plan
-from unspoken.agents.planning.same_model import same_weights
+from unspoken.agents.planning.same_model import read_again, same_weights
 from unspoken.agents.prompts.context import ChatTurn
 from unspoken.agents.prompts.jinja import references, render
 from unspoken.agents.spec.references import comment_warnings
@@ -242,6 +242,8 @@ def choose_channel(
             return ChannelChoice("text", error.found, expected=error.expected)
         return other_weights(ends, find_bridge, None)
     choice = same_weights(ends)
+    if receiver.geometry.recurrent:
+        return read_again(choice, receiver)
     if choice.mode == "splice" and not shifts_keys(receiver):
         reason = "this model's keys cannot be moved, and the message stands elsewhere than at its"
         expected = "the same tokens before the message at both ends"

@@ -1,7 +1,13 @@
 """Whether a message of equal weights stands, token for token, where it stood at its sharer."""
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from unspoken.agents.planning.choice import ChannelChoice, EdgeEnds
 from unspoken.agents.planning.outline import OutlinePiece, prints_message
+
+if TYPE_CHECKING:
+    from unspoken.agents.models.base import AgentModel
 
 
 def same_weights(ends: EdgeEnds) -> ChannelChoice:
@@ -54,3 +60,18 @@ def _advice(ends: EdgeEnds, left: OutlinePiece, right: OutlinePiece) -> str:
     if right.edge not in (None, ends.number) and ends.spec.share_of(ends.edge) != "output":
         return f"let this edge come first, or give {ends.edge.to} order: auto"
     return ""
+
+
+def read_again(choice: ChannelChoice, receiver: "AgentModel") -> ChannelChoice:
+    """The choice for a model with recurrent layers, which go on from snapshots alone."""
+    layers = receiver.geometry.layers
+    count = sum(bool(layer.recurrent) for layer in layers)
+    of = f"{count} of the model's {len(layers)} layers are recurrent"
+    if choice.mode == "continuation":
+        why = f"{of}, and go on from the snapshot at the end of the message's last turn"
+        return replace(choice, reason=f"{choice.reason}; {why}")
+    if choice.mode != "splice":
+        return choice
+    reason = f"{of}: they keep one state of all tokens before, so the message is read again here"
+    expected = "the same tokens before the message at both ends"
+    return replace(choice, mode="text", reason=f"{choice.reason}; {reason}", expected=expected)

@@ -175,3 +175,15 @@ def _turns(inbound: Inbound) -> list[ChatTurn]:
         ChatTurn(segment.role if message.whole else inbound.role, (Quote(message, segment),))
         for segment in message.segments
     ]
+
+
+def snapshots_of(context: Context, every: int | None) -> tuple[int, ...]:
+    """Where recurrent layers leave snapshots in a context: at the ends of turns, and in between.
+
+    Args:
+        context: The context.
+        every: Tokens from one to the next besides; None for the ends of turns alone.
+    """
+    ends = {segment.position + len(segment.ids) for segment in context.segments}
+    between = range(every, len(context.ids), every) if every is not None else ()
+    return tuple(sorted(ends.union(between)))

@@ -21,7 +21,7 @@ from unspoken.agents.runtime.agent_run import AgentRun, InFlight
 from unspoken.agents.runtime.dataflow import Action, Dataflow, Exhausted, Firing, Skipped, Unread
 from unspoken.agents.runtime.events import AgentSkipped, Event, RunStarted, TurnStarted
 from unspoken.agents.runtime.failures import blame, first_error
-from unspoken.agents.runtime.inbox import Prepared, items_of, prepare_turn
+from unspoken.agents.runtime.inbox import Prepared, items_of, prepare_turn, snapshots_of
 from unspoken.agents.runtime.items import gather
 from unspoken.agents.runtime.next_use import NextUse
 from unspoken.agents.runtime.outbox import Finished, Sender, finished
@@ -293,6 +293,7 @@ class Scheduler:
             reply=reply,
             keep_state=wanted,
             capture=self.sender.captures(agent) if wanted else (),
+            snapshots=snapshots_of(prepared.context, agent.spec.snapshots),
             owner=agent.name,
             limit_s=agent.spec.timeout,
         )

@@ -161,6 +161,9 @@ class AgentSpec(Part):
         description="Most turns in a run; 2 or more is required with a loop edge to the agent. An "
         "agent that follows a loop and has one turn left takes it after the last round.",
     )
+    snapshots: Annotated[Count | None, NONE_WORD] = Field(
+        None, description="With recurrent layers: tokens from one snapshot to the next in a turn."
+    )
     for_each: Annotated[NonEmpty | None, NONE_WORD] = Field(
         None,
         description="Expression for a list, such as inputs.rows; the agent runs once per item.",

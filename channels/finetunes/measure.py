@@ -126,6 +126,7 @@ def check_pair(sharer: TextModel, receiver: TextModel) -> None:
             fix="use channel: same_model_cache between their agents; it needs no profile",
         )
     require_one_base(receiver.identity, sharer.identity, "the sharer's state")
+    receiver.geometry.require_rows("a profile")
     if sharer.dtype != receiver.dtype:
         raise GeometryMismatch(
             f"the sharer computes in {sharer.dtype}, the receiver in {receiver.dtype}",

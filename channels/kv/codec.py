@@ -46,27 +46,35 @@ class Part:
 
 
 def layout(
-    codec: Codec, kv_heads: int, rows: int, head_dim: int, dtype: torch.dtype
+    codec: Codec,
+    kv_heads: int,
+    rows: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    *,
+    value_dim: int | None = None,
 ) -> tuple[Part, ...]:
     """The tensors that `encode` makes of one layer, known before any of them is there.
 
     Args:
         codec: The codec.
-        kv_heads, rows, head_dim: Shape of keys and of values.
+        kv_heads, rows, head_dim: Shape of keys; no tensor where there is no head.
         dtype: Element type of the state.
+        value_dim: Size of one head's values; None where it is that of the keys.
     """
-    shape = (kv_heads, rows, head_dim)
+    if not kv_heads:
+        return ()
+    sizes = {"keys": head_dim, "values": head_dim if value_dim is None else value_dim}
     if codec == "raw":
-        return Part("keys", dtype, shape), Part("values", dtype, shape)
+        return tuple(Part(name, dtype, (kv_heads, rows, size)) for name, size in sizes.items())
     groups = -(-rows // GROUP)
     per_channel, per_token = (kv_heads, groups, head_dim), (kv_heads, rows)
-    levels, stored_as, suffixes = shape, torch.int8, ["scale"]
-    if codec == "int4":
-        levels, stored_as = (kv_heads, rows, -(-head_dim // 2)), torch.uint8
-        suffixes = ["scale", "low"]
+    half = codec == "int4"
+    stored_as, suffixes = (torch.uint8, ["scale", "low"]) if half else (torch.int8, ["scale"])
     parts: list[Part] = []
     for name, scales in (("keys", per_channel), ("values", per_token)):
-        parts.append(Part(name, stored_as, levels))
+        size = -(-sizes[name] // 2) if half else sizes[name]
+        parts.append(Part(name, stored_as, (kv_heads, rows, size)))
         parts += (Part(f"{name}.{suffix}", torch.float16, scales) for suffix in suffixes)
     return tuple(parts)
 
@@ -77,6 +85,8 @@ def encode(codec: Codec, layer: LayerState) -> dict[str, Tensor]:
     Raises:
         ChannelError: Values that are not finite, or too large for the scales of a lossy codec.
     """
+    if not layer.shape[0]:
+        return {}
     if codec == "raw":
         return {"keys": layer.keys, "values": layer.values}
     parts = {}
@@ -96,14 +106,19 @@ def encode(codec: Codec, layer: LayerState) -> dict[str, Tensor]:
 
 
 def decode(
-    codec: Codec, parts: Mapping[str, Tensor], head_dim: int, dtype: torch.dtype
+    codec: Codec,
+    parts: Mapping[str, Tensor],
+    head_dim: int,
+    dtype: torch.dtype,
+    *,
+    value_dim: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values, each (kv_heads, rows, head_dim), in `dtype`; of raw the stored tensors."""
+    """Keys and values, (kv_heads, rows, size) each, in `dtype`; of raw the stored tensors."""
     if codec == "raw":
         return parts["keys"], parts["values"]
     levels = {
-        name: (parts[name] if codec == "int8" else _unpaired(parts[name], head_dim)).float()
-        for name in ("keys", "values")
+        name: (parts[name] if codec == "int8" else _unpaired(parts[name], size)).float()
+        for name, size in (("keys", head_dim), ("values", value_dim or head_dim))
     }
     rows = levels["keys"].shape[1]
     keys = _ungrouped(_restored("keys", _grouped(levels["keys"]), parts), rows)

@@ -16,7 +16,7 @@ class LayerState:
 
     Args:
         keys: Rotated keys, shape (kv_heads, rows, head_dim).
-        values: Values, same shape.
+        values: Values, (kv_heads, rows, value_dim).
         first: Position of the first row; after the state's start where the layer was trimmed.
 
     Attributes:
@@ -40,6 +40,14 @@ class LayerState:
         made.chunks = chunks or parts[-1].chunks[-1:]
         return made
 
+    @classmethod
+    def empty(
+        cls, rows: int, first: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> "LayerState":
+        """A layer without heads, which only has a length."""
+        nothing = torch.empty(0, rows, 0, dtype=dtype, device=device)
+        return cls(nothing, nothing, first)
+
     def __repr__(self) -> str:
         heads, _, size = self.shape
         about = f"{self.dtype} on {self.device}".removeprefix("torch.")
@@ -54,7 +62,7 @@ class LayerState:
 
     @property
     def values(self) -> Tensor:
-        """Values, (kv_heads, rows, head_dim); a copy where the rows lie apart."""
+        """Values, (kv_heads, rows, value_dim); a copy where the rows lie apart."""
         if len(self.chunks) == 1:
             return self.chunks[0][1]
         return torch.cat([values for _, values in self.chunks], dim=1)
@@ -64,6 +72,11 @@ class LayerState:
         """KV heads, rows and head size."""
         heads, _, size = self.chunks[0][0].shape
         return heads, self.rows, size
+
+    @property
+    def value_dim(self) -> int:
+        """Size of one head's values, which is mostly that of its keys."""
+        return self.chunks[0][1].shape[2]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -99,13 +112,23 @@ class LayerState:
         joined.first = first
         return joined
 
-    def moved(self, delta: int, rotary: Rotary | None) -> "LayerState":
-        """The same tokens `delta` positions further on: keys rotated, values shared."""
+    def moved(self, delta: int, rotary: Rotary | None, *, latent: bool = False) -> "LayerState":
+        """The same tokens `delta` positions further on: keys rotated, values shared.
+
+        Args:
+            delta: Number of positions.
+            rotary: How keys are rotated; None where they hold no position.
+            latent: Whether the rows are latent: what stands in place of values is rotated.
+        """
         made = LayerState(*self.chunks[0], self.first + delta)
-        made.chunks = tuple(
-            (keys if rotary is None else shift(keys, delta, rotary), values)
-            for keys, values in self.chunks
-        )
+        if rotary is None:
+            made.chunks = self.chunks
+        elif latent:
+            made.chunks = tuple(
+                (keys, shift(turned, delta, rotary)) for keys, turned in self.chunks
+            )
+        else:
+            made.chunks = tuple((shift(keys, delta, rotary), rows) for keys, rows in self.chunks)
         return made
 
     def trim(self, window: int | None) -> "LayerState":

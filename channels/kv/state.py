@@ -12,6 +12,7 @@ from unspoken.channels.errors import GeometryMismatch, StateError
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
 from unspoken.channels.kv.layer_state import LayerState, rows_of
 from unspoken.channels.kv.rope import Rotary
+from unspoken.channels.kv.snapshot import Snapshot, last_before
 from unspoken.channels.kv.transfer import move
 
 _NOTHING: Mapping[int, Tensor] = MappingProxyType({})
@@ -33,6 +34,8 @@ class KVState:
             tokens before it, as after a splice; None for no such position.
         hidden: Hidden states at the inputs of some layers (the E-cache), each (rows, hidden_size).
             They belong to the last rows of the state, and to all rows of one prefill.
+        snapshots: What recurrent layers have at some positions, ascending; empty for a model that
+            has none. Such a model goes on from one of them alone.
     """
 
     layers: tuple[LayerState, ...]
@@ -41,6 +44,7 @@ class KVState:
     identity: ModelIdentity
     approximate_from: int | None = None
     hidden: Mapping[int, Tensor] = field(default_factory=lambda: _NOTHING)
+    snapshots: tuple[Snapshot, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.stop:
@@ -53,11 +57,11 @@ class KVState:
                     "later",
                 )
             for keys, values in layer.chunks:
-                if keys.shape != values.shape:
+                if keys.shape[:2] != values.shape[:2]:
                     raise GeometryMismatch(
                         f"layer {number} has keys {tuple(keys.shape)} and values "
                         f"{tuple(values.shape)}",
-                        expected="equal shapes (kv_heads, rows, head_dim)",
+                        expected="as many heads and rows of both",
                     )
         counts = {tensor.shape[0] for tensor in self.hidden.values()}
         if len(counts) > 1 or any(rows > len(self) for rows in counts):
@@ -95,12 +99,13 @@ class KVState:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of all keys and values."""
-        return sum(layer.nbytes for layer in self.layers)
+        """Bytes of all rows and snapshots."""
+        rows = sum(layer.nbytes for layer in self.layers)
+        return rows + sum(snapshot.nbytes for snapshot in self.snapshots)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys, values and hidden states."""
+        """Bytes of all rows, snapshots and hidden states."""
         return self.cache_bytes + sum(tensor.nbytes for tensor in self.hidden.values())
 
     @property
@@ -136,6 +141,7 @@ class KVState:
             stop=stop,
             approximate_from=max(rough, start) if rough is not None and rough < stop else None,
             hidden=MappingProxyType(hidden),
+            snapshots=tuple(one for one in self.snapshots if start < one.at <= stop),
         )
 
     @classmethod
@@ -158,6 +164,7 @@ class KVState:
             stop=last.stop,
             approximate_from=min(rough, default=None),
             hidden=_NOTHING,
+            snapshots=tuple(one for state in states for one in state.snapshots),
         )
 
     def shift(
@@ -172,13 +179,22 @@ class KVState:
 
         Raises:
             StateError: The tokens would stand before position 0.
+            StateError: A model with recurrent layers.
             ModelSupportError: A rotary embedding whose frequencies change with the length.
         """
         if delta == 0:
             return self
+        if geometry.recurrent:
+            raise StateError(
+                "the state of recurrent layers cannot be moved",
+                expected="the same tokens before the message at both ends",
+                fix="let the message come first in the receiver's context, or use a text channel",
+            )
         layers = tuple(
             # Keys that hold no position are the same everywhere.
-            layer.moved(delta, None if shape.rope is None else rotary(shape.rope))
+            layer.moved(
+                delta, None if shape.rope is None else rotary(shape.rope), latent=shape.latent
+            )
             for layer, shape in zip(self.layers, geometry.layers, strict=True)
         )
         rough = self.approximate_from
@@ -194,30 +210,55 @@ class KVState:
         """The state without the rows that no token from `stop` on sees.
 
         A sliding layer keeps its last window - 1 rows, in memory of its own, so that the memory of
-        the others is free once the original goes. Such a state can be continued at `stop`. What
-        needs other rows must have the whole state: a splice, a repair, another model, a
-        continuation at an earlier position.
+        the others is free once the original goes. Of snapshots the last one stays. Such a state
+        can be continued at `stop`. What needs other rows must have the whole state: a splice, a
+        repair, another model, a continuation at an earlier position.
 
         Args:
             geometry: Geometry of the model that made the state.
         """
         pairs = zip(self.layers, geometry.layers, strict=True)
-        return replace(self, layers=tuple(layer.trim(shape.window) for layer, shape in pairs))
+        return replace(
+            self,
+            layers=tuple(layer.trim(shape.window) for layer, shape in pairs),
+            snapshots=self.snapshots[-1:],
+        )
 
     def continues(self, geometry: CacheGeometry) -> bool:
         """Whether a token at `stop` finds every row that it sees.
 
         It always does in a whole state. It does in a trimmed one too, but not in the beginning of a
-        trimmed one.
+        trimmed one. Of a model with recurrent layers a snapshot must stand there.
 
         Args:
             geometry: Geometry of the model that made the state.
         """
+        if geometry.recurrent and self.stop and all(s.at != self.stop for s in self.snapshots):
+            return False
         for layer, shape in zip(self.layers, geometry.layers, strict=True):
             oldest = 0 if shape.window is None else self.stop - shape.window + 1
             if layer.first > max(oldest, self.start):
                 return False
         return True
+
+    def usable(self, geometry: CacheGeometry, stop: int) -> int:
+        """After how many of the first `stop` positions a model can go on; told without slicing.
+
+        Of a model with recurrent layers it is where the last snapshot before that stands, else all
+        or none of them. The state begins at position 0.
+
+        Args:
+            geometry: Geometry of the model that made the state.
+            stop: How many positions are wanted; at most those of the state.
+        """
+        if geometry.recurrent:
+            snapshot = last_before(self.snapshots, stop)
+            stop = 0 if snapshot is None else snapshot.at
+        for layer, shape in zip(self.layers, geometry.layers, strict=True):
+            oldest = 0 if shape.window is None else max(stop - shape.window + 1, 0)
+            if layer.first > oldest:
+                return 0
+        return stop
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
@@ -245,14 +286,20 @@ class KVState:
             for _ in chunk
         ]
         aside = [devices[0]] * len(self.hidden)
-        moved = iter(move((*tensors, *self.hidden.values()), (*targets, *aside)))
+        beside = [
+            devices[n] for s in self.snapshots for n, parts in s.layers.items() for _ in parts
+        ]
+        folded = [tensor for snapshot in self.snapshots for tensor in snapshot.tensors()]
+        everything = (*tensors, *self.hidden.values(), *folded)
+        moved = iter(move(everything, (*targets, *aside, *beside)))
         return replace(
             self,
             layers=tuple(
                 layer.with_chunks([(next(moved), next(moved)) for _ in layer.chunks])
                 for layer in self.layers
             ),
-            hidden=MappingProxyType(dict(zip(self.hidden, moved, strict=True))),
+            hidden=MappingProxyType({layer: next(moved) for layer in self.hidden}),
+            snapshots=tuple(snapshot.with_tensors(moved) for snapshot in self.snapshots),
         )
 
     def check(self, geometry: CacheGeometry, dtype: torch.dtype) -> None:
@@ -267,10 +314,11 @@ class KVState:
             )
         for number, (layer, shape) in enumerate(zip(self.layers, geometry.layers, strict=True)):
             heads, _, size = layer.shape
-            if (heads, size) != (shape.kv_heads, shape.head_dim):
+            found = heads, size, layer.value_dim
+            if found != (shape.kv_heads, shape.head_dim, shape.values):
                 raise GeometryMismatch(
-                    f"layer {number} of a state has {heads} heads of {size}",
-                    expected=f"{shape.kv_heads} heads of {shape.head_dim}",
+                    f"layer {number} of a state has {heads} heads of {size} and {found[2]}",
+                    expected=f"{shape.kv_heads} heads of {shape.head_dim} and {shape.values}",
                 )
         if self.dtype != dtype:
             raise GeometryMismatch(

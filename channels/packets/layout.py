@@ -66,10 +66,30 @@ def parts_of(manifest: PacketManifest) -> Iterator[tuple[Part, ...]]:
     dtype, tokens = DTYPES[manifest.dtype], len(manifest.context)
     rows = tokens - manifest.hidden_first
     for number, layer in enumerate(manifest.layers):
-        parts = layout(manifest.codec, layer.kv_heads, tokens - layer.first, layer.head_dim, dtype)
+        parts = list(
+            layout(
+                manifest.codec,
+                layer.kv_heads,
+                tokens - layer.first,
+                layer.head_dim,
+                dtype,
+                value_dim=layer.value_dim,
+            )
+        )
         if number in manifest.hidden:
-            parts = (*parts, Part("hidden", dtype, (rows, manifest.hidden_size)))
-        yield parts
+            parts.append(Part("hidden", dtype, (rows, manifest.hidden_size)))
+        for at in manifest.snapshots:
+            parts += (
+                Part(folded_name(at, one.name), DTYPES[one.dtype], one.shape)
+                for one in manifest.folded
+                if one.layer == number
+            )
+        yield tuple(parts)
+
+
+def folded_name(at: int, name: str) -> str:
+    """What a tensor of a snapshot at a position is called."""
+    return f"snapshots.{at}.{name}"
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

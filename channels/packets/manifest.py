@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -12,8 +12,9 @@ from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message, Segment
 
-VERSIONS = (1, 2)
-"""Of packets that are bound to nothing, which older readers take too, and of bound ones."""
+VERSIONS = (1, 2, 3)
+"""Of packets that are bound to nothing, which older readers take too, of bound ones, and of states
+that hold more than rows of keys and values of one size."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,11 +37,29 @@ class Identity(_Strict):
 
 
 class LayerShape(_Strict):
-    """One layer: heads, head size, and the first position it holds."""
+    """One layer: heads, sizes of keys and of values, and the first position it holds.
 
-    kv_heads: Size
-    head_dim: Size
+    Without heads it holds no rows. Without `value_dim` values are of the size of keys.
+    """
+
+    kv_heads: Annotated[int, Field(ge=0, le=2**16)]
+    head_dim: Annotated[int, Field(ge=0, le=2**16)]
     first: Count = 0
+    value_dim: Size | None = None
+
+    @property
+    def values(self) -> int:
+        """Size of one head's values."""
+        return self.head_dim if self.value_dim is None else self.value_dim
+
+
+class FoldedShape(_Strict):
+    """One tensor that every snapshot holds of a recurrent layer."""
+
+    layer: Count
+    name: Annotated[str, Field(pattern=r"^(conv|recurrent)\.[0-9]{1,2}$")]
+    shape: Annotated[tuple[Size, ...], Field(min_length=1, max_length=4)]
+    dtype: Literal["float32", "bfloat16", "float16"]
 
 
 class TurnShape(_Strict):
@@ -65,7 +84,7 @@ class Binding(_Strict):
 class PacketManifest(_Strict):
     """What a packet says of itself; see `unspoken.channels.packets.packet`."""
 
-    version: Literal[1, 2]
+    version: Literal[1, 2, 3]
     codec: Codec
     dtype: Literal["float32", "bfloat16", "float16"]
     made_by: Identity
@@ -81,6 +100,8 @@ class PacketManifest(_Strict):
     digests: tuple[Digest, ...]
     key: str | None
     bind: Binding | None = None
+    folded: Annotated[tuple[FoldedShape, ...], Field(max_length=2**14)] = ()
+    snapshots: Annotated[tuple[Count, ...], Field(max_length=2**12)] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -95,8 +116,7 @@ class PacketManifest(_Strict):
             raise ValueError(f"hidden states that begin after the last of {stop} tokens")
         if self.approximate_from is not None and self.approximate_from > stop:
             raise ValueError(f"a state that is approximate after the last of {stop} tokens")
-        if (self.bind is not None) != (self.version == 2):
-            raise ValueError("a binding stands in version 2, and in no other")
+        self._check_kinds(stop)
         end = 0
         for turn in self.turns:
             if turn.position < end:
@@ -107,9 +127,34 @@ class PacketManifest(_Strict):
             _check_words(turn)
         return self
 
+    def _check_kinds(self, stop: int) -> None:
+        """What stands in which version, and what recurrent layers have."""
+        rows = [layer for layer in self.layers if layer.kv_heads and layer.value_dim is None]
+        odd = bool(self.folded or self.snapshots or len(rows) < len(self.layers))
+        if odd != (self.version == 3):
+            raise ValueError("recurrent and latent layers stand in version 3, and nothing else")
+        if self.version < 3 and (self.bind is not None) != (self.version == 2):
+            raise ValueError("a binding stands in version 2, or in version 3")
+        if any(bool(layer.kv_heads) != bool(layer.head_dim) for layer in self.layers):
+            raise ValueError("heads without a size, or a size without heads")
+        if any(part.layer >= len(self.layers) for part in self.folded):
+            raise ValueError("a recurrent layer that there is not")
+        names = [(part.layer, part.name) for part in self.folded]
+        if len(set(names)) < len(names):
+            raise ValueError("a tensor of a recurrent layer that stands there twice")
+        ends = (0, *self.snapshots, stop + 1)
+        if list(ends) != sorted(set(ends)):
+            raise ValueError("snapshots that descend, or stand after the last token")
+        if bool(self.snapshots) and not self.folded:
+            raise ValueError("snapshots of nothing")
+
     def to_json(self) -> str:
-        """The text that is signed."""
-        return self.model_dump_json(exclude={"bind"} if self.bind is None else None)
+        """The text that is signed; what older readers do not know is left out where it is empty."""
+        empty: dict[str, Any] = dict.fromkeys(("bind", "folded", "snapshots"), True)
+        empty = {name: left for name, left in empty.items() if not getattr(self, name)}
+        if all(layer.value_dim is None for layer in self.layers):
+            empty["layers"] = {"__all__": {"value_dim"}}
+        return self.model_dump_json(exclude=empty)
 
     @property
     def identity(self) -> ModelIdentity:
@@ -174,24 +219,21 @@ def manifest_of(
         pydantic.ValidationError: A message that no packet can hold.
     """
     maker, names = state.identity, {dtype: name for name, dtype in DTYPES.items()}
-    turns = [
-        {
-            "role": segment.role,
-            "position": segment.position,
-            "length": len(segment.ids),
-            "content": segment.content,
-            "text": segment.text,
-            "ends": segment.ends,
-        }
-        for segment in message.segments
-    ]
+    turns = [_turn(segment) for segment in message.segments]
     layers = [
-        {"kv_heads": layer.shape[0], "head_dim": layer.shape[2], "first": layer.first}
+        {
+            "kv_heads": layer.shape[0],
+            "head_dim": layer.shape[2],
+            "first": layer.first,
+            "value_dim": None if layer.value_dim == layer.shape[2] else layer.value_dim,
+        }
         for layer in state.layers
     ]
+    folded = _folded(state)
+    odd = bool(folded) or any(not one["kv_heads"] or one["value_dim"] for one in layers)
     return PacketManifest.model_validate(
         {
-            "version": VERSIONS[bind is not None],
+            "version": 3 if odd else VERSIONS[bind is not None],
             "codec": codec,
             "dtype": names[state.dtype],
             "made_by": asdict(maker),
@@ -207,5 +249,30 @@ def manifest_of(
             "digests": tuple(digests),
             "key": key,
             "bind": bind,
+            "folded": folded,
+            "snapshots": tuple(snapshot.at for snapshot in state.snapshots),
         }
+    )
+
+
+def _turn(segment: Segment) -> dict[str, object]:
+    return {
+        "role": segment.role,
+        "position": segment.position,
+        "length": len(segment.ids),
+        "content": segment.content,
+        "text": segment.text,
+        "ends": segment.ends,
+    }
+
+
+def _folded(state: KVState) -> tuple[dict[str, object], ...]:
+    """What every snapshot of a state holds of its recurrent layers."""
+    if not state.snapshots:
+        return ()
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return tuple(
+        {"layer": number, "name": name, "shape": tuple(tensor.shape), "dtype": names[tensor.dtype]}
+        for number, parts in state.snapshots[0].layers.items()
+        for name, tensor in parts.items()
     )

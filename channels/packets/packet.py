@@ -28,7 +28,7 @@ from unspoken.channels.message import Message
 from unspoken.channels.model import CausalModel
 from unspoken.channels.packets.binding import Bind, binding_of
 from unspoken.channels.packets.files import Readable, packet_target, save_whole
-from unspoken.channels.packets.layout import bytes_of, header_of
+from unspoken.channels.packets.layout import bytes_of, folded_name, header_of
 from unspoken.channels.packets.manifest import DTYPES, manifest_of
 from unspoken.channels.packets.reader import PacketReader
 from unspoken.channels.packets.signing import key_id, signature_of
@@ -66,6 +66,9 @@ def packet_chunks(
         tensors = encode(codec, layer)
         if number in state.hidden:
             tensors["hidden"] = state.hidden[number]
+        for snapshot in state.snapshots:
+            for part, folded in snapshot.layers.get(number, {}).items():
+                tensors[folded_name(snapshot.at, part)] = folded
         views = [bytes_of(tensor) for tensor in tensors.values()]
         digest = blake3()
         for view in views:

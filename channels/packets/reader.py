@@ -15,15 +15,16 @@ from torch import Tensor
 
 from unspoken.channels.errors import GeometryMismatch, PacketError
 from unspoken.channels.kv.codec import Part, decode
-from unspoken.channels.kv.geometry import LayerGeometry
 from unspoken.channels.kv.layer_state import LayerState
+from unspoken.channels.kv.snapshot import Snapshot
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message
 from unspoken.channels.model import CausalModel
 from unspoken.channels.packets.binding import check_binding, check_model
 from unspoken.channels.packets.files import Readable, open_packet, reason_of
 from unspoken.channels.packets.layout import bytes_of, header_of, metadata_of, parts_of
-from unspoken.channels.packets.manifest import DTYPES, LayerShape, PacketManifest
+from unspoken.channels.packets.manifest import DTYPES, PacketManifest
+from unspoken.channels.packets.shapes import check_shapes, folded_of
 from unspoken.channels.packets.signing import checked_manifest
 
 MAX_HEADER = 64 * 2**20
@@ -160,15 +161,7 @@ class PacketReader:
                 expected=f"at most {longest}, the receiver's context",
                 fix="share less text, or use a model with a longer context",
             )
-        theirs = [(layer.kv_heads, layer.head_dim) for layer in manifest.layers]
-        ours = [(layer.kv_heads, layer.head_dim) for layer in receiver.geometry.layers]
-        width = receiver.geometry.hidden_size
-        if theirs != ours or (manifest.hidden and manifest.hidden_size != width):
-            raise GeometryMismatch(
-                f"the packet holds {_described(manifest.layers)}",
-                expected=f"{_described(receiver.geometry.layers)}, as the receiver has",
-                fix="have the sharer write it with the receiver's model",
-            )
+        check_shapes(manifest, receiver)
         if manifest.codec == "raw" and DTYPES[manifest.dtype] != receiver.dtype:
             raise GeometryMismatch(
                 f"the packet holds a raw state in {manifest.dtype}",
@@ -208,18 +201,39 @@ class PacketReader:
             IdentityMismatch, GeometryMismatch: See `check`.
             PacketError: The stream ends early, or a layer is not what was signed.
         """
+        for layer, hidden, _ in self._read(receiver):
+            yield layer, hidden
+
+    def _read(
+        self, receiver: CausalModel
+    ) -> Iterator[tuple[LayerState, Tensor | None, dict[int, dict[str, Tensor]]]]:
+        """The same, each with what it has in snapshots, by their positions."""
         self.check(receiver)
-        manifest = self.manifest
+        manifest, device = self.manifest, receiver.device
         layers = zip(parts_of(manifest), manifest.layers, strict=True)
         for number, (parts, shape) in enumerate(layers):
             tensors = self._tensors(number, parts)
-            keys, values = decode(manifest.codec, tensors, shape.head_dim, receiver.dtype)
             hidden = tensors.get("hidden")
-            _require_finite(number, keys, values, hidden)
-            yield (
-                LayerState(keys.to(receiver.device), values.to(receiver.device), shape.first),
-                None if hidden is None else hidden.to(receiver.device, receiver.dtype),
-            )
+            if shape.kv_heads:
+                rows = decode(
+                    manifest.codec,
+                    tensors,
+                    shape.head_dim,
+                    receiver.dtype,
+                    value_dim=shape.value_dim,
+                )
+                _require_finite(number, rows)
+                layer = LayerState(rows[0].to(device), rows[1].to(device), shape.first)
+            else:
+                count = len(manifest.context) - shape.first
+                layer = LayerState.empty(count, shape.first, receiver.dtype, device)
+            folded = {at: folded_of(tensors, at, device) for at in manifest.snapshots}
+            aside = [tensor for parts in folded.values() for tensor in parts.values()]
+            if hidden is not None:
+                hidden = hidden.to(device, receiver.dtype)
+                aside.append(hidden)
+            _require_finite(number, aside)
+            yield layer, hidden, folded
 
     def _tensors(self, number: int, parts: Sequence[Part]) -> Mapping[str, Tensor]:
         digest = blake3()
@@ -253,8 +267,11 @@ class PacketReader:
         """
         manifest = self.manifest
         layers, hidden = [], {}
-        for number, (layer, entry) in enumerate(self.layers(receiver)):
+        snapshots: dict[int, dict[int, dict[str, Tensor]]] = {at: {} for at in manifest.snapshots}
+        for number, (layer, entry, folded) in enumerate(self._read(receiver)):
             layers.append(layer)
+            for at, folds in folded.items():
+                snapshots[at] |= {number: folds} if folds else {}
             if entry is not None:
                 hidden[number] = entry
         rough = manifest.approximate_from if manifest.codec == "raw" else 0
@@ -265,6 +282,7 @@ class PacketReader:
             identity=receiver.identity,
             approximate_from=rough,
             hidden=MappingProxyType(hidden),
+            snapshots=tuple(Snapshot(at, folds) for at, folds in snapshots.items()),
         )
         return manifest.message(state)
 
@@ -283,11 +301,11 @@ def _explained(what: str) -> Iterator[None]:
         ) from error
 
 
-def _require_finite(number: int, *tensors: Tensor | None) -> None:
+def _require_finite(number: int, tensors: Sequence[Tensor]) -> None:
     """Refuse a layer with a value that would make every later one meaningless."""
     for tensor in tensors:
         # A sum is finite only where every term is, and costs a tenth of looking at each.
-        if tensor is None or bool(tensor.sum(dtype=torch.float32).isfinite()):
+        if bool(tensor.sum(dtype=torch.float32).isfinite()):
             continue
         if not bool(tensor.isfinite().all()):
             raise PacketError(
@@ -305,8 +323,3 @@ def _ended(what: str, found: int, wanted: int) -> PacketError:
         expected=f"{wanted} bytes there, {found} came",
         fix="send it again",
     )
-
-
-def _described(layers: Sequence[LayerShape] | Sequence[LayerGeometry]) -> str:
-    shapes = sorted({(layer.kv_heads, layer.head_dim) for layer in layers})
-    return f"{len(layers)} layers of " + ", ".join(f"{heads} x {dim}" for heads, dim in shapes[:4])

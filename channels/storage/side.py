@@ -129,7 +129,14 @@ class ModelDescription(Part):
         return cls(
             ref=ref,
             identity=_Identity(**asdict(model.identity)),
-            geometry=_Geometry(**asdict(model.geometry)),
+            geometry=_Geometry(
+                layers=tuple(
+                    _Layer(**{name: getattr(layer, name) for name in _Layer.model_fields})
+                    for layer in model.geometry.layers
+                ),
+                hidden_size=model.geometry.hidden_size,
+                max_positions=model.geometry.max_positions,
+            ),
             rotary=rotary,
             layer_dtype=str(model.dtype).removeprefix("torch."),
         )

@@ -126,7 +126,7 @@ def bad_packets() -> Iterator[BadPacket]:
     yield case("signed, and no key given", good, "key", key=None)
     yield case("unsigned, and a key given", unsigned, "unsigned")
     yield case("another model's", good, "", error=IdentityMismatch, receiver=other)
-    yield case("another version", resigned(good, _set(version=3)), "version")
+    yield case("another version", resigned(good, _set(version=4)), "version")
     yield case("more tokens than the context holds", packet_of(_long(message, longest + 1)), "size")
     yield case("absurd shapes", _vast(good), "", error=GeometryMismatch)
     yield case("an absurd header", struct.pack("<Q", 2**62) + b"{}", "format")

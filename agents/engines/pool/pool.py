@@ -24,7 +24,6 @@ from unspoken.agents.engines.pool.disk import Disk
 from unspoken.agents.engines.pool.prefixes import PrefixTree
 from unspoken.agents.engines.pool.statistics import HeldState, PoolStatistics, Usage
 from unspoken.agents.engines.pool.tensors import State
-from unspoken.agents.engines.states import goes_on_after
 from unspoken.channels.errors import RunError
 from unspoken.channels.kv.compressed import CompressedState
 from unspoken.channels.kv.state import KVState
@@ -247,13 +246,14 @@ class Pool:
         """Equal for states that may serve for each other."""
         devices: tuple[torch.device, ...] = ()
         if isinstance(state, CompressedState):
-            rows: Hashable = (state.codec, *(first for _, first in state.shapes))
+            rows: Hashable = (state.codec, *(first for *_, first in state.shapes))
         else:
             rows, devices = tuple(layer.first for layer in state.layers), state.devices
         shape = (state.identity, state.dtype, devices, state.start, state.stop, rows)
         if isinstance(state, KVState) and state.exact:
             hidden = tuple(sorted((at, len(tensor)) for at, tensor in state.hidden.items()))
-            return ("exact", shape, hidden, ids[: state.stop])
+            marks = tuple(snapshot.at for snapshot in state.snapshots)
+            return ("exact", shape, hidden, marks, ids[: state.stop])
         return ("rows", shape, self.blocks.lying(state))
 
     def _index(self, entry: Entry, state: State) -> None:
@@ -272,7 +272,7 @@ class Pool:
         tree = self._trees.get((query.identity, query.dtype, query.devices))
         if tree is None:
             return None
-        return tree.longest(query.ids, query.more_than, lambda entry, n: _serves(entry, n, query))
+        return tree.longest(query.ids, query.more_than, lambda entry, n: _serving(entry, n, query))
 
     def note_peak(self) -> None:
         """Count what is held and leased now."""
@@ -325,11 +325,11 @@ def _held(entry: Entry) -> HeldState:
     )
 
 
-def _serves(entry: Entry, tokens: int, query: PrefixQuery) -> bool:
-    """Whether a turn may go on after so many of a state's tokens."""
+def _serving(entry: Entry, tokens: int, query: PrefixQuery) -> int:
+    """After how many of so many of a state's tokens a turn may go on."""
     state = entry.about
     assert isinstance(state, KVState)  # others are not in the index
-    if not goes_on_after(state, tokens, query.geometry):
-        return False
     captured = set(query.capture) <= set(state.hidden) and state.hidden_first == 0
-    return captured or not query.capture
+    if query.capture and not captured:
+        return 0
+    return state.usable(query.geometry, tokens)

@@ -66,14 +66,14 @@ class PrefixTree(Generic[Entry]):
             node, at = child, at + len(child.run)
 
     def longest(
-        self, ids: Ids, more_than: int, usable: Callable[[Entry, int], bool]
+        self, ids: Ids, more_than: int, serving: Callable[[Entry, int], int]
     ) -> tuple[Entry, int] | None:
         """The state that begins with the most of `ids`, and with how many; the last one put in.
 
         Args:
             ids: A context.
             more_than: What is not worth it: so many tokens or fewer.
-            usable: Whether so many of a state's first tokens may serve.
+            serving: How many of so many first tokens of a state may serve: mostly all or none.
         """
         node, reach = self._root, 0
         path: list[tuple[_Node[Entry], int]] = []
@@ -87,10 +87,14 @@ class PrefixTree(Generic[Entry]):
             if shared < len(child.run):
                 break
             node = child
+        best, least = None, more_than
         for passed, tokens in reversed(path):
-            if tokens <= more_than:
-                return None
+            if tokens <= least:
+                break
             for entry in reversed(passed.entries):
-                if usable(entry, tokens):
-                    return entry, tokens
-        return None
+                serves = serving(entry, tokens)
+                if serves > least:
+                    best, least = (entry, serves), serves
+                if least == tokens:
+                    break
+        return best

@@ -23,9 +23,11 @@ def _tensors(state: State) -> Iterator[Tensor]:
         yield from state.tensors()
         return
     for layer in state.layers:
-        for chunk in layer.chunks:
+        for chunk in layer.chunks if layer.shape[0] else ():
             yield from chunk
     yield from state.hidden.values()
+    for snapshot in state.snapshots:
+        yield from snapshot.tensors()
 
 
 def with_tensors(state: State, tensors: Sequence[Tensor]) -> State:
@@ -33,12 +35,19 @@ def with_tensors(state: State, tensors: Sequence[Tensor]) -> State:
     each = iter(tensors)
     if isinstance(state, CompressedState):
         stored = tuple({name: next(each) for name in parts} for parts in state.layers)
-        return replace(state, layers=stored, hidden={at: next(each) for at in state.hidden})
+        hidden = {at: next(each) for at in state.hidden}
+        snapshots = tuple(one.with_tensors(each) for one in state.snapshots)
+        return replace(state, layers=stored, hidden=hidden, snapshots=snapshots)
+    # A layer without heads has no element to keep.
     layers = tuple(
         LayerState.joined([LayerState(next(each), next(each), layer.first) for _ in layer.chunks])
+        if layer.shape[0]
+        else layer
         for layer in state.layers
     )
-    return replace(state, layers=layers, hidden={at: next(each) for at in state.hidden})
+    hidden = {at: next(each) for at in state.hidden}
+    snapshots = tuple(one.with_tensors(each) for one in state.snapshots)
+    return replace(state, layers=layers, hidden=hidden, snapshots=snapshots)
 
 
 def outline_of(state: State) -> State:

@@ -54,7 +54,7 @@ def _tried(differs: Callable[[], bool], what: str) -> str | None:
 
 def _continued(backbone: Backbone) -> bool:
     ids = _ids(backbone)
-    cache = ContextCache(backbone.geometry, TOKENS)
+    cache = backbone.cache_class(backbone.geometry, TOKENS)
     with backbone.computing():
         whole = backbone.logits({"input_ids": ids[None], "use_cache": False})
         parts = [
@@ -67,7 +67,7 @@ def _continued(backbone: Backbone) -> bool:
 
 def _filled(backbone: Backbone) -> bool:
     ids = _ids(backbone)
-    cache = ContextCache(backbone.geometry, TOKENS)
+    cache = backbone.cache_class(backbone.geometry, TOKENS)
     with backbone.computing():
         whole = backbone.forward(ids, cache, keep=TOKENS)
         before = _rows(cache)
@@ -81,7 +81,7 @@ def _by_layers(backbone: Backbone) -> bool:
     ids, first = _ids(backbone), 1
     last, start = len(backbone.layers), 2
     wanted: Capture = {first: []}
-    cache = ContextCache(backbone.geometry, TOKENS)
+    cache = backbone.cache_class(backbone.geometry, TOKENS)
     positions = torch.arange(start, TOKENS, device=ids.device)
     with backbone.computing():
         backbone.forward(ids, cache, keep=0, capture=wanted)
@@ -102,7 +102,10 @@ def _ids(backbone: Backbone) -> Tensor:
 def _rows(cache: ContextCache) -> list[Tensor]:
     """A copy of all keys and values."""
     return [
-        tensor[0, :, :TOKENS].clone() for rows in cache.rows for tensor in (rows.keys, rows.values)
+        tensor[0, :, :TOKENS].clone()
+        for rows in cache.rows
+        for tensor in (rows.keys, rows.values)
+        if tensor.numel()  # some layers keep none
     ]
 
 

@@ -44,6 +44,9 @@ def prove_positions(backbone: Backbone) -> tuple[KeyPositions, ...]:
 @torch.no_grad()
 def _proved(backbone: Backbone) -> tuple[KeyPositions, ...]:
     layers = backbone.geometry.layers
+    indexed = any(layer.indexer for layer in layers)
+    if backbone.geometry.recurrent or indexed:  # what they keep cannot be moved
+        return tuple(_OTHER for _ in layers)
     vocabulary = int(backbone.config.vocab_size)
     ids = torch.arange(3, 3 + TOKENS, device=backbone.device) % vocabulary
     room = backbone.geometry.max_positions - TOKENS
@@ -84,10 +87,16 @@ def _at_distance(
 def _compared(
     backbone: Backbone, layer: LayerGeometry, near: Any, far: Any, distance: int
 ) -> KeyPositions:
+    if not layer.kv_heads:
+        return "bare"
     keys, values = near.keys[0, :, :TOKENS], near.values[0, :, :TOKENS]
-    moved_keys, moved_values = far.keys[0, :, distance:][:, :TOKENS], far.values[0, :, distance:]
+    moved_keys, moved_values = (
+        rows[0, :, distance:][:, :TOKENS] for rows in (far.keys, far.values)
+    )
+    if layer.latent:  # their second part is what is rotated
+        keys, values, moved_keys, moved_values = values, keys, moved_values, moved_keys
     tolerance = TOLERANCE.get(keys.dtype, COARSE)
-    if not _equal(values, moved_values[:, :TOKENS], None, tolerance):
+    if not _equal(values, moved_values, None, tolerance):
         return "other"
     rotary = None if layer.rope is None else backbone.rotary(layer.rope)
     if rotary is not None and not rotary.dynamic:

@@ -44,12 +44,19 @@ class Proven:
     @cached_property
     def refuses_fills(self) -> str | None:
         """Why tokens between rows that stand already cannot be computed; None where they can."""
-        return refuses_fills(self.backbone)
+        return self._folds() or refuses_fills(self.backbone)
 
     @cached_property
     def refuses_layers(self) -> str | None:
         """Why layers cannot be run without those before them; None where they can."""
-        return refuses_layers(self.backbone)
+        return self._folds() or refuses_layers(self.backbone)
+
+    def _folds(self) -> str | None:
+        """Why nothing is computed but what follows; None for a model without recurrent layers."""
+        geometry = self.backbone.geometry
+        if not geometry.recurrent:
+            return None
+        return f"of its layers {geometry.described()}, and a recurrent one only reads on"
 
     @cached_property
     def refuses_batches(self) -> str | None:
@@ -58,6 +65,8 @@ class Proven:
             return "its layers are on several devices"
         if CHUNKED in self.backbone.kinds:
             return "its layers see chunks, which packed rows do not know"
+        if not self.backbone.geometry.plain:
+            return f"of its layers {self.backbone.geometry.described()}"
         return refusal(self.backbone)
 
     @property

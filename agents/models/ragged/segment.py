@@ -20,6 +20,9 @@ class Rows(Protocol):
     def truncate(self, stop: int) -> None:
         """Forget positions from `stop` on."""
 
+    def mark(self) -> None:
+        """Keep what recurrent layers have here, so that a state can be continued here."""
+
     def snapshot(self) -> KVState:
         """The state of all positions; it stays as it is, whatever becomes of the rows."""
 

@@ -80,6 +80,9 @@ class Sequence:
         """Forget positions from `stop` on."""
         self.length = min(self.length, stop)
 
+    def mark(self) -> None:
+        """Rows can be continued anywhere."""
+
     def snapshot(self) -> KVState:
         """The state of all positions: the prefix as it is, a copy of the rows after it."""
         own = self.tails.copy_of(self.slot, self.length - self.start)

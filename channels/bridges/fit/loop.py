@@ -94,12 +94,19 @@ class Progressed:
 
 
 def check_pair(sharer: TextModel, receiver: TextModel) -> None:
-    """Refuse models whose keys cannot be made bare.
+    """Refuse models with other rows than keys and values, or whose keys cannot be made bare.
 
     Raises:
         BridgeError: naming the model.
     """
     for name, model in (("sharer", sharer), ("receiver", receiver)):
+        if not model.geometry.plain:
+            raise BridgeError(
+                f"a bridge maps rows of keys and values, and of the {name}'s layers "
+                f"{model.geometry.described()}",
+                expected="two models whose layers all have keys and values",
+                fix="use a text channel for this pair",
+            )
         for rope in model.geometry.ropes:
             if model.rotary(rope).dynamic:
                 raise BridgeError(

@@ -1,0 +1,1 @@
+"""What transformers writes a context into, layer by layer."""
