@@ -46,9 +46,7 @@ def layer_types(config: PreTrainedConfig) -> list[str]:
     return [kind] * int(config.num_hidden_layers)
 
 
-def read_geometry(
-    calls: DecoderCalls, base: nn.Module, config: PreTrainedConfig
-) -> CacheGeometry:
+def read_geometry(calls: DecoderCalls, base: nn.Module, config: PreTrainedConfig) -> CacheGeometry:
     """The cache geometry of a model.
 
     Args:
@@ -112,9 +110,7 @@ def _written(
     return tuple(layers)
 
 
-def _written_layer(
-    config: PreTrainedConfig, layer: Any, folded: Any, rope: str
-) -> LayerGeometry:
+def _written_layer(config: PreTrainedConfig, layer: Any, folded: Any, rope: str) -> LayerGeometry:
     recurrent: tuple[RecurrentPart, ...] = ()
     if isinstance(folded, torch.Tensor):
         shape = tuple(folded.shape[1:])

@@ -55,6 +55,10 @@ class Proved(Protocol):
         """Why layers cannot be run without those before them."""
 
     @property
+    def refuses_maps(self) -> str | None:
+        """Why its rows are not those that a bridge or a profile takes."""
+
+    @property
     def refuses_batches(self) -> str | None:
         """Why its turns are computed one by one."""
 
@@ -70,8 +74,8 @@ def abilities_of(model: Proved) -> Abilities:
     return Abilities(
         continuation=model.refuses_states,
         splice=placed,
-        recompute=model.refuses_layers or model.refuses_fills,
-        sharer=moves,
-        receiver=placed,
+        recompute=model.refuses_layers or model.refuses_fills or model.refuses_maps,
+        sharer=model.refuses_maps or moves,
+        receiver=model.refuses_maps or placed,
         batched=model.refuses_batches,
     )

@@ -51,6 +51,14 @@ class Proven:
         """Why layers cannot be run without those before them; None where they can."""
         return self._folds() or refuses_layers(self.backbone)
 
+    @property
+    def refuses_maps(self) -> str | None:
+        """Why its rows are not those that a bridge or a profile takes; None where they are."""
+        geometry = self.backbone.geometry
+        if geometry.plain:
+            return None
+        return f"rows of keys and values are mapped, and of its layers {geometry.described()}"
+
     def _folds(self) -> str | None:
         """Why nothing is computed but what follows; None for a model without recurrent layers."""
         geometry = self.backbone.geometry
