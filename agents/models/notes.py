@@ -90,8 +90,8 @@ def remember_positions(folder: Path, positions: Sequence[str]) -> None:
             write_json(_note(folder), {**note, "positions": list(positions)})
 
 
-Question = Literal["states", "fills", "layers", "batches"]
-"""What is tried on a model: whether it refuses states, fills, layers apart, or batches."""
+Question = Literal["states", "fills", "layers", "maps", "batches"]
+"""What is tried on a model: whether it refuses states, fills, layers apart, maps, or batches."""
 
 
 def noted_refusal(

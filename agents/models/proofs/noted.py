@@ -13,6 +13,7 @@ class _Noted:
     refuses_states: str | None
     refuses_fills: str | None
     refuses_layers: str | None
+    refuses_maps: str | None
     refuses_batches: str | None
 
 
@@ -21,7 +22,8 @@ def noted_abilities(folder: Path) -> dict[str, Abilities]:
     positions = cached_positions(folder)
     states, fills = cached_refusals(folder, "states"), cached_refusals(folder, "fills")
     layers, batches = cached_refusals(folder, "layers"), cached_refusals(folder, "batches")
-    ways = [how for how in states if how in fills and how in layers and how in batches]
+    maps = cached_refusals(folder, "maps")
+    ways = [how for how in states if all(how in one for one in (fills, layers, maps, batches))]
     if positions is None:
         return {}
     return {
@@ -31,6 +33,7 @@ def noted_abilities(folder: Path) -> dict[str, Abilities]:
                 refuses_states=states[how],
                 refuses_fills=fills[how],
                 refuses_layers=layers[how],
+                refuses_maps=maps[how],
                 refuses_batches=batches[how],
             )
         )

@@ -51,7 +51,7 @@ class Proven:
         """Why layers cannot be run without those before them; None where they can."""
         return self._folds() or refuses_layers(self.backbone)
 
-    @property
+    @cached_property
     def refuses_maps(self) -> str | None:
         """Why its rows are not those that a bridge or a profile takes; None where they are."""
         geometry = self.backbone.geometry
