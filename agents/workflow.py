@@ -30,8 +30,10 @@ from unspoken.agents.session import Session
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.inputs import check_inputs
 from unspoken.agents.spec.loader import LoadedWorkflow, dumps, load_workflow
+from unspoken.agents.spec.problems import describe
 from unspoken.agents.spec.spec import InputSpec, WorkflowSpec
 from unspoken.channels.base import Channel
+from unspoken.channels.errors import InputError
 from unspoken.channels.message import Message
 from unspoken.channels.projected import ProjectedCacheChannel
 
@@ -190,8 +192,7 @@ class Workflow:
             max_kl: How far, by a profile of two fine-tunes, the receiver may be from its own
                 reading, nats a token.
             codec: How the cache is kept until it is read: ``raw``, ``int8`` or ``int4``.
-            thoughts: Whether the sharer's thoughts go with it; None as the sharer says, else output
-                without and context with them.
+            thoughts: ``keep`` or ``drop``; None as the sharer says, else output goes without them.
             options: Beside a channel's name, its options as the file calls them: ``share``,
                 ``as_``, ``repair``, ``read_again``, ``fuse``, ``recompute``.
 
@@ -246,10 +247,11 @@ class Workflow:
         self._preparation.load(self.spec, progress)
         return self
 
-    def plan(self, /, **inputs: object) -> Plan:
+    def plan(self, given: Mapping[str, object] | None = None, /, **inputs: object) -> Plan:
         """Which channel each edge gets, and why; token counts where inputs are given.
 
         Args:
+            given: Inputs as a mapping, beside those by name.
             inputs: All inputs, some or none; the counts that need the others stay unknown.
 
         Raises:
@@ -257,6 +259,13 @@ class Workflow:
             WorkflowError: The workflow is not valid, an edge that must not fall back cannot be
                 served, or a turn needs more memory than the workflow's `memory`.
         """
+        if given is not None and not isinstance(given, Mapping):
+            raise InputError(
+                f"{describe(given)} stands where inputs stand",
+                expected="a mapping of inputs, or nothing",
+                fix="give inputs by name, as in plan(name=value)",
+            )
+        inputs = {**(given or {}), **inputs}
         known = check_inputs(self.spec, inputs, partial=True)
         self.load()
         return self._execution.plan(self.spec, known if inputs else None)

@@ -180,7 +180,7 @@ class ProjectedCacheChannel(Channel):
             ends = self.bridge.manifest
             raise BridgeError(
                 f"the bridge {ends.sharer.ref} -> {ends.receiver.ref} was fitted without fuse mode",
-                expected="a bridge that was fitted with --fuse",
+                expected="a bridge that was fitted with fuse mode",
                 fix=f"unspoken bridge fit {join((ends.sharer.ref, ends.receiver.ref))} --fuse",
             )
 

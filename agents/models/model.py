@@ -22,6 +22,7 @@ from unspoken.agents.models.adapters import (
     refuse_adapters,
 )
 from unspoken.agents.models.catalog import path_reference, prepare
+from unspoken.agents.models.checkpoints.peft_object import is_peft, unwrapped
 from unspoken.agents.models.decoder import Decoder
 from unspoken.agents.models.device_map import as_written, main_device, place
 from unspoken.agents.models.generation import asked_of_sampling, ending_ids
@@ -38,6 +39,7 @@ from unspoken.agents.models.pretrained import cast, find_dtype, load_pretrained
 from unspoken.agents.models.weights import share_weights
 from unspoken.agents.prompts.chat_template import ChatTemplate, source_of, times_written
 from unspoken.agents.prompts.context import ChatTurn
+from unspoken.agents.prompts.frame import frame_of
 from unspoken.agents.prompts.parity import context_builder_of
 from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.channels.errors import ContextLengthError, InputError, ModelSupportError
@@ -57,7 +59,7 @@ class LocalModel(Decoder):
     ``model.requires_grad_(True)`` first.
 
     Args:
-        model: A causal language model of transformers.
+        model: A causal language model of transformers, or a `PeftModel` with one adapter on.
         tokenizer: Its tokenizer.
         ref: What to call it; the reference it can be loaded by, or empty for an object made in
             memory.
@@ -80,6 +82,11 @@ class LocalModel(Decoder):
         template: Mapping[str, object] | None = None,
         adapter: str | None = None,
     ) -> None:
+        if is_peft(model):  # it becomes what its base with its adapter is
+            with unwrapped(model) as (base, folder):
+                made = LocalModel(base, tokenizer, ref=ref, template=template).with_adapter(folder)
+            self.__dict__.update(vars(made), adapter="in memory")
+            return
         if adapter is None:
             refuse_adapters(model, ref)
         self.ref = ref
@@ -298,14 +305,7 @@ class LocalModel(Decoder):
 
     def frame(self, name: str) -> Frame:
         """What stands around a message: ``bare``, or ``chat`` for a user turn of its template."""
-        if name == "bare":
-            return Frame(name, self.text.encode(self.text.bos), ())
-        context = self.context_builder.compose([ChatTurn("user", ("x",))])
-        turn = context.segments[-1]
-        start, stop = turn.content
-        return Frame(
-            name, context.ids[: turn.position + start], turn.ids[stop:] + self.context_builder.ask()
-        )
+        return frame_of(self.context_builder, name)
 
     def message(
         self,

@@ -17,6 +17,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from unspoken.agents.models.checkpoints.quantised import (
+    quantisation,
+    quantised_identity,
+    refuse_quantised,
+)
 from unspoken.agents.models.checkpoints.text_part import is_multimodal, text_part
 from unspoken.agents.models.checkpoints.tokenizer import read_tokenizer
 from unspoken.agents.models.identity import model_identity
@@ -54,9 +59,13 @@ def load_pretrained(
         ModelSupportError: A model or a tokenizer that cannot be served.
     """
     files, identity = folder_key(folder), cached_identity(folder, dtype)
-    known = identity is not None
-    read_as = dtype if known and dtype != torch.int8 else None
+    known, method = identity is not None, quantisation(folder)
+    if method is not None:
+        refuse_quantised(ref, method, dtype)
+    read_as = dtype if (known and dtype != torch.int8) or method is not None else None
     model, tokenizer = read_pretrained(ref, folder, read_as, progress)
+    if identity is None and method is not None:
+        identity = quantised_identity(folder, dtype, model, tokenizer)
     if identity is None and dtype in WIDE:
         identity = model_identity(model, tokenizer)
     rounded = bring(model, dtype)
@@ -119,7 +128,7 @@ def _read_model(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
         folder,
         trust_remote_code=False,  # left out, transformers asks on the terminal
         weights_only=True,  # a pickle of anything but tensors is refused
-        dtype=dtype or _checkpoint_dtype(folder),
+        dtype=dtype or ("auto" if quantisation(folder) else _checkpoint_dtype(folder)),
         attn_implementation={"text_config": attention} if multimodal else attention,
     )
     return text_part(model) if multimodal else model
@@ -187,8 +196,8 @@ def cast(model: torch.nn.Module, dtype: torch.dtype | None) -> bool:
     Raises:
         ModelSupportError: int8 weights on an accelerator, or of a model without linear layers.
     """
-    if dtype is None:
-        return False
+    if dtype is None or getattr(model, "is_quantized", False):
+        return False  # a quantised model has the type that it was read in
     if dtype == torch.int8:
         refuse_int8(next(model.parameters()).device)
         _cast_floats(model, torch.float32)

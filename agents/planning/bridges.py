@@ -69,7 +69,7 @@ def _fused(edge: EdgeSpec, bridge: Bridge) -> ChannelChoice:
     name = f"bridge {sharer} -> {receiver}"
     if not bridge.fuses:
         reason = f"the {name} was fitted without fuse mode"
-        expected, fit = "a bridge that was fitted with --fuse", _fit_command(sharer, receiver)
+        expected, fit = "a bridge that was fitted with fuse mode", _fit_command(sharer, receiver)
         return ChannelChoice("text", reason, expected=expected, advice=f"{fit} --fuse")
     reason = (
         f"other weights; {edge.to} reads the message itself, and the {name} enriches its cache "

@@ -232,5 +232,7 @@ def _shape(layer: LayerGeometry | None) -> str:
 
 def _other_cache(what: str, expected: str) -> BridgeError:
     return BridgeError(
-        f"the bridge takes {what}", expected=expected, fix="fit the bridge again with --refit"
+        f"the bridge takes {what}",
+        expected=expected,
+        fix="fit the bridge again: `unspoken bridge fit … --refit`, or refit=True in a FitPlan",
     )

@@ -239,3 +239,11 @@ def test_a_plan_takes_some_of_the_inputs(model: LocalModel) -> None:
         flow.plan(document=7)
     with pytest.raises(InputError, match="'question' is missing"):
         flow.run(document=DOCUMENT)
+
+
+def test_a_plan_takes_inputs_as_a_mapping(model: LocalModel) -> None:
+    """`plan` takes a mapping as well as names, and says so of anything else."""
+    flow = in_python(model)
+    assert flow.plan(GIVEN).edges == flow.plan(**GIVEN).edges
+    with pytest.raises(InputError, match="stands where inputs stand"):
+        flow.plan(["who?"])  # type: ignore[arg-type]

@@ -202,21 +202,40 @@ def test_an_adapter_that_brings_weights_of_its_base_leaves_the_base_alone(
     assert torch.equal(base.logits(IDS), before)
 
 
-@pytest.mark.parametrize("way", ["peft", "transformers", "inside"])
+@pytest.mark.parametrize("way", ["transformers", "inside"])
 def test_a_model_that_brings_an_adapter_is_refused_with_the_way(
     way: str, root: Path, base: LocalModel, tmp_path: Path
 ) -> None:
-    """A PeftModel, a model with an adapter loaded by transformers, and what is in a PeftModel."""
+    """A model with an adapter loaded by transformers, and what is in a PeftModel."""
     save(root, tmp_path, *KINDS["lora"])
     plain: Any = AutoModelForCausalLM.from_pretrained(root / "base")
     if way == "transformers":
         plain.load_adapter(str(tmp_path))
     else:
-        wrapped = PeftModel.from_pretrained(plain, tmp_path)
-        plain = wrapped if way == "peft" else wrapped.get_base_model()
+        plain = PeftModel.from_pretrained(plain, tmp_path).get_base_model()
     with pytest.raises(ModelSupportError, match="has an adapter of peft") as caught:
         LocalModel(plain, base.tokenizer)
     assert "with_adapter(folder)" in caught.value.fix
+
+
+def test_a_peft_model_is_its_base_with_its_adapter(
+    root: Path, base: LocalModel, tmp_path: Path
+) -> None:
+    """A PeftModel computes with the adapter that is on, and is the model of its folder."""
+    save(root, tmp_path, *KINDS["lora"])
+    plain: Any = AutoModelForCausalLM.from_pretrained(root / "base")
+    wrapped = PeftModel.from_pretrained(plain, tmp_path)
+    with torch.no_grad():
+        wanted = wrapped(IDS[None]).logits[0]
+    model = LocalModel(wrapped, base.tokenizer)
+    assert model.identity == base.with_adapter(tmp_path).identity
+    weights = (model.hf, wrapped.get_base_model())
+    assert len({one.get_input_embeddings().weight.data_ptr() for one in weights}) == 1
+    with wrapped.disable_adapter():  # what its owner switches is not the model's affair
+        torch.testing.assert_close(model.logits(IDS), wanted, rtol=1e-5, atol=1e-5)
+    wrapped.merge_adapter()
+    with pytest.raises(ModelSupportError, match="merged"):
+        LocalModel(wrapped, base.tokenizer)
 
 
 def test_an_adapter_in_a_models_place_is_refused_with_the_way(root: Path, tmp_path: Path) -> None:

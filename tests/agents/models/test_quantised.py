@@ -1,0 +1,97 @@
+"""Quantised checkpoints: read by transformers, and known by what they store."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import tiny_llama
+from transformers import AutoModelForCausalLM
+
+from unspoken.agents.models.checkpoints.quantised import PACKAGES, stored_digest
+from unspoken.agents.models.model import LocalModel
+from unspoken.channels.errors import ModelSupportError
+
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+
+
+def quantised(folder: Path, settings: dict[str, object]) -> Path:
+    """Say in a checkpoint's configuration how it is quantised."""
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = settings
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def in_fp8(folder: Path, dense: Path) -> tuple[Path, Path]:
+    """A tiny Llama in FP8, as DeepSeek and Qwen store theirs, and the same values in float32."""
+    for place in (folder, dense):
+        tiny_llama(place)
+    weights = load_file(folder / "model.safetensors")
+    stored, values = {}, {}
+    for name, tensor in weights.items():
+        if "proj" not in name:
+            stored[name] = values[name] = tensor
+            continue
+        scale = tensor.abs().max() / 448
+        stored[name] = (tensor / scale).to(torch.float8_e4m3fn)
+        stored[f"{name}_scale_inv"] = scale.reshape(1, 1)
+        values[name] = stored[name].float() * scale
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    save_file(values, dense / "model.safetensors", {"format": "pt"})
+    return quantised(folder, FP8), dense
+
+
+def test_fp8_computes_what_it_stores(cache: Path, tmp_path: Path) -> None:
+    """An FP8 checkpoint is served on a CPU, and gives the logits of the values that it stores."""
+    folder, dense = in_fp8(tmp_path / "fp8", tmp_path / "dense")
+    model = LocalModel.load(folder)
+    ids = torch.arange(3, 40)
+    plain = AutoModelForCausalLM.from_pretrained(dense)(ids[None]).logits[0]
+    torch.testing.assert_close(model.logits(ids), plain, rtol=1e-4, atol=1e-4)
+    assert model.identity.weights == stored_digest(folder)
+    assert LocalModel.load(folder).identity == model.identity  # as noted
+    with pytest.raises(ModelSupportError, match="quantised with fp8 already"):
+        LocalModel.load(folder, dtype="int8")
+
+
+def test_stored_digest_is_of_values_and_not_of_files(tmp_path: Path) -> None:
+    """Shards change nothing, one value does."""
+    folder = tiny_llama(tmp_path / "one")
+    weights = load_file(folder / "model.safetensors")
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    names = sorted(weights)
+    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in halves.items():
+        save_file({name: weights[name] for name in part}, cut / file)
+    index = {"weight_map": {name: file for file, part in halves.items() for name in part}}
+    (cut / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert stored_digest(cut) == stored_digest(folder)
+    weights[names[0]][0, 0] += 1
+    save_file(weights, folder / "model.safetensors")
+    assert stored_digest(cut) != stored_digest(folder)
+
+
+MISSING = {"awq": "gptqmodel", "gptq": "optimum gptqmodel", "bitsandbytes": "bitsandbytes"}
+MISSING |= {"compressed-tensors": "compressed-tensors", "torchao": "torchao"}
+
+
+@pytest.mark.parametrize("method", MISSING)
+def test_missing_packages_are_named(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A checkpoint whose method needs packages that are not there says which, before it is read."""
+    settings = {"load_in_4bit": True} if method == "bitsandbytes" else {"quant_method": method}
+    folder = quantised(tiny_llama(tmp_path / "it"), settings)
+    there = {"accelerate"}
+    monkeypatch.setattr(
+        "unspoken.agents.models.checkpoints.quantised.find_spec",
+        lambda name: object() if name in there else None,
+    )
+    with pytest.raises(ModelSupportError) as caught:
+        LocalModel.load(folder)
+    assert f"quantised with {method}" in caught.value.found
+    assert caught.value.fix.split() == ["pip", "install", *MISSING[method].split()]
+    assert method in PACKAGES
