@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from blake3 import blake3
 
+from unspoken.agents.models.watch import stored_in
 from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.storage.forks import hash_threads
@@ -111,7 +112,12 @@ def weights_digest(model: "PreTrainedModel") -> str:
     Raises:
         ModelSupportError: a weight is not in memory.
     """
-    state: dict[str, torch.Tensor] = model.state_dict(keep_vars=False)
+    state = {
+        f"{name}.{number}" if number else name: part
+        for name, tensor in model.state_dict(keep_vars=False).items()
+        if isinstance(tensor, torch.Tensor)
+        for number, part in enumerate(stored_in(tensor))
+    }
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     prefix = f"{model.base_model_prefix}."
     digest = blake3(max_threads=hash_threads())

@@ -83,8 +83,18 @@ def weights_in(model: nn.Module) -> Iterator[Tensor]:
         module = waiting.pop()
         for parameter in module._parameters.values():
             if parameter is not None:
-                yield parameter
+                yield from stored_in(parameter)
         for name, buffer in module._buffers.items():
             if buffer is not None and name not in module._non_persistent_buffers_set:
                 yield buffer
         waiting += [child for child in module._modules.values() if child is not None]
+
+
+def stored_in(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that one is made of: itself, or those of a quantised one, in order."""
+    if not hasattr(type(tensor), "__tensor_flatten__"):
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    for name in names:
+        yield from stored_in(getattr(tensor, name))

@@ -2,15 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_llama
-from transformers import AutoModelForCausalLM
+from torch.testing._internal.two_tensor import TwoTensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
 
 from unspoken.agents.models.checkpoints.quantised import PACKAGES, stored_digest
+from unspoken.agents.models.identity import weights_digest
 from unspoken.agents.models.model import LocalModel
+from unspoken.agents.models.watch import Watch
 from unspoken.channels.errors import ModelSupportError
 
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
@@ -95,3 +99,33 @@ def test_missing_packages_are_named(
     assert f"quantised with {method}" in caught.value.found
     assert caught.value.fix.split() == ["pip", "install", *MISSING[method].split()]
     assert method in PACKAGES
+
+
+def test_tensors_made_of_several_are_looked_into(tmp_path: Path) -> None:
+    """Of a quantised tensor each part counts, for who a model is and for whether it was changed."""
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_llama(tmp_path / "it"))
+    weight = model.lm_head.weight.detach()
+    parts = TwoTensor(weight.clone(), weight.clone())
+    model.lm_head.weight = torch.nn.Parameter(parts, requires_grad=False)
+    watch, before = Watch(model), weights_digest(model)
+    assert watch.check() == 0
+    model.lm_head.weight.b[0, 0] += 1
+    assert watch.check() == 1
+    assert weights_digest(model) != before
+
+
+def test_torchao(cache: Path, tmp_path: Path) -> None:
+    """An int8 checkpoint of torchao computes what transformers computes of it."""
+    quantization = pytest.importorskip("torchao.quantization")
+    source = tiny_llama(tmp_path / "source")
+    settings = TorchAoConfig(quantization.Int8WeightOnlyConfig(version=2))
+    made = AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.float32, quantization_config=settings
+    )
+    made.save_pretrained(tmp_path / "it")
+    AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "it")
+    model = LocalModel.load(tmp_path / "it")
+    ids = torch.arange(3, 40)
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "it", dtype=torch.float32)
+    torch.testing.assert_close(model.logits(ids), read(ids[None]).logits[0])
+    assert model.identity.weights == stored_digest(tmp_path / "it")
