@@ -10,7 +10,7 @@ from flows import own_cache, stored_model
 
 from unspoken.agents import Agent, LocalModel, Workflow
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.event_loops]
 
 LIMIT_S = 30.0
 

@@ -22,12 +22,16 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from unspoken.agents.models.ragged.decode_rows import DecodeRows, View
 from unspoken.agents.models.ragged.packed import Packed
-from unspoken.agents.models.ragged.stretch import Stretch
+from unspoken.agents.models.ragged.stretch import Sight, Stretch
 from unspoken.agents.models.ragged.varlen import attend_packed, has_flash
 from unspoken.channels.kv.geometry import LayerGeometry
 
 NAME = "unspoken_ragged"
 """What transformers knows it by."""
+
+FEW_TOKENS = 16
+"""So many tokens of a sequence, such as a guess, read a prefix where it lies; putting it together
+with what is the sequence's own would take longer than reading it. For more tokens it is little."""
 
 
 class _Current(threading.local):
@@ -206,25 +210,44 @@ def _stretch(
     stretch: Stretch, layer: int, queries: Tensor, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
     """Several tokens of one sequence, (heads, tokens, size) to (tokens, heads, value size)."""
-    keys, values, sight = stretch.rows_of(layer)
-    if stretch.last and sinks is None and has_flash(queries, values, softcap):
+    pieces, sight = stretch.pieces_of(layer)
+    few = len(pieces) > 1 and len(stretch) <= FEW_TOKENS
+    if few or softcap is not None or sinks is not None:
+        return _by_pieces(queries, pieces, sight, softcap, sinks)
+    keys, values = pieces[0]
+    if len(pieces) > 1:
+        keys, values = (torch.cat(parts, dim=1) for parts in zip(*pieces, strict=True))
+    if stretch.last and has_flash(queries, values, softcap):
         return _by_flash(queries, keys, values, stretch.segment.sequence.geometry.layers[layer])
-    if softcap is None and sinks is None:
-        mixed = scaled_dot_product_attention(
-            queries[None],
-            keys[None],
-            values[None],
-            attn_mask=None if sight.seen is None else sight.seen[None, None],
-            is_causal=sight.seen is None,
-            scale=1.0,
-            enable_gqa=queries.shape[0] != keys.shape[0],
-        )
-        return mixed[0].transpose(0, 1)
+    mixed = scaled_dot_product_attention(
+        queries[None],
+        keys[None],
+        values[None],
+        attn_mask=None if sight.seen is None else sight.seen[None, None],
+        is_causal=sight.seen is None,
+        scale=1.0,
+        enable_gqa=queries.shape[0] != keys.shape[0],
+    )
+    return mixed[0].transpose(0, 1)
+
+
+def _by_pieces(
+    queries: Tensor,
+    pieces: list[tuple[Tensor, Tensor]],
+    sight: Sight,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """The same with one softmax over the scores of all pieces; nothing is copied."""
     heads, count, size = queries.shape
-    grouped = queries.reshape(keys.shape[0], -1, count, size)
+    grouped = queries.reshape(pieces[0][0].shape[0], -1, count, size)
+    scores = [_over_heads(grouped, keys.transpose(1, 2)) for keys, _ in pieces]
+    rows = [part.shape[-1] for part in scores]
     seen = sight.seen
     if seen is None:
-        seen = torch.ones(count, keys.shape[1], dtype=torch.bool, device=keys.device).tril()
-    scores = _over_heads(grouped, keys.transpose(1, 2))
-    weights = _softmax(scores, ~seen, softcap, sinks)
-    return _over_heads(weights, values).view(heads, count, -1).transpose(0, 1)
+        seen = torch.ones(count, sum(rows), dtype=torch.bool, device=queries.device).tril()
+    weights = _softmax(torch.cat(scores, dim=-1), ~seen, softcap, sinks).split(rows, dim=-1)
+    mixed = _over_heads(weights[0], pieces[0][1])
+    for part, (_, values) in zip(weights[1:], pieces[1:], strict=True):
+        mixed += _over_heads(part, values)
+    return mixed.view(heads, count, -1).transpose(0, 1)

@@ -56,8 +56,11 @@ class Stretch:
             else:
                 buffer[sequence.slot].index_copy_(1, self.positions - sequence.start, new)
 
-    def rows_of(self, layer: int) -> tuple[Tensor, Tensor, Sight]:
-        """Keys and values that any token sees, (kv_heads, rows, head_dim), and which sees which."""
+    def pieces_of(self, layer: int) -> tuple[list[tuple[Tensor, Tensor]], Sight]:
+        """Keys and values that any token sees, and which sees which.
+
+        They are (kv_heads, rows, head_dim) for each piece of memory; what is its own comes last.
+        """
         sequence = self.segment.sequence
         window = sequence.geometry.layers[layer].window
         if window not in self._sights:
@@ -66,11 +69,9 @@ class Stretch:
         begin = max(sight.first - sequence.start, 0)
         own = sequence.tails.layers[layer][:, sequence.slot, :, begin : self.reach - sequence.start]
         if sequence.prefix is None or sight.first >= sequence.start:
-            return own[0], own[1], sight
+            return [(own[0], own[1])], sight
         held = sequence.prefix.layers[layer].slice(sight.first, sequence.start)
-        keys = torch.cat([*(keys for keys, _ in held.chunks), own[0]], dim=1)
-        values = torch.cat([*(values for _, values in held.chunks), own[1]], dim=1)
-        return keys, values, sight
+        return [*held.chunks, (own[0], own[1])], sight
 
     def _sight(self, layer: int, window: int | None) -> Sight:
         sequence, first = self.segment.sequence, self.segment.positions[0]

@@ -25,11 +25,6 @@ from unspoken.agents.testing import tiny_model
 from unspoken.channels.kv import transfer
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def on_accelerator(model: LocalModel, device: str = "fake:0") -> LocalModel:
     """The model, moved to a fake device."""
     fake_device.install()

@@ -24,11 +24,6 @@ DOCUMENT = tuple(ids_of(1, 150))
 """Longer than what is copied rather than shared."""
 
 
-@pytest.fixture(params=["asyncio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture(params=["llama", "gemma3"])
 def model(request: pytest.FixtureRequest) -> LocalModel:
     return make(request.param)

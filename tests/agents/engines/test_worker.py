@@ -12,7 +12,7 @@ import torch
 from unspoken.agents.engines.worker import Worker, Workers
 from unspoken.agents.models.weights import Weights
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.event_loops]
 
 LIMIT_S = 20.0
 

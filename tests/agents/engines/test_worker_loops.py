@@ -9,7 +9,7 @@ import pytest
 
 from unspoken.agents.engines.worker import Worker
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.event_loops]
 
 LIMIT_S = 20.0
 

@@ -23,7 +23,7 @@ from unspoken.channels.errors import (
     TemplateError,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.event_loops]
 
 
 async def test_an_agent_that_takes_too_long_is_named(model: LocalModel) -> None:

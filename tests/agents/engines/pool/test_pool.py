@@ -25,7 +25,7 @@ from unspoken.channels.kv.state import KVState
 CPU = torch.device("cpu")
 LIMIT = 40 * ROW
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.event_loops]
 
 
 def asks(nbytes: int, *refs: StateRef, **more: Any) -> LeaseRequest:

@@ -44,11 +44,6 @@ ONE_BY_ONE = {
 """Attention of another kind, and why its turns are computed one by one."""
 
 
-@pytest.fixture(params=["asyncio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @cache
 def _model(kind: str) -> LocalModel:
     made = tiny(kind)

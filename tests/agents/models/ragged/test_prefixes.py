@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from architectures import make
 from rows import TOLERANCE, Row, apart, ids_of, state_of, step
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.models.ragged import sequence
@@ -133,6 +135,32 @@ def test_layers_may_be_cut_differently() -> None:
     for _ in range(4):
         step(rows)
     assert max(apart(row) for row in rows) < TOLERANCE
+
+
+class _Largest(TorchDispatchMode):
+    """The most values that any computation makes; a view makes none."""
+
+    values = 0
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), named: Any = None
+    ) -> Any:
+        made = operation(*args, **named or {})
+        if isinstance(made, torch.Tensor) and not operation.is_view:
+            self.values = max(self.values, made.numel())
+        return made
+
+
+def test_a_guess_reads_a_prefix_where_it_lies() -> None:
+    """No operation of a step of several tokens makes as much as the prefix's keys on a layer."""
+    model = make("llama")
+    state = state_of(model, ids_of(0, 600))
+    row = Row(model, ids_of(0, 600) + ids_of(1, 2), [state])
+    with _Largest() as largest:
+        step([row])
+    keys = state.layers[0].keys.numel()
+    assert 0 < largest.values < keys
+    row.rows.close()
 
 
 def test_a_prefix_is_in_memory_once() -> None:
