@@ -23,7 +23,7 @@ from unspoken.channels.data.text import load_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 
-pytestmark = pytest.mark.usefixtures("cache")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("cache")]
 
 
 @pytest.fixture(scope="module")

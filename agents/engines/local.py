@@ -80,8 +80,8 @@ class LocalEngine:
             steps = self._steps(_without(request, lease.lost), lease.found)
             weights, room = self.model.weights, self.when_room
             computed = await self.worker.run(steps, on_event, weights, room, flows=True)
-            lease.close()
-            kept = self._kept(request, computed, wanted=wanted)
+            with lease.handing_over():
+                kept = self._kept(request, computed, wanted=wanted)
         return TurnOutcome(
             ids=computed.ids, state=kept, usage=computed.usage, finish=computed.finish
         )
@@ -131,8 +131,8 @@ class LocalEngine:
             if isinstance(whole, KVState) and not copied:
                 return self.states.put(whole.slice(0, len(ids)), ids, how.holder)
             made = await self.worker.run(_made(whole, self.model.geometry, form), _ignore)
-            lease.close()
-            return self.states.put(made, ids, how.holder, (state, form))
+            with lease.handing_over():
+                return self.states.put(made, ids, how.holder, (state, form))
 
     def release(self, state: StateRef) -> None:
         """Give a ticket back."""

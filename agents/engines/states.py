@@ -1,7 +1,7 @@
 """Where an engine keeps states: tickets, how they are kept, and the memory of a turn."""
 
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -93,8 +93,11 @@ class Lease(Protocol):
     def lost(self) -> frozenset[StateRef]:
         """Tickets whose states cannot be read from disk again."""
 
-    def close(self) -> None:
-        """Give the memory back; a second time is free."""
+    def handing_over(self) -> AbstractContextManager[None]:
+        """Give the memory back for a state that is put in the block.
+
+        No other turn gets the memory before the state counts. The lease ends by itself otherwise.
+        """
 
 
 class States(Protocol):

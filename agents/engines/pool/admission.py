@@ -6,8 +6,8 @@ putting on disk what is needed last, then by waiting for the turns under way.
 """
 
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import anyio
@@ -53,6 +53,13 @@ class PoolLease:
         """Give the memory back."""
         self._queue.end(self)
 
+    @contextmanager
+    def handing_over(self) -> Iterator[None]:
+        """Give the memory back for a state that is put in the block; nobody is let in before."""
+        with self._queue.lock:
+            self.close()
+            yield
+
 
 class _Waiter:
     """Who waits for memory, on an event loop of its own."""
@@ -83,6 +90,7 @@ class AdmissionQueue:
         self._waiting: deque[_Waiter] = deque()
         self._open: Counter[torch.device] = Counter()
         self.leased: Counter[torch.device] = Counter()
+        self.lock = pool.lock
 
     @asynccontextmanager
     async def lease(self, request: LeaseRequest, usage: Usage) -> AsyncIterator[PoolLease]:

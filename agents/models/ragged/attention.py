@@ -246,7 +246,9 @@ def _by_pieces(
     seen = sight.seen
     if seen is None:
         seen = torch.ones(count, sum(rows), dtype=torch.bool, device=queries.device).tril()
-    weights = _softmax(torch.cat(scores, dim=-1), ~seen, softcap, sinks).split(rows, dim=-1)
+    weights = _softmax(torch.cat(scores, dim=-1), ~seen, softcap, sinks).split_with_sizes(
+        rows, dim=-1
+    )
     mixed = _over_heads(weights[0], pieces[0][1])
     for part, (_, values) in zip(weights[1:], pieces[1:], strict=True):
         mixed += _over_heads(part, values)

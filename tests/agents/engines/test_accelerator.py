@@ -132,7 +132,9 @@ async def test_rows_beside_each_other_wait_together(engine: LocalEngine) -> None
     prompts = [(*PROMPT, 70 + row) for row in range(4)]
     few = await noted_of(engine, 4, prompts=prompts)
     many = await noted_of(engine, 20, prompts=prompts)
-    assert set(waits(many - few)) == {"wait tolist"}
+    more = waits(many - few)
+    assert more.pop("download", 0) <= len(prompts)  # one that begins in a round of its own
+    assert set(more) == {"wait tolist"}
     assert 20 <= many["wait tolist"] < 2 * 20  # alone they would be 80
     assert many["upload"] <= 4 * many["wait tolist"]
 

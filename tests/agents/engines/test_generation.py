@@ -50,7 +50,7 @@ def _words(outcome: Taken) -> list[int]:
 def test_greedy_tokens_equal_generate(name: str) -> None:
     """Greedy decoding gives generate's tokens, with windows shorter than the prompt too."""
     model = make(name)
-    for ids in _prompts(model, 6):
+    for ids in _prompts(model, 2):
         outcome, _ = decode(model, ids, GenerateSpec(max_new_tokens=NEW))
         assert _words(outcome) == _generated(model, ids, NEW)
 
@@ -80,7 +80,7 @@ def test_the_state_of_a_closed_turn_is_that_of_its_tokens(name: str) -> None:
 def test_the_streamed_text_is_the_text() -> None:
     """The pieces given out on the way are the words at the end."""
     model = make("llama")
-    for prompt in _prompts(model, 5):
+    for prompt in _prompts(model, 2):
         outcome, pieces = decode(model, prompt, GenerateSpec(max_new_tokens=NEW))
         assert "".join(pieces) == outcome.text == model.text.decode(_words(outcome))
 

@@ -13,11 +13,6 @@ from unspoken.agents.models.model import LocalModel
 from unspoken.agents.runtime.states import StateStore
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 def greedy(model: LocalModel, ids: Sequence[int], count: int) -> tuple[int, ...]:
     """What transformers' `generate` writes."""
     prompt = torch.tensor([list(ids)])

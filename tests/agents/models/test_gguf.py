@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import environment, python, until
+from processes import environment, until
 from tiny import CHATML
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
@@ -133,17 +134,14 @@ def test_what_ends_early_leaves_nothing(
 
 def test_full_disk_in_the_middle_of_the_weights(cache: Path, made: Path) -> None:
     """Weights that do not fit give one error with the fix, and no folder."""
-    code = f"""
-import resource
-from unspoken.agents.models import catalog
-from unspoken.channels.errors import ModelReferenceError
-resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-try:
-    catalog.prepare({str(made / "tiny.gguf")!r})
-except ModelReferenceError as error:
-    print(error.fix)
-"""
-    assert "UNSPOKEN_CACHE" in python(code).stdout
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+    try:
+        with pytest.raises(ModelReferenceError) as caught:
+            catalog.prepare(str(made / "tiny.gguf"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "UNSPOKEN_CACHE" in caught.value.fix
     assert list((cache / "models").glob("[!.]*")) == []
     assert hidden(cache) == []
 

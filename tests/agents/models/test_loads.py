@@ -43,18 +43,15 @@ def test_threads_load_as_one_does(tmp_path: Path, cache: Path, several: bool) ->
     asked = [(refs[n % len(refs)], ("float32", "bfloat16")[n // 2 % 2]) for n in range(THREADS)]
     alone = {pair: LocalModel.load(pair[0], dtype=pair[1]) for pair in asked}
     verbosity = logging.get_verbosity()
-    for _ in range(3):
-        for note in cache.glob("identities/*"):
-            note.unlink()
-        works = [
-            lambda ref=ref, dtype=dtype: LocalModel.load(ref, dtype=dtype) for ref, dtype in asked
-        ]
-        for pair, model in zip(asked, at_once(works), strict=True):
-            assert model.identity == alone[pair].identity
-            assert {weight.dtype for weight in model.hf.parameters()} == {getattr(torch, pair[1])}
-            ours, its = model.message("the reader").state, alone[pair].message("the reader").state
-            assert ours is not None and its is not None
-            assert torch.allclose(ours.layers[0].keys, its.layers[0].keys, atol=0.05)
+    for note in cache.glob("identities/*"):
+        note.unlink()
+    works = [lambda ref=ref, dtype=dtype: LocalModel.load(ref, dtype=dtype) for ref, dtype in asked]
+    for pair, model in zip(asked, at_once(works), strict=True):
+        assert model.identity == alone[pair].identity
+        assert {weight.dtype for weight in model.hf.parameters()} == {getattr(torch, pair[1])}
+        ours, its = model.message("the reader").state, alone[pair].message("the reader").state
+        assert ours is not None and its is not None
+        assert torch.allclose(ours.layers[0].keys, its.layers[0].keys, atol=0.05)
     assert torch.get_default_dtype() == torch.float32
     assert logging.get_verbosity() == verbosity
     assert logging.set_tqdm_hook(None) is None

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,13 +70,18 @@ from sample_bridges import AUDIT, flip, identity, manifest, same, side, tensors
 from unspoken.channels.bridges.store import BridgeStore
 store, made = BridgeStore(Path(sys.argv[1])), [tensors(0, 200), tensors(1, 200)]
 for line in sys.stdin:
-    child = os.fork()
+    saved, tell = os.pipe()
+    began, child = time.monotonic(), os.fork()
     if child == 0:
         for turn in count(1):
             store.save(manifest(fit={"turn": turn % 2}), made[turn % 2])
-    time.sleep(float(line))
+            os.write(tell, b".")
+    os.read(saved, 1)
+    time.sleep(float(line) * (time.monotonic() - began))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    os.close(saved)
+    os.close(tell)
     print("killed", flush=True)
 """
 
@@ -86,9 +92,9 @@ def test_a_store_survives_kills(store: BridgeStore) -> None:
     folder, left = store.save(manifest(), tensors(0, 200)), 0
     killer = started(KILLER, store.root)
     draw = random.Random(4)
-    for _ in range(40):
+    for _ in range(20):
         assert killer.stdin is not None
-        killer.stdin.write(f"{draw.uniform(0.002, 0.05)}\n")
+        killer.stdin.write(f"{draw.uniform(0, 2)}\n")  # in the time that a save takes
         killer.stdin.flush()
         assert line(killer) == "killed"
         left += bool(list(store.root.glob(".*.tmp-*")))
@@ -101,41 +107,61 @@ def test_a_store_survives_kills(store: BridgeStore) -> None:
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, shutil, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path.insert(0, sys.argv[1])
 from sample_bridges import AUDIT, flip, identity, manifest, same, side, tensors
 from unspoken.channels.bridges.store import BridgeStore
-real, moment = os.replace, sys.argv[3]
-def replace(source, target):
-    name = Path(source).name
-    before = {"new": "moved away", "old": ""}.get(name, "written")
-    if before == moment:
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(source, target)
-    if moment == "moved in" and name == "new":
-        os.kill(os.getpid(), signal.SIGKILL)
-os.replace = replace
-if moment == "removed":
-    import shutil
-    shutil.rmtree = lambda *args, **more: os.kill(os.getpid(), signal.SIGKILL)
-    pair = (manifest().sharer.to_identity(), manifest().receiver.to_identity())
-    BridgeStore(Path(sys.argv[1])).remove(*pair)
-BridgeStore(Path(sys.argv[1])).save(manifest(), tensors(1))
+real = os.replace
+def killed(*args, **more):
+    os.kill(os.getpid(), signal.SIGKILL)
+def write(root, moment):
+    def replace(source, target):
+        name = Path(source).name
+        before = {"new": "moved away", "old": ""}.get(name, "written")
+        if before == moment:
+            killed()
+        real(source, target)
+        if moment == "moved in" and name == "new":
+            killed()
+    os.replace = replace
+    if moment == "removed":
+        shutil.rmtree = killed
+        pair = (manifest().sharer.to_identity(), manifest().receiver.to_identity())
+        BridgeStore(root).remove(*pair)
+    BridgeStore(root).save(manifest(), tensors(1))
+for line in sys.stdin:
+    moment, root = line.rstrip("\\n").split(":", 1)
+    child = os.fork()
+    if child == 0:
+        write(Path(root), moment)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
+@pytest.fixture(scope="module")
+def killed() -> Iterator["subprocess.Popen[str]"]:
+    """A process that forks writers, which end at the moment that they are told of."""
+    process = started(KILLED)
+    yield process
+    process.communicate()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs fork and kill -9")
 @pytest.mark.parametrize(
     ("moment", "seed"), [("written", 0), ("moved away", 1), ("moved in", 1), ("removed", None)]
 )
-def test_a_kill_at_each_step(tmp_path: Path, moment: str, seed: int | None) -> None:
+def test_a_kill_at_each_step(
+    killed: "subprocess.Popen[str]", tmp_path: Path, moment: str, seed: int | None
+) -> None:
     """Old before the swap, new from its first rename on, gone once removal began."""
     root = tmp_path / "killed"
     name = BridgeStore(root).save(manifest(), tensors(0)).name
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(root), HERE, moment], env=environment()
-    )
-    assert killed.returncode == -signal.SIGKILL
+    assert killed.stdin is not None
+    killed.stdin.write(f"{moment}:{root}\n")
+    killed.stdin.flush()
+    assert line(killed) == str(-signal.SIGKILL)
     assert len(list(root.glob(".*.tmp-*"))) == 1
     assert (root / name).exists() == (moment in ("written", "moved in"))
     for first in ("find", "read", "list", "write"):

@@ -22,9 +22,9 @@ from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry
 pytestmark = pytest.mark.long
 
 
-@pytest.mark.parametrize("index", range(len(ARCHITECTURES)))
+@pytest.mark.parametrize("index", range(0, len(ARCHITECTURES), 2))
 def test_every_geometry_is_fitted_and_measured(index: int, store: BridgeStore, source: str) -> None:
-    """Each architecture into the next, with no change of code."""
+    """Every other architecture into the next, so that each has a part; with no change of code."""
     after = (index + 1) % len(ARCHITECTURES)
     sharer, receiver = make(ARCHITECTURES[index], seed=1), make(ARCHITECTURES[after], seed=2)
     small = plan(
