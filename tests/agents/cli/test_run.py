@@ -188,20 +188,16 @@ def test_ctrl_c_cancels_a_run(tmp_path: Path, model: Path) -> None:
 
 def test_a_full_disk_is_no_fault_of_unspoken(workflow: Path) -> None:
     """Outputs or events that have no room end with an error that says so."""
-    run = [sys.executable, "-m", "unspoken.agents.cli", "run", str(workflow), *INPUTS]
-    for extra in (["--events", "/dev/full"], ["--json"]):
-        with open("/dev/full", "w") as full:
-            process = subprocess.run(
-                [*run, *extra],
-                stdout=full if extra == ["--json"] else subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=environment(),
-                text=True,
-                check=False,
-            )
-        assert process.returncode == 1
-        assert "No space left on device" in process.stderr and "free some space" in process.stderr
-        assert "fault of unspoken" not in process.stderr
+    told = call("run", workflow, *INPUTS, "--events", "/dev/full")
+    command = [sys.executable, "-m", "unspoken.agents.cli", "run", str(workflow), *INPUTS, "--json"]
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, env=environment(), text=True, check=False
+        )
+    for code, stderr in ((told.exit_code, told.stderr), (process.returncode, process.stderr)):
+        assert code == 1
+        assert "No space left on device" in stderr and "free some space" in stderr
+        assert "fault of unspoken" not in stderr
 
 
 def test_nothing_but_results_goes_to_stdout(tmp_path: Path) -> None:
