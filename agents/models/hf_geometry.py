@@ -6,6 +6,7 @@ makes for it, and what it wrote there is the shape.
 """
 
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -71,6 +72,8 @@ def _described(
     config: PreTrainedConfig, kinds: list[str], ropes: list[str]
 ) -> tuple[LayerGeometry, ...]:
     """The layers of a plain decoder, as its configuration describes them."""
+    if getattr(config, "num_attention_heads", None) is None:
+        raise _unserved(config, "is no cache of attention")
     heads = int(config.num_attention_heads)
     kv_heads = _kv_heads(config, heads)
     head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
@@ -100,7 +103,10 @@ def _written(
     lists = getattr(cache, "linear_cache", [])
     layers = []
     kinds = layer_types(config)
-    for number, (layer, kind) in enumerate(zip(cache.layers, kinds, strict=True)):
+    if len(cache.layers) > len(kinds):
+        raise _unserved(config, f"has {len(cache.layers)} layers, and the model {len(kinds)}")
+    # A cache of a model's own ends with the last layer that writes rows.
+    for number, (layer, kind) in enumerate(zip_longest(cache.layers, kinds)):
         folded = lists[number] if number < len(lists) else []
         written = _written_layer(config, layer, folded, ropes[number])
         # A layer that sees its own stretch of the context is told so by its kind.
