@@ -10,6 +10,7 @@ import pytest
 from architectures import make
 from flows import Pair
 from fusers import CORPUS, SMALL, bridge_between, fuser_between
+from pairs import quick_fits
 
 import fitted_fusers
 import fuse
@@ -48,6 +49,7 @@ def questions(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def small(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_fits(monkeypatch)
     monkeypatch.setattr(fuse, "LENGTHS", (2, 4))
     monkeypatch.setattr(fuse, "TUNED", 3)
     monkeypatch.setattr(fitted_fusers, "load_corpus", lambda: CORPUS)
