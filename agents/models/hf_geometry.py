@@ -20,7 +20,10 @@ from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry, RecurrentPart
 
 _PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-_ODD = ("kv_lora_rank", "num_kv_shared_layers", "kv_sharing_modes", "is_heterogeneous")
+_ODD = (
+    *("kv_lora_rank", "num_kv_shared_layers", "kv_sharing_modes", "is_heterogeneous"),
+    *("swa_num_key_value_heads", "dim_head"),
+)
 """Entries of configurations whose layers have caches of other shapes than the entries tell."""
 
 _LONGEST = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length")

@@ -1,6 +1,7 @@
 """Where a decoder of transformers has its parts: what reads tokens, its layers, their rotation."""
 
 from collections.abc import Iterator
+from inspect import signature
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from unspoken.channels.errors import ModelSupportError
 
 _OWNERS = ("", "model", "decoder", "encoder", "transformer", "language_model")
+_CACHES = frozenset(("past_key_values", "cache_params"))
 _LISTS = ("layers", "h", "blocks", "layer")
 
 
@@ -19,9 +21,15 @@ def text_decoder(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
     Of a model that also sees or hears it is the part that reads and writes text.
 
     Raises:
-        ModelSupportError: No list of as many layers as the configuration says.
+        ModelSupportError: A model without a cache, or no list of as many layers as the configuration says.
     """
     config = model.config.get_text_config()
+    if not _CACHES & set(signature(model.forward).parameters):
+        raise ModelSupportError(
+            f"a {config.model_type} model takes no cache that could be handed over",
+            expected="a model whose forward takes past_key_values or cache_params",
+            fix="use another model",
+        )
     for module in _candidates(model):
         for name in _OWNERS:
             owner = getattr(module, name, None) if name else module

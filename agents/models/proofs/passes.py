@@ -15,6 +15,7 @@ from torch import Tensor
 from unspoken.agents.models.hf import Backbone, Capture
 from unspoken.agents.models.hf_cache import ContextCache
 from unspoken.agents.models.quiet import first_line
+from unspoken.channels.kv.geometry import ModelIdentity
 
 TOKENS = 7
 AGAIN = (1, 3, 4)
@@ -54,13 +55,14 @@ def _tried(differs: Callable[[], bool], what: str) -> str | None:
 
 def _continued(backbone: Backbone) -> bool:
     ids = _ids(backbone)
-    cache = backbone.cache_class(backbone.geometry, TOKENS)
+    cache = backbone.cache_class(backbone.geometry, TOKENS, ModelIdentity("", "", ""))
     with backbone.computing():
         whole = backbone.logits({"input_ids": ids[None], "use_cache": False})
         parts = [
             backbone.forward(ids[start:stop], cache, keep=stop - start)
             for start, stop in ((0, 3), (3, TOKENS - 1), (TOKENS - 1, TOKENS))
         ]
+    cache.snapshot()  # raises where a layer keeps nothing
     assert all(part is not None for part in parts)  # each was asked for
     return _apart(whole, torch.cat([part for part in parts if part is not None]))
 
