@@ -301,10 +301,13 @@ def architectures() -> str:
             )
             yield _code(one["kind"]), *cells
 
+    causal = sum(one in working for one in every[: kept["causal"]])
     parts = [
-        f"Of the {len(every)} architectures of transformers {kept['transformers']} that write "
-        f"text, {len(working)} work, {len(refused)} are refused when they are loaded, and of "
-        f"{len(unmade)} the sweep makes no tiny model.",
+        f"Of the {kept['causal']} names that transformers {kept['transformers']} has for causal "
+        f"language models, {causal} work. Of {len(every) - kept['causal']} more, which read "
+        f"pictures or sound too, {len(working) - causal} work by their text part. "
+        f"{len(refused)} are refused when they are loaded, and of {len(unmade)} the sweep makes "
+        "no tiny model.",
         _table(("architecture", *working[0]["row"]), rows()),
         "\n".join(f"{number}. {why}" for why, number in reasons.items()),
         "## Refused",

@@ -58,7 +58,7 @@ def _readiness(line: "ModelListing") -> str:
 
 
 def show(ref: Ref, as_json: JsonOption = False) -> None:
-    """Show the shape of a model's cache, its template and its identity. Loads no weights."""
+    """Show the shape of a model's cache, what it can do, its template. Loads no weights."""
     from unspoken.agents.models.catalog import parse
 
     kind = parse(ref).kind

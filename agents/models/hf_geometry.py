@@ -22,7 +22,7 @@ from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry, Recurren
 _PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 _ODD = (
     *("kv_lora_rank", "num_kv_shared_layers", "kv_sharing_modes", "is_heterogeneous"),
-    *("swa_num_key_value_heads", "dim_head"),
+    *("swa_num_key_value_heads", "dim_head", "v_head_dim"),
 )
 """Entries of configurations whose layers have caches of other shapes than the entries tell."""
 

@@ -19,7 +19,7 @@ import anyio
 import torch
 import transformers
 from rows import Row, ids_of, step
-from tiny_models import CAUSAL, class_of, quiet, tiny_weights
+from tiny_models import CAUSAL, VISION, class_of, quiet, tiny_weights
 from transformers import DynamicCache, PreTrainedModel
 
 from unspoken.agents import LocalModel
@@ -35,6 +35,7 @@ SECONDS = 60
 """Most that one architecture may take."""
 
 VOCABULARY, NEW, TOLERANCE = 120, 6, 2e-3
+EVERY = {**CAUSAL, **VISION}
 KEPT = Path(__file__).resolve().parents[2] / "docs" / "architectures.json"
 
 
@@ -77,7 +78,7 @@ def sweep(kind: str) -> Swept:
         with _limit(SECONDS), quiet(), tempfile.TemporaryDirectory() as folder:
             try:
                 made = tiny_weights(kind)
-                _generated(made, ids_of(0, 9, VOCABULARY))
+                expected = _generated(made, ids_of(0, 9, VOCABULARY))
             except Exception as error:
                 return Swept(**named, unmade=_told(error))
             try:
@@ -86,6 +87,8 @@ def sweep(kind: str) -> Swept:
                 return Swept(**named, refused=error.found)
             if model.refuses_states is not None:  # one that was not loaded from a folder
                 return Swept(**named, refused=model.refuses_states)
+            if _generated(model.hf, ids_of(0, 9, VOCABULARY)) != expected:
+                return Swept(**named, crashed="what was loaded writes another text")
             row = dict(model.abilities)
             return Swept(**named, row=row, broken=tuple(_broken(model, row)))
     except Exception as error:
@@ -100,7 +103,7 @@ def _told(error: Exception) -> str:
 def _loaded(made: PreTrainedModel, folder: Path) -> LocalModel:
     """A model as people have it: from a folder."""
     made.generation_config = transformers.GenerationConfig(eos_token_id=None, pad_token_id=0)
-    if made.config.model_type not in CAUSAL:  # the text part of a checkpoint that has others too
+    if made.config.model_type not in EVERY:  # the text part of a checkpoint that has others too
         return LocalModel(made, tiny_tokenizer(), ref=made.config.model_type)
     made.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
@@ -290,16 +293,19 @@ def _line(one: Swept) -> str:
 def main() -> int:
     """Sweep, print a line for each, and keep what was found of all."""
     transformers.logging.set_verbosity_error()
-    kinds = sys.argv[1:] or sorted(CAUSAL)
+    kinds = sys.argv[1:] or [*sorted(CAUSAL), *sorted(VISION)]
     swept = []
     for kind in kinds:
         swept.append(sweep(kind))
         sys.stdout.write(f"{kind}: {_line(swept[-1])}\n")
         sys.stdout.flush()
-    sys.stdout.write(summary(swept) + "\n")
+    for known in (CAUSAL, VISION):
+        if among := [one for one in swept if one.kind in known]:
+            sys.stdout.write(summary(among) + "\n")
     if not sys.argv[1:]:
         kept = {
             "transformers": transformers.__version__,
+            "causal": len(CAUSAL),  # those that come first
             "architectures": [asdict(one) for one in swept],
         }
         KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

@@ -98,6 +98,14 @@ _GEMMA4 = {
     "vocab_size_per_layer_input": 128,
 }
 _ZAMBA = {"layers_block_type": ["mamba", "hybrid"] * 2, "attention_hidden_size": 64}
+
+
+def _mrope(*sections: int) -> dict[str, Any]:
+    """Rotary parameters with frequencies for time, height and width, which texts count alike."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(sections)}
+    return {"rope_parameters": rope}
+
+
 _ROPES = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in (_FULL, _SLIDING)}
 
 _SPECIAL: dict[str, dict[str, Any]] = {
@@ -142,6 +150,13 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 4, "n_groups": 1, "chunk_size": 8},
     "marian": {"decoder_vocab_size": 128},
     "minicpm3": _LATENT,
+    "glm46v_text": _mrope(1, 1, 2),
+    "glm4v_text": _mrope(1, 1, 2),
+    "glm4v_moe_text": _mrope(1, 1, 0),
+    "glm_ocr_text": _mrope(1, 1, 2),
+    "paddleocr_vl_text": _mrope(2, 3, 3),
+    "qwen2_5_vl_text": _mrope(1, 1, 2),
+    "qwen2_vl_text": _mrope(1, 1, 2),
     "reformer": {"axial_pos_embds": False},
     "rwkv": {"attention_hidden_size": 32},
     "xlm": {"emb_dim": 32, "n_words": 128},

@@ -21,7 +21,8 @@ def text_decoder(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
     Of a model that also sees or hears it is the part that reads and writes text.
 
     Raises:
-        ModelSupportError: A model without a cache, or no list of as many layers as the configuration says.
+        ModelSupportError: A model without a cache, or without a list of as many layers as its
+            configuration says.
     """
     config = model.config.get_text_config()
     if not _CACHES & set(signature(model.forward).parameters):

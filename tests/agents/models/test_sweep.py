@@ -4,7 +4,7 @@ import json
 
 import pytest
 from model_sweep import KEPT, sweep
-from tiny_models import CAUSAL
+from tiny_models import CAUSAL, VISION
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("cache")]
 
@@ -41,5 +41,5 @@ def test_what_a_cache_does_not_continue_is_refused_at_load(kind: str) -> None:
 def test_the_page_is_of_all_architectures() -> None:
     """What `make sweep` kept names each architecture that transformers has."""
     kept = json.loads(KEPT.read_text(encoding="utf-8"))["architectures"]
-    assert {one["kind"] for one in kept} == set(CAUSAL)
+    assert {one["kind"] for one in kept} == {*CAUSAL, *VISION}
     assert sum(bool(one["row"]) for one in kept) >= 110
