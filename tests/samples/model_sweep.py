@@ -78,6 +78,9 @@ def sweep(kind: str) -> Swept:
         with _limit(SECONDS), quiet(), tempfile.TemporaryDirectory() as folder:
             try:
                 made = tiny_weights(kind)
+                made.generation_config = transformers.GenerationConfig(
+                    eos_token_id=None, pad_token_id=0
+                )
                 expected = _generated(made, ids_of(0, 9, VOCABULARY))
             except Exception as error:
                 return Swept(**named, unmade=_told(error))
@@ -102,7 +105,6 @@ def _told(error: Exception) -> str:
 
 def _loaded(made: PreTrainedModel, folder: Path) -> LocalModel:
     """A model as people have it: from a folder."""
-    made.generation_config = transformers.GenerationConfig(eos_token_id=None, pad_token_id=0)
     if made.config.model_type not in EVERY:  # the text part of a checkpoint that has others too
         return LocalModel(made, tiny_tokenizer(), ref=made.config.model_type)
     made.save_pretrained(folder)

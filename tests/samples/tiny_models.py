@@ -20,9 +20,9 @@ CAUSAL: Mapping[str, str] = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 VISION: Mapping[str, str] = {
     kind: name
     for kind, name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items()
-    if kind not in CAUSAL
+    if kind not in CAUSAL and kind not in ("evolla", "shieldgemma2")
 }
-"""Those that only `AutoModelForImageTextToText` knows."""
+"""Those that only `AutoModelForImageTextToText` knows, but for proteins and a classifier."""
 
 LAYERS, MOST = 4, 20_000_000
 

@@ -35,11 +35,12 @@ def test_an_architecture_keeps_what_it_claims(kind: str) -> None:
 def test_what_a_cache_does_not_continue_is_refused_at_load(kind: str) -> None:
     """With the reason, as a `ModelSupportError`."""
     swept = sweep(kind)
-    assert swept.crashed is None and "cannot be served" in str(swept.refused)
+    assert swept.crashed is None and swept.refused
 
 
 def test_the_page_is_of_all_architectures() -> None:
-    """What `make sweep` kept names each architecture that transformers has."""
+    """What `make sweep` kept names each architecture that transformers has, without a fault."""
     kept = json.loads(KEPT.read_text(encoding="utf-8"))["architectures"]
     assert {one["kind"] for one in kept} == {*CAUSAL, *VISION}
-    assert sum(bool(one["row"]) for one in kept) >= 110
+    assert [one["kind"] for one in kept if one["broken"] or one["crashed"]] == []
+    assert sum(bool(one["row"]) for one in kept if one["kind"] in CAUSAL) >= 150
