@@ -108,8 +108,9 @@ class Needs:
         history = request.history
         known = 0
         if history is not None:
-            shared = common_prefix(request.ids, history.ids)
-            known = self._usable(history.state, shared)
+            known = common_prefix(request.ids, history.ids)
+            if self._model.geometry.recurrent:
+                known = self._usable(history.state, known)
         return max([known, *(self._leading(request, one) for one in request.inbound)])
 
     def _leading(self, request: TurnRequest, inbound: Inbound) -> int:

@@ -8,7 +8,7 @@ import pytest
 from flows import DOCUMENT, Models, sound
 
 from unspoken.agents import Agent, LocalModel, RunResult, Workflow
-from unspoken.agents.spec.spec import READ_AGAIN
+from unspoken.agents.spec.edge import READ_AGAIN
 from unspoken.channels import SameModelCacheChannel
 
 CACHE, TEXT = "same_model_cache", "text"
