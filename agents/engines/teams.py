@@ -2,10 +2,10 @@
 
 OpenMP keeps a team of threads for every thread that ever computed in parallel. While libgomp has
 more threads than there are cores, each of them sleeps in the kernel at the end of every operation
-instead of waiting the moment until the next: with two cores, steps of eight rows took 1.6 times as
-long beside a main thread that had once computed (docs/benchmarks.md). So a thread ends its team
-when it hands over to a device's thread, and that one ends its own before it rests; a team is there
-again at the next operation, within a tenth of a millisecond.
+instead of waiting the moment until the next. A step of decoding is a thousand short operations, so
+it then takes half as long again, or longer. So a thread ends its team when it hands over to a
+device's thread, and that one ends its own before it rests. A team is there again at the next
+operation.
 """
 
 import ctypes
