@@ -93,13 +93,23 @@ def masked(
 
     handles = [
         layer.register_forward_pre_hook(put(mask), with_kwargs=True)
-        for layer, mask in zip(layers, masks, strict=True)
+        for layer, mask in zip(layers, _beside(layers, masks), strict=True)
     ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _beside(layers: nn.ModuleList, masks: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Masks on the devices of their layers, each copied to a device once."""
+    copied: dict[tuple[int, torch.device], Tensor] = {}
+    for layer, mask in zip(layers, masks, strict=True):
+        device = next((weight.device for weight in layer.parameters()), mask.device)
+        if (id(mask), device) not in copied:
+            copied[id(mask), device] = mask.to(device)
+        yield copied[id(mask), device]
 
 
 def _like(allowed: Tensor, given: object, *, eager: bool, dtype: torch.dtype) -> Tensor:

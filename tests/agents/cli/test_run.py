@@ -11,7 +11,7 @@ from processes import environment, until
 from tiny import tiny_llama
 
 _TURN = """turn prompt_tokens prefilled_tokens reused_tokens recomputed_tokens projected_tokens
-    generated_tokens layer_tokens_computed ttft_s seconds forwards
+    generated_tokens thought_tokens layer_tokens_computed ttft_s seconds forwards
     turns_per_forward finish item"""
 _EDGE = """from to turn channel mode planned reason fallback exact tokens reused repaired projected
     recomputed_layers layer_tokens bytes seconds item"""
