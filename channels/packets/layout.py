@@ -1,6 +1,7 @@
 """Where a packet's tensors lie: its header, and what is stored of each layer."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
@@ -65,6 +66,9 @@ def parts_of(manifest: PacketManifest) -> Iterator[tuple[Part, ...]]:
     """Per layer, what is stored of it."""
     dtype, tokens = DTYPES[manifest.dtype], len(manifest.context)
     rows = tokens - manifest.hidden_first
+    folded = defaultdict(list)
+    for one in manifest.folded:
+        folded[one.layer].append(one)
     for number, layer in enumerate(manifest.layers):
         parts = list(
             layout(
@@ -81,8 +85,7 @@ def parts_of(manifest: PacketManifest) -> Iterator[tuple[Part, ...]]:
         for at in manifest.snapshots:
             parts += (
                 Part(folded_name(at, one.name), DTYPES[one.dtype], one.shape)
-                for one in manifest.folded
-                if one.layer == number
+                for one in folded[number]
             )
         yield tuple(parts)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from unspoken.channels.errors import PacketError
 from unspoken.channels.kv.codec import Codec
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.kv.state import KVState
@@ -17,6 +18,14 @@ VERSIONS = (1, 2, 3)
 that hold more than rows of keys and values of one size."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+MAX_HEADER = 64 * 2**20
+"""Bytes of the longest header."""
+
+ENTRY = 60
+"""Bytes that every tensor of a snapshot takes in a header at least."""
+
+MAX_SNAPSHOTS = 2**12
 
 Count = Annotated[int, Field(ge=0, le=2**31)]
 Size = Annotated[int, Field(ge=1, le=2**16)]
@@ -101,7 +110,7 @@ class PacketManifest(_Strict):
     key: str | None
     bind: Binding | None = None
     folded: Annotated[tuple[FoldedShape, ...], Field(max_length=2**14)] = ()
-    snapshots: Annotated[tuple[Count, ...], Field(max_length=2**12)] = ()
+    snapshots: Annotated[tuple[Count, ...], Field(max_length=MAX_SNAPSHOTS)] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -147,6 +156,13 @@ class PacketManifest(_Strict):
             raise ValueError("snapshots that descend, or stand after the last token")
         if bool(self.snapshots) and not self.folded:
             raise ValueError("snapshots of nothing")
+        if self.folds * ENTRY > MAX_HEADER:
+            raise ValueError(f"{self.folds} tensors of snapshots, more than a header has room for")
+
+    @property
+    def folds(self) -> int:
+        """How many tensors of recurrent layers there are, in all snapshots."""
+        return len(self.folded) * len(self.snapshots)
 
     def to_json(self) -> str:
         """The text that is signed; what older readers do not know is left out where it is empty."""
@@ -217,6 +233,7 @@ def manifest_of(
 
     Raises:
         pydantic.ValidationError: A message that no packet can hold.
+        PacketError: More snapshots than a packet has room for.
     """
     maker, names = state.identity, {dtype: name for name, dtype in DTYPES.items()}
     turns = [_turn(segment) for segment in message.segments]
@@ -230,6 +247,7 @@ def manifest_of(
         for layer in state.layers
     ]
     folded = _folded(state)
+    _check_count(len(state.snapshots), len(folded))
     odd = bool(folded) or any(not one["kv_heads"] or one["value_dim"] for one in layers)
     return PacketManifest.model_validate(
         {
@@ -253,6 +271,18 @@ def manifest_of(
             "snapshots": tuple(snapshot.at for snapshot in state.snapshots),
         }
     )
+
+
+def _check_count(snapshots: int, folded: int) -> None:
+    """Refuse more snapshots than a reader takes, each of so many tensors."""
+    most = min(MAX_SNAPSHOTS, MAX_HEADER // (ENTRY * max(folded, 1)))
+    if snapshots > most:
+        raise PacketError(
+            f"the state has {snapshots} snapshots of recurrent layers",
+            kind="size",
+            expected=f"at most {most} in a packet",
+            fix="leave fewer, with a larger number under `snapshots` of the agent",
+        )
 
 
 def _turn(segment: Segment) -> dict[str, object]:

@@ -50,6 +50,7 @@ def packet_chunks(
         InputError: An unknown codec, a key that protects nothing, something that a packet cannot
             be bound to, or words that have no UTF-8.
         StateError: The message has no state, or one that is not that of its whole context.
+        PacketError: More snapshots than a packet has room for.
         ChannelError: Values that the codec cannot store.
     """
     if codec not in CODECS:

@@ -23,11 +23,10 @@ from unspoken.channels.model import CausalModel
 from unspoken.channels.packets.binding import check_binding, check_model
 from unspoken.channels.packets.files import Readable, open_packet, reason_of
 from unspoken.channels.packets.layout import bytes_of, header_of, metadata_of, parts_of
-from unspoken.channels.packets.manifest import DTYPES, PacketManifest
+from unspoken.channels.packets.manifest import DTYPES, ENTRY, MAX_HEADER, PacketManifest
 from unspoken.channels.packets.shapes import check_shapes, folded_of
 from unspoken.channels.packets.signing import checked_manifest
 
-MAX_HEADER = 64 * 2**20
 PIECE = 2**20
 
 
@@ -95,7 +94,9 @@ class PacketReader:
         head = self._head(size)
         text, signature = metadata_of(head)
         self.manifest = checked_manifest(text, signature, key)
-        if header_of(self.manifest, text, signature) != head:
+        # A short manifest may tell of millions of tensors: they are counted before they are listed.
+        few = self.manifest.folds * ENTRY <= len(head)
+        if not few or header_of(self.manifest, text, signature) != head:
             raise PacketError(
                 "the packet's header places other tensors than its manifest says",
                 kind="shape",

@@ -2,11 +2,14 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from bad_packets import KEY, BadPacket, bad_packets, resigned
+from hybrids import make_hybrid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from messages import message_of
@@ -15,6 +18,7 @@ from packets import TEXT, read, written
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.errors import GeometryMismatch, IdentityMismatch, PacketError
 from unspoken.channels.message import Message
+from unspoken.channels.packets import reader
 from unspoken.channels.packets.packet import read_packet
 
 CASES = list(bad_packets())
@@ -100,6 +104,39 @@ def test_a_manifest_that_makes_no_sense_names_the_field(
         manifest[field] = value
 
     assert refusal(resigned(packet, change), model).kind == "shape"
+
+
+@pytest.mark.parametrize(("parts", "snapshots"), [(150, 20), (200, 2900)])
+def test_more_snapshots_than_a_header_holds_are_never_listed(
+    model: LocalModel, packet: bytes, monkeypatch: pytest.MonkeyPatch, parts: int, snapshots: int
+) -> None:
+    """A short manifest cannot have a long header made."""
+    names = [f"{kind}.{number}" for kind in ("conv", "recurrent") for number in range(100)]
+    names = names[:parts]
+
+    def change(manifest: dict[str, Any]) -> None:
+        folded = [
+            {"layer": layer, "name": name, "shape": [1], "dtype": "float32"}
+            for layer in range(len(manifest["layers"]))
+            for name in names
+        ]
+        ids = {"context": [1] * 3000, "snapshots": list(range(1, snapshots + 1))}
+        manifest.update(ids, version=3, folded=folded, turns=[])
+
+    monkeypatch.setattr(reader, "header_of", lambda *_: pytest.fail("a header was made"))
+    assert refusal(resigned(packet, change), model).kind == "shape"
+
+
+def test_more_snapshots_than_a_packet_holds_are_refused_when_it_is_written() -> None:
+    """The error says how many it may have, and how to have fewer."""
+    model = make_hybrid("lfm2")
+    message = message_of(model, TEXT)
+    state = message.require_state()
+    (first, *_) = state.snapshots
+    many = replace(state, snapshots=(first,) * 4097)
+    with pytest.raises(PacketError, match="4097 snapshots") as caught:
+        written(replace(message, state=many))
+    assert caught.value.expected and caught.value.fix
 
 
 def test_a_deeply_nested_header_is_no_packet(model: LocalModel) -> None:
