@@ -72,8 +72,6 @@ class Needs:
     def _private(self, request: TurnRequest) -> Callable[[int], int]:
         """Bytes that a turn makes itself, by the number of tokens that stay where they are."""
         after, copied = self._new(request), 0
-        # What recurrent layers have now, where the prompt ends, and where it was asked for.
-        folded = (2 + len(request.snapshots)) * self._model.geometry.snapshot_bytes
         for inbound in request.inbound:
             if inbound.state is not None:
                 state = self._states.about(inbound.state)
@@ -83,7 +81,11 @@ class Needs:
             # The last rows of what is shared are rather copied.
             own = len(request.ids) - max(min(reused, len(request.ids) - 1) - FEW_ROWS, 0) + after
             rows = capacity_of(own) + copied + (own if request.keep_state else 0)
-            return rows * self._row + folded
+            # What recurrent layers have now, where the prompt ends, where it was asked for and is
+            # computed, and where the answer ends.
+            done = reused if reused < len(request.ids) else 0  # the last token is computed
+            folds = 2 + sum(at >= done for at in request.snapshots) + request.keep_state
+            return rows * self._row + folds * self._model.geometry.snapshot_bytes
 
         return private
 

@@ -1,14 +1,18 @@
 """What a turn leases, beside what it takes."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from engine_turns import inbound, message_of, take, writes
+from hybrids import make_hybrid
 
 from unspoken.agents import Agent, LocalModel, Session, Workflow
 from unspoken.agents.engines.base import History, TurnRequest
 from unspoken.agents.engines.local import LocalEngine
+from unspoken.agents.engines.needs import Needs
+from unspoken.agents.engines.turn import CLOSING
 from unspoken.agents.engines.worker import Worker
 from unspoken.agents.models.ragged.tails import Tails
 from unspoken.agents.runtime.states import StateStore
@@ -81,6 +85,20 @@ async def test_a_lease_is_at_least_what_a_turn_makes(
         assert outcome.usage.reused_tokens == len(DOCUMENT)
         alone = engine.footprint(TurnRequest(ids=context, sampling=writes(30), keep_state=keep))
         assert footprint.private < alone.private * 0.75
+
+
+def test_snapshots_below_what_is_reused_take_no_room() -> None:
+    """A turn takes those that it was asked for beyond that, and that of its answer's end."""
+    model = make_hybrid("lfm2")
+    needs, one = Needs(model, StateStore()), model.geometry.snapshot_bytes
+    every = TurnRequest(ids=DOCUMENT, snapshots=tuple(range(10, 400, 10)))
+    none = replace(every, snapshots=())
+    for reused, taken in ((0, 39), (200, 20), (399, 0)):
+        more = needs.lease(every).nbytes(reused) - needs.lease(none).nbytes(reused)
+        assert more == taken * one
+    kept = needs.lease(replace(none, keep_state=True)).nbytes(0) - needs.lease(none).nbytes(0)
+    row = model.geometry.bytes_per_token(model.dtype.itemsize)
+    assert kept == (len(DOCUMENT) + CLOSING) * row + one
 
 
 def test_many_readers_of_one_document_hold_it_once() -> None:
