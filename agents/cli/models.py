@@ -1,5 +1,6 @@
 """``unspoken models``: which models there are, what they are, and preparing them."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,8 +24,10 @@ from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import ModelReferenceError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from unspoken.agents.models.catalog import ModelListing
-    from unspoken.agents.models.model import LocalModel
+    from unspoken.channels.kv.geometry import CacheGeometry
 
 
 Ref = Annotated[
@@ -108,28 +111,62 @@ def _measured(ref: str, folder: Path) -> dict[str, Any]:
     from unspoken.agents.models.linears.packed import expected_linears
     from unspoken.agents.models.notes import cached_identity, cached_refusals
     from unspoken.agents.models.proofs.noted import noted_abilities
+    from unspoken.agents.prompts.parity import context_builder_of
+    from unspoken.agents.prompts.tokenizer import TextTokenizer
 
-    model, identity = _hollow(ref, folder), cached_identity(folder)
-    linears = expected_linears(nn.Module.float(model.hf))  # as a CPU computes it
-    geometry = model.backbone.geometry  # as described: nothing is proved without weights
-    layers = geometry.layers
+    (model, tokenizer), identity = _hollow(ref, folder), cached_identity(folder)
+    shape = _shape(_geometry(model, folder))
+    linears = expected_linears(nn.Module.float(model))  # as a CPU computes it
+    template = context_builder_of(TextTokenizer(tokenizer, "")).template
     return {
-        "layers": len(layers),
-        "kv_heads": sorted({layer.kv_heads for layer in layers}),
-        "head_dim": sorted({layer.head_dim for layer in layers}),
-        "windows": [layer.window for layer in layers],
-        "bytes_per_token": {
-            "float32": geometry.bytes_per_token(4),
-            "bfloat16": geometry.bytes_per_token(2),
-        },
-        "max_positions": model.max_positions,
-        "template": {"plain": model.template.plain, "notes": list(model.template.notes)},
+        **shape,
+        "template": {"plain": template.plain, "notes": list(template.notes)},
         "linears": {"kind": linears.kind, "reason": linears.reason},
         "generation": _asked(folder),
         "batches": cached_refusals(folder, "batches"),
         "abilities": {how: dict(row) for how, row in noted_abilities(folder).items()},
         "identity": asdict(identity) if identity else None,
     }
+
+
+def _shape(geometry: "CacheGeometry | None") -> dict[str, Any]:
+    """What a model's cache is like; nulls where only the loaded model can tell."""
+    if geometry is None:
+        names = ("layers", "kv_heads", "head_dim", "windows", "kinds", "bytes_per_token")
+        return dict.fromkeys((*names, "max_positions"))
+    layers = geometry.layers
+    return {
+        "layers": len(layers),
+        "kv_heads": sorted({layer.kv_heads for layer in layers if layer.kv_heads}),
+        "head_dim": sorted({layer.head_dim for layer in layers if layer.kv_heads}),
+        "windows": [layer.window for layer in layers],
+        "kinds": [layer.kind for layer in layers],
+        "bytes_per_token": {
+            "float32": geometry.bytes_per_token(4),
+            "bfloat16": geometry.bytes_per_token(2),
+        },
+        "max_positions": geometry.max_positions,
+    }
+
+
+def _geometry(model: "PreTrainedModel", folder: Path) -> "CacheGeometry | None":
+    """The cache geometry of a model without weights; None where it has to be loaded first."""
+    from unspoken.agents.models.caches.calls import DecoderCalls
+    from unspoken.agents.models.decoders.parts import text_decoder
+    from unspoken.agents.models.hf_geometry import read_geometry
+    from unspoken.agents.models.notes import cached_geometry
+    from unspoken.channels.errors import ModelSupportError
+
+    if (known := cached_geometry(folder)) is not None:
+        return known
+    base, _ = text_decoder(model)
+    try:
+        return read_geometry(DecoderCalls(model, base), base, model.config.get_text_config())
+    except ModelSupportError as error:
+        # A model whose way through its layers depends on values cannot be read without weights.
+        if error.__cause__ is None:
+            raise
+        return None
 
 
 def _asked(folder: Path) -> dict[str, Any]:
@@ -144,16 +181,14 @@ def _asked(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _hollow(ref: str, folder: Path) -> "LocalModel":
-    """The model of a folder without its weights."""
+def _hollow(ref: str, folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The model of a folder without its weights, and its tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from unspoken.agents.models.checkpoints.text_part import causal_config
     from unspoken.agents.models.checkpoints.tokenizer import read_tokenizer
-    from unspoken.agents.models.model import LocalModel
     from unspoken.agents.models.pretrained import strangers_code
-    from unspoken.channels.kv.geometry import ModelIdentity
 
     quiet_libraries()
     try:
@@ -172,7 +207,7 @@ def _hollow(ref: str, folder: Path) -> "LocalModel":
             expected="a causal language model with config.json and a tokenizer",
             fix="check the folder, or use another model",
         ) from error
-    return LocalModel(model, tokenizer, ref=ref, identity=ModelIdentity("", "", ""))
+    return model.eval(), tokenizer
 
 
 def _in_words(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -185,11 +220,7 @@ def _in_words(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         return
     yield "folder", str(facts["folder"])
     yield "on disk", size(facts["bytes"])
-    yield "layers", _layers(facts["windows"])
-    yield "KV heads", f"{_listed(facts['kv_heads'])} of {_listed(facts['head_dim'])} values each"
-    sizes = (f"{size(number)} in {dtype}" for dtype, number in facts["bytes_per_token"].items())
-    yield "cache per token", ", ".join(sizes)
-    yield "context", f"{count(facts['max_positions'])} tokens"
+    yield from _cache(facts)
     template = facts["template"]
     words = "none of its own: turns are plain paragraphs" if template["plain"] else "its own"
     yield "chat template", "; ".join([words, *template["notes"]])
@@ -201,6 +232,23 @@ def _in_words(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         return
     for part, digest in facts["identity"].items():
         yield f"identity, {part}", digest
+
+
+def _cache(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a model's layers keep of a context."""
+    if facts["layers"] is None:
+        yield "cache", "known once the model is first loaded"
+        return
+    yield "layers", _layers(facts["windows"])
+    if set(facts["kinds"]) != {"rows"}:
+        kinds = Counter(facts["kinds"]).items()
+        yield "kinds of layers", ", ".join(f"{number} {kind}" for kind, number in kinds)
+    if facts["kv_heads"]:
+        heads, values = _listed(facts["kv_heads"]), _listed(facts["head_dim"])
+        yield "KV heads", f"{heads} of {values} values each"
+    sizes = (f"{size(number)} in {dtype}" for dtype, number in facts["bytes_per_token"].items())
+    yield "cache per token", ", ".join(sizes)
+    yield "context", f"{count(facts['max_positions'])} tokens"
 
 
 def _generation(asked: dict[str, Any]) -> str:

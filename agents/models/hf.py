@@ -72,7 +72,7 @@ class Backbone:
         self.per_type = rope_per_type(self.config)
         # Of a model with recurrent layers: whether it reads on one token at a time alone.
         self.reads_singly = False
-        if self.geometry.recurrent:
+        if self.geometry.recurrent and self.device.type != "meta":  # which computes no logits
             self.reads_singly = reads_singly(self)
         head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         if head is not None:

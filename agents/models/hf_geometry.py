@@ -59,7 +59,8 @@ def read_geometry(calls: DecoderCalls, base: nn.Module, config: PreTrainedConfig
         config: Configuration of its decoder.
 
     Raises:
-        ModelSupportError: A model whose state is not in its cache.
+        ModelSupportError: A model whose state is not in its cache, or one that cannot be read with;
+            then the model's own error is the cause.
     """
     kinds = layer_types(config)
     odd = not set(kinds) <= _PLAIN_LAYERS or any(getattr(config, name, None) for name in _ODD)

@@ -33,6 +33,7 @@ from unspoken.agents.models.notes import (
     Question,
     cached_positions,
     noted_refusal,
+    remember_geometry,
     remember_positions,
 )
 from unspoken.agents.models.pretrained import cast, find_dtype, load_pretrained
@@ -160,16 +161,15 @@ class LocalModel(Decoder):
             self.key_positions = known
         else:
             remember_positions(folder, self.key_positions)
+        remember_geometry(folder, self.backbone.geometry)
         where = self.device.type if len(set(self.layer_devices)) == 1 else "several devices"
         how = f"{self.dtype}, {self.linears.kind} on {where}, torch {torch.__version__}"
         for question in get_args(Question):
             name = f"refuses_{question}"
-            found = noted_refusal(folder, question, how, partial(getattr, self, name))
-            setattr(self, name, found)
-        if self.refuses_states is not None:
-            kind = self.backbone.config.model_type
+            setattr(self, name, noted_refusal(folder, question, how, partial(getattr, self, name)))
+        if (why := self.refuses_states) is not None:
             raise ModelSupportError(
-                f"a {kind} model cannot be served: {self.refuses_states}",
+                f"a {self.backbone.config.model_type} model cannot be served: {why}",
                 expected="a model that computes over a cache as it does over the whole text",
                 fix="use another model",
             )

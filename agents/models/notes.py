@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from unspoken.channels.kv.geometry import ModelIdentity
+from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry, ModelIdentity, RecurrentPart
 from unspoken.channels.storage.files import cache_root, read_json, write_json
 from unspoken.channels.storage.side import running_version
 
@@ -88,6 +88,41 @@ def remember_positions(folder: Path, positions: Sequence[str]) -> None:
     if note:
         with suppress(OSError):  # a cache that cannot be written costs time, not the run
             write_json(_note(folder), {**note, "positions": list(positions)})
+
+
+def cached_geometry(folder: Path) -> CacheGeometry | None:
+    """The cache geometry of the model in `folder` when it was last proved, or None."""
+    try:
+        noted = _read(folder)["geometry"]
+        layers = tuple(_layer(layer) for layer in noted["layers"])
+        return CacheGeometry(layers, int(noted["hidden_size"]), int(noted["max_positions"]))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _layer(noted: Mapping[str, Any]) -> LayerGeometry:
+    parts = [
+        RecurrentPart(
+            name=part["name"], shape=tuple(part["shape"]), dtype=getattr(torch, part["dtype"])
+        )
+        for part in noted["recurrent"]
+    ]
+    return LayerGeometry(**{**noted, "recurrent": tuple(parts)})
+
+
+def remember_geometry(folder: Path, geometry: CacheGeometry) -> None:
+    """Add a model's cache geometry to a note that still holds, if there is one that lacks it.
+
+    Without weights not every model can be asked for it: see `hf_geometry`.
+    """
+    note = _read(folder)
+    if not note or "geometry" in note:
+        return
+    noted = asdict(geometry)
+    for part in (part for layer in noted["layers"] for part in layer["recurrent"]):
+        part["dtype"] = str(part["dtype"]).removeprefix("torch.")
+    with suppress(OSError):
+        write_json(_note(folder), {**note, "geometry": noted})
 
 
 Question = Literal["states", "fills", "layers", "maps", "batches"]

@@ -8,13 +8,17 @@ from typing import Any
 import jsonschema
 import pytest
 from command_line import INPUTS, call, done, write_workflow
+from hybrids import make_hybrid
 from processes import python
 from ruamel.yaml import YAML
 from tiny import tiny_llama
 from transformers import GenerationConfig
 
+from unspoken.agents import LocalModel
 from unspoken.agents.cli import plan as plan_commands
+from unspoken.agents.models.checkpoints.tokenizer import save_tokenizer
 from unspoken.agents.models.embedded import EMBEDDED
+from unspoken.agents.models.notes import cached_geometry
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "reader_solver" / "workflow.yaml"
 
@@ -151,6 +155,28 @@ def test_models_show_tells_whether_turns_are_batched(tmp_path: Path) -> None:
     }
     lines = [line.split() for line in call("models", "show", model).stdout.splitlines()]
     assert ["batched", "yes"] in lines and ["splice", "yes"] in lines
+
+
+@pytest.mark.parametrize("name", ["falcon-h1", "qwen3-next", "deepseek-v3"])
+def test_models_show_reads_every_kind_of_layer(tmp_path: Path, name: str) -> None:
+    """Where a model cannot be asked without its weights, its shape is told once it was loaded."""
+    made = make_hybrid(name)
+    made.hf.save_pretrained(tmp_path)
+    save_tokenizer(made.tokenizer, tmp_path)
+    before = json.loads(done("models", "show", tmp_path, "--json"))
+    assert before["layers"] is None or before["kinds"] == kinds_of(made)
+    words = done("models", "show", tmp_path)
+    assert ("known once the model is first loaded" in words) == (before["layers"] is None)
+    loaded = LocalModel.load(tmp_path)
+    assert cached_geometry(tmp_path) == loaded.backbone.geometry
+    after = json.loads(done("models", "show", tmp_path, "--json"))
+    assert after["kinds"] == kinds_of(made)
+    row = loaded.geometry.bytes_per_token(4)
+    assert after["bytes_per_token"]["float32"] == row
+
+
+def kinds_of(model: LocalModel) -> list[str]:
+    return [layer.kind for layer in model.geometry.layers]
 
 
 def test_models_show_tells_what_a_checkpoint_asks_for(tmp_path: Path) -> None:
