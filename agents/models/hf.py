@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from unspoken.agents.models.caches.calls import DecoderCalls
-from unspoken.agents.models.decoders.masks import additive, causal_kinds, masked, seen_rows
+from unspoken.agents.models.decoders.masks import additive, causal_layers, masked, seen_rows
 from unspoken.agents.models.decoders.parts import rotary_module, table_frequencies, text_decoder
 from unspoken.agents.models.hf_cache import ContextCache, cache_class
 from unspoken.agents.models.hf_geometry import layer_types, read_geometry, rope_per_type
@@ -135,8 +135,7 @@ class Backbone:
 
     def masks(self, positions: Tensor, length: int) -> list[Tensor]:
         """What tokens at `positions` see of all rows, by layer, bool (1, 1, tokens, length)."""
-        seen = seen_rows(self.kinds, self.geometry, positions, length, self.chunk)
-        return [seen[kind] for kind in self.kinds]
+        return seen_rows(self.kinds, self.geometry, positions, length, self.chunk)
 
     def _masks_of_run(self, positions: Tensor, start: int, stop: int) -> list[Tensor | None]:
         """Masks by layer of tokens from `start` on; None where causal attention will do.
@@ -144,15 +143,14 @@ class Backbone:
         Without a mask attention takes the quicker of its paths, which repeats no keys and values.
         """
         eager = self.config._attn_implementation == "eager"
-        plain = causal_kinds(self.kinds, self.geometry, stop, self.chunk)
-        plain = plain if start == 0 and not eager else frozenset()
-        if plain.issuperset(self.kinds):
-            return [None] * len(self.kinds)
+        plain = [False] * len(self.kinds)
+        if start == 0 and not eager:
+            plain = causal_layers(self.kinds, self.geometry, stop, self.chunk)
+            if all(plain):
+                return [None] * len(self.kinds)
         masks = self.masks(positions, stop)
         masks = [additive(mask, self.model.dtype) for mask in masks] if eager else masks
-        return [
-            None if kind in plain else mask for kind, mask in zip(self.kinds, masks, strict=True)
-        ]
+        return [None if causal else mask for causal, mask in zip(plain, masks, strict=True)]
 
     @contextmanager
     def _scattered(

@@ -19,7 +19,7 @@ import anyio
 import torch
 import transformers
 from rows import Row, ids_of, step
-from tiny_models import CAUSAL, VISION, class_of, quiet, tiny_weights
+from tiny_models import CAUSAL, VISION, class_of, lacks_recurrent, quiet, tiny_weights
 from transformers import DynamicCache, PreTrainedModel
 
 from unspoken.agents import LocalModel
@@ -84,6 +84,8 @@ def sweep(kind: str) -> Swept:
                 expected = _generated(made, ids_of(0, 9, VOCABULARY))
             except Exception as error:
                 return Swept(**named, unmade=_told(error))
+            if lacks_recurrent(made):
+                return Swept(**named, crashed="the tiny model has none of its recurrent layers")
             try:
                 model = _loaded(made, Path(folder))
             except ModelSupportError as error:

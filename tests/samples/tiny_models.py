@@ -1,7 +1,10 @@
 """Every architecture of transformers that writes text, made tiny and random from its config."""
 
 import contextlib
+import inspect
 import os
+import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -145,6 +148,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
     "kimi_linear": {**_LATENT, "layer_types": [_LINEAR, _FULL] * 2, "linear_num_heads": 2},
     "laguna": {"num_attention_heads_per_layer": None},
+    "lfm2": {"layer_types": ["conv", _FULL] * 2},
     "lfm2_moe": {"layer_types": ["conv", _FULL] * 2, "num_dense_layers": 1},
     "longcat_flash": _LATENT,
     "mamba2": {"num_heads": 4, "n_groups": 1, "chunk_size": 8},
@@ -165,10 +169,22 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "xmod": {"default_language": "en_XX", "languages": ["en_XX"]},
     "youtu": _LATENT,
     "zamba": {**_ZAMBA, "attention_head_dim": 16},
-    "zamba2": {**_ZAMBA, "attention_head_dim": 16, "n_mamba_heads": 4, "chunk_size": 8},
+    "zamba2": {
+        **_ZAMBA,
+        "attention_head_dim": 16,
+        "n_mamba_heads": 4,
+        "mamba_headdim": 16,
+        "chunk_size": 8,
+    },
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
 """What a class needs besides a shape; `...` leaves an entry out."""
+
+_RECURRENT = re.compile("conv|linear|hybrid|mamba|recurrent")
+"""How the types of layers begin that keep more than keys and values, or something else."""
+
+_RECURRENT_CODE = re.compile("update_conv_state|update_recurrent_state")
+"""What they call of their cache."""
 
 _TEXT_PARTS = frozenset(("emu3", "llama4", "qwen3_5", "qwen3_5_moe", "qwen4_exp"))
 """Those whose class takes the text part of their configuration."""
@@ -218,6 +234,14 @@ def _shrunk(plain: PreTrainedConfig, special: Mapping[str, Any]) -> PreTrainedCo
     entries |= {name: value for name, value in special.items() if name not in parts}
     entries = {name: value for name, value in entries.items() if value is not ...}
     return type(plain)(**entries)
+
+
+def lacks_recurrent(model: PreTrainedModel) -> bool:
+    """Whether its code has recurrent layers and none of its layers is one."""
+    files = {type(module).__module__ for module in model.modules()}
+    code = "".join(inspect.getsource(sys.modules[name]) for name in files if "modeling_" in name)
+    kinds = {*(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ())}
+    return bool(_RECURRENT_CODE.search(code)) and not any(_RECURRENT.match(kind) for kind in kinds)
 
 
 def tiny_weights(kind: str, **entries: Any) -> PreTrainedModel:

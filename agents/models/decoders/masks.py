@@ -20,8 +20,10 @@ def seen_rows(
     positions: Tensor,
     length: int,
     chunk: int | None = None,
-) -> dict[str, Tensor]:
-    """By kind of layer, which of `length` rows a token sees, bool (1, 1, tokens, length).
+) -> list[Tensor]:
+    """By layer, which of `length` rows a token sees, bool (1, 1, tokens, length).
+
+    Layers of one kind and window have one mask together.
 
     Args:
         kinds: The kind of each layer.
@@ -32,29 +34,27 @@ def seen_rows(
     """
     rows = torch.arange(length, device=positions.device)[None, :]
     own = positions[:, None]
-    seen = {}
-    for kind, layer in zip(kinds, geometry.layers, strict=True):
-        if kind in seen:
-            continue
+    seen: dict[tuple[str, int | None], Tensor] = {}
+    looks = [(kind, layer.window) for kind, layer in zip(kinds, geometry.layers, strict=True)]
+    for kind, window in set(looks):
         near = rows <= own
-        if layer.window is not None:
-            near &= rows > own - layer.window
+        if window is not None:
+            near &= rows > own - window
         if kind == CHUNKED and chunk is not None:
             near &= rows >= own - own % chunk
-        seen[kind] = near[None, None]
-    return seen
+        seen[kind, window] = near[None, None]
+    return [seen[look] for look in looks]
 
 
-def causal_kinds(
+def causal_layers(
     kinds: Sequence[str], geometry: CacheGeometry, stop: int, chunk: int | None = None
-) -> frozenset[str]:
-    """Kinds of layers whose first `stop` tokens see all before them, so that no mask is needed."""
-    return frozenset(
-        kind
-        for kind, layer in zip(kinds, geometry.layers, strict=True)
-        if (layer.window is None or layer.window >= stop)
+) -> list[bool]:
+    """By layer, whether its first `stop` tokens see all before them, so that it needs no mask."""
+    return [
+        (layer.window is None or layer.window >= stop)
         and (kind != CHUNKED or chunk is None or chunk >= stop)
-    )
+        for kind, layer in zip(kinds, geometry.layers, strict=True)
+    ]
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:

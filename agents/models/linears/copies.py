@@ -2,7 +2,9 @@
 
 Layers that read one input, such as the three that make queries, keys and values, have one copy
 together. The first of them that is called computes for all; the others take their part. For a few
-rows one product of many outputs is much quicker than several of few.
+rows one product of many outputs is much quicker than several of few. Where they turn out to read
+inputs of their own, each still computes for all and takes its part: a plain product could round a
+row otherwise, by the rows beside it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,9 +22,6 @@ __all__ = ["Copy", "copy_of", "forget", "has_copy", "partners", "place", "produc
 PARTNERS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of layers in one module that read one input."""
 
-_IN_VAIN = 8
-"""Products for several layers of which some went unread, one after another, that end the group."""
-
 
 class Copy:
     """A packed copy of weights in memory; of several, their rows follow each other.
@@ -38,7 +37,6 @@ class Copy:
         self.of, self.pads = [weight.detach() for weight in weights], pads
         self.sizes = [weight.shape[0] for weight in weights]
         self.dtype = weights[0].dtype
-        self.asked = self.in_vain = 0
         self.renew()
 
     def renew(self) -> None:
@@ -85,7 +83,7 @@ def product(copied: Copy, number: int, input: Tensor, bias: Tensor | None) -> Te
     """
     if len(copied.of) == 1:
         return multiply(input, copied.packed, bias, pads=copied.pads)
-    if copied.in_vain >= _IN_VAIN or input.is_inference():
+    if input.is_inference():
         return None
     last = _LAST.product
     if (
@@ -94,12 +92,9 @@ def product(copied: Copy, number: int, input: Tensor, bias: Tensor | None) -> Te
         or last.input is not input
         or last.version != input._version
     ):
-        copied.in_vain = copied.in_vain + 1 if copied.asked % len(copied.of) else 0
-        copied.asked = 0
         outputs = multiply(input, copied.packed, None, pads=copied.pads)
         last = _Product(copied, input, input._version, torch.split(outputs, copied.sizes, dim=-1))
         _LAST.product = last
-    copied.asked += 1
     output = last.outputs[number]
     return output if bias is None else output + bias
 

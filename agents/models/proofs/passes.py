@@ -29,8 +29,9 @@ COARSE = 0.1
 def refuses_states(backbone: Backbone) -> str | None:
     """Why a context cannot be continued over its state; None where it can."""
     windows = any(layer.window is not None for layer in backbone.geometry.layers)
-    code = vars(sys.modules[type(backbone.base).__module__])
-    if windows and "create_sliding_window_causal_mask" not in code:
+    # A class may have its code from those that it derives from, in modules of their own.
+    modules = [sys.modules.get(one.__module__) for one in type(backbone.base).__mro__]
+    if windows and not any(hasattr(one, "create_sliding_window_causal_mask") for one in modules):
         return "its configuration has a window that its code does not apply"
     return _tried(lambda: _continued(backbone), "tokens over its cache")
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny_models
 from model_sweep import KEPT, sweep
 from tiny_models import CAUSAL, VISION
 
@@ -17,6 +18,7 @@ CLAIMS = {
     "gpt2": ALL - NO_MOVES,  # learned positions
     "gpt_oss": ALL,  # sinks, eager attention alone
     "gptj": ALL - {"batched"},  # its rotation from a table
+    "lfm2": frozenset(("text", "continuation")),  # recurrent layers beside attention
     "llama4_text": ALL - {"batched"},  # chunks
     "opt": ALL - NO_MOVES,  # layers of a decoder inside its base
     "whisper": frozenset(("text", "continuation")),  # positions counted by its cache
@@ -36,6 +38,13 @@ def test_what_a_cache_does_not_continue_is_refused_at_load(kind: str) -> None:
     """With the reason, as a `ModelSupportError`."""
     swept = sweep(kind)
     assert swept.crashed is None and swept.refused
+
+
+def test_a_hybrid_without_its_recurrent_layers_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a tiny model would show abilities that no real one has."""
+    attention = {"layer_types": ["full_attention"] * 4}
+    monkeypatch.setitem(tiny_models._SPECIAL, "lfm2", attention)
+    assert "recurrent" in (sweep("lfm2").crashed or "")
 
 
 def test_the_page_is_of_all_architectures() -> None:
