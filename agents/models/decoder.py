@@ -175,8 +175,10 @@ class Decoder(Proven):
         Raises:
             StateError: A gap, or rows missing that a new token must see.
             GeometryMismatch, IdentityMismatch: A state that is not this model's.
+            ModelSupportError: A model whose contexts cannot be continued over states.
         """
         self._recognise(wait=True)
+        self.check_states()
         make = self.backbone.cache_class
         return open_cache(self, state, positions, spare=spare, layers=layers, make=make)
 
@@ -218,10 +220,12 @@ class Decoder(Proven):
         Raises:
             StateError: A gap, or rows missing that a new token must see.
             GeometryMismatch, IdentityMismatch: A state that is not this model's.
+            ModelSupportError: A model whose contexts cannot be continued over states.
         """
         if self.refuses_batches is not None:
             return self.open(states, positions, spare=spare)
         self._recognise(wait=True)
+        self.check_states()
         with self.backbone.computing():  # the buffer may move
             return open_sequence(
                 states,

@@ -167,12 +167,7 @@ class LocalModel(Decoder):
         for question in get_args(Question):
             name = f"refuses_{question}"
             setattr(self, name, noted_refusal(folder, question, how, partial(getattr, self, name)))
-        if (why := self.refuses_states) is not None:
-            raise ModelSupportError(
-                f"a {self.backbone.config.model_type} model cannot be served: {why}",
-                expected="a model that computes over a cache as it does over the whole text",
-                fix="use another model",
-            )
+        self.check_states()
 
     def with_adapter(self, adapter: str | Path, *, revision: str | None = None) -> "LocalModel":
         """The same base with an adapter: another model, whose weights are shared with this one.

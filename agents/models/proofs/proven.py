@@ -9,6 +9,7 @@ from unspoken.agents.models.proofs.abilities import Abilities, abilities_of
 from unspoken.agents.models.proofs.passes import refuses_fills, refuses_layers, refuses_states
 from unspoken.agents.models.proofs.positions import prove_positions
 from unspoken.agents.models.ragged.forward import refusal
+from unspoken.channels.errors import ModelSupportError
 
 
 class Proven:
@@ -40,6 +41,20 @@ class Proven:
     def refuses_states(self) -> str | None:
         """Why a context cannot be continued over its state; None where it can."""
         return refuses_states(self.backbone)
+
+    def check_states(self) -> None:
+        """Refuse a model that is not served at all; tried once, so this may be asked often.
+
+        Raises:
+            ModelSupportError: A context cannot be continued over its state.
+        """
+        if self.backbone.device.type == "meta" or self.refuses_states is None:
+            return  # on meta there are no values to compare
+        raise ModelSupportError(
+            f"a {self.backbone.config.model_type} model cannot be served: {self.refuses_states}",
+            expected="a model that computes over a cache as it does over the whole text",
+            fix="use another model",
+        )
 
     @cached_property
     def refuses_fills(self) -> str | None:

@@ -44,7 +44,6 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "boft": ("BOFT", TARGETS),
     "beft": ("BEFT", TARGETS),
     "ia3": ("IA3", {}),
-    "lily": ("LILY", TARGETS),
     "loha": ("LOHA", TARGETS),
     "lokr": ("LOKR", TARGETS),
     "oft": ("OFT", TARGETS),
@@ -84,6 +83,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "CPT": ({"cpt_token_ids": [3, 4], "cpt_mask": [1, 1]}, "rows into a context"),
     "POLY": (TARGETS, "task_ids"),
     "SHADOW": ({}, "cannot be computed with"),
+    "LILY": (TARGETS, "over its cache are computed otherwise"),  # routed by the mean of all tokens
     "LORA": ({**LORA, "alora_invocation_tokens": [3, 4]}, "a part of a context"),
 }
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from architectures import ARCHITECTURES, WINDOW, make
-from tiny import tiny_llama
+from tiny import tiny_llama, tiny_tokenizer
+from tiny_models import tiny_weights
 from transformers import DynamicCache
 
 from unspoken.agents.models import decoder
@@ -294,3 +295,11 @@ def test_reading_is_a_prefill_without_logits(model: LocalModel) -> None:
     for mine, theirs in zip(state.layers, model.prefill(ids).state.layers, strict=True):
         assert torch.equal(mine.keys, theirs.keys) and torch.equal(mine.values, theirs.values)
     torch.testing.assert_close(model.logits(ids, last=3), model.logits(ids)[-3:])
+
+
+@pytest.mark.parametrize("opens", ["read", "begin"])
+def test_an_object_is_refused_as_a_folder_is(opens: str) -> None:
+    """RoBERTa computes otherwise over its cache, also where nothing loaded it."""
+    model = LocalModel(tiny_weights("roberta"), tiny_tokenizer())
+    with pytest.raises(ModelSupportError, match="a roberta model cannot be served"):
+        model.read(range(5)) if opens == "read" else model.begin((), range(5), spare=1)
