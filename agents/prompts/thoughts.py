@@ -99,15 +99,16 @@ def split_thoughts(
         ends: Per id, the character of `text` where it ends.
         text: The words; special tokens may be missing from them.
     """
-    token = _after(reader, thoughts.closing, ids, ends, text)
-    if token is None:
+    after = _after(reader, thoughts.closing, ids, ends, text)
+    if after is None:
         opening = reader.encode(thoughts.opening, "")
         begins = tuple(ids[: len(opening)]) == opening or text.lstrip().startswith(thoughts.opening)
         if not (thoughts.opened or begins):
             return Split(0, 0)
         return Split(len(ids), len(text))
     # A token that the text does not show ends, to a detokenizer, where the next one ends.
-    start = min(len(reader.decode(ids[:token])), ends[token - 1] if token else 0)
+    token, stop = after
+    start = max(stop, min(len(reader.decode(ids[:token])), ends[token - 1] if token else 0))
     while token < len(ids) and not text[start : ends[token]].strip():
         start = ends[token]
         token += 1
@@ -116,16 +117,20 @@ def split_thoughts(
 
 def _after(
     reader: Reader, marker: str, ids: Sequence[int], ends: Sequence[int], text: str
-) -> int | None:
-    """The first token after a marker, or None where it does not stand among the ids."""
+) -> tuple[int, int] | None:
+    """The first token that ends after a marker, and the marker's end in the text.
+
+    The end is 0 for a marker of special tokens, which the text may not show. None where the marker
+    does not stand among the ids.
+    """
     spelled = reader.encode(marker, "")
     if not reader.markers.isdisjoint(spelled):
         for start in range(len(ids) - len(spelled) + 1):
             if tuple(ids[start : start + len(spelled)]) == spelled:
-                return start + len(spelled)
+                return start + len(spelled), 0
         return None
     found = text.find(marker)
     if found < 0:
         return None
     stop = found + len(marker)
-    return next((n for n, end in enumerate(ends) if end > stop), len(ids))
+    return next((n for n, end in enumerate(ends) if end > stop), len(ids)), stop
