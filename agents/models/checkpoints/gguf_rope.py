@@ -23,8 +23,15 @@ _LLAMA3 = {
 }
 """What every model with Llama 3's scaling has, but for the factor."""
 
-_YARN = {"attn_factor": "attention_factor", "yarn_beta_fast": "beta_fast"}
-_YARN |= {"yarn_beta_slow": "beta_slow"}
+_YARN = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
+_READ = {"type", "factor", "attn_factor", "original_context_length", "finetuned", *_YARN}
+_NEUTRAL = {
+    "alpha": (0.0,),
+    "yarn_log_multiplier": (0.0,),
+    "yarn_ext_factor": (1.0, -1.0),
+    "yarn_attn_factor": (1.0,),
+}
+"""Further settings, and the values with which they change nothing."""
 _TOLERANCE = 1e-3
 
 
@@ -73,7 +80,13 @@ def _scaling(reader: Any, config: "PreTrainedConfig", theta: float) -> dict[str,
             "short_factor": [float(x) for x in tensors["rope_factors_short.weight"]],
             "original_max_position_embeddings": int(original or config.max_position_embeddings),
         }
+    for name, value in fields.items():
+        if name not in _READ and value not in _NEUTRAL.get(name, ()):
+            raise _unknown(f"the rotary setting {name} = {value!r}")
     kind = fields.get("type", "none")
+    attention = float(fields.get("attn_factor", 1.0))
+    if attention != 1.0 and (kind != "yarn" or float(fields.get("factor", 1.0)) == 1.0):
+        raise _unknown(f"the rotary setting attn_factor = {attention!r} without YaRN")
     if kind == "none" or float(fields.get("factor", 1.0)) == 1.0:
         return None
     if kind == "linear":
@@ -81,7 +94,10 @@ def _scaling(reader: Any, config: "PreTrainedConfig", theta: float) -> dict[str,
     if kind == "yarn":
         named = {name: float(fields[key]) for key, name in _YARN.items() if key in fields}
         beside = {"original_max_position_embeddings": int(original)} if original else {}
-        return {"rope_type": "yarn", "factor": float(fields["factor"]), **named, **beside}
+        factor = float(fields["factor"])
+        if attention != 1.0:  # in the file beside YaRN's own; in transformers in its place
+            named["attention_factor"] = attention * (1.0 + 0.1 * math.log(factor))
+        return {"rope_type": "yarn", "factor": factor, **named, **beside}
     raise _unknown(f"the rotary scaling {kind!r}")
 
 

@@ -1,14 +1,17 @@
 """GGUF files of the kinds that people have become the models that they were made from."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny import tiny_gguf, tiny_llama, tiny_of
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from unspoken.agents.models import catalog
+from unspoken.agents.models.checkpoints.gguf_rope import add_rope_scaling
 from unspoken.agents.models.checkpoints.tokenizer import difference, read_tokenizer
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.errors import ModelSupportError
@@ -70,3 +73,29 @@ def test_other_factors_are_refused(cache: Path, tmp_path: Path) -> None:
     file = tiny_gguf(tmp_path / "it.gguf", source, freqs=[1.0, 1.0, 2.0, 9.0])
     with pytest.raises(ModelSupportError, match="rotary factors other than Llama 3's"):
         catalog.prepare(str(file))
+
+
+def test_attention_factor_is_beside_that_of_yarn(made: Path, tmp_path: Path) -> None:
+    """llama.cpp multiplies YaRN's own factor by the file's; transformers takes one for both."""
+    file = tiny_gguf(tmp_path / "it.gguf", made / "llama", **IN_FILE, attn_factor=1.5)
+    config = AutoConfig.from_pretrained(made / "llama")
+    own = ROPE_INIT_FUNCTIONS["yarn"](_with(config, YARN), torch.device("cpu"))[1]
+    add_rope_scaling(file, config)
+    scaled = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))[1]
+    assert scaled == pytest.approx(1.5 * own)
+
+
+@pytest.mark.parametrize("setting", [{"yarn_log_multiplier": 0.1}, {"yarn_ext_factor": 0.5}])
+def test_settings_that_would_be_lost_are_refused(
+    made: Path, tmp_path: Path, setting: dict[str, float]
+) -> None:
+    """A setting of the file that no configuration takes over is named."""
+    file = tiny_gguf(tmp_path / "it.gguf", made / "llama", **IN_FILE, **setting)
+    with pytest.raises(ModelSupportError, match=next(iter(setting))):
+        add_rope_scaling(file, AutoConfig.from_pretrained(made / "llama"))
+
+
+def _with(config: Any, rope: dict[str, Any]) -> Any:
+    config = deepcopy(config)
+    config.rope_parameters = rope
+    return config
