@@ -53,7 +53,7 @@ def load_models(
         if model.adapter is not None and key not in loaded:
             with _placing(source, f"models.{name}.adapter"):
                 loaded[key] = loaded[base].with_adapter(model.adapter)
-        asked = tuple(sorted(model.template.items()))
+        asked = _arguments(model.template)
         if asked and (*key, asked) not in loaded:
             loaded[(*key, asked)] = loaded[key].with_template(model.template)
         models[name] = loaded[(*key, asked) if asked else key]
@@ -67,7 +67,7 @@ class Templated:
     """
 
     def __init__(self) -> None:
-        self._made: dict[tuple[int, tuple[tuple[str, object], ...]], AgentModel] = {}
+        self._made: dict[tuple[object, ...], tuple[LocalModel, LocalModel]] = {}
         self._dated: dict[int, tuple[LocalModel, LocalModel]] = {}
 
     def today(self, model: AgentModel) -> AgentModel:
@@ -94,10 +94,11 @@ class Templated:
                 expected="a model that is computed here, whose chat template takes arguments",
                 fix="remove template from the agent",
             )
-        key = id(model), tuple(sorted(arguments.items()))
+        key = id(model), *_arguments(arguments)
         if key not in self._made:
-            self._made[key] = model.with_template({**model.template_arguments, **arguments})
-        return self._made[key]
+            made = model.with_template({**model.template_arguments, **arguments})
+            self._made[key] = model, made  # the model too: its id stays its own
+        return self._made[key][1]
 
 
 def engines_for(
@@ -137,6 +138,11 @@ def step_of(progress: Progress | None, name: str) -> Callable[[str, float], None
     if progress is None:
         return None
     return lambda stage, fraction: progress(name, stage, fraction)
+
+
+def _arguments(template: Mapping[str, object]) -> tuple[object, ...]:
+    """A key of template arguments; true and 1 are two, for a template may write them out."""
+    return tuple((name, type(value), value) for name, value in sorted(template.items()))
 
 
 def _placing(source: LoadedWorkflow | None, where: str) -> AbstractContextManager[None]:
