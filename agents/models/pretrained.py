@@ -21,6 +21,7 @@ from unspoken.agents.models.checkpoints.quantised import (
     quantisation,
     quantised_identity,
     refuse_quantised,
+    type_read,
 )
 from unspoken.agents.models.checkpoints.text_part import is_multimodal, text_part
 from unspoken.agents.models.checkpoints.tokenizer import read_tokenizer
@@ -64,8 +65,12 @@ def load_pretrained(
         refuse_quantised(ref, method, dtype)
     read_as = dtype if (known and dtype != torch.int8) or method is not None else None
     model, tokenizer = read_pretrained(ref, folder, read_as, progress)
-    if identity is None and method is not None:
-        identity = quantised_identity(folder, dtype, model, tokenizer)
+    noted_as = dtype
+    if method is not None:  # its own type, and what a method makes of one, show when it is read
+        noted_as = type_read(model)
+        identity = cached_identity(folder, noted_as)
+        known = identity is not None
+        identity = identity or quantised_identity(folder, model, tokenizer)
     if identity is None and dtype in WIDE:
         identity = model_identity(model, tokenizer)
     rounded = bring(model, dtype)
@@ -74,7 +79,7 @@ def load_pretrained(
         identity = noted or model_identity(model, tokenizer)
     if not known:
         with suppress(OSError):  # a cache that cannot be written costs time, not the run
-            remember(folder, identity, files, dtype)
+            remember(folder, identity, files, noted_as)
     if folder_key(folder) != files:
         raise ModelReferenceError(
             f"files of {folder} were changed while they were being loaded",

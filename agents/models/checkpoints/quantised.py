@@ -87,23 +87,30 @@ def refuse_quantised(ref: str, method: str, dtype: torch.dtype | None) -> None:
 
 
 def quantised_identity(
-    folder: Path,
-    dtype: torch.dtype | None,
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    folder: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> ModelIdentity:
     """Who a quantised checkpoint is, read in a type: by what it stores, not by what was made of it.
 
     Args:
         folder: The checkpoint.
-        dtype: The type of what is not quantised; of fewer than 32 bits it makes another model.
-        model: What was read.
+        model: What was read. The type of what is not quantised, of fewer than 32 bits, makes
+            another model of it, whether that type was asked for or found in the checkpoint.
         tokenizer: Its tokenizer.
     """
     stored = stored_digest(folder)
-    if dtype not in (None, torch.float32, torch.float64):
+    dtype = type_read(model)
+    if dtype not in (torch.float32, torch.float64):
         stored = blake3(f"{stored} in {dtype}".encode()).hexdigest()
     return ModelIdentity(stored, config_digest(model.config), tokenizer_digest(tokenizer))
+
+
+def type_read(model: "PreTrainedModel") -> torch.dtype:
+    """The type that a quantised checkpoint was read in: what was asked for, or else its own.
+
+    Tensors do not say it, for some methods leave those that are not quantised as they are stored.
+    """
+    dtype = model.config.dtype
+    return dtype if isinstance(dtype, torch.dtype) else model.dtype
 
 
 def stored_digest(folder: Path) -> str:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
 from unspoken.agents.models.checkpoints.quantised import PACKAGES, stored_digest
 from unspoken.agents.models.identity import weights_digest
 from unspoken.agents.models.model import LocalModel
+from unspoken.agents.models.pretrained import load_pretrained
 from unspoken.agents.models.watch import Watch
 from unspoken.channels.errors import ModelSupportError
 
@@ -129,3 +130,16 @@ def test_torchao(cache: Path, tmp_path: Path) -> None:
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "it", dtype=torch.float32)
     torch.testing.assert_close(model.logits(ids), read(ids[None]).logits[0])
     assert model.identity.weights == stored_digest(tmp_path / "it")
+
+
+def test_a_type_found_is_a_type_asked_for(cache: Path, tmp_path: Path) -> None:
+    """In its own bfloat16 a checkpoint is who it is where bfloat16 is named, noted or not."""
+    folder, _ = in_fp8(tmp_path / "fp8", tmp_path / "dense")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    types = (None, torch.bfloat16, torch.float32, None)
+    own, named, wide, again = (
+        load_pretrained("it", folder, dtype, lambda *_: False, None)[2] for dtype in types
+    )
+    assert own == named == again
+    assert own.weights != wide.weights == stored_digest(folder)
