@@ -261,6 +261,7 @@ class LocalModel(Decoder):
             adapter=self.adapter,
         )
         made.asked = {**self.asked, "dtype": str(dtype).removeprefix("torch.")}
+        made.refuses_states = self.refuses_states  # its code's; int8 rounds few tokens otherwise
         if rounded:
             made._identity = made._values_identity()
         return made
