@@ -15,6 +15,7 @@ from unspoken.agents.models.decoders.masks import additive, causal_layers, maske
 from unspoken.agents.models.decoders.parts import rotary_module, table_frequencies, text_decoder
 from unspoken.agents.models.hf_cache import ContextCache, cache_class
 from unspoken.agents.models.hf_geometry import layer_types, read_geometry, rope_per_type
+from unspoken.agents.models.linears.int8 import has_int8
 from unspoken.agents.models.linears.packed import computing, pack_linears
 from unspoken.agents.models.ragged.reading import read_singly, reads_singly
 from unspoken.agents.models.ragged.tails import TailPool
@@ -28,6 +29,11 @@ Capture = dict[int, list[Tensor]]
 
 _ALL = slice(None)
 _DYNAMIC_ROPE = {"dynamic", "longrope"}
+
+
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
+_COARSE = 0.1
+"""The same in other types."""
 
 
 class Backbone:
@@ -89,6 +95,12 @@ class Backbone:
     def layer_devices(self) -> tuple[torch.device, ...]:
         """Where each layer's weights are."""
         return tuple(next(layer.parameters()).device for layer in self.layers)
+
+    @property
+    def rounding(self) -> float:
+        """Most that values computed in two ways differ by, as a share of their spread."""
+        # Weights of one byte multiply few tokens otherwise than many.
+        return _COARSE if has_int8(self.model) else _ROUNDING.get(self.model.dtype, _COARSE)
 
     def computing(self) -> AbstractContextManager[object]:
         """The weights to oneself for one operation, hooks and masks included."""

@@ -7,7 +7,6 @@ itself and compared with one pass over them.
 
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +19,6 @@ from unspoken.channels.kv.geometry import ModelIdentity
 TOKENS = 7
 AGAIN = (1, 3, 4)
 """Tokens that are computed once more between the others."""
-
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-COARSE = 0.1
-"""Largest difference, as a share of the spread of the values, in other types."""
 
 
 def refuses_states(backbone: Backbone) -> str | None:
@@ -65,7 +60,7 @@ def _continued(backbone: Backbone) -> bool:
         ]
     cache.snapshot()  # raises where a layer keeps nothing
     assert all(part is not None for part in parts)  # each was asked for
-    return _apart(whole, torch.cat([part for part in parts if part is not None]))
+    return _apart(backbone, whole, torch.cat([part for part in parts if part is not None]))
 
 
 def _filled(backbone: Backbone) -> bool:
@@ -77,7 +72,9 @@ def _filled(backbone: Backbone) -> bool:
         places = torch.tensor(AGAIN, device=ids.device)
         again = backbone.fill(ids[places], places, AGAIN[-1], cache)
     assert whole is not None and again is not None
-    return _apart(whole[AGAIN[-1]], again[-1]) or _any_apart(before, _rows(cache))
+    if _apart(backbone, whole[AGAIN[-1]], again[-1]):
+        return True
+    return _any_apart(backbone, before, _rows(cache))
 
 
 def _by_layers(backbone: Backbone) -> bool:
@@ -94,7 +91,9 @@ def _by_layers(backbone: Backbone) -> bool:
             rows.keys[:, :, start:] = 0
         backbone.run_layers(hidden, first, last, positions, start, cache)
         embedded = backbone.embed(ids)
-    return embedded.shape != (TOKENS, hidden.shape[1]) or _any_apart(before, _rows(cache))
+    if embedded.shape != (TOKENS, hidden.shape[1]):
+        return True
+    return _any_apart(backbone, before, _rows(cache))
 
 
 def _ids(backbone: Backbone) -> Tensor:
@@ -112,13 +111,12 @@ def _rows(cache: ContextCache) -> list[Tensor]:
     ]
 
 
-def _any_apart(expected: list[Tensor], actual: list[Tensor]) -> bool:
-    return any(_apart(a, b) for a, b in zip(expected, actual, strict=True))
+def _any_apart(backbone: Backbone, expected: list[Tensor], actual: list[Tensor]) -> bool:
+    return any(_apart(backbone, a, b) for a, b in zip(expected, actual, strict=True))
 
 
-def _apart(expected: Tensor, actual: Tensor) -> bool:
+def _apart(backbone: Backbone, expected: Tensor, actual: Tensor) -> bool:
     """Whether values differ by more than rounding."""
-    tolerance: Any = TOLERANCE.get(expected.dtype, COARSE)
     expected, actual = expected.float(), actual.float()
     spread = expected.std().clamp(min=1e-6)
-    return not bool((expected - actual).abs().max() <= tolerance * spread)
+    return not bool((expected - actual).abs().max() <= backbone.rounding * spread)

@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 _PROBED = 6
 """Tokens that a model is tried with."""
 
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-_COARSE = 0.1
-"""Largest difference of logits, as a share of their spread, in other types."""
-
 
 class _PackedCache(Cache):
     """What transformers writes keys and values into: the rows of a batch."""
@@ -144,7 +140,7 @@ def refusal(backbone: "Backbone") -> str | None:
         return f"its attention is given {', '.join(sorted(batch.ignored))}, which packed rows lack"
     spread = alone.std().clamp(min=1e-6)
     apart = float((alone - together).abs().max() / spread)
-    if apart <= _TOLERANCE.get(backbone.model.dtype, _COARSE):
+    if apart <= backbone.rounding:
         return None
     return f"packed rows are computed otherwise (by {apart:.1g} of the logits' spread)"
 

@@ -15,10 +15,6 @@ if TYPE_CHECKING:
 _WAYS = (((4, 3), False), ((4, 1, 1, 1), True))
 """Tokens of each pass, and whether passes after the first are of one token each."""
 
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-_COARSE = 0.1
-"""Largest difference of logits, as a share of their spread, in other types."""
-
 
 @torch.no_grad()
 def reads_singly(backbone: "Backbone") -> bool:
@@ -32,7 +28,7 @@ def reads_singly(backbone: "Backbone") -> bool:
     """
     whole = _read(backbone, (7,))
     spread = whole.std().clamp(min=1e-6)
-    tolerance = _TOLERANCE.get(backbone.model.dtype, _COARSE)
+    tolerance = backbone.rounding
     for parts, singly in _WAYS:
         try:
             apart = (_read(backbone, parts) - whole).abs().max() / spread

@@ -140,3 +140,11 @@ def test_a_workflow_asks_for_int8_weights(tmp_path: Path) -> None:
     )
     with own_cache(tmp_path / "cache"):
         assert Workflow.from_yaml(file).run().report.linears == {"a": "int8"}
+
+
+def test_a_model_of_int8_weights_is_loaded_and_continued(tmp_path: Path) -> None:
+    """Few tokens are multiplied otherwise than many: that is rounding, and refuses nothing."""
+    with own_cache(tmp_path / "cache"):
+        tiny_llama(tmp_path / "model", hidden_size=128)
+        model = LocalModel.load(str(tmp_path / "model"), dtype="int8")
+        assert (model.refuses_states, model.refuses_fills, model.refuses_layers) == (None,) * 3
