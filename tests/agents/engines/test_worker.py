@@ -49,8 +49,13 @@ async def test_events_are_emitted_on_the_event_loop(worker: Worker) -> None:
 
 async def test_jobs_take_turns_step_by_step(worker: Worker) -> None:
     """Two jobs that are ready together go on alternately."""
-    events: list[str] = []
+    steps: list[str] = []
     gate = threading.Event()
+
+    def stepping(name: str) -> Generator[str, None, None]:
+        for step in count(3, name):
+            steps.append(step)
+            yield step
 
     def held() -> Generator[str, None, None]:
         gate.wait(LIMIT_S)
@@ -58,14 +63,14 @@ async def test_jobs_take_turns_step_by_step(worker: Worker) -> None:
 
     with anyio.fail_after(LIMIT_S):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(worker.run, held(), events.append)
+            tasks.start_soon(worker.run, held(), print)
             await anyio.wait_all_tasks_blocked()
-            tasks.start_soon(worker.run, count(3, "a"), events.append)
+            tasks.start_soon(worker.run, stepping("a"), print)
             await anyio.wait_all_tasks_blocked()
-            tasks.start_soon(worker.run, count(3, "b"), events.append)
+            tasks.start_soon(worker.run, stepping("b"), print)
             await anyio.wait_all_tasks_blocked()
             gate.set()
-    assert events == ["a0", "b0", "a1", "b1", "a2", "b2"]
+    assert steps == ["a0", "b0", "a1", "b1", "a2", "b2"]
 
 
 async def test_the_event_loop_goes_on_during_an_operation(worker: Worker) -> None:

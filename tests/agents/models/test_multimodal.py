@@ -10,7 +10,7 @@ from tiny import tiny_tokenizer
 from transformers import AutoConfig, AutoModelForMultimodalLM
 
 from unspoken.agents import Agent, Workflow
-from unspoken.agents.cli.models import _hollow
+from unspoken.agents.cli.models import _geometry, _hollow
 from unspoken.agents.models.checkpoints.text_part import causal_config
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import ChatTurn
@@ -99,7 +99,9 @@ def test_text_equals_generate(cache: Path, root: Path, kind: str) -> None:
     writer = Agent("writer", local, "{{ inputs.words }}", generate={"max_new_tokens": 8})
     result = Workflow("it", [writer]).run(words="the café who")
     assert result["writer"].text == wrote(folder, local, "the café who")
-    assert _hollow(str(folder), folder).backbone.geometry == local.backbone.geometry
+    hollow, _ = _hollow(str(folder), folder)
+    unread = root / "of which nothing is noted"
+    assert _geometry(hollow, unread) == local.backbone.geometry
 
 
 def test_text_part_is_the_text_model(cache: Path, root: Path) -> None:
