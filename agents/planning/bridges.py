@@ -25,14 +25,9 @@ def other_weights(ends: EdgeEnds, find_bridge: FindBridge, given: Bridge | None)
     changed = None if edge.loop else rewritten(ends)
     if changed is not None and changed.mode == "text":
         return changed
-    for model, agent in ((sharer, edge.from_), (receiver, edge.to)):
-        if not model.geometry.plain:
-            reason = (
-                "a bridge maps rows of keys and values, and of the layers of "
-                f"{agent}'s model {model.geometry.described()}"
-            )
-            expected = "models whose layers all have keys and values"
-            return ChannelChoice("text", reason, expected=expected)
+    unmapped = _unmapped(ends)
+    if unmapped is not None:
+        return unmapped
     try:
         bridge = given or find_bridge(sharer, receiver)
         if bridge is None:
@@ -49,6 +44,23 @@ def other_weights(ends: EdgeEnds, find_bridge: FindBridge, given: Bridge | None)
     if edge.fuse:
         return _fused(edge, bridge)
     return _held_to_retention(edge, bridge, given=given is not None)
+
+
+def _unmapped(ends: EdgeEnds) -> ChannelChoice | None:
+    """Text where either model's layers keep anything but rows; None where both keep rows alone."""
+    edge, receiver = ends.edge, ends.receiver.geometry
+    ways = ((ends.sharer, edge.from_), (ends.receiver, edge.to))
+    odd = [(model.geometry, agent) for model, agent in ways if not model.geometry.plain]
+    if not odd:
+        return None
+    layers = " and ".join(f"{agent}'s model {geometry.described()}" for geometry, agent in odd)
+    reason = f"a bridge maps rows of keys and values, and of the layers of {layers}"
+    if receiver.recurrent:
+        reason += (
+            f"; with its rows mapped, {edge.to} would still read the message through "
+            f"{receiver.described_reading()}"
+        )
+    return ChannelChoice("text", reason, expected="models whose layers all have keys and values")
 
 
 def _from_elsewhere(bridge: Bridge, command: str, *, given: bool) -> ChannelChoice:

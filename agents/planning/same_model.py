@@ -72,6 +72,9 @@ def read_again(choice: ChannelChoice, receiver: "AgentModel") -> ChannelChoice:
         return replace(choice, reason=f"{choice.reason}; {why}")
     if choice.mode != "splice":
         return choice
-    reason = f"{of}: they keep one state of all tokens before, so the message is read again here"
+    reason = (
+        f"{of}, and keep one state of all tokens before: a splice would read the message again "
+        f"through {receiver.geometry.described_reading()}, so it goes by text, which is exact"
+    )
     expected = "the same tokens before the message at both ends"
     return replace(choice, mode="text", reason=f"{choice.reason}; {reason}", expected=expected)

@@ -114,6 +114,15 @@ class CacheGeometry:
         return any(layer.recurrent for layer in self.layers)
 
     @property
+    def read_through(self) -> int:
+        """Layers that a token is read through until every recurrent layer has it; 0 without any.
+
+        A recurrent layer needs each token's hidden state, which comes of all layers below it.
+        """
+        last = max((at for at, layer in enumerate(self.layers) if layer.recurrent), default=-1)
+        return last + 1
+
+    @property
     def plain(self) -> bool:
         """Whether every layer keeps rows of keys and values, and nothing else."""
         return all(layer.kind == "rows" for layer in self.layers)
@@ -146,6 +155,19 @@ class CacheGeometry:
         """What its layers keep, for people: ``12 are recurrent, 4 keep keys and values``."""
         counts = Counter(layer.kind for layer in self.layers)
         return ", ".join(f"{count} {_KINDS[kind]}" for kind, count in counts.items())
+
+    def described_reading(self) -> str:
+        """What of a model with recurrent layers a message at another place is read through.
+
+        ``47 of 48 layers, up to the last recurrent one, sparing 1 (2 %)``.
+        """
+        count, through = len(self.layers), self.read_through
+        spared = count - through
+        share = f" ({100 * spared / count:.0f} %)" if spared else ""
+        return (
+            f"{through} of {count} layers, up to the last recurrent one, "
+            f"sparing {spared or 'none'}{share}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,14 +72,20 @@ class Proven:
         geometry = self.backbone.geometry
         if geometry.plain:
             return None
-        return f"rows of keys and values are mapped, and of its layers {geometry.described()}"
+        reason = f"rows of keys and values are mapped, and of its layers {geometry.described()}"
+        if not geometry.recurrent:
+            return reason
+        return f"{reason}; for those a text is read through {geometry.described_reading()}"
 
     def _folds(self) -> str | None:
         """Why nothing is computed but what follows; None for a model without recurrent layers."""
         geometry = self.backbone.geometry
         if not geometry.recurrent:
             return None
-        return f"of its layers {geometry.described()}, and a recurrent one only reads on"
+        return (
+            f"of its layers {geometry.described()}, and a recurrent one only reads on: tokens at "
+            f"another place are read again through {geometry.described_reading()}"
+        )
 
     @cached_property
     def refuses_batches(self) -> str | None:

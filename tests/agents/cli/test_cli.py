@@ -173,6 +173,10 @@ def test_models_show_reads_every_kind_of_layer(tmp_path: Path, name: str) -> Non
     assert after["kinds"] == kinds_of(made)
     row = loaded.geometry.bytes_per_token(4)
     assert after["bytes_per_token"]["float32"] == row
+    (can,) = after["abilities"].values()
+    refused = [can[name] for name in ("splice", "sharer", "receiver")]
+    if loaded.geometry.recurrent:
+        assert all(loaded.geometry.described_reading() in why for why in refused)
 
 
 def kinds_of(model: LocalModel) -> list[str]:

@@ -12,6 +12,7 @@ from unspoken.agents.engines.base import Sampling, TurnRequest
 from unspoken.agents.engines.pool.pool import Pool
 from unspoken.agents.engines.pool.tensors import outline_of, tensors_of, with_tensors
 from unspoken.agents.engines.turn import drive_turn
+from unspoken.agents.testing import tiny_model
 from unspoken.channels.bridges.fit.loop import check_pair
 from unspoken.channels.errors import BridgeError, StateError
 from unspoken.channels.kv.compressed import compress
@@ -124,7 +125,8 @@ def test_a_message_that_stands_elsewhere_is_read_again() -> None:
     model = make_hybrid("qwen3-next")
     flow = reader_solver(model, model, "auto", system="be brief")
     (edge,) = flow.plan().edges
-    assert edge.mode == "text" and "recurrent" in edge.reason
+    assert edge.mode == "text"
+    assert "through 3 of 4 layers, up to the last recurrent one, sparing 1 (25 %)" in edge.reason
     assert flow.run(**GIVEN)["solver"].text
 
 
@@ -191,6 +193,20 @@ def test_recurrent_states_are_cut_at_snapshots_alone() -> None:
 def test_no_bridge_leads_to_or_from_recurrent_layers() -> None:
     with pytest.raises(BridgeError, match="recurrent"):
         check_pair(make_hybrid("qwen3-next"), make_hybrid("qwen3-next", seed=1))
+
+
+def test_a_plan_says_why_no_bridge_serves_a_hybrid() -> None:
+    """It names the layers that have no rows, and what the receiver would read all the same."""
+    hybrid, other, plain = make_hybrid("qwen3-next"), make_hybrid("lfm2"), tiny_model()
+    (to_plain,) = reader_solver(hybrid, plain).plan().edges
+    (to_hybrid,) = reader_solver(plain, hybrid).plan().edges
+    (between,) = reader_solver(hybrid, other).plan().edges
+    assert {edge.mode for edge in (to_plain, to_hybrid, between)} == {"text"}
+    sharers, receivers = "reader's model 3 are recurrent", "solver's model 3 are recurrent"
+    again = "solver would still read the message through"
+    assert sharers in to_plain.reason and again not in to_plain.reason
+    assert receivers in to_hybrid.reason and f"{again} 3 of 4 layers" in to_hybrid.reason
+    assert sharers in between.reason and "solver's model 2 are recurrent" in between.reason
 
 
 def test_latent_rows_take_fewer_bytes_than_expanded_ones() -> None:
