@@ -16,7 +16,7 @@ class Segment:
     """One turn's token ids.
 
     Attributes:
-        role: ``system``, ``user`` or ``assistant``.
+        role: ``system``, ``user``, ``assistant`` or ``tool``.
         ids: The whole turn, wrapper included.
         content: Where the words stand in `ids`, as (start, stop).
         text: The words.

@@ -307,3 +307,17 @@ def _downloaded(ref: str, revision: str | None) -> Path:
             expected=f"{SAVED}; there is no folder {Path(ref).absolute()} either",
             fix="check the name, or download it to a folder first",
         ) from error
+
+
+def refuse_second_adapter(ref: str, adapter: str | None) -> None:
+    """Refuse a model that has an adapter already.
+
+    Raises:
+        ModelSupportError: It has one.
+    """
+    if adapter is not None:
+        raise ModelSupportError(
+            f"{ref or 'the model'} has the adapter {adapter!r} already",
+            expected="a base model without one",
+            fix="call with_adapter on the base",
+        )

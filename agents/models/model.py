@@ -20,6 +20,7 @@ from unspoken.agents.models.adapters import (
     check_adapted,
     refuse_adapter_folder,
     refuse_adapters,
+    refuse_second_adapter,
 )
 from unspoken.agents.models.catalog import path_reference, prepare
 from unspoken.agents.models.checkpoints.peft_object import is_peft, unwrapped
@@ -43,7 +44,8 @@ from unspoken.agents.prompts.context import ChatTurn
 from unspoken.agents.prompts.frame import frame_of
 from unspoken.agents.prompts.parity import context_builder_of
 from unspoken.agents.prompts.tokenizer import TextTokenizer
-from unspoken.channels.errors import ContextLengthError, InputError, ModelSupportError
+from unspoken.agents.prompts.tool_turns import Tools
+from unspoken.channels.errors import ContextLengthError, InputError
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.message import Message
 from unspoken.channels.model import Frame
@@ -90,8 +92,7 @@ class LocalModel(Decoder):
             return
         if adapter is None:
             refuse_adapters(model, ref)
-        self.ref = ref
-        self.adapter = adapter
+        self.ref, self.adapter = ref, adapter
         if any(weight.requires_grad for weight in model.parameters()):
             log.info("the model's parameters require no gradients from now on", model=ref)
         self.hf: PreTrainedModel = model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
@@ -99,7 +100,10 @@ class LocalModel(Decoder):
         backbone = Backbone(model)
         super().__init__(backbone, identity or model_identity(model, tokenizer))
         self.text = TextTokenizer(tokenizer, self._identity.tokenizer)
-        self.template_arguments = dict(template or {})
+        self.template_arguments, self.tools = (
+            dict(template or {}),
+            tuple[Mapping[str, object], ...](),
+        )
         self.context_builder = context_builder_of(self.text, self.template_arguments)
         self.asked: Mapping[str, object] = {"template": dict(template)} if template else {}
         """``dtype``, ``device``, ``revision``, ``template`` as asked for, those that were."""
@@ -186,12 +190,7 @@ class LocalModel(Decoder):
             ModelSupportError: This model has an adapter already, peft is missing, or the adapter is
                 no set of weights.
         """
-        if self.adapter is not None:
-            raise ModelSupportError(
-                f"{self.ref or 'the model'} has the adapter {self.adapter!r} already",
-                expected="a base model without one",
-                fix="call with_adapter on the base",
-            )
+        refuse_second_adapter(self.ref, self.adapter)
         adapter = path_reference(adapter)
         folder = adapter_folder(adapter, revision)
         with self.weights.lock:
@@ -220,25 +219,29 @@ class LocalModel(Decoder):
         Args:
             arguments: Its arguments by name, such as ``{"enable_thinking": False}``.
         """
-        made = self._reading(arguments, self.text.loaded)
+        made = self._reading(arguments, self.text.loaded, self.tools)
         made.asked = {**self.asked, "template": made.template_arguments}
         return made
+
+    def with_tools(self, tools: Tools) -> "LocalModel":
+        """The same model, whose turns may call tools of these schemas: transformers' ``tools``."""
+        return self._reading(self.template_arguments, self.text.loaded, tools)
 
     def dated(self, now: datetime) -> "LocalModel":
         """The same model, whose chat template writes this date; itself where that is no other."""
         formats = times_written(source_of(self.text))
         if all(now.strftime(form) == self.text.loaded.strftime(form) for form in formats):
             return self
-        return self._reading(self.template_arguments, now)
+        return self._reading(self.template_arguments, now, self.tools)
 
-    def _reading(self, arguments: Mapping[str, object], loaded: datetime) -> "LocalModel":
+    def _reading(self, arguments: Mapping[str, object], at: datetime, tools: Tools) -> "LocalModel":
         """The same model with its chat template taken apart anew."""
         made = copy.copy(self)
         made.__dict__.pop("stop_ids", None)
         made.text = TextTokenizer(self.tokenizer, self._identity.tokenizer)
-        made.text.loaded = loaded
-        made.template_arguments = dict(arguments)
-        made.context_builder = context_builder_of(made.text, made.template_arguments)
+        made.text.loaded = at
+        made.template_arguments, made.tools = dict(arguments), tuple(tools)
+        made.context_builder = context_builder_of(made.text, made.template_arguments, made.tools)
         return made
 
     def cast(self, dtype: torch.dtype) -> "LocalModel":

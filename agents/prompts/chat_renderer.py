@@ -38,7 +38,7 @@ class ChatRenderer:
     def __init__(self, source: str, given: Mapping[str, object]) -> None:
         self._source, self._given, self.differs = source, dict(given), False
 
-    def __call__(self, turns: Sequence[Mapping[str, str]], prompt: bool) -> str:
+    def __call__(self, turns: Sequence[Mapping[str, object]], prompt: bool) -> str:
         """The text of turns, with the opening of an answer where `prompt` says so.
 
         Raises:

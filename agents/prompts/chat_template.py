@@ -15,7 +15,8 @@ from unspoken.agents.prompts.template_probes import (
     drops_thoughts,
     find_trims,
 )
-from unspoken.agents.prompts.thoughts import Thoughts, find_thoughts
+from unspoken.agents.prompts.thoughts import CHANNELS, Thoughts, find_thoughts
+from unspoken.agents.prompts.tool_turns import NO_TOOLS, Tools, ToolTurns, plain_tools, read_tools
 from unspoken.channels.errors import InputError, ModelSupportError
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ _TIMES = re.compile(r"""strftime_now\(\s*(['"])([^'"\\\\{}]*)\1\s*\)""")
 UNREADABLE = "its own chat template could not be taken apart: turns are plain paragraphs"
 """Said of a template whose own ids no turn has."""
 
+LACKS_TOOLS = "it has no turns of tools: a call is a line of JSON, and a result a user turn"
+"""Said of a template that cannot write the tools that an agent may call."""
+
 DROPS = (
     "it drops the thoughts of earlier turns: an agent that takes another turn reads what follows "
     "its last thoughts again, unless it has thoughts: keep"
@@ -62,7 +66,8 @@ class ChatTemplate:
             system turn and the prompt goes before the first turn's words instead.
         inline_system: What stands before and after a system prompt's words where they stand in the
             first user turn, before its own; None where the template takes none there either.
-        wrappers: Per role (``user``, ``assistant``), what stands before and after its words.
+        wrappers: Per role (``user``, ``assistant``, ``tool`` where it has such turns), what stands
+            before and after its words.
         first: What stands before the words of the first user turn, after the opening.
         prompt: What asks for the assistant's words.
         merges: Whether the template refuses two user turns in a row, so that they are merged into
@@ -72,6 +77,7 @@ class ChatTemplate:
             ``inline``: off those of the first user turn that go on a system prompt.
         notes: What is unusual about it, in sentences for the plan.
         thoughts: How it marks thoughts; None where it names no markers of thoughts.
+        tools: How it writes calls of tools and what they returned.
     """
 
     opening: str
@@ -85,6 +91,7 @@ class ChatTemplate:
     trims: Mapping[str, Trim] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=())
     thoughts: Thoughts | None = None
+    tools: ToolTurns = field(default_factory=ToolTurns)
 
     @property
     def thinks(self) -> bool:
@@ -100,7 +107,7 @@ class ChatTemplate:
         """What it writes around turns."""
         system = (*(self.system or ()), *(self.inline_system or ()))
         wrappers = [text for pair in self.wrappers.values() for text in pair]
-        return (self.opening, self.first, *system, *wrappers)
+        return (self.opening, self.first, *system, *wrappers, *self.tools.texts)
 
 
 def _between(text: str, left: int, right: int) -> str:
@@ -157,7 +164,7 @@ def read_template(render: Render, *, bos: str = "", plain: bool = False) -> Chat
 
 
 def template_of(
-    text: "TextTokenizer", arguments: Mapping[str, object] | None = None
+    text: "TextTokenizer", arguments: Mapping[str, object] | None = None, tools: Tools = NO_TOOLS
 ) -> ChatTemplate:
     """The template that a tokenizer brings, taken apart; a plain one where it brings none.
 
@@ -166,15 +173,21 @@ def template_of(
     Args:
         text: The tokenizer.
         arguments: What the template is given besides the turns.
+        tools: Schemas of the tools that the assistant may call.
 
     Raises:
         ModelSupportError: A tokenizer that cannot render even the plain one.
     """
-    render = renderer_of(text, arguments)
+    render = renderer_of(text, arguments, tools)
     parts = None if render is None else read_template(render, bos=text.bos)
+    parts = None if render is None or parts is None else _with_tools(parts, render, text, tools)
+    if tools and (parts is None or parts.tools.plain):
+        template = template_of(text, arguments)
+        lacks = () if template.plain else (LACKS_TOOLS,)
+        return replace(template, tools=plain_tools(tools), notes=(*template.notes, *lacks))
     if render is not None and parts is not None:
         source, parts = source_of(text), _without_swallowed(parts, text)
-        notes = list(parts.notes)
+        notes = [*parts.notes]
         if render.differs:
             notes.append("minijinja renders it otherwise: transformers renders it, in its bounds")
         if "strftime_now" in source:
@@ -186,12 +199,32 @@ def template_of(
         text.know([parts.prompt], turns=False)
         if not text.marks_turns(parts.wrappers["user"][1] + parts.prompt):
             notes.append("it ends a turn with plain text, which words can spell")
+        if tools:
+            text.keep(parts.tools.call, parts.turn_texts)
         return replace(parts, notes=tuple(notes), thoughts=thoughts)
     plain = read_template(_plain_renderer(text), bos=text.bos, plain=True)
     if plain is None:
         raise ModelSupportError("the plain chat template could not be rendered")
     return (
         plain if render is None else replace(plain, plain=False, notes=(*plain.notes, UNREADABLE))
+    )
+
+
+def _with_tools(
+    parts: ChatTemplate, render: ChatRenderer, text: "TextTokenizer", tools: Tools
+) -> ChatTemplate:
+    """A template with its turns of tools, where it has them."""
+    source = source_of(text, tools=bool(tools))
+    turns = None
+    if "tool" in source and CHANNELS[0] not in source:
+        turns = read_tools(render, parts.prompt, parts.wrappers["assistant"], tools)
+    if turns is None:
+        return parts
+    return replace(
+        parts,
+        wrappers={**parts.wrappers, "tool": turns.result},
+        trims={**parts.trims, "tool": Trim() if turns.encoded else turns.trim},
+        tools=turns,
     )
 
 
@@ -214,14 +247,16 @@ def _without_swallowed(template: ChatTemplate, text: "TextTokenizer") -> ChatTem
     )
 
 
-def source_of(text: "TextTokenizer") -> str:
-    """The chat template that a tokenizer brings, empty for none."""
+def source_of(text: "TextTokenizer", *, tools: bool = False) -> str:
+    """The chat template that a tokenizer brings, that for tools where it has one; else empty."""
     source = text.tokenizer.chat_template
-    return str((source.get("default") if isinstance(source, dict) else source) or "")
+    if isinstance(source, dict):
+        source = source.get("tool_use" if tools and "tool_use" in source else "default")
+    return str(source or "")
 
 
 def renderer_of(
-    text: "TextTokenizer", arguments: Mapping[str, object] | None = None
+    text: "TextTokenizer", arguments: Mapping[str, object] | None = None, tools: Tools = NO_TOOLS
 ) -> ChatRenderer | None:
     """What renders turns with the template that a tokenizer brings; None where it brings none.
 
@@ -235,8 +270,9 @@ def renderer_of(
             expected="an argument that the template reads besides the turns",
             fix="remove it",
         )
-    source = source_of(text)
+    source = source_of(text, tools=bool(tools))
     given = {**text.tokenizer.special_tokens_map, **(arguments or {})}
+    given |= {"tools": list(tools)} if tools else {}
     return ChatRenderer(_at_one_time(source, text.loaded), given) if source else None
 
 

@@ -10,12 +10,12 @@ this template writes the same turn.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import dataclass, field, replace
 
 from unspoken.agents.prompts.chat_template import ChatTemplate
 from unspoken.agents.prompts.tokenizer import TextTokenizer
-from unspoken.agents.prompts.wrapping import Place, wrapped
+from unspoken.agents.prompts.tool_turns import ToolCall, returned
+from unspoken.agents.prompts.wrapping import Place, joined_ends, wrapped
 from unspoken.channels.base import Span, TextSpan
 from unspoken.channels.message import Message, Segment
 
@@ -38,12 +38,14 @@ class ChatTurn:
     """A turn before it has token ids.
 
     Attributes:
-        role: ``user`` or ``assistant``.
+        role: ``user``, ``assistant`` or ``tool``.
         pieces: The prompt's own words and words of messages, in order.
+        call: Of a tool's turn, the call that it is the result of.
     """
 
     role: str
     pieces: tuple[str | Quote, ...]
+    call: ToolCall = field(default=ToolCall(name="tool"), kw_only=True)
 
     @property
     def text(self) -> str:
@@ -132,8 +134,9 @@ class ContextBuilder:
             system: The system prompt of a new context.
             earlier: A context of finished turns to go on from.
         """
-        turns = list(turns)
+        turns = [self._as_written(turn) for turn in turns]
         if earlier is None:
+            system = self.template.tools.introduced(system)
             own = self.template.system is not None
             first_turn = self.template.inline_system is not None and bool(turns)
             inline = bool(system) and first_turn and turns[0].role == "user"
@@ -142,8 +145,23 @@ class ContextBuilder:
                 turns.insert(0, ChatTurn("system", (system,)))
         context = earlier.bare()
         for group in self._groups(turns):
-            context = self._append(context, group)
+            if group[0].role != "tool":
+                context = self._append(context, group)
+                continue
+            for number, turn in enumerate(group):
+                around = self.template.tools.around(number, len(group), turn.call)
+                context = self._append(context, [turn], around)
         return context
+
+    def _as_written(self, turn: ChatTurn) -> ChatTurn:
+        """A tool's turn as the template has it: of its own kind, or a user turn."""
+        tools = self.template.tools
+        if turn.role != "tool":
+            return turn
+        if tools.plain:
+            return ChatTurn("user", (returned(turn.call.name), *turn.pieces))
+        pieces = [one if isinstance(one, Quote) else tools.result_words(one) for one in turn.pieces]
+        return replace(turn, pieces=tuple(pieces))
 
     def rewritten(self, context: Context, turn: Segment) -> Context:
         """A context whose last turn has other words, wrapped as an earlier turn is.
@@ -160,9 +178,12 @@ class ContextBuilder:
         words = place.start, place.stop
         return earlier.extended(replace(turn, ids=ids, content=words))
 
-    def ask(self) -> tuple[int, ...]:
-        """The ids that ask for the assistant's words."""
-        return self.text.encode(self.template.prompt, after=self.template.wrappers["user"][1])
+    def ask(self, context: Context | None = None) -> tuple[int, ...]:
+        """The ids that ask for the assistant's words after a context, or after a user's turn."""
+        answers_tool = context is not None and "tool" in {one.role for one in context.segments[-1:]}
+        own = self.template.tools.prompt if answers_tool else None
+        after = self.template.wrappers["tool" if answers_tool else "user"][1]
+        return self.text.encode(self.template.prompt if own is None else own, after=after)
 
     def close(self, role: str = "assistant") -> tuple[int, ...]:
         """The ids that close a turn of `role`."""
@@ -173,16 +194,19 @@ class ContextBuilder:
         groups: list[list[ChatTurn]] = []
         for turn in turns:
             last = groups[-1][-1].role if groups else ""
-            if last == "system" or (self.template.merges and last == turn.role):
+            merged = turn.role == "tool" or self.template.merges
+            if last == "system" or (merged and last == turn.role):
                 groups[-1].append(turn)
             else:
                 groups.append([turn])
         return groups
 
-    def _append(self, context: Context, group: Sequence[ChatTurn]) -> Context:
+    def _append(
+        self, context: Context, group: Sequence[ChatTurn], around: tuple[str, str] | None = None
+    ) -> Context:
         role, left = group[-1].role, self._left(context)
         inline = self._in_first_turn(context)
-        before, after = self.template.wrappers[role]
+        before, after = around or self.template.wrappers[role]
         if role == "user" and not any(
             segment.role != "system" or segment.text for segment in context.segments
         ):
@@ -221,7 +245,7 @@ class ContextBuilder:
             start, stop = inside[0].start, inside[-1].stop
             end = len(ids) if turn is turns[-1][0] else stop
             content = start - begin, stop - begin
-            ends = _joined_ends(inside, turn)
+            ends = joined_ends(inside, [len(_words(piece)) for piece in turn.pieces])
             segment = Segment(
                 role=turn.role,
                 ids=ids[begin:end],
@@ -308,19 +332,6 @@ class ContextBuilder:
             for piece in pieces
         ]
         return wrapped(self.text, parts, before=before, behind=after, after=left)
-
-
-def _joined_ends(places: Sequence[Place], turn: ChatTurn) -> tuple[int, ...]:
-    """Where in a turn's text the tokens of its pieces end; empty where a piece does not know."""
-    if any(len(place.ends) != place.stop - place.start for place in places):
-        return ()
-    ends = [0] * (places[-1].stop - places[0].start)
-    before = 0
-    for piece, place in zip(turn.pieces, places, strict=False):
-        for index, end in enumerate(place.ends, place.start - places[0].start):
-            ends[index] = before + end
-        before += len(_words(piece))
-    return tuple(accumulate(ends, max))
 
 
 def _span(quote: Quote, start: int) -> Span:

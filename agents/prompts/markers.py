@@ -52,16 +52,29 @@ class MarkedText:
             texts: The template's source, or what it writes.
             turns: Whether it is what it writes around turns.
         """
-        written = "\n".join(texts)
-        named = frozenset(
-            number
-            for number, token in self._backend.added.items()
-            if token.content.strip() and token.content in written
-        )
+        named = self._named(texts)
         self.markers |= named
         if turns:
             self.turn_markers |= named - self._thoughts
             self._unknown -= named
+
+    def keep(self, texts: Iterable[str], turns: Iterable[str]) -> None:
+        """Take for no marker of turns what the assistant itself writes, as around a call of a tool.
+
+        Args:
+            texts: What it writes.
+            turns: What stands around turns.
+        """
+        self.turn_markers -= self._named(texts) - self._named(turns)
+
+    def _named(self, texts: Iterable[str]) -> frozenset[int]:
+        """The added tokens in texts."""
+        written = "\n".join(texts)
+        return frozenset(
+            number
+            for number, token in self._backend.added.items()
+            if token.content.strip() and token.content in written
+        )
 
     def marks_turns(self, text: str) -> bool:
         """Whether a template's text has a marker that no words become."""

@@ -7,6 +7,7 @@ from unspoken.agents.prompts.chat_template import UNREADABLE, renderer_of, templ
 from unspoken.agents.prompts.context import ChatTurn, ContextBuilder, Quote
 from unspoken.agents.prompts.template_probes import Render
 from unspoken.agents.prompts.tokenizer import TextTokenizer
+from unspoken.agents.prompts.tool_turns import NO_TOOLS, Tools
 from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.message import Message
@@ -30,27 +31,26 @@ _SHAPES: Mapping[str, tuple[str | None, _Talk]] = {
 
 
 def context_builder_of(
-    text: TextTokenizer, arguments: Mapping[str, object] | None = None
+    text: TextTokenizer, arguments: Mapping[str, object] | None = None, tools: Tools = NO_TOOLS
 ) -> ContextBuilder:
     """What composes contexts of a model; its template's notes say where it departs from it.
 
     Args:
         text: The model's tokenizer.
         arguments: What its chat template is given besides the turns.
+        tools: Schemas of the tools that the assistant may call, as transformers' ``tools``.
 
     Raises:
         ModelSupportError: A tokenizer that cannot render even a plain template.
     """
-    builder, render = (
-        ContextBuilder(text, template_of(text, arguments)),
-        renderer_of(text, arguments),
-    )
-    template = builder.template
+    template = template_of(text, arguments, tools)
+    builder = ContextBuilder(text, replace(template, tools=replace(template.tools, told="")))
+    render = renderer_of(text, arguments, () if template.tools.plain else tools)
     if render is None or UNREADABLE in template.notes:
-        return builder
+        return ContextBuilder(text, template)
     unlike = differences(builder, render)
     if not unlike:
-        return builder
+        return ContextBuilder(text, template)
     note = f"its own tokens differ from those composed for {', '.join(unlike)}"
     return ContextBuilder(text, replace(template, notes=(*template.notes, note)))
 

@@ -124,3 +124,21 @@ def _place(offsets: Sequence[tuple[int, int]], first: int, last: int, base: int)
     ends = accumulate((min(max(offsets[n][1], first), last) - first for n in here), max)
     own = base + own_start, base + max(own_start, own_stop)
     return Place(base + start, base + stop, own=own, ends=tuple(ends))
+
+
+def joined_ends(places: Sequence[Place], sizes: Sequence[int]) -> tuple[int, ...]:
+    """Where in a turn's text the tokens of its pieces end; empty where a piece does not know.
+
+    Args:
+        places: Where each piece stands.
+        sizes: Characters of each piece.
+    """
+    if any(len(place.ends) != place.stop - place.start for place in places):
+        return ()
+    ends = [0] * (places[-1].stop - places[0].start)
+    before = 0
+    for size, place in zip(sizes, places, strict=False):
+        for index, end in enumerate(place.ends, place.start - places[0].start):
+            ends[index] = before + end
+        before += size
+    return tuple(accumulate(ends, max))

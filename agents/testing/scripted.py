@@ -16,6 +16,7 @@ from unspoken.agents.models.identity import tokenizer_digest
 from unspoken.agents.models.ragged.segment import Rows, Segment
 from unspoken.agents.prompts.parity import context_builder_of
 from unspoken.agents.prompts.tokenizer import TextTokenizer
+from unspoken.agents.prompts.tool_turns import Tools
 from unspoken.agents.spec.problems import listed, suggest
 from unspoken.agents.testing.tokenizer import CHATML, tiny_tokenizer
 from unspoken.channels.errors import InputError
@@ -88,6 +89,14 @@ class ScriptedModel:
         self._vocabulary = len(tokenizer)
         self._worker = Worker("unspoken-scripted")
         self._to_write: Iterator[int] = iter(())
+
+    def with_tools(self, tools: Tools) -> "ScriptedModel":
+        """The same script, whose turns may call tools of these schemas."""
+        made = copy(self)
+        made.text = TextTokenizer(self.text.tokenizer, self.identity.tokenizer)
+        made.context_builder = context_builder_of(made.text, tools=tools)
+        made.template = made.context_builder.template
+        return made
 
     @property
     def stop_ids(self) -> frozenset[int]:

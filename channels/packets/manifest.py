@@ -74,7 +74,7 @@ class FoldedShape(_Strict):
 class TurnShape(_Strict):
     """One turn of the message: its place in the context, its words and their place in it."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     position: Count
     length: Count
     content: tuple[Count, Count]
