@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from unspoken.agents.spec.problems import schema_problems
-from unspoken.agents.spec.spec import AgentSpec, GenerateSpec
+from unspoken.agents.spec.spec import AgentSpec, GenerateSpec, RetrySpec
 from unspoken.channels.errors import WorkflowError
 
 if TYPE_CHECKING:
@@ -34,14 +34,19 @@ class Agent:
         memory: Keep the context over the turns of a run, or start afresh each ``turn``.
         order: How messages that the prompt does not place stand before it: as the ``edges``, or
             ``auto``, those first that continue the context as they are.
-        join: Start when ``all`` in-edges hold a message, or when ``any`` does.
+        join: Start when ``all`` in-edges hold a message, when ``any`` does, or when k of them do:
+            ``{"first": k}``.
         max_turns: Most turns in a run; a target of a loop has one of 2 or more.
         snapshots: Of a model with recurrent layers: leave a snapshot every so many tokens of the
             context, and not only at the ends of turns.
         for_each: Expression for a list, such as ``inputs.rows``: one run of the agent an item.
-        on_error: With `for_each`, whether an item that fails ends the run (``fail``) or is left out
-            (``skip``).
+        on_error: Whether a turn that fails ends the run (``fail``), sends skips (``skip``) or goes
+            on with `default` (``default``); with `for_each`, an item.
+        default: What a turn that fails is taken to have written.
+        retry: How often a turn that fails is tried again: a `RetrySpec`, its settings, or a number
+            of tries.
         timeout: Most seconds that a turn, or an item of for_each, may work.
+        idle_timeout: Most seconds from one token of a turn to the next, and to the first.
 
     Raises:
         WorkflowError: A setting that is not as it should be.
@@ -56,12 +61,15 @@ class Agent:
     thoughts: Literal["keep", "drop"] | None = None
     memory: Literal["run", "turn"] = "run"
     order: Literal["edges", "auto"] = "edges"
-    join: Literal["all", "any"] = "all"
+    join: Literal["all", "any"] | Mapping[str, int] = "all"
     max_turns: int | None = None
     snapshots: int | None = None
     for_each: str | None = None
-    on_error: Literal["fail", "skip"] = "fail"
+    on_error: Literal["fail", "skip", "default"] = "fail"
+    default: str | None = None
+    retry: RetrySpec | Mapping[str, Any] | int | None = None
     timeout: float | None = None
+    idle_timeout: float | None = None
 
     def __post_init__(self) -> None:
         self.spec("model")

@@ -60,6 +60,8 @@ _PARTS = {
     "InputSpec": ("An input", "One entry of `inputs`. A bare string is its `type`."),
     "AgentSpec": ("An agent", "One entry of `agents`."),
     "GenerateSpec": ("Generation", "An agent's `generate`; `none` writes nothing."),
+    "FirstSpec": ("A join", "An agent's `join` where its first messages start it."),
+    "RetrySpec": ("Retries", "An agent's `retry`. A bare number is its `attempts`."),
     "EdgeSpec": ("An edge", "One item of `edges`."),
     "Repair": ("Repair", "An edge's `repair`; `none` recomputes nothing."),
 }
@@ -100,6 +102,8 @@ def _default(value: object, schema: Mapping[str, Any]) -> str:
             return _code("{" + ", ".join(f"{key}: {one:g}" for key, one in given.items()) + "}")
         case "":
             return "empty"
+        case list() | tuple():
+            return ", ".join(_code(str(one)) for one in value)
         case int() | float():
             return _code(f"{value:g}")
     return _code(str(value))

@@ -177,3 +177,8 @@ def configure_logging(level: LogLevel, console: Console) -> None:
     logger.handlers = [Above()]
     logger.setLevel(level.upper())
     logger.propagate = False
+
+
+def failure(error: str, *, default: bool) -> str:
+    """What failed and ended no run, in a sentence."""
+    return f"{'the default stands in' if default else 'left out'}: {error}"

@@ -1,5 +1,6 @@
 """What a run gave and what it cost."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -7,12 +8,24 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from unspoken.agents.cli.console import count, duration, print_reasons, print_table, shown, size
+from unspoken.agents.cli.console import (
+    count,
+    duration,
+    failure,
+    print_reasons,
+    print_table,
+    shown,
+    size,
+)
 from unspoken.agents.cli.results import echo
 from unspoken.channels.sequences import distinct
 
 if TYPE_CHECKING:
-    from unspoken.agents.runtime.report import RunReport, RunResult
+    from unspoken.agents.runtime.report import LateMessage, RunReport, RunResult
+    from unspoken.channels.errors import RunError
+
+MOST_SHOWN = 300
+"""Characters shown of what an agent wrote in a run that failed."""
 
 
 def print_report(console: Console, report: "RunReport") -> None:
@@ -54,10 +67,18 @@ def _warnings(result: "RunResult") -> Iterator[str]:
             limit = f"{loop.receiver} had its {loop.turns} turns (max_turns)"
             yield f"{ends}: the loop ended at its limit: {limit}, and '{loop.when}' still held"
     for item in result.report.failed_items:
-        yield f"left out: {item.error}"
+        yield failure(item.error, default=item.default)
+    for turn in result.report.failed_turns:
+        yield failure(turn.error, default=turn.default)
+    for edge, late in Counter(map(_ends, result.report.late_messages)).items():
+        yield f"{edge}: {late} came too late and {'was' if late == 1 else 'were'} dropped"
     skipped = [name for name, turns in result.report.agents.items() if not turns]
     if skipped and not any(result.outputs.values()):
         yield f"there is no output; skipped: {', '.join(skipped)}"
+
+
+def _ends(edge: "LateMessage") -> str:
+    return f"{edge.sharer} → {edge.receiver}"
 
 
 def _warn(console: Console, text: str) -> None:
@@ -96,6 +117,35 @@ def _print_messages(console: Console, report: "RunReport") -> None:
         words = [edge.sharer, edge.receiver, edge.channel, "yes" if edge.exact else "no"]
         rows.append([*words, *map(count, tokens), size(edge.bytes), duration(edge.seconds)])
     print_table(console, "Edges", columns, rows, range(4))
+
+
+def print_partial(console: Console, error: "RunError") -> None:
+    """Print what had finished when a run failed: what each agent wrote, shortened."""
+    partial: RunResult | None = error.partial
+    if partial is None or not partial.agents:
+        return
+    console.print(Text("what had finished", style="bold"))
+    for name, agent in partial.agents.items():
+        words = " ".join(agent.text.split())
+        tail = "…" if len(words) > MOST_SHOWN else ""
+        console.print(shown(f"  {name}: {words[:MOST_SHOWN]}{tail}"), soft_wrap=True)
+
+
+def failed_run(error: "RunError") -> dict[str, object]:
+    """A run that failed as plain data: the error, and what had finished."""
+    partial: RunResult | None = error.partial
+    told = {
+        "kind": type(error).__name__,
+        "found": error.found,
+        "expected": error.expected,
+        "fix": error.fix,
+        "agent": error.agent,
+        "edge": error.edge,
+    }
+    if partial is None:
+        return {"error": told}
+    wrote = {name: {"text": a.text, "items": a.items} for name, a in partial.agents.items()}
+    return {"error": told, "finished": wrote, **partial.to_dict()}
 
 
 def print_outputs(console: Console, outputs: Mapping[str, str]) -> None:

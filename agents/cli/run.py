@@ -18,9 +18,15 @@ from unspoken.agents.cli.console import (
     stdout,
 )
 from unspoken.agents.cli.progress import load_flow
-from unspoken.agents.cli.report_view import print_outputs, print_report, print_warnings
+from unspoken.agents.cli.report_view import (
+    failed_run,
+    print_outputs,
+    print_partial,
+    print_report,
+    print_warnings,
+)
 from unspoken.agents.cli.results import results
-from unspoken.channels.errors import InputError
+from unspoken.channels.errors import InputError, RunError
 from unspoken.channels.sizes import parse_bytes
 
 if TYPE_CHECKING:
@@ -87,7 +93,14 @@ def run(
     with _written_to(events) as write:
         flow = load_flow(source, console, quiet=as_json, fit=True)
         flow.spec = flow.spec.model_copy(update={} if most is None else {"memory": most})
-        result = _watched(flow, values, write, console, quiet=as_json or log_level is not None)
+        try:
+            result = _watched(flow, values, write, console, quiet=as_json or log_level is not None)
+        except RunError as error:
+            if as_json:
+                print_json(failed_run(error))
+            else:
+                print_partial(console, error)
+            raise
     if as_json:
         print_json(result.to_dict())
         print_warnings(console, result)

@@ -13,7 +13,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from unspoken.agents.cli.console import count, duration, shown, size
+from unspoken.agents.cli.console import count, duration, failure, shown, size
 from unspoken.agents.runtime.events import (
     AgentSkipped,
     Event,
@@ -21,11 +21,14 @@ from unspoken.agents.runtime.events import (
     ItemFailed,
     LoopEnded,
     MessageCarried,
+    MessageDropped,
     PrefillProgress,
     RunFinished,
     RunStarted,
     TokenWritten,
+    TurnFailed,
     TurnFinished,
+    TurnRetried,
     TurnStarted,
 )
 from unspoken.agents.runtime.report import EdgeReport
@@ -85,6 +88,10 @@ class _Row:
             self.status = "done"
             self.seconds = perf_counter() - self.began if seconds is None else seconds
 
+    def fail(self) -> None:
+        """The turn failed, and the run goes on."""
+        self.parts, self.status, self.seconds = {}, "failed", perf_counter() - self.began
+
 
 @dataclass(slots=True, kw_only=True)
 class _Picture:
@@ -115,6 +122,7 @@ class _Picture:
 
     def _mark(self, row: _Row) -> Text | Spinner:
         marks = {"waiting": ("·", "dim"), "done": ("✓", "green"), "skipped": ("–", "dim")}
+        marks["failed"] = ("✗", "red")
         return Text(*marks[row.status]) if row.status in marks else self.spinner
 
 
@@ -162,6 +170,17 @@ def _number(entry: tuple[int | None, _Part]) -> int:
     return entry[0] or 0
 
 
+_NOTED = (
+    FallbackTaken,
+    ItemFailed,
+    LoopEnded,
+    MessageCarried,
+    MessageDropped,
+    TurnFailed,
+    TurnRetried,
+)
+
+
 class LiveView:
     """Draws a run on a terminal; call it with every event, inside ``with``.
 
@@ -189,11 +208,15 @@ class LiveView:
         self._live.__exit__(kind, error, trace)
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, _NOTED):
+            self.picture.edges.append(Text(f"  {sentence(event)}", style="dim"))
         match event:
-            case MessageCarried() | FallbackTaken() | LoopEnded() | ItemFailed():
-                self.picture.edges.append(Text(f"  {sentence(event)}", style="dim"))
-                if isinstance(event, ItemFailed):
-                    self.picture.rows[event.agent].end(event.item)
+            case ItemFailed():
+                self.picture.rows[event.agent].end(event.item)
+            case TurnRetried():
+                self.picture.rows[event.agent].parts.pop(event.item, None)
+            case TurnFailed():
+                self.picture.rows[event.agent].fail()
             case RunStarted():
                 self.picture.title = f"{event.workflow} ({event.run_id})"
             case AgentSkipped():
@@ -248,8 +271,12 @@ def sentence(event: Event) -> str:
             return f"{event.sharer} -> {event.receiver}: fell back to text: {event.reason}"
         case AgentSkipped():
             return f"{event.agent}: skipped"
-        case ItemFailed():
-            return f"left out: {event.error}"
+        case ItemFailed() | TurnFailed():
+            return failure(event.error, default=event.default)
+        case TurnRetried():
+            return f"try {event.attempt} failed and another follows: {event.error}"
+        case MessageDropped():
+            return f"{event.sharer} -> {event.receiver}: came too late and was dropped"
         case LoopEnded():
             limit = f"{event.receiver} had all its {event.turns} turns"
             return f"{event.sharer} -> {event.receiver}: the loop ended, {limit}"

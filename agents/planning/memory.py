@@ -80,7 +80,7 @@ class MemoryCheck:
     def _sharers(self, name: str) -> list[str]:
         """Agents whose whole prompt an agent reads, whatever happens before its turn."""
         spec = self.spec
-        if spec.agents[name].join == "any":
+        if spec.agents[name].join != "all":
             return []
         begun = {edge.to for edge in spec.edges if not edge.loop}
         return [
@@ -91,6 +91,7 @@ class MemoryCheck:
             and not edge.loop
             and spec.share_of(edge) != "output"
             and spec.agents[edge.from_].for_each is None
+            and spec.agents[edge.from_].on_error == "fail"
             and edge.from_ not in begun
         ]
 

@@ -8,8 +8,8 @@ brought in an earlier round are forgotten.
 
 Targets whose regions meet, or that one round can lead to, form a cluster. A cluster has one round
 at a time: the next begins when all of its agents are at rest. So what an agent reads depends on
-nobody's speed, but with ``join: any``, which is about speed. An agent that no loop depends on and
-that has one turn left of its ``max_turns`` takes it after the last round.
+nobody's speed, but with ``join: any`` or ``first``, which are about speed. An agent that no loop
+depends on and that has one turn left of its ``max_turns`` takes it after the last round.
 
 The page on concepts says the same for people, and a sequential model in the tests for machines.
 """
@@ -24,6 +24,7 @@ import networkx as nx
 
 from unspoken.agents.spec.graph import forward_graph
 from unspoken.agents.spec.spec import AgentSpec, EdgeSpec
+from unspoken.agents.spec.turns import FirstSpec
 
 if TYPE_CHECKING:
     Graph = nx.MultiDiGraph[str]  # not subscriptable at run time
@@ -67,10 +68,17 @@ class Exhausted(Generic[Item]):
 
 @dataclass(frozen=True, slots=True)
 class Unread(Generic[Item]):
-    """A message that its receiver never reads: replaced, of a round that is over, or too late."""
+    """A message that its receiver never reads.
+
+    Attributes:
+        edge: The edge that brought it.
+        item: The message.
+        late: Whether its receiver had begun without it; else a newer message took its place.
+    """
 
     edge: int
     item: Item
+    late: bool = False
 
 
 Action: TypeAlias = Firing[Item] | Skipped | Exhausted[Item] | Unread[Item]
@@ -87,7 +95,7 @@ class _Node(Generic[Item]):
         expects: Those that have brought nothing yet in this round.
         standing: The messages that its next turn reads.
         fresh: Edges whose message no turn has read yet.
-        called: Whether a message came in this round.
+        came: How many messages came in this round.
         fired: Whether it had its turn in this round, or was skipped.
         held: Whether it has what it waits for and waits for the last round.
         turns: How many turns it has had.
@@ -100,7 +108,7 @@ class _Node(Generic[Item]):
     expects: set[int]
     standing: dict[int, Item] = field(default_factory=dict)
     fresh: set[int] = field(default_factory=set)
-    called: bool = False
+    came: int = 0
     fired: bool = False
     held: bool = False
     running: bool = False
@@ -112,6 +120,19 @@ class _Node(Generic[Item]):
         """How many turns it may still take."""
         return (self.spec.max_turns or inf) - self.turns
 
+    @property
+    def ready(self) -> bool:
+        """Whether the messages of this round start its turn."""
+        if not self.came or not self.expects:
+            return self.came > 0
+        match self.spec.join:
+            case "all":
+                return False
+            case "any":
+                return True
+            case FirstSpec(first=first):
+                return self.came >= first
+
     def forget(self, keys: Iterable[int]) -> list[Unread[Item]]:
         """Take messages away; those that no turn has read are given back."""
         unread = []
@@ -119,7 +140,7 @@ class _Node(Generic[Item]):
             item = self.standing.pop(key)
             if key in self.fresh:
                 self.fresh.discard(key)
-                unread.append(Unread(key, item))
+                unread.append(Unread(key, item, late=self.fired))
         return unread
 
 
@@ -208,18 +229,18 @@ class Dataflow(Generic[Item]):
             if item is None:
                 continue
             if node.fired and self.last_turn(edge.to):
-                actions.append(Unread(key, item))
+                actions.append(Unread(key, item, late=True))
                 continue
             actions += node.forget((key,))
             node.standing[key] = item
             node.fresh.add(key)
-            node.called = True
+            node.came += 1
         return reached
 
     def _settle(self, name: str, actions: list[Action[Item]]) -> bool:
         """Fire an agent that has what it waits for; whether it passes on a skip instead."""
         node = self._nodes[name]
-        ready = node.called and (node.spec.join == "any" or not node.expects)
+        ready = node.ready
         if node.fired or node.held or (node.expects and not ready):
             return False
         if ready and node.left > 0:
@@ -298,7 +319,8 @@ class Dataflow(Generic[Item]):
                 node.waiting.clear()
             else:
                 node.expects |= inside
-                node.fired = node.called = node.held = False
+                node.fired = node.held = False
+                node.came = 0
         return [*actions, *(self._fire(name) for name in targets)]
 
 

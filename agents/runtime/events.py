@@ -108,13 +108,58 @@ class LoopEnded(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class MessageDropped(Event):
+    """A message came after its receiver had begun without it, by its ``join``."""
+
+    sharer: str
+    receiver: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRetried(Event):
+    """A try of a turn, counted from 1, failed, and another one follows.
+
+    What `TokenWritten` told of it does not count.
+    """
+
+    agent: str
+    turn: int
+    attempt: int
+    error: str
+    item: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFailed(Event):
+    """A turn failed and ends no run, by ``on_error``.
+
+    Attributes:
+        agent: Whose turn.
+        turn: Its number.
+        error: What was wrong, in the last try.
+        attempts: How often it was tried.
+        default: Whether the agent's default stands in for it; else its readers get skips.
+    """
+
+    agent: str
+    turn: int
+    error: str
+    attempts: int
+    default: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ItemFailed(Event):
-    """An item of ``for_each``, counted from 0, was left out, by ``on_error: skip``."""
+    """An item of ``for_each``, counted from 0, failed and ends no run, by ``on_error``.
+
+    It is left out, or the agent's default stands in for it.
+    """
 
     agent: str
     turn: int
     item: int
     error: str
+    default: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,17 @@
 """What went wrong in a run, told by its agent and its edge."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
+from typing import TypeVar
 
 import anyio
 
 from unspoken.channels.errors import AgentError, InputError, RunError, RunTimeout, UnspokenError
+
+Event = TypeVar("Event")
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -35,6 +40,42 @@ def within(seconds: float | None) -> Iterator[RunLimit]:
         )
         late.partial = limit.partial()
         raise late
+
+
+async def unless_idle(
+    agent: str,
+    seconds: float,
+    work: Callable[[Callable[[Event], None]], Awaitable[Result]],
+    tell: Callable[[Event], None],
+    *,
+    begun: bool,
+) -> Result:
+    """Do an agent's work, which tells of events, and cancel it where they stay away.
+
+    Args:
+        agent: Whose work it is.
+        seconds: The most from one event to the next.
+        work: The work; it gets what to call with each event.
+        tell: Called with every event.
+        begun: Whether the first event must come in time too.
+
+    Raises:
+        RunTimeout: So many seconds went by without an event.
+    """
+    with anyio.CancelScope() as scope:
+
+        def heard(event: Event) -> None:
+            scope.deadline = anyio.current_time() + seconds
+            tell(event)
+
+        scope.deadline = anyio.current_time() + seconds if begun else inf
+        return await work(heard)
+    raise RunTimeout(
+        f"agent {agent!r} was idle for longer than its idle_timeout of {seconds:g} s",
+        agent=agent,
+        expected="a token, or progress of its prefill, within so many seconds",
+        fix="raise the agent's idle_timeout, or see why its engine does not answer",
+    )
 
 
 def blame(agent: str, error: Exception, at: str = "") -> RunError:

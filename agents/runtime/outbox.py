@@ -176,6 +176,10 @@ class Sender:
         state = turns[0].state if turns else None
         return await self.publish(agent, lambda number: self._message(agent, number, turns), state)
 
+    def skips(self, agent: AgentRun) -> dict[int, InFlight | None]:
+        """What an agent sends whose turn failed: a skip on every out-edge."""
+        return dict.fromkeys(self._out_edges(agent))
+
     async def publish(
         self, agent: AgentRun, make: Callable[[int], Message], state: StateRef | None
     ) -> dict[int, InFlight | None]:
@@ -199,8 +203,15 @@ class Sender:
             sent[number] = InFlight(message, ticket)
         return sent
 
+    @cached_property
+    def _by_sharer(self) -> dict[str, list[int]]:
+        edges: dict[str, list[int]] = {name: [] for name in self.agents}
+        for number, edge in enumerate(self.spec.edges):
+            edges[edge.from_].append(number)
+        return edges
+
     def _out_edges(self, agent: AgentRun) -> list[int]:
-        return [n for n, edge in enumerate(self.spec.edges) if edge.from_ == agent.name]
+        return self._by_sharer[agent.name]
 
     def _message(self, agent: AgentRun, number: int, turns: Sequence[Finished]) -> Message:
         edge, identity = self.spec.edges[number], agent.model.identity

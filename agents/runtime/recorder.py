@@ -15,12 +15,22 @@ from unspoken.agents.runtime.events import (
     ItemFailed,
     LoopEnded,
     MessageCarried,
+    MessageDropped,
     PrefillProgress,
     TokenWritten,
+    TurnFailed,
     TurnFinished,
+    TurnRetried,
 )
 from unspoken.agents.runtime.reply import TurnReply
-from unspoken.agents.runtime.report import EdgeReport, EndedLoop, FailedItem, TurnReport
+from unspoken.agents.runtime.report import (
+    EdgeReport,
+    EndedLoop,
+    FailedItem,
+    FailedTurn,
+    LateMessage,
+    TurnReport,
+)
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.base import CarryReport
 
@@ -55,7 +65,9 @@ class Recorder:
         edges: Every message carried, in order.
         fallbacks: Reuse that was asked for and did not happen, as (edge, reason).
         loops_ended: Where a limit of turns ended a loop.
-        failed_items: Items of ``for_each`` that were left out.
+        failed_items: Items of ``for_each`` that failed and were left out, or have the default.
+        failed_turns: Turns that failed and ended no run.
+        late_messages: Messages that came after their receiver had begun without them.
     """
 
     def __init__(
@@ -70,6 +82,8 @@ class Recorder:
         self.fallbacks: list[tuple[str, str]] = []
         self.loops_ended: list[EndedLoop] = []
         self.failed_items: list[FailedItem] = []
+        self.failed_turns: list[FailedTurn] = []
+        self.late_messages: list[LateMessage] = []
 
     def note_planned_fallbacks(self) -> None:
         """Tell of the edges that the plan lets go by text."""
@@ -87,12 +101,37 @@ class Recorder:
         self.log.info("loop ended", **ended.to_dict())
         self.emit(LoopEnded(edge.from_, edge.to, edge.when, turns))
 
-    def note_failed_item(self, place: Place, error: str) -> None:
-        """Tell of an item that is left out."""
-        failed = FailedItem(agent=place.agent, turn=place.turn, item=place.item or 0, error=error)
-        self.failed_items.append(failed)
-        self.log.warning("item failed", **asdict(failed))
-        self.emit(ItemFailed(failed.agent, failed.turn, failed.item, error))
+    def note_late_message(self, number: int) -> None:
+        """Tell of a message that its receiver, which had begun without it, never reads."""
+        edge = self.spec.edges[number]
+        late = LateMessage(sharer=edge.from_, receiver=edge.to)
+        self.late_messages.append(late)
+        self.log.info("message dropped", **late.to_dict())
+        self.emit(MessageDropped(edge.from_, edge.to))
+
+    def note_retry(self, place: Place, attempt: int, error: str) -> None:
+        """Tell of a try that failed and that another follows."""
+        told = {"turn": place.turn, "item": place.item, "attempt": attempt, "error": error}
+        self.log.warning("turn is tried again", agent=place.agent, **told)
+        self.emit(TurnRetried(place.agent, place.turn, attempt, error, place.item))
+
+    def note_failed_turn(
+        self, place: Place, error: str, attempts: int, instead: str | None
+    ) -> None:
+        """Tell of a turn, or an item of one, that failed; `instead` stands in for its words."""
+        default, agent, turn, item = instead is not None, place.agent, place.turn, place.item
+        told = {"agent": agent, "turn": turn, "item": item, "error": error}
+        self.log.warning("turn failed", **told, attempts=attempts, default=default)
+        if item is not None:
+            self.failed_items.append(
+                FailedItem(agent=agent, turn=turn, item=item, error=error, default=default)
+            )
+            self.emit(ItemFailed(agent, turn, item, error, default))
+            return
+        self.failed_turns.append(
+            FailedTurn(agent=agent, turn=turn, error=error, attempts=attempts, default=default)
+        )
+        self.emit(TurnFailed(agent, turn, error, attempts, default))
 
     def tell(self, place: Place, event: TurnEvent, reply: TurnReply | None) -> None:
         """Tell of an event of an agent's turn."""
@@ -115,7 +154,9 @@ class Recorder:
         text: str,
         finish: str,
         usage: Usage,
-        thought_tokens: int = 0,
+        *,
+        thought_tokens: int,
+        attempts: int,
     ) -> None:
         """Tell of a finished turn."""
         report = TurnReport(
@@ -123,6 +164,7 @@ class Recorder:
             item=place.item,
             finish=finish,
             thought_tokens=thought_tokens,
+            attempts=attempts,
             **asdict(usage),
         )
         agent.turns.append(report)

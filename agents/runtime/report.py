@@ -17,6 +17,7 @@ class TurnReport:
     Attributes:
         item: Number of the item of ``for_each`` that it was of, from 0; None without ``for_each``.
         thought_tokens: Tokens that it wrote before its answer, the markers of thoughts included.
+        attempts: Tries that it took; what the others computed is not counted.
     """
 
     turn: int
@@ -34,6 +35,7 @@ class TurnReport:
     finish: str = "none"
     item: int | None = None
     thought_tokens: int = 0
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,19 +113,57 @@ class EndedLoop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedItem:
-    """An item of ``for_each`` that was left out, by ``on_error: skip``.
+    """An item of ``for_each`` that failed, by ``on_error: skip`` or ``default``.
 
     Attributes:
         agent: Whose item.
         turn: The agent's turn.
         item: Number of the item in the list, from 0.
         error: What was wrong.
+        default: Whether the agent's default stands in for it; else it was left out.
     """
 
     agent: str
     turn: int
     item: int
     error: str
+    default: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedTurn:
+    """A turn that failed, by ``on_error: skip`` or ``default``.
+
+    Attributes:
+        agent: Whose turn.
+        turn: The agent's turn.
+        error: What was wrong, in the last try.
+        attempts: How often it was tried.
+        default: Whether the agent's default stands in for it; else its readers got skips.
+    """
+
+    agent: str
+    turn: int
+    error: str
+    attempts: int = 1
+    default: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LateMessage:
+    """A message that was dropped since its receiver had begun without it, by its ``join``.
+
+    Attributes:
+        sharer: Who sent it.
+        receiver: Who had begun.
+    """
+
+    sharer: str
+    receiver: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with the ends under ``from`` and ``to``."""
+        return {"from": self.sharer, "to": self.receiver}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +184,9 @@ class RunReport:
         spilled_state_bytes: Bytes of states that went to disk to make room.
         prefix_hits: Turns that went on from a state which no message of theirs brought.
         loops_ended: Where a limit of turns ended a loop.
-        failed_items: Items of ``for_each`` that were left out.
+        failed_items: Items of ``for_each`` that failed and ended no run.
+        failed_turns: Turns that failed and ended no run.
+        late_messages: Messages that came after their receiver had begun without them.
         linears: Per agent whose model was computed here, how its linear layers were: ``packed``,
             ``plain`` or ``int8``; see `unspoken.agents.models.linears.packed.Linears`.
     """
@@ -161,6 +203,8 @@ class RunReport:
     prefix_hits: int = 0
     loops_ended: tuple[EndedLoop, ...] = ()
     failed_items: tuple[FailedItem, ...] = ()
+    failed_turns: tuple[FailedTurn, ...] = ()
+    late_messages: tuple[LateMessage, ...] = ()
     linears: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,6 +217,8 @@ class RunReport:
             },
             "edges": [edge.to_dict() for edge in self.edges],
             "failed_items": [asdict(item) for item in self.failed_items],
+            "failed_turns": [asdict(turn) for turn in self.failed_turns],
+            "late_messages": [message.to_dict() for message in self.late_messages],
             "loops_ended": [loop.to_dict() for loop in self.loops_ended],
             "fallbacks": [{"edge": edge, "reason": reason} for edge, reason in self.fallbacks],
             "seconds": self.seconds,

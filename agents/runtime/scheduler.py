@@ -11,25 +11,22 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from unspoken.agents.engines.base import Engine, Inbound, TurnRequest
+from unspoken.agents.engines.base import Engine
 from unspoken.agents.engines.worker import WhenRoom, at_once
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.planning.plan import Plan
-from unspoken.agents.prompts.jinja import render
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
 from unspoken.agents.runtime.dataflow import Action, Dataflow, Exhausted, Firing, Skipped, Unread
 from unspoken.agents.runtime.events import AgentSkipped, Event, RunStarted, TurnStarted
 from unspoken.agents.runtime.failures import blame, first_error
-from unspoken.agents.runtime.inbox import Prepared, items_of, prepare_turn, snapshots_of
-from unspoken.agents.runtime.items import gather
 from unspoken.agents.runtime.next_use import NextUse
-from unspoken.agents.runtime.outbox import Finished, Sender, finished
-from unspoken.agents.runtime.recorder import Place, Recorder, by_item, with_composing
-from unspoken.agents.runtime.reply import TurnReply, sampling_of
+from unspoken.agents.runtime.outbox import Finished, Sender
+from unspoken.agents.runtime.recorder import Recorder, by_item
 from unspoken.agents.runtime.report import AgentResult, RunReport, RunResult
 from unspoken.agents.runtime.results import outputs_of, results_of
 from unspoken.agents.runtime.states import StateStore
+from unspoken.agents.runtime.turns import Turns
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.errors import RunError
@@ -82,6 +79,14 @@ class Scheduler:
         self.log = log.bind(run=self.run_id, workflow=spec.name)
         self.recorder = Recorder(spec, plan, emit, self.log)
         self.sender = Sender(spec, plan, inputs, self.agents)
+        self.turns = Turns(
+            spec,
+            plan=plan,
+            inputs=inputs,
+            sender=self.sender,
+            recorder=self.recorder,
+            room=self._room,
+        )
 
     async def run(self) -> RunReport:
         """Run to the end.
@@ -110,7 +115,8 @@ class Scheduler:
 
     def partial(self) -> RunResult:
         """What had finished when a run failed."""
-        return RunResult({}, self.results(), self._report())
+        outputs = outputs_of(self.spec, self.inputs, self.agents, finished=True)
+        return RunResult(outputs, self.results(), self._report())
 
     def _report(self) -> RunReport:
         return RunReport(
@@ -126,6 +132,8 @@ class Scheduler:
             prefix_hits=self.states.usage.prefix_hits,
             loops_ended=tuple(self.recorder.loops_ended),
             failed_items=by_item(self.recorder.failed_items),
+            failed_turns=tuple(self.recorder.failed_turns),
+            late_messages=tuple(self.recorder.late_messages),
             linears={
                 name: agent.model.linears.kind
                 for name, agent in self.agents.items()
@@ -158,8 +166,10 @@ class Scheduler:
                     self.agents[agent].skipped = True
                     self.log.info("agent skipped", agent=agent)
                     self.emit(AgentSkipped(agent))
-                case Unread(edge, parcel):
+                case Unread(edge, parcel, late):
                     self.agents[self.spec.edges[edge].to].drop(parcel)
+                    if late:
+                        self.recorder.note_late_message(edge)
                 case Exhausted(edge, agent, parcel):
                     self.agents[agent].drop(parcel)
                     self.recorder.note_ended_loop(edge, len(self.agents[agent].texts))
@@ -168,7 +178,10 @@ class Scheduler:
         """Take a turn; whatever goes wrong names the agent, and the edge where one is to blame."""
         agent = self.agents[firing.agent]
         try:
-            sent = await self._take_turn(agent, firing)
+            if agent.name in self.received:
+                sent = await self._pass_received(agent, firing)
+            else:
+                sent = await self._take_turn(agent, firing)
         except Exception as error:
             blamed = blame(agent.name, error)
             raise blamed from error if blamed is not error else error.__cause__
@@ -177,31 +190,34 @@ class Scheduler:
     async def _take_turn(
         self, agent: AgentRun, firing: Firing[InFlight]
     ) -> dict[int, InFlight | None]:
-        if agent.name in self.received:
-            return await self._pass_received(agent, firing)
         await self._room()
         self.emit(TurnStarted(agent.name, firing.turn))
         self.log.info("turn started", agent=agent.name, turn=firing.turn)
         ends = self.flow.last_turn(agent.name)
         agent.hold(firing)
-        if agent.spec.for_each is None:
-            turns = [await self._one(agent, firing, {}, keep=not ends)]
-            agent.texts.append(turns[0].text)
-        else:
-            turns = await self._each(agent, firing)
-            agent.texts.append("\n\n".join(turn.text for turn in turns))
+        turns = await self.turns.take(agent, firing, keep=not ends)
+        if turns is None:
+            agent.skipped = True
+            agent.release(ends=ends)
+            agent.remember(None, None)
+            return self.sender.skips(agent)
+        agent.texts.append("\n\n".join(turn.text for turn in turns))
         agent.release(ends=ends)
         sent = await self.sender.send(agent, turns)
+        self._go_on(agent, turns, ends=ends)
+        self._expect(agent, sent)
+        return sent
+
+    def _go_on(self, agent: AgentRun, turns: Sequence[Finished], *, ends: bool) -> None:
+        """Keep what the agent's next turn goes on from, and let go of the rest."""
         if agent.spec.memory == "run" and agent.spec.for_each is None and not ends:
             # Without the messages it holds: their states live no longer than their tickets.
             agent.remember(turns[0].later, turns[0].state, turns[0].context.ids)
-        else:
-            agent.remember(None, None)
-            for turn in turns:
-                if turn.state is not None:
-                    agent.engine.release(turn.state)
-        self._expect(agent, sent)
-        return sent
+            return
+        agent.remember(None, None)
+        for turn in turns:
+            if turn.state is not None:
+                agent.engine.release(turn.state)
 
     def _expect(self, agent: AgentRun, sent: Mapping[int, InFlight | None]) -> None:
         """Say when the states that a turn left behind are needed."""
@@ -234,112 +250,3 @@ class Scheduler:
         sent = await self.sender.publish(agent, lambda number: bare, state)
         agent.engine.release(state)
         return sent
-
-    async def _each(self, agent: AgentRun, firing: Firing[InFlight]) -> list[Finished]:
-        """Run an agent once per item; items that are ready together are computed together."""
-        rows = items_of(agent, self.inputs)
-        agent.items = [""] * len(rows)
-        turns = await gather(
-            len(rows), lambda number: self._item(agent, firing, rows, number), self._room
-        )
-        return [turn for turn in turns if turn is not None]
-
-    async def _item(
-        self, agent: AgentRun, firing: Firing[InFlight], rows: Sequence[object], number: int
-    ) -> Finished | None:
-        """The turn of one item; None where it failed and may be left out."""
-        try:
-            turn = await self._one(agent, firing, {"item": rows[number]}, keep=False, item=number)
-        except Exception as error:
-            blamed = blame(agent.name, error, f"item {number + 1} of {len(rows)}")
-            if agent.spec.on_error == "fail":
-                raise blamed from error if blamed is not error else error.__cause__
-            self.recorder.note_failed_item(Place(agent.name, firing.turn, number), blamed.found)
-            return None
-        agent.items[number] = turn.text
-        return turn
-
-    async def _one(
-        self,
-        agent: AgentRun,
-        firing: Firing[InFlight],
-        extra: Mapping[str, object],
-        *,
-        keep: bool,
-        item: int | None = None,
-    ) -> Finished:
-        """Compose a context, have it computed, and close the turn.
-
-        Args:
-            agent: Whose turn it is.
-            firing: Why it fires.
-            extra: What its templates may read besides.
-            keep: Whether the agent will go on from this turn.
-            item: Number of the item that the turn is of; None without ``for_each``.
-        """
-        began, place = perf_counter(), Place(agent.name, firing.turn, item)
-        prepared = self._prepare(agent, firing, extra)
-        settings, reply = agent.spec.generate, None
-        if settings is not None:
-            reply = TurnReply(agent.model, prepared.context, tuple(settings.stop))
-        wanted = (keep and agent.spec.memory == "run") or self.sender.feeds_cache(agent)
-        request = TurnRequest(
-            ids=reply.ids if reply else prepared.context.ids,
-            inbound=prepared.placed,
-            history=agent.history,
-            sampling=sampling_of(settings, agent.model, turn=firing.turn, item=item or 0)
-            if settings
-            else None,
-            reply=reply,
-            keep_state=wanted,
-            capture=self.sender.captures(agent) if wanted else (),
-            snapshots=snapshots_of(prepared.context, agent.spec.snapshots),
-            owner=agent.name,
-            limit_s=agent.spec.timeout,
-        )
-        composing = perf_counter() - began
-        outcome = await agent.engine.turn(
-            request, lambda event: self.recorder.tell(place, event, reply)
-        )
-        if reply is not None and reply.rest:
-            self.recorder.tell_words(place, reply.rest)
-        turn = finished(agent, prepared.context, reply, outcome.state)
-        usage, text = with_composing(outcome.usage, composing), reply.text if reply else ""
-        self.recorder.record(agent, place, text, outcome.finish, usage, turn.thought_tokens)
-        return turn
-
-    def _prepare(
-        self, agent: AgentRun, firing: Firing[InFlight], extra: Mapping[str, object]
-    ) -> Prepared:
-        again = (
-            agent.spec.memory == "turn" or agent.context is None or agent.spec.for_each is not None
-        )
-        variables = {"inputs": dict(self.inputs), "turn": firing.turn, **extra}
-        system = None if agent.spec.system is None else render(agent.spec.system, variables)
-        return prepare_turn(
-            agent.model.context_builder,
-            agent.spec.prompt,
-            [
-                self._inbound(agent, number, again or number in firing.fresh)
-                for number in firing.inbox
-            ],
-            variables,
-            system=system,
-            earlier=None if again else agent.context,
-            leading=self.plan.leading.get(agent.name, ()),
-        )
-
-    def _inbound(self, agent: AgentRun, number: int, fresh: bool) -> Inbound:
-        """A message that an agent holds, on its way into a turn."""
-        edge, held = self.spec.edges[number], agent.held[number]
-        return Inbound(
-            edge=number,
-            sharer=edge.from_,
-            receiver=edge.to,
-            channel=self.plan.channels[number],
-            message=held.message,
-            state=held.state,
-            role=edge.as_,
-            fresh=fresh,
-            fallback=edge.fallback == "text",
-        )

@@ -6,6 +6,7 @@ again, and with it all that follows from the target: its region.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import networkx as nx
 from unspoken.agents.spec.problems import listed, suggest
 from unspoken.agents.spec.references import template_problems
 from unspoken.agents.spec.spec import EdgeSpec, WorkflowSpec
+from unspoken.agents.spec.turns import FirstSpec
 from unspoken.channels.errors import Problem, WorkflowError
 
 if TYPE_CHECKING:
@@ -78,7 +80,16 @@ def _agent_problems(spec: WorkflowSpec) -> Iterator[Problem]:
     if not spec.agents:
         yield Problem("the workflow has no agents", "agents", "at least one agent", "add an agent")
     looped = {edge.to: edge.from_ for edge in spec.edges if edge.loop}
+    read = Counter(edge.to for edge in spec.edges if not edge.loop)
     for name, agent in spec.agents.items():
+        if isinstance(agent.join, FirstSpec) and agent.join.first > read[name]:
+            yield Problem(
+                f"agent '{name}' starts at its first {agent.join.first} messages, and {read[name]} "
+                "edges lead to it",
+                f"agents.{name}.join",
+                f"at most {read[name]}",
+                "lower 'first', or add edges",
+            )
         if agent.model not in spec.models:
             expected = listed(spec.models) or "a model under 'models:'"
             yield Problem(

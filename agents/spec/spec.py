@@ -28,6 +28,7 @@ from unspoken.agents.spec.field_types import (
 from unspoken.agents.spec.generate import GenerateSpec, Part
 from unspoken.agents.spec.repair import Repair
 from unspoken.agents.spec.spellings import LIST, NONE_WORD, bare
+from unspoken.agents.spec.turns import BARE_RETRY, Join, OnError, RetrySpec
 
 __all__ = [
     "AgentSpec",
@@ -36,6 +37,7 @@ __all__ = [
     "InputSpec",
     "ModelSpec",
     "Repair",
+    "RetrySpec",
     "Share",
     "WorkflowSpec",
     "dump",
@@ -153,8 +155,10 @@ class AgentSpec(Part):
         description="How messages that the prompt does not place stand before it: in the order of "
         "the edges, or with auto those first that continue the context as they are.",
     )
-    join: Literal["all", "any"] = Field(
-        "all", description="Start when all in-edges hold a message, or when the first arrives."
+    join: Join = Field(
+        "all",
+        description="Start when all in-edges hold a message, with any when one arrives, with "
+        "{first: 2} when two have arrived.",
     )
     max_turns: Annotated[Count | None, NONE_WORD] = Field(
         None,
@@ -168,23 +172,34 @@ class AgentSpec(Part):
         None,
         description="Expression for a list, such as inputs.rows; the agent runs once per item.",
     )
-    on_error: Literal["fail", "skip"] = Field(
+    on_error: OnError = Field(
         "fail",
-        description="With for_each, what an item that fails does: fail ends the run, skip goes on "
-        "with the other items and puts the error into the report.",
+        description="What a turn that fails does: fail ends the run, skip sends skips to its "
+        "readers, default goes on with the agent's default. With for_each it is about each item; "
+        "skip leaves it out. The error is in the report.",
+    )
+    default: Text | None = Field(
+        None, description="What a turn that fails is taken to have written, by on_error: default."
+    )
+    retry: Annotated[RetrySpec | None, NONE_WORD, BARE_RETRY] = Field(
+        None, description="Tries of a turn that fails, or of an item of for_each; none for one."
     )
     timeout: Annotated[Seconds | None, NONE_WORD] = Field(
         None,
         description="Most seconds that a turn, or an item of for_each, may work; waiting for "
         "others is free.",
     )
+    idle_timeout: Annotated[Seconds | None, NONE_WORD] = Field(
+        None, description="Most seconds from one token of a turn to the next, and to the first."
+    )
 
     @model_validator(mode="after")
-    def _skips_items(self) -> AgentSpec:
-        if self.on_error == "skip" and self.for_each is None:
-            wrong(
-                "on_error: skip stands at an agent without for_each", "for_each", "remove on_error"
-            )
+    def _has_its_default(self) -> AgentSpec:
+        if self.on_error == "default" and self.default is None:
+            wrong("on_error: default stands at an agent without one", "default: a text", "add it")
+        if self.on_error != "default" and self.default is not None:
+            found = f"a default stands at an agent with on_error: {self.on_error}"
+            wrong(found, "on_error: default", "add it, or remove the default")
         return self
 
 

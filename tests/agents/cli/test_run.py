@@ -12,10 +12,11 @@ from tiny import tiny_llama
 
 _TURN = """turn prompt_tokens prefilled_tokens reused_tokens recomputed_tokens projected_tokens
     generated_tokens thought_tokens layer_tokens_computed ttft_s seconds forwards
-    turns_per_forward finish item"""
+    turns_per_forward finish item attempts"""
 _EDGE = """from to turn channel mode planned reason fallback exact tokens reused repaired projected
     recomputed_layers layer_tokens bytes seconds item"""
-_RUN = """run_id workflow outputs agents edges fallbacks loops_ended failed_items peak_state_bytes
+_RUN = """run_id workflow outputs agents edges fallbacks loops_ended failed_items failed_turns
+    late_messages peak_state_bytes
     shared_state_bytes spilled_state_bytes prefix_hits linears seconds"""
 TURN_KEYS, EDGE_KEYS, RUN_KEYS = (set(keys.split()) for keys in (_TURN, _EDGE, _RUN))
 
@@ -146,11 +147,27 @@ def test_log_level_logs_to_stderr_alone(workflow: Path) -> None:
 
 def test_failed_run_exits_with_1(tmp_path: Path, model: Path) -> None:
     """A run that fails names the agent and how to fix it on stderr, and exits with 1."""
-    result = call("run", write_workflow(tmp_path, model, 1500, timeout="0.001"), *INPUTS, "--json")
+    result = call("run", write_workflow(tmp_path, model, 1500, timeout="0.001"), *INPUTS)
     assert result.exit_code == 1
     assert result.stdout == ""
     assert "agent 'solver' took longer than its timeout" in result.stderr
     assert "fix: raise the agent's timeout" in result.stderr
+
+
+def test_a_failed_run_prints_what_had_finished(tmp_path: Path, model: Path) -> None:
+    """With --json, stdout has the error beside it; else stderr has the agents' words."""
+    file = write_workflow(tmp_path, model, timeout="1.0e-6")
+    result = call("run", file, *INPUTS)
+    assert "what had finished" in result.stderr and "reader: who is it" in result.stderr
+    result = call("run", file, *INPUTS, "--json")
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["error"]["kind"], told["error"]["agent"]) == (
+        1,
+        "RunTimeout",
+        "solver",
+    )
+    assert told["finished"]["reader"]["text"].startswith("who is it")
+    assert told["outputs"] == {} and len(told["agents"]["reader"]) == 1
 
 
 def test_ctrl_c_cancels_a_run(tmp_path: Path, model: Path) -> None:

@@ -65,7 +65,7 @@ def test_join_any_fires_at_the_first_message_and_once() -> None:
     flow = dataflow({"a": {}, "b": {}, "c": {"join": "any"}}, "a->c", "b->c")
     flow.start()
     assert fired(flow.complete("b", {1: "early"})) == ["c"]
-    assert flow.complete("a", {0: "late"}) == [Unread(0, "late")]
+    assert flow.complete("a", {0: "late"}) == [Unread(0, "late", late=True)]
 
 
 def test_join_any_is_not_put_off_by_a_skip() -> None:
@@ -223,7 +223,7 @@ def test_a_message_that_comes_too_late_for_its_round_is_given_back() -> None:
     flow.complete("b", {2: "b1"})
     flow.complete("d", {})
     unread, again = flow.complete("c", {3: "c1 is late"})
-    assert (unread, fired([again])) == (Unread(3, "c1 is late"), ["a"])
+    assert (unread, fired([again])) == (Unread(3, "c1 is late", late=True), ["a"])
     flow.complete("a", {0: "2", 1: "2", 4: None})
     assert flow.complete("c", {3: "c2"}) == [Firing("d", 2, {3: "c2"}, frozenset({3}))]
 

@@ -189,7 +189,10 @@ def test_the_error_of_a_run_that_takes_too_long_carries_what_had_finished() -> N
     assert caught.value.partial["first"].text == "words"
 
 
-def test_on_error_needs_items() -> None:
-    """It says nothing of an agent that runs once."""
-    with pytest.raises(WorkflowError, match="on_error: skip stands at an agent without for_each"):
-        Agent("a", "m", prompt="x", on_error="skip")
+@pytest.mark.parametrize(
+    "settings", [{"on_error": "default"}, {"default": "x"}, {"on_error": "skip", "default": "x"}]
+)
+def test_a_default_and_its_on_error_need_each_other(settings: Any) -> None:
+    """One without the other says nothing."""
+    with pytest.raises(WorkflowError, match="default"):
+        Agent("a", "m", prompt="x", **settings)

@@ -1,0 +1,246 @@
+"""The turns of a run: composed, computed, tried again where that may help, and closed."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+
+from unspoken.agents.engines.base import Inbound, TurnEvent, TurnOutcome, TurnRequest
+from unspoken.agents.engines.local import LocalEngine
+from unspoken.agents.planning.plan import Plan
+from unspoken.agents.prompts.context import ChatTurn
+from unspoken.agents.prompts.jinja import render
+from unspoken.agents.runtime.agent_run import AgentRun, InFlight
+from unspoken.agents.runtime.dataflow import Firing
+from unspoken.agents.runtime.failures import blame, unless_idle
+from unspoken.agents.runtime.inbox import Prepared, items_of, prepare_turn, snapshots_of
+from unspoken.agents.runtime.items import gather
+from unspoken.agents.runtime.outbox import Finished, Sender, finished
+from unspoken.agents.runtime.recorder import Place, Recorder, with_composing
+from unspoken.agents.runtime.reply import TurnReply, sampling_of
+from unspoken.agents.runtime.retries import retried
+from unspoken.agents.spec.spec import WorkflowSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """A turn that is to be taken.
+
+    Attributes:
+        agent: Whose it is.
+        firing: Why it fires.
+        keep: Whether the agent will go on from it.
+        extra: What its templates may read besides.
+        item: Number of the item that it is of; None without ``for_each``.
+    """
+
+    agent: AgentRun
+    firing: Firing[InFlight]
+    keep: bool
+    extra: Mapping[str, object]
+    item: int | None = None
+
+    @property
+    def place(self) -> Place:
+        """Whose turn it is."""
+        return Place(self.agent.name, self.firing.turn, self.item)
+
+    @property
+    def again(self) -> bool:
+        """Whether its context begins anew."""
+        spec = self.agent.spec
+        return spec.memory == "turn" or self.agent.context is None or spec.for_each is not None
+
+
+class Turns:
+    """Takes the turns of one run.
+
+    Args:
+        spec: The workflow.
+        plan: Its plan.
+        inputs: Checked input values.
+        sender: The out-edges.
+        recorder: The record of the run.
+        room: Waits until whoever follows the events is not far behind.
+    """
+
+    def __init__(
+        self,
+        spec: WorkflowSpec,
+        *,
+        plan: Plan,
+        inputs: Mapping[str, object],
+        sender: Sender,
+        recorder: Recorder,
+        room: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.spec, self.plan, self.inputs = spec, plan, inputs
+        self.sender, self.recorder, self.room = sender, recorder, room
+
+    async def take(
+        self, agent: AgentRun, firing: Firing[InFlight], *, keep: bool
+    ) -> list[Finished] | None:
+        """An agent's turn, or one per item; None where it failed and its readers get skips.
+
+        Args:
+            agent: Whose turn it is.
+            firing: Why it fires.
+            keep: Whether the agent will go on from this turn.
+
+        Raises:
+            Exception: Whatever went wrong, where the agent does not say what else to do.
+        """
+        if agent.spec.for_each is not None:
+            return await self._each(agent, firing)
+        turn = await self._one(_Asked(agent=agent, firing=firing, keep=keep, extra={}))
+        return None if turn is None else [turn]
+
+    async def _each(self, agent: AgentRun, firing: Firing[InFlight]) -> list[Finished]:
+        """Run an agent once per item; items that are ready together are computed together."""
+        rows = items_of(agent, self.inputs)
+        agent.items = [""] * len(rows)
+
+        async def one(number: int) -> Finished | None:
+            extra = {"item": rows[number]}
+            asked = _Asked(agent=agent, firing=firing, keep=False, extra=extra, item=number)
+            turn = await self._one(asked, f"item {number + 1} of {len(rows)}")
+            agent.items[number] = turn.text if turn else ""
+            return turn
+
+        turns = await gather(len(rows), one, self.room)
+        return [turn for turn in turns if turn is not None]
+
+    async def _one(self, asked: _Asked, at: str = "") -> Finished | None:
+        """A turn, after as many tries as the agent has; what stands in for one that failed.
+
+        Args:
+            asked: The turn.
+            at: Where it stands among the agent's items, for errors.
+        """
+        agent, tried = asked.agent, 1
+
+        def failed(attempt: int, error: Exception) -> None:
+            nonlocal tried
+            tried = attempt + 1
+            self.recorder.note_retry(asked.place, attempt, blame(agent.name, error, at).found)
+
+        try:
+            return await retried(agent.spec.retry, lambda: self._computed(asked, tried), failed)
+        except Exception as error:
+            blamed = blame(agent.name, error, at)
+            if agent.spec.on_error == "fail":
+                raise blamed from error if blamed is not error else error.__cause__
+            instead = agent.spec.default
+            self.recorder.note_failed_turn(asked.place, blamed.found, tried, instead)
+        return None if instead is None else self._standing_in(asked, instead)
+
+    async def _computed(self, asked: _Asked, attempt: int) -> Finished:
+        """Compose a context, have it computed, and close the turn."""
+        began, agent, place = perf_counter(), asked.agent, asked.place
+        prepared = self._prepare(asked)
+        settings, reply = agent.spec.generate, None
+        if settings is not None:
+            reply = TurnReply(agent.model, prepared.context, tuple(settings.stop))
+        request = self._request(asked, prepared, reply)
+        composing = perf_counter() - began
+        outcome = await self._outcome(agent, request, place, reply)
+        if reply is not None and reply.rest:
+            self.recorder.tell_words(place, reply.rest)
+        turn = finished(agent, prepared.context, reply, outcome.state)
+        usage, text = with_composing(outcome.usage, composing), reply.text if reply else ""
+        self.recorder.record(
+            agent,
+            place,
+            text,
+            outcome.finish,
+            usage,
+            thought_tokens=turn.thought_tokens,
+            attempts=attempt,
+        )
+        return turn
+
+    def _request(self, asked: _Asked, prepared: Prepared, reply: TurnReply | None) -> TurnRequest:
+        agent, settings = asked.agent, asked.agent.spec.generate
+        wanted = (asked.keep and agent.spec.memory == "run") or self.sender.feeds_cache(agent)
+        sampling = None
+        if settings is not None:
+            turn, item = asked.firing.turn, asked.item or 0
+            sampling = sampling_of(settings, agent.model, turn=turn, item=item)
+        return TurnRequest(
+            ids=reply.ids if reply else prepared.context.ids,
+            inbound=prepared.placed,
+            history=agent.history,
+            sampling=sampling,
+            reply=reply,
+            keep_state=wanted,
+            capture=self.sender.captures(agent) if wanted else (),
+            snapshots=snapshots_of(prepared.context, agent.spec.snapshots),
+            owner=agent.name,
+            limit_s=agent.spec.timeout,
+        )
+
+    async def _outcome(
+        self, agent: AgentRun, request: TurnRequest, place: Place, reply: TurnReply | None
+    ) -> TurnOutcome:
+        def tell(event: TurnEvent) -> None:
+            self.recorder.tell(place, event, reply)
+
+        engine, limit = agent.engine, agent.spec.idle_timeout
+        if limit is None:
+            return await engine.turn(request, tell)
+        # A turn that waits for a device of this process is not idle; an event says that it began.
+        begun = not isinstance(engine, LocalEngine)
+        return await unless_idle(
+            agent.name, limit, lambda heard: engine.turn(request, heard), tell, begun=begun
+        )
+
+    def _prepare(self, asked: _Asked) -> Prepared:
+        agent, firing, again = asked.agent, asked.firing, asked.again
+        variables = {"inputs": dict(self.inputs), "turn": firing.turn, **asked.extra}
+        system = None if agent.spec.system is None else render(agent.spec.system, variables)
+        inbound = [
+            self._inbound(agent, number, again or number in firing.fresh) for number in firing.inbox
+        ]
+        return prepare_turn(
+            agent.model.context_builder,
+            agent.spec.prompt,
+            inbound,
+            variables,
+            system=system,
+            earlier=None if again else agent.context,
+            leading=self.plan.leading.get(agent.name, ()),
+        )
+
+    def _inbound(self, agent: AgentRun, number: int, fresh: bool) -> Inbound:
+        """A message that an agent holds, on its way into a turn."""
+        edge, held = self.spec.edges[number], agent.held[number]
+        return Inbound(
+            edge=number,
+            sharer=edge.from_,
+            receiver=edge.to,
+            channel=self.plan.channels[number],
+            message=held.message,
+            state=held.state,
+            role=edge.as_,
+            fresh=fresh,
+            fallback=edge.fallback == "text",
+        )
+
+    def _standing_in(self, asked: _Asked, text: str) -> Finished:
+        """A turn that nobody computed, as if the agent had written this text."""
+        builder = asked.agent.model.context_builder
+        if asked.agent.spec.generate is None:
+            context = composed = builder.compose([ChatTurn("user", (text,))])
+        else:
+            try:
+                composed = self._prepare(asked).context
+            except Exception:  # that is what failed: nothing is known of the prompt
+                composed = builder.compose([ChatTurn("user", ("",))])
+            context = builder.compose([ChatTurn("assistant", (text,))], earlier=composed)
+        return Finished(
+            context=context,
+            prompt_at=len(composed.segments) - 1,
+            text=text,
+            state=None,
+            answer=None,
+            later=context.bare(),
+        )
