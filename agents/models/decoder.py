@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from unspoken.agents.models.fast_path.decoder import FastPath
 from unspoken.agents.models.hf import Backbone, Capture
 from unspoken.agents.models.hf_cache import ContextCache, open_cache
 from unspoken.agents.models.identity import config_digest, weights_digest
@@ -226,6 +227,7 @@ class Decoder(Proven):
             return self.open(states, positions, spare=spare)
         self._recognise(wait=True)
         self.check_states()
+        self._path()  # is found before anything waits for the first step
         with self.backbone.computing():  # the buffer may move
             return open_sequence(
                 states,
@@ -261,7 +263,7 @@ class Decoder(Proven):
         ]
 
     def _together(self, segments: Sequence[Segment]) -> list[Tensor | None]:
-        batch, logits = packed_forward(self.backbone, segments)
+        batch, logits = packed_forward(self.backbone, segments, self._path())
         parts: dict[int, Tensor] = {}
         start = 0
         for segment in batch.segments:
@@ -269,6 +271,9 @@ class Decoder(Proven):
                 parts[id(segment)] = logits[start : start + segment.wanted]
                 start += segment.wanted
         return [parts.get(id(segment)) for segment in segments]
+
+    def _path(self) -> FastPath | None:
+        return self.fast_path if isinstance(self.fast_path, FastPath) else None
 
     @torch.no_grad()
     def run_layers(

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from unspoken.agents.models.caches.calls import DecoderCalls
 from unspoken.agents.models.decoders.masks import additive, causal_layers, masked, seen_rows
 from unspoken.agents.models.decoders.parts import rotary_module, table_frequencies, text_decoder
+from unspoken.agents.models.fast_path.hooks import looking
 from unspoken.agents.models.hf_cache import ContextCache, cache_class
 from unspoken.agents.models.hf_geometry import layer_types, read_geometry, rope_per_type
 from unspoken.agents.models.linears.int8 import has_int8
@@ -264,7 +265,7 @@ class Backbone:
                 hidden = args[0] if args else kwargs["hidden_states"]
                 current._wanted[layer].append(hidden[0])
 
-        return keep
+        return looking(keep)
 
     def embed(self, ids: Tensor) -> Tensor:
         """The input of layer 0 for `ids`, (tokens, hidden_size), taken where the layer takes it."""
@@ -287,7 +288,7 @@ class Backbone:
         states = hidden[None]
         masks = self._masks_of_run(positions, start, stop)
         with self.computing(), self._scattered(cache, positions, stop - 1, slice(first, last)):
-            ropes = self._position_embeddings(states, positions[None])
+            ropes = self.position_embeddings(states, positions[None])
             for index in range(first, last):
                 inputs = {
                     "attention_mask": masks[index],
@@ -302,7 +303,8 @@ class Backbone:
                 states = output[0] if isinstance(output, tuple) else output
         return states[0]
 
-    def _position_embeddings(self, states: Tensor, positions: Tensor) -> dict[str, Any]:
+    def position_embeddings(self, states: Tensor, positions: Tensor) -> dict[str, Any]:
+        """What layers of each kind are given of positions (1, tokens), for states like these."""
         rotate: Any = getattr(self.base, "rotary_emb", None)
         if not isinstance(rotate, nn.Module):  # its layers rotate by themselves, or nothing does
             return dict.fromkeys(self.kinds)

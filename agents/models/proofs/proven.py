@@ -3,12 +3,13 @@
 from functools import cached_property
 
 from unspoken.agents.models.decoders.masks import CHUNKED
+from unspoken.agents.models.fast_path.decoder import FastPath
 from unspoken.agents.models.hf import Backbone
 from unspoken.agents.models.notes import KeyPositions
 from unspoken.agents.models.proofs.abilities import Abilities, abilities_of
 from unspoken.agents.models.proofs.passes import refuses_fills, refuses_layers, refuses_states
 from unspoken.agents.models.proofs.positions import prove_positions
-from unspoken.agents.models.ragged.forward import refusal
+from unspoken.agents.models.ragged.forward import prove_fast_path, refusal
 from unspoken.channels.errors import ModelSupportError
 
 
@@ -97,6 +98,11 @@ class Proven:
         if not self.backbone.geometry.plain:
             return f"of its layers {self.backbone.geometry.described()}"
         return refusal(self.backbone)
+
+    @cached_property
+    def fast_path(self) -> FastPath | str:
+        """Its layers computed with few operations; or why they are not."""
+        return prove_fast_path(self.backbone)
 
     @property
     def abilities(self) -> Abilities:

@@ -79,16 +79,37 @@ def _attention(
     batch.ignored.update(
         name for name, given in more.items() if isinstance(given, Tensor) and name != "position_ids"
     )
-    layer: int = module.layer_idx
-    queries = query[0] * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    queries = query[0].transpose(0, 1) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    return attend(batch, module.layer_idx, queries, softcap, s_aux)[None], None
+
+
+def attend(
+    batch: Packed,
+    layer: int,
+    queries: Tensor,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Attention of a batch's tokens on a layer; their keys and values are in its rows already.
+
+    Args:
+        batch: The batch.
+        layer: The layer's number.
+        queries: (tokens, heads, size), scaled.
+        softcap: Soft cap of the scores.
+        sinks: A score by head that takes weight from all others, (heads,).
+
+    Returns:
+        (tokens, heads, value size).
+    """
     if len(batch.groups) == 1 and not batch.stretches:  # then nothing is put together
-        return _decode(batch.groups[0][1], layer, queries, softcap, s_aux)[None], None
-    output = queries.new_empty(queries.shape[1], queries.shape[0], value.shape[-1])
+        return _decode(batch.groups[0][1], layer, queries, softcap, sinks)
+    output = queries.new_empty(*queries.shape[:2], batch.geometry.layers[layer].head_dim)
     for place, rows in batch.groups:
-        output[place] = _decode(rows, layer, queries[:, place], softcap, s_aux)
+        output[place] = _decode(rows, layer, queries[place], softcap, sinks)
     for place, stretch in batch.stretches:
-        output[place] = _stretch(stretch, layer, queries[:, place], softcap, s_aux)
-    return output[None], None
+        output[place] = _stretch(stretch, layer, queries[place].transpose(0, 1), softcap, sinks)
+    return output
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> Any:
@@ -103,88 +124,92 @@ AttentionMaskInterface.register(NAME, _no_mask)
 def _decode(
     rows: DecodeRows, layer: int, queries: Tensor, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
-    """One token of each row, (heads, rows, size) to (rows, heads, value size).
+    """One token of each row, (rows, heads, size) to (rows, heads, value size).
 
-    Scores and weights are (kv_heads, group, rows, columns), a group being the heads that share keys
-    and values. So the products with a prefix need no copy of the queries. A decoded token is a
-    hundred small operations a layer, so each that is spared counts.
+    A group is the heads that share keys and values. Scores and weights are (rows, kv_heads, group,
+    columns); where there is a prefix, whose products are by head, they are (kv_heads, rows, group,
+    columns). A decoded token is some forty small operations a layer, so each one spared counts.
     """
-    heads, count, size = queries.shape
     keys, values = rows.own(layer)
-    kv_heads = keys.shape[1]
-    grouped = queries.reshape(kv_heads, heads // kv_heads, count, size)
-    view = rows.view_of(layer)
-    own = _over_slots(rows, grouped, keys.transpose(2, 3))
-    scores = own.view(count, kv_heads, -1, own.shape[-1]).permute(1, 2, 0, 3)
-    if view.columns:
-        scores = torch.cat((*_of_prefix(view, layer, grouped), scores), dim=-1)
-    weights = _softmax(scores, view.hidden, softcap, sinks)
-    mixed = _over_slots(rows, weights[..., view.columns :], values).view(count, heads, -1)
+    kv_heads, view = rows.geometry.layers[layer].kv_heads, rows.view_of(layer)
+    scores = _over_slots(rows, queries, kv_heads, keys)
+    if not view.columns:
+        weights = _softmax(
+            scores,
+            None if view.hidden is None else view.hidden[:, None, None],
+            softcap,
+            None if sinks is None else sinks.view(kv_heads, -1, 1),
+        )
+        return _over_slots(rows, weights, kv_heads, values).flatten(1, 2)
+    by_head = queries.view(len(rows), kv_heads, -1, queries.shape[-1]).transpose(0, 1)
+    weights = _softmax(
+        torch.cat((*_of_prefix(view, layer, by_head), scores.transpose(0, 1)), dim=-1),
+        None if view.hidden is None else view.hidden[:, None],
+        softcap,
+        None if sinks is None else sinks.view(kv_heads, 1, -1, 1),
+    )
+    own = weights[..., view.columns :].transpose(0, 1)
+    mixed = _over_slots(rows, own, kv_heads, values)
     for piece in view.pieces:
         mine = weights[..., piece.columns]
         if piece.rows is None:
-            mixed += _over_heads(mine, piece.of(layer)[1]).flatten(0, 1).transpose(0, 1)
+            mixed += _over_heads(mine, piece.of(layer)[1]).transpose(0, 1)
         else:
-            part = _over_heads(mine.index_select(2, piece.rows), piece.of(layer)[1])
-            mixed.index_add_(0, piece.rows, part.flatten(0, 1).transpose(0, 1))
-    return mixed
+            part = _over_heads(mine.index_select(1, piece.rows), piece.of(layer)[1])
+            mixed.index_add_(0, piece.rows, part.transpose(0, 1))
+    return mixed.flatten(1, 2)
 
 
-def _over_slots(rows: DecodeRows, left: Tensor, right: Tensor) -> Tensor:
-    """Products of each row, (kv_heads, group, rows, x), with what is its own, (slots, kv_heads, x,
-    y): (rows * kv_heads, group, y).
+def _over_slots(rows: DecodeRows, left: Tensor, kv_heads: int, right: Tensor) -> Tensor:
+    """Products of each row, (rows, …, x), with what is its own, (slots * kv_heads, x, y).
+
+    Returns:
+        (rows, kv_heads, group, y).
     """
-    kv_heads, group, count, width = left.shape
-    by_row = left.permute(2, 0, 1, 3)
+    count, width = left.shape[0], left.shape[-1]
     if rows.where is not None:
-        spread = left.new_zeros(right.shape[0], kv_heads, group, width)
-        by_row = spread.index_copy_(0, rows.where, by_row)
-    product = torch.bmm(by_row.reshape(-1, group, width), right.flatten(0, 1))
-    if rows.where is None:
-        return product
-    return (
-        product.view(right.shape[0], -1)
-        .index_select(0, rows.where)
-        .view(count * kv_heads, group, -1)
-    )
+        spread = left.new_zeros(right.shape[0] // kv_heads, *left.shape[1:])
+        left = spread.index_copy_(0, rows.where, left)
+    product = torch.bmm(left.reshape(right.shape[0], -1, width), right)
+    if rows.where is not None:
+        product = product.view(-1, kv_heads, *product.shape[1:]).index_select(0, rows.where)
+    return product.view(count, kv_heads, -1, right.shape[-1])
 
 
 def _over_heads(left: Tensor, right: Tensor) -> Tensor:
-    """Products of (kv_heads, group, rows, x) with one (kv_heads, x, y) for all rows."""
-    kv_heads, group, count, _ = left.shape
-    return torch.bmm(left.flatten(1, 2), right).view(kv_heads, group, count, -1)
+    """Products of (kv_heads, a, b, x) with one (kv_heads, x, y) for all: (kv_heads, a, b, y)."""
+    return torch.bmm(left.flatten(1, 2), right).view(*left.shape[:3], -1)
 
 
-def _of_prefix(view: View, layer: int, grouped: Tensor) -> list[Tensor]:
-    """Scores of all rows over their prefixes, (kv_heads, group, rows, columns), side by side."""
+def _of_prefix(view: View, layer: int, by_head: Tensor) -> list[Tensor]:
+    """Scores of all rows over their prefixes, (kv_heads, rows, group, columns), side by side."""
     parts, everywhere = [], True
     for piece in view.pieces:
-        asked = grouped if piece.rows is None else grouped.index_select(2, piece.rows)
+        asked = by_head if piece.rows is None else by_head.index_select(1, piece.rows)
         parts.append(_over_heads(asked, piece.of(layer)[0].transpose(1, 2)))
         everywhere &= piece.rows is None
     if everywhere:  # then the pieces are one row's, which follow each other
         return parts
-    scores = grouped.new_zeros(*grouped.shape[:3], view.columns)
+    scores = by_head.new_zeros(*by_head.shape[:3], view.columns)
     for piece, part in zip(view.pieces, parts, strict=True):
         if piece.rows is None:
             scores[..., piece.columns] = part
         else:
-            scores[..., piece.columns].index_copy_(2, piece.rows, part)
+            scores[..., piece.columns].index_copy_(1, piece.rows, part)
     return [scores]
 
 
 def _softmax(
     scores: Tensor, hidden: Tensor | None, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
-    """Weights of scores (kv_heads, group, rows, columns), computed in float32."""
+    """Weights of scores (…, columns), computed in float32; the others are broadcast to them."""
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if hidden is not None:
         scores = scores.masked_fill(hidden, -torch.inf)
     if sinks is None:
         return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
-    kv_heads, group, count, _ = scores.shape
-    sink = sinks.view(kv_heads, group, 1, 1).expand(-1, -1, count, 1).to(scores.dtype)
+    sink = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
     both = torch.cat((scores, sink), dim=-1).softmax(dim=-1, dtype=torch.float32)
     return both[..., :-1].to(scores.dtype)
 
@@ -246,6 +271,7 @@ def _by_pieces(
     seen = sight.seen
     if seen is None:
         seen = torch.ones(count, sum(rows), dtype=torch.bool, device=queries.device).tril()
+    sinks = None if sinks is None else sinks.view(grouped.shape[0], -1, 1, 1)
     weights = _softmax(torch.cat(scores, dim=-1), ~seen, softcap, sinks).split_with_sizes(
         rows, dim=-1
     )

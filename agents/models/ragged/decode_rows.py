@@ -72,6 +72,7 @@ class DecodeRows:
         self.longest = max(self.ends) + 1
         self.where = None if self.dense else self._tensor([slot - slots[0] for slot in slots])
         self._places: dict[int, Tensor] = {}
+        self._own: list[tuple[Tensor, Tensor]] | None = None
         self._views: dict[int | None, View] = {}
 
     def __len__(self) -> int:
@@ -80,25 +81,29 @@ class DecodeRows:
     def _tensor(self, values: Listed[int]) -> Tensor:
         return numbers_at(values, self.device)
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Put one row each, (kv_heads, rows, head_dim), at the end of what is a row's own."""
-        kv_heads, _, size = keys.shape
+    def append(self, layer: int, rows: Tensor) -> None:
+        """Put a row each, keys followed by values, (rows, 2 * kv_heads, head_dim), at the end of
+        what is a row's own.
+        """
+        buffer = self.tails.layers[layer]
+        _, slots, kv_heads, capacity, size = buffer.shape
         if kv_heads not in self._places:
-            capacity = self.tails.capacity
             firsts = [
                 (segment.sequence.slot * kv_heads * capacity) + end
                 for segment, end in zip(self.segments, self.ends, strict=True)
             ]
-            heads = torch.arange(kv_heads, device=self.device) * capacity
-            self._places[kv_heads] = (self._tensor(firsts)[:, None] + heads).flatten()
-        for buffer, new in zip(self.tails.layers[layer], (keys, values), strict=True):
-            rows = new.transpose(0, 1).reshape(-1, size)
-            buffer.view(-1, size).index_copy_(0, self._places[kv_heads], rows)
+            heads = torch.arange(kv_heads, device=self.device)
+            both = torch.cat((heads, heads + slots * kv_heads)) * capacity  # of keys, of values
+            self._places[kv_heads] = (self._tensor(firsts)[:, None] + both).flatten()
+        buffer.view(-1, size).index_copy_(0, self._places[kv_heads], rows.reshape(-1, size))
 
     def own(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of all slots in between, (slots, kv_heads, longest, head_dim)."""
-        buffer = self.tails.layers[layer][:, self.slots, :, : self.longest]
-        return buffer[0], buffer[1]
+        """Keys of all slots in between, (slots * kv_heads, head_dim, longest), and their values,
+        (slots * kv_heads, longest, head_dim).
+        """
+        if self._own is None:
+            self._own = self.tails.part(self.slots, self.longest)
+        return self._own[layer]
 
     def view_of(self, layer: int) -> View:
         """What the rows see on a layer; alike on all layers of one window."""

@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import Cache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
+from unspoken.agents.models.fast_path.decoder import FastPath, Unknown, find_fast_path
 from unspoken.agents.models.hf_cache import ContextCache
-from unspoken.agents.models.ragged.attention import NAME, current
+from unspoken.agents.models.ragged.attention import NAME, attend, current
 from unspoken.agents.models.ragged.packed import Packed
 from unspoken.agents.models.ragged.segment import Segment
 from unspoken.agents.models.ragged.sequence import Sequence, open_sequence
@@ -36,7 +37,7 @@ class _PackedCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        self.batch.append(layer_idx, key_states[0], value_states[0])
+        self.batch.append(layer_idx, torch.cat((key_states[0], value_states[0])).transpose(0, 1))
         return key_states, value_states
 
 
@@ -64,8 +65,15 @@ class _PackedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # its bas
 
 
 @torch.no_grad()
-def packed_forward(backbone: "Backbone", segments: Listed[Segment]) -> tuple[Packed, Tensor | None]:
+def packed_forward(
+    backbone: "Backbone", segments: Listed[Segment], path: FastPath | None = None
+) -> tuple[Packed, Tensor | None]:
     """Compute segments of different sequences in one forward.
+
+    Args:
+        backbone: The model.
+        segments: New tokens.
+        path: The model's fast path, which is taken unless somebody changed the model meanwhile.
 
     Returns:
         The batch, and the logits after the tokens that want some, (tokens, vocabulary), in the
@@ -78,8 +86,11 @@ def packed_forward(backbone: "Backbone", segments: Listed[Segment]) -> tuple[Pac
         for segment in segments:
             segment.sequence.reserve(segment.reach)
         batch = Packed(segments, backbone.geometry, backbone.device)
-        with _ragged(backbone.config), current(batch), backbone.captured(capture):
-            logits = _run(backbone, batch)
+        if path is not None and path.is_as_before:
+            logits = _run_fast(backbone, path, batch, capture)
+        else:
+            with _ragged(backbone.config), current(batch), backbone.captured(capture):
+                logits = _run(backbone, batch)
     batch.filled()
     start = 0
     for segment in batch.segments:
@@ -90,6 +101,25 @@ def packed_forward(backbone: "Backbone", segments: Listed[Segment]) -> tuple[Pac
             kept.append(hidden if len(batch.segments) == 1 else hidden.clone())
         start = stop
     return batch, logits
+
+
+def _run_fast(
+    backbone: "Backbone", path: FastPath, batch: Packed, capture: dict[int, list[Tensor]]
+) -> Tensor | None:
+    def attention(layer: int, queries: Tensor, rows: Tensor) -> Tensor:
+        batch.append(layer, rows)
+        return attend(batch, layer, queries)
+
+    given: Tensor = backbone.base.embed_tokens(batch.ids)  # type: ignore[operator]
+    ropes = backbone.position_embeddings(given[None], batch.positions[None])
+    hidden = path.hidden(given, path.rotations(ropes), attention, capture)
+    wanted = batch.wanted()
+    if not wanted:
+        return None
+    if len(wanted) < len(batch.ids):
+        hidden = hidden.index_select(0, numbers_at(wanted, backbone.device))
+    head: Any = backbone.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return path.capped(head(hidden))
 
 
 def _run(backbone: "Backbone", batch: Packed) -> Tensor | None:
@@ -126,8 +156,7 @@ def refusal(backbone: "Backbone") -> str | None:
     Two sequences are computed together, one of them token by token at last, and compared with each
     alone. An architecture whose attention is its own shows here, whatever its name.
     """
-    count = int(backbone.config.vocab_size)
-    contexts = [[(3 + 5 * row + 2 * at) % count for at in range(_PROBED)] for row in range(2)]
+    contexts = _contexts(backbone)
     try:
         with backbone.computing():
             alone = torch.stack([_alone(backbone, ids) for ids in contexts])
@@ -138,11 +167,42 @@ def refusal(backbone: "Backbone") -> str | None:
         return "its attention is its own"
     if batch.ignored:
         return f"its attention is given {', '.join(sorted(batch.ignored))}, which packed rows lack"
-    spread = alone.std().clamp(min=1e-6)
-    apart = float((alone - together).abs().max() / spread)
+    apart = _apart(alone, together)
     if apart <= backbone.rounding:
         return None
     return f"packed rows are computed otherwise (by {apart:.1g} of the logits' spread)"
+
+
+@torch.no_grad()
+def prove_fast_path(backbone: "Backbone") -> FastPath | str:
+    """A model's fast path, or why it has none.
+
+    The batch of `refusal` is computed with and without it.
+    """
+    contexts = _contexts(backbone)
+    try:
+        path = find_fast_path(backbone)
+        with backbone.computing():
+            _, plain = _together(backbone, contexts)
+            _, fast = _together(backbone, contexts, path)
+    except Unknown as why:
+        return str(why)
+    except Exception as error:  # a model may lack whatever its kind has
+        return f"its layers are of another kind: {type(error).__name__}"
+    apart = _apart(plain, fast)
+    if apart <= backbone.rounding:
+        return path
+    return f"it computes otherwise (by {apart:.1g} of the logits' spread)"
+
+
+def _contexts(backbone: "Backbone") -> list[list[int]]:
+    count = int(backbone.config.vocab_size)
+    return [[(3 + 5 * row + 2 * at) % count for at in range(_PROBED)] for row in range(2)]
+
+
+def _apart(expected: Tensor, computed: Tensor) -> float:
+    """The largest difference of logits, as a share of their spread."""
+    return float((expected - computed).abs().max() / expected.std().clamp(min=1e-6))
 
 
 def _alone(backbone: "Backbone", ids: Listed[int]) -> Tensor:
@@ -152,7 +212,9 @@ def _alone(backbone: "Backbone", ids: Listed[int]) -> Tensor:
     return logits[-1].float()
 
 
-def _together(backbone: "Backbone", contexts: Listed[Listed[int]]) -> tuple[Packed, Tensor]:
+def _together(
+    backbone: "Backbone", contexts: Listed[Listed[int]], path: FastPath | None = None
+) -> tuple[Packed, Tensor]:
     """A batch, and the logits after the last token of each context."""
     nobody = ModelIdentity("", "", "")
     pool = TailPool(backbone.geometry)
@@ -176,6 +238,7 @@ def _together(backbone: "Backbone", contexts: Listed[Listed[int]]) -> tuple[Pack
             Segment(rows=one, ids=ids[:stop], positions=range(stop))
             for one, ids, stop in zip(opened, contexts, done, strict=True)
         ],
+        path,
     )
     # Both are asked at their last token: the first again, as two tokens beside one.
     opened[0].truncate(done[0] - 2)
@@ -183,7 +246,7 @@ def _together(backbone: "Backbone", contexts: Listed[Listed[int]]) -> tuple[Pack
         Segment(rows=one, ids=ids[one.length :], positions=range(one.length, len(ids)), wanted=1)
         for one, ids in zip(opened, contexts, strict=True)
     ]
-    batch, logits = packed_forward(backbone, again)
+    batch, logits = packed_forward(backbone, again, path)
     assert logits is not None  # both want some
     order = [opened.index(segment.sequence) for segment in batch.segments]
     return batch, logits[[order.index(row) for row in range(len(contexts))]].float()

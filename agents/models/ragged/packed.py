@@ -61,12 +61,17 @@ class Packed:
         both = numbers_at(tokens, device)
         self.ids, self.positions = both[:, 0].contiguous(), both[:, 1].contiguous()
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Put the rows of all tokens, (kv_heads, tokens, head_dim), where they belong."""
-        for place, rows in self.groups:
-            rows.append(layer, keys[:, place], values[:, place])
+    def append(self, layer: int, rows: Tensor) -> None:
+        """Put the rows of all tokens where they belong.
+
+        Args:
+            layer: The layer's number.
+            rows: Keys followed by values, (tokens, 2 * kv_heads, head_dim).
+        """
+        for place, decoding in self.groups:
+            decoding.append(layer, rows[place])
         for place, stretch in self.stretches:
-            stretch.append(layer, keys[:, place], values[:, place])
+            stretch.append(layer, rows[place])
 
     def wanted(self) -> list[int]:
         """Places of the tokens after which logits are wanted."""

@@ -47,14 +47,15 @@ class Stretch:
         self.positions = numbers_at(segment.positions, device)
         self._sights: dict[int | None, Sight] = {}
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Put rows, (kv_heads, tokens, head_dim), at their positions."""
+    def append(self, layer: int, rows: Tensor) -> None:
+        """Put rows, keys followed by values, (tokens, 2 * kv_heads, head_dim), at their places."""
         sequence = self.segment.sequence
-        for buffer, new in zip(sequence.tails.layers[layer], (keys, values), strict=True):
-            if self.tight:
-                buffer[sequence.slot, :, self.span] = new
-            else:
-                buffer[sequence.slot].index_copy_(1, self.positions - sequence.start, new)
+        buffer = sequence.tails.layers[layer][:, sequence.slot]  # (2, kv_heads, capacity, head_dim)
+        new = rows.view(-1, *buffer.shape[:2], buffer.shape[-1]).permute(1, 2, 0, 3)
+        if self.tight:
+            buffer[:, :, self.span] = new
+        else:
+            buffer.index_copy_(2, self.positions - sequence.start, new)
 
     def pieces_of(self, layer: int) -> tuple[list[tuple[Tensor, Tensor]], Sight]:
         """Keys and values that any token sees, and which sees which.

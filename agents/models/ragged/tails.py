@@ -92,6 +92,19 @@ class Tails:
         parts = [layer[:, slot, :, :rows].clone() for layer in self.layers]
         return [(part[0], part[1]) for part in parts]
 
+    def part(self, slots: slice, rows: int) -> list[tuple[Tensor, Tensor]]:
+        """The first rows of some slots, per layer: views that go with the next `take`.
+
+        Returns:
+            Keys, (slots * kv_heads, head_dim, rows), and values, (slots * kv_heads, rows,
+            head_dim).
+        """
+        if self._slab is not None:  # a view of each layer would take as long as its product
+            keys, values = self._slab[:, :, slots, :, :rows].flatten(2, 3).unbind(1)
+            return list(zip(keys.transpose(2, 3).unbind(0), values.unbind(0), strict=True))
+        both = [layer[:, slots, :, :rows].flatten(1, 2) for layer in self.layers]
+        return [(keys.transpose(1, 2), values) for keys, values in both]
+
     def _more(self) -> int:
         """Slots to add: as many as there are while they are small, then a quarter as many."""
         few = self.nbytes <= _SMALL

@@ -1,0 +1,1 @@
+"""The common decoder layer, computed with few operations."""
