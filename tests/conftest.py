@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import os
 from functools import cache as cache_results
 from pathlib import Path
@@ -26,6 +27,12 @@ if _WORKERS > 1:  # each worker, and each process that its tests start, keeps to
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first: a worker that starts one at the end would keep the others waiting."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays; looking through it again makes each collection slow."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
