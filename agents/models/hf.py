@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from unspoken.agents.models.caches.calls import DecoderCalls
 from unspoken.agents.models.decoders.masks import additive, causal_layers, masked, seen_rows
 from unspoken.agents.models.decoders.parts import rotary_module, table_frequencies, text_decoder
-from unspoken.agents.models.fast_path.hooks import looking
+from unspoken.agents.models.fast_path.guard import looking
 from unspoken.agents.models.hf_cache import ContextCache, cache_class
 from unspoken.agents.models.hf_geometry import layer_types, read_geometry, rope_per_type
 from unspoken.agents.models.linears.int8 import has_int8

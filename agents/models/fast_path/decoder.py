@@ -4,15 +4,14 @@ transformers computes such a layer with some fifty operations and ten modules. F
 decodes alone these take as long as the products with the weights. Here it is a third of them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
-from unspoken.agents.models.fast_path.hooks import computes_as_written
+from unspoken.agents.models.fast_path.guard import Guard
 from unspoken.agents.models.fast_path.layer import Attend, FastLayer, Rotation
 from unspoken.agents.models.fast_path.norm import Norm, weight_of
 from unspoken.agents.models.fast_path.product import Product
@@ -38,33 +37,18 @@ class FastPath:
         layers: The layers.
         last: The norm after them.
         cap: Soft cap of the logits; None for none.
-        modules: All modules whose code it stands for.
-        read: Tensors that it has copied from, each with the module, its name there, its place in
-            memory and its count of changes.
+        guard: Tells whether the modules that it stands for are as they were.
     """
 
     layers: tuple[FastLayer, ...]
     last: Norm
     cap: float | None
-    modules: tuple[nn.Module, ...]
-    read: tuple[tuple[nn.Module, str, int, int], ...]
+    guard: Guard
 
     @property
     def is_as_before(self) -> bool:
         """Whether the modules still compute what it does: nobody hooked or changed them."""
-        if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-            return False
-        if not all(map(computes_as_written, self.modules)):
-            return False
-        for module, name, place, version in self.read:
-            tensor = module._parameters[name]
-            if tensor is None or tensor.data_ptr() != place or tensor._version != version:
-                return False
-        return all(
-            product.is_as_before()
-            for layer in self.layers
-            for product in (layer.qkv, layer.out, layer.gate_up, layer.down)
-        )
+        return self.guard.holds()
 
     def rotations(self, ropes: Mapping[str, tuple[Tensor, Tensor]]) -> "Rotations":
         """How layers rotate some tokens.
@@ -129,18 +113,8 @@ def find_fast_path(backbone: "Backbone") -> FastPath:
         layers=layers,
         last=_norm(base, "norm"),
         cap=getattr(backbone.config, "final_logit_softcapping", None),
-        modules=tuple(modules),
-        read=tuple(_read(modules)),
+        guard=Guard(modules),
     )
-
-
-def _read(modules: list[nn.Module]) -> Iterator[tuple[nn.Module, str, int, int]]:
-    """The tensors that are copied: all but the weights of linear layers."""
-    for module in modules:
-        for name, tensor in module._parameters.items():
-            weights = isinstance(module, nn.Linear) and name == "weight"
-            if tensor is not None and not weights:
-                yield module, name, tensor.data_ptr(), tensor._version
 
 
 def _layer(backbone: "Backbone", number: int) -> FastLayer:

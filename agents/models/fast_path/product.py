@@ -29,23 +29,15 @@ class Product:
         outputs = [layer(rows) for layer in self.layers]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
-    def is_as_before(self) -> bool:
-        """Whether the layers' weights are those of the packed copy."""
-        copied: Copy | None = self.copied
-        if copied is None:
-            return True
-        for number, layer in enumerate(self.layers):
-            same = vars(layer).get("copied") is copied
-            if not (same and copied.is_of(number, layer.weight)):
-                return False
-        return True
-
 
 def _copy_of_all(layers: Sequence[nn.Linear]) -> Copy | None:
-    """The packed copy of these layers and no others; None where there is none."""
+    """The packed copy of these layers, as they are, and no others; None where there is none."""
     copies = {layer.copied if isinstance(layer, PackedLinear) else None for layer in layers}
     (copied, *others) = copies
-    return copied if copied and not others and len(copied.of) == len(layers) else None
+    if copied is None or others or len(copied.of) != len(layers):
+        return None
+    fresh = all(copied.is_of(number, layer.weight) for number, layer in enumerate(layers))
+    return copied if fresh else None
 
 
 def _biases(layers: Sequence[nn.Linear]) -> Tensor | None:
