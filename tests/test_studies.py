@@ -14,12 +14,14 @@ from studies import study_of
 
 import ablation
 import dial
+import hybrid_splice
 import repairs
 from closed_forms import choose
 from unspoken.agents.bench.engine import panel
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.make import fit_bridge
 from unspoken.channels.data.text import load_corpus
+from unspoken.channels.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -112,6 +114,20 @@ def test_a_command_line_that_cannot_be_measured_is_refused(
     with pytest.raises(SystemExit) as caught:
         study_of(dial, *args)
     assert caught.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_only_reading_again_is_exact_on_a_hybrid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a splice would reuse is nearer to text than its controls, and is not the text."""
+    for name, value in (("PASSAGES", 2), ("TOKENS", 48), ("FORCED", 6), ("WRITTEN", 4)):
+        monkeypatch.setattr(hybrid_splice, name, value)
+    rows, summary = hybrid_splice.measure(hybrid_splice._tiny(), progress=lambda line: None)
+    kl = {row["way"]: row["mean_kl"] for row in rows}
+    assert kl["text"] < 1e-7 and summary["same_tokens"] == summary["prompts"] == 2
+    assert 1e-6 < kl["read again, rows above moved"] < kl["rows moved, sharer's inputs folded"]
+    controls = kl["another example's message"], kl["no message"], kl["rows moved, snapshot before"]
+    assert kl["rows moved, sharer's inputs folded"] < min(controls)
+    with pytest.raises(InputError, match="keep keys and values"):
+        hybrid_splice.measure(make("llama"), progress=lambda line: None)
 
 
 def test_the_controls_bracket_the_repairs(monkeypatch: pytest.MonkeyPatch) -> None:

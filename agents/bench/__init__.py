@@ -60,7 +60,7 @@ BENCHES: Mapping[str, str] = {
     **ENGINE,
 }
 
-STUDIES = ("ablation", "dial", "fuse", "peers", "repairs")
+STUDIES = ("ablation", "dial", "fuse", "hybrid_splice", "peers", "repairs")
 """Measurements in ``examples/studies`` of the repository, each with a script of its own."""
 
 PAIRED = ("bridge",)

@@ -82,7 +82,9 @@ def _shared_outputs(model: LocalModel, text: Path | None) -> list[Case]:
     builder = model.context_builder
     contexts = [builder.compose([ChatTurn("user", (task,))], system=SHARER) for task in tasks]
     prompts = [context.ids + builder.ask() for context in contexts]
-    sampling = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
+    # No template quotes a marker as words, and a random model would write some.
+    sampling["suppress_tokens"] = sorted(model.tokenizer.all_special_ids) or None
     written: list[tuple[int, ...]] = []
     count = TOKENS + FORCED
     for first in range(0, PASSAGES, BATCH):

@@ -33,6 +33,7 @@ def run(
     pair: bool = True,
     files: dict[str, str],
     folders: dict[str, str] | None = None,
+    made: Callable[[], LocalModel] | None = None,
 ) -> None:
     """Run a study as its command line asks, and print what it measured.
 
@@ -43,9 +44,11 @@ def run(
         pair: Whether it measures two models.
         files: The files it may be given, each with its help; None stands for built-in rows.
         folders: The folders it may be given.
+        made: Makes the model where none is named; the default one is loaded where this is None.
     """
     name = Path(sys.argv[0]).stem
-    parser = _parser(name, about, pair, {"FILE": files, "DIR": folders or {}})
+    default = DEFAULT_MODEL if made is None else "a tiny random one"
+    parser = _parser(name, about, pair, {"FILE": files, "DIR": folders or {}}, default)
     given = vars(parser.parse_args())
     as_json, sharer, receiver = (given.pop(key) for key in ("json", "sharer", "receiver"))
     if pair and sharer and not receiver:
@@ -55,7 +58,10 @@ def run(
             require_file(given[option])
         with reporting(stderr(), name, quiet=as_json) as show:
             quiet_libraries()
-            model = LocalModel.load(receiver or DEFAULT_MODEL)
+            if receiver is None and made is not None:
+                model = made()
+            else:
+                model = LocalModel.load(receiver or DEFAULT_MODEL)
             models = [LocalModel.load(sharer or DEFAULT_SHARER), model] if pair else [model]
             measured = measure(*models, **given, progress=lambda line: show(name, line, 0.0))
         result = report(models, measured, builtin=all(given[option] is None for option in files))
@@ -66,14 +72,14 @@ def run(
 
 
 def _parser(
-    name: str, about: str | None, pair: bool, paths: dict[str, dict[str, str]]
+    name: str, about: str | None, pair: bool, paths: dict[str, dict[str, str]], default: str
 ) -> ArgumentParser:
     parser = ArgumentParser(prog=f"{name}.py", description=(about or "").partition("\n\n")[0])
     if pair:
         parser.add_argument("sharer", nargs="?", help=f"whose cache is read ({DEFAULT_SHARER})")
-        parser.add_argument("receiver", nargs="?", help=f"whose cache is made ({DEFAULT_MODEL})")
+        parser.add_argument("receiver", nargs="?", help=f"whose cache is made ({default})")
     else:
-        words = f"the model ({DEFAULT_MODEL})"
+        words = f"the model ({default})"
         parser.add_argument("--model", dest="receiver", metavar="REF", help=words)
         parser.set_defaults(sharer=None)
     for metavar, options in paths.items():

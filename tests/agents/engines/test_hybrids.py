@@ -1,12 +1,17 @@
 """Models with recurrent or latent layers: what they write, and where they go on."""
 
+from typing import Any
+
 import pytest
 import torch
 from flows import DOCUMENT, QUESTION, reader_solver, sound
 from hybrids import LATENT, RECURRENT, make_hybrid
 from packets import read, written
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from unspoken.agents import Agent, LocalModel, Workflow
+from unspoken.agents.bench import splice
 from unspoken.agents.engines.assembly import Past
 from unspoken.agents.engines.base import Sampling, TurnRequest
 from unspoken.agents.engines.pool.pool import Pool
@@ -209,11 +214,34 @@ def test_a_plan_says_why_no_bridge_serves_a_hybrid() -> None:
     assert sharers in between.reason and "solver's model 2 are recurrent" in between.reason
 
 
-def test_latent_rows_take_fewer_bytes_than_expanded_ones() -> None:
-    """A token takes the compressed row and the rotated part, for all heads together."""
-    model = make_hybrid("deepseek-v3")
-    config = model.hf.config
-    expanded = config.num_attention_heads * (8 + 8 + 12) * 4
+@pytest.mark.parametrize("name", LATENT)
+def test_states_and_packets_hold_latent_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer bytes a token than what attention gets of them, and a packet adds its frame alone."""
+    model, expanded = make_hybrid(name), []
+    attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def watched(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *a: Any, **kw: Any):
+        expanded.append((key.nbytes + value.nbytes) // key.shape[2])
+        return attention(module, query, key, value, *a, **kw)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", watched)
+    message = model.message("the key of the document is with the reader " * 20)
+    state = message.require_state()
+    latent = len(model.geometry.layers) * (16 + 8) * 4
     assert {layer.kind for layer in model.geometry.layers} == {"latent"}
-    assert model.geometry.bytes_per_token(4) == 4 * (16 + 8) * 4
-    assert model.geometry.bytes_per_token(4) < 4 * expanded
+    assert state.nbytes == len(state) * latent == len(state) * model.geometry.bytes_per_token(4)
+    assert sum(expanded[-4:]) == 4 * 4 * (8 + 8 + 12) * 4  # four layers of four heads
+    frame = len(written(message)) - state.nbytes
+    assert 0 < frame < 4 * 4096 + 16 * len(state) < len(state) * (sum(expanded[-4:]) - latent)
+
+
+def test_a_latent_splice_is_nearer_than_its_controls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All recomputed, it is text; spliced, it is nearer to it than another's message or none."""
+    for name, value in (("PASSAGES", 3), ("TOKENS", 48), ("FORCED", 8), ("BATCH", 3)):
+        monkeypatch.setattr(splice, name, value)
+    model = tiny_model(family="deepseek_v3")  # its context is long enough
+    rows, summary = splice.measure(model, progress=lambda line: None)
+    assert summary["all_recomputed_kl"] < 1e-6
+    for share in ("prompt", "output"):
+        kl = {row["way"]: row["mean_kl"] for row in rows if row["share"] == share}
+        assert 1e-6 < kl["sink 4"] < min(kl["another example's message"], kl["no message"])

@@ -25,7 +25,7 @@ def test_a_seed_is_a_model() -> None:
     assert len(tiny_model(num_hidden_layers=3).geometry.layers) == 3
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3_next", "deepseek_v3"])
 def test_a_cache_is_handed_over(family: str) -> None:
     """A tiny model's state is real: text writes the same."""
     model = tiny_model(family=family)  # type: ignore[arg-type]
