@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
@@ -13,6 +14,7 @@ from unspoken.agents.engines.pool.pool import Pool
 from unspoken.agents.engines.teams import ending_team
 from unspoken.agents.loading import Progress, Templated, load_models, step_of
 from unspoken.agents.models.base import AgentModel
+from unspoken.agents.planning.bridges import FindBridge
 from unspoken.agents.planning.finetunes import stored_profile
 from unspoken.agents.planning.memory import MemoryCheck
 from unspoken.agents.planning.plan import Plan
@@ -22,6 +24,7 @@ from unspoken.agents.spec.loader import LoadedWorkflow
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.base import Channel
 from unspoken.channels.errors import ChannelError, ModelSupportError, WorkflowError
+from unspoken.channels.finetunes.profile import Profile
 from unspoken.channels.projected import Bridge
 from unspoken.channels.storage.forks import ForkLock
 
@@ -31,6 +34,39 @@ class _Abandoned(BaseException):
 
     No `Exception`: nothing on the way may take it for a model that cannot be loaded.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A plan, and all that it depends on."""
+
+    spec: WorkflowSpec
+    models: Mapping[str, AgentModel]
+    plan: Plan
+
+    def serves(self, spec: WorkflowSpec, models: Mapping[str, AgentModel]) -> bool:
+        """Whether it is the plan of this workflow on these models."""
+        return spec is self.spec and all(
+            model is self.models.get(name) for name, model in models.items()
+        )
+
+
+@dataclass(slots=True)
+class _Stores:
+    """The stores of bridges and profiles, and whether a plan asked for anything in them."""
+
+    bridges: FindBridge
+    asked: bool = False
+
+    def find_bridge(self, sharer: AgentModel, receiver: AgentModel) -> Bridge | None:
+        """The bridge between two models."""
+        self.asked = True
+        return self.bridges(sharer, receiver)
+
+    def find_profile(self, sharer: AgentModel, receiver: AgentModel) -> Profile | None:
+        """The profile of two fine-tunes of one base."""
+        self.asked = True
+        return stored_profile(sharer, receiver)
 
 
 class Preparation:
@@ -63,6 +99,8 @@ class Preparation:
         self.bridges: dict[int, Bridge] = {}
         self.custom: dict[int, Channel] = {}
         self._templated = Templated()
+        self._valid: WorkflowSpec | None = None
+        self._planned: _Planned | None = None
         self._lock = ForkLock()
 
     def connected(self, number: int, custom: Channel | None, bridge: Bridge | None) -> None:
@@ -91,9 +129,11 @@ class Preparation:
             WorkflowError: The workflow is not valid.
             ModelReferenceError: A model that is not available.
         """
-        problems = validate(spec)
-        if problems:
-            raise WorkflowError(problems)
+        if spec is not self._valid:
+            problems = validate(spec)
+            if problems:
+                raise WorkflowError(problems)
+            self._valid = spec
         with self._lock:  # two first runs at once load each model once
             load_models(spec, self.models, self._source, progress)
 
@@ -103,14 +143,17 @@ class Preparation:
         Raises:
             WorkflowError: An edge that must not fall back cannot be served.
         """
+        models, stores = self.by_agent(spec), _Stores(self.bridge_cache.find)
+        if inputs is None and self._planned is not None and self._planned.serves(spec, models):
+            return self._planned.plan
         try:
-            return plan_workflow(
+            plan = plan_workflow(
                 spec,
-                self.by_agent(spec),
+                models,
                 inputs,
-                find_bridge=self.bridge_cache.find,
+                find_bridge=stores.find_bridge,
                 bridges=self.bridges,
-                find_profile=stored_profile,
+                find_profile=stores.find_profile,
                 custom=self.custom,
             )
         except WorkflowError as error:
@@ -118,6 +161,9 @@ class Preparation:
                 raise
             problems = [self._source.placed(problem) for problem in error.problems]
             raise WorkflowError(problems) from None
+        if inputs is None and not (stores.asked or self.custom):
+            self._planned = _Planned(spec, models, plan)
+        return plan
 
     def check_memory(
         self,
@@ -165,8 +211,8 @@ class Preparation:
     def ready(self, spec: WorkflowSpec, progress: Progress | None = None) -> Plan:
         """The plan of the next run; with ``bridges: fit``, what it lacks is fitted first.
 
-        It is made anew for each run, so that it agrees with the plan that a person is shown now: a
-        profile or a bridge may have come since the last one.
+        Where an edge asked for a profile or a bridge, it is made anew for each run, so that it
+        agrees with the plan that a person is shown now: one may have come since the last run.
 
         Two models that cannot be bridged leave their edge to text, or to an error where it must not
         fall back.

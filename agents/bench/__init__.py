@@ -9,9 +9,10 @@ from unspoken.agents.spec.problems import listed, suggest
 from unspoken.channels.errors import InputError
 
 if TYPE_CHECKING:
-    from unspoken.agents.models.model import LocalModel
+    from unspoken.channels.model import TextModel
 
 __all__ = [
+    "ALONE",
     "BENCHES",
     "DEFAULT_MODEL",
     "DEFAULT_SHARER",
@@ -40,6 +41,8 @@ ENGINE: Mapping[str, str] = {
     "decode": "token-for-token equality with transformers' generate, and the ratio of speeds",
     "fanout": "one message, many solvers: all at a time, beside the same one after another, "
     "generate and LangGraph",
+    "overhead": "a thousand agents that compute nothing, in a row and side by side: our time over "
+    "that of LangGraph's graph",
     "session": "the second question about a document, in another run, beside a continuation",
     "soak": "thousands of small runs in one process, and how its memory grows",
     "stall": "how long a decoding agent waits for a token while a neighbour reads a document",
@@ -66,9 +69,13 @@ STUDIES = ("ablation", "dial", "fuse", "hybrid_splice", "peers", "repairs")
 PAIRED = ("bridge",)
 """Benchmarks of two models."""
 
+ALONE = ("overhead",)
+"""Benchmarks without a model."""
+
 TAKES: Mapping[str, tuple[str, ...]] = {
     "bridge": ("text", "qa", "recall", "bridge", "refit"),
     "profile": ("text", "qa"),
+    "overhead": (),
 }
 """What a benchmark may be given, where it is more than a text."""
 
@@ -113,9 +120,13 @@ def run_bench(
     options = _taken(name, {**rows, "bridge": bridge, "refit": refit or None})
     from unspoken.agents.models.model import LocalModel
 
-    models = [LocalModel.load(ref) for ref in ((sharer, model) if name in PAIRED else (model,))]
-    measure = import_module(_module(name)).measure
-    measured = measure(*models, **options, progress=progress)
+    bench = import_module(_module(name))
+    if name in ALONE:
+        models = [bench.WordModel()]
+    else:
+        refs = (sharer, model) if name in PAIRED else (model,)
+        models = [LocalModel.load(ref) for ref in refs]
+    measured = bench.measure(*models, **options, progress=progress)
     return report(models, measured, builtin=name not in ENGINE and not any(rows.values()))
 
 
@@ -147,7 +158,7 @@ def _taken(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {option: options[option] for option in takes}
 
 
-def report(models: "Sequence[LocalModel]", measured: Measured, *, builtin: bool) -> dict[str, Any]:
+def report(models: "Sequence[TextModel]", measured: Measured, *, builtin: bool) -> dict[str, Any]:
     """``machine``, ``rows`` and ``summary`` of a measurement.
 
     Args:

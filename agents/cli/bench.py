@@ -6,7 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from unspoken.agents.bench import DEFAULT_MODEL, DEFAULT_SHARER, PAIRED, check_name, run_bench
+from unspoken.agents.bench import (
+    ALONE,
+    DEFAULT_MODEL,
+    DEFAULT_SHARER,
+    PAIRED,
+    check_name,
+    run_bench,
+)
 from unspoken.agents.cli.console import print_facts, print_json, print_table, stderr, stdout
 from unspoken.agents.cli.progress import quiet_libraries, reporting
 from unspoken.agents.cli.run import JsonOption
@@ -72,6 +79,12 @@ def _models(
     name: str, sharer: str | None, receiver: str | None, model: str | None
 ) -> tuple[str, str]:
     """The sharer and the receiver of a benchmark of two models; the second alone counts for one."""
+    if name in ALONE and (model or sharer or receiver):
+        raise InputError(
+            f"the benchmark {name} measures no model, and one was named",
+            expected=f"unspoken bench {name}",
+            fix="leave the model out",
+        )
     if name not in PAIRED:
         if sharer is not None:
             raise InputError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from unspoken.agents.planning.plan import Plan
@@ -68,32 +69,42 @@ class MemoryCheck:
 
     def _least(self, name: str, count: Callable[[str], int]) -> tuple[int, int]:
         """What a turn takes at least, and its tokens, by a count of each agent's prompt."""
-        own, led = count(name), sum(map(count, self._sharers(name)))
+        own, led = count(name), sum(map(count, self._whole_prompts[name]))
         computed = 0 if self.shares else own
         return self.takes(name, computed, own + led - computed, self._is_kept(name)), own + led
 
     def _is_kept(self, name: str) -> bool:
-        sends = [number for number, edge in enumerate(self.spec.edges) if edge.from_ == name]
         each = self.spec.agents[name].for_each is not None
-        return not each and any(self.plan.channels[number].carries_state for number in sends)
+        return not each and any(
+            self.plan.channels[number].carries_state for number in self._out[name]
+        )
 
-    def _sharers(self, name: str) -> list[str]:
-        """Agents whose whole prompt an agent reads, whatever happens before its turn."""
+    @cached_property
+    def _out(self) -> dict[str, list[int]]:
+        """By agent, the edges on which it sends."""
+        edges: dict[str, list[int]] = {name: [] for name in self.spec.agents}
+        for number, edge in enumerate(self.spec.edges):
+            edges[edge.from_].append(number)
+        return edges
+
+    @cached_property
+    def _whole_prompts(self) -> dict[str, list[str]]:
+        """By agent, those whose whole prompt it reads, whatever happens before its turn."""
         spec = self.spec
-        if spec.agents[name].join != "all":
-            return []
         begun = {edge.to for edge in spec.edges if not edge.loop}
-        return [
-            edge.from_
-            for edge in spec.edges
-            if edge.to == name
-            and edge.when is None
-            and not edge.loop
-            and spec.share_of(edge) != "output"
-            and spec.agents[edge.from_].for_each is None
-            and spec.agents[edge.from_].on_error == "fail"
-            and edge.from_ not in begun
-        ]
+        sharers: dict[str, list[str]] = {name: [] for name in spec.agents}
+        for edge in spec.edges:
+            if (
+                edge.when is None
+                and not edge.loop
+                and spec.share_of(edge) != "output"
+                and spec.agents[edge.from_].for_each is None
+                and spec.agents[edge.from_].on_error == "fail"
+                and spec.agents[edge.to].join == "all"
+                and edge.from_ not in begun
+            ):
+                sharers[edge.to].append(edge.from_)
+        return sharers
 
     def _prompt(self, name: str) -> str | None:
         """An agent's prompt, where it depends on known inputs alone."""

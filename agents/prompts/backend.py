@@ -1,6 +1,7 @@
 """A tokenizer's backend of one's own: what others set on theirs does not reach it."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerBase
@@ -10,6 +11,9 @@ Token = tuple[int, int, int]
 
 _ANCHORS = ("\n", "a", ".", " ", "0", "a ")
 """Texts that words may follow: most tokenizers put a border after one of them."""
+
+SHORT, MOST_KEPT = 128, 1024
+"""Characters of a text whose tokens are kept, and how many such texts."""
 
 
 class Backend:
@@ -42,6 +46,9 @@ class Backend:
         bpe = isinstance(theirs.model, models.BPE)
         cleans = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)) and not bpe
         self._clean = tokenizer.clean_up_tokenization if cleans else None
+        # What a template writes around turns is encoded for every turn.
+        self._short = lru_cache(MOST_KEPT)(self._encoded)
+        self._short_after = lru_cache(MOST_KEPT)(self._encoded_after)
 
     def starts_with(self) -> tuple[int, ...]:
         """The ids that the tokenizer puts before any text by itself."""
@@ -54,13 +61,16 @@ class Backend:
         text: str = self._full.decode(list(ids), skip_special_tokens=not markers)
         return self._clean(text) if self._clean else text
 
-    def encode(self, text: str) -> list[Token]:
+    def encode(self, text: str) -> tuple[Token, ...]:
         """Tokens of a text, markers read.
 
         A marker that swallows the spaces beside it stands for its own characters alone.
         """
+        return self._short(text) if len(text) <= SHORT else self._encoded(text)
+
+    def _encoded(self, text: str) -> tuple[Token, ...]:
         if not text:
-            return []
+            return ()
         encoded = self._full.encode(text, add_special_tokens=False)
         tokens = []
         for number, (start, stop) in zip(encoded.ids, encoded.offsets, strict=True):
@@ -71,23 +81,30 @@ class Backend:
                 stop -= len(span) - len(span.rstrip()) if token.rstrip else 0
                 stop = max(start, stop)
             tokens.append((number, start, stop))
-        return tokens
+        return tuple(tokens)
 
-    def encode_after(self, left: str, text: str) -> list[Token]:
+    def encode_after(self, left: str, text: str) -> tuple[Token, ...]:
         """Tokens of a text that goes on: without what a tokenizer puts at a text's beginning.
 
         Args:
             left: What stands right before, empty where that is not known.
             text: The text.
         """
+        if len(left) + len(text) <= SHORT:
+            return self._short_after(left, text)
+        return self._encoded_after(left, text)
+
+    def _encoded_after(self, left: str, text: str) -> tuple[Token, ...]:
         for anchor in (left, *_ANCHORS):
-            before, tokens = len(anchor), self.encode(anchor + text) if anchor else []
+            before, tokens = len(anchor), self.encode(anchor + text) if anchor else ()
             count = sum(start < before for _, start, _ in tokens)
             leads = tokens[:count]
             # A token over the border would be cut, and a marker among the anchors opens a text.
             clean = anchor == left or not any(number in self.added for number, _, _ in leads)
             if leads and clean and all(stop <= before for _, _, stop in leads):
-                return [(id, start - before, stop - before) for id, start, stop in tokens[count:]]
+                return tuple(
+                    (id, start - before, stop - before) for id, start, stop in tokens[count:]
+                )
         return self.encode(text)
 
     def letters(self, text: str) -> list[int]:

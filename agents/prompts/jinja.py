@@ -233,6 +233,8 @@ def _produced(
     stand_ins: Mapping[str, str] = {},
 ) -> object:
     tags, free = _checked(source, expression)
+    if not expression and not any(tag.opener for tag in tags):
+        return source
     reads = reads_of(tags, free, expression)
     request: dict[str, Any] = {"expression": expression}
     try:

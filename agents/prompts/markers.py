@@ -129,7 +129,7 @@ class MarkedText:
         kept = [item for token in tokens for item in self._spelled(token, text, strange)]
         return tuple(id for id, _, _ in kept), [(start, stop) for _, start, stop in kept]
 
-    def _tokens(self, text: str, after: str | None) -> list[Token]:
+    def _tokens(self, text: str, after: str | None) -> tuple[Token, ...]:
         if after is None:
             return self._backend.encode(text)
         return self._backend.encode_after(after, text)

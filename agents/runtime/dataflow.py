@@ -160,7 +160,7 @@ class Dataflow(Generic[Item]):
         self._regions = {edge.to: {edge.to, *nx.descendants(forward, edge.to)} for edge in loops}
         places = {name: n for n, name in enumerate(graph)}
         order = nx.lexicographical_topological_sort(forward, key=places.__getitem__)
-        self._clusters = _clusters(self._regions, loops, order)
+        self._clusters = _clusters(self._regions, loops, order) if loops else []
         sources = {edge.from_ for edge in loops}
         needed = sources.union(*(nx.ancestors(forward, name) for name in sources))
         self._skips: dict[str, dict[int, None]] = {name: {} for name in graph}

@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TypeVar
 
-from structlog.typing import FilteringBoundLogger
-
 from unspoken.agents.engines.base import Carried, Prefilling, Sampled, TurnEvent, Usage
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.runtime.agent_run import AgentRun
@@ -22,6 +20,7 @@ from unspoken.agents.runtime.events import (
     TurnFinished,
     TurnRetried,
 )
+from unspoken.agents.runtime.log import RunLog
 from unspoken.agents.runtime.reply import TurnReply
 from unspoken.agents.runtime.report import (
     EdgeReport,
@@ -33,6 +32,9 @@ from unspoken.agents.runtime.report import (
 )
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.base import CarryReport
+
+_USAGE = tuple(field.name for field in fields(Usage))
+_CARRY = tuple(field.name for field in fields(CarryReport))
 
 Record = TypeVar("Record", TurnReport, EdgeReport, FailedItem)
 
@@ -71,11 +73,7 @@ class Recorder:
     """
 
     def __init__(
-        self,
-        spec: WorkflowSpec,
-        plan: Plan,
-        emit: Callable[[Event], None],
-        log: FilteringBoundLogger,
+        self, spec: WorkflowSpec, plan: Plan, emit: Callable[[Event], None], log: RunLog
     ) -> None:
         self.spec, self.plan, self.emit, self.log = spec, plan, emit, log
         self.edges: list[EdgeReport] = []
@@ -165,15 +163,16 @@ class Recorder:
             finish=finish,
             thought_tokens=thought_tokens,
             attempts=attempts,
-            **asdict(usage),
+            **{name: getattr(usage, name) for name in _USAGE},
         )
         agent.turns.append(report)
-        self.log.info("turn finished", agent=agent.name, **asdict(report))
+        if self.log.tells:
+            self.log.info("turn finished", agent=agent.name, **asdict(report))
         self.emit(TurnFinished(agent.name, place.turn, text, report, place.item))
 
     def _record_carry(self, place: Place, carried: Carried) -> None:
         edge, planned = self.spec.edges[carried.edge], self.plan.edges[carried.edge]
-        told = {field.name: getattr(carried.report, field.name) for field in fields(CarryReport)}
+        told = {name: getattr(carried.report, name) for name in _CARRY}
         report = EdgeReport(
             sharer=edge.from_,
             receiver=edge.to,
@@ -184,7 +183,8 @@ class Recorder:
             **{**told, "fallback": carried.report.fallback or planned.fallback},
         )
         self.edges.append(report)
-        self.log.info("message carried", **report.to_dict())
+        if self.log.tells:
+            self.log.info("message carried", **report.to_dict())
         self.emit(MessageCarried(report))
         if carried.report.fallback is not None:
             cause = carried.report.fallback

@@ -1,6 +1,5 @@
 """Running a workflow: agents fire as their messages come, states go from turn to turn by handle."""
 
-import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -8,7 +7,6 @@ from time import perf_counter
 from types import MappingProxyType
 
 import anyio
-import structlog
 from anyio.abc import TaskGroup
 
 from unspoken.agents.engines.base import Engine
@@ -20,6 +18,7 @@ from unspoken.agents.runtime.agent_run import AgentRun, InFlight
 from unspoken.agents.runtime.dataflow import Action, Dataflow, Exhausted, Firing, Skipped, Unread
 from unspoken.agents.runtime.events import AgentSkipped, Event, RunStarted, TurnStarted
 from unspoken.agents.runtime.failures import blame, first_error
+from unspoken.agents.runtime.log import RunLog
 from unspoken.agents.runtime.next_use import NextUse
 from unspoken.agents.runtime.outbox import Finished, Sender
 from unspoken.agents.runtime.recorder import Recorder, by_item
@@ -31,10 +30,6 @@ from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.errors import RunError
 from unspoken.channels.message import Message
-
-# Over the standard library's logger, so that a program that configures no logging sees warnings
-# only.
-log = structlog.wrap_logger(logging.getLogger("unspoken.scheduler"))
 
 _NOTHING: Mapping[str, Message] = MappingProxyType({})
 
@@ -76,7 +71,7 @@ class Scheduler:
             for name, agent in spec.agents.items()
         }
         self.states, self.next_use = states, NextUse(spec)
-        self.log = log.bind(run=self.run_id, workflow=spec.name)
+        self.log = RunLog(run=self.run_id, workflow=spec.name)
         self.recorder = Recorder(spec, plan, emit, self.log)
         self.sender = Sender(spec, plan, inputs, self.agents)
         self.turns = Turns(
