@@ -328,6 +328,8 @@ class Decoder(Proven):
             logits = self.backbone.forward(ids, cache, keep=last or len(ids))
         if logits is None:
             raise StateError("no tokens to compute", expected="at least one")
+        if grad and self.refuses_gradients is not None:
+            raise _unable(self.refuses_gradients, "train the bridge into the model that it was of")
         return logits
 
 

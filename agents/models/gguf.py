@@ -26,7 +26,9 @@ from unspoken.channels.storage.files import (
 )
 
 MANIFEST = "prepared.json"
-FORMAT = 1
+FORMAT = 2
+"""Raised when a conversion comes out otherwise, so that every GGUF is converted again."""
+
 SMALL = 64 * 1024 * 1024
 WAIT_LIMIT_S = 3600.0
 NO_ROOM = ("os error 28", "os error 27", "No space", "File too large")
@@ -90,14 +92,15 @@ def prepare_gguf(
 ) -> Path:
     """The folder with the model of `source` in float32 safetensors, made if it is not there.
 
-    One process converts, others wait for it. A folder that is broken is made again. Whatever
-    ends the conversion early leaves nothing that a later call would take for a model.
+    One process converts, others wait for it. A folder that is broken is made again, and so is one
+    of an earlier version, which is then removed. Whatever ends the conversion early leaves nothing
+    that a later call would take for a model.
 
     Args:
         source: The GGUF.
         verify: Compare every digest of a folder that is there already.
         progress: Hears the stages ``waiting for another process``, ``join`` or ``check``,
-            ``dequantise``, ``write`` and ``digest``.
+            ``dequantise``, ``write``, ``digest`` and ``remove …``.
 
     Raises:
         ModelReferenceError: the GGUF is not what it should be, or the cache cannot be written.
@@ -159,6 +162,16 @@ def _build(source: GgufSource, target: Path, report: Progress) -> None:
         flush_folder(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+    for older in _older(target):
+        shutil.rmtree(older, ignore_errors=True)
+        report("remove what an earlier version converted", 1.0)
+
+
+def _older(target: Path) -> list[Path]:
+    """What earlier versions made of the same GGUF."""
+    stem = target.name.removesuffix(f"-v{FORMAT}")
+    folders = (target.with_name(f"{stem}-v{number}") for number in range(1, FORMAT))
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def _bring(source: GgufSource, gguf: Path, report: Progress) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from unspoken.agents.models.caches.calls import DecoderCalls
+from unspoken.agents.models.checkpoints.quantised import rounds_inputs
 from unspoken.agents.models.decoders.masks import additive, causal_layers, masked, seen_rows
 from unspoken.agents.models.decoders.parts import rotary_module, table_frequencies, text_decoder
 from unspoken.agents.models.fast_path.guard import looking
@@ -101,7 +102,9 @@ class Backbone:
     def rounding(self) -> float:
         """Most that values computed in two ways differ by, as a share of their spread."""
         # Weights of one byte multiply few tokens otherwise than many.
-        return _COARSE if has_int8(self.model) else _ROUNDING.get(self.model.dtype, _COARSE)
+        if has_int8(self.model) or rounds_inputs(self.model):
+            return _COARSE
+        return _ROUNDING.get(self.model.dtype, _COARSE)
 
     def computing(self) -> AbstractContextManager[object]:
         """The weights to oneself for one operation, hooks and masks included."""

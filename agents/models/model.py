@@ -141,7 +141,7 @@ class LocalModel(Decoder):
         ref = path_reference(ref)
         refuse_adapter_folder(ref)
         folder = prepare(ref, revision=revision, progress=progress)
-        wanted = find_dtype(dtype, main_device(device))
+        wanted = find_dtype(dtype, main_device(device), folder)
         bring = partial(place, device=device)
         model, tokenizer, identity = load_pretrained(ref, folder, wanted, bring, progress)
         loaded = cls(model, tokenizer, ref=ref, identity=identity)

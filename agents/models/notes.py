@@ -125,7 +125,7 @@ def remember_geometry(folder: Path, geometry: CacheGeometry) -> None:
         write_json(_note(folder), {**note, "geometry": noted})
 
 
-Question = Literal["states", "fills", "layers", "maps", "batches"]
+Question = Literal["states", "fills", "layers", "maps", "gradients", "batches"]
 """What is tried on a model: whether it refuses states, fills, layers apart, maps, or batches."""
 
 

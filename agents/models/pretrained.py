@@ -1,6 +1,6 @@
 """A checkpoint read by transformers, and the device and float type to compute in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ from transformers import (
 )
 
 from unspoken.agents.models.checkpoints.quantised import (
+    OWN_TYPE,
+    in_memory,
     quantisation,
     quantised_identity,
     refuse_quantised,
+    refuse_type,
     type_read,
 )
 from unspoken.agents.models.checkpoints.text_part import is_multimodal, text_part
@@ -67,6 +70,7 @@ def load_pretrained(
     model, tokenizer = read_pretrained(ref, folder, read_as, progress)
     noted_as = dtype
     if method is not None:  # its own type, and what a method makes of one, show when it is read
+        refuse_type(ref, model)
         noted_as = type_read(model)
         identity = cached_identity(folder, noted_as)
         known = identity is not None
@@ -104,7 +108,7 @@ def read_pretrained(
         with quiet_transformers(Stage("load", progress or silent)):
             tokenizer = read_tokenizer(folder)
             model = _read_model(folder, dtype)
-    except ModelSupportError:
+    except (ModelSupportError, ModelReferenceError):
         raise
     except Exception as error:  # transformers and safetensors raise almost anything here
         if (refusal := strangers_code(ref, error)) is not None:
@@ -129,14 +133,46 @@ def _read_model(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
     attention = _attention(config.get_text_config(decoder=True))
     multimodal = is_multimodal(config)
     reader = AutoModelForMultimodalLM if multimodal else AutoModelForCausalLM
-    model: PreTrainedModel = reader.from_pretrained(
+    loaded: Any = reader.from_pretrained(
         folder,
+        output_loading_info=True,
         trust_remote_code=False,  # left out, transformers asks on the terminal
         weights_only=True,  # a pickle of anything but tensors is refused
         dtype=dtype or ("auto" if quantisation(folder) else _checkpoint_dtype(folder)),
         attn_implementation={"text_config": attention} if multimodal else attention,
     )
-    return text_part(model) if multimodal else model
+    whole, info = loaded
+    lost = {key: _parameter(whole, key) for key in info["missing_keys"]}
+    model: PreTrainedModel = text_part(in_memory(whole)) if multimodal else in_memory(whole)
+    _refuse_lost(model, lost)
+    return model
+
+
+def _parameter(model: PreTrainedModel, name: str) -> torch.Tensor | None:
+    with suppress(AttributeError):
+        return model.get_parameter(name)
+    return None
+
+
+def _refuse_lost(model: PreTrainedModel, lost: Mapping[str, torch.Tensor | None]) -> None:
+    """Refuse a model with weights that its checkpoint does not store, which are then random.
+
+    Args:
+        model: The model, or the text part of what was read; what else was read may lack weights.
+        lost: By name in the checkpoint, the parameters that it does not store.
+
+    Raises:
+        ModelReferenceError: naming one of them.
+    """
+    there = {id(weight) for weight in model.parameters()}
+    names = sorted(name for name, weight in lost.items() if id(weight) in there)
+    if names:
+        others = f" and {len(names) - 1} other weights" if len(names) > 1 else ""
+        raise ModelReferenceError(
+            f"the checkpoint does not store {names[0]}{others}, and no other weight is tied to it",
+            expected="a checkpoint with every weight that its config.json asks for",
+            fix="save or download the model again, or correct its config.json",
+        )
 
 
 def strangers_code(ref: str, error: Exception) -> ModelSupportError | None:
@@ -230,14 +266,22 @@ def _cast_floats(model: torch.nn.Module, dtype: torch.dtype) -> bool:
     return rounded
 
 
-def find_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | None:
+def find_dtype(
+    dtype: str | torch.dtype, device: torch.device, folder: Path | None = None
+) -> torch.dtype | None:
     """The dtype to compute in; None stands for the checkpoint's own, int8 for weights alone.
+
+    Args:
+        dtype: As it was asked for.
+        device: Where the model computes.
+        folder: The checkpoint, of which some can compute in their own type alone.
 
     Raises:
         ModelSupportError: An unknown dtype, or int8 on an accelerator.
     """
     if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else None
+        own = device.type != "cpu" or (folder is not None and quantisation(folder) in OWN_TYPE)
+        return None if own else torch.float32
     named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if named == torch.int8:
         refuse_int8(device)

@@ -1,6 +1,7 @@
 """Transformers kept quiet: its progress bars as reports, its log off, its errors in a line."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from threading import RLock
@@ -8,6 +9,12 @@ from typing import Any
 
 from unspoken.channels.storage.files import Progress
 from unspoken.channels.storage.forks import ForkLock
+
+_CALLING_TQDM = (
+    "compressed_tensors.compressors.model_compressors.model_compressor",
+    "compressed_tensors.quantization.lifecycle.apply",
+)
+"""Modules that print bars of their own while a model is read."""
 
 
 def silent(stage: str, fraction: float) -> None:
@@ -88,4 +95,8 @@ def quiet_transformers(stage: Stage) -> Iterator[None]:
         if hasattr(older, "tqdm"):  # the reader of older architectures calls tqdm itself
             undo.callback(setattr, older, "tqdm", older.tqdm)
             older.tqdm = stage.bar
+        for module in _CALLING_TQDM:
+            if (loaded := sys.modules.get(module)) is not None:
+                undo.callback(setattr, loaded, "tqdm", loaded.tqdm)
+                vars(loaded)["tqdm"] = Stage("load", silent).bar
         yield

@@ -7,7 +7,8 @@ package and the device: packed, laid out anew, or floats again. What the files s
 import json
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,9 @@ PACKAGES = {
     "vptq": ("accelerate", "vptq"),
 }
 """The packages, as they are imported, that transformers reads each method with."""
+
+OWN_TYPE = frozenset({"torchao"})
+"""Methods whose tensors compute in the type that they were made in, and mostly in no other."""
 
 INSTALLED_AS = {"fbgemm_gpu": "fbgemm-gpu"}
 
@@ -84,6 +88,8 @@ def refuse_quantised(ref: str, method: str, dtype: torch.dtype | None) -> None:
             expected="the packages that transformers reads this method with",
             fix=f"pip install {names}",
         )
+    if method == "compressed-tensors":  # before its bars are silenced
+        import_module("compressed_tensors.compressors")
 
 
 def quantised_identity(
@@ -111,6 +117,58 @@ def type_read(model: "PreTrainedModel") -> torch.dtype:
     """
     dtype = model.config.dtype
     return dtype if isinstance(dtype, torch.dtype) else model.dtype
+
+
+def rounds_inputs(model: "PreTrainedModel") -> bool:
+    """Whether a quantised model rounds what its layers read too, each token by its own values."""
+    settings: Any = getattr(model.config, "quantization_config", None)
+    plain = settings.to_dict() if hasattr(settings, "to_dict") else settings
+    return getattr(model, "is_quantized", False) and _names_inputs(plain)
+
+
+def _names_inputs(settings: object) -> bool:
+    """Whether settings say anything of activations; bitsandbytes' 8 bits round them unasked."""
+    if isinstance(settings, Mapping):
+        if settings.get("load_in_8bit"):
+            return True
+        named = ((str(key).lower(), value) for key, value in settings.items())
+        return any((value and "activation" in key) or _names_inputs(value) for key, value in named)
+    if isinstance(settings, list | tuple):
+        return any(map(_names_inputs, settings))
+    return "activation" in f"{type(settings).__name__} {settings}".lower()
+
+
+def in_memory(model: "PreTrainedModel") -> "PreTrainedModel":
+    """A model whose quantised layers can be called one by one.
+
+    compressed-tensors unpacks its layers when the whole model is first called, and no layer is
+    itself before.
+    """
+    compressor = getattr(getattr(model, "hf_quantizer", None), "compressor", None)
+    if compressor is not None and hasattr(compressor, "decompress_model"):
+        compressor.decompress_model(model)
+    return model
+
+
+def refuse_type(ref: str, model: "PreTrainedModel") -> None:
+    """Refuse a quantised model read in a type that its quantised weights do not compute in.
+
+    Raises:
+        ModelSupportError: naming the type that they are of.
+    """
+    types = {one.dtype for one in model.parameters() if hasattr(type(one), "__tensor_flatten__")}
+    if not types or types == {model.dtype}:
+        return
+    try:
+        with torch.no_grad():
+            model(torch.tensor([[0, 1]], device=model.device))
+    except RuntimeError as error:
+        own = ", ".join(sorted(str(one).removeprefix("torch.") for one in types))
+        raise ModelSupportError(
+            f"{ref!r} was quantised in {own}, and does not compute in {model.dtype}",
+            expected=f"the type that its weights were quantised in: {own}",
+            fix=f"load it with dtype: {own}",
+        ) from error
 
 
 def stored_digest(folder: Path) -> str:

@@ -59,6 +59,10 @@ class Proved(Protocol):
         """Why its rows are not those that a bridge or a profile takes."""
 
     @property
+    def refuses_gradients(self) -> str | None:
+        """Why a bridge into it cannot be trained."""
+
+    @property
     def refuses_batches(self) -> str | None:
         """Why its turns are computed one by one."""
 
@@ -76,6 +80,6 @@ def abilities_of(model: Proved) -> Abilities:
         splice=placed,
         recompute=model.refuses_layers or model.refuses_fills or model.refuses_maps,
         sharer=model.refuses_maps or moves,
-        receiver=model.refuses_maps or placed,
+        receiver=model.refuses_maps or placed or model.refuses_gradients,
         batched=model.refuses_batches,
     )

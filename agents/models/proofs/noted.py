@@ -14,6 +14,7 @@ class _Noted:
     refuses_fills: str | None
     refuses_layers: str | None
     refuses_maps: str | None
+    refuses_gradients: str | None
     refuses_batches: str | None
 
 
@@ -22,8 +23,9 @@ def noted_abilities(folder: Path) -> dict[str, Abilities]:
     positions = cached_positions(folder)
     states, fills = cached_refusals(folder, "states"), cached_refusals(folder, "fills")
     layers, batches = cached_refusals(folder, "layers"), cached_refusals(folder, "batches")
-    maps = cached_refusals(folder, "maps")
-    ways = [how for how in states if all(how in one for one in (fills, layers, maps, batches))]
+    maps, gradients = cached_refusals(folder, "maps"), cached_refusals(folder, "gradients")
+    others = (fills, layers, maps, gradients, batches)
+    ways = [how for how in states if all(how in one for one in others)]
     if positions is None:
         return {}
     return {
@@ -34,6 +36,7 @@ def noted_abilities(folder: Path) -> dict[str, Abilities]:
                 refuses_fills=fills[how],
                 refuses_layers=layers[how],
                 refuses_maps=maps[how],
+                refuses_gradients=gradients[how],
                 refuses_batches=batches[how],
             )
         )

@@ -41,6 +41,28 @@ def refuses_layers(backbone: Backbone) -> str | None:
     return _tried(lambda: _by_layers(backbone), "layers run one by one")
 
 
+def refuses_gradients(backbone: Backbone) -> str | None:
+    """Why no gradient goes back through its layers; None where it does.
+
+    Tried where layers are not torch's own: those of a quantised model.
+    """
+    if not getattr(backbone.model, "is_quantized", False):
+        return None
+    linears = [one for one in backbone.layers[-1].modules() if isinstance(one, torch.nn.Linear)]
+    for layer in linears:
+        shape = 2, layer.in_features
+        with torch.enable_grad():
+            given = torch.ones(shape, dtype=backbone.model.dtype, device=backbone.device)
+            given.requires_grad_()
+            try:
+                layer(given).sum().backward()
+            except Exception as error:  # a package's own code may raise anything here
+                return f"no gradient goes through its quantised layers: {first_line(error)}"
+        if given.grad is None or not bool(given.grad.isfinite().all()):
+            return "no gradient goes through its quantised layers"
+    return None
+
+
 def _tried(differs: Callable[[], bool], what: str) -> str | None:
     try:
         with torch.no_grad():

@@ -7,7 +7,12 @@ from unspoken.agents.models.fast_path.decoder import FastPath
 from unspoken.agents.models.hf import Backbone
 from unspoken.agents.models.notes import KeyPositions
 from unspoken.agents.models.proofs.abilities import Abilities, abilities_of
-from unspoken.agents.models.proofs.passes import refuses_fills, refuses_layers, refuses_states
+from unspoken.agents.models.proofs.passes import (
+    refuses_fills,
+    refuses_gradients,
+    refuses_layers,
+    refuses_states,
+)
 from unspoken.agents.models.proofs.positions import prove_positions
 from unspoken.agents.models.ragged.forward import prove_fast_path, refusal
 from unspoken.channels.errors import ModelSupportError
@@ -77,6 +82,11 @@ class Proven:
         if not geometry.recurrent:
             return reason
         return f"{reason}; for those a text is read through {geometry.described_reading()}"
+
+    @cached_property
+    def refuses_gradients(self) -> str | None:
+        """Why a bridge into it cannot be trained: no gradient goes through its layers."""
+        return refuses_gradients(self.backbone)
 
     def _folds(self) -> str | None:
         """Why nothing is computed but what follows; None for a model without recurrent layers."""

@@ -3,6 +3,7 @@
 import logging
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from unspoken.agents.models import catalog, gguf
 from unspoken.channels.errors import ModelReferenceError, ModelSupportError
-from unspoken.channels.storage.files import digest_sha256
+from unspoken.channels.storage.files import Progress, digest_sha256
 
 
 def test_parts_are_joined(cache: Path, made: Path, tmp_path: Path) -> None:
@@ -62,6 +63,22 @@ def test_second_call_converts_nothing(
     monkeypatch.setattr(gguf, "convert", None)
     monkeypatch.setattr(catalog, "digest_sha256", None)
     assert catalog.prepare(str(made / "tiny.gguf"), verify=True) == first
+
+
+def test_what_an_earlier_version_converted_is_converted_again(cache: Path, made: Path) -> None:
+    """Its folder is removed once the new one stands; one of another GGUF stays."""
+    folder = catalog.prepare(str(made / "tiny.gguf"))
+    older = folder.with_name(folder.name.replace(f"-v{gguf.FORMAT}", "-v1"))
+    other = folder.with_name(f"other-{'0' * 16}-v1")
+    for place in (older, other):
+        place.mkdir()
+        (place / "config.json").write_text("{}")
+    shutil.rmtree(folder)
+    stages: list[str] = []
+    report: Progress = lambda stage, done: stages.append(stage)  # noqa: E731
+    assert catalog.prepare(str(made / "tiny.gguf"), progress=report) == folder
+    assert other.exists() and not older.exists()
+    assert stages[-1] == "remove what an earlier version converted"
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "prepared.json"])

@@ -1,5 +1,6 @@
 """Loading: by paths, without a package, in many threads at once; and how a message reads."""
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,6 +8,7 @@ from threading import Barrier
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import tiny_gemma3, tiny_llama
 from transformers import AutoTokenizer, LlamaForCausalLM
 from transformers.utils import logging
@@ -131,3 +133,21 @@ def test_freezing_a_model_object_is_logged(
         model = LocalModel(theirs, LocalModel.load(folder).tokenizer, ref="mine")
     assert "require no gradients" in caplog.text and "mine" in caplog.text
     assert model.hf is theirs and not any(weight.requires_grad for weight in theirs.parameters())
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path, cache: Path) -> None:
+    """transformers would draw them at random. One that is tied to another may be missing."""
+    folder = tiny_llama(tmp_path / "it")
+    weights = load_file(folder / "model.safetensors")
+    lost = "model.layers.1.mlp.down_proj.weight"
+    kept = {name: tensor for name, tensor in weights.items() if name != lost}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelReferenceError, match=f"does not store {lost}, and no other"):
+        LocalModel.load(folder)
+    headless = {name: tensor for name, tensor in weights.items() if name != "lm_head.weight"}
+    save_file(headless, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelReferenceError, match=r"does not store lm_head\.weight"):
+        LocalModel.load(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    assert LocalModel.load(folder).hf.config.tie_word_embeddings

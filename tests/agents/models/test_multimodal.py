@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny_tokenizer
-from transformers import AutoConfig, AutoModelForMultimodalLM
+from transformers import AutoConfig, AutoModelForMultimodalLM, ShieldGemma2ForImageClassification
 
 from unspoken.agents import Agent, Workflow
 from unspoken.agents.cli.models import _geometry, _hollow
 from unspoken.agents.models.checkpoints.text_part import causal_config
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import ChatTurn
-from unspoken.channels.errors import ModelSupportError
+from unspoken.channels.errors import ModelReferenceError, ModelSupportError
 
 TEXT: dict[str, Any] = {
     "hidden_size": 32,
@@ -118,3 +118,15 @@ def test_text_part_without_a_causal_class(root: Path) -> None:
     config = AutoConfig.for_model("mllama")
     with pytest.raises(ModelSupportError, match="mllama_text_model"):
         causal_config(config)
+
+
+def test_a_classifier_s_checkpoint_is_refused(root: Path, tmp_path: Path) -> None:
+    """ShieldGemma 2 names its weights otherwise than the class that writes text looks for them."""
+    size = {"vocab_size": len(tiny_tokenizer()) + 8, **KINDS["gemma3"][0]}
+    config = AutoConfig.for_model(
+        "shieldgemma2", text_config={**TEXT, **size}, vision_config=SEES, image_token_index=3
+    )
+    ShieldGemma2ForImageClassification(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelReferenceError, match=r"does not store .* and \d+ other weights"):
+        LocalModel.load(tmp_path)
