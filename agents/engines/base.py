@@ -270,12 +270,20 @@ class Engine(Protocol):
         """
 
     async def admit(
-        self, packet: bytes | Readable, key: bytes | None = None
+        self, source: bytes | Readable | Message, key: bytes | None = None
     ) -> tuple[Message, StateRef]:
-        """Take a packet's state in: its message without the state, and the ticket for that.
+        """Take a state in, of a packet or a message that has one.
+
+        Args:
+            source: The packet, or the message that was read of one.
+            key: The packet's.
+
+        Returns:
+            The message without the state, and the ticket for that.
 
         Raises:
-            PacketError, IdentityMismatch, GeometryMismatch: A packet that cannot be taken.
+            PacketError, IdentityMismatch, GeometryMismatch: A state that cannot be taken.
+            StateError: A message without one.
         """
 
 

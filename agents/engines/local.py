@@ -30,6 +30,7 @@ from unspoken.channels.kv.compressed import CompressedState, compress, compresse
 from unspoken.channels.kv.geometry import CacheGeometry
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import Message
+from unspoken.channels.model import layer_devices
 from unspoken.channels.packets.files import Readable
 from unspoken.channels.packets.packet import packet_chunks, read_packet
 
@@ -154,15 +155,26 @@ class LocalEngine:
         return packet_chunks(replace(message, state=begin), key=key)
 
     async def admit(
-        self, packet: bytes | Readable, key: bytes | None = None
+        self, source: bytes | Readable | Message, key: bytes | None = None
     ) -> tuple[Message, StateRef]:
-        """Take a packet's state in; its layers go to the device as they come."""
-        message = await anyio.to_thread.run_sync(
-            ending_team(lambda: read_packet(packet, self.model, key=key)), abandon_on_cancel=False
-        )
-        assert message.state is not None  # a packet has one
-        ref = self.states.put(message.state, message.context, message.sharer)
+        """Take a state in; the layers of a packet go to the device as they come."""
+
+        def taken() -> Message:
+            if isinstance(source, Message):
+                return self._moved(source)
+            return read_packet(source, self.model, key=key)
+
+        message = await anyio.to_thread.run_sync(ending_team(taken), abandon_on_cancel=False)
+        ref = self.states.put(message.require_state(), message.context, message.sharer)
         return replace(message, state=None), ref
+
+    def _moved(self, message: Message) -> Message:
+        """A message whose state is this model's, where it computes."""
+        state = message.require_state()
+        for identity in (message.identity, state.identity):
+            self.model.identity.require(identity, f"the message of {message.sharer!r}")
+        state.check(self.model.geometry, self.model.dtype)
+        return replace(message, state=state.to(layer_devices(self.model)))
 
 
 def _without(request: TurnRequest, lost: frozenset[StateRef]) -> TurnRequest:

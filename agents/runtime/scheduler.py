@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from time import perf_counter
 from types import MappingProxyType
 
@@ -238,10 +237,9 @@ class Scheduler:
         for unread in firing.inbox.values():
             agent.drop(unread)
         agent.texts.append(message.text)
-        bare = replace(message, state=None)
         if message.state is None:
-            return await self.sender.publish(agent, lambda number: bare, None)
-        state = self.states.put(message.state, message.context, agent.name)
+            return await self.sender.publish(agent, lambda number: message, None)
+        bare, state = await agent.engine.admit(message)
         sent = await self.sender.publish(agent, lambda number: bare, state)
         agent.engine.release(state)
         return sent

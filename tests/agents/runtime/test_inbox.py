@@ -3,14 +3,20 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 from flows import Pair
 from pairs import load
 
 from unspoken.agents import Agent, LocalModel, Workflow
+from unspoken.agents.engines.local import LocalEngine
+from unspoken.agents.engines.worker import Worker
+from unspoken.agents.runtime.states import StateStore
 from unspoken.channels import read_packet, write_packet
-from unspoken.channels.errors import IdentityMismatch, InputError
+from unspoken.channels.errors import IdentityMismatch, InputError, StateError
+from unspoken.channels.message import Message
 
 TEXT = "the key of the document is with the reader, and its value is that of the thing"
 KEY = b"a key of sixteen bytes"
@@ -92,3 +98,27 @@ def test_a_lossy_packet_is_reused_and_reported_inexact(tmp_path: Path, models: P
     (edge,) = result.report.edges
     assert not edge.exact
     assert result.report.agents["solver"][0].reused_tokens > len(TEXT.split())
+
+
+def test_the_engine_takes_a_received_state_in(
+    models: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may compute elsewhere than where the message was read, and it checks what it takes."""
+    model, _ = models
+    taken: list[Message] = []
+    admit = LocalEngine.admit
+
+    async def watched(engine: LocalEngine, source: Any, key: bytes | None = None) -> Any:
+        taken.append(source)
+        return await admit(engine, source, key)
+
+    monkeypatch.setattr(LocalEngine, "admit", watched)
+    message = model.message(TEXT)
+    result = build(model).run({"reader": message}, document="")
+    assert taken == [message] and result.report.edges[0].exact
+    engine = LocalEngine(model, StateStore(), Worker("received"))
+    with pytest.raises(StateError, match="brings no state"):
+        anyio.run(admit, engine, replace(message, state=None))
+    stranger = replace(message, identity=replace(model.identity, weights="other"))
+    with pytest.raises(IdentityMismatch):
+        anyio.run(admit, engine, stranger)
