@@ -19,6 +19,7 @@ from unspoken.agents.planning.finetunes import stored_profile
 from unspoken.agents.planning.memory import MemoryCheck
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.planning.planner import plan_workflow
+from unspoken.agents.shapes.shape import shape_problems
 from unspoken.agents.spec.graph import validate
 from unspoken.agents.spec.loader import LoadedWorkflow
 from unspoken.agents.spec.spec import WorkflowSpec
@@ -141,12 +142,16 @@ class Preparation:
         """A plan for these inputs, or for none.
 
         Raises:
-            WorkflowError: An edge that must not fall back cannot be served.
+            WorkflowError: An edge that must not fall back cannot be served, or an answer's shape
+                that its agent's model cannot keep to.
         """
         models, stores = self.by_agent(spec), _Stores(self.bridge_cache.find)
         if inputs is None and self._planned is not None and self._planned.serves(spec, models):
             return self._planned.plan
         try:
+            problems = list(shape_problems(spec, models))
+            if problems:
+                raise WorkflowError(problems)
             plan = plan_workflow(
                 spec,
                 models,

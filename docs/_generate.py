@@ -135,6 +135,8 @@ def _values(schema: Mapping[str, Any]) -> str:
         choices = [_values(choice) for choice in schema["anyOf"] if choice.get("type") != "null"]
         return " or ".join(dict.fromkeys(choices))
     match schema.get("type"):
+        case "object" if "additionalProperties" not in schema:
+            return "a JSON schema"
         case "object":
             return f"names, each with {_values(schema['additionalProperties'])}"
         case "array" if "prefixItems" in schema:

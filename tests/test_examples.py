@@ -16,7 +16,14 @@ from unspoken.agents import RunResult, Workflow, WorkflowSpec
 pytestmark = pytest.mark.long
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-NAMES = ("draft_critique_revise", "fan_out_panel", "reader_solver", "two_families", "two_processes")
+NAMES = (
+    "draft_critique_revise",
+    "fan_out_panel",
+    "reader_solver",
+    "support_router",
+    "two_families",
+    "two_processes",
+)
 
 TRAINED = ("fine_tunes",)
 """Examples that train a model for minutes before they run; here only their workflows are looked at.
@@ -156,6 +163,16 @@ def test_loop_gives_the_drafter_a_second_turn() -> None:
     first, second = result.report.agents["drafter"]
     assert first.reused_tokens == 0 < second.reused_tokens
     assert result.report.fallbacks == ()
+
+
+@pytest.mark.model
+def test_the_router_chooses_whom_the_message_is_for() -> None:
+    """The slip is data, the other team is skipped, and all go on from the reader's cache."""
+    result = ran("support_router")
+    assert result["slip"].data.customer == "Edda Brandt"
+    assert result["router"].text == "money" and result["technical"].text == ""
+    assert result["router"].likelihoods["money"] > 0.5
+    assert all(edge.exact and edge.reused for edge in result.report.edges)
 
 
 @pytest.mark.model

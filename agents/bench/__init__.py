@@ -43,6 +43,7 @@ ENGINE: Mapping[str, str] = {
     "generate and LangGraph",
     "overhead": "a thousand agents that compute nothing, in a row and side by side: our time over "
     "that of LangGraph's graph",
+    "schema": "answers that are bound to a schema: how many are valid, and what the shape costs",
     "session": "the second question about a document, in another run, beside a continuation",
     "soak": "thousands of small runs in one process, and how its memory grows",
     "stall": "how long a decoding agent waits for a token while a neighbour reads a document",

@@ -7,7 +7,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from unspoken.agents.engines.sampling import Sampler, sample
+from unspoken.agents.engines.sampling import Sampler, Scorer, sample
 from unspoken.agents.models.base import TurnModel
 from unspoken.agents.models.ragged.segment import Rows, Segment
 
@@ -25,24 +25,26 @@ class Compute:
         rows: The turn's rows.
         ids: The tokens.
         positions: Their positions, ascending.
-        sampler: Chooses the token after the last one; None for none.
+        sampler: Chooses the token after the last one, or gives log-probabilities; None for neither.
         drafts: Tokens that may follow the last one. Those that the sampler would have chosen are
             kept, the rows of the others are forgotten.
         capture: Layers whose inputs are wanted; each forward appends (tokens, hidden_size).
+        whole: Whether all tokens are computed in one forward, beside steps of decoding too.
     """
 
     model: TurnModel
     rows: Rows
     ids: Sequence[int]
     positions: Sequence[int]
-    sampler: Sampler | None = None
+    sampler: Sampler | Scorer | None = None
     drafts: tuple[int, ...] = ()
     capture: dict[int, list[Tensor]] = field(default_factory=dict)
+    whole: bool = False
 
     @property
     def decodes(self) -> bool:
         """Whether this is a step of decoding."""
-        return len(self.ids) == 1 and self.sampler is not None
+        return self.sampler is not None and (self.whole or len(self.ids) == 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Answer:
         seconds: Seconds of the forward, whatever else it computed.
         turns: How many turns it computed; 1 on a model that takes them one by one.
         drafts: Whether drafts are welcome in the next one: as far as this one tells, few decode.
+        scores: Log-probabilities, where they were asked for in place of tokens.
     """
 
     count: int
@@ -65,6 +68,7 @@ class Answer:
     seconds: float
     turns: int = 1
     drafts: bool = True
+    scores: tuple[float, ...] = ()
 
 
 def compute(asks: Sequence[tuple[Compute, int]]) -> list[Answer | Exception]:
@@ -90,13 +94,8 @@ def compute(asks: Sequence[tuple[Compute, int]]) -> list[Answer | Exception]:
         logits = model.compute(segments)
     except Exception as error:
         return [error] if len(asks) == 1 else [compute([ask])[0] for ask in asks]
-    wanted = {
-        number: (ask.sampler, rows)
-        for number, ((ask, _), rows) in enumerate(zip(asks, logits, strict=True))
-        if rows is not None and ask.sampler is not None
-    }
     try:
-        chosen = dict(zip(wanted, sample(list(wanted.values())), strict=True))
+        chosen = _sampled(asks, segments, logits)
     except Exception as error:  # such as a fault of the device, which nothing tells apart
         return [error] * len(asks)
     seconds = perf_counter() - began
@@ -107,19 +106,35 @@ def compute(asks: Sequence[tuple[Compute, int]]) -> list[Answer | Exception]:
         tokens = chosen.get(number, [])
         if isinstance(tokens, Exception):
             answers.append(tokens)
-        else:
-            drafted, right = _drafted(ask, count, segment, tokens)
-            answers.append(
-                Answer(
-                    count=count,
-                    drafted=drafted,
-                    tokens=tuple(tokens[: right + 1]),
-                    seconds=seconds,
-                    turns=turns,
-                    drafts=writing <= MOST_DRAFTING,
-                )
+            continue
+        drafted, right = _drafted(ask, count, segment, tokens)
+        scores = isinstance(ask.sampler, Scorer)
+        answers.append(
+            Answer(
+                count=count,
+                drafted=drafted,
+                tokens=() if scores else tuple(tokens[: right + 1]),
+                seconds=seconds,
+                turns=turns,
+                drafts=writing <= MOST_DRAFTING,
+                scores=Scorer.read(tokens) if scores else (),
             )
+        )
     return answers
+
+
+def _sampled(
+    asks: Sequence[tuple[Compute, int]],
+    segments: Sequence[Segment],
+    logits: Sequence[Tensor | None],
+) -> dict[int, list[int] | Exception]:
+    """What the samplers give, by the number of the ask; none where no logits were wanted."""
+    wanted = {
+        number: (ask.sampler, rows, segments[number].ids[count:])
+        for number, ((ask, count), rows) in enumerate(zip(asks, logits, strict=True))
+        if rows is not None and ask.sampler is not None
+    }
+    return dict(zip(wanted, sample(list(wanted.values())), strict=True))
 
 
 def compute_alone(ask: Compute, most: int) -> Answer:
@@ -144,9 +159,16 @@ def _segment(ask: Compute, count: int, *, drafts: bool) -> Segment:
         rows=ask.rows,
         ids=[*ask.ids[:count], *more],
         positions=positions,
-        wanted=1 + len(more) if whole and ask.sampler is not None else 0,
+        wanted=_wanted(ask.sampler) + len(more) if whole else 0,
         capture=ask.capture,
     )
+
+
+def _wanted(sampler: Sampler | Scorer | None) -> int:
+    """After how many of the last tokens a sampler needs logits, drafts not counted."""
+    if sampler is None:
+        return 0
+    return len(sampler.ids) if isinstance(sampler, Scorer) else 1
 
 
 def _drafted(ask: Compute, count: int, segment: Segment, chosen: Sequence[int]) -> tuple[int, int]:

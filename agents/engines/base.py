@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from unspoken.agents.engines.constraints import Grammar
 from unspoken.agents.engines.outcome import (
     Carried,
     Prefilling,
@@ -42,6 +43,7 @@ __all__ = [
     "EngineFacts",
     "Footprint",
     "Form",
+    "Grammar",
     "HasEngine",
     "History",
     "Inbound",
@@ -206,6 +208,9 @@ class TurnRequest:
         inbound: Messages in their places whose state may serve it.
         history: This agent's earlier turns.
         sampling: How to write; None writes nothing.
+        grammar: What the words may be; None for any.
+        choices: Texts as tokens, one of which is written: at temperature 0 the likeliest. Only
+            `Sampling.temperature` and its seed count. Empty for words of its own.
         reply: Looks at what is written; None lets it run to a stop id or to the limit.
         keep_state: Whether the state is wanted afterwards, by a reader or by a later turn.
         capture: Layers whose inputs the state is to keep, for readers with other weights.
@@ -220,6 +225,8 @@ class TurnRequest:
     inbound: tuple[Inbound, ...] = ()
     history: History | None = None
     sampling: Sampling | None = None
+    grammar: Grammar | None = None
+    choices: tuple[tuple[int, ...], ...] = ()
     reply: Reply | None = None
     keep_state: bool = False
     capture: tuple[int, ...] = ()

@@ -84,7 +84,11 @@ class LocalEngine:
             with lease.handing_over():
                 kept = self._kept(request, computed, wanted=wanted)
         return TurnOutcome(
-            ids=computed.ids, state=kept, usage=computed.usage, finish=computed.finish
+            ids=computed.ids,
+            state=kept,
+            usage=computed.usage,
+            finish=computed.finish,
+            likelihoods=computed.likelihoods,
         )
 
     def _kept(self, request: TurnRequest, computed: Computed, *, wanted: bool) -> StateRef | None:
@@ -103,12 +107,12 @@ class LocalEngine:
             state = self.states.get(request.history.state)
             whole = state.decompress() if isinstance(state, CompressedState) else state
             past = Past(request.history.ids, whole)
-        model = self.model_for(request)
+        model, request = self.computing(request)
         return (yield from run_turn(model, request, past, self.states.get))
 
-    def model_for(self, request: TurnRequest) -> TurnModel:
-        """What computes this turn."""
-        return self.model
+    def computing(self, request: TurnRequest) -> tuple[TurnModel, TurnRequest]:
+        """What computes a turn, and what of it is left to do."""
+        return self.model, request
 
     async def keep(self, state: StateRef, ids: tuple[int, ...], how: Keep = KEEP) -> StateRef:
         """One more ticket for a state or its beginning; copies are made on the device's thread."""

@@ -86,9 +86,11 @@ class TurnOutcome:
         state: The engine's ticket for their state, where it was asked for.
         usage: Counts and times.
         finish: Why it ended: ``stop``, ``length`` or ``none``.
+        likelihoods: Per text to choose from, how likely the model found it; together they are 1.
     """
 
     ids: tuple[int, ...]
     state: StateRef | None
     usage: Usage
     finish: str
+    likelihoods: tuple[float, ...] = ()

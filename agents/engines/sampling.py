@@ -1,6 +1,7 @@
 """Choosing the next token, with transformers' own logits processors in its own order."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from transformers import LogitsProcessorList
 from transformers.generation import logits_process as hf
 
 from unspoken.agents.engines.base import Sampling
+from unspoken.agents.engines.constraints import Constraint, masked
 
 
 class Sampler:
@@ -18,9 +20,17 @@ class Sampler:
         settings: How to choose.
         ids: The ids of the context, which penalties look at.
         device: Where the logits are.
+        constraint: What may come; None for every token.
     """
 
-    def __init__(self, settings: Sampling, ids: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: Sampling,
+        ids: Sequence[int],
+        device: torch.device,
+        constraint: Constraint | None = None,
+    ) -> None:
+        self.constraint = constraint
         self._greedy = settings.temperature == 0
         penalties = list(_penalties(settings, len(ids), device))
         warpers = [] if self._greedy else list(_warpers(settings, device))
@@ -49,6 +59,9 @@ class Sampler:
         ids: Any = self._ids
         scores: Any = logits[None].to(torch.float32, copy=True)
         scores = self._processors(ids, scores)[0]
+        if self.constraint is not None:  # where penalties leave nothing of what may come, it counts
+            nothing = scores.max() == -torch.inf
+            scores = torch.where(nothing, logits.to(torch.float32), scores)
         if self._greedy:
             token: Tensor = scores.argmax(dim=-1, keepdim=True)
         else:
@@ -58,37 +71,86 @@ class Sampler:
         return token
 
 
-def sample(rows: Sequence[tuple[Sampler, Tensor]]) -> list[list[int] | Exception]:
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """Gives log-probabilities of given tokens instead of choosing one.
+
+    Attributes:
+        ids: After each of the last tokens, the ids whose log-probabilities are wanted.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """The bits of the log-probabilities, as whole numbers beside the tokens of others.
+
+        Args:
+            logits: Those after the last tokens, (tokens, vocabulary).
+        """
+        logs = logits.float().log_softmax(dim=-1)
+        rows = [row for row, ids in enumerate(self.ids) for _ in ids]
+        ids = [token for ids in self.ids for token in ids]
+        where = torch.tensor((rows, ids), device=logits.device)
+        return logs[where[0], where[1]].view(torch.int32).long()
+
+    @staticmethod
+    def read(bits: Sequence[int]) -> tuple[float, ...]:
+        """Log-probabilities in the order of the ids."""
+        return tuple(torch.tensor(bits, dtype=torch.int32).view(torch.float32).tolist())
+
+
+Row = tuple[Sampler | Scorer, Tensor, Sequence[int]]
+"""Of a turn, its sampler, the logits after some of its tokens (tokens, vocabulary), and the drafts
+among those tokens. Only a sampler that takes the likeliest token may have some.
+"""
+
+
+def sample(rows: Sequence[Row]) -> list[list[int] | Exception]:
     """The next tokens of several turns; the one wait for the device that a round has.
 
-    Args:
-        rows: Per turn, its sampler and the logits after some of its tokens, (tokens, vocabulary).
-            Only a sampler that takes the likeliest token may have those of several.
-
     Returns:
-        Per turn, the token after each, or what went wrong.
+        Per turn, the token after each, or what went wrong; the bits that a `Scorer` gives.
     """
     if not rows:
         return []
-    chosen: list[Tensor] = [logits.new_empty(0, dtype=torch.long) for _, logits in rows]
-    plain = [number for number, (sampler, _) in enumerate(rows) if sampler.takes_likeliest]
+    given, failed = _constrained(rows), dict[int, Exception]()
+    chosen: list[Tensor] = [logits.new_empty(0, dtype=torch.long) for logits in given]
+    plain = [n for n, (sampler, _, _) in enumerate(rows) if _takes_likeliest(sampler)]
     if plain:
-        logits = [rows[number][1] for number in plain]
+        logits = [given[number] for number in plain]
         tokens = (logits[0] if len(plain) == 1 else torch.cat(logits)).argmax(dim=-1)
         start = 0
         for number, part in zip(plain, logits, strict=True):
             chosen[number] = tokens[start : start + len(part)]
             start += len(part)
-    failed: dict[int, Exception] = {}
-    for number, (sampler, logits_of_one) in enumerate(rows):
-        if not sampler.takes_likeliest:
+    for number, (sampler, _, _) in enumerate(rows):
+        if not _takes_likeliest(sampler):
             try:
-                chosen[number] = sampler(logits_of_one[-1])
+                every = isinstance(sampler, Scorer)
+                chosen[number] = sampler(given[number] if every else given[number][-1])
             except Exception as error:  # such as logits that are no numbers
                 failed[number] = error
     flat = iter(torch.cat(chosen).tolist())
     read = [[int(next(flat)) for _ in range(len(part))] for part in chosen]
     return [failed.get(number, part) for number, part in enumerate(read)]
+
+
+def _takes_likeliest(sampler: Sampler | Scorer) -> bool:
+    return not isinstance(sampler, Scorer) and sampler.takes_likeliest
+
+
+def _constrained(rows: Sequence[Row]) -> list[Tensor]:
+    """The logits of each turn without what it may not write."""
+    given = [logits for _, logits, _ in rows]
+    bound = {
+        number: (sampler.constraint, logits, drafts)
+        for number, (sampler, logits, drafts) in enumerate(rows)
+        if isinstance(sampler, Sampler) and sampler.constraint is not None
+    }
+    if bound:
+        for number, logits in zip(bound, masked(list(bound.values())), strict=True):
+            given[number] = logits
+    return given
 
 
 def _penalties(settings: Sampling, prompt: int, device: torch.device) -> Iterator[Any]:

@@ -22,12 +22,14 @@ class Reference:
         line: Line in the template, counted from 1.
         asked: Whether it is only asked if the thing is there: ``{% if reader %}`` or ``reader is
             defined``.
+        path: Of an agent's ``data``, what it reads of that, as far as its names are written out.
     """
 
     root: str
     attribute: str | None
     line: int
     asked: bool = False
+    path: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +102,32 @@ def _reads(tag: Tag, free: frozenset[str], expression: bool) -> Iterator[Read]:
             attribute, last = after[1], index + 2
         elif after[:1] == ["["] and after[2:] == ["]"] and tokens[index + 2].kind == "string":
             attribute, last = after[1][1:-1], index + 3
+        path, last = _path(tokens, last) if attribute == "data" else ((), last)
         asked = attribute is None and _asked(tag, index, expression)
         rest = [item.text for item in tokens[last + 1 : last + 3]]
         then = "".join(rest) if rest[:1] == ["|"] else "".join(rest[:1])
         stop = tokens[last].start + len(tokens[last].text)
-        reference = Reference(token.text, attribute, token.line, asked)
+        reference = Reference(token.text, attribute, token.line, asked, path)
         yield Read(reference, token.start, stop, then)
+
+
+def _path(tokens: tuple[Token, ...], last: int) -> tuple[tuple[str, ...], int]:
+    """The names and numbers that are read of a token's value, and the last token of them."""
+    path: list[str] = []
+    while True:
+        after = tokens[last + 1 : last + 4]
+        words = [token.text for token in after]
+        if words[:1] == ["."] and len(words) > 1 and words[2:] != ["("]:
+            path.append(words[1])
+            last += 2
+        elif words[:1] == ["["] and words[2:] == ["]"] and after[1].kind == "string":
+            path.append(words[1][1:-1])
+            last += 3
+        elif words[:1] == ["["] and words[2:] == ["]"] and words[1].isdigit():
+            path.append(words[1])
+            last += 3
+        else:
+            return tuple(path), last
 
 
 def _first(tag: Tag) -> int:

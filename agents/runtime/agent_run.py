@@ -13,10 +13,11 @@ from unspoken.channels.message import Message
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A message on an edge: its words and ids, and the ticket for its state."""
+    """A message on an edge: its words and ids, the ticket for its state, and the data in it."""
 
     message: Message
     state: StateRef | None
+    data: object = None
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from unspoken.agents.engines.base import Inbound
@@ -18,6 +19,8 @@ from unspoken.channels.message import Message
 
 if TYPE_CHECKING:
     from unspoken.agents.models.base import AgentModel
+
+_NO_DATA: Mapping[int, object] = MappingProxyType({})
 
 
 def require_messages(spec: WorkflowSpec, received: object) -> Mapping[str, Message]:
@@ -116,6 +119,7 @@ def prepare_turn(
     system: str | None,
     earlier: Context | None,
     leading: Sequence[int] = (),
+    data: Mapping[int, object] = _NO_DATA,
 ) -> Prepared:
     """Compose an agent's next turn; `order_of_parts` says where each message stands.
 
@@ -127,11 +131,12 @@ def prepare_turn(
         system: The rendered system prompt.
         earlier: The agent's context so far.
         leading: Edges whose messages come first, as planned.
+        data: What messages say as data, by edge.
     """
     by_edge = {message.edge: message for message in inbound}
     order = order_of_parts(prompt, [_in_edge(message) for message in inbound], leading)
     names = {
-        name: {"text": TextRef(by_edge[number].message.text, name)}
+        name: {"text": TextRef(by_edge[number].message.text, name), **_data(data.get(number))}
         for name, number in order.quoted.items()
     }
     mentioned = {reference.root for reference in references(prompt)}
@@ -148,6 +153,10 @@ def prepare_turn(
     turns.append(ChatTurn("user", tuple(pieces)))
     context = builder.compose(turns, system=system, earlier=earlier)
     return Prepared(context, tuple(_placed(one, context) for one in inbound if one.fresh))
+
+
+def _data(value: object) -> dict[str, object]:
+    return {} if value is None else {"data": value}
 
 
 def _placed(inbound: Inbound, context: Context) -> Inbound:

@@ -10,8 +10,10 @@ from unspoken.agents.prompts.context import Context
 from unspoken.agents.prompts.jinja import evaluate
 from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
+from unspoken.agents.runtime.answers import plain_data, require_whole
 from unspoken.agents.runtime.reply import TurnReply
 from unspoken.agents.spec.spec import Share, WorkflowSpec
+from unspoken.channels.errors import RunError
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.message import Message, Segment
 
@@ -101,6 +103,9 @@ def finished(
         composed: Its context without what was written.
         reply: What was written; None where the agent only reads.
         state: The ticket for the state.
+
+    Raises:
+        RunError: An answer that is not what the agent's schema says.
     """
     prompt_at = len(composed.segments) - 1
     if reply is None:
@@ -108,6 +113,12 @@ def finished(
         return Finished(composed, prompt_at, text, state, answer=None, later=bare)
     context, builder = reply.closed_context(), agent.model.context_builder
     answer, bare = reply.answered(context.segments[-1]), context.bare()
+    try:
+        require_whole(agent, (answer or context.segments[-1]).text)
+    except RunError:
+        if state is not None:
+            agent.engine.release(state)
+        raise
     kept = answer is None or agent.spec.thoughts == "keep"
     if answer is None or kept:
         return Finished(context, prompt_at, context.segments[-1].text, state, answer, later=bare)
@@ -185,7 +196,9 @@ class Sender:
     ) -> dict[int, InFlight | None]:
         """Send a message made for each out-edge whose condition holds, with its state."""
         sent: dict[int, InFlight | None] = {}
-        context = {"inputs": dict(self.inputs), agent.name: {"text": agent.texts[-1]}}
+        data = plain_data(agent)
+        told = {"text": agent.texts[-1]} | ({} if data is None else {"data": data})
+        context = {"inputs": dict(self.inputs), agent.name: told}
         for number in self._out_edges(agent):
             edge = self.spec.edges[number]
             if edge.when is not None and not evaluate(edge.when, context):
@@ -200,7 +213,7 @@ class Sender:
                     holder=f"{edge.from_} -> {edge.to}",
                 )
                 ticket = await agent.engine.keep(state, message.context, how)
-            sent[number] = InFlight(message, ticket)
+            sent[number] = InFlight(message, ticket, data)
         return sent
 
     @cached_property

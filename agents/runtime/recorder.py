@@ -155,6 +155,7 @@ class Recorder:
         *,
         thought_tokens: int,
         attempts: int,
+        likelihoods: dict[str, float] | None = None,
     ) -> None:
         """Tell of a finished turn."""
         report = TurnReport(
@@ -163,6 +164,7 @@ class Recorder:
             finish=finish,
             thought_tokens=thought_tokens,
             attempts=attempts,
+            likelihoods=likelihoods,
             **{name: getattr(usage, name) for name in _USAGE},
         )
         agent.turns.append(report)

@@ -18,6 +18,7 @@ class TurnReport:
         item: Number of the item of ``for_each`` that it was of, from 0; None without ``for_each``.
         thought_tokens: Tokens that it wrote before its answer, the markers of thoughts included.
         attempts: Tries that it took; what the others computed is not counted.
+        likelihoods: Of an agent with ``choices``, how likely its model found each; together 1.
     """
 
     turn: int
@@ -36,6 +37,7 @@ class TurnReport:
     item: int | None = None
     thought_tokens: int = 0
     attempts: int = 1
+    likelihoods: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,11 +241,16 @@ class AgentResult:
         turns: Words of every turn; none where it was skipped.
         items: Words for each item of ``for_each``, in its last turn; empty for one that failed, or
             that had not ended when the run failed.
+        data: With a schema, what its last turn says: an instance of the schema's type, or plain
+            data; with ``for_each`` a list. None without a schema.
+        likelihoods: With ``choices``, how likely its model found each in its last turn.
     """
 
     text: str = ""
     turns: tuple[str, ...] = ()
     items: tuple[str, ...] = ()
+    data: Any = None
+    likelihoods: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

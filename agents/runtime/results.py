@@ -6,6 +6,7 @@ from contextlib import suppress
 from unspoken.agents.prompts.absent import Absent
 from unspoken.agents.prompts.jinja import references, render
 from unspoken.agents.runtime.agent_run import AgentRun
+from unspoken.agents.runtime.answers import plain_data, typed_data
 from unspoken.agents.runtime.report import AgentResult
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.errors import TemplateError
@@ -14,7 +15,13 @@ from unspoken.channels.errors import TemplateError
 def results_of(agents: Mapping[str, AgentRun]) -> dict[str, AgentResult]:
     """What each agent wrote so far; an agent that wrote nothing is not in it."""
     return {
-        name: AgentResult("".join(agent.texts[-1:]), tuple(agent.texts), tuple(agent.items))
+        name: AgentResult(
+            text="".join(agent.texts[-1:]),
+            turns=tuple(agent.texts),
+            items=tuple(agent.items),
+            data=typed_data(agent),
+            likelihoods=agent.turns[-1].likelihoods if agent.turns else None,
+        )
         for name, agent in agents.items()
         if agent.texts or agent.items
     }
@@ -46,6 +53,8 @@ def outputs_of(
     context: dict[str, object] = {"inputs": dict(inputs)}
     for name, agent in agents.items():
         told = {"skipped": agent.skipped, "items": list(agent.items)}
+        if (data := plain_data(agent)) is not None:
+            told["data"] = data
         context[name] = {"text": agent.texts[-1], **told} if agent.texts else Absent(told)
     outputs = {}
     for name, template in spec.outputs.items():

@@ -10,6 +10,7 @@ from unspoken.agents.planning.plan import Plan
 from unspoken.agents.prompts.context import ChatTurn
 from unspoken.agents.prompts.jinja import render
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
+from unspoken.agents.runtime.answers import weighed_choices
 from unspoken.agents.runtime.dataflow import Firing
 from unspoken.agents.runtime.failures import blame, unless_idle
 from unspoken.agents.runtime.inbox import Prepared, items_of, prepare_turn, snapshots_of
@@ -18,6 +19,7 @@ from unspoken.agents.runtime.outbox import Finished, Sender, finished
 from unspoken.agents.runtime.recorder import Place, Recorder, with_composing
 from unspoken.agents.runtime.reply import TurnReply, sampling_of
 from unspoken.agents.runtime.retries import retried
+from unspoken.agents.shapes.shape import Shape, shape_of
 from unspoken.agents.spec.spec import WorkflowSpec
 
 
@@ -154,6 +156,7 @@ class Turns:
             outcome.finish,
             usage,
             thought_tokens=turn.thought_tokens,
+            likelihoods=weighed_choices(settings, outcome.likelihoods),
             attempts=attempt,
         )
         return turn
@@ -161,8 +164,9 @@ class Turns:
     def _request(self, asked: _Asked, prepared: Prepared, reply: TurnReply | None) -> TurnRequest:
         agent, settings = asked.agent, asked.agent.spec.generate
         wanted = (asked.keep and agent.spec.memory == "run") or self.sender.feeds_cache(agent)
-        sampling = None
+        sampling, shape = None, Shape()
         if settings is not None:
+            shape = shape_of(settings, agent.model)
             turn, item = asked.firing.turn, asked.item or 0
             sampling = sampling_of(settings, agent.model, turn=turn, item=item)
         return TurnRequest(
@@ -170,6 +174,8 @@ class Turns:
             inbound=prepared.placed,
             history=agent.history,
             sampling=sampling,
+            grammar=shape.grammar,
+            choices=shape.choices,
             reply=reply,
             keep_state=wanted,
             capture=self.sender.captures(agent) if wanted else (),
@@ -208,6 +214,7 @@ class Turns:
             system=system,
             earlier=None if again else agent.context,
             leading=self.plan.leading.get(agent.name, ()),
+            data={number: agent.held[number].data for number in firing.inbox},
         )
 
     def _inbound(self, agent: AgentRun, number: int, fresh: bool) -> Inbound:

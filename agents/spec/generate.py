@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 from unspoken.agents.spec.field_types import Count, NonEmpty, Whole, wrong
-from unspoken.agents.spec.spellings import NONE_WORD, STRINGS
+from unspoken.agents.spec.shape import AnswerSchema, refusal, regex_grammar
+from unspoken.agents.spec.spellings import LIST, NONE_WORD, STRINGS
 
 
 class Part(BaseModel):
@@ -85,6 +86,41 @@ class GenerateSpec(Part):
     stop: _Strings = Field(
         (), description="Strings that end the turn and are cut off; one or a list."
     )
+    schema_: Annotated[AnswerSchema | None, NONE_WORD] = Field(
+        None,
+        alias="schema",
+        description="JSON schema of the answer, which nothing else can be; templates read it under "
+        "the agent's data.",
+    )
+    choices: Annotated[tuple[NonEmpty, ...], LIST] = Field(
+        (), description="Texts, one of which is the answer: the likeliest, or by chance."
+    )
+    regex: Annotated[NonEmpty | None, NONE_WORD] = Field(
+        None, description="Regular expression that the whole answer matches, without look-around."
+    )
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> GenerateSpec:
+        given = {"schema": self.schema_, "choices": self.choices, "regex": self.regex}
+        shapes = [name for name, value in given.items() if value]
+        if len(shapes) > 1:
+            wrong(f"{' and '.join(shapes)} are given", "one of them", "keep one")
+        for name in ("stop", "min_new_tokens"):
+            if shapes and getattr(self, name):
+                wrong(
+                    f"{name} stands beside {shapes[0]}, which says where the answer ends",
+                    f"{shapes[0]} or {name}",
+                    f"remove {name}",
+                )
+        if len(set(self.choices)) < len(self.choices):
+            wrong("a choice is given twice", "choices that differ", "remove one of the two")
+        refused = refusal(regex_grammar(self.regex)) if self.regex else ""
+        if refused:
+            wrong(
+                f"the regex cannot be kept to: {refused}",
+                "a regular expression without look-around and back references",
+            )
+        return self
 
     @model_validator(mode="after")
     def _least_below_most(self) -> GenerateSpec:

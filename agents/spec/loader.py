@@ -133,11 +133,14 @@ def loads(text: str, file: str = "<string>") -> LoadedWorkflow:
 def _own(data: object, path: Path = ()) -> object:
     """A file's data less the keys that begin with ``x-``, which hold what is the user's own.
 
-    The parts of a file may have such keys; names in it, and data under ``inputs``, are no parts.
+    The parts of a file may have such keys; names in it, a schema, and data under ``inputs``, are
+    no parts.
     """
     if isinstance(data, list):
         return [_own(item, (*path, "")) for item in data]
     if not isinstance(data, dict) or (path[:1] == ("inputs",) and len(path) > 2):
+        return data
+    if path[-2:] == ("generate", "schema"):
         return data
     part = len(path) != 1
     return {

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypedDict
 
 from unspoken.agents.prompts.jinja import Reference, references, shorten
 from unspoken.agents.prompts.lexer import scan
 from unspoken.agents.spec.problems import listed, suggest
+from unspoken.agents.spec.shape import AnswerSchema
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.errors import Problem, TemplateError
 
 _OUTPUT_ATTRIBUTES = ("text", "skipped", "items")
+
+
+class _Data(TypedDict):
+    schemas: Mapping[str, AnswerSchema]
+    lists: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +32,8 @@ class _Scope:
         words: Other names, whose attributes are not checked.
         others: Names of all agents, to tell one out of reach from one that does not exist.
         out_of_reach: Why an agent outside ``agents`` cannot be read, and what would help.
+        schemas: Of agents that answer in JSON, what their ``data`` is.
+        lists: Those of them that run once per item, whose data is a list.
     """
 
     where: str
@@ -34,11 +43,17 @@ class _Scope:
     words: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     out_of_reach: tuple[str, str] = ("", "")
+    schemas: Mapping[str, AnswerSchema] = field(default_factory=dict)
+    lists: frozenset[str] = frozenset()
 
     def candidates(self) -> list[str]:
         names = [f"inputs.{name}" for name in self.inputs]
-        names += [f"{name}.{attribute}" for name in self.agents for attribute in self.attributes]
+        names += [f"{name}.{attribute}" for name in self.agents for attribute in self.of(name)]
         return [*names, *self.words]
+
+    def of(self, agent: str) -> tuple[str, ...]:
+        """What can be read of an agent."""
+        return (*self.attributes, *(("data",) if agent in self.schemas else ()))
 
 
 def template_problems(spec: WorkflowSpec, *, all_connected: bool = False) -> Iterator[Problem]:
@@ -63,11 +78,14 @@ def template_problems(spec: WorkflowSpec, *, all_connected: bool = False) -> Ite
                 agents=sharer,
                 others=agents,
                 out_of_reach=why,
+                **_data_of(spec),
             )
             yield from _check(edge.when, scope, expression=True)
     for name, template in spec.outputs.items():
         where, attributes = f"outputs.{name}", _OUTPUT_ATTRIBUTES
-        scope = _Scope(where=where, inputs=inputs, agents=agents, attributes=attributes)
+        scope = _Scope(
+            where=where, inputs=inputs, agents=agents, attributes=attributes, **_data_of(spec)
+        )
         yield from _check(template, scope)
 
 
@@ -81,6 +99,7 @@ def _agent_problems(spec: WorkflowSpec, name: str, sharers: tuple[str, ...]) -> 
         words=words,
         others=agents,
         out_of_reach=("it has no edge to this agent", f"add an edge {{from: ..., to: {name}}}"),
+        **_data_of(spec),
     )
     yield from _check(agent.prompt, scope)
     if agent.system is not None:
@@ -131,9 +150,9 @@ def _check(template: str, scope: _Scope, *, expression: bool = False) -> Iterato
     except TemplateError as error:
         yield Problem(error.found, scope.where, error.expected, error.fix, inner_line=error.line)
         return
-    seen: set[tuple[str, str | None, bool]] = set()
+    seen: set[tuple[str, str | None, bool, tuple[str, ...]]] = set()
     for reference in read:
-        what = (reference.root, reference.attribute, reference.asked)
+        what = (reference.root, reference.attribute, reference.asked, reference.path)
         if what not in seen:
             seen.add(what)
             for problem in _check_reference(reference, scope):
@@ -148,11 +167,16 @@ def _check_reference(reference: Reference, scope: _Scope) -> Iterator[Problem]:
     if root == "inputs":
         allowed = scope.inputs
     elif root in scope.agents:
-        allowed = scope.attributes
+        allowed = scope.of(root)
     else:
         yield _unknown_name(shown, root, scope)
         return
     if attribute in allowed or (reference.asked and root in scope.agents):
+        yield from _check_data(reference, scope)
+        return
+    if attribute == "data" and root in scope.agents:
+        fix = f"give '{root}' generate: {{schema: ...}}"
+        yield Problem(f"'{root}' answers in words, not in data", scope.where, f"{root}.text", fix)
         return
     candidates = [f"{root}.{name}" for name in allowed]
     expected = listed(candidates) or "declared inputs; there are none"
@@ -164,6 +188,31 @@ def _check_reference(reference: Reference, scope: _Scope) -> Iterator[Problem]:
     if root == "inputs":
         fix = fix or f"declare '{attribute}' under 'inputs:'"
     yield Problem(f"'{shown}' is not defined", scope.where, expected, fix)
+
+
+def _check_data(reference: Reference, scope: _Scope) -> Iterator[Problem]:
+    """Refuse what no answer has, as far as its schema tells."""
+    root, path = reference.root, list(reference.path)
+    if root not in scope.schemas or reference.attribute != "data":
+        return
+    if root in scope.lists and (not path or not path.pop(0).isdigit()):
+        return
+    lacking = scope.schemas[root].lacking(path)
+    if lacking is not None:
+        name, known = lacking
+        found = f"'{'.'.join((root, 'data', *reference.path))}' is not in the schema of '{root}'"
+        yield Problem(found, scope.where, listed(known), suggest(name, known))
+
+
+def _data_of(spec: WorkflowSpec) -> _Data:
+    """The schemas of answers, by agent."""
+    schemas = {
+        name: agent.generate.schema_
+        for name, agent in spec.agents.items()
+        if agent.generate is not None and agent.generate.schema_ is not None
+    }
+    lists = frozenset(name for name in schemas if spec.agents[name].for_each is not None)
+    return {"schemas": schemas, "lists": lists}
 
 
 def _unknown_name(shown: str, root: str, scope: _Scope) -> Problem:

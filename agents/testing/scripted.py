@@ -1,8 +1,10 @@
 """A model that gives the answers it was told: a whole workflow in milliseconds, without weights."""
 
+import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 
 import torch
 from blake3 import blake3
@@ -17,6 +19,7 @@ from unspoken.agents.models.ragged.segment import Rows, Segment
 from unspoken.agents.prompts.parity import context_builder_of
 from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.agents.prompts.tool_turns import Tools
+from unspoken.agents.shapes.grammar import ShapeGrammar
 from unspoken.agents.spec.problems import listed, suggest
 from unspoken.agents.testing.tokenizer import CHATML, tiny_tokenizer
 from unspoken.channels.errors import InputError
@@ -88,7 +91,8 @@ class ScriptedModel:
         self._end = int(tokenizer.eos_token_id)
         self._vocabulary = len(tokenizer)
         self._worker = Worker("unspoken-scripted")
-        self._to_write: Iterator[int] = iter(())
+        self._to_write: tuple[int, ...] = ()
+        self._start = 0
 
     def with_tools(self, tools: Tools) -> "ScriptedModel":
         """The same script, whose turns may call tools of these schemas."""
@@ -132,10 +136,10 @@ class ScriptedModel:
             )
         return told[turn - 1]
 
-    def writing(self, answer: str) -> "ScriptedModel":
-        """This model, about to write an answer."""
+    def writing(self, answer: Sequence[int], start: int) -> "ScriptedModel":
+        """This model, about to write an answer of these ids from position `start` on."""
         writer = copy(self)
-        writer._to_write = iter(self.text.encode_words(answer))
+        writer._to_write, writer._start = tuple(answer), start
         return writer
 
     def tensor(self, ids: Sequence[int]) -> Tensor:
@@ -216,8 +220,7 @@ class ScriptedModel:
             segment.rows.place(self._zeros(segment.positions[-1], 1))
             for parts in segment.capture.values():
                 parts.append(self.embed(self.tensor(segment.ids)))
-            drafts = segment.ids[len(segment.ids) + 1 - segment.wanted :]
-            answers.append(self._logits_after(drafts) if segment.wanted else None)
+            answers.append(self._logits_after(segment) if segment.wanted else None)
         return answers
 
     def _zeros(self, start: int, count: int) -> KVState:
@@ -225,19 +228,24 @@ class ScriptedModel:
         layers = (LayerState(rows, rows, start),) * len(self.geometry.layers)
         return KVState(layers=layers, start=start, stop=start + count, identity=self.identity)
 
-    def _logits_after(self, drafts: Sequence[int]) -> Tensor:
-        """Logits that leave the next id of the answer alone, (1 + drafts, vocabulary).
+    def _logits_after(self, segment: Segment) -> Tensor:
+        """Logits that leave the next id of the answer alone, (wanted, vocabulary).
 
-        The answer goes on by one id, and by one more for each draft that the answer has too.
+        After ids that are not the answer's, the turn ends.
         """
-        logits = torch.full((1 + len(drafts), self._vocabulary), -torch.inf)
-        for row, draft in enumerate((*drafts, None)):
-            token = next(self._to_write, self._end)
-            logits[row:, token] = 0.0
-            if token != draft:
-                break
-            logits[row + 1 :] = -torch.inf
+        logits = torch.full((segment.wanted, self._vocabulary), -torch.inf)
+        first = len(segment.ids) - segment.wanted
+        astray = False
+        for place, (token, position) in enumerate(zip(segment.ids, segment.positions, strict=True)):
+            astray = astray or (position >= self._start and token != self._at(position))
+            if place >= first:
+                logits[place - first, self._end if astray else self._at(position + 1)] = 0.0
         return logits
+
+    def _at(self, position: int) -> int:
+        """The answer's id at a position of the context, or the end."""
+        place = position - self._start
+        return self._to_write[place] if place < len(self._to_write) else self._end
 
 
 class _ScriptedEngine(LocalEngine):
@@ -248,12 +256,51 @@ class _ScriptedEngine(LocalEngine):
         self._script = script
         self._turns: Counter[str] = Counter()
 
-    def model_for(self, request: TurnRequest) -> ScriptedModel:
-        """The script's model, about to write what the script says for this turn."""
+    def computing(self, request: TurnRequest) -> tuple[ScriptedModel, TurnRequest]:
+        """The script's model, about to write what the script says for this turn.
+
+        The answer's shape is checked here, as a whole; its tokens may be cut otherwise than those
+        that a grammar forces.
+        """
         agent, script = request.owner, self._script
         prompt = str(script.text.tokenizer.decode(list(request.ids)))
         script.prompts[agent].append(prompt)
         if request.sampling is None:
-            return script
+            return script, request
         self._turns[agent] += 1
-        return script.writing(script.answer(agent, self._turns[agent], prompt))
+        answer = script.answer(agent, self._turns[agent], prompt)
+        writer = script.writing(_shaped(script.text, request, answer), len(request.ids))
+        return writer, replace(request, grammar=None)
+
+
+def _shaped(text: TextTokenizer, request: TurnRequest, answer: str) -> tuple[int, ...]:
+    """The ids of an answer; JSON with other spaces is written as models write it.
+
+    Raises:
+        InputError: It has not the shape that the turn asks for.
+    """
+    if request.choices:
+        choices = {text.decode(ids): ids for ids in request.choices}
+        if answer not in choices:
+            raise InputError(
+                f"the script's answer {answer!r} is none of the choices of {request.owner!r}",
+                expected=listed(choices),
+                fix=suggest(answer, choices) or "let the script answer with one of them",
+            )
+        return choices[answer]
+    ids, grammar = text.encode_words(answer), request.grammar
+    if not isinstance(grammar, ShapeGrammar) or grammar.after or grammar.accepts(ids):
+        return ids
+    try:
+        ids = text.encode_words(json.dumps(json.loads(answer), ensure_ascii=False))
+    except ValueError:
+        ids = ()
+    if not grammar.accepts(ids):
+        raise InputError(
+            f"the script's answer {answer[:80]!r} has not the shape that {request.owner!r} is to "
+            "keep to",
+            expected="an answer of its schema, the properties in the schema's order, or of its "
+            "regex",
+            fix="let the script answer in that shape",
+        )
+    return ids

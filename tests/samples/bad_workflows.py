@@ -3,7 +3,7 @@
 The tests hold the loader to this table, and the documentation prints it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 GOOD = """\
 name: reader-solver
@@ -59,6 +59,14 @@ _BOMB = "a: &a [x, x]\n" + "".join(
     f"{name}: &{name} [*{before}, *{before}, *{before}, *{before}]\n"
     for before, name in zip("abcdefghi", "bcdefghij", strict=True)
 )
+
+
+def _shape(name: str, generate: str, message: str, read: str = "{{ solver.text }}") -> BadWorkflow:
+    text = GOOD.replace("{max_new_tokens: 24}", f"{{{generate}}}", 1)
+    return BadWorkflow(name, text.replace("Improve: {{ solver.text }}", read, 1), message, 15)
+
+
+_TEAM = "schema: {type: object, properties: {team: {enum: [a, b]}}}"
 
 BAD_WORKFLOWS: tuple[BadWorkflow, ...] = (
     # YAML
@@ -136,6 +144,18 @@ BAD_WORKFLOWS: tuple[BadWorkflow, ...] = (
     ),
     _changed("name with a dash", "  critic:", "  my-critic:", "'my-critic' cannot be a name", 17),
     _changed("reserved name", "  critic:", "  inputs:", "cannot be an agent's name", 17),
+    # Shapes
+    _shape("unknown schema keyword", "schema: {not: {}}", "Unimplemented keys"),
+    _shape("schema of no mapping", "schema: number", "a JSON schema as a mapping"),
+    _shape("two shapes", "choices: [a, b], regex: 'a|b'", "choices and regex are given"),
+    _shape("choice twice", "choices: [a, a]", "a choice is given twice"),
+    _shape("regex with look-ahead", "regex: '(?=a)b'", "look-ahead"),
+    _shape("stop beside a shape", f"{_TEAM}, stop: x", "stop stands beside schema"),
+    replace(
+        _shape("field of no answer", _TEAM, "is not in the schema", "{{ solver.data.taem }}"),
+        line=19,
+    ),
+    _changed("data of words", 'solver.text }}"\nedges', 'solver.data }}"\nedges', "in words", 19),
     # Names and edges
     _changed("unknown model", "model: small", "model: smal", "did you mean 'small'?", 9),
     _changed("unknown sharer", "from: reader", "from: raeder", "did you mean 'reader'?", 21),

@@ -1,0 +1,83 @@
+"""What answers in JSON say, as data."""
+
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from unspoken.agents.runtime.agent_run import AgentRun
+from unspoken.agents.spec.shape import AnswerSchema
+from unspoken.agents.spec.spec import AgentSpec, GenerateSpec
+from unspoken.channels.errors import RunError
+
+
+def schema_of(agent: AgentSpec) -> AnswerSchema | None:
+    """The schema of an agent's answers, where they have one."""
+    return None if agent.generate is None else agent.generate.schema_
+
+
+def require_whole(agent: AgentRun, text: str) -> None:
+    """Refuse an answer that is not what the agent's schema says.
+
+    Raises:
+        RunError: It ended too soon, or the type that it is read as refuses it.
+    """
+    schema, settings = schema_of(agent.spec), agent.spec.generate
+    if schema is None or settings is None:
+        return
+    try:
+        schema.read(text)
+    except ValueError as error:
+        raise RunError(
+            f"the answer is not what its schema says: {_told(error)}; it ends in {text[-60:]!r}",
+            expected="whole JSON of the schema",
+            fix=f"raise max_new_tokens ({settings.max_new_tokens}), or bound the schema's strings "
+            "and lists with maxLength and maxItems",
+        ) from error
+
+
+def _told(error: ValueError) -> str:
+    """What was wrong with an answer, on one line."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        return f"{place}: {first['msg']}" if place else first["msg"]
+    return str(error)
+
+
+def weighed_choices(
+    settings: GenerateSpec | None, likelihoods: Sequence[float]
+) -> dict[str, float] | None:
+    """How likely each of an agent's choices was; None where nothing was weighed."""
+    if settings is None or not likelihoods:
+        return None
+    return dict(zip(settings.choices, likelihoods, strict=True))
+
+
+def plain_data(agent: AgentRun) -> object:
+    """What an agent's last turn says, as plain data; with ``for_each`` a list, one for each item.
+
+    None for an agent without a schema, for one that wrote nothing, and for an item that failed.
+    """
+    return _read(agent, plain=True)
+
+
+def typed_data(agent: AgentRun) -> object:
+    """The same as instances of the type that the schema was made of, where it was of one."""
+    return _read(agent, plain=False)
+
+
+def _read(agent: AgentRun, *, plain: bool) -> object:
+    schema = schema_of(agent.spec)
+    if schema is None or not (agent.texts or agent.items):
+        return None
+    schema = AnswerSchema(schema.text) if plain else schema
+    if agent.spec.for_each is not None:
+        return [_value(schema, text) for text in agent.items]
+    return _value(schema, agent.texts[-1])
+
+
+def _value(schema: AnswerSchema, text: str) -> object:
+    try:
+        return schema.read(text)
+    except ValueError:  # words that no turn of this run wrote, such as a message from elsewhere
+        return None

@@ -1,0 +1,1 @@
+"""Answers with a shape: a JSON schema, a regular expression, or one of several texts."""
