@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from flows import Pair, own_cache, sibling
+from patience import LIMIT_S
 
 from unspoken.agents import LocalModel
 from unspoken.agents.bridge_cache import BridgeCache
@@ -66,7 +67,7 @@ def test_two_first_runs_fit_a_pair_once(
 ) -> None:
     """The second waits for the first and takes its bridge."""
     bridges, found = BridgeCache(), list[Any]()
-    find, both = BridgeCache.find, Barrier(2, timeout=30)
+    find, both = BridgeCache.find, Barrier(2, timeout=LIMIT_S)
 
     def together(self: BridgeCache, *ends: LocalModel) -> Any:
         seen = find(self, *ends)

@@ -33,7 +33,7 @@ holder = threading.Thread(target=hold)
 holder.start()
 held.wait()
 child = os.fork()
-signal.alarm(60)  # neither waits for ever
+signal.alarm(600)  # neither waits for ever
 if child == 0:
     again = flow.run()["a"].text
     loaded = LocalModel.load(sys.argv[1], dtype="bfloat16")
@@ -52,7 +52,5 @@ def test_a_forked_child_runs_the_workflow(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "model")
     settings = environment() | {"UNSPOKEN_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-c", CODE, str(folder)]
-    process = subprocess.run(
-        command, env=settings, capture_output=True, text=True, timeout=120, check=False
-    )
+    process = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr[-2000:]

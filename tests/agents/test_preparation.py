@@ -7,12 +7,11 @@ from typing import Any
 import anyio
 import pytest
 from flows import own_cache, stored_model
+from patience import LIMIT_S
 
 from unspoken.agents import Agent, LocalModel, Workflow
 
 pytestmark = [pytest.mark.anyio, pytest.mark.event_loops]
-
-LIMIT_S = 30.0
 
 
 @pytest.fixture(scope="module")

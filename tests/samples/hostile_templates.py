@@ -1,6 +1,7 @@
 """Templates that would take a machine's memory or time, each by another way.
 
-Run as a script, it checks and renders each and prints how long that took and how much memory.
+Run as a script, it checks and renders each, under a bound of its own for the processor's time, and
+prints how long that took, how slow the processor was, and how much memory.
 """
 
 import json
@@ -88,14 +89,30 @@ HOSTILE = {
 }
 
 
+BOUND_S = 0.2
+"""Seconds of the processor that a child may take here: what runs into a bound takes all of it."""
+
+USUAL_S = 0.008
+"""Seconds that `_slowness` takes on a processor of usual speed."""
+
+
+def _slowness() -> float:
+    """How many times slower than usual this processor runs a loop now, at least 1."""
+    began = _cpu()
+    sum(number * number for number in range(100_000))
+    return max(1.0, (_cpu() - began) / USUAL_S)
+
+
 def _measure(name: str) -> None:
+    from unspoken.agents.prompts import sandbox
     from unspoken.agents.prompts.jinja import references, render
     from unspoken.channels.errors import TemplateError
 
     text = "the quick brown fox " * 50_000
     rows = [{"a": number, "b": "x" * 20} for number in range(5_000)]
     context = {"inputs": {"text": text, "other": text + "x", "rows": rows}}
-    before = _peak()
+    sandbox.SECONDS = BOUND_S
+    before, slowness = _peak(), _slowness()
     start = _cpu()
     try:
         references(HOSTILE[name])
@@ -103,7 +120,8 @@ def _measure(name: str) -> None:
     except TemplateError:
         pass
     used = _cpu() - start
-    row = {"name": name, "seconds": used, "megabytes": _peak() - before}
+    slowness = max(slowness, _slowness())
+    row = {"name": name, "seconds": used, "slowness": slowness, "megabytes": _peak() - before}
     sys.stdout.write(json.dumps(row) + "\n")
     sys.stdout.flush()
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import anyio
 import pytest
 from engine_turns import MORE, PROMPT, Script, Subject, inbound, message_of, take, told, writes
+from patience import LIMIT_S
 
 from unspoken.agents.engines.base import (
     Carried,
@@ -93,7 +94,7 @@ class EngineContract:
         with pytest.raises(RunTimeout, match="agent 'slow' took longer") as caught:
             await take(subject.engine, request)
         assert caught.value.agent == "slow" and subject.held() == 0
-        outcome = await take(subject.engine, replace(request, limit_s=60.0))
+        outcome = await take(subject.engine, replace(request, limit_s=LIMIT_S))
         assert outcome.ids == (*PROMPT, *subject.greedy(PROMPT, 6))
 
     async def test_a_context_that_parts_from_the_history_reuses_what_is_equal(

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from patience import LIMIT_S
+
 from unspoken.agents.models import catalog
 
 
-def until(true: Callable[[], object], limit_s: float = 60.0) -> None:
+def until(true: Callable[[], object], limit_s: float = LIMIT_S) -> None:
     """Wait for another process, which tells us by way of the disk."""
     end = time.monotonic() + limit_s
     while not true():

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import anyio
 import pytest
 import torch
+from patience import LIMIT_S
 
 from unspoken.agents.engines.base import Sampling, TurnOutcome, TurnRequest
 from unspoken.agents.engines.local import LocalEngine
@@ -58,7 +59,7 @@ async def together(
         except Exception as error:
             outcomes[number] = error
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(LIMIT_S):
         async with anyio.create_task_group() as tasks:
             for number in range(len(requests)):
                 tasks.start_soon(take, number)
@@ -155,7 +156,7 @@ async def test_a_cancelled_turn_leaves_its_round(model: LocalModel) -> None:
     async def stay() -> None:
         left.extend(await together(engine, [request(PROMPTS[0])]))
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(LIMIT_S):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(leave)
             tasks.start_soon(stay)

@@ -8,13 +8,12 @@ from collections.abc import Generator
 import anyio
 import pytest
 import torch
+from patience import LIMIT_S
 
 from unspoken.agents.engines.worker import Worker, Workers
 from unspoken.agents.models.weights import Weights
 
 pytestmark = [pytest.mark.anyio, pytest.mark.event_loops]
-
-LIMIT_S = 20.0
 
 
 @pytest.fixture

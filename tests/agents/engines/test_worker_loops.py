@@ -6,12 +6,11 @@ from collections.abc import Callable, Generator
 
 import anyio
 import pytest
+from patience import LIMIT_S
 
 from unspoken.agents.engines.worker import Worker
 
 pytestmark = [pytest.mark.anyio, pytest.mark.event_loops]
-
-LIMIT_S = 20.0
 
 
 @pytest.fixture

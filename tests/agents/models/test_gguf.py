@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import LIMIT_S
 from processes import environment, until
 from tiny import CHATML
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -226,7 +227,7 @@ def test_two_processes_convert_once(cache: Path, made: Path, tmp_path: Path) -> 
     second = worker(tmp_path, "second", made)
     until(tmp_path.joinpath("second.waits").exists)
     tmp_path.joinpath("go").touch()
-    folders = [process.communicate(timeout=60)[0].strip() for process in (first, second)]
+    folders = [process.communicate(timeout=LIMIT_S)[0].strip() for process in (first, second)]
     assert folders[0] == folders[1] and gguf.is_whole(Path(folders[0]))
     assert not tmp_path.joinpath("second.converts").exists()
 
@@ -236,7 +237,7 @@ def test_killed_process_leaves_nothing_that_counts(cache: Path, made: Path, tmp_
     process = worker(tmp_path, "first", made)
     until(tmp_path.joinpath("first.converts").exists)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=LIMIT_S)
     assert list((cache / "models").glob("[!.]*")) == []
     assert len(hidden(cache)) == 1
     folder = catalog.prepare(str(made / "tiny.gguf"))

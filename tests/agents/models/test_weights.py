@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from flows import Pair, own_cache, stored_model
+from patience import LIMIT_S
 from sample_adapters import save_adapter
 
 from unspoken.agents import LocalModel
@@ -64,7 +65,7 @@ def test_models_beside_each_other_compute_what_they_compute_alone(
     start = threading.Barrier(2)
 
     def run(number: int) -> int:
-        start.wait(20)
+        start.wait(LIMIT_S)
         results = [compute(models[number]) for _ in range(ROUNDS)]
         return sum(not torch.equal(result, alone[number]) for result in results)
 
@@ -80,7 +81,7 @@ def test_held_weights_are_nobody_elses(models: Pair) -> None:
             waiting = other.submit(values, adapted)
             values(base)
             assert not waiting.done()
-        assert torch.equal(waiting.result(20), values(adapted))
+        assert torch.equal(waiting.result(LIMIT_S), values(adapted))
 
 
 def test_two_who_hold_the_same_weights_do_not_wait_for_each_other() -> None:
@@ -99,7 +100,7 @@ def test_two_who_hold_the_same_weights_do_not_wait_for_each_other() -> None:
 
     with ThreadPoolExecutor(2) as threads:
         results = [threads.submit(hold, one, two, one), threads.submit(hold, two, one)]
-        assert [result.result(20) for result in results] == [True, True]
+        assert [result.result(LIMIT_S) for result in results] == [True, True]
 
 
 def test_weights_go_with_their_models() -> None:

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from time import process_time
 
 import hostile_templates
 import pytest
@@ -17,39 +16,29 @@ from unspoken.agents.prompts.lexer import scan
 from unspoken.agents.prompts.sandbox import FUEL_OF_CHILD, TextRef, is_plain
 from unspoken.channels.errors import TemplateError
 
-SECONDS, MEGABYTES = 1, 200
-
-USUAL = 0.08
-"""Seconds that `_slowness` takes on a processor of usual speed."""
-
-
-def _slowness() -> float:
-    """How many times slower than usual this processor may run a template, at least 3.
-
-    It is read off a loop; what fills memory, such as a list of tokens, differs more than that.
-    """
-    began = process_time()
-    sum(number * number for number in range(1_000_000))
-    return 3 * max(1.0, (process_time() - began) / USUAL)
+SECONDS, MEGABYTES = 4, 200
+"""What none may reach: on a usual processor a second is the most that any takes, and what fills
+memory, such as a list of tokens, slows down by more than the loop that a processor is judged by.
+"""
 
 
 @pytest.fixture(scope="module")
-def used() -> dict[str, tuple[float, int]]:
+def used() -> dict[str, dict[str, float]]:
     """What checking and rendering each takes: seconds of the processor, megabytes."""
     script = [sys.executable, hostile_templates.__file__]
-    done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    return {row["name"]: (row["seconds"], row["megabytes"]) for row in rows}
+    return {row["name"]: row for row in rows}
 
 
 @pytest.mark.parametrize("name", hostile_templates.HOSTILE)
 def test_a_template_is_bounded_in_time_and_memory(
-    name: str, used: dict[str, tuple[float, int]]
+    name: str, used: dict[str, dict[str, float]]
 ) -> None:
     """A process that checks and renders it survives, and needs no more than any template may."""
-    seconds, megabytes = used[name]
-    assert seconds <= SECONDS * _slowness()
-    assert megabytes <= MEGABYTES
+    row = used[name]
+    assert row["seconds"] <= SECONDS * row["slowness"]
+    assert row["megabytes"] <= MEGABYTES
 
 
 _ATOMS = st.sampled_from(["x", "y", "inputs.a", "1", "'ab'", "[x, x]", "(x, y)", "{'k': x}", "[]"])

@@ -4,15 +4,16 @@ import threading
 from collections.abc import Generator
 from contextlib import aclosing
 from dataclasses import replace
-from time import sleep
 from typing import Any
 
 import anyio
 import pytest
 from flows import Pair, reader_solver, sound
+from patience import LIMIT_S
 from runs import CACHE, FEW, GIVEN, TEXT, events_of
 
 from unspoken.agents import Agent, LocalModel, Workflow
+from unspoken.agents.engines import asks, turn
 from unspoken.agents.events import Event, FallbackTaken, RunFinished, TokenWritten
 from unspoken.channels import SameModelCacheChannel, TextChannel
 from unspoken.channels.errors import (
@@ -42,39 +43,61 @@ async def test_a_run_that_takes_too_long_ends(model: LocalModel) -> None:
     assert caught.value.agent == ""
 
 
-async def test_waiting_for_the_device_is_no_work(model: LocalModel) -> None:
+class _Clock:
+    """The clock of everybody's work, which goes on when a test says so, and not by itself."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        for module in (turn, asks):
+            monkeypatch.setattr(module, "perf_counter", lambda: self.now)
+
+
+async def test_waiting_for_the_device_is_no_work(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An agent within its limit alone is so, though it waits longer for another's work."""
     agent = Agent("a", model, prompt="x", generate={"max_new_tokens": 4}, timeout=1.5)
-    flow = Workflow("w", [agent])
+    flow, clock, waits = Workflow("w", [agent]), _Clock(monkeypatch), threading.Event()
     await flow.arun()
-    began = anyio.Event()
+    worker, started = flow._execution.workers.of(model.device), anyio.Event()
     token = anyio.lowlevel.current_token()
 
     def busy() -> Generator[str, None, None]:
-        anyio.from_thread.run_sync(began.set, token=token)
-        sleep(2)
+        anyio.from_thread.run_sync(started.set, token=token)
+        assert waits.wait(LIMIT_S)
+        clock.now += 2
         yield "done"
 
-    async with anyio.create_task_group() as tasks:
-        worker = flow._execution.workers.of(model.device)
-        tasks.start_soon(worker.run, busy(), lambda event: None)
-        await began.wait()
+    async def turn_that_waits() -> None:
         report = (await flow.arun()).report
-    assert report.seconds > 1.5 > report.agents["a"][0].seconds
+        assert clock.now == 2 > 1.5 > report.agents["a"][0].seconds
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(worker.run, busy(), lambda event: None)
+        await started.wait()
+        tasks.start_soon(turn_that_waits)
+        while not worker._new:  # noqa: ASYNC110 - a turn that is handed over has no event
+            await anyio.sleep(0.001)
+        waits.set()
 
 
-async def test_every_item_has_the_whole_timeout(model: LocalModel) -> None:
+async def test_every_item_has_the_whole_timeout(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An agent's timeout bounds each item of for_each, not all of them together."""
-    few = {"max_new_tokens": 40}
-    each = Agent("each", model, prompt="{{ item }}", generate=few, for_each="inputs.rows")
-    rows = ["x"] * 16
-    report = (await Workflow("w", [each]).arun(rows=rows)).report
-    limit = 10 * min(turn.seconds for turn in report.agents["each"])
-    bounded = replace(each, timeout=limit)
-    report = (await Workflow("w", [bounded]).arun(rows=rows)).report
-    assert sum(turn.seconds for turn in report.agents["each"]) > limit
+    each = Agent("each", model, prompt="{{ item }}", generate=FEW, for_each="inputs.rows")
+    clock, compute = _Clock(monkeypatch), model.compute
+
+    def a_second(*args: Any, **kwargs: Any) -> Any:
+        clock.now += 1
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(model, "compute", a_second)
+    rows = ["x"] * 8  # each takes two to six forwards
+    report = (await Workflow("w", [replace(each, timeout=10)]).arun(rows=rows)).report
+    assert sum(turn.seconds for turn in report.agents["each"]) > 10
     with pytest.raises(RunTimeout, match="agent 'each'"):
-        await Workflow("w", [replace(each, timeout=1e-6)]).arun(rows=rows)
+        await Workflow("w", [replace(each, timeout=1)]).arun(rows=rows)
 
 
 class _Late(TextChannel):
@@ -105,14 +128,19 @@ async def test_the_workflows_timeout_covers_loading(
     model: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A load that takes too long ends the run in time, and says so."""
-    release = threading.Event()
-    monkeypatch.setattr(LocalModel, "load", lambda ref, **settings: release.wait(30.0) and model)
-    slow = Workflow("w", [Agent("a", model.ref, prompt="x", generate=FEW)], timeout=0.2)
-    began = anyio.current_time()
+    release, loaded = threading.Event(), list[str]()
+
+    def load(ref: str, **settings: Any) -> LocalModel:
+        assert release.wait(LIMIT_S)
+        loaded.append(ref)
+        return model
+
+    monkeypatch.setattr(LocalModel, "load", load)
+    slow = Workflow("w", [Agent("a", model.ref, prompt="x", generate=FEW)], timeout=0.05)
     try:
         with pytest.raises(RunTimeout, match="the run took longer") as caught:
             await slow.arun()
-        assert anyio.current_time() - began < 10
+        assert not loaded
         assert "loaded" in caught.value.expected
     finally:
         release.set()
@@ -210,7 +238,7 @@ async def test_breaking_out_of_a_stream_stops_after_the_operation_under_way(
         calls += 1
         if calls == 3:
             anyio.from_thread.run_sync(under_way.set, token=token)
-            release.wait(20)
+            release.wait(LIMIT_S)
         return compute(*args, **kwargs)
 
     monkeypatch.setattr(model, "compute", slow)
@@ -220,7 +248,7 @@ async def test_breaking_out_of_a_stream_stops_after_the_operation_under_way(
         await anyio.wait_all_tasks_blocked()
         release.set()
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(LIMIT_S):
         async with anyio.create_task_group() as tasks, aclosing(flow.stream()) as events:
             async for event in events:
                 if isinstance(event, TokenWritten):

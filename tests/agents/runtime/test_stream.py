@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from patience import LIMIT_S
 from runs import FEW
 
 from unspoken.agents import Agent, LocalModel, Workflow
@@ -22,8 +23,6 @@ from unspoken.agents.testing import ScriptedModel
 from unspoken.channels.errors import AgentError, InputError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.event_loops]
-
-LIMIT_S = 60.0
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
+from patience import LIMIT_S
 
 from unspoken.agents import Agent, Workflow
 from unspoken.agents.events import Event, MessageCarried, RunFinished, TokenWritten
@@ -201,7 +202,7 @@ async def test_a_run_can_be_cancelled() -> None:
     )
     with pytest.raises(RunTimeout):
         await hasty.arun()
-    with anyio.fail_after(10):
+    with anyio.fail_after(LIMIT_S):
         assert (await lone(ScriptedModel({"writer": "x"})).arun())["writer"].text == "x"
 
 

@@ -90,15 +90,22 @@ def test_a_killed_fit_goes_on_from_its_last_step(
     assert not work.exists()
 
 
-def test_two_processes_fit_a_pair_once(pair: Pair, store: BridgeStore, root: Path) -> None:
+def test_two_processes_fit_a_pair_once(
+    pair: Pair, store: BridgeStore, source: str, root: Path
+) -> None:
     """The second waits for the first, then takes its bridge."""
-    both = [start(root, 3) for _ in range(2)]
-    said = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    lines = [out.splitlines() for out, _ in said]
-    assert lines[0][-1] == lines[1][-1] == str(store.find(pair[0].identity, pair[1].identity))
-    assert sum("gram" in one for one in lines) == 1
-    assert sum(any(line.startswith("there already") for line in one) for one in lines) == 1
+    first, stages = start(root, 3), list[str]()
+    assert first.stdout is not None
+    assert "gram\n" in iter(first.stdout.readline, "")  # it has the lock, and more to do
+    folder = fit_bridge(
+        *pair, plan(source, None, steps=3), report=lambda stage, part: stages.append(stage)
+    )
+    said, error = first.communicate()
+    assert first.returncode == 0, error
+    assert said.splitlines()[-1] == str(folder)
+    assert folder == store.find(pair[0].identity, pair[1].identity)
+    assert "gram" not in stages
+    assert any(stage.startswith("there already") for stage in stages)
 
 
 def test_a_workflow_fits_what_it_lacks(

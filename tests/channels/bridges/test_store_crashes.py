@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from patience import LIMIT_S
 from processes import environment, until
 from sample_bridges import ALPHA, BETA, manifest, same, tensors
 
@@ -258,7 +259,7 @@ def test_a_wait_has_a_limit(store: BridgeStore) -> None:
     def hold() -> None:
         with store.lock(ALPHA, BETA):
             held.set()
-            go.wait(30)
+            go.wait(LIMIT_S)
 
     thread = threading.Thread(target=hold)
     thread.start()

@@ -14,6 +14,7 @@ import torch
 from bad_packets import KEY
 from messages import message_of, receive
 from packets import TEXT, read, written
+from patience import LIMIT_S
 from recoded import recode
 from safetensors import safe_open
 
@@ -99,7 +100,7 @@ def test_the_first_layer_is_given_out_before_the_last_is_sent(
 
         def send() -> None:
             ours.sendall(packet[:cut])
-            if reader_has_layer.wait(20):
+            if reader_has_layer.wait(LIMIT_S):
                 ours.sendall(packet[cut:])
 
         sender = threading.Thread(target=send)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import LIMIT_S
 from states import ROW, same_rows, state_of
 
 from unspoken.agents.engines.base import LeaseRequest, StateRef
@@ -99,7 +100,7 @@ class Model:
         stack = AsyncExitStack()
         request = asks(rows * ROW, *([] if ref is None else [ref]))
         # Beside others it may have to wait for them; alone it is let in, however long disks take.
-        with anyio.move_on_after(0.05 if self.leases else 60):
+        with anyio.move_on_after(0.05 if self.leases else LIMIT_S):
             try:
                 await stack.enter_async_context(self.pool.queue.lease(request, Usage()))
             except RunError:
@@ -238,7 +239,7 @@ async def test_nobody_is_let_in_before_a_finished_turns_state_counts() -> None:
         with lease.handing_over():
             assert not let_in.wait(0.1)
             pool.put(state_of(tuple(range(20))), tuple(range(20)))
-        assert await anyio.to_thread.run_sync(let_in.wait, 60)
+        assert await anyio.to_thread.run_sync(let_in.wait, LIMIT_S)
         await anyio.to_thread.run_sync(thread.join)
 
 
