@@ -47,6 +47,8 @@ class Agent:
             of tries.
         timeout: Most seconds that a turn, or an item of for_each, may work.
         idle_timeout: Most seconds from one token of a turn to the next, and to the first.
+        ask: What a person does in each turn: ``approve`` or ``edit`` what it wrote, or ``answer``
+            its prompt in the model's place.
 
     Raises:
         WorkflowError: A setting that is not as it should be.
@@ -70,6 +72,7 @@ class Agent:
     retry: RetrySpec | Mapping[str, Any] | int | None = None
     timeout: float | None = None
     idle_timeout: float | None = None
+    ask: Literal["approve", "edit", "answer"] | None = None
 
     def __post_init__(self) -> None:
         self.spec("model")

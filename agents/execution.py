@@ -1,6 +1,8 @@
 """One run of a workflow: inputs checked, models and plan ready, then the scheduler."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 
 from unspoken.agents.engines.pool.budget import Budget
 from unspoken.agents.engines.pool.pool import Pool
@@ -8,8 +10,13 @@ from unspoken.agents.engines.worker import Workers, at_once
 from unspoken.agents.loading import engines_for
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.preparation import Preparation
+from unspoken.agents.runs.engine import kept_engines
+from unspoken.agents.runs.kept import NOT_KEPT, Keeping, KeptRun
+from unspoken.agents.runs.offload import elsewhere
+from unspoken.agents.runs.origin import origin_of
 from unspoken.agents.runtime.failures import within
 from unspoken.agents.runtime.inbox import check_received, require_messages
+from unspoken.agents.runtime.people import OnQuestion
 from unspoken.agents.runtime.report import RunReport
 from unspoken.agents.runtime.scheduler import Scheduler
 from unspoken.agents.runtime.states import StateStore
@@ -18,6 +25,26 @@ from unspoken.agents.session import Session
 from unspoken.agents.spec.inputs import check_inputs
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.message import Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """How a workflow is run.
+
+    Attributes:
+        session: Whose states are used; None for a memory of the run's own.
+        keeping: Where and how the run is kept.
+        on_question: Answers what it asks people while it goes on.
+    """
+
+    session: Session | None = None
+    keeping: Keeping = NOT_KEPT
+    on_question: OnQuestion | None = None
+
+    def is_kept(self, spec: WorkflowSpec) -> bool:
+        """Whether the run is kept: where it is to be, or where somebody has to answer."""
+        asks = [*(agent.ask for agent in spec.agents.values()), *(edge.ask for edge in spec.edges)]
+        return any(asks) or self.keeping.asked
 
 
 class Execution:
@@ -51,8 +78,8 @@ class Execution:
         self,
         spec: WorkflowSpec,
         received: Mapping[str, Message],
-        session: object,
         inputs: Mapping[str, object],
+        how: How,
         events: EventBuffer | None = None,
     ) -> tuple[Scheduler, RunReport]:
         """Check the inputs, load, plan and run, all within the workflow's timeout.
@@ -60,24 +87,23 @@ class Execution:
         Args:
             spec: The workflow.
             received: Messages of agents that spoke elsewhere, by agent.
-            session: Whose states are used; None for a memory of the run's own. What is no session
-                is an input of that name.
             inputs: The workflow's inputs.
+            how: In which session, where it is kept, and who answers questions.
             events: Where events go; None for nowhere.
 
         Raises:
             UnspokenError: As `unspoken.agents.Workflow.run`.
         """
         require_messages(spec, received)
-        if session is not None and not isinstance(session, Session):
-            inputs, session = {**inputs, "session": session}, None
-        known = check_inputs(spec, inputs)
-        if session is not None:
-            with session.running() as pool:
-                return await self._run(spec, received, StateStore(pool), known, events)
+        kept = await elsewhere(KeptRun, how.keeping) if how.is_kept(spec) else None
+        known = check_inputs(spec, inputs if kept is None else kept.inputs(inputs))
+        run = partial(self._run, spec, received, known, how, kept, events)
+        if how.session is not None:
+            with how.session.running() as pool:
+                return await run(StateStore(pool))
         pool = Pool(Budget(spec.memory))
         try:
-            return await self._run(spec, received, StateStore(pool), known, events)
+            return await run(StateStore(pool))
         finally:
             pool.close()
 
@@ -85,9 +111,11 @@ class Execution:
         self,
         spec: WorkflowSpec,
         received: Mapping[str, Message],
-        states: StateStore,
         inputs: Mapping[str, object],
+        how: How,
+        kept: KeptRun | None,
         events: EventBuffer | None,
+        states: StateStore,
     ) -> tuple[Scheduler, RunReport]:
         when_room = at_once if events is None else events.when_room
         with within(spec.timeout) as limit:
@@ -96,16 +124,32 @@ class Execution:
             check_received(spec, models, received)
             engines = engines_for(models, states, self.workers, when_room)
             self._preparation.check_memory(spec, plan, inputs, states.pool, engines)
-            scheduler = Scheduler(
+            make = partial(
+                Scheduler,
                 spec,
                 models=models,
-                engines=engines,
                 states=states,
                 plan=plan,
                 inputs=inputs,
                 emit=(lambda event: None) if events is None else events.put,
                 received=received,
                 when_room=when_room,
+                on_question=how.on_question,
             )
+            if kept is None:
+                scheduler = make(engines=engines)
+                limit.partial = scheduler.partial
+                return scheduler, await scheduler.run()
+            origin = origin_of(spec, models, inputs, received, self._preparation.file)
+            journal = await elsewhere(kept.open, origin)
+            scheduler = make(engines=kept_engines(engines, journal), run_id=kept.id, book=journal)
             limit.partial = scheduler.partial
-            return scheduler, await scheduler.run()
+            error: BaseException | None = None
+            try:
+                return scheduler, await scheduler.run()
+            except BaseException as raised:
+                error = raised
+                raise
+            finally:
+                outputs = scheduler.outputs() if error is None else None
+                await elsewhere(kept.end, outputs, error)

@@ -104,6 +104,11 @@ class Preparation:
         self._planned: _Planned | None = None
         self._lock = ForkLock()
 
+    @property
+    def file(self) -> str:
+        """The workflow's file; empty without."""
+        return "" if self._source is None else str(Path(self._source.file).absolute())
+
     def connected(self, number: int, custom: Channel | None, bridge: Bridge | None) -> None:
         """Take in the objects that an edge was connected with."""
         if custom is not None:

@@ -1,6 +1,6 @@
 """A workflow: load, plan, run, stream."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,16 +17,13 @@ from unspoken.agents.builder import (
     require_nameable,
     with_edge,
 )
-from unspoken.agents.engines.event_loop import run_anywhere
 from unspoken.agents.execution import Execution
 from unspoken.agents.loading import Progress
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.preparation import Preparation
-from unspoken.agents.runtime.events import Event, RunFinished
+from unspoken.agents.running import Runnable
 from unspoken.agents.runtime.report import AgentResult, RunResult
-from unspoken.agents.runtime.stream import EventBuffer, RunStream
-from unspoken.agents.session import Session
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.inputs import check_inputs
 from unspoken.agents.spec.loader import LoadedWorkflow, dumps, load_workflow
@@ -34,7 +31,6 @@ from unspoken.agents.spec.problems import describe
 from unspoken.agents.spec.spec import InputSpec, WorkflowSpec
 from unspoken.channels.base import Channel
 from unspoken.channels.errors import InputError
-from unspoken.channels.message import Message
 from unspoken.channels.projected import ProjectedCacheChannel
 
 if TYPE_CHECKING:
@@ -43,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["AgentResult", "RunResult", "Workflow"]
 
 
-class Workflow:
+class Workflow(Runnable):
     """Agents, the channels between them, and the models they run on.
 
     Args:
@@ -176,6 +172,7 @@ class Workflow:
         max_kl: float = 0.01,
         codec: str = "raw",
         thoughts: Literal["keep", "drop"] | None = None,
+        ask: Literal["approve", "edit", "answer"] | None = None,
         **options: Any,
     ) -> "Workflow":
         """Add an edge; what can be checked of it is checked here.
@@ -193,6 +190,7 @@ class Workflow:
                 reading, nats a token.
             codec: How the cache is kept until it is read: ``raw``, ``int8`` or ``int4``.
             thoughts: ``keep`` or ``drop``; None as the sharer says, else output goes without them.
+            ask: What a person does with the message first: ``approve``, ``edit`` or ``answer``.
             options: Beside a channel's name, its options as the file calls them: ``share``,
                 ``as_``, ``repair``, ``read_again``, ``fuse``, ``recompute``.
 
@@ -207,7 +205,7 @@ class Workflow:
         """
         data: dict[str, Any] = {"from": name_of(sharer), "to": name_of(receiver)}
         data |= {"when": when, "loop": loop, "fallback": fallback, "min_retention": min_retention}
-        data |= {"max_kl": max_kl, "codec": codec, "thoughts": thoughts}
+        data |= {"max_kl": max_kl, "codec": codec, "thoughts": thoughts, "ask": ask}
         data |= (
             {"channel": channel, **options}
             if isinstance(channel, str)
@@ -285,66 +283,3 @@ class Workflow:
         """
         self._preparation.ready(self.spec, progress)
         return self
-
-    def run(
-        self,
-        received: Mapping[str, Message] | None = None,
-        /,
-        *,
-        session: Session | None = None,
-        **inputs: object,
-    ) -> RunResult:
-        """Run to the end; where an event loop runs already, as in a notebook, on another thread.
-
-        That event loop stands still meanwhile; ``await flow.arun(...)`` leaves it free.
-
-        Args:
-            received: Messages that agents of these names have published elsewhere, as `read_packet`
-                gives them; such an agent takes no turn, its message goes out on its edges.
-            session: Whose states are used and added to; without one the run's states go with it.
-            inputs: The workflow's inputs.
-
-        Raises:
-            InputError: An input is missing, unknown or of another type, or a message that its agent
-                cannot have sent; or the event loop of this thread has a run of the session already.
-            IdentityMismatch: A message of another model than its agent's.
-            AgentError, RunTimeout: The run failed.
-        """
-        if isinstance(session, Session):
-            session.require_free_loop()
-        return run_anywhere(lambda: self.arun(received, session=session, **inputs))
-
-    async def arun(
-        self,
-        received: Mapping[str, Message] | None = None,
-        /,
-        *,
-        session: Session | None = None,
-        **inputs: object,
-    ) -> RunResult:
-        """Run to the end; see `run`. A cancel also ends the loading of models."""
-        scheduler, report = await self._execution.run(self.spec, received or {}, session, inputs)
-        return RunResult(scheduler.outputs(), scheduler.results(), report)
-
-    def stream(
-        self,
-        received: Mapping[str, Message] | None = None,
-        /,
-        *,
-        session: Session | None = None,
-        **inputs: object,
-    ) -> AsyncGenerator[Event, None]:
-        """Run, event by event; the last is `RunFinished`.
-
-        The run waits for a loop that falls behind. Leaving the loop early ends the run: at once
-        in ``async with contextlib.aclosing(flow.stream(...)) as events``, else when the stream is
-        no longer referred to.
-        """
-
-        async def follow(events: EventBuffer) -> None:
-            scheduler, report = await self._execution.run(
-                self.spec, received or {}, session, inputs, events
-            )
-            events.put(RunFinished(scheduler.outputs(), report))
-
-        return RunStream(follow)

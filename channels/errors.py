@@ -18,7 +18,9 @@
     │   └── StateError            positions that are missing, overlap or were trimmed
     └── RunError                  a run failed (exit code 1); names agent and edge
         ├── AgentError            an agent's turn raised
-        └── RunTimeout            an agent or the whole run took too long
+        ├── RunTimeout            an agent or the whole run took too long
+        ├── RunWaiting            a run waits for a person (exit code 3); names its questions
+        └── StoreError            a store of runs, or a run in it, that cannot be used
 """
 
 from collections.abc import Sequence
@@ -40,7 +42,9 @@ __all__ = [
     "ProfileError",
     "RunError",
     "RunTimeout",
+    "RunWaiting",
     "StateError",
+    "StoreError",
     "TemplateError",
     "UnspokenError",
     "WorkflowError",
@@ -214,3 +218,34 @@ class AgentError(RunError):
 
 class RunTimeout(RunError):
     """An agent or the whole run took longer than its timeout."""
+
+
+class RunWaiting(RunError):
+    """A run waits for a person, and goes on where it is once somebody has answered.
+
+    Attributes:
+        run_id: The run.
+        questions: What it asks, each an `unspoken.agents.runs.Question`.
+    """
+
+    exit_code = 3
+
+    def __init__(self, run_id: str, questions: Sequence[Any]) -> None:
+        self.run_id, self.questions = run_id, tuple(questions)
+        asked = "; ".join(f"{one.id} ({one.kind})" for one in self.questions)
+        super().__init__(
+            f"run {run_id} waits for a person: {asked}",
+            fix=f"answer it: unspoken runs answer {run_id} TEXT, or flow.resume(run_id, answer)",
+        )
+
+
+class StoreError(RunError):
+    """A store of runs, or a run in it, that cannot be read, written or gone on with.
+
+    Attributes:
+        kind: ``missing``, ``locked``, ``version``, ``broken``, ``full``, ``different`` or ``over``.
+    """
+
+    def __init__(self, found: str, *, kind: str, expected: str = "", fix: str = "") -> None:
+        self.kind = kind
+        super().__init__(found, expected=expected, fix=fix)

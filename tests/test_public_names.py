@@ -12,6 +12,7 @@ MODULES = (
     *PACKAGES,
     "unspoken.agents.authoring",
     "unspoken.agents.events",
+    "unspoken.agents.runs",
     "unspoken.channels.authoring",
 )
 

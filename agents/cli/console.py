@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unspoken.agents.cli.results import echo, results
-from unspoken.channels.errors import UnspokenError, WorkflowError
+from unspoken.channels.errors import RunWaiting, UnspokenError, WorkflowError
 from unspoken.channels.sequences import distinct
 
 if TYPE_CHECKING:
@@ -151,8 +151,9 @@ def print_error(error: UnspokenError, *, whole: bool = False) -> None:
     text = "\n".join(
         line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} …" for line in lines
     )
-    console = stderr()
-    console.print(Text.assemble(("error: ", "bold red"), shown(text)), soft_wrap=True)
+    waits = isinstance(error, RunWaiting)
+    title = ("paused: ", "bold yellow") if waits else ("error: ", "bold red")
+    stderr().print(Text.assemble(title, shown(text)), soft_wrap=True)
 
 
 def configure_logging(level: LogLevel, console: Console) -> None:

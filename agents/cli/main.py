@@ -14,7 +14,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from unspoken.agents.bench import BENCHES
-from unspoken.agents.cli import bench, bridge, models, plan, profile, run
+from unspoken.agents.cli import bench, bridge, models, plan, profile, run, runs
 from unspoken.agents.cli import bridge_fit as fitting
 from unspoken.agents.cli.console import print_error, shown, stderr
 from unspoken.agents.cli.results import results_alone
@@ -135,6 +135,8 @@ def _options(
 
 _add(app, run.run, plan.plan, plan.validate, plan.graph, plan.schema)
 app.command("bench", cls=_Bench)(bench.bench)
+_runs = _group("runs", "Runs that are kept: list, show, resume, answer, cancel, clean.")
+_add(_runs, runs.list_, runs.show, runs.resume, runs.answer, runs.cancel, runs.clean)
 _models = _group("models", "Models: list, show and prepare them.")
 _add(_models, models.list_, models.show, models.prepare)
 _profiles = _group("profile", "Profiles of fine-tunes: which layers to recompute.", _Profiles)

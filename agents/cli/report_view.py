@@ -1,7 +1,8 @@
 """What a run gave and what it cost."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -18,9 +19,11 @@ from unspoken.agents.cli.console import (
     size,
 )
 from unspoken.agents.cli.results import echo
+from unspoken.channels.errors import RunWaiting
 from unspoken.channels.sequences import distinct
 
 if TYPE_CHECKING:
+    from unspoken.agents.runs.records import Question
     from unspoken.agents.runtime.report import LateMessage, RunReport, RunResult
     from unspoken.channels.errors import RunError
 
@@ -131,8 +134,16 @@ def print_partial(console: Console, error: "RunError") -> None:
         console.print(shown(f"  {name}: {words[:MOST_SHOWN]}{tail}"), soft_wrap=True)
 
 
+def print_questions(console: Console, questions: Iterable["Question"]) -> None:
+    """Print what a run asks."""
+    for one in questions:
+        to = f" to {one.receiver}" if one.receiver else ""
+        console.print(Text.assemble((f"{one.id} ", "bold"), f"{one.kind}{to}:"))
+        console.print(Padding(shown(one.text), (0, 0, 0, 2)))
+
+
 def failed_run(error: "RunError") -> dict[str, object]:
-    """A run that failed as plain data: the error, and what had finished."""
+    """A run that failed, or waits, as plain data: the error, and what had finished."""
     partial: RunResult | None = error.partial
     told = {
         "kind": type(error).__name__,
@@ -142,6 +153,12 @@ def failed_run(error: "RunError") -> dict[str, object]:
         "agent": error.agent,
         "edge": error.edge,
     }
+    if isinstance(error, RunWaiting):
+        return {
+            "run_id": error.run_id,
+            "status": "paused",
+            "questions": [asdict(question) for question in error.questions],
+        }
     if partial is None:
         return {"error": told}
     wrote = {name: {"text": a.text, "items": a.items} for name, a in partial.agents.items()}

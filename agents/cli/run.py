@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -22,15 +23,17 @@ from unspoken.agents.cli.report_view import (
     failed_run,
     print_outputs,
     print_partial,
+    print_questions,
     print_report,
     print_warnings,
 )
 from unspoken.agents.cli.results import results
-from unspoken.channels.errors import InputError, RunError
+from unspoken.channels.errors import InputError, RunError, RunWaiting
 from unspoken.channels.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from unspoken.agents.runtime.events import Event
+    from unspoken.agents.spec.spec import WorkflowSpec
     from unspoken.agents.workflow import RunResult, Workflow
 
 
@@ -44,6 +47,20 @@ InputsOption = Annotated[
         "--input",
         metavar="NAME=VALUE",
         help="An input; NAME=@FILE reads it from a file. May be repeated.",
+    ),
+]
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--store", metavar="DIR", help="The folder of the store of runs; your own if left out."
+    ),
+]
+AnywayOption = Annotated[
+    bool,
+    typer.Option(
+        "--anyway",
+        help="Go on with a run that was cancelled, or begun with another version, workflow, model "
+        "or input; turns that read something else run again.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -68,13 +85,26 @@ def run(
             help="Most bytes of states on each device, such as 2GB, in place of the file's memory.",
         ),
     ] = None,
+    run_id: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="Keep the run under this id. A run of this id that there is goes on where it "
+            "was, with the inputs that it was begun with if none are given.",
+        ),
+    ] = None,
+    store: StoreOption = None,
+    states: Annotated[
+        bool, typer.Option("--states", help="Keep caches too, so that none is computed again.")
+    ] = False,
+    anyway: AnywayOption = False,
     log_level: Annotated[LogLevel | None, typer.Option(help="Log to stderr.")] = None,
 ) -> None:
     """Run a workflow.
 
-    What goes on is shown on stderr, and the outputs are printed on stdout.
+    What goes on is shown on stderr, and the outputs are printed on stdout. A run that waits for a
+    person ends with the exit code 3; `unspoken runs answer` goes on with it.
     """
-    from unspoken.agents.spec.inputs import ON_COMMAND_LINE, check_inputs, read_inputs
     from unspoken.agents.spec.loader import load_workflow
 
     if as_json and events == "-":
@@ -85,29 +115,88 @@ def run(
         )
     most = None if memory is None else _bytes(memory)
     source = load_workflow(file)
-    given = read_inputs(source.spec, inputs or [])
-    values = check_inputs(source.spec, given, how=ON_COMMAND_LINE)
+    values = _values(source.spec, inputs or [], run_id, store)
+    options = Options(run_id=run_id, store=store, states=states, anyway=anyway)
     console = stderr()
     if log_level:
         configure_logging(log_level, console)
     with _written_to(events) as write:
         flow = load_flow(source, console, quiet=as_json, fit=True)
         flow.spec = flow.spec.model_copy(update={} if most is None else {"memory": most})
-        try:
-            result = _watched(flow, values, write, console, quiet=as_json or log_level is not None)
-        except RunError as error:
-            if as_json:
-                print_json(failed_run(error))
-            else:
-                print_partial(console, error)
-            raise
+        run_flow(
+            flow,
+            values,
+            options,
+            write=write,
+            as_json=as_json,
+            quiet=as_json or log_level is not None,
+            outputs=events != "-",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a run is kept; see `unspoken.agents.Workflow.run`."""
+
+    run_id: str | None = None
+    store: Path | None = None
+    states: bool = False
+    anyway: bool = False
+
+
+def _values(
+    spec: "WorkflowSpec", words: list[str], run_id: str | None, store: Path | None
+) -> dict[str, object]:
+    """The inputs given; none where a run goes on with those that it was begun with."""
+    from unspoken.agents.spec.inputs import ON_COMMAND_LINE, check_inputs, read_inputs
+
+    if run_id is not None and not words:
+        from unspoken.agents.runs import RunStore
+
+        if RunStore(store).find(run_id) is not None:
+            return {}
+    return check_inputs(spec, read_inputs(spec, words), how=ON_COMMAND_LINE)
+
+
+def run_flow(
+    flow: "Workflow",
+    values: Mapping[str, object],
+    options: Options,
+    *,
+    write: Watcher = lambda event: None,
+    as_json: bool = False,
+    quiet: bool = False,
+    outputs: bool = True,
+) -> None:
+    """Run a workflow before a person's eyes, and print what it gave.
+
+    Args:
+        flow: The workflow.
+        values: Its inputs.
+        options: How the run is kept.
+        write: Told of every event.
+        as_json: Whether one JSON document is printed in place of all else.
+        quiet: Whether nothing is shown while it runs, but on a terminal.
+        outputs: Whether the outputs are printed.
+    """
+    console = stderr()
+    try:
+        result = _watched(flow, values, options, write, console, quiet=quiet)
+    except RunError as error:
+        if as_json:
+            print_json(failed_run(error))
+        elif isinstance(error, RunWaiting):
+            print_questions(console, error.questions)
+        else:
+            print_partial(console, error)
+        raise
     if as_json:
         print_json(result.to_dict())
         print_warnings(console, result)
         return
     print_report(console, result.report)
     print_warnings(console, result)
-    if events != "-":
+    if outputs:
         print_outputs(stdout(), result.outputs)
 
 
@@ -121,7 +210,13 @@ def _bytes(memory: str) -> int:
 
 
 def _watched(
-    flow: "Workflow", values: Mapping[str, object], write: Watcher, console: Console, *, quiet: bool
+    flow: "Workflow",
+    values: Mapping[str, object],
+    options: Options,
+    write: Watcher,
+    console: Console,
+    *,
+    quiet: bool,
 ) -> "RunResult":
     import anyio
 
@@ -129,22 +224,30 @@ def _watched(
 
     if is_live(console):
         with LiveView(console, flow.spec) as live:
-            return anyio.run(_follow, flow, values, (live, write))
-    return anyio.run(_follow, flow, values, (write,) if quiet else (PlainView(console), write))
+            return anyio.run(_follow, flow, values, options, (live, write))
+    watchers = (write,) if quiet else (PlainView(console), write)
+    return anyio.run(_follow, flow, values, options, watchers)
 
 
 async def _follow(
-    flow: "Workflow", values: Mapping[str, object], watchers: Sequence[Watcher]
+    flow: "Workflow", values: Mapping[str, object], options: Options, watchers: Sequence[Watcher]
 ) -> "RunResult":
-    """Run to the end, telling the watchers of every event."""
-    from unspoken.agents.runtime.events import RunFinished
+    """Run to the end, telling the watchers of every event.
+
+    Raises:
+        RunWaiting: It waits for a person.
+    """
+    from unspoken.agents.runtime.events import RunFinished, RunPaused
     from unspoken.agents.workflow import RunResult
 
     finished: RunFinished | None = None
-    async with aclosing(flow.stream(**dict[str, Any](values))) as events:
+    asked = dict[str, Any](asdict(options)) | dict(values)
+    async with aclosing(flow.stream(**asked)) as events:
         async for event in events:
             for watch in watchers:
                 watch(event)
+            if isinstance(event, RunPaused):
+                raise RunWaiting(event.run_id, event.questions)
             finished = event if isinstance(event, RunFinished) else finished
     if finished is None:
         raise RuntimeError("the run ended without its last event")

@@ -219,6 +219,8 @@ class TurnRequest:
         owner: Who asks, to name the holder of the state.
         limit_s: Most seconds of work, where there is a limit. Waiting for the device or for other
             turns is no work.
+        turn: Which turn of its owner it is, from 1.
+        item: Number of the item of ``for_each``, from 0; None without.
     """
 
     ids: tuple[int, ...]
@@ -233,6 +235,8 @@ class TurnRequest:
     snapshots: tuple[int, ...] = ()
     owner: str = ""
     limit_s: float | None = None
+    turn: int = 1
+    item: int | None = None
 
 
 class Engine(Protocol):

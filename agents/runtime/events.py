@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from unspoken.agents.runs.records import Question
 from unspoken.agents.runtime.report import EdgeReport, RunReport, TurnReport
 from unspoken.channels.base import Fallback
 
@@ -160,6 +161,22 @@ class ItemFailed(Event):
     item: int
     error: str
     default: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionAsked(Event):
+    """A person is asked, and has not answered yet."""
+
+    run_id: str
+    question: Question
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaused(Event):
+    """The last event of a run that waits for people: nothing else of it can go on."""
+
+    run_id: str
+    questions: tuple[Question, ...]
 
 
 @dataclass(frozen=True, slots=True)

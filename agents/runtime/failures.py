@@ -8,7 +8,14 @@ from typing import TypeVar
 
 import anyio
 
-from unspoken.channels.errors import AgentError, InputError, RunError, RunTimeout, UnspokenError
+from unspoken.channels.errors import (
+    AgentError,
+    InputError,
+    RunError,
+    RunTimeout,
+    StoreError,
+    UnspokenError,
+)
 
 Event = TypeVar("Event")
 Result = TypeVar("Result")
@@ -86,7 +93,7 @@ def blame(agent: str, error: Exception, at: str = "") -> RunError:
         error: What was raised.
         at: Where in the turn, such as an item.
     """
-    if isinstance(error, RunError) and error.agent:
+    if isinstance(error, StoreError) or (isinstance(error, RunError) and error.agent):
         return error
     edge = error.edge if isinstance(error, RunError) else ""
     place = ", ".join(filter(None, (f"agent {agent!r}", at, edge and f"on the edge {edge}")))

@@ -13,6 +13,7 @@ from unspoken.agents.engines.worker import WhenRoom, at_once
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.planning.plan import Plan
+from unspoken.agents.runs.journal import Journal
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
 from unspoken.agents.runtime.dataflow import Action, Dataflow, Exhausted, Firing, Skipped, Unread
 from unspoken.agents.runtime.events import AgentSkipped, Event, RunStarted, TurnStarted
@@ -20,6 +21,7 @@ from unspoken.agents.runtime.failures import blame, first_error
 from unspoken.agents.runtime.log import RunLog
 from unspoken.agents.runtime.next_use import NextUse
 from unspoken.agents.runtime.outbox import Finished, Sender
+from unspoken.agents.runtime.people import OnQuestion, People, Waiting
 from unspoken.agents.runtime.recorder import Recorder, by_item
 from unspoken.agents.runtime.report import AgentResult, RunReport, RunResult
 from unspoken.agents.runtime.results import outputs_of, results_of
@@ -27,7 +29,7 @@ from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.runtime.turns import Turns
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.spec import WorkflowSpec
-from unspoken.channels.errors import RunError
+from unspoken.channels.errors import RunError, RunWaiting
 from unspoken.channels.message import Message
 
 _NOTHING: Mapping[str, Message] = MappingProxyType({})
@@ -46,6 +48,9 @@ class Scheduler:
         emit: Called on the event loop with every event.
         received: Messages of agents that spoke elsewhere, by agent; checked.
         when_room: Asked before each turn, which waits until events have room.
+        run_id: The run's id; None for a new one.
+        book: What keeps the run, where it is kept.
+        on_question: Answers what people are asked, while the run goes on.
     """
 
     def __init__(
@@ -60,10 +65,14 @@ class Scheduler:
         emit: Callable[[Event], None],
         received: Mapping[str, Message] = _NOTHING,
         when_room: WhenRoom = at_once,
+        run_id: str | None = None,
+        book: Journal | None = None,
+        on_question: OnQuestion | None = None,
     ) -> None:
         self.spec, self.plan, self.inputs, self.emit = spec, plan, inputs, emit
         self.received, self.when_room = received, when_room
-        self.run_id = uuid.uuid4().hex[:12]
+        self.run_id = run_id or uuid.uuid4().hex[:12]
+        self.people = People(spec, emit, self.run_id, book, on_question)
         self.flow: Dataflow[InFlight] = Dataflow(build_graph(spec))
         self.agents = {
             name: AgentRun(name, agent, models[name], engines[name])
@@ -79,6 +88,7 @@ class Scheduler:
             inputs=inputs,
             sender=self.sender,
             recorder=self.recorder,
+            people=self.people,
             room=self._room,
         )
 
@@ -88,6 +98,7 @@ class Scheduler:
         Raises:
             AgentError: A turn failed; the others were cancelled.
             RunTimeout: An agent took too long.
+            RunWaiting: A person has to answer before it goes on.
         """
         self._began = perf_counter()
         self.emit(RunStarted(self.run_id, self.spec.name, tuple(self.agents)))
@@ -103,6 +114,10 @@ class Scheduler:
             raise error from error.__cause__
         finally:
             self._forget()
+        if self.people.open:
+            waiting = RunWaiting(self.run_id, self.people.open)
+            waiting.partial = self.partial()
+            raise waiting
         report = self._report()
         self.log.info("run finished", seconds=round(report.seconds, 3))
         return report
@@ -176,6 +191,9 @@ class Scheduler:
                 sent = await self._pass_received(agent, firing)
             else:
                 sent = await self._take_turn(agent, firing)
+            sent = await self.people.handed_over(agent, firing.turn, sent)
+        except Waiting:
+            return
         except Exception as error:
             blamed = blame(agent.name, error)
             raise blamed from error if blamed is not error else error.__cause__

@@ -9,6 +9,7 @@ from unspoken.agents.engines.local import LocalEngine
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.prompts.context import ChatTurn
 from unspoken.agents.prompts.jinja import render
+from unspoken.agents.runs.engine import computing
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
 from unspoken.agents.runtime.answers import weighed_choices
 from unspoken.agents.runtime.dataflow import Firing
@@ -16,11 +17,13 @@ from unspoken.agents.runtime.failures import blame, unless_idle
 from unspoken.agents.runtime.inbox import Prepared, items_of, prepare_turn, snapshots_of
 from unspoken.agents.runtime.items import gather
 from unspoken.agents.runtime.outbox import Finished, Sender, finished
+from unspoken.agents.runtime.people import People
 from unspoken.agents.runtime.recorder import Place, Recorder, with_composing
 from unspoken.agents.runtime.reply import TurnReply, sampling_of
 from unspoken.agents.runtime.retries import retried
 from unspoken.agents.shapes.shape import Shape, shape_of
 from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.channels.errors import StoreError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,7 @@ class Turns:
         inputs: Checked input values.
         sender: The out-edges.
         recorder: The record of the run.
+        people: Who has a say in a turn.
         room: Waits until whoever follows the events is not far behind.
     """
 
@@ -73,10 +77,11 @@ class Turns:
         inputs: Mapping[str, object],
         sender: Sender,
         recorder: Recorder,
+        people: People,
         room: Callable[[], Awaitable[None]],
     ) -> None:
         self.spec, self.plan, self.inputs = spec, plan, inputs
-        self.sender, self.recorder, self.room = sender, recorder, room
+        self.sender, self.recorder, self.people, self.room = sender, recorder, people, room
 
     async def take(
         self, agent: AgentRun, firing: Firing[InFlight], *, keep: bool
@@ -129,7 +134,7 @@ class Turns:
             return await retried(agent.spec.retry, lambda: self._computed(asked, tried), failed)
         except Exception as error:
             blamed = blame(agent.name, error, at)
-            if agent.spec.on_error == "fail":
+            if agent.spec.on_error == "fail" or isinstance(error, StoreError):
                 raise blamed from error if blamed is not error else error.__cause__
             instead = agent.spec.default
             self.recorder.note_failed_turn(asked.place, blamed.found, tried, instead)
@@ -144,7 +149,9 @@ class Turns:
             reply = TurnReply(agent.model, prepared.context, tuple(settings.stop))
         request = self._request(asked, prepared, reply)
         composing = perf_counter() - began
-        outcome = await self._outcome(agent, request, place, reply)
+        outcome, reply = await self.people.turn(
+            agent, request, prepared.context, lambda: self._outcome(agent, request, place, reply)
+        )
         if reply is not None and reply.rest:
             self.recorder.tell_words(place, reply.rest)
         turn = finished(agent, prepared.context, reply, outcome.state)
@@ -182,6 +189,8 @@ class Turns:
             snapshots=snapshots_of(prepared.context, agent.spec.snapshots),
             owner=agent.name,
             limit_s=agent.spec.timeout,
+            turn=asked.firing.turn,
+            item=asked.item,
         )
 
     async def _outcome(
@@ -194,7 +203,7 @@ class Turns:
         if limit is None:
             return await engine.turn(request, tell)
         # A turn that waits for a device of this process is not idle; an event says that it began.
-        begun = not isinstance(engine, LocalEngine)
+        begun = not isinstance(computing(engine), LocalEngine)
         return await unless_idle(
             agent.name, limit, lambda heard: engine.turn(request, heard), tell, begun=begun
         )

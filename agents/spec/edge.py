@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict, model_validator
 
-from unspoken.agents.spec.field_types import Flag, Fraction, NonEmpty, Text, Whole, wrong
+from unspoken.agents.spec.field_types import Ask, Flag, Fraction, NonEmpty, Text, Whole, wrong
 from unspoken.agents.spec.generate import Part
 from unspoken.agents.spec.repair import Repair
 from unspoken.agents.spec.spellings import LIST, NONE_WORD
@@ -85,6 +85,11 @@ class EdgeSpec(Part):
     )
     when: Annotated[NonEmpty | None, NONE_WORD] = Field(
         None, description="Expression; where it is false the edge sends a skip instead."
+    )
+    ask: Annotated[Ask | None, NONE_WORD] = Field(
+        None,
+        description="What a person does with the message before it is read: approve lets it "
+        "through, or the edge sends a skip; edit and answer put the person's words in its place.",
     )
     loop: Flag = Field(
         False, description="The edge closes a cycle: its message starts the receiver again."

@@ -17,6 +17,7 @@ from unspoken.agents.spec.field_types import (
     KEYS_ARE_NAMES,
     AgentName,
     ArgumentName,
+    Ask,
     Bytes,
     Count,
     Name,
@@ -192,6 +193,19 @@ class AgentSpec(Part):
     idle_timeout: Annotated[Seconds | None, NONE_WORD] = Field(
         None, description="Most seconds from one token of a turn to the next, and to the first."
     )
+
+    ask: Annotated[Ask | None, NONE_WORD] = Field(
+        None,
+        description="What a person does in each turn: approve or edit what the agent wrote, or "
+        "answer its prompt in the model's place. The run pauses until the person has done it.",
+    )
+
+    @model_validator(mode="after")
+    def _asks_for_words(self) -> AgentSpec:
+        if self.ask is not None and (self.generate is None or self.for_each is not None):
+            where = "generate: none" if self.generate is None else "for_each"
+            wrong(f"ask stands at an agent with {where}", "an agent with one text a turn", "")
+        return self
 
     @model_validator(mode="after")
     def _has_its_default(self) -> AgentSpec:

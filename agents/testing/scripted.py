@@ -268,6 +268,8 @@ class _ScriptedEngine(LocalEngine):
         if request.sampling is None:
             return script, request
         self._turns[agent] += 1
+        if request.item is None:  # a run that goes on has had turns before
+            self._turns[agent] = max(self._turns[agent], request.turn)
         answer = script.answer(agent, self._turns[agent], prompt)
         writer = script.writing(_shaped(script.text, request, answer), len(request.ids))
         return writer, replace(request, grammar=None)

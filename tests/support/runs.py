@@ -1,15 +1,30 @@
 """Small workflows to run, and what happens in them."""
 
-from contextlib import aclosing
+import sqlite3
+from collections.abc import Mapping
+from contextlib import aclosing, closing
 from typing import Any
 
 from flows import DOCUMENT, QUESTION
 
-from unspoken.agents import Agent, LocalModel, Workflow
+from unspoken.agents import Agent, LocalModel, RunResult, Workflow
 from unspoken.agents.events import Event
+from unspoken.agents.runs import RunStore
 from unspoken.channels import SameModelCacheChannel, TextChannel
 
-__all__ = ["CACHE", "FEW", "GIVEN", "TEXT", "chain", "draft_and_critic", "events_of", "fan_out"]
+__all__ = [
+    "CACHE",
+    "FEW",
+    "GIVEN",
+    "TEXT",
+    "carried",
+    "chain",
+    "cut_off",
+    "draft_and_critic",
+    "events_of",
+    "fan_out",
+    "wrote",
+]
 
 CACHE, TEXT = "same_model_cache", "text"
 GIVEN = {"document": DOCUMENT, "question": QUESTION}
@@ -64,3 +79,31 @@ def _channel(name: str, **options: Any) -> TextChannel | SameModelCacheChannel:
 async def events_of(flow: Workflow, **inputs: object) -> list[Event]:
     async with aclosing(flow.stream(**inputs)) as events:
         return [event async for event in events]
+
+
+def cut_off(store: RunStore, run: str, turns: int, computed: int | None = None) -> None:
+    """Leave of a run what its store held when so many turns had been handed over.
+
+    Args:
+        store: Where it is.
+        run: Its id.
+        turns: How many of its turns had been handed over.
+        computed: How many turns and items had been computed; those handed over, if not given.
+    """
+    store.close()
+    with closing(sqlite3.connect(store.file)) as db, db:
+        db.execute("DELETE FROM handed_over WHERE run = ? AND place >= ?", (run, turns))
+        kept = db.execute("SELECT rowid FROM turns WHERE run = ? ORDER BY rowid", (run,))
+        for (row,) in kept.fetchall()[turns if computed is None else computed :]:
+            db.execute("DELETE FROM turns WHERE rowid = ?", (row,))
+        db.execute("UPDATE runs SET status = 'running', outputs = NULL WHERE id = ?", (run,))
+
+
+def wrote(result: RunResult) -> Mapping[str, tuple[str, ...]]:
+    """What each agent wrote, turn by turn."""
+    return {name: agent.turns for name, agent in result.agents.items()}
+
+
+def carried(result: RunResult) -> list[tuple[str, str, str, int]]:
+    """How each message was carried."""
+    return [(edge.sharer, edge.receiver, edge.mode, edge.reused) for edge in result.report.edges]

@@ -123,7 +123,7 @@ class _Trial:
         self, flow: Workflow, session: Session | None, waited: Callable[[float], None]
     ) -> RunFinished:
         """A run to its end; each token of the answer tells how long it was waited for."""
-        given = {"document": self.document, "question": SECOND}
+        given: dict[str, Any] = {"document": self.document, "question": SECOND}
         began, last = perf_counter(), None
         async with aclosing(flow.stream(**given, session=session)) as events:
             async for last in events:

@@ -1,0 +1,209 @@
+"""``unspoken runs``: runs that are kept, and what they wait for."""
+
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unspoken.agents.cli.console import print_facts, print_json, print_table, shown, stderr, stdout
+from unspoken.agents.cli.progress import load_flow
+from unspoken.agents.cli.report_view import print_questions
+from unspoken.agents.cli.results import echo
+from unspoken.agents.cli.run import AnywayOption, JsonOption, Options, StoreOption, run_flow
+from unspoken.channels.errors import InputError, StoreError
+
+if TYPE_CHECKING:
+    from unspoken.agents.runs import RunStore, StoredRun
+    from unspoken.agents.spec.loader import LoadedWorkflow
+
+_OVER = ("finished", "failed", "cancelled")
+
+RunArgument = Annotated[str, typer.Argument(metavar="ID", help="The run's id.")]
+
+
+def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """List the runs in the store, the last one first."""
+    runs = _store(store)
+    lines = [_line(runs, run) for run in runs.runs()]
+    if as_json:
+        print_json(lines)
+        return
+    if not lines:
+        stdout().print(shown(f"no runs in {runs.folder}; unspoken run FILE --run-id ID keeps one"))
+        return
+    columns = ("id", "workflow", "status", "turns", "asks", "begun")
+    rows = [[str(line[column]) for column in columns] for line in lines]
+    print_table(stdout(), "Runs", columns, rows, (0, 1, 2, 4, 5))
+
+
+def show(run: RunArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Show a run: where it is, what its agents wrote, and what it asks."""
+    runs = _store(store)
+    stored = runs.get(run)
+    words = [{"agent": a, "turn": turn, "text": text} for a, turn, text in runs.words(run)]
+    if as_json:
+        data = {**asdict(stored), **_line(runs, stored)}
+        data["unknown_calls"] = data.pop("calls")
+        print_json({**data, "words": words})
+        return
+    console, line = stdout(), _line(runs, stored)
+    facts = [(name, str(line[name])) for name in ("id", "workflow", "status", "begun", "file")]
+    facts += [(f"input {name}", str(value)) for name, value in stored.origin.inputs.items()]
+    facts += [("error", stored.error)] if stored.error else []
+    print_facts(console, facts)
+    for one in words:
+        console.print(shown(f"\n{one['agent']}, turn {one['turn']}:\n  {one['text']}"))
+    for call in stored.calls:
+        what = f"{call.tool}({call.arguments})"
+        console.print(shown(f"\n{call.agent}, turn {call.turn}: may have called {what}"))
+    if stored.open:
+        console.print()
+        print_questions(console, stored.open)
+
+
+def resume(
+    run: RunArgument,
+    store: StoreOption = None,
+    anyway: AnywayOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a run where it was, with the file and the inputs that it was begun with."""
+    _go_on(_store(store).get(run), store, anyway=anyway, as_json=as_json)
+
+
+def answer(
+    run: RunArgument,
+    words: Annotated[
+        str,
+        typer.Argument(
+            metavar="ANSWER", help="What the person says: yes or no to approve, else a text."
+        ),
+    ],
+    question: Annotated[
+        str | None,
+        typer.Option(metavar="QUESTION", help="Which question, where the run asks several."),
+    ] = None,
+    later: Annotated[
+        bool, typer.Option("--later", help="Keep the answer, and do not go on with the run yet.")
+    ] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer what a run asks, and go on with it once nothing is left to answer."""
+    from unspoken.agents.runs.answers import answer_questions
+
+    runs = _store(store)
+    stored = runs.get(run)
+    left = answer_questions(runs, run, words if question is None else {question: words})
+    if left and not as_json:
+        print_questions(stderr(), left)
+    if left or later or not _has_refs(stored):
+        if not later and not left:
+            stderr().print(shown("kept; its models were made in Python: flow.resume(run_id)"))
+        return
+    _go_on(stored, store, anyway=False, as_json=as_json)
+
+
+def cancel(run: RunArgument, store: StoreOption = None) -> None:
+    """Cancel a run; where it goes on in another process, it ends at its next turn."""
+    runs = _store(store)
+    stored = runs.get(run)
+    if stored.status in _OVER:
+        raise StoreError(
+            f"run {run} is over already: it has {stored.status}",
+            kind="over",
+            expected="a run that goes on or waits",
+            fix=f"unspoken runs clean {run} removes it",
+        )
+    runs.mark(run, "cancelled")
+    echo(run)
+
+
+def clean(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Runs; those that are over.")
+    ] = None,
+    older: Annotated[
+        float | None, typer.Option(metavar="DAYS", help="Only runs that ended so long ago.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="The whole store, of whatever version.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Remove runs that are over, or those that are named, with what they keep."""
+    runs = _store(store)
+    if everything:
+        if not yes:
+            typer.confirm(f"Remove the store {runs.folder}?", abort=True, err=True)
+        runs.clear()
+        echo(runs.folder)
+        return
+    before = (datetime.now(UTC) - timedelta(days=older or 0)).timestamp()
+    named = [runs.get(name) for name in ids or ()]
+    over = [run for run in runs.runs() if run.status in _OVER and run.updated <= before]
+    gone = named if ids else over
+    if gone and not yes:
+        typer.confirm(f"Remove {len(gone)} runs from {runs.folder}?", abort=True, err=True)
+    for run in gone:
+        lock = runs.lock(run.id)
+        lock.acquire()
+        try:
+            runs.remove(run.id)
+        finally:
+            lock.release()
+        echo(run.id)
+
+
+def _store(folder: Path | None) -> "RunStore":
+    from unspoken.agents.runs import RunStore
+
+    return RunStore(folder)
+
+
+def _line(store: "RunStore", run: "StoredRun") -> dict[str, Any]:
+    """A run in JSON, and in a line for people."""
+    status: str = run.status
+    if status == "running" and not store.lock(run.id).held_elsewhere:
+        status = "interrupted"
+    return {
+        "id": run.id,
+        "workflow": run.origin.workflow.get("name", ""),
+        "status": status,
+        "turns": run.turns,
+        "asks": ", ".join(question.id for question in run.open),
+        "begun": datetime.fromtimestamp(run.created).isoformat(" ", "seconds"),
+        "file": run.origin.file,
+    }
+
+
+def _has_refs(run: "StoredRun") -> bool:
+    """Whether its models can be loaded here: they were not made in a Python program."""
+    return "in memory" not in str(run.origin.workflow.get("models", {}).values())
+
+
+def _go_on(run: "StoredRun", store: Path | None, *, anyway: bool, as_json: bool) -> None:
+    if not _has_refs(run):
+        raise InputError(
+            f"run {run.id} has models that were made in a Python program",
+            expected="models with references",
+            fix=f"go on there: flow.resume({run.id!r})",
+        )
+    flow = load_flow(_source(run), stderr(), quiet=as_json, fit=True)
+    options = Options(run_id=run.id, store=store, anyway=anyway)
+    run_flow(flow, {}, options, as_json=as_json, quiet=as_json)
+
+
+def _source(run: "StoredRun") -> "LoadedWorkflow":
+    """The workflow of a run: its file's, or as it was where the file is gone."""
+    from unspoken.agents.spec.loader import LoadedWorkflow, load_workflow
+    from unspoken.agents.spec.spec import WorkflowSpec
+
+    file = run.origin.file
+    if file and Path(file).is_file():
+        return load_workflow(file)
+    spec = WorkflowSpec.model_validate(run.origin.workflow)
+    return LoadedWorkflow(spec, file or "workflow.yaml", {})

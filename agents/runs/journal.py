@@ -1,0 +1,206 @@
+"""What is kept of one run while it goes on, and what it finds when it goes on again."""
+
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import anyio
+import structlog
+
+from unspoken.agents.engines.base import Engine, StateRef, TurnOutcome
+from unspoken.agents.runs.offload import elsewhere
+from unspoken.agents.runs.packets import read_state, write_state
+from unspoken.agents.runs.records import CallRecord, Question, TurnRecord
+from unspoken.agents.runs.store import RunStore
+from unspoken.channels.errors import PacketError, RunError, StateError, StoreError
+
+log = structlog.wrap_logger(logging.getLogger("unspoken.runs"))
+
+UNKNOWN = "It is not known whether this call took effect: the run was interrupted during it."
+"""What a call gives that may have happened."""
+
+
+class Journal:
+    """The book of one run. Its coroutines are for the event loop of the run.
+
+    Args:
+        store: Where it is kept.
+        run: The run's id.
+        states: Whether states are kept as packets, so that they are read and not computed again
+            when the run goes on.
+        anyway: Whether the run goes on as another one: turns that read something else are run
+            again, in any order.
+
+    Attributes:
+        restored: How many computed turns were had from the store.
+        unknown: Calls of tools that may have happened.
+    """
+
+    def __init__(
+        self, store: RunStore, run: str, *, states: bool = False, anyway: bool = False
+    ) -> None:
+        self.store, self.run = store, run
+        self.restored = 0
+        self.unknown: list[CallRecord] = []
+        self._states = states
+        self._turns: dict[tuple[str, int, int], dict[str, TurnRecord]] = {}
+        for record in store.turns(run):
+            place = (record.agent, record.turn, record.item)
+            self._turns.setdefault(place, {})[record.digest] = record
+        if anyway:
+            store.drop_order(run)
+        self._places = {place: number for number, place in enumerate(store.order(run))}
+        self._calls = {_key(call): call for call in store.calls(run)}
+        self._before = len(self._places)
+        self._next = 0
+        self._moved = anyio.Event()
+        self._lock = anyio.Lock()
+
+    def take(self, agent: str, turn: int, item: int | None, digest: str) -> TurnRecord | None:
+        """A turn that was computed before; each is had once.
+
+        Raises:
+            StoreError: The turn had ended and read something else.
+        """
+        kept = self._turns.get((agent, turn, -1 if item is None else item), {})
+        record = kept.pop(digest, None)
+        if record is not None:
+            self.restored += 1
+        elif (agent, turn) in self._places:
+            if not kept:  # it had failed, and its agent said what else to do
+                raise RunError(f"turn {turn} of {agent!r} had failed when run {self.run} ran it")
+            raise StoreError(
+                f"turn {turn} of {agent!r} reads something else than when run {self.run} ran it",
+                kind="different",
+                expected="the same context and settings",
+                fix="run it again from there with --anyway (in Python, anyway=True)",
+            )
+        return record
+
+    async def add(self, record: TurnRecord) -> None:
+        """Keep a computed turn."""
+        await elsewhere(partial(self.store.add_turn, self.run, record))
+
+    async def handed_over(self, agent: str, turn: int, text: str) -> None:
+        """Note that an agent's turn is over, before anybody reads it.
+
+        Where the run goes on, turns are handed over in the order in which they were.
+
+        Raises:
+            RunError: A person has cancelled the run.
+        """
+        place = self._places.pop((agent, turn), None)
+        while self._next < (self._before if place is None else place):
+            await self._moved.wait()
+        if place is not None:
+            self._step()
+            return
+        async with self._lock:
+            note = partial(self.store.hand_over, self.run, self._next, agent, turn, text)
+            goes_on = await elsewhere(note)
+            self._step()
+        if not goes_on:
+            raise RunError(
+                f"run {self.run} was cancelled",
+                fix="begin another run, or go on with it anyway: --anyway",
+            )
+
+    def _step(self) -> None:
+        self._next += 1
+        self._moved.set()
+        self._moved = anyio.Event()
+
+    async def answer_to(self, question: Question) -> str | None:
+        """What a person has answered to just this question; None where nobody has."""
+        known = await elsewhere(partial(self.store.question, self.run, question.id))
+        same = known is not None and (known.kind, known.text) == (question.kind, question.text)
+        return known.answer if known is not None and same else None
+
+    async def note_question(self, question: Question) -> None:
+        """Keep a question, or the answer to it."""
+        await elsewhere(partial(self.store.note_question, self.run, question))
+
+    async def call(
+        self,
+        place: tuple[str, int, int | None],
+        number: int,
+        tool: str,
+        arguments: str,
+        make: Callable[[], Awaitable[Any]],
+        *,
+        idempotent: bool = False,
+    ) -> Any:
+        """Call a tool, unless it was called before the run was interrupted.
+
+        Args:
+            place: The agent, its turn, and the item or None.
+            number: Which call of the turn it is, from 1.
+            tool: The tool.
+            arguments: What it is called with, as JSON text.
+            make: Calls it; what it gives must be plain data.
+            idempotent: Whether it does no harm to call it again.
+
+        Returns:
+            What it gave, now or then; `UNKNOWN` where it was begun then, and nobody knows.
+        """
+        agent, turn, item = place
+        call = CallRecord(
+            agent=agent,
+            turn=turn,
+            item=-1 if item is None else item,
+            number=number,
+            tool=tool,
+            arguments=arguments,
+            result=None,
+        )
+        known = self._calls.pop(_key(call), None)
+        if known is not None and (known.tool, known.arguments) == (tool, arguments):
+            if known.result is not None:
+                return json.loads(known.result)
+            if not idempotent:
+                self.unknown.append(known)
+                log.warning("a call may have happened", run=self.run, agent=agent, tool=tool)
+                return UNKNOWN
+        await elsewhere(partial(self.store.note_call, self.run, call))
+        result = await make()
+        await elsewhere(partial(self.store.note_call, self.run, _ended(call, result)))
+        return result
+
+    async def keep_state(self, engine: Engine, agent: str, outcome: TurnOutcome) -> str:
+        """Keep the state of a turn, where states are kept: the digest of its packet, or nothing.
+
+        Raises:
+            StoreError: The disk is full.
+        """
+        if not self._states or outcome.state is None:
+            return ""
+        folder = self.store.states
+        try:
+            return await elsewhere(partial(write_state, folder, engine, agent, outcome))
+        except StateError as error:  # a state that no packet takes is computed again
+            log.info("a state is not kept", run=self.run, agent=agent, reason=error.found)
+            return ""
+
+    async def stored_state(
+        self, engine: Engine, digest: str, ids: tuple[int, ...]
+    ) -> StateRef | None:
+        """The state of a turn from its packet; None where it has to be computed."""
+        if not digest:
+            return None
+        try:
+            return await read_state(self.store.states, engine, digest, ids)
+        except (StoreError, PacketError, OSError) as error:
+            found = getattr(error, "found", str(error))
+            log.warning("a state is computed again", run=self.run, reason=found)
+            return None
+
+
+def _key(call: CallRecord) -> tuple[str, int, int, int]:
+    return call.agent, call.turn, call.item, call.number
+
+
+def _ended(call: CallRecord, result: object) -> CallRecord:
+    return replace(call, result=json.dumps(result, ensure_ascii=False, default=str))

@@ -1,0 +1,121 @@
+"""What a run was begun with, and how that differs from what it would go on with."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from blake3 import blake3
+
+from unspoken.agents.models.base import AgentModel
+from unspoken.agents.runs.records import Origin, StoredRun
+from unspoken.agents.spec.spec import WorkflowSpec, dump
+from unspoken.channels.errors import StoreError
+from unspoken.channels.message import Message
+from unspoken.channels.storage.side import running_version
+
+MOST_SHOWN = 8
+
+_FREE = ("description", "timeout", "memory")
+"""What of a workflow changes nothing that it writes."""
+
+_LONGEST = 60
+
+
+def digest_of_message(message: Message) -> str:
+    """Of a message that was published elsewhere, without its state."""
+    parts = [(segment.role, segment.ids, segment.content) for segment in message.segments]
+    told = repr((message.sharer, message.whole, message.context, parts, asdict(message.identity)))
+    return blake3(told.encode()).hexdigest(length=16)
+
+
+def origin_of(
+    spec: WorkflowSpec,
+    models: Mapping[str, AgentModel],
+    inputs: Mapping[str, object],
+    received: Mapping[str, Message],
+    file: str = "",
+) -> Origin:
+    """What a run is begun with.
+
+    Args:
+        spec: The workflow.
+        models: The model of every agent, by agent.
+        inputs: Checked input values.
+        received: Messages of agents that spoke elsewhere, by agent.
+        file: The workflow's file, where there is one.
+    """
+    return Origin(
+        version=running_version(),
+        workflow={key: value for key, value in dump(spec).items() if key not in _FREE},
+        models={
+            name: {**asdict(model.identity), "dtype": str(model.dtype)}
+            for name, model in models.items()
+        },
+        inputs=inputs,
+        received={name: digest_of_message(message) for name, message in received.items()},
+        file=file,
+    )
+
+
+def differences(then: Origin, now: Origin) -> list[str]:
+    """What of a run is not as it was, a line each."""
+    lines = []
+    if then.version != now.version:
+        lines.append(f"unspoken was {then.version}, and is {now.version}")
+    parts = (
+        ("workflow", then.workflow, now.workflow),
+        ("model of agent", then.models, now.models),
+        ("input", then.inputs, now.inputs),
+        ("message received for", then.received, now.received),
+    )
+    for title, old, new in parts:
+        lines += [f"{title} {line}" for line in _changed(old, new, ())]
+    return lines
+
+
+def require_same(run: StoredRun, now: Origin, *, anyway: bool) -> bool:
+    """Refuse to go on with a run as another one; whether it is another one.
+
+    Args:
+        run: The run as it was.
+        now: What it would go on with.
+        anyway: Whether it may go on so. Turns that read something else are then run again.
+
+    Raises:
+        StoreError: It differs, or an agent that has had a turn is not there any more.
+    """
+    lines = differences(run.origin, now)
+    if not lines:
+        return False
+    there, gone = now.workflow.get("agents", {}), run.origin.workflow.get("agents", {})
+    missing = [name for name in gone if name not in there] if run.turns else []
+    if anyway and not missing:
+        return True
+    shown = "\n  ".join(lines[:MOST_SHOWN])
+    more = f"\n  and {len(lines) - MOST_SHOWN} more" if len(lines) > MOST_SHOWN else ""
+    fix = "go on with --anyway (in Python, anyway=True): turns that read something else run again"
+    raise StoreError(
+        f"run {run.id} was begun with something else:\n  {shown}{more}",
+        kind="different",
+        expected="the version, workflow, models and inputs that it was begun with",
+        fix="begin another run" if missing else f"begin another run, or {fix}",
+    )
+
+
+def _changed(old: Any, new: Any, path: tuple[str, ...]) -> Iterator[str]:
+    """What differs between two values of plain data, by its path."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in {**old, **new}:
+            yield from _changed(old.get(key), new.get(key), (*path, str(key)))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (left, right) in enumerate(zip(old, new, strict=True)):
+            yield from _changed(left, right, (*path, str(number)))
+    elif old != new:
+        yield f"{'.'.join(path)} was {_shown(old)}, and is {_shown(new)}"
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "not there"
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

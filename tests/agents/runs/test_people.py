@@ -1,0 +1,175 @@
+"""People who approve, edit and answer: a run waits for them, and goes on."""
+
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+import pytest
+
+from unspoken.agents import Agent, Workflow
+from unspoken.agents.events import QuestionAsked, RunFinished, RunPaused
+from unspoken.agents.runs import RunStore
+from unspoken.agents.runs.records import Question
+from unspoken.agents.testing import ScriptedModel, tiny_model
+from unspoken.channels import InputError, RunError, RunWaiting, WorkflowError
+
+FEW = {"max_new_tokens": 16}
+
+Ask = Literal["approve", "edit", "answer"]
+
+
+@pytest.fixture
+def script() -> ScriptedModel:
+    return ScriptedModel({"writer": "a draft", "reader": "read"})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path)
+
+
+def flow(model: Any, ask: Ask | None = None, edge: Ask | None = None) -> Workflow:
+    """A writer and who reads it; a person has a say at the one or in between."""
+    writer = Agent("writer", model, prompt="who is it?", ask=ask, generate=FEW)
+    reader = Agent("reader", model, prompt="{{ writer.text }}", generate=FEW)
+    return Workflow("people", [writer, reader]).connect(writer, reader, ask=edge)
+
+
+def paused(flow: Workflow, store: RunStore) -> Question:
+    """What a run that has begun asks."""
+    with pytest.raises(RunWaiting) as waiting:
+        flow.run(run_id="a", store=store)
+    (question,) = waiting.value.questions
+    assert store.get("a").status == "paused" and store.get("a").open == (question,)
+    assert isinstance(question, Question)
+    return question
+
+
+@pytest.mark.parametrize(
+    ("ask", "shown", "answer", "read"),
+    [
+        ("approve", "a draft", True, "a draft"),
+        ("edit", "a draft", "a better draft", "a better draft"),
+        ("answer", "who is it?", "it is me", "it is me"),
+    ],
+)
+def test_an_agents_turn_waits_for_a_person(
+    script: ScriptedModel, store: RunStore, ask: Ask, shown: str, answer: Any, read: str
+) -> None:
+    """The run pauses; another workflow object goes on with it, and nothing is asked twice."""
+    question = paused(flow(script, ask), store)
+    assert (question.kind, question.text, question.id) == (ask, shown, "writer.1")
+    result = flow(script, ask).resume("a", answer, store=store)
+    assert result["writer"].text == read and read in script.prompts["reader"][0]
+    asked = [prompt for prompt in script.prompts["writer"] if prompt.endswith("assistant\n")]
+    assert len(asked) == (ask != "answer")
+    assert flow(script, ask).run(run_id="a", store=store).outputs == result.outputs
+
+
+@pytest.mark.parametrize(("ask", "answer"), [("approve", "yes"), ("edit", "my words")])
+def test_a_message_waits_for_a_person(
+    script: ScriptedModel, store: RunStore, ask: Ask, answer: str
+) -> None:
+    """The reader alone gets other words; the writer's own stay."""
+    question = paused(flow(script, edge=ask), store)
+    assert (question.receiver, question.text) == ("reader", "a draft")
+    result = flow(script, edge=ask).resume("a", {question.id: answer}, store=store)
+    read = "a draft" if ask == "approve" else answer
+    assert result["writer"].text == "a draft" and read in script.prompts["reader"][0]
+
+
+def test_a_message_that_is_not_approved_is_a_skip(script: ScriptedModel, store: RunStore) -> None:
+    """The reader is skipped, as where a condition is false."""
+    result = flow(script, edge="approve").run(store=store, on_question=lambda question: False)
+    assert result.report.agents["reader"] == () and result["writer"].text == "a draft"
+
+
+def test_a_turn_that_is_not_approved_fails(script: ScriptedModel, store: RunStore) -> None:
+    """The run fails, with what was written in its partial result."""
+    with pytest.raises(RunError, match="a person refused what 'writer' wrote") as caught:
+        flow(script, "approve").run(run_id="a", store=store, on_question=lambda question: "no")
+    assert not isinstance(caught.value, RunWaiting) and store.get("a").status == "failed"
+
+
+def test_edited_words_are_read_as_if_the_agent_had_written_them(store: RunStore) -> None:
+    """On a cache edge too: their state is computed, and carried as any other."""
+    model = tiny_model()
+    edited = flow(model, "edit").run(store=store, on_question=lambda question: "who is it")
+    answered = flow(model, "answer").run(store=store, on_question=lambda question: "who is it")
+    assert edited.outputs == answered.outputs
+    assert edited.report.edges[0].channel == "same_model_cache"
+    assert edited.report.edges[0].reused > 0
+
+
+@pytest.mark.event_loops
+def test_a_stream_tells_of_the_question_and_ends(
+    script: ScriptedModel, store: RunStore, anyio_backend: str
+) -> None:
+    """Another branch goes on meanwhile; the last event says what the run waits for."""
+
+    async def follow() -> list[Any]:
+        asks = flow(script, "edit")
+        async with aclosing(asks.stream(store=store, run_id=anyio_backend)) as events:
+            return [event async for event in events]
+
+    *_, asked, last = anyio.run(follow, backend=anyio_backend)
+    assert isinstance(asked, QuestionAsked) and isinstance(last, RunPaused)
+    assert last.questions == (asked.question,) and last.run_id == anyio_backend
+
+
+@pytest.mark.event_loops
+def test_an_answer_may_come_while_the_run_goes_on(
+    script: ScriptedModel, store: RunStore, anyio_backend: str
+) -> None:
+    """Who follows the run answers by way of a queue, or of whatever else is awaited."""
+
+    async def follow() -> list[Any]:
+        send, receive = anyio.create_memory_object_stream[str](1)
+
+        async def person(question: Question) -> str:
+            await send.send(question.text.upper())
+            return await receive.receive()
+
+        with send, receive:
+            asks = flow(script, "edit")
+            async with aclosing(asks.stream(store=store, on_question=person)) as events:
+                return [event async for event in events]
+
+    assert isinstance(anyio.run(follow, backend=anyio_backend)[-1], RunFinished)
+    assert "A DRAFT" in script.prompts["reader"][-1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [("maybe", "asks for approval"), ({"reader.1": True}, "asks no question 'reader.1'")],
+)
+def test_an_answer_must_fit(
+    script: ScriptedModel, store: RunStore, answer: Any, found: str
+) -> None:
+    """Neither is kept: the run still waits."""
+    question = paused(flow(script, "approve"), store)
+    with pytest.raises(InputError, match=found):
+        flow(script, "approve").resume("a", answer, store=store)
+    assert store.get("a").open == (question,)
+
+
+def test_two_questions_want_an_answer_each(store: RunStore) -> None:
+    """Branches pause by themselves; one answer does not do for both."""
+    script = ScriptedModel({})
+    asks = [Agent(name, script, prompt=f"{name}?", ask="answer") for name in ("left", "right")]
+    both = Workflow("both", asks)
+    with pytest.raises(RunWaiting):
+        both.run(run_id="a", store=store)
+    with pytest.raises(InputError, match="asks 2 things"):
+        both.resume("a", "one", store=store)
+    with pytest.raises(RunWaiting, match="right"):
+        both.resume("a", {"left.1": "one"}, store=store)
+    assert both.resume("a", "two", store=store).outputs == {"left": "one", "right": "two"}
+
+
+@pytest.mark.parametrize("more", [{"generate": None}, {"for_each": "inputs.rows"}])
+def test_ask_wants_one_text_a_turn(script: ScriptedModel, more: Any) -> None:
+    """An agent that writes nothing, or a text per item, is refused."""
+    with pytest.raises(WorkflowError, match="ask stands at an agent with"):
+        Agent("a", script, prompt="x", ask="edit", **more)
