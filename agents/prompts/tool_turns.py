@@ -8,11 +8,11 @@ and around a result. Where it has no such turns, a call is a line of JSON and a 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 from unspoken.agents.prompts.template_probes import WORDS, Trim
 from unspoken.agents.prompts.thoughts import Reader
 from unspoken.channels.errors import ModelSupportError
-from unspoken.channels.message import common_prefix
 
 ToolRender = Callable[[Sequence[Mapping[str, object]], bool], str]
 
@@ -179,7 +179,8 @@ def read_tools(
     if call is None or two is None or not two.partition(WORDS[3])[1]:
         return None
     between = two.partition(WORDS[2])[2].partition(WORDS[3])[0]
-    same = common_prefix(between, after)
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(between, after, strict=False))
+    same = sum(1 for _ in alike)
     then = _rendered(render, [*said, _result(WORDS[2])], prompt=True) or ""
     follows = then.removeprefix(one) if then.startswith(one) else prompt
     turns = ToolTurns(
