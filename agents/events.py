@@ -1,5 +1,10 @@
-"""What `Workflow.stream` tells: a frozen class per kind of event, and `to_dict` for plain data."""
+"""What `Workflow.stream` tells: a frozen class per kind of event.
 
+`to_dict` gives an event as plain data, `from_dict` takes it back, and `event_schema` is the JSON
+schema of that.
+"""
+
+from unspoken.agents.runtime.event_data import VERSION, event_schema, from_dict, to_dict
 from unspoken.agents.runtime.events import (
     AgentSkipped,
     Event,
@@ -18,10 +23,10 @@ from unspoken.agents.runtime.events import (
     TurnFinished,
     TurnRetried,
     TurnStarted,
-    to_dict,
 )
 
 __all__ = [
+    "VERSION",
     "AgentSkipped",
     "Event",
     "FallbackTaken",
@@ -39,5 +44,7 @@ __all__ = [
     "TurnFinished",
     "TurnRetried",
     "TurnStarted",
+    "event_schema",
+    "from_dict",
     "to_dict",
 ]

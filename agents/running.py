@@ -11,7 +11,7 @@ from unspoken.agents.runs.answers import answer_questions
 from unspoken.agents.runs.kept import Keeping
 from unspoken.agents.runs.offload import elsewhere
 from unspoken.agents.runs.store import RunStore
-from unspoken.agents.runtime.events import Event, RunFinished, RunPaused
+from unspoken.agents.runtime.events import Event, RunFinished, RunPaused, stamped
 from unspoken.agents.runtime.people import OnQuestion
 from unspoken.agents.runtime.report import RunResult
 from unspoken.agents.runtime.stream import EventBuffer, RunStream
@@ -201,9 +201,9 @@ class Runnable(ABC):
         try:
             scheduler, report = await run(self.spec, received or {}, inputs, how, events)
         except RunWaiting as waiting:
-            events.put(RunPaused(waiting.run_id, waiting.questions))
+            events.put(stamped(RunPaused(waiting.questions), waiting.run_id))
         else:
-            events.put(RunFinished(scheduler.outputs(), report))
+            scheduler.emit(RunFinished(scheduler.outputs(), report))
 
 
 def how_to_run(

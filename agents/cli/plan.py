@@ -1,6 +1,6 @@
 """``unspoken plan``, ``validate``, ``graph`` and ``schema``: a workflow before it runs."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -102,8 +102,17 @@ def graph(file: WorkflowFile) -> None:
     echo(to_mermaid(load_workflow(file).spec), nl=False)
 
 
-def schema() -> None:
-    """Print the JSON schema of workflow files, for editors."""
+def schema(
+    events: Annotated[
+        bool, typer.Option("--events", help="The schema of a run's events, as run writes them.")
+    ] = False,
+) -> None:
+    """Print the JSON schema of workflow files, for editors; or that of events."""
+    if events:
+        from unspoken.agents.runtime.event_data import event_schema
+
+        print_json(event_schema())
+        return
     from unspoken.agents.spec.spec import json_schema
 
     print_json(json_schema())

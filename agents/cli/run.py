@@ -275,7 +275,7 @@ def _written_to(target: str | None) -> Iterator[Watcher]:
 
 
 def _write(event: "Event", file: TextIO) -> None:
-    from unspoken.agents.runtime.events import to_dict
+    from unspoken.agents.runtime.event_data import to_dict
 
     file.write(json.dumps(to_dict(event), ensure_ascii=False) + "\n")
     file.flush()

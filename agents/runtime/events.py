@@ -1,10 +1,10 @@
 """What happens in a run, as it happens: one frozen class per kind of event."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from time import time
 
 from unspoken.agents.runs.records import Question
-from unspoken.agents.runtime.report import EdgeReport, RunReport, TurnReport
+from unspoken.agents.runtime.report import EdgeReport, Receiver, RunReport, Sharer, TurnReport
 from unspoken.channels.base import Fallback
 
 
@@ -14,14 +14,30 @@ class Event:
 
     The items of an agent with ``for_each`` are computed beside each other, so their events mix:
     `item` is the number of the item, from 0, and None for an agent without.
+
+    Attributes:
+        run_id: The run's id.
+        at: When it happened, in seconds since 1970.
+        path: The agents that are workflows themselves and in which it happened, outermost first.
     """
+
+    run_id: str = field(default="", kw_only=True, compare=False)
+    at: float = field(default=0.0, kw_only=True, compare=False)
+    path: tuple[str, ...] = field(default=(), kw_only=True, compare=False)
+
+
+def stamped(event: Event, run_id: str) -> Event:
+    """An event that was just made, with its run and its time."""
+    # A token is an event: nobody holds it yet, and a copy of each would cost more than the rest.
+    object.__setattr__(event, "run_id", run_id)
+    object.__setattr__(event, "at", time())
+    return event
 
 
 @dataclass(frozen=True, slots=True)
 class RunStarted(Event):
     """The first agents are about to fire."""
 
-    run_id: str
     workflow: str
     agents: tuple[str, ...]
 
@@ -66,8 +82,8 @@ class MessageCarried(Event):
 class FallbackTaken(Event):
     """An edge goes by text though a cache was asked for."""
 
-    sharer: str
-    receiver: str
+    sharer: Sharer
+    receiver: Receiver
     reason: str
     fallback: Fallback
     item: int | None = None
@@ -102,8 +118,8 @@ class LoopEnded(Event):
         turns: How many turns the receiver had.
     """
 
-    sharer: str
-    receiver: str
+    sharer: Sharer
+    receiver: Receiver
     when: str | None = None
     turns: int = 0
 
@@ -112,8 +128,8 @@ class LoopEnded(Event):
 class MessageDropped(Event):
     """A message came after its receiver had begun without it, by its ``join``."""
 
-    sharer: str
-    receiver: str
+    sharer: Sharer
+    receiver: Receiver
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +183,6 @@ class ItemFailed(Event):
 class QuestionAsked(Event):
     """A person is asked, and has not answered yet."""
 
-    run_id: str
     question: Question
 
 
@@ -175,7 +190,6 @@ class QuestionAsked(Event):
 class RunPaused(Event):
     """The last event of a run that waits for people: nothing else of it can go on."""
 
-    run_id: str
     questions: tuple[Question, ...]
 
 
@@ -185,15 +199,3 @@ class RunFinished(Event):
 
     outputs: dict[str, str]
     report: RunReport
-
-
-def to_dict(event: Event) -> dict[str, Any]:
-    """An event as plain data, its kind under ``event`` and an edge's ends under ``from`` and
-    ``to``.
-    """
-    data = event.edge.to_dict() if isinstance(event, MessageCarried) else asdict(event)
-    ends = {"sharer": "from", "receiver": "to"}
-    return {
-        "event": type(event).__name__,
-        **{ends.get(key, key): value for key, value in data.items()},
-    }

@@ -35,7 +35,6 @@ class People:
     Args:
         spec: The workflow.
         emit: Called with every event.
-        run_id: The run.
         book: The run's book; None for a run that is not kept, which asks nobody.
         on_question: Who answers meanwhile.
 
@@ -47,12 +46,11 @@ class People:
         self,
         spec: WorkflowSpec,
         emit: Callable[[Event], None],
-        run_id: str,
         book: Journal | None = None,
         on_question: OnQuestion | None = None,
     ) -> None:
         self.open: list[Question] = []
-        self._spec, self._emit, self._run_id = spec, emit, run_id
+        self._spec, self._emit = spec, emit
         self._book, self._on_question = book, on_question
 
     async def turn(
@@ -172,7 +170,7 @@ class People:
                 return words
         await self._book.note_question(question)
         self.open.append(question)
-        self._emit(QuestionAsked(self._run_id, question))
+        self._emit(QuestionAsked(question))
         raise Waiting
 
 

@@ -1,8 +1,12 @@
 """What a run tells as it goes: events, lines of the log, and a record of every turn and edge."""
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TypeVar
+
+import structlog
+from structlog.typing import FilteringBoundLogger
 
 from unspoken.agents.engines.base import Carried, Prefilling, Sampled, TurnEvent, Usage
 from unspoken.agents.planning.plan import Plan
@@ -20,7 +24,6 @@ from unspoken.agents.runtime.events import (
     TurnFinished,
     TurnRetried,
 )
-from unspoken.agents.runtime.log import RunLog
 from unspoken.agents.runtime.reply import TurnReply
 from unspoken.agents.runtime.report import (
     EdgeReport,
@@ -32,6 +35,37 @@ from unspoken.agents.runtime.report import (
 )
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.base import CarryReport
+
+# Over the standard library's logger, so that a program that configures no logging sees warnings
+# only.
+_LOGGER = logging.getLogger("unspoken.scheduler")
+_LINES: FilteringBoundLogger = structlog.wrap_logger(_LOGGER)
+
+
+class RunLog:
+    """Lines that all name their run; one that nobody sees costs next to nothing.
+
+    Args:
+        bound: What every line says.
+    """
+
+    def __init__(self, **bound: object) -> None:
+        self._lines = _LINES.bind(**bound)
+
+    @property
+    def tells(self) -> bool:
+        """Whether lines of information are seen."""
+        return _LOGGER.isEnabledFor(logging.INFO)
+
+    def info(self, event: str, **values: object) -> None:
+        """A line of information."""
+        if self.tells:
+            self._lines.info(event, **values)
+
+    def warning(self, event: str, **values: object) -> None:
+        """A line that a person should see."""
+        self._lines.warning(event, **values)
+
 
 _USAGE = tuple(field.name for field in fields(Usage))
 _CARRY = tuple(field.name for field in fields(CarryReport))

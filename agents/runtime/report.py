@@ -1,13 +1,17 @@
 """What a run cost: per turn and per edge."""
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from unspoken.agents.spec.problems import listed, suggest
+from unspoken.channels.base import Fallback, Mode
 from unspoken.channels.errors import InputError
 
-if TYPE_CHECKING:
-    from unspoken.channels.base import Fallback, Mode
+Sharer = Annotated[str, Field(alias="from")]
+Receiver = Annotated[str, Field(alias="to")]
+"""An edge's ends, as plain data calls them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +71,12 @@ class EdgeReport:
         item: Number of the receiver's item of ``for_each``, from 0; None without ``for_each``.
     """
 
-    sharer: str
-    receiver: str
+    sharer: Sharer
+    receiver: Receiver
     turn: int
     planned: str
     channel: str
-    mode: "Mode"
+    mode: Mode
     exact: bool
     reason: str
     tokens: int
@@ -83,7 +87,7 @@ class EdgeReport:
     projected: int = 0
     layer_tokens: int = 0
     recomputed_layers: int = 0
-    fallback: "Fallback | None" = None
+    fallback: Fallback | None = None
     item: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,8 +107,8 @@ class EndedLoop:
         turns: How many turns the receiver had: its `max_turns`.
     """
 
-    sharer: str
-    receiver: str
+    sharer: Sharer
+    receiver: Receiver
     when: str | None
     turns: int
 
@@ -160,8 +164,8 @@ class LateMessage:
         receiver: Who had begun.
     """
 
-    sharer: str
-    receiver: str
+    sharer: Sharer
+    receiver: Receiver
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the ends under ``from`` and ``to``."""

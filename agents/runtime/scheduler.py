@@ -16,13 +16,12 @@ from unspoken.agents.planning.plan import Plan
 from unspoken.agents.runs.journal import Journal
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
 from unspoken.agents.runtime.dataflow import Action, Dataflow, Exhausted, Firing, Skipped, Unread
-from unspoken.agents.runtime.events import AgentSkipped, Event, RunStarted, TurnStarted
+from unspoken.agents.runtime.events import AgentSkipped, Event, RunStarted, TurnStarted, stamped
 from unspoken.agents.runtime.failures import blame, first_error
-from unspoken.agents.runtime.log import RunLog
 from unspoken.agents.runtime.next_use import NextUse
 from unspoken.agents.runtime.outbox import Finished, Sender
 from unspoken.agents.runtime.people import OnQuestion, People, Waiting
-from unspoken.agents.runtime.recorder import Recorder, by_item
+from unspoken.agents.runtime.recorder import Recorder, RunLog, by_item
 from unspoken.agents.runtime.report import AgentResult, RunReport, RunResult
 from unspoken.agents.runtime.results import outputs_of, results_of
 from unspoken.agents.runtime.states import StateStore
@@ -69,10 +68,11 @@ class Scheduler:
         book: Journal | None = None,
         on_question: OnQuestion | None = None,
     ) -> None:
-        self.spec, self.plan, self.inputs, self.emit = spec, plan, inputs, emit
+        self.spec, self.plan, self.inputs = spec, plan, inputs
         self.received, self.when_room = received, when_room
         self.run_id = run_id or uuid.uuid4().hex[:12]
-        self.people = People(spec, emit, self.run_id, book, on_question)
+        self.emit: Callable[[Event], None] = lambda event: emit(stamped(event, self.run_id))
+        self.people = People(spec, self.emit, book, on_question)
         self.flow: Dataflow[InFlight] = Dataflow(build_graph(spec))
         self.agents = {
             name: AgentRun(name, agent, models[name], engines[name])
@@ -80,7 +80,7 @@ class Scheduler:
         }
         self.states, self.next_use = states, NextUse(spec)
         self.log = RunLog(run=self.run_id, workflow=spec.name)
-        self.recorder = Recorder(spec, plan, emit, self.log)
+        self.recorder = Recorder(spec, plan, self.emit, self.log)
         self.sender = Sender(spec, plan, inputs, self.agents)
         self.turns = Turns(
             spec,
@@ -101,7 +101,7 @@ class Scheduler:
             RunWaiting: A person has to answer before it goes on.
         """
         self._began = perf_counter()
-        self.emit(RunStarted(self.run_id, self.spec.name, tuple(self.agents)))
+        self.emit(RunStarted(self.spec.name, tuple(self.agents)))
         self.log.info("run started")
         self.recorder.note_planned_fallbacks()
         try:

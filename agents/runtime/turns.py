@@ -13,14 +13,13 @@ from unspoken.agents.runs.engine import computing
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
 from unspoken.agents.runtime.answers import weighed_choices
 from unspoken.agents.runtime.dataflow import Firing
-from unspoken.agents.runtime.failures import blame, unless_idle
+from unspoken.agents.runtime.failures import blame, retried, unless_idle
 from unspoken.agents.runtime.inbox import Prepared, items_of, prepare_turn, snapshots_of
 from unspoken.agents.runtime.items import gather
 from unspoken.agents.runtime.outbox import Finished, Sender, finished
 from unspoken.agents.runtime.people import People
 from unspoken.agents.runtime.recorder import Place, Recorder, with_composing
 from unspoken.agents.runtime.reply import TurnReply, sampling_of
-from unspoken.agents.runtime.retries import retried
 from unspoken.agents.shapes.shape import Shape, shape_of
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.errors import StoreError

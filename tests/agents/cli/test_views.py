@@ -95,7 +95,7 @@ def test_live_view_shows_each_agent() -> None:
     """The drawing says who waits, prefills, writes, is done or skipped."""
     ((view, frame),) = frames()
     assert frame().count("waiting") == 3
-    view(RunStarted("r1", "w", ("a", "b", "c")))
+    view(RunStarted("w", ("a", "b", "c"), run_id="r1"))
     view(TurnStarted("a", 1))
     view(PrefillProgress("a", 1, 256, 1300))
     view(AgentSkipped("c"))

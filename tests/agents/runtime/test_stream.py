@@ -72,8 +72,7 @@ def under_way(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 def waiting(stream: RunStream) -> int:
     """Events that wait for the follower."""
-    assert stream._run is not None
-    return len(stream._run.events._events)
+    return stream._events.waiting
 
 
 async def test_a_break_without_closing_leaves_the_next_run_alone(
@@ -213,6 +212,41 @@ async def test_items_that_fail_wait_for_their_follower() -> None:
     assert await settled(stream) <= MOST_WAITING + MOST_ITEMS
     events += [event async for event in stream]
     assert [type(event) for event in events].count(ItemFailed) == 400
+
+
+async def test_the_slowest_of_several_followers_is_waited_for(model: LocalModel) -> None:
+    """Each gets every event; nothing is lost, and few wait for the slow one."""
+    writer = Agent("a", model, prompt="on", generate={"max_new_tokens": 600})
+    stream = Workflow("w", [writer]).stream()
+    assert isinstance(stream, RunStream)
+    also, seen = stream.also(), list[Event]()
+
+    async def slowly() -> None:
+        seen.append(await anext(also))
+        assert await settled(stream) <= MOST_WAITING + AHEAD + LONGEST + 2
+        seen.extend([event async for event in also])
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(slowly)
+        events = [event async for event in stream]
+    assert seen == events and isinstance(events[-1], RunFinished)
+    with pytest.raises(InputError, match="gets no more followers"):
+        stream.also()
+
+
+@pytest.mark.parametrize("closes", [True, False])
+async def test_a_follower_that_leaves_holds_up_nobody(model: LocalModel, closes: bool) -> None:
+    """Closed or dropped, it is no longer waited for."""
+    writer = Agent("a", model, prompt="on", generate={"max_new_tokens": 600})
+    stream = Workflow("w", [writer]).stream()
+    assert isinstance(stream, RunStream)
+    also = stream.also()
+    await anext(stream)
+    await anext(also)
+    if closes:
+        await also.aclose()
+    del also
+    assert isinstance([event async for event in stream][-1], RunFinished)
 
 
 async def test_a_run_that_waits_for_its_follower_can_be_left(model: LocalModel) -> None:

@@ -1,0 +1,89 @@
+"""Events as plain data and back, and one JSON schema for all of them."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from unspoken.agents.runtime import events
+from unspoken.agents.runtime.events import Event, MessageCarried
+from unspoken.agents.spec.problems import listed, suggest
+from unspoken.channels.errors import InputError
+
+VERSION = 1
+"""Version of the plain data: a key that changes its meaning, or goes, raises it."""
+
+KINDS: Mapping[str, type[Event]] = {
+    name: kind
+    for name, kind in vars(events).items()
+    if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
+}
+"""The kinds of events, by name."""
+
+
+@cache
+def _adapter(name: str) -> TypeAdapter[Event]:
+    return TypeAdapter(KINDS[name])
+
+
+def to_dict(event: Event) -> dict[str, Any]:
+    """An event as plain data.
+
+    Its kind stands under ``event``, an edge's ends under ``from`` and ``to``, and what a
+    `MessageCarried` tells of its edge beside its kind.
+    """
+    name = type(event).__name__
+    data = _adapter(name).dump_python(event, mode="json", by_alias=True)
+    carried = data.pop("edge", {})
+    return {"event": name, "version": VERSION, **data, **carried}
+
+
+def from_dict(data: Mapping[str, Any]) -> Event:
+    """The event that `to_dict` gave; keys that this version does not know are left aside.
+
+    Raises:
+        InputError: It is none of this version's.
+    """
+    name, version = data.get("event"), data.get("version")
+    if not isinstance(name, str) or name not in KINDS or version != VERSION:
+        raise InputError(
+            f"event {name!r} of version {version!r} is not known",
+            expected=f"version {VERSION} of {listed(KINDS)}",
+            fix=suggest(str(name), KINDS) or "read it with the version of unspoken that wrote it",
+        )
+    if KINDS[name] is MessageCarried:
+        data = {**data, "edge": data}
+    try:
+        return _adapter(name).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        found = f"event {name!r} is broken at {where!r}: {first['msg']}"
+        raise InputError(found, expected="what to_dict gives") from error
+
+
+def event_schema() -> dict[str, Any]:
+    """The JSON schema of every event, as `to_dict` gives it."""
+    definitions: dict[str, Any] = {}
+    variants = [_variant(name, definitions) for name in KINDS]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "unspoken event",
+        "oneOf": variants,
+        "$defs": definitions,
+    }
+
+
+def _variant(name: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    schema = _adapter(name).json_schema(by_alias=True, mode="serialization")
+    definitions.update(schema.pop("$defs", {}))
+    if KINDS[name] is MessageCarried:
+        del schema["properties"]["edge"]
+        carried = definitions["EdgeReport"]
+        schema["properties"] |= carried["properties"]
+        schema["required"] = list(carried["required"])
+    first = {"event": {"const": name}, "version": {"const": VERSION}}
+    schema["properties"] = {**first, **schema["properties"]}
+    schema["required"] = list(schema["properties"])
+    return schema
