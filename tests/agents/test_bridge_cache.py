@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from flows import Pair, own_cache, sibling
-from patience import LIMIT_S
+from processes import LIMIT_S
 
 from unspoken.agents import LocalModel
 from unspoken.agents.bridge_cache import BridgeCache

@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 from flows import own_cache, stored_model
-from patience import LIMIT_S
+from processes import LIMIT_S
 
 from unspoken.agents import Agent, LocalModel, Workflow
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import anyio
 import pytest
 from engine_turns import MORE, PROMPT, Script, Subject, inbound, message_of, take, told, writes
-from patience import LIMIT_S
+from processes import LIMIT_S
 
 from unspoken.agents.engines.base import (
     Carried,

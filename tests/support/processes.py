@@ -1,4 +1,4 @@
-"""Other Python processes, for the tests that need two of them."""
+"""Other Python processes and threads: how to start them, and how long to wait for them."""
 
 import os
 import subprocess
@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from patience import LIMIT_S
-
 from unspoken.agents.models import catalog
+
+LIMIT_S = 600.0
+"""Seconds after which a test's wait counts as one for ever, on any machine; nothing is compared
+with it.
+"""
 
 
 def until(true: Callable[[], object], limit_s: float = LIMIT_S) -> None:

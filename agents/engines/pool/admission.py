@@ -1,11 +1,12 @@
 """Who may start a turn: each leases all the memory that it needs, or waits for it.
 
 A turn that waits holds nothing, and one that runs waits for nothing, so they cannot block each
-other. They are let in in the order of asking. Room is made by freeing what nobody needs, then by
-putting on disk what is needed last, then by waiting for the turns under way.
+other. On each device they are let in in the order of asking, and none waits for another device's.
+Room is made by freeing what nobody needs, then by putting on disk what is needed last, then by
+waiting for the turns under way.
 """
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
@@ -87,7 +88,7 @@ class AdmissionQueue:
 
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
-        self._waiting: deque[_Waiter] = deque()
+        self._waiting: defaultdict[torch.device, deque[_Waiter]] = defaultdict(deque)
         self._open: Counter[torch.device] = Counter()
         self.leased: Counter[torch.device] = Counter()
         self.lock = pool.lock
@@ -122,14 +123,16 @@ class AdmissionQueue:
             self.wake()
 
     def wake(self) -> None:
-        """Have the first that waits look again; whoever calls has the pool's lock."""
-        while self._waiting and not self._waiting[0].wake():
-            self._waiting.popleft()
+        """Have the first of each device look again; whoever calls has the pool's lock."""
+        for waiting in self._waiting.values():
+            while waiting and not waiting[0].wake():
+                waiting.popleft()
 
     async def _admitted(self, request: LeaseRequest, usage: Usage) -> PoolLease:
         pool, waiter = self._pool, _Waiter()
         with pool.lock:
-            self._waiting.append(waiter)
+            waiting = self._waiting[request.device]
+            waiting.append(waiter)
         try:
             while True:
                 with pool.lock:
@@ -142,8 +145,8 @@ class AdmissionQueue:
                     await waiter.news.wait()
         finally:
             with pool.lock:
-                if waiter in self._waiting:
-                    self._waiting.remove(waiter)
+                if waiter in waiting:
+                    waiting.remove(waiter)
                 self.wake()
 
     async def _spill(self, waiter: _Waiter, victims: list[Block], usage: Usage) -> None:
@@ -181,7 +184,7 @@ class AdmissionQueue:
             if block.storage is None and block.device == device
         )
         nbytes = request.nbytes(hit[1] if hit else 0) + fetched
-        if nbytes and self._waiting[0] is not waiter:
+        if nbytes and self._waiting[request.device][0] is not waiter:
             return None
         if nbytes and limit is not None:
             kept = frozenset(entries)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import anyio
 import pytest
 import torch
-from patience import LIMIT_S
+from processes import LIMIT_S
 
 from unspoken.agents.engines.base import Sampling, TurnOutcome, TurnRequest
 from unspoken.agents.engines.local import LocalEngine

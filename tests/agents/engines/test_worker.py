@@ -8,7 +8,7 @@ from collections.abc import Generator
 import anyio
 import pytest
 import torch
-from patience import LIMIT_S
+from processes import LIMIT_S
 
 from unspoken.agents.engines.worker import Worker, Workers
 from unspoken.agents.models.weights import Weights

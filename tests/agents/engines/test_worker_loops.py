@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 
 import anyio
 import pytest
-from patience import LIMIT_S
+from processes import LIMIT_S
 
 from unspoken.agents.engines.worker import Worker
 

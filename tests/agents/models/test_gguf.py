@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from patience import LIMIT_S
-from processes import environment, until
+from processes import LIMIT_S, environment, until
 from tiny import CHATML
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging

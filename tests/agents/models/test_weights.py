@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from flows import Pair, own_cache, stored_model
-from patience import LIMIT_S
+from processes import LIMIT_S
 from sample_adapters import save_adapter
 
 from unspoken.agents import LocalModel

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 from flows import Pair, reader_solver, sound
-from patience import LIMIT_S
+from processes import LIMIT_S
 from runs import CACHE, FEW, GIVEN, TEXT, events_of
 
 from unspoken.agents import Agent, LocalModel, Workflow

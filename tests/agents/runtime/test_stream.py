@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from patience import LIMIT_S
+from processes import LIMIT_S
 from runs import FEW
 
 from unspoken.agents import Agent, LocalModel, Workflow

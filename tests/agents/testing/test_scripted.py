@@ -6,7 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
-from patience import LIMIT_S
+from processes import LIMIT_S
 
 from unspoken.agents import Agent, Workflow
 from unspoken.agents.events import Event, MessageCarried, RunFinished, TokenWritten

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from patience import LIMIT_S
-from processes import environment, until
+from processes import LIMIT_S, environment, until
 from sample_bridges import ALPHA, BETA, manifest, same, tensors
 
 from unspoken.channels.bridges.folder import read

@@ -14,7 +14,7 @@ import torch
 from bad_packets import KEY
 from messages import message_of, receive
 from packets import TEXT, read, written
-from patience import LIMIT_S
+from processes import LIMIT_S
 from recoded import recode
 from safetensors import safe_open
 
