@@ -33,6 +33,7 @@ from unspoken.agents.runtime.report import (
     LateMessage,
     TurnReport,
 )
+from unspoken.agents.runtime.telemetry import Telemetry
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.base import CarryReport
 
@@ -96,6 +97,7 @@ class Recorder:
         plan: Its plan.
         emit: Called with every event.
         log: The run's log.
+        telemetry: The run's spans.
 
     Attributes:
         edges: Every message carried, in order.
@@ -107,9 +109,15 @@ class Recorder:
     """
 
     def __init__(
-        self, spec: WorkflowSpec, plan: Plan, emit: Callable[[Event], None], log: RunLog
+        self,
+        spec: WorkflowSpec,
+        plan: Plan,
+        emit: Callable[[Event], None],
+        log: RunLog,
+        telemetry: Telemetry,
     ) -> None:
-        self.spec, self.plan, self.emit, self.log = spec, plan, emit, log
+        self.spec, self.plan, self.emit = spec, plan, emit
+        self.log, self.telemetry = log, telemetry
         self.edges: list[EdgeReport] = []
         self.fallbacks: list[tuple[str, str]] = []
         self.loops_ended: list[EndedLoop] = []
@@ -219,6 +227,7 @@ class Recorder:
             **{**told, "fallback": carried.report.fallback or planned.fallback},
         )
         self.edges.append(report)
+        self.telemetry.carried(report)
         if self.log.tells:
             self.log.info("message carried", **report.to_dict())
         self.emit(MessageCarried(report))

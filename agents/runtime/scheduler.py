@@ -25,6 +25,7 @@ from unspoken.agents.runtime.recorder import Recorder, RunLog, by_item
 from unspoken.agents.runtime.report import AgentResult, RunReport, RunResult
 from unspoken.agents.runtime.results import outputs_of, results_of
 from unspoken.agents.runtime.states import StateStore
+from unspoken.agents.runtime.telemetry import Telemetry
 from unspoken.agents.runtime.turns import Turns
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.spec import WorkflowSpec
@@ -80,7 +81,8 @@ class Scheduler:
         }
         self.states, self.next_use = states, NextUse(spec)
         self.log = RunLog(run=self.run_id, workflow=spec.name)
-        self.recorder = Recorder(spec, plan, self.emit, self.log)
+        self.telemetry = Telemetry(spec.name, self.run_id)
+        self.recorder = Recorder(spec, plan, self.emit, self.log, self.telemetry)
         self.sender = Sender(spec, plan, inputs, self.agents)
         self.turns = Turns(
             spec,
@@ -105,8 +107,9 @@ class Scheduler:
         self.log.info("run started")
         self.recorder.note_planned_fallbacks()
         try:
-            async with anyio.create_task_group() as tasks:
-                self._act(tasks, self.flow.start())
+            with self.telemetry.run():
+                async with anyio.create_task_group() as tasks:
+                    self._act(tasks, self.flow.start())
         except BaseExceptionGroup as group:
             error = first_error(group)
             if isinstance(error, RunError):
@@ -207,7 +210,8 @@ class Scheduler:
         self.log.info("turn started", agent=agent.name, turn=firing.turn)
         ends = self.flow.last_turn(agent.name)
         agent.hold(firing)
-        turns = await self.turns.take(agent, firing, keep=not ends)
+        with self.telemetry.turn(agent.name, firing.turn):
+            turns = await self.turns.take(agent, firing, keep=not ends)
         if turns is None:
             agent.skipped = True
             agent.release(ends=ends)

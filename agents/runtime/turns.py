@@ -199,13 +199,19 @@ class Turns:
             self.recorder.tell(place, event, reply)
 
         engine, limit = agent.engine, agent.spec.idle_timeout
-        if limit is None:
-            return await engine.turn(request, tell)
-        # A turn that waits for a device of this process is not idle; an event says that it began.
-        begun = not isinstance(computing(engine), LocalEngine)
-        return await unless_idle(
-            agent.name, limit, lambda heard: engine.turn(request, heard), tell, begun=begun
-        )
+        telemetry = self.recorder.telemetry
+        with telemetry.chat(agent.model.ref, request, place.item) as on_outcome:
+            if limit is None:
+                outcome = await engine.turn(request, tell)
+            else:
+                # A turn that waits for a device of this process is not idle: its first event says
+                # that it began.
+                begun = not isinstance(computing(engine), LocalEngine)
+                outcome = await unless_idle(
+                    agent.name, limit, lambda heard: engine.turn(request, heard), tell, begun=begun
+                )
+            on_outcome(outcome)
+        return outcome
 
     def _prepare(self, asked: _Asked) -> Prepared:
         agent, firing, again = asked.agent, asked.firing, asked.again
