@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from unspoken.agents import RunResult, Workflow, WorkflowSpec
+from unspoken.agents.runs import RunStore
 
 pytestmark = pytest.mark.long
 
@@ -28,6 +29,9 @@ NAMES = (
 TRAINED = ("fine_tunes",)
 """Examples that train a model for minutes before they run; here only their workflows are looked at.
 """
+
+ASKING = ("interview",)
+"""Examples that pause for a person."""
 
 
 @cache
@@ -84,14 +88,14 @@ def reused(name: str, agent: str) -> list[tuple[int, int]]:
 def test_every_folder_is_tested() -> None:
     """A new example is tested, and has its three files."""
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
-    assert folders == {*NAMES, *TRAINED, "studies"}  # tests/test_studies.py runs those
-    for name in (*NAMES, *TRAINED):
+    assert folders == {*NAMES, *TRAINED, *ASKING, "studies"}  # tests/test_studies.py runs those
+    for name in (*NAMES, *TRAINED, *ASKING):
         assert {"workflow.yaml", "run.py", "README.md"} <= {
             path.name for path in (EXAMPLES / name).iterdir()
         }
 
 
-@pytest.mark.parametrize("name", NAMES + TRAINED)
+@pytest.mark.parametrize("name", NAMES + TRAINED + ASKING)
 def test_both_forms_are_one_workflow(name: str) -> None:
     """The file and the script describe equal workflows."""
     assert script(name).build().spec == from_file(name).spec
@@ -173,6 +177,24 @@ def test_the_router_chooses_whom_the_message_is_for() -> None:
     assert result["router"].text == "money" and result["technical"].text == ""
     assert result["router"].likelihoods["money"] > 0.5
     assert all(edge.exact and edge.reused for edge in result.report.edges)
+
+
+@pytest.mark.model
+def test_the_interview_pauses_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One call of the script asks; another, which knows the id alone, sums up the answer."""
+    monkeypatch.setenv("UNSPOKEN_RUNS", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    script("interview").main()
+    question, *_, told = capsys.readouterr().out.splitlines()
+    run = told.split()[4]
+    monkeypatch.setattr(sys, "argv", ["run.py", run, "It had", "a walnut tree."])
+    script("interview").main()
+    stored = RunStore(tmp_path).get(run)
+    assert stored.outputs is not None and stored.outputs["question"] == question
+    assert stored.outputs["answer"] == "It had a walnut tree."
+    assert capsys.readouterr().out.strip() == stored.outputs["summary"].strip() != ""
 
 
 @pytest.mark.model

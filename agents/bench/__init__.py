@@ -43,6 +43,8 @@ ENGINE: Mapping[str, str] = {
     "generate and LangGraph",
     "overhead": "a thousand agents that compute nothing, in a row and side by side: our time over "
     "that of LangGraph's graph",
+    "resume": "runs that are killed at any moment: how they end when they go on, and what was "
+    "done twice",
     "schema": "answers that are bound to a schema: how many are valid, and what the shape costs",
     "session": "the second question about a document, in another run, beside a continuation",
     "soak": "thousands of small runs in one process, and how its memory grows",
@@ -70,13 +72,14 @@ STUDIES = ("ablation", "dial", "fuse", "hybrid_splice", "peers", "repairs")
 PAIRED = ("bridge",)
 """Benchmarks of two models."""
 
-ALONE = ("overhead",)
+ALONE = ("overhead", "resume")
 """Benchmarks without a model."""
 
 TAKES: Mapping[str, tuple[str, ...]] = {
     "bridge": ("text", "qa", "recall", "bridge", "refit"),
     "profile": ("text", "qa"),
     "overhead": (),
+    "resume": (),
 }
 """What a benchmark may be given, where it is more than a text."""
 
