@@ -1,7 +1,7 @@
 """What a turn asks of its device, and how the device answers several turns at once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import torch
@@ -14,6 +14,10 @@ from unspoken.agents.models.ragged.segment import Rows, Segment
 MOST_DRAFTING = 2
 """Most turns that decode at a time while drafts are computed: beside more of them, a draft takes as
 long as a row."""
+
+
+SHORT = 256
+"""Rows up to which a context costs less than the weights that compute it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -45,6 +49,12 @@ class Compute:
     def decodes(self) -> bool:
         """Whether this is a step of decoding."""
         return self.sampler is not None and (self.whole or len(self.ids) == 1)
+
+    @property
+    def steps(self) -> bool:
+        """Whether it is one token, and nothing but the next is wanted of it."""
+        bare = not self.drafts and not self.capture and isinstance(self.sampler, Sampler)
+        return bare and len(self.ids) == 1 and self.rows.length > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +93,14 @@ def compute(asks: Sequence[tuple[Compute, int]]) -> list[Answer | Exception]:
         Per ask, its answer or what went wrong.
     """
     model = asks[0][0].model
-    # Beyond the positions of a model, rotary frequencies may change for all of a forward.
-    beyond = [ask for ask, count in asks if ask.positions[count - 1] >= model.max_positions]
-    if len(asks) > 1 and (beyond or model.refuses_batches is not None):
-        return [compute([ask])[0] for ask in asks]
+    if model.refuses_batches is not None and sum(ask.decodes for ask, _ in asks) > MOST_DRAFTING:
+        asks = [(replace(ask, drafts=()), count) for ask, count in asks]
+    groups = _groups(model, asks)
+    if len(groups) > 1:
+        found: dict[int, Answer | Exception] = {}
+        for group in groups:
+            found |= zip(group, compute([asks[number] for number in group]), strict=True)
+        return [found[number] for number in range(len(asks))]
     began = perf_counter()
     few = sum(ask.decodes for ask, _ in asks) <= MOST_DRAFTING
     segments = [_segment(ask, count, drafts=few) for ask, count in asks]
@@ -99,7 +113,6 @@ def compute(asks: Sequence[tuple[Compute, int]]) -> list[Answer | Exception]:
     except Exception as error:  # such as a fault of the device, which nothing tells apart
         return [error] * len(asks)
     seconds = perf_counter() - began
-    turns = 1 if asks[0][0].model.refuses_batches else len(asks)
     writing = sum(ask.sampler is not None and count == len(ask.ids) for ask, count in asks)
     answers: list[Answer | Exception] = []
     for number, ((ask, count), segment) in enumerate(zip(asks, segments, strict=True)):
@@ -115,7 +128,7 @@ def compute(asks: Sequence[tuple[Compute, int]]) -> list[Answer | Exception]:
                 drafted=drafted,
                 tokens=() if scores else tuple(tokens[: right + 1]),
                 seconds=seconds,
-                turns=turns,
+                turns=len(asks),
                 drafts=writing <= MOST_DRAFTING,
                 scores=Scorer.read(tokens) if scores else (),
             )
@@ -135,6 +148,37 @@ def _sampled(
         if rows is not None and ask.sampler is not None
     }
     return dict(zip(wanted, sample(list(wanted.values())), strict=True))
+
+
+def _groups(model: TurnModel, asks: Sequence[tuple[Compute, int]]) -> list[list[int]]:
+    """Numbers of asks that are computed in one forward each."""
+    numbers = list(range(len(asks)))
+    # Beyond the positions of a model, rotary frequencies may change for all of a forward.
+    if any(ask.positions[count - 1] >= model.max_positions for ask, count in asks):
+        return [[number] for number in numbers]
+    if model.refuses_batches is None:
+        return [numbers]
+    steps = [number for number in numbers if model.refuses_steps is None and asks[number][0].steps]
+    near = near_lengths([asks[number][0].rows.length for number in steps])
+    alone = [[number] for number in numbers if number not in steps]
+    return alone + [[steps[place] for place in group] for group in near]
+
+
+def near_lengths(lengths: Sequence[int]) -> list[list[int]]:
+    """Numbers of contexts in groups, in each of which padding at most doubles the rows.
+
+    Stacked rows are as long as the longest, and models may compute all of them.
+    """
+    groups, rows = list[list[int]](), 0
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        own = max(lengths[number], SHORT)
+        if groups and own * (len(groups[-1]) + 1) <= 2 * (rows + own):
+            groups[-1].append(number)
+            rows += own
+        else:
+            groups.append([number])
+            rows = own
+    return groups
 
 
 def compute_alone(ask: Compute, most: int) -> Answer:

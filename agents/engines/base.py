@@ -215,7 +215,8 @@ class TurnRequest:
         keep_state: Whether the state is wanted afterwards, by a reader or by a later turn.
         capture: Layers whose inputs the state is to keep, for readers with other weights.
         snapshots: Positions where recurrent layers leave a snapshot, for later turns whose contexts
-            begin alike; the ends of turns, mostly. Other models need none.
+            begin alike: the ends of turns mostly, and some of the tokens that are written, if as
+            many are. Other models need none.
         owner: Who asks, to name the holder of the state.
         limit_s: Most seconds of work, where there is a limit. Waiting for the device or for other
             turns is no work.

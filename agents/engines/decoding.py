@@ -24,7 +24,7 @@ def decode(
         tokens: What was sampled after the prompt.
         sampling: How to write.
     """
-    rows, constraint = turn.rows, turn.constraint
+    rows, constraint, marks = turn.rows, turn.constraint, frozenset(turn.request.snapshots)
     # What recurrent layers have read cannot be taken back, so nothing is guessed.
     guesses = turn.sampler is not None and turn.sampler.takes_likeliest
     guesses = guesses and not turn.model.geometry.recurrent
@@ -48,6 +48,8 @@ def decode(
         positions = range(start, start + len(fresh))
         answer = yield from turn.compute(fresh, positions, turn.sampler, drafts, whole=True)
         tokens = answer.tokens
+        if rows.length in marks:
+            rows.mark()
         if drafter is not None:
             drafter.learn(len(tokens) - 1 if answer.drafted else None, answer.seconds)
 

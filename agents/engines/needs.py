@@ -4,7 +4,7 @@ A turn reads what leads its context where it lies. All else it has to itself: wh
 it writes, and whatever a channel moves, unpacks or maps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from unspoken.agents.engines.base import Footprint, Inbound, StateRef, TurnRequest
 from unspoken.agents.engines.states import LeaseRequest, PrefixQuery, States
@@ -75,16 +75,16 @@ class Needs:
         for inbound in request.inbound:
             if inbound.state is not None:
                 state = self._states.about(inbound.state)
-                copied += state.stop - state.start - self._leading(request, inbound)
+                copied += state.stop - state.start - self._leading(request.ids, inbound)
 
         def private(reused: int) -> int:
             # The last rows of what is shared are rather copied.
             own = len(request.ids) - max(min(reused, len(request.ids) - 1) - FEW_ROWS, 0) + after
             rows = capacity_of(own) + copied + (own if request.keep_state else 0)
-            # What recurrent layers have now, where the prompt ends, where it was asked for and is
-            # computed, and where the answer ends.
+            # What recurrent layers have now and beside others', where the prompt ends, where it was
+            # asked for and is computed, and where the answer ends.
             done = reused if reused < len(request.ids) else 0  # the last token is computed
-            folds = 2 + sum(at >= done for at in request.snapshots) + request.keep_state
+            folds = 3 + sum(at >= done for at in request.snapshots) + request.keep_state
             return rows * self._row + folds * self._model.geometry.snapshot_bytes
 
         return private
@@ -101,26 +101,27 @@ class Needs:
             arrival = inbound.arrival
             if inbound.state is None or arrival is None or not arrival.positions:
                 continue
-            if self._leading(request, inbound) <= arrival.positions[-1]:
+            if self._leading(request.ids, inbound) <= arrival.positions[-1]:
                 stop = min(stop, arrival.positions[0])
         return stop
 
     def _offered(self, request: TurnRequest) -> int:
         """Tokens of the context that its history and its messages bring where they stand."""
-        history = request.history
-        known = 0
+        history, ids, known = request.history, request.ids, 0
+        if self._model.geometry.recurrent:
+            ids = ids[:-1]  # the last is computed, from a snapshot before it
         if history is not None:
-            known = common_prefix(request.ids, history.ids)
+            known = common_prefix(ids, history.ids)
             if self._model.geometry.recurrent:
                 known = self._usable(history.state, known)
-        return max([known, *(self._leading(request, one) for one in request.inbound)])
+        return max([known, *(self._leading(ids, one) for one in request.inbound)])
 
-    def _leading(self, request: TurnRequest, inbound: Inbound) -> int:
-        """Tokens of a message's state that the context begins with."""
+    def _leading(self, ids: Sequence[int], inbound: Inbound) -> int:
+        """Tokens of a message's state that a context begins with."""
         message = inbound.message
         if inbound.state is None or message.identity != self._model.identity:
             return 0
-        return self._usable(inbound.state, common_prefix(request.ids, message.context))
+        return self._usable(inbound.state, common_prefix(ids, message.context))
 
     def _usable(self, ref: StateRef, shared: int) -> int:
         """After how many of the first `shared` tokens of a state the model can go on."""

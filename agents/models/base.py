@@ -92,6 +92,10 @@ class TurnModel(CausalModel, Protocol):
         """Why its turns are computed one by one; None where those that are ready are in one."""
 
     @property
+    def refuses_steps(self) -> str | None:
+        """Why not even one token of each of several turns is in one, where it refuses batches."""
+
+    @property
     def batch_key(self) -> object:
         """Equal for models whose turns may be computed in one forward."""
 

@@ -16,6 +16,7 @@ from unspoken.agents.models.proofs.proven import Proven
 from unspoken.agents.models.ragged.forward import packed_forward
 from unspoken.agents.models.ragged.segment import Rows, Segment
 from unspoken.agents.models.ragged.sequence import open_sequence
+from unspoken.agents.models.ragged.steps import stacked_step
 from unspoken.agents.models.weights import Weights
 from unspoken.channels.errors import ModelSupportError, StateError
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
@@ -251,6 +252,10 @@ class Decoder(Proven):
         """
         if self.refuses_batches is None:
             return self._together(segments)
+        if len(segments) > 1 and not self.refuses_steps and all(one.steps for one in segments):
+            ids = self.tensor([one.ids[0] for one in segments])
+            caches = [cast(ContextCache, one.rows) for one in segments]
+            return [row[None] for row in stacked_step(self.backbone, caches, ids)]
         return [
             self._pass(
                 self.tensor(one.ids),

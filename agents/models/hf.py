@@ -233,6 +233,11 @@ class Backbone:
         logits: Tensor = self.model(**self._known(self.model, inputs)).logits
         return logits[0]
 
+    def next_logits(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Logits after the last token of each row, (rows, vocabulary)."""
+        logits: Tensor = self.model(**self._known(self.model, inputs)).logits
+        return logits[:, -1]
+
     def _known(self, module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
         if module not in self._takes:
             self._takes[module] = frozenset(signature(module.forward).parameters)

@@ -125,8 +125,8 @@ def remember_geometry(folder: Path, geometry: CacheGeometry) -> None:
         write_json(_note(folder), {**note, "geometry": noted})
 
 
-Question = Literal["states", "fills", "layers", "maps", "gradients", "batches"]
-"""What is tried on a model: whether it refuses states, fills, layers apart, maps, or batches."""
+Question = Literal["states", "fills", "layers", "maps", "gradients", "steps", "batches"]
+"""What is tried on a model: whether it refuses states, fills, layers apart, maps, and so on."""
 
 
 def noted_refusal(

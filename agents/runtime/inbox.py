@@ -186,13 +186,14 @@ def _turns(inbound: Inbound) -> list[ChatTurn]:
     ]
 
 
-def snapshots_of(context: Context, every: int | None) -> tuple[int, ...]:
+def snapshots_of(context: Context, every: int | None, written: int = 0) -> tuple[int, ...]:
     """Where recurrent layers leave snapshots in a context: at the ends of turns, and in between.
 
     Args:
         context: The context.
         every: Tokens from one to the next besides; None for the ends of turns alone.
+        written: Most tokens that are written after it.
     """
     ends = {segment.position + len(segment.ids) for segment in context.segments}
-    between = range(every, len(context.ids), every) if every is not None else ()
+    between = range(every, len(context.ids) + written, every) if every is not None else ()
     return tuple(sorted(ends.union(between)))

@@ -185,7 +185,9 @@ class Turns:
             reply=reply,
             keep_state=wanted,
             capture=self.sender.captures(agent) if wanted else (),
-            snapshots=snapshots_of(prepared.context, agent.spec.snapshots),
+            snapshots=snapshots_of(
+                prepared.context, agent.spec.snapshots, sampling.max_tokens if sampling else 0
+            ),
             owner=agent.name,
             limit_s=agent.spec.timeout,
             turn=asked.firing.turn,

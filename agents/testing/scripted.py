@@ -203,6 +203,11 @@ class ScriptedModel:
         return "it computes nothing"
 
     @property
+    def refuses_steps(self) -> str:
+        """The same."""
+        return self.refuses_batches
+
+    @property
     def batch_key(self) -> object:
         """Each turn has a script of its own."""
         return self

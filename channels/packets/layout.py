@@ -14,6 +14,7 @@ from unspoken.channels.storage.strict_json import parse_json
 
 FORMAT = "unspoken-packet"
 
+_FOLDED = "snapshots."
 _SAFETENSORS = {
     torch.float32: "F32",
     torch.float16: "F16",
@@ -92,7 +93,15 @@ def parts_of(manifest: PacketManifest) -> Iterator[tuple[Part, ...]]:
 
 def folded_name(at: int, name: str) -> str:
     """What a tensor of a snapshot at a position is called."""
-    return f"snapshots.{at}.{name}"
+    return f"{_FOLDED}{at}.{name}"
+
+
+def folded_place(name: str) -> tuple[int, str] | None:
+    """The position and the part that `folded_name` made a name of; None for other names."""
+    if not name.startswith(_FOLDED):
+        return None
+    at, _, part = name.removeprefix(_FOLDED).partition(".")
+    return int(at), part
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

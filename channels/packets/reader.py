@@ -228,7 +228,7 @@ class PacketReader:
             else:
                 count = len(manifest.context) - shape.first
                 layer = LayerState.empty(count, shape.first, receiver.dtype, device)
-            folded = {at: folded_of(tensors, at, device) for at in manifest.snapshots}
+            folded = folded_of(tensors, device)
             aside = [tensor for parts in folded.values() for tensor in parts.values()]
             if hidden is not None:
                 hidden = hidden.to(device, receiver.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 from unspoken.channels.errors import GeometryMismatch
 from unspoken.channels.kv.geometry import LayerGeometry
 from unspoken.channels.model import CausalModel
-from unspoken.channels.packets.layout import folded_name
+from unspoken.channels.packets.layout import folded_place
 from unspoken.channels.packets.manifest import DTYPES, LayerShape, PacketManifest
 
 
@@ -41,14 +41,14 @@ def check_shapes(manifest: PacketManifest, receiver: CausalModel) -> None:
         )
 
 
-def folded_of(tensors: Mapping[str, Tensor], at: int, device: torch.device) -> dict[str, Tensor]:
-    """What one layer's tensors hold of the snapshot at a position."""
-    prefix = folded_name(at, "")
-    return {
-        name.removeprefix(prefix): tensor.to(device)
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
+def folded_of(tensors: Mapping[str, Tensor], device: torch.device) -> dict[int, dict[str, Tensor]]:
+    """What one layer's tensors hold of snapshots, by their positions."""
+    folded: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if (place := folded_place(name)) is not None:
+            at, part = place
+            folded.setdefault(at, {})[part] = tensor.to(device)
+    return folded
 
 
 def _described(layers: Sequence[LayerShape] | Sequence[LayerGeometry]) -> str:

@@ -1,9 +1,11 @@
 """How a decoder of transformers is called: the name of its cache, and the class that must have."""
 
 import sys
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 
@@ -30,6 +32,27 @@ class DecoderCalls:
         if self._recurrent:  # it knows no positions
             return {**inputs, "cache_params": cache}
         return {**inputs, "past_key_values": cache, "position_ids": positions[None]}
+
+    def step(self, ids: Tensor, lengths: Sequence[int], cache: Cache) -> dict[str, Any]:
+        """The arguments of a forward over one token of each of several contexts.
+
+        Args:
+            ids: The tokens, (contexts,).
+            lengths: Tokens that each context has before.
+            cache: Their rows, which end together.
+        """
+        before = torch.tensor(lengths, device=ids.device)[:, None]
+        longest = max(lengths)
+        mask = torch.arange(longest + 1, device=ids.device) >= longest - before
+        inputs: dict[str, Any] = {"input_ids": ids[:, None], "use_cache": True}
+        if self._recurrent:
+            return {**inputs, "cache_params": cache}
+        return {
+            **inputs,
+            "attention_mask": mask.long(),
+            "past_key_values": cache,
+            "position_ids": before,
+        }
 
     def plain_cache(self, config: PreTrainedConfig) -> Cache:
         """The cache that transformers makes for it."""

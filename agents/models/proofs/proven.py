@@ -15,6 +15,7 @@ from unspoken.agents.models.proofs.passes import (
 )
 from unspoken.agents.models.proofs.positions import prove_positions
 from unspoken.agents.models.ragged.forward import prove_fast_path, refusal
+from unspoken.agents.models.ragged.steps import refusal_of_steps
 from unspoken.channels.errors import ModelSupportError
 
 
@@ -106,8 +107,21 @@ class Proven:
         if CHUNKED in self.backbone.kinds:
             return "its layers see chunks, which packed rows do not know"
         if not self.backbone.geometry.plain:
-            return f"of its layers {self.backbone.geometry.described()}"
+            why = f"of its layers {self.backbone.geometry.described()}"
+            return why if self.refuses_steps else f"{why}; steps of one token are batched"
         return refusal(self.backbone)
+
+    @cached_property
+    def refuses_steps(self) -> str | None:
+        """Why a token of each of several turns is not computed in one forward; None where it is."""
+        geometry = self.backbone.geometry
+        if geometry.plain:
+            return "its rows are packed, or its turns are computed one by one"
+        if len(set(self.backbone.layer_devices)) > 1:
+            return "its layers are on several devices"
+        if CHUNKED in self.backbone.kinds or any(layer.indexer for layer in geometry.layers):
+            return "its layers choose among rows by their places"
+        return refusal_of_steps(self.backbone)
 
     @cached_property
     def fast_path(self) -> FastPath | str:

@@ -60,6 +60,12 @@ class Segment:
         return self.positions[0] == self.rows.length == self.positions[-1] + 1 - len(self.ids)
 
     @property
+    def steps(self) -> bool:
+        """Whether it is one token after others, whose logits are wanted and nothing else."""
+        one = len(self.ids) == self.wanted == 1
+        return one and self.follows and self.rows.length > 0 and not self.capture
+
+    @property
     def reach(self) -> int:
         """Positions filled once these tokens are."""
         return max(self.rows.length, self.positions[-1] + 1)

@@ -90,6 +90,18 @@ def test_a_context_goes_on_from_the_last_snapshot_that_it_shares(name: str) -> N
     assert [one.at for one in state.snapshots] == [12, 18, len(first), state.stop]
 
 
+@pytest.mark.parametrize("name", SOME)
+def test_snapshots_are_left_while_it_writes(name: str) -> None:
+    """A context that shares some of the answer goes on from the last of them."""
+    model = make_hybrid(name)
+    (ids,) = prompts(model, 1)
+    written, state, _ = taken(model, ids, snapshots=(len(ids) + 2, len(ids) + 4))
+    assert [one.at - len(ids) for one in state.snapshots] == [0, 2, 4, TOKENS]
+    other = (*ids, *written[:3], 9, 9)
+    words, _, reused = taken(model, other, Past((*ids, *written), state))
+    assert (words, reused) == (generated(model, other), len(ids) + 2)
+
+
 def test_a_stop_string_goes_back_to_the_end_of_the_prompt() -> None:
     """What was read beyond the kept words is forgotten, and the words are read again."""
     model = make_hybrid("qwen3-next")

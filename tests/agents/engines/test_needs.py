@@ -101,6 +101,21 @@ def test_snapshots_below_what_is_reused_take_no_room() -> None:
     assert kept == (len(DOCUMENT) + CLOSING) * row + one
 
 
+async def test_a_context_that_is_all_there_goes_on_from_an_earlier_snapshot() -> None:
+    """So it takes room for what stands after that, though its state ends with the context."""
+    model = make_hybrid("lfm2")
+    engine = LocalEngine(model, StateStore(), Worker("needs"))
+    context = DOCUMENT[:240]
+    first = await take(engine, TurnRequest(ids=context, snapshots=(200,), keep_state=True))
+    assert first.state is not None
+    again = TurnRequest(ids=context, history=History(context, first.state))
+    short = replace(again, history=History(context[:200], first.state))
+    alone = engine.footprint(replace(again, history=None)).private
+    assert engine.footprint(again).private == engine.footprint(short).private < alone
+    outcome = await take(engine, again)
+    assert outcome.usage.reused_tokens == 200
+
+
 def test_many_readers_of_one_document_hold_it_once() -> None:
     """In memory there is the document, and of each reader what it added."""
     model: LocalModel = tiny_model()

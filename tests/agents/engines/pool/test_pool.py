@@ -10,6 +10,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 import torch
+from hybrids import make_hybrid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import LIMIT_S
@@ -20,6 +21,7 @@ from unspoken.agents.engines.pool.budget import Budget
 from unspoken.agents.engines.pool.pool import Pool
 from unspoken.agents.engines.pool.spill_file import SpillFile
 from unspoken.agents.engines.pool.statistics import Usage
+from unspoken.agents.engines.pool.tensors import tensors_of
 from unspoken.channels.errors import RunError, StateError
 from unspoken.channels.kv.compressed import CompressedState, compress
 from unspoken.channels.kv.state import KVState
@@ -193,6 +195,23 @@ async def test_a_compressed_state_comes_back_as_it_was() -> None:
     back = pool.get(ref)
     assert isinstance(back, CompressedState) and back.codec == "int8"
     pairs = zip(before, back.tensors(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+async def test_snapshots_come_back_from_disk() -> None:
+    """With all rows, bit by bit, so that the model goes on from them."""
+    model, ids = make_hybrid("falcon-h1"), tuple(range(3, 30))
+    state = model.read(ids)
+    before = [tensor.clone() for tensor in tensors_of(state)]
+    pool, size = Pool(Budget(2 * state.nbytes)), state.nbytes
+    ref = pool.put(state, ids)
+    del state
+    async with pool.queue.lease(asks(2 * size), Usage()):
+        assert pool.bytes_held == 0 and pool.statistics().bytes_on_disk >= size
+    async with pool.queue.lease(asks(0, ref), Usage()):
+        back = pool.get(ref)
+    assert isinstance(back, KVState) and back.usable(model.geometry, len(ids)) == len(ids)
+    pairs = zip(before, tensors_of(back), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
