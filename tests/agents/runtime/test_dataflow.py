@@ -240,11 +240,15 @@ def test_last_turn_is_true_without_loops_and_false_while_a_loop_may_come() -> No
 
 
 @st.composite
-def _graphs(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[str]]:
+def _graphs(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[Any]]:
     size = draw(st.integers(1, 7))
     pairs = [(a, b) for b in range(size) for a in range(b)]
     edges = draw(st.lists(st.sampled_from(pairs), unique=True)) if pairs else []
-    joins = [draw(st.sampled_from(["all", "any"])) for _ in range(size)]
+    joins: list[Any] = []
+    for agent in range(size):
+        read = sum(receiver == agent for _, receiver in edges)
+        firsts = [{"first": count} for count in range(1, read + 1)]
+        joins.append(draw(st.sampled_from(["all", "any", *firsts])))
     return edges, joins
 
 
@@ -269,7 +273,7 @@ def play(
 
 @given(graph=_graphs(), data=st.data())
 def test_every_agent_of_a_dag_fires_or_is_skipped_exactly_once(
-    graph: tuple[list[tuple[int, int]], list[str]], data: st.DataObject
+    graph: tuple[list[tuple[int, int]], list[Any]], data: st.DataObject
 ) -> None:
     """Whatever edges skip and whoever finishes first, nobody hangs and nobody goes twice."""
     edges, joins = graph
@@ -283,11 +287,17 @@ def test_every_agent_of_a_dag_fires_or_is_skipped_exactly_once(
     log = play(flow, sends, lambda size: data.draw(st.integers(0, size - 1)))
     settled = Counter(one.agent for one in log if isinstance(one, Firing | Skipped))
     assert settled == Counter(agents.keys())
+    late = Counter(edges[one.edge][1] for one in log if isinstance(one, Unread))
+    for one in log:
+        if isinstance(one, Firing) and isinstance(joins[int(one.agent[1:])], dict):
+            first = joins[int(one.agent[1:])]["first"]
+            assert len(one.inbox) <= first
+            assert len(one.inbox) == first or not late[int(one.agent[1:])]
 
 
 @given(graph=_graphs(), data=st.data())
 def test_random_loops_end_and_never_mix_waves(
-    graph: tuple[list[tuple[int, int]], list[str]], data: st.DataObject
+    graph: tuple[list[tuple[int, int]], list[Any]], data: st.DataObject
 ) -> None:
     """With loops over a random DAG, runs end, and a join reads one wave's messages only."""
     edges, _ = graph
