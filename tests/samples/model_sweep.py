@@ -294,6 +294,17 @@ def _line(one: Swept) -> str:
     return "works" + (f" ({'; '.join(lacking)})" if lacking else "")
 
 
+def changed(swept: Sequence[Swept]) -> Iterator[str]:
+    """Per architecture of which something else was found than what is kept, a line."""
+    kept = json.loads(KEPT.read_text(encoding="utf-8"))["architectures"] if KEPT.exists() else []
+    before = {one["kind"]: one for one in kept}
+    for one in swept:
+        was = before.get(one.kind)
+        if was != json.loads(json.dumps(asdict(one))):
+            told = "it is new" if was is None else f"was: {_line(Swept(**was))}"
+            yield f"changed: {one.kind}: {_line(one)}; {told}"
+
+
 def main() -> int:
     """Sweep, print a line for each, and keep what was found of all."""
     transformers.logging.set_verbosity_error()
@@ -306,6 +317,7 @@ def main() -> int:
     for known in (CAUSAL, VISION):
         if among := [one for one in swept if one.kind in known]:
             sys.stdout.write(summary(among) + "\n")
+    sys.stdout.writelines(f"{line}\n" for line in changed(swept))
     if not sys.argv[1:]:
         kept = {
             "transformers": transformers.__version__,

@@ -6,6 +6,7 @@ package and the device: packed, laid out anew, or floats again. What the files s
 
 import json
 import mmap
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -47,6 +48,11 @@ PACKAGES = {
 
 OWN_TYPE = frozenset({"torchao"})
 """Methods whose tensors compute in the type that they were made in, and mostly in no other."""
+
+_SENSES = re.compile(
+    r"(model\.|thinker\.)*(visual|vision|audio|image|multi_modal|mm_|embed_(vision|audio))\w*\."
+)
+"""Names of tensors that read images or sound, at any depth where checkpoints have them."""
 
 INSTALLED_AS = {"fbgemm_gpu": "fbgemm-gpu"}
 
@@ -174,13 +180,15 @@ def refuse_type(ref: str, model: "PreTrainedModel") -> None:
 def stored_digest(folder: Path) -> str:
     """BLAKE3 (hex) over the tensors that a checkpoint stores: names, types, shapes and bytes.
 
-    It is the same however the checkpoint is cut into files.
+    It is the same however the checkpoint is cut into files. What reads images or sound has no part
+    in it: only the text part is served.
 
     Raises:
         ModelReferenceError: A checkpoint without safetensors, or a broken one.
     """
     digest = blake3(max_threads=hash_threads())
     places = {name: place for file in _files(folder) for name, place in _tensors(file)}
+    places = {name: place for name, place in places.items() if not _SENSES.match(name)}
     if not places:
         raise ModelReferenceError(
             f"{folder} has no safetensors",

@@ -83,10 +83,11 @@ def product(copied: Copy, number: int, input: Tensor, bias: Tensor | None) -> Te
     """
     if len(copied.of) == 1:
         return multiply(input, copied.packed, bias, pads=copied.pads)
-    if input.is_inference():
-        return None
     last = _LAST.product
-    if (
+    if input.is_inference():  # nothing counts its changes, so no product of before is taken
+        outputs = multiply(input, copied.packed, None, pads=copied.pads)
+        last = _Product(copied, input, 0, torch.split(outputs, copied.sizes, dim=-1))
+    elif (
         last is None
         or last.copied is not copied
         or last.input is not input

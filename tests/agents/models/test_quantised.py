@@ -74,6 +74,9 @@ def test_stored_digest_is_of_values_and_not_of_files(tmp_path: Path) -> None:
     index = {"weight_map": {name: file for file, part in halves.items() for name in part}}
     (cut / "model.safetensors.index.json").write_text(json.dumps(index))
     assert stored_digest(cut) == stored_digest(folder)
+    sees = {"model.vision_tower.weight": torch.ones(2), "visual.merger.weight": torch.ones(2)}
+    save_file({**weights, **sees}, folder / "model.safetensors")
+    assert stored_digest(cut) == stored_digest(folder)  # only the text part is served
     weights[names[0]][0, 0] += 1
     save_file(weights, folder / "model.safetensors")
     assert stored_digest(cut) != stored_digest(folder)

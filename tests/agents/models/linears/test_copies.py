@@ -110,3 +110,18 @@ def test_an_adapters_base_layer_is_found() -> None:
     module.gate_proj = adapted
     groups = copies.partners(module, [adapted.base_layer, module.up_proj])
     assert groups == [(adapted.base_layer, module.up_proj)]
+
+
+def test_an_inference_tensor_has_the_packed_product_too(products: list[int]) -> None:
+    """Bit for bit that of any other input, though nothing counts what changes in it."""
+    module, input = Gated(), torch.randn(3, 8)
+    pack_linears(module)
+    expected = module.gate_proj(input), module.up_proj(input)
+    with torch.inference_mode():
+        same = input.clone()
+        assert torch.equal(module.gate_proj(same), expected[0])
+        same.mul_(2)
+        products.clear()
+        doubled = module.up_proj(same)
+    assert products == [24]
+    assert torch.equal(doubled, module.up_proj(input * 2))
