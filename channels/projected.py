@@ -181,7 +181,8 @@ class ProjectedCacheChannel(Channel):
             raise BridgeError(
                 f"the bridge {ends.sharer.ref} -> {ends.receiver.ref} was fitted without fuse mode",
                 expected="a bridge that was fitted with fuse mode",
-                fix=f"unspoken bridge fit {join((ends.sharer.ref, ends.receiver.ref))} --fuse",
+                fix="fit it with fuse=FuseSettings() in a FitPlan, or "
+                f"`unspoken bridge fit {join((ends.sharer.ref, ends.receiver.ref))} --fuse`",
             )
 
     def carry(self, arrival: Arrival, receiver: CausalModel) -> Carry:

@@ -181,7 +181,8 @@ class Bridge:
             raise BridgeError(
                 f"the bridge {ends.sharer.ref} -> {ends.receiver.ref} was fitted without fuse mode",
                 expected="a bridge with a fuser",
-                fix=f"unspoken bridge fit {ends.sharer.ref} {ends.receiver.ref} --fuse",
+                fix="fit it with fuse=FuseSettings() in a FitPlan, or "
+                f"`unspoken bridge fit {ends.sharer.ref} {ends.receiver.ref} --fuse`",
             )
         if self.fuser.mean.device != receiver.device:
             self.fuser.to(receiver.device)

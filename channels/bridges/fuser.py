@@ -248,6 +248,7 @@ def load_fuser(
         raise BridgeError(
             f"the bridge {folder} was fitted without fuse mode",
             expected="a bridge with a fuser",
-            fix=f"unspoken bridge fit {join(ends)} --fuse",
+            fix="fit it with fuse=FuseSettings() in a FitPlan, or "
+            f"`unspoken bridge fit {join(ends)} --fuse`",
         )
     return fuser.to(receiver.device), manifest.fit

@@ -149,7 +149,7 @@ def trials_of(
             f"{max(settings.prompts, default=0)} "
             f"may take {longest} positions",
             expected=f"at most the {model.max_positions} of {model.ref or 'the model'}",
-            fix="measure shorter messages (--tokens)",
+            fix="measure shorter messages: tokens, or --tokens",
         )
     if data is None:
         corpus = load_corpus(seed=settings.seed)

@@ -69,7 +69,7 @@ def from_text(text: str, model: TextModel, settings: Settings) -> list[Trial]:
         raise InputError(
             f"the text has {len(ids)} tokens",
             expected=f"at least {count * size}, for {count} passages of {size}",
-            fix="give a longer text, or ask for fewer --passages",
+            fix="give a longer text, or ask for fewer passages",
         )
     stride = (len(ids) - size) // max(count - 1, 1)
     order = list(range(count))
@@ -95,7 +95,7 @@ def from_rows(rows: Sequence[QaRow], model: TextModel, settings: Settings) -> li
             f"{len(trials)} of {len(rows)} rows have a context of at most {2 * settings.tokens} "
             "tokens and an answer",
             expected=f"at least {count}",
-            fix="give more rows, or ask for fewer --passages",
+            fix="give more rows, or ask for fewer passages",
         )
     return trials
 

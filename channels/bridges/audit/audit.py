@@ -63,8 +63,8 @@ def audit(
     if "choice" in rows.brought and not bridge.fuses:
         raise InputError(
             "questions with options were given, and the bridge has no fuse mode to measure on them",
-            expected="a bridge that was fitted with --fuse",
-            fix="leave --choice out",
+            expected="a bridge that was fitted with fuse mode",
+            fix="leave the questions with options out",
         )
     settings = settings or AuditSettings()
     table, summary = _Audit(

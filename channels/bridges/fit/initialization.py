@@ -44,7 +44,7 @@ def closed_form_projector(
             f"{len(config.source_layers)} source layers give {inputs} columns of features, and "
             f"their Gram matrices {gram_bytes(inputs, outputs) / 2**30:.1f} GiB",
             expected=f"at most {settings.columns} columns",
-            fix="read fewer source layers (--source-layers)",
+            fix="read fewer source layers: source_layers, or --source-layers",
         )
     gram = Gram(inputs, outputs, receiver.device)
     while gram.count < settings.gram_tokens:

@@ -62,7 +62,7 @@ class ProjectorFit(Fit[Projector, Example, FitSettings]):
                 f"the held-out score is {scores.score}: the models' logits are not finite in "
                 f"{self.train_models[1].dtype}",
                 expected="finite logits",
-                fix="fit with --train-dtype bfloat16, or without it",
+                fix="fit with train_dtype bfloat16, or without it",
             )
         weights = weights_of(projector)
         progressed = Progressed(

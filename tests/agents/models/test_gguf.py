@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from processes import LIMIT_S, environment, until
+from sample_adapters import save_adapter
 from tiny import CHATML
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from unspoken.agents.models import catalog, gguf
+from unspoken.agents.models.model import LocalModel
 from unspoken.channels.errors import ModelReferenceError, ModelSupportError
 from unspoken.channels.storage.files import Progress, digest_sha256
 
@@ -243,3 +246,14 @@ def test_killed_process_leaves_nothing_that_counts(cache: Path, made: Path, tmp_
     assert gguf.is_whole(folder, verify=True)
     assert (folder / "model.safetensors").stat().st_size > 10_000
     assert hidden(cache) == []
+
+
+def test_an_adapter_on_a_gguf(cache: Path, made: Path, tmp_path: Path) -> None:
+    """One trained on the model's safetensors computes on its GGUF what peft computes of it."""
+    save_adapter(made / "llama", tmp_path / "poems", 0)
+    model = LocalModel.load(made / "tiny.gguf", adapter=tmp_path / "poems")
+    base = AutoModelForCausalLM.from_pretrained(made / "llama")
+    ids = torch.arange(3, 23)
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(base, tmp_path / "poems").eval()(ids[None]).logits[0]
+    torch.testing.assert_close(model.logits(ids), expected, rtol=1e-4, atol=1e-4)

@@ -6,8 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from sample_adapters import save_adapter
 from tiny import tiny_tokenizer
-from transformers import AutoConfig, AutoModelForMultimodalLM, ShieldGemma2ForImageClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    ShieldGemma2ForImageClassification,
+)
 
 from unspoken.agents import Agent, Workflow
 from unspoken.agents.cli.models import _geometry, _hollow
@@ -130,3 +137,21 @@ def test_a_classifier_s_checkpoint_is_refused(root: Path, tmp_path: Path) -> Non
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelReferenceError, match=r"does not store .* and \d+ other weights"):
         LocalModel.load(tmp_path)
+
+
+def test_an_adapter_of_the_text_part(cache: Path, root: Path, tmp_path: Path) -> None:
+    """One trained on the text part is served; one trained on the whole model is refused by name."""
+    local = LocalModel.load(saved("gemma3", root))
+    local.hf.save_pretrained(tmp_path / "text")
+    save_adapter(tmp_path / "text", tmp_path / "poems", 0)
+    ids = torch.arange(3, 23)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "text", dtype=torch.float32)
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(base, tmp_path / "poems").eval()(ids[None]).logits[0]
+    poems = local.with_adapter(tmp_path / "poems")
+    torch.testing.assert_close(poems.logits(ids), expected, rtol=1e-4, atol=1e-4)
+    config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    whole = AutoModelForMultimodalLM.from_pretrained(saved("gemma3", root))
+    get_peft_model(whole, config).save_pretrained(tmp_path / "whole")
+    with pytest.raises(ModelReferenceError, match="which the model does not have"):
+        local.with_adapter(tmp_path / "whole")

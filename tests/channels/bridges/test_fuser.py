@@ -185,7 +185,8 @@ def test_a_fuser_lives_in_its_bridge_s_folder(pair: Pair, tmp_path: Path, dtype:
     assert (enriched.start, enriched.stop, enriched.approximate_from) == (4, 6, 4)
     with pytest.raises(BridgeError, match="without fuse mode") as caught:
         plain.fuse(state, [4, 5], full, 4, pair[1])
-    assert caught.value.fix == "unspoken bridge fit their/model our/model --fuse"
+    assert "fuse=FuseSettings()" in caught.value.fix
+    assert "`unspoken bridge fit their/model our/model --fuse`" in caught.value.fix
 
 
 def test_a_fuser_that_does_not_fit_its_configuration_is_refused(pair: Pair, tmp_path: Path) -> None:
