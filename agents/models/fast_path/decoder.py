@@ -107,13 +107,12 @@ def find_fast_path(backbone: "Backbone") -> FastPath:
     if not isinstance(getattr(base, "embed_tokens", None), nn.Embedding):
         raise Unknown("its decoder has no embed_tokens")
     layers = tuple(_layer(backbone, number) for number in range(len(backbone.layers)))
-    modules = [module for layer in backbone.layers for module in layer.modules()]
-    modules.append(base.norm)
+    head: Any = backbone.model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return FastPath(
         layers=layers,
         last=_norm(base, "norm"),
         cap=getattr(backbone.config, "final_logit_softcapping", None),
-        guard=Guard(modules),
+        guard=Guard(backbone.model, called=(base.embed_tokens, base.rotary_emb, head)),
     )
 
 

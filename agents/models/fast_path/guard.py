@@ -20,17 +20,25 @@ def looking(hook: Hook) -> Hook:
 
 
 class Guard:
-    """Tells whether somebody hooked modules, replaced their code or changed their parameters.
+    """Tells whether somebody hooked or replaced modules, their code or their parameters.
 
     A model has some hundred modules and is looked at before each token, so what is looked at is
     gathered once.
 
     Args:
-        modules: The modules as they are now.
+        model: The model as it is now.
+        called: Modules of it that are called as they are; only whether they are there is looked at.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        modules = tuple(modules)
+    def __init__(self, model: nn.Module, called: Iterable[nn.Module]) -> None:
+        everything = tuple(model.modules())
+        left = {inner for one in called for inner in one.modules()}
+        modules = [one for one in everything if one not in left]
+        self._children = [
+            (one._modules, name, child)
+            for one in everything
+            for name, child in one._modules.items()
+        ]
         self._hooks = [
             hooks for one in modules for hooks in (one._forward_hooks, one._forward_pre_hooks)
         ]
@@ -50,12 +58,16 @@ class Guard:
         for hooks in self._hooks:
             if hooks and not all(map(_only_looks, hooks.values())):
                 return False
+        for children, name, child in self._children:
+            if children.get(name) is not child:
+                return False
         for own, copied in zip(self._own, self._copies, strict=True):
             if "forward" in own or own.get("copied") is not copied:
                 return False
         for parameters, name, tensor, place, version in self._tensors:
-            now = parameters[name]
-            if now is not tensor or tensor.data_ptr() != place or tensor._version != version:
+            if parameters.get(name) is not tensor or tensor.data_ptr() != place:
+                return False
+            if tensor._version != version:
                 return False
         return True
 

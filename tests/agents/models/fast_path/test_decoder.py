@@ -78,9 +78,14 @@ def _replaced(module: nn.Module) -> None:
     module.forward = lambda values: 3 * values  # type: ignore[method-assign]
 
 
+def _another_activation(module: nn.Module) -> None:
+    module.mlp.act_fn = nn.ReLU()  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("part", "change"),
     [
+        ("", _another_activation),
         ("mlp.act_fn", _hooked),
         ("mlp.act_fn", _replaced),
         ("post_attention_layernorm", _scaled),
@@ -96,6 +101,22 @@ def test_a_change_of_the_model_is_not_missed(
     row = Row(model, ids_of(2, 9))
     assert _path(model).is_as_before
     change(model.backbone.layers[1].get_submodule(part))
+    for _ in range(3):
+        step([row])
+    assert apart(row) < TOLERANCE
+
+
+def test_a_hook_of_the_whole_decoder_is_not_missed() -> None:
+    """What a program hooks on the decoder counts for rows of a turn under way."""
+    model = make("llama")
+    row = Row(model, ids_of(2, 9))
+    assert _path(model).is_as_before
+
+    def doubled(module: nn.Module, args: Any, output: Any) -> Any:
+        output.last_hidden_state = 2 * output.last_hidden_state
+        return output
+
+    model.backbone.base.register_forward_hook(doubled)
     for _ in range(3):
         step([row])
     assert apart(row) < TOLERANCE
