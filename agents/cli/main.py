@@ -4,6 +4,7 @@ Commands import what they need when they run, so that ``unspoken --help`` is qui
 """
 
 import errno
+import logging
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,6 +20,9 @@ from unspoken.agents.cli import bridge_fit as fitting
 from unspoken.agents.cli.console import print_error, shown, stderr
 from unspoken.agents.cli.results import results_alone
 from unspoken.channels.errors import UnspokenError
+
+LOUD = ("torchao", "torch.utils._pytree")
+"""Loggers that warn, when transformers imports torchao, of what no command uses."""
 
 INTERRUPTED = 130
 """What shells give for a program that Ctrl-C ended: 128 and the signal's number."""
@@ -148,6 +152,8 @@ _add(_bridges, bridge.push, bridge.pull)
 
 def main() -> None:
     """The console script."""
+    for name in LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
     app(prog_name="unspoken")
 
 
