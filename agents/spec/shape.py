@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
@@ -58,9 +58,9 @@ class AnswerSchema:
         schema: Any = value
         if not isinstance(value, Mapping):
             try:
-                kind = value
+                kind = _type(value)
                 schema = TypeAdapter(kind).json_schema()
-            except (PydanticSchemaGenerationError, PydanticUserError):
+            except (TypeError, PydanticSchemaGenerationError, PydanticUserError):
                 wrong(
                     f"the schema is {str(value)[:40]!r}",
                     "a JSON schema as a mapping; in Python, a pydantic model's class too",
@@ -190,3 +190,10 @@ def _referred(root: dict[str, Any], reference: str) -> Any:
     for step in reference.removeprefix("#/").split("/"):
         part = part.get(step) if isinstance(part, dict) else None
     return part if isinstance(part, dict) else None
+
+
+def _type(value: object) -> Any:
+    """A type; pydantic would evaluate a string, which a file may have, as Python."""
+    if isinstance(value, type) or get_origin(value) is not None:
+        return value
+    raise TypeError
