@@ -4,7 +4,7 @@
 schema of that.
 """
 
-from unspoken.agents.runtime.event_data import VERSION, event_schema, from_dict, to_dict
+from unspoken.agents.runtime.event_data import event_schema, from_dict, to_dict
 from unspoken.agents.runtime.events import (
     AgentSkipped,
     Event,
@@ -26,7 +26,6 @@ from unspoken.agents.runtime.events import (
 )
 
 __all__ = [
-    "VERSION",
     "AgentSkipped",
     "Event",
     "FallbackTaken",
