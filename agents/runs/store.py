@@ -46,12 +46,17 @@ class RunStore:
         folder: Where they are; None for `default_folder`. It is made by the first run, for its
             owner alone: it holds inputs and what agents wrote.
         wait_s: Seconds that a change waits for those of other processes.
+        durable: Whether what is kept outlives a power cut: calls of tools and answers of people
+            then wait for the disk. It outlives the death of a process in any case.
     """
 
-    def __init__(self, folder: str | Path | None = None, *, wait_s: float = WAIT_S) -> None:
+    def __init__(
+        self, folder: str | Path | None = None, *, wait_s: float = WAIT_S, durable: bool = True
+    ) -> None:
         self.folder = default_folder() if folder is None else Path(folder).expanduser()
         self.file = self.folder / "runs.sqlite"
         self._wait_s, self._lock = wait_s, ForkLock()
+        self._durable = durable
         self._opened: tuple[int, sqlite3.Connection] | None = None
 
     def close(self) -> None:
@@ -214,7 +219,7 @@ class RunStore:
         self, change: Callable[[sqlite3.Connection], Result], *, durable: bool = False
     ) -> Result:
         with self._lock, reporting_faults(self.file, self._wait_s):
-            db = self._connection()
+            db, durable = self._connection(), durable and self._durable
             if durable:
                 db.execute("PRAGMA synchronous = FULL")
             try:
@@ -234,8 +239,11 @@ class RunStore:
         )
         try:
             require_ours(db, self.file)
+            if not self._durable:
+                db.execute("PRAGMA synchronous = OFF")
             db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
+            if self._durable:
+                db.execute("PRAGMA synchronous = NORMAL")
             if db.execute("PRAGMA user_version").fetchone()[0] != VERSION:
                 with _transaction(db):
                     for statement in SCHEMA:

@@ -56,9 +56,14 @@ class WordModel(ScriptedModel):
         return engine if self._folder is None else _acting(engine, self._folder)
 
 
+def _store(folder: Path) -> RunStore:
+    """The store of a run that is killed, and whose machine goes on."""
+    return RunStore(folder, durable=False)
+
+
 def _acting(engine: LocalEngine, folder: Path) -> Engine:
     """An engine that calls a function after each turn that is computed."""
-    journal, compute = Journal(RunStore(folder), RUN), engine.turn
+    journal, compute = Journal(_store(folder), RUN), engine.turn
 
     async def turn(request: TurnRequest, on_event: Callable[[TurnEvent], None]) -> TurnOutcome:
         outcome = await compute(request, on_event)
@@ -93,10 +98,11 @@ def flow(folder: Path) -> Workflow:
 def work(folder: str) -> None:
     """Begin the run of a folder, or go on with it; what it wrote is the last thing in there."""
     here = Path(folder)
-    result = flow(here).run(run_id=RUN, store=here)
+    result = flow(here).run(run_id=RUN, store=_store(here))
     wrote = {name: agent.turns for name, agent in result.agents.items()}
     (here / "result.new").write_text(repr(wrote), encoding="utf-8")
     (here / "result.new").replace(here / "result")
+    os._exit(0)  # threads that wait for more work would hold it up
 
 
 def measure(model: WordModel, *, progress: Progress) -> Measured:
