@@ -1,6 +1,6 @@
 """An agent, as Python code writes it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +28,10 @@ class Agent:
             here.
         system: Template of its system turn; None leaves that to the model's chat template.
         generate: Generation settings, as a `GenerateSpec` or a mapping; None only reads.
+        tools: Typed functions that it may call while it answers, with or without ``@tool``; or
+            their names, as ``module:function``.
+        max_calls: Most calls of tools in one turn.
+        min_calls: Least calls of tools in one turn; before them it cannot answer.
         template: Arguments for the chat template in its turns, beside those of its model.
         thoughts: Whether what it hands on has its thoughts: ``keep`` or ``drop``; None for its
             output without them and its context with them.
@@ -59,6 +63,9 @@ class Agent:
     prompt: str
     system: str | None = None
     generate: GenerateSpec | Mapping[str, Any] | None = _DEFAULTS
+    tools: Sequence[Callable[..., Any] | str] = ()
+    max_calls: int = 4
+    min_calls: int = 0
     template: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     thoughts: Literal["keep", "drop"] | None = None
     memory: Literal["run", "turn"] = "run"
@@ -81,6 +88,7 @@ class Agent:
         """Its settings, with `model` for the model's name."""
         settings = {**vars(self), "model": model}
         del settings["name"]
+        settings["tools"] = tuple(self.tools)
         try:
             return AgentSpec.model_validate(settings)
         except ValidationError as error:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from unspoken.agents.agent import Agent
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.prompts.jinja import references
-from unspoken.agents.spec.problems import listed, schema_problems, suggest
+from unspoken.agents.spec.problems import describe, listed, schema_problems, suggest
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.base import Channel
 from unspoken.channels.errors import InputError, Problem, WorkflowError
@@ -46,6 +46,23 @@ def declare(
 def name_of(agent: Agent | str) -> str:
     """An agent's name."""
     return agent if isinstance(agent, str) else agent.name
+
+
+def given_inputs(given: object) -> Mapping[str, object]:
+    """Inputs that were given as a mapping.
+
+    Raises:
+        InputError: They are none.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f"{describe(given)} stands where inputs stand",
+            expected="a mapping of inputs, or nothing",
+            fix="give inputs by name, as in plan(name=value)",
+        )
+    return given
 
 
 def inferred_inputs(agents: Sequence[Agent]) -> dict[str, str]:

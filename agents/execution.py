@@ -135,6 +135,7 @@ class Execution:
                 received=received,
                 when_room=when_room,
                 on_question=how.on_question,
+                toolbox=self._preparation.toolbox,
             )
             if kept is None:
                 scheduler = make(engines=engines)

@@ -1,16 +1,19 @@
 """The models of a workflow, loaded by reference, and the engines that compute on them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
+from typing import Protocol, runtime_checkable
 
 from unspoken.agents.engines.base import Engine, HasEngine, States
 from unspoken.agents.engines.local import LocalEngine
 from unspoken.agents.engines.worker import WhenRoom, Workers, at_once
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.models.model import LocalModel
+from unspoken.agents.prompts.tool_turns import Tools
 from unspoken.agents.spec.loader import LoadedWorkflow
 from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.agents.tools.functions import Tool
 from unspoken.channels.errors import InputError
 
 Progress = Callable[[str, str, float], None]
@@ -68,6 +71,7 @@ class Templated:
 
     def __init__(self) -> None:
         self._made: dict[tuple[object, ...], tuple[LocalModel, LocalModel]] = {}
+        self._calling: dict[tuple[int, ...], tuple[AgentModel, AgentModel, tuple[Tool, ...]]] = {}
         self._dated: dict[int, tuple[LocalModel, LocalModel]] = {}
 
     def today(self, model: AgentModel) -> AgentModel:
@@ -79,6 +83,26 @@ class Templated:
         if dated is not last:
             self._dated[id(model)] = model, dated  # the model too: its id stays its own
         return dated
+
+    def calling(self, model: AgentModel, tools: Sequence[Tool]) -> AgentModel:
+        """A model whose template is given these tools; itself without any.
+
+        Raises:
+            InputError: A model whose template takes no tools.
+        """
+        if not tools:
+            return model
+        if not isinstance(model, CallsTools):
+            raise InputError(
+                f"tools stand at an agent whose model is a {type(model).__name__}",
+                expected="a LocalModel, or a model with with_tools",
+                fix="remove the tools from the agent",
+            )
+        key = id(model), *map(id, tools)
+        if key not in self._calling:
+            made = model.with_tools([tool.schema for tool in tools])
+            self._calling[key] = model, made, tuple(tools)  # their ids stay their own
+        return self._calling[key][1]
 
     def of(self, model: AgentModel, arguments: Mapping[str, object]) -> AgentModel:
         """A model whose template is given these beside its own arguments; itself without any.
@@ -99,6 +123,14 @@ class Templated:
             made = model.with_template({**model.template_arguments, **arguments})
             self._made[key] = model, made  # the model too: its id stays its own
         return self._made[key][1]
+
+
+@runtime_checkable
+class CallsTools(Protocol):
+    """A model whose template can be given tools."""
+
+    def with_tools(self, tools: Tools) -> AgentModel:
+        """The same model, whose turns may call tools of these schemas."""
 
 
 def engines_for(

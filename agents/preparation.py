@@ -19,10 +19,12 @@ from unspoken.agents.planning.finetunes import stored_profile
 from unspoken.agents.planning.memory import MemoryCheck
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.planning.planner import plan_workflow
+from unspoken.agents.shapes.calls import call_problems
 from unspoken.agents.shapes.shape import shape_problems
 from unspoken.agents.spec.graph import validate
 from unspoken.agents.spec.loader import LoadedWorkflow
 from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.agents.tools.toolbox import Toolbox
 from unspoken.channels.base import Channel
 from unspoken.channels.errors import ChannelError, ModelSupportError, WorkflowError
 from unspoken.channels.finetunes.profile import Profile
@@ -84,6 +86,7 @@ class Preparation:
         bridge_cache: The bridges that were found or fitted.
         bridges: Bridge objects that were connected, by edge.
         custom: Channels of the workflow's own classes, by edge.
+        toolbox: The tools of its agents; those that a file names may not run unless it is said.
     """
 
     def __init__(
@@ -99,6 +102,8 @@ class Preparation:
         self.bridge_cache = BridgeCache(folders, trust=trust_bridges)
         self.bridges: dict[int, Bridge] = {}
         self.custom: dict[int, Channel] = {}
+        folder = None if source is None else Path(source.file).parent
+        self.toolbox = Toolbox(folder, allowed=source is None)
         self._templated = Templated()
         self._valid: WorkflowSpec | None = None
         self._planned: _Planned | None = None
@@ -121,10 +126,16 @@ class Preparation:
 
         Raises:
             ModelSupportError: An agent gives arguments to a model that takes none.
+            InputError: A tool that is not there, or may not run.
         """
         templated = self._templated
         return {
-            name: templated.today(templated.of(self.models[agent.model], agent.template))
+            name: templated.today(
+                templated.calling(
+                    templated.of(self.models[agent.model], agent.template),
+                    self.toolbox.of(agent.tools),
+                )
+            )
             for name, agent in spec.agents.items()
         }
 
@@ -155,6 +166,7 @@ class Preparation:
             return self._planned.plan
         try:
             problems = list(shape_problems(spec, models))
+            problems += call_problems(spec, models, self.toolbox)
             if problems:
                 raise WorkflowError(problems)
             plan = plan_workflow(

@@ -11,6 +11,7 @@ from unspoken.agents.builder import (
     checked_spec,
     declare,
     edge_options,
+    given_inputs,
     inferred_inputs,
     name_of,
     require_models,
@@ -27,10 +28,8 @@ from unspoken.agents.runtime.report import AgentResult, RunResult
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.inputs import check_inputs
 from unspoken.agents.spec.loader import LoadedWorkflow, dumps, load_workflow
-from unspoken.agents.spec.problems import describe
 from unspoken.agents.spec.spec import InputSpec, WorkflowSpec
 from unspoken.channels.base import Channel
-from unspoken.channels.errors import InputError
 from unspoken.channels.projected import ProjectedCacheChannel
 
 if TYPE_CHECKING:
@@ -98,7 +97,6 @@ class Workflow(Runnable):
         bridge_folders: Sequence[str | Path],
         source: LoadedWorkflow | None,
     ) -> None:
-        """What a workflow has besides its spec."""
         trust = self.spec.bridges == "trust"
         self._preparation = Preparation(models, bridge_folders, source, trust_bridges=trust)
         self._execution = Execution(self._preparation)
@@ -111,15 +109,16 @@ class Workflow(Runnable):
         bridge_folders: Sequence[str | Path] = (),
         source: LoadedWorkflow | None = None,
         models: Mapping[str, AgentModel] | None = None,
+        allow_tools: bool = False,
     ) -> "Workflow":
         """A workflow of a valid spec; its models are loaded when it first runs.
 
         Args:
             spec: The spec.
             bridge_folders: Where bridges are looked for after the user's store.
-            source: The file that the spec was read from; errors of its models and edges then name
-                their lines.
-            models: Model objects to use under these names, in place of what the spec refers to.
+            source: The file that the spec was read from; errors then name its lines.
+            models: Model objects by name, in place of what the spec refers to.
+            allow_tools: Let the tools that a file names run.
 
         Raises:
             InputError: The spec has no model of such a name.
@@ -128,25 +127,32 @@ class Workflow(Runnable):
         flow = cls.__new__(cls)
         flow.spec = spec
         flow._begin(dict(models or {}), bridge_folders, source)
+        flow._preparation.toolbox.allowed = allow_tools
         return flow
 
     @classmethod
     def from_yaml(
-        cls, path: str | Path, *, models: Mapping[str, AgentModel] | None = None
+        cls,
+        path: str | Path,
+        *,
+        models: Mapping[str, AgentModel] | None = None,
+        allow_tools: bool = False,
     ) -> "Workflow":
         """Read a workflow file.
 
         Args:
             path: The file.
             models: Model objects to use under these names, in place of what the file refers to.
+            allow_tools: Let its tools run, which are programs that it names.
 
         Raises:
             WorkflowError: Everything wrong with it, with line and column.
             InputError: The file has no model of such a name.
         """
-        loaded = load_workflow(path)
-        beside = Path(path).parent / "bridges"
-        return cls.from_spec(loaded.spec, bridge_folders=[beside], source=loaded, models=models)
+        loaded, beside = load_workflow(path), [Path(path).parent / "bridges"]
+        flow = cls.from_spec(loaded.spec, bridge_folders=beside, source=loaded, models=models)
+        flow._preparation.toolbox.allowed = allow_tools
+        return flow
 
     def to_yaml(self) -> str:
         """The workflow as a file's text; read again, it is the same.
@@ -257,13 +263,7 @@ class Workflow(Runnable):
             WorkflowError: The workflow is not valid, an edge that must not fall back cannot be
                 served, or a turn needs more memory than the workflow's `memory`.
         """
-        if given is not None and not isinstance(given, Mapping):
-            raise InputError(
-                f"{describe(given)} stands where inputs stand",
-                expected="a mapping of inputs, or nothing",
-                fix="give inputs by name, as in plan(name=value)",
-            )
-        inputs = {**(given or {}), **inputs}
+        inputs = {**given_inputs(given), **inputs}
         known = check_inputs(self.spec, inputs, partial=True)
         self.load()
         return self._execution.plan(self.spec, known if inputs else None)

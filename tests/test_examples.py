@@ -22,6 +22,7 @@ NAMES = (
     "fan_out_panel",
     "reader_solver",
     "support_router",
+    "tool_solver",
     "two_families",
     "two_processes",
 )

@@ -20,14 +20,19 @@ from unspoken.agents.cli.console import (
 )
 from unspoken.agents.cli.progress import load_flow
 from unspoken.agents.cli.results import echo
-from unspoken.agents.cli.run import InputsOption, JsonOption, WorkflowFile
+from unspoken.agents.cli.run import AllowToolsOption, InputsOption, JsonOption, WorkflowFile
 from unspoken.channels.errors import WorkflowError
 
 if TYPE_CHECKING:
     from unspoken.agents.planning.plan import EdgePlan, Plan
 
 
-def plan(file: WorkflowFile, inputs: InputsOption = None, as_json: JsonOption = False) -> None:
+def plan(
+    file: WorkflowFile,
+    inputs: InputsOption = None,
+    allow_tools: AllowToolsOption = False,
+    as_json: JsonOption = False,
+) -> None:
     """Show which channel each edge gets, and why.
 
     The models are loaded, and prepared on first use; nothing is run. Give all inputs, some or none:
@@ -40,7 +45,8 @@ def plan(file: WorkflowFile, inputs: InputsOption = None, as_json: JsonOption = 
     given = read_inputs(source.spec, inputs or [])
     # Before models are loaded.
     check_inputs(source.spec, given, partial=True, how=ON_COMMAND_LINE)
-    chosen = load_flow(source, stderr(), quiet=as_json).plan(**given)
+    flow = load_flow(source, stderr(), quiet=as_json, allow_tools=allow_tools)
+    chosen = flow.plan(**given)
     if as_json:
         print_json(chosen.to_dict())
     else:

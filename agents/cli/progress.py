@@ -70,7 +70,12 @@ def quiet_libraries() -> None:
 
 
 def load_flow(
-    source: "LoadedWorkflow", console: Console, *, quiet: bool, fit: bool = False
+    source: "LoadedWorkflow",
+    console: Console,
+    *,
+    quiet: bool,
+    fit: bool = False,
+    allow_tools: bool = False,
 ) -> "Workflow":
     """The workflow of a valid file, its models loaded and, with `fit`, its bridges fitted."""
     with reporting(console, "loading models", quiet=quiet) as report:
@@ -78,7 +83,9 @@ def load_flow(
 
         quiet_libraries()
         beside = Path(source.file).parent / "bridges"
-        flow = Workflow.from_spec(source.spec, bridge_folders=[beside], source=source).load(report)
+        flow = Workflow.from_spec(
+            source.spec, bridge_folders=[beside], source=source, allow_tools=allow_tools
+        ).load(report)
         return flow.fit_bridges(report) if fit and source.spec.bridges == "fit" else flow
 
 

@@ -63,6 +63,10 @@ AnywayOption = Annotated[
         "or input; turns that read something else run again.",
     ),
 ]
+AllowToolsOption = Annotated[
+    bool,
+    typer.Option("--allow-tools", help="Let the file's tools run, which are programs of its own."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -98,6 +102,7 @@ def run(
         bool, typer.Option("--states", help="Keep caches too, so that none is computed again.")
     ] = False,
     anyway: AnywayOption = False,
+    allow_tools: AllowToolsOption = False,
     log_level: Annotated[LogLevel | None, typer.Option(help="Log to stderr.")] = None,
 ) -> None:
     """Run a workflow.
@@ -121,7 +126,7 @@ def run(
     if log_level:
         configure_logging(log_level, console)
     with _written_to(events) as write:
-        flow = load_flow(source, console, quiet=as_json, fit=True)
+        flow = load_flow(source, console, quiet=as_json, fit=True, allow_tools=allow_tools)
         flow.spec = flow.spec.model_copy(update={} if most is None else {"memory": most})
         run_flow(
             flow,

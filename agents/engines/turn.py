@@ -165,7 +165,7 @@ def _prefill(turn: Turn) -> Asking:
     new = [turn.request.ids[position] for position in missing]
     done, total = 0, len(missing)
     marks = marks_of(turn.model, turn.request, missing)
-    choices = turn.request.choices
+    choices = turn.request.choices if turn.request.sampling is not None else ()
     last = Scorer((tuple(ids[0] for ids in choices),)) if choices else turn.sampler
     for carried in turn.assembly.carries:
         yield from turn.step(carried)

@@ -2,9 +2,17 @@
 
 from dataclasses import dataclass, field
 from time import time
+from typing import Any
 
 from unspoken.agents.runs.records import Question
-from unspoken.agents.runtime.report import EdgeReport, Receiver, RunReport, Sharer, TurnReport
+from unspoken.agents.runtime.report import (
+    EdgeReport,
+    Receiver,
+    RunReport,
+    Sharer,
+    ToolReport,
+    TurnReport,
+)
 from unspoken.channels.base import Fallback
 
 
@@ -130,6 +138,28 @@ class MessageDropped(Event):
 
     sharer: Sharer
     receiver: Receiver
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCalled(Event):
+    """An agent calls a tool; `id` names the call in the run."""
+
+    agent: str
+    turn: int
+    id: str
+    tool: str
+    arguments: dict[str, Any]
+    item: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolReturned(Event):
+    """A tool has returned, or failed; `call` says what and after how long."""
+
+    agent: str
+    turn: int
+    call: ToolReport
+    item: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from unspoken.agents.runtime.events import (
     MessageDropped,
     PrefillProgress,
     TokenWritten,
+    ToolCalled,
+    ToolReturned,
     TurnFailed,
     TurnFinished,
     TurnRetried,
@@ -31,10 +33,12 @@ from unspoken.agents.runtime.report import (
     FailedItem,
     FailedTurn,
     LateMessage,
+    ToolReport,
     TurnReport,
 )
 from unspoken.agents.runtime.telemetry import Telemetry
 from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.agents.tools.toolbox import Call
 from unspoken.channels.base import CarryReport
 
 # Over the standard library's logger, so that a program that configures no logging sees warnings
@@ -183,6 +187,17 @@ class Recorder:
             case Sampled():
                 self.tell_words(place, reply.next_words() if reply else "")
 
+    def note_call(self, call: Call) -> None:
+        """Tell of a call of a tool that is about to be made."""
+        told = dict(call.arguments)
+        self.emit(ToolCalled(call.agent, call.turn, call.id, call.name, told, call.item))
+
+    def note_result(self, place: Place, call: ToolReport) -> None:
+        """Tell of a call that was made."""
+        if self.log.tells:
+            self.log.info("tool returned", agent=place.agent, id=call.id, seconds=call.seconds)
+        self.emit(ToolReturned(place.agent, place.turn, call, place.item))
+
     def tell_words(self, place: Place, words: str) -> None:
         """Tell of words that may now be shown."""
         self.emit(TokenWritten(place.agent, place.turn, words, place.item))
@@ -198,6 +213,7 @@ class Recorder:
         thought_tokens: int,
         attempts: int,
         likelihoods: dict[str, float] | None = None,
+        tool_calls: tuple[ToolReport, ...] = (),
     ) -> None:
         """Tell of a finished turn."""
         report = TurnReport(
@@ -207,6 +223,7 @@ class Recorder:
             thought_tokens=thought_tokens,
             attempts=attempts,
             likelihoods=likelihoods,
+            tool_calls=tool_calls,
             **{name: getattr(usage, name) for name in _USAGE},
         )
         agent.turns.append(report)

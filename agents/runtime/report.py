@@ -15,6 +15,27 @@ Receiver = Annotated[str, Field(alias="to")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolReport:
+    """A call of a tool.
+
+    Attributes:
+        id: Names the call in its run.
+        tool: The tool's name.
+        arguments: What it was given.
+        result: What it returned, as text; what went wrong, where it failed.
+        failed: Whether it failed.
+        seconds: How long it took.
+    """
+
+    id: str
+    tool: str
+    arguments: dict[str, Any]
+    result: str
+    failed: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TurnReport:
     """Counts and times of one turn; see `unspoken.agents.engines.base.Usage` for each.
 
@@ -23,6 +44,8 @@ class TurnReport:
         thought_tokens: Tokens that it wrote before its answer, the markers of thoughts included.
         attempts: Tries that it took; what the others computed is not counted.
         likelihoods: Of an agent with ``choices``, how likely its model found each; together 1.
+        tool_calls: Calls of tools, in order. The counts are then those of all passes over the
+            context: one to each call, and one to the answer.
     """
 
     turn: int
@@ -42,6 +65,7 @@ class TurnReport:
     thought_tokens: int = 0
     attempts: int = 1
     likelihoods: dict[str, float] | None = None
+    tool_calls: tuple[ToolReport, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from unspoken.agents.models.model import LocalModel
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.runs.journal import Journal
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
+from unspoken.agents.runtime.answers import outputs_of, results_of
 from unspoken.agents.runtime.dataflow import Action, Dataflow, Exhausted, Firing, Skipped, Unread
 from unspoken.agents.runtime.events import AgentSkipped, Event, RunStarted, TurnStarted, stamped
 from unspoken.agents.runtime.failures import blame, first_error
@@ -23,12 +24,12 @@ from unspoken.agents.runtime.outbox import Finished, Sender
 from unspoken.agents.runtime.people import OnQuestion, People, Waiting
 from unspoken.agents.runtime.recorder import Recorder, RunLog, by_item
 from unspoken.agents.runtime.report import AgentResult, RunReport, RunResult
-from unspoken.agents.runtime.results import outputs_of, results_of
 from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.runtime.telemetry import Telemetry
 from unspoken.agents.runtime.turns import Turns
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.agents.tools.toolbox import Toolbox
 from unspoken.channels.errors import RunError, RunWaiting
 from unspoken.channels.message import Message
 
@@ -51,6 +52,7 @@ class Scheduler:
         run_id: The run's id; None for a new one.
         book: What keeps the run, where it is kept.
         on_question: Answers what people are asked, while the run goes on.
+        toolbox: The tools of its agents.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Scheduler:
         run_id: str | None = None,
         book: Journal | None = None,
         on_question: OnQuestion | None = None,
+        toolbox: Toolbox | None = None,
     ) -> None:
         self.spec, self.plan, self.inputs = spec, plan, inputs
         self.received, self.when_room = received, when_room
@@ -92,6 +95,7 @@ class Scheduler:
             recorder=self.recorder,
             people=self.people,
             room=self._room,
+            toolbox=toolbox,
         )
 
     async def run(self) -> RunReport:

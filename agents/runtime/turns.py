@@ -1,13 +1,21 @@
 """The turns of a run: composed, computed, tried again where that may help, and closed."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 
-from unspoken.agents.engines.base import Inbound, TurnEvent, TurnOutcome, TurnRequest
+from unspoken.agents.engines.base import (
+    History,
+    Inbound,
+    TurnEvent,
+    TurnOutcome,
+    TurnRequest,
+    Usage,
+)
 from unspoken.agents.engines.local import LocalEngine
 from unspoken.agents.planning.plan import Plan
-from unspoken.agents.prompts.context import ChatTurn
+from unspoken.agents.prompts.context import ChatTurn, Context
 from unspoken.agents.prompts.jinja import render
 from unspoken.agents.runs.engine import computing
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
@@ -20,8 +28,11 @@ from unspoken.agents.runtime.outbox import Finished, Sender, finished
 from unspoken.agents.runtime.people import People
 from unspoken.agents.runtime.recorder import Place, Recorder, with_composing
 from unspoken.agents.runtime.reply import TurnReply, sampling_of
+from unspoken.agents.runtime.tool_use import ToolUse, summed
+from unspoken.agents.shapes.calls import calling_shape
 from unspoken.agents.shapes.shape import Shape, shape_of
 from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.agents.tools.toolbox import Toolbox
 from unspoken.channels.errors import StoreError
 
 
@@ -55,6 +66,16 @@ class _Asked:
         return spec.memory == "turn" or self.agent.context is None or spec.for_each is not None
 
 
+@dataclass(frozen=True, slots=True)
+class _Passed:
+    """What the passes of a turn left behind: those of the last one, and the work of all."""
+
+    context: Context
+    reply: TurnReply | None
+    outcome: TurnOutcome
+    usage: Usage
+
+
 class Turns:
     """Takes the turns of one run.
 
@@ -66,6 +87,7 @@ class Turns:
         recorder: The record of the run.
         people: Who has a say in a turn.
         room: Waits until whoever follows the events is not far behind.
+        toolbox: The tools of its agents.
     """
 
     def __init__(
@@ -78,7 +100,9 @@ class Turns:
         recorder: Recorder,
         people: People,
         room: Callable[[], Awaitable[None]],
+        toolbox: Toolbox | None = None,
     ) -> None:
+        self.toolbox = toolbox or Toolbox(allowed=False)
         self.spec, self.plan, self.inputs = spec, plan, inputs
         self.sender, self.recorder, self.people, self.room = sender, recorder, people, room
 
@@ -143,18 +167,14 @@ class Turns:
         """Compose a context, have it computed, and close the turn."""
         began, agent, place = perf_counter(), asked.agent, asked.place
         prepared = self._prepare(asked)
-        settings, reply = agent.spec.generate, None
-        if settings is not None:
-            reply = TurnReply(agent.model, prepared.context, tuple(settings.stop))
-        request = self._request(asked, prepared, reply)
+        use = ToolUse(self.toolbox, agent, place, self.recorder)
         composing = perf_counter() - began
-        outcome, reply = await self.people.turn(
-            agent, request, prepared.context, lambda: self._outcome(agent, request, place, reply)
-        )
-        if reply is not None and reply.rest:
-            self.recorder.tell_words(place, reply.rest)
-        turn = finished(agent, prepared.context, reply, outcome.state)
-        usage, text = with_composing(outcome.usage, composing), reply.text if reply else ""
+        passed = await self._passes(asked, prepared, use)
+        reply, outcome = passed.reply, passed.outcome
+        prompt_at = len(prepared.context.segments) - 1
+        turn = finished(agent, passed.context, reply, outcome.state)
+        turn = turn if passed.context is prepared.context else replace(turn, prompt_at=prompt_at)
+        usage, text = with_composing(passed.usage, composing), reply.text if reply else ""
         self.recorder.record(
             agent,
             place,
@@ -162,31 +182,68 @@ class Turns:
             outcome.finish,
             usage,
             thought_tokens=turn.thought_tokens,
-            likelihoods=weighed_choices(settings, outcome.likelihoods),
+            likelihoods=weighed_choices(agent.spec.generate, outcome.likelihoods),
+            tool_calls=tuple(use.reports),
             attempts=attempt,
         )
         return turn
 
-    def _request(self, asked: _Asked, prepared: Prepared, reply: TurnReply | None) -> TurnRequest:
+    async def _passes(self, asked: _Asked, prepared: Prepared, use: ToolUse) -> _Passed:
+        """Have the context computed, once more after each call of a tool."""
+        agent, settings = asked.agent, asked.agent.spec.generate
+        context, history, inbound = prepared.context, agent.history, prepared.placed
+        usages, held = list[Usage](), None
+        try:
+            while True:
+                reply = None
+                if settings is not None:
+                    reply = TurnReply(agent.model, context, tuple(settings.stop))
+                request = self._request(asked, context, use, reply.ids if reply else context.ids)
+                request = replace(request, inbound=inbound, history=history, reply=reply)
+                outcome, reply = await self.people.turn(
+                    agent,
+                    request,
+                    context,
+                    partial(self._outcome, agent, request, asked.place, reply),
+                )
+                if held is not None:
+                    agent.engine.release(held)
+                held = outcome.state
+                usages.append(outcome.usage)
+                if reply is not None and reply.rest:
+                    self.recorder.tell_words(asked.place, reply.rest)
+                then = None if reply is None else await use.after(reply)
+                if then is None or held is None:
+                    return _Passed(context, reply, outcome, summed(usages))
+                context, history, inbound = then, History(outcome.ids, held), ()
+        except BaseException:
+            if held is not None:
+                agent.engine.release(held)
+            raise
+
+    def _request(
+        self, asked: _Asked, context: Context, use: ToolUse, ids: tuple[int, ...]
+    ) -> TurnRequest:
+        """What a pass is to do, without the messages, the history and the reply."""
         agent, settings = asked.agent, asked.agent.spec.generate
         wanted = (asked.keep and agent.spec.memory == "run") or self.sender.feeds_cache(agent)
         sampling, shape = None, Shape()
         if settings is not None:
             shape = shape_of(settings, agent.model)
+            if use.open:
+                answers = not use.must_call
+                shape = calling_shape(settings, agent.model, use.open, answers=answers)
             turn, item = asked.firing.turn, asked.item or 0
             sampling = sampling_of(settings, agent.model, turn=turn, item=item)
         return TurnRequest(
-            ids=reply.ids if reply else prepared.context.ids,
-            inbound=prepared.placed,
-            history=agent.history,
+            ids=ids,
             sampling=sampling,
             grammar=shape.grammar,
             choices=shape.choices,
-            reply=reply,
-            keep_state=wanted,
+            keep_state=wanted or bool(use.open),
             capture=self.sender.captures(agent) if wanted else (),
             snapshots=snapshots_of(
-                prepared.context, agent.spec.snapshots, sampling.max_tokens if sampling else 0
+                context, agent.spec.snapshots, sampling.max_tokens if sampling else 0
             ),
             owner=agent.name,
             limit_s=agent.spec.timeout,

@@ -43,7 +43,7 @@ def shape_of(settings: GenerateSpec, model: AgentModel) -> Shape:
     if settings.choices and not after:
         return Shape(choices=choices_of(settings.choices, model))
     text = _grammar_text(settings)
-    return Shape() if text is None else Shape(_grammar(text, after, vocabulary_of(model)))
+    return Shape() if text is None else Shape(made_grammar(text, after, vocabulary_of(model)))
 
 
 def _grammar_text(settings: GenerateSpec) -> str | None:
@@ -57,7 +57,8 @@ def _grammar_text(settings: GenerateSpec) -> str | None:
 
 
 @lru_cache(maxsize=128)
-def _grammar(text: str, after: tuple[int, ...], vocabulary: Vocabulary) -> ShapeGrammar:
+def made_grammar(text: str, after: tuple[int, ...], vocabulary: Vocabulary) -> ShapeGrammar:
+    """A grammar, made once for all turns."""
     return ShapeGrammar(vocabulary, text, after)
 
 

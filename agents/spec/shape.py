@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from unspoken.agents.spec.field_types import wrong
 
-_WRITTEN: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+WRITTEN: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """One way to write an answer, that of Python's `json`: no budget is filled with space."""
 
 _FIRST = ("type", "properties", "required")
@@ -91,7 +91,7 @@ class AnswerSchema:
         """What an answer may be, for `unspoken.agents.shapes`."""
         from llguidance import LLMatcher
 
-        return LLMatcher.grammar_from_json_schema(self.text, overrides=_WRITTEN)
+        return LLMatcher.grammar_from_json_schema(self.text, overrides=WRITTEN)
 
     def read(self, text: str) -> Any:
         """An answer's value: an instance of `kind`, or plain data.

@@ -24,12 +24,14 @@ from unspoken.agents.spec.field_types import (
     NonEmpty,
     Seconds,
     Text,
+    Whole,
     wrong,
 )
 from unspoken.agents.spec.generate import GenerateSpec, Part
 from unspoken.agents.spec.repair import Repair
 from unspoken.agents.spec.spellings import LIST, NONE_WORD, bare
 from unspoken.agents.spec.turns import BARE_RETRY, Join, OnError, RetrySpec
+from unspoken.agents.tools.ref import ToolRef
 
 __all__ = [
     "AgentSpec",
@@ -138,6 +140,17 @@ class AgentSpec(Part):
     generate: Annotated[GenerateSpec | None, NONE_WORD] = Field(
         GenerateSpec(), description="How the agent writes; none only reads its prompt."
     )
+    tools: Annotated[tuple[ToolRef, ...], LIST] = Field(
+        (),
+        description="Functions that the agent may call while it answers, each as module:function; "
+        "modules beside the file come first. They run only where --allow-tools says so.",
+    )
+    max_calls: Count = Field(
+        4, description="Most calls of tools in one turn; after them the agent answers."
+    )
+    min_calls: Whole = Field(
+        0, description="Least calls of tools in one turn; before them the agent cannot answer."
+    )
     template: TemplateArguments = Field(
         default_factory=dict,
         description="Arguments for the chat template in this agent's turns, beside the model's.",
@@ -205,6 +218,19 @@ class AgentSpec(Part):
         if self.ask is not None and (self.generate is None or self.for_each is not None):
             where = "generate: none" if self.generate is None else "for_each"
             wrong(f"ask stands at an agent with {where}", "an agent with one text a turn", "")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_with_tools(self) -> AgentSpec:
+        if self.tools and (self.generate is None or self.generate.choices):
+            stands = "generate: none" if self.generate is None else "choices"
+            wrong(f"tools stand beside {stands}", "an agent that writes words", "remove the tools")
+        if self.tools and self.ask is not None:
+            wrong("tools stand beside ask", "one of them", "let another agent call the tools")
+        most = self.max_calls if self.tools else 0
+        if self.min_calls > most:
+            found = f"min_calls is {self.min_calls}, of at most {most} calls"
+            wrong(found, f"at most {most}", "give it tools, or raise max_calls")
         return self
 
     @model_validator(mode="after")

@@ -21,6 +21,8 @@ from unspoken.agents.events import (
     RunFinished,
     RunPaused,
     RunStarted,
+    ToolCalled,
+    ToolReturned,
     TurnFailed,
     TurnRetried,
     event_schema,
@@ -29,6 +31,7 @@ from unspoken.agents.events import (
 )
 from unspoken.agents.runs.records import Question
 from unspoken.agents.runtime.event_data import KINDS
+from unspoken.agents.runtime.report import ToolReport
 from unspoken.agents.testing import ScriptedModel
 from unspoken.channels import InputError
 from unspoken.channels.base import Fallback
@@ -37,6 +40,9 @@ pytestmark = [pytest.mark.anyio]
 
 STAMP: dict[str, Any] = {"run_id": "r", "at": 1.5, "path": ("outer",)}
 ASKED = Question(id="a.1", agent="a", turn=1, kind="answer", text="why?")
+CALLED = ToolReport(
+    id="a.1.1", tool="add", arguments={"a": 1}, result="3", failed=False, seconds=0.1
+)
 MADE: list[Event] = [
     AgentSkipped("a", **STAMP),
     FallbackTaken("a", "b", "why", Fallback("auto", "why"), 2, **STAMP),
@@ -46,6 +52,8 @@ MADE: list[Event] = [
     QuestionAsked(ASKED, **STAMP),
     RunPaused((ASKED,), **STAMP),
     PrefillProgress("a", 1, 2, 3, **STAMP),
+    ToolCalled("a", 1, "a.1.1", "add", {"a": 1}, **STAMP),
+    ToolReturned("a", 1, CALLED, 2, **STAMP),
     TurnFailed("a", 1, "broken", 2, False, **STAMP),
     TurnRetried("a", 1, 1, "broken", **STAMP),
 ]

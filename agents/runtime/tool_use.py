@@ -1,0 +1,112 @@
+"""A turn that calls tools: passes over one context, a result after each call."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from unspoken.agents.engines.base import Usage
+from unspoken.agents.prompts.context import ChatTurn, Context
+from unspoken.agents.prompts.tool_turns import ToolCall
+from unspoken.agents.runtime.agent_run import AgentRun
+from unspoken.agents.runtime.recorder import Place, Recorder
+from unspoken.agents.runtime.reply import TurnReply
+from unspoken.agents.runtime.report import ToolReport
+from unspoken.agents.tools.functions import Tool
+from unspoken.agents.tools.toolbox import Call, Toolbox
+
+
+class ToolUse:
+    """The calls of one turn.
+
+    Args:
+        toolbox: Where calls are made.
+        agent: Whose turn it is.
+        place: Which turn it is.
+        recorder: Told of every call.
+
+    Attributes:
+        reports: What became of the calls so far.
+    """
+
+    def __init__(self, toolbox: Toolbox, agent: AgentRun, place: Place, recorder: Recorder) -> None:
+        self._toolbox, self._agent, self._place = toolbox, agent, place
+        self._recorder = recorder
+        self._tools: tuple[Tool, ...] = toolbox.of(agent.spec.tools)
+        self.reports: list[ToolReport] = []
+
+    @property
+    def open(self) -> tuple[Tool, ...]:
+        """The tools that may still be called."""
+        return self._tools if len(self.reports) < self._agent.spec.max_calls else ()
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the agent may not answer yet."""
+        return len(self.reports) < self._agent.spec.min_calls
+
+    async def after(self, reply: TurnReply) -> Context | None:
+        """The context with the result of the call that was written; None where none was.
+
+        Args:
+            reply: What was written.
+        """
+        if not self.open:
+            return None
+        model, closed = self._agent.model, reply.closed_context()
+        answer = reply.answered(closed.segments[-1])
+        words = reply.text if answer is None else answer.text
+        called = model.template.tools.read(words, model.text)
+        if called is None:
+            return None
+        result = await self._made(called)
+        turn = ChatTurn("tool", (result,), call=called)
+        return model.context_builder.compose([turn], earlier=closed)
+
+    async def _made(self, called: ToolCall) -> str:
+        place, number = self._place, len(self.reports) + 1
+        item = "" if place.item is None else f".{place.item}"
+        call = Call(
+            id=f"{place.agent}.{place.turn}{item}.{number}",
+            agent=place.agent,
+            turn=place.turn,
+            item=place.item,
+            name=called.name,
+            arguments=dict(called.arguments),
+        )
+        self._recorder.note_call(call)
+        done = await self._toolbox.call(self._tools, call)
+        report = ToolReport(
+            id=call.id,
+            tool=call.name,
+            arguments=dict(call.arguments),
+            result=done.result,
+            failed=done.failed,
+            seconds=done.seconds,
+        )
+        self.reports.append(report)
+        self._recorder.note_result(place, report)
+        return done.result
+
+
+def summed(passes: Sequence[Usage]) -> Usage:
+    """The counts and times of a turn's passes as one; its first token is that of the first."""
+    first = passes[0]
+    if len(passes) == 1:
+        return first
+    counts = (
+        "prompt_tokens",
+        "prefilled_tokens",
+        "reused_tokens",
+        "recomputed_tokens",
+        "projected_tokens",
+        "generated_tokens",
+        "layer_tokens_computed",
+        "seconds",
+        "forwards",
+    )
+    forwards = sum(one.forwards for one in passes)
+    company = sum(one.turns_per_forward * one.forwards for one in passes)
+    return replace(
+        first,
+        **{name: sum(getattr(one, name) for one in passes) for name in counts},
+        turns_per_forward=round(company / max(forwards, 1), 2),
+    )

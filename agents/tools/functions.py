@@ -1,0 +1,168 @@
+"""A tool: a typed function, with a JSON schema of its arguments."""
+
+import inspect
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints, overload
+
+import anyio.to_thread
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic_core import to_jsonable_python
+
+from unspoken.channels.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tool:
+    """What an agent may call.
+
+    Attributes:
+        name: Its name, as the model calls it.
+        description: What it does, for the model.
+        parameters: JSON schema of its arguments.
+        run: Computes a result from arguments, and raises what goes wrong.
+        ref: How a file names it: ``module:function``.
+        idempotent: Whether a call may be made twice without harm.
+        function: The Python function behind it, if any.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    run: Callable[[Mapping[str, Any]], Awaitable[str]]
+    ref: str = ""
+    idempotent: bool = False
+    function: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The function's own result, for Python code that calls it."""
+        if self.function is None:
+            raise TypeError(f"the tool {self.name!r} is no Python function")
+        return self.function(*args, **kwargs)
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """What a chat template is given of it."""
+        about = {"name": self.name, "description": self.description}
+        return {"type": "function", "function": {**about, "parameters": dict(self.parameters)}}
+
+
+@overload
+def tool(function: Callable[..., Any]) -> Tool: ...
+@overload
+def tool(*, name: str = "", idempotent: bool = False) -> Callable[[Callable[..., Any]], Tool]: ...
+def tool(
+    function: Callable[..., Any] | None = None, *, name: str = "", idempotent: bool = False
+) -> Tool | Callable[[Callable[..., Any]], Tool]:
+    """A typed Python function as a tool: ``@tool``, or ``@tool(idempotent=True)``.
+
+    The schema of its arguments comes from its annotations, what a model is told of it from its
+    docstring: the first paragraph, and the lines under ``Args:``. A function that is not async runs
+    on a thread. What it returns is given to the model as text, or as JSON.
+
+    Args:
+        function: The function.
+        name: Its name, where not the function's own.
+        idempotent: Whether a call may be made twice without harm, as after a run was killed.
+
+    Raises:
+        InputError: An argument without an annotation, or without a name.
+    """
+
+    def made(function: Callable[..., Any]) -> Tool:
+        called, described = name or function.__name__, inspect.getdoc(function) or ""
+        arguments = _arguments(function, called, _described(described))
+
+        async def run(given: Mapping[str, Any]) -> str:
+            values = arguments.model_validate(dict(given))
+            named = {key: getattr(values, key) for key in type(values).model_fields}
+            if inspect.iscoroutinefunction(function):
+                return _text(await function(**named))
+            return _text(await anyio.to_thread.run_sync(lambda: function(**named)))
+
+        return Tool(
+            name=called,
+            description=" ".join(described.split("\n\n")[0].split()),
+            parameters=_parameters(arguments),
+            run=run,
+            ref=_ref(function),
+            idempotent=idempotent,
+            function=function,
+        )
+
+    return made if function is None else made(function)
+
+
+def as_tool(value: object) -> Tool:
+    """A tool, or a function as one.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if isinstance(value, Tool):
+        return value
+    if not callable(value):
+        raise InputError(
+            f"a {type(value).__name__} is no tool",
+            expected="a typed function, or one with @tool",
+            fix="write the function, and give it to the agent",
+        )
+    return tool(value)
+
+
+def _arguments(
+    function: Callable[..., Any], name: str, described: Mapping[str, str]
+) -> type[BaseModel]:
+    hints, fields = get_type_hints(function, include_extras=True), dict[str, Any]()
+    for key, parameter in inspect.signature(function).parameters.items():
+        kinds = (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY)
+        if key not in hints or parameter.kind in kinds:
+            raise InputError(
+                f"the argument {key!r} of the tool {name!r} has no type, or no name to call it by",
+                expected="arguments with annotations",
+                fix=f"write {key}: str, or another type",
+            )
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[key] = hints[key], Field(default, description=described.get(key))
+    made: type[BaseModel] = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+    return made
+
+
+def _parameters(arguments: type[BaseModel]) -> dict[str, Any]:
+    schema = arguments.model_json_schema()
+    for part in (schema, *schema.get("properties", {}).values()):
+        part.pop("title", None)
+    return {"properties": {}, **schema}
+
+
+def _described(doc: str) -> dict[str, str]:
+    """What a docstring says of each argument, under ``Args:``."""
+    told: dict[str, str] = {}
+    _, _, rest = doc.partition("Args:\n")
+    for line in rest.split("\n\n")[0].splitlines():
+        name, colon, words = line.strip().partition(":")
+        if colon and name.isidentifier():
+            told[name] = words.strip()
+        elif told and line.strip():
+            last = next(reversed(told))
+            told[last] = f"{told[last]} {line.strip()}"
+    return told
+
+
+def _ref(function: Callable[..., Any]) -> str:
+    """How a workflow file beside the function's own file names it."""
+    module = function.__module__
+    if "." not in module:
+        try:
+            module = Path(inspect.getfile(function)).stem
+        except (OSError, TypeError):  # typed into a console
+            module = function.__module__
+    return f"{module}:{function.__qualname__.replace('<locals>', 'locals')}"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(to_jsonable_python(value), ensure_ascii=False)

@@ -1,0 +1,167 @@
+"""Agents that call tools: what is called, what the model reads of it, and what may not run."""
+
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from unspoken.agents import Agent, Workflow
+from unspoken.agents.events import Event, ToolCalled, ToolReturned
+from unspoken.agents.shapes.calls import calling_shape
+from unspoken.agents.spec.spec import GenerateSpec
+from unspoken.agents.testing import ScriptedModel, tiny_model
+from unspoken.agents.tools import Tool, tool
+from unspoken.channels import InputError, WorkflowError
+
+CALL = '{"name": "add", "arguments": {"a": 1, "b": 3}}'
+
+
+@tool
+def add(a: int, b: int = 2) -> int:
+    """Add two
+    numbers.
+
+    Not told.
+
+    Args:
+        a: The one,
+            which comes first.
+        b: The other.
+    """
+    return a + b
+
+
+async def fail(word: str) -> str:
+    """Fail."""
+    raise ValueError(f"no {word}")
+
+
+def asking(model: Any, **settings: Any) -> Workflow:
+    settings = {"generate": {"max_new_tokens": 80}, "tools": [add, fail], **settings}
+    return Workflow("w", [Agent("a", model, prompt="Go.", **settings)])
+
+
+def test_a_function_says_what_it_takes() -> None:
+    """Types come from annotations, words from the docstring, and Python calls it as before."""
+    properties = add.parameters["properties"]
+    assert add.description == "Add two numbers."
+    assert properties["a"] == {"type": "integer", "description": "The one, which comes first."}
+    assert properties["b"]["default"] == 2 and add.parameters["required"] == ["a"]
+    assert add(1, 2) == 3
+    with pytest.raises(InputError, match="'x' of the tool 'bare' has no type"):
+        exec("def bare(x): ...\ntool(bare)", {"tool": tool})
+
+
+def test_results_come_back_as_turns_of_one_context() -> None:
+    """Each call is a pass over the state of those before; an error is a result too."""
+    failing = '{"name": "fail", "arguments": {"word": "way"}}'
+    model = ScriptedModel({"a": [CALL, failing, "It is 4."]})
+    result = asking(model).run()
+    (turn,) = result.report.agents["a"]
+    first, second = turn.tool_calls
+    assert (first.id, first.arguments, first.result, first.failed) == (
+        "a.1.1",
+        {"a": 1, "b": 3},
+        "4",
+        False,
+    )
+    assert second.failed and second.result == "ValueError: no way"
+    assert result["a"].text == "It is 4." and "The tool add returned:\n\n4" in model.prompts["a"][1]
+    before = [len(model.text.tokenizer(text)["input_ids"]) for text in model.prompts["a"]]
+    assert turn.prompt_tokens == sum(before)
+    # Of each later pass all of the one before is reused, its words and their end included.
+    assert turn.prefilled_tokens < before[-1] and turn.reused_tokens > before[0] + before[1]
+
+
+def test_after_the_last_call_the_agent_answers() -> None:
+    """A call beyond `max_calls` is words."""
+    result = asking(ScriptedModel({"a": CALL}), max_calls=1).run()
+    assert len(result.report.agents["a"][0].tool_calls) == 1 and result["a"].text == CALL
+
+
+def test_a_call_is_what_the_schema_says_or_no_call() -> None:
+    """A model cannot begin a call that no tool takes."""
+    shape = calling_shape(GenerateSpec(), (model := tiny_model()), [add])
+    grammar: Any = shape.grammar
+
+    def takes(words: str) -> bool:
+        return bool(grammar.accepts(model.text.encode_words(words)))
+
+    assert takes(CALL) and takes("It is 4.") and takes("")
+    assert not takes(CALL.replace("add", "sub")) and not takes(CALL.replace("1", '"1"'))
+    only_calls: Any = calling_shape(GenerateSpec(), model, [add], answers=False).grammar
+    assert not only_calls.accepts(model.text.encode_words("It is 4."))
+    assert only_calls.accepts(model.text.encode_words(CALL))
+    assert not takes('{"name": "add"}') and not takes(CALL + " and so on")
+
+
+def test_an_answer_after_tools_has_its_shape() -> None:
+    """A schema binds the answer as well."""
+    schema = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
+    model = ScriptedModel({"a": [CALL, '{"sum": 4}']})
+    flow = asking(model, generate={"schema": schema, "max_new_tokens": 80})
+    assert flow.run()["a"].data == {"sum": 4}
+
+
+def test_every_call_is_told() -> None:
+    """Before and after, with the call's id."""
+
+    async def follow() -> list[Event]:
+        async with aclosing(asking(ScriptedModel({"a": [CALL, "4"]})).stream()) as events:
+            return [one async for one in events if isinstance(one, ToolCalled | ToolReturned)]
+
+    called, returned = anyio.run(follow)
+    assert isinstance(called, ToolCalled) and isinstance(returned, ToolReturned)
+    assert called.id == returned.call.id == "a.1.1" and returned.call.result == "4"
+
+
+def test_a_file_runs_no_tool_unless_it_is_allowed(tmp_path: Path) -> None:
+    """Nothing is imported before somebody has said so."""
+    (tmp_path / "mine.py").write_text(
+        "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
+        "def add(a: int, b: int) -> int:\n    return a + b\n"
+    )
+    file = tmp_path / "w.yaml"
+    file.write_text(
+        "name: w\nmodels: {m: owner/m}\n"
+        "agents: {a: {model: m, prompt: Go., tools: [mine:add], generate: {max_new_tokens: 80}}}\n"
+    )
+    models = {"m": ScriptedModel({"a": [CALL, "4"]})}
+    with pytest.raises(InputError, match="is a program") as error:
+        Workflow.from_yaml(file, models=models).run()
+    assert "--allow-tools" in error.value.fix and not (tmp_path / "ran").exists()
+    allowed = Workflow.from_yaml(file, models=models, allow_tools=True)
+    assert allowed.run().report.agents["a"][0].tool_calls[0].result == "4"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tools": [add], "min_calls": 5}, "min_calls is 5, of at most 4"),
+        ({"tools": [3]}, "a int is no tool"),
+        ({"tools": ["add"]}, "'add' is no tool"),
+        ({"tools": [add], "generate": None}, "tools stand beside generate: none"),
+        ({"tools": [add], "generate": {"choices": ["a"]}}, "tools stand beside choices"),
+    ],
+)
+def test_what_is_no_tool_is_refused(settings: dict[str, Any], message: str) -> None:
+    """When the agent is made."""
+    with pytest.raises(WorkflowError, match=message):
+        Agent("a", "owner/m", prompt="x", **settings)
+
+
+def test_a_tool_that_is_not_there_is_named() -> None:
+    """Before a model computes anything."""
+    with pytest.raises(InputError, match="'json:lods' is not there"):
+        asking(ScriptedModel({"a": "x"}), tools=["json:lods"]).run()
+
+
+def test_a_spec_keeps_its_tools_by_name() -> None:
+    """Written out and read again it is the same; the functions are not in it."""
+    from unspoken.agents.spec.loader import dumps, loads
+
+    flow = Workflow("w", [Agent("a", "owner/m", prompt="x", tools=[add])])
+    assert isinstance(flow.spec.agents["a"].tools[0].tool, Tool)
+    assert loads(dumps(flow.spec)).spec == flow.spec
