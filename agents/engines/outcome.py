@@ -87,6 +87,7 @@ class TurnOutcome:
         usage: Counts and times.
         finish: Why it ended: ``stop``, ``length`` or ``none``.
         likelihoods: Per text to choose from, how likely the model found it; together they are 1.
+        restored: Whether it was computed before and is had from a store; `usage` is of then.
     """
 
     ids: tuple[int, ...]
@@ -94,3 +95,4 @@ class TurnOutcome:
     usage: Usage
     finish: str
     likelihoods: tuple[float, ...] = ()
+    restored: bool = False

@@ -76,7 +76,11 @@ class KeptEngine:
                 on_event(Carried(edge, _report(report), seconds))
             outcome = await self.given(request, kept.tokens, on_event, kept.state)
             return replace(
-                outcome, usage=Usage(**kept.usage), finish=kept.finish, likelihoods=kept.likelihoods
+                outcome,
+                usage=Usage(**kept.usage),
+                finish=kept.finish,
+                likelihoods=kept.likelihoods,
+                restored=True,
             )
         tokens: list[int] = []
         carried: list[Carried] = []

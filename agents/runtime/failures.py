@@ -1,14 +1,17 @@
 """What went wrong in a run, told by its agent and its edge; another try, where that may help."""
 
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from math import inf
 from typing import TypeVar
 
 import anyio
 import stamina
 import torch
+from stamina.instrumentation import RetryDetails, RetryHook, get_on_retry_hooks, set_on_retry_hooks
 
 from unspoken.agents.spec.turns import Passing, RetrySpec
 from unspoken.channels.errors import (
@@ -158,11 +161,13 @@ async def retried(
     """
     if retry is None:
         return await work()
+    _quiet_stamina()
     tries = 0
 
     async def counted() -> Result:
         nonlocal tries
         tries += 1
+        _ours.set(False)
         return await work()
 
     def again(error: Exception) -> bool:
@@ -170,6 +175,7 @@ async def retried(
         passes = may_pass(error, retry.on)
         if passes and tries < retry.attempts:
             failed(tries, error)
+            _ours.set(True)
         return passes
 
     call = stamina.AsyncRetryingCaller(
@@ -180,3 +186,24 @@ async def retried(
         wait_jitter=retry.wait,
     )
     return await call(again, counted)
+
+
+_ours: ContextVar[bool] = ContextVar("_ours", default=False)
+"""Whether what stamina waits for is the next try of a turn; hooks are told no caller's name."""
+
+
+@cache
+def _quiet_stamina() -> None:
+    """Let stamina's hooks pass over the tries of runs, which have a log and events of their own.
+
+    Its default hook prints a line per try where a program sets no logging up. Hooks are for the
+    whole process, so others that use stamina keep theirs.
+    """
+    set_on_retry_hooks([_of_others(hook) for hook in get_on_retry_hooks()])
+
+
+def _of_others(hook: RetryHook) -> RetryHook:
+    def called(details: RetryDetails) -> AbstractContextManager[None] | None:
+        return None if _ours.get() else hook(details)
+
+    return called

@@ -111,9 +111,11 @@ class Scheduler:
         self.log.info("run started")
         self.recorder.note_planned_fallbacks()
         try:
-            with self.telemetry.run():
+            with self.telemetry.run() as stopped_by:
                 async with anyio.create_task_group() as tasks:
                     self._act(tasks, self.flow.start())
+                if self.people.open:
+                    stopped_by(Waiting.__name__)
         except BaseExceptionGroup as group:
             error = first_error(group)
             if isinstance(error, RunError):

@@ -11,6 +11,7 @@ from time import time_ns
 from typing import Any
 
 from unspoken.agents.engines.base import TurnOutcome, TurnRequest
+from unspoken.agents.runtime.failures import first_error
 from unspoken.agents.runtime.report import EdgeReport
 
 try:
@@ -20,7 +21,11 @@ except ImportError:  # the extra `telemetry` is not installed
     trace = None  # type: ignore[assignment]
 
 OnOutcome = Callable[[TurnOutcome], None]
+OnStatus = Callable[[str], None]
 Attributes = dict[str, Any]
+
+_PROVIDER: Attributes = {"gen_ai.provider.name": "unspoken"}
+"""Who computes: the models run in this process."""
 
 
 class Telemetry:
@@ -37,21 +42,25 @@ class Telemetry:
         self._context: Any = None
 
     @contextmanager
-    def run(self) -> Iterator[None]:
-        """The whole run; its turns are inside of it, whoever starts them."""
+    def run(self) -> Iterator[OnStatus]:
+        """The whole run; its turns are inside of it, whoever starts them.
+
+        Yields:
+            What to call with how it ended, where it did not end by itself.
+        """
         if self._tracer is None:
-            yield
+            yield lambda status: None
             return
         attributes = {"gen_ai.workflow.name": self._workflow, "unspoken.run_id": self._run_id}
         with _span(self._tracer, "invoke_workflow", self._workflow, attributes) as span:
             self._context = trace.set_span_in_context(span)
-            yield
+            yield lambda status: span.set_attribute("unspoken.stopped_by", status)
 
     def turn(self, agent: str, turn: int) -> AbstractContextManager[object]:
         """A turn of an agent; with ``for_each`` all of its items."""
         if self._tracer is None:
             return nullcontext()
-        attributes = {"gen_ai.agent.name": agent, "unspoken.turn": turn}
+        attributes = {**_PROVIDER, "gen_ai.agent.name": agent, "unspoken.turn": turn}
         return _span(self._tracer, "invoke_agent", agent, attributes, context=self._context)
 
     @contextmanager
@@ -69,7 +78,7 @@ class Telemetry:
         if self._tracer is None:
             yield lambda outcome: None
             return
-        attributes: Attributes = {"gen_ai.request.model": model, **_settings(request)}
+        attributes = {**_PROVIDER, "gen_ai.request.model": model, **_settings(request)}
         if item is not None:
             attributes["unspoken.item"] = item
         with _span(self._tracer, "chat", model, attributes, kind=SpanKind.CLIENT) as span:
@@ -95,32 +104,50 @@ class Telemetry:
         span.end(end)
 
 
-def executing_tool(name: str, call_id: str = "") -> AbstractContextManager[object]:
-    """A call of a tool, inside the turn that makes it."""
+@contextmanager
+def executing_tool(name: str, call_id: str = "") -> Iterator[OnStatus]:
+    """A call of a tool, inside the turn that makes it.
+
+    Yields:
+        What to call with the type of what went wrong, where the tool failed.
+    """
     tracer = _tracer()
     if tracer is None:
-        return nullcontext()
+        yield lambda error: None
+        return
     attributes = {"gen_ai.tool.name": name, "gen_ai.tool.type": "function"}
     if call_id:
         attributes["gen_ai.tool.call.id"] = call_id
-    return _span(tracer, "execute_tool", name, attributes)
+    with _span(tracer, "execute_tool", name, attributes) as span:
+        yield lambda kind: _failed(span, kind, "the tool failed")
 
 
 @contextmanager
 def _span(
     tracer: Any, operation: str, name: str, attributes: Attributes, **settings: Any
 ) -> Iterator[Any]:
-    """A span that is the current one; an error is its status and its type."""
+    """A span that is the current one; an error is its status and its type.
+
+    A cancel and a wait for a person are no errors, and are told apart.
+    """
     attributes = {"gen_ai.operation.name": operation, **attributes}
     settings |= {"record_exception": False, "set_status_on_exception": False}
     label = f"{operation} {name}".strip()
     with tracer.start_as_current_span(label, attributes=attributes, **settings) as span:
         try:
             yield span
-        except Exception as error:  # neither a cancel nor a wait for a person
-            span.set_attribute("error.type", type(error).__name__)
-            span.set_status(StatusCode.ERROR, str(error))
+        except BaseException as raised:
+            error = first_error(raised)
+            if isinstance(error, Exception):
+                _failed(span, type(error).__name__, str(error))
+            else:
+                span.set_attribute("unspoken.stopped_by", type(error).__name__)
             raise
+
+
+def _failed(span: Any, kind: str, words: str) -> None:
+    span.set_attribute("error.type", kind)
+    span.set_status(StatusCode.ERROR, words)
 
 
 def _tracer() -> Any:
@@ -147,6 +174,8 @@ def _settings(request: TurnRequest) -> Attributes:
 
 
 def _usage(outcome: TurnOutcome) -> Attributes:
+    if outcome.restored:  # its tokens were counted when they were computed
+        return {"unspoken.restored": True, "gen_ai.response.finish_reasons": (outcome.finish,)}
     return {
         "gen_ai.usage.input_tokens": outcome.usage.prompt_tokens,
         "gen_ai.usage.output_tokens": outcome.usage.generated_tokens,

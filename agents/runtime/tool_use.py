@@ -10,6 +10,7 @@ from unspoken.agents.runtime.agent_run import AgentRun
 from unspoken.agents.runtime.recorder import Place, Recorder
 from unspoken.agents.runtime.reply import TurnReply
 from unspoken.agents.runtime.report import ToolReport
+from unspoken.agents.runtime.telemetry import executing_tool
 from unspoken.agents.tools.functions import Tool
 from unspoken.agents.tools.toolbox import Call, Toolbox
 
@@ -73,7 +74,10 @@ class ToolUse:
             arguments=dict(called.arguments),
         )
         self._recorder.note_call(call)
-        done = await self._toolbox.call(self._tools, call)
+        with executing_tool(call.name, call.id) as failed_by:
+            done = await self._toolbox.call(self._tools, call)
+            if done.failed:
+                failed_by(done.result.partition(":")[0] if done.seconds else "_OTHER")
         report = ToolReport(
             id=call.id,
             tool=call.name,

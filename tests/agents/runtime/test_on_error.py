@@ -5,11 +5,14 @@ from typing import Any
 
 import anyio
 import pytest
+import stamina
 from runs import events_of
+from stamina.instrumentation import set_on_retry_hooks
 
 from unspoken.agents import Agent, Workflow
 from unspoken.agents.authoring import States, TurnEvent, TurnRequest
 from unspoken.agents.events import MessageDropped, TurnFailed, TurnFinished, TurnRetried
+from unspoken.agents.runtime.failures import _quiet_stamina
 from unspoken.agents.spec.graph import validate
 from unspoken.agents.testing import ScriptedModel
 from unspoken.channels import AgentError, InputError, RunTimeout
@@ -160,6 +163,28 @@ async def test_only_errors_that_may_pass_are_tried_again(
         await pair(model, retry=retry).arun()
     assert caught.value.__cause__ is error
     assert len(model.errors["first"]) == 3 - tries
+
+
+async def test_tries_are_told_by_no_hook_of_stamina() -> None:
+    """Runs have events and a log; a program's own retries are told as before."""
+    told: list[str] = []
+    set_on_retry_hooks([lambda details: told.append(details.name)])
+    try:
+        _quiet_stamina.cache_clear()
+        model = Elsewhere({"first": "a", "second": "b"}, first=[ConnectionError("x")])
+        await pair(model, retry=AT_ONCE).arun()
+        assert not told
+
+        @stamina.retry(on=ValueError, attempts=2, wait_initial=0, wait_max=0, wait_jitter=0)
+        def mine() -> None:
+            raise ValueError("mine")
+
+        with pytest.raises(ValueError, match="mine"):
+            mine()
+        assert len(told) == 1
+    finally:
+        set_on_retry_hooks(None)
+        _quiet_stamina.cache_clear()
 
 
 async def test_a_turn_that_fails_in_every_try_may_be_skipped() -> None:

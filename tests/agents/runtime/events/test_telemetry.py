@@ -1,6 +1,7 @@
 """Spans of a run: who is inside of whom, what they say, and none without an SDK."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from unspoken.agents import Agent, Workflow
+from unspoken.agents.runs import RunStore
 from unspoken.agents.runtime.telemetry import Telemetry, executing_tool
 from unspoken.agents.testing import ScriptedModel
-from unspoken.channels import AgentError
+from unspoken.channels import AgentError, RunWaiting
 
 pytestmark = [pytest.mark.anyio, pytest.mark.event_loops]
 
@@ -82,9 +84,46 @@ async def test_a_turn_that_fails_has_its_error(spans: InMemorySpanExporter) -> N
     with pytest.raises(AgentError):
         await pair({"a": "x"}).arun()
     for name in ("invoke_agent b", "invoke_workflow pair"):
-        assert not named(spans, name).status.is_ok
-    assert (named(spans, "invoke_agent b").attributes or {})["error.type"] == "AgentError"
-    assert named(spans, "invoke_agent a").status.is_ok or not named(spans, "invoke_agent a").events
+        span = named(spans, name)
+        assert span.status.status_code is trace.StatusCode.ERROR
+        assert (span.attributes or {})["error.type"] == "AgentError"
+        assert "agent 'b'" in (span.status.description or "")
+    assert named(spans, "invoke_agent a").status.status_code is trace.StatusCode.UNSET
+
+
+async def test_a_turn_from_the_store_counts_no_tokens(
+    spans: InMemorySpanExporter, tmp_path: Path
+) -> None:
+    """Its tokens were counted when it was computed; the run says that it waits for a person."""
+    flow = pair({"a": "x", "b": "y"}, ask="approve")
+    for _ in range(2):
+        with pytest.raises(RunWaiting):
+            await flow.arun(run_id="r", store=RunStore(tmp_path))
+    finished = spans.get_finished_spans()
+    chats = [dict(span.attributes or {}) for span in finished if span.name == "chat"]
+    assert [told.get("unspoken.restored", False) for told in chats] == [False, False, True, True]
+    counted = [name for told in chats[2:] for name in told if "usage" in name]
+    assert not counted and {told["gen_ai.provider.name"] for told in chats} == {"unspoken"}
+    runs = [span for span in finished if span.name == "invoke_workflow pair"]
+    assert [(one.attributes or {})["unspoken.stopped_by"] for one in runs] == ["Waiting"] * 2
+
+
+def fail(word: str) -> str:
+    """Fail."""
+    raise ValueError(word)
+
+
+async def test_an_agents_calls_are_spans_of_its_turn(spans: InMemorySpanExporter) -> None:
+    """A call that failed says so, though the run goes on."""
+    calls = ['{"name": "fail", "arguments": {"word": "no"}}', "done"]
+    model = ScriptedModel({"a": calls})
+    settings: dict[str, Any] = {"tools": [fail], "generate": {"max_new_tokens": 80}}
+    await Workflow("w", [Agent("a", model, prompt="go", **settings)]).arun()
+    span = named(spans, "execute_tool fail")
+    told = dict(span.attributes or {})
+    assert (told["gen_ai.tool.call.id"], told["error.type"]) == ("a.1.1", "ValueError")
+    assert span.status.status_code is trace.StatusCode.ERROR
+    assert inside(spans)["execute_tool fail"] == "invoke_agent a"
 
 
 def test_a_call_of_a_tool_is_a_span(spans: InMemorySpanExporter) -> None:
