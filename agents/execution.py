@@ -1,6 +1,7 @@
 """One run of a workflow: inputs checked, models and plan ready, then the scheduler."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -96,16 +97,21 @@ class Execution:
         """
         require_messages(spec, received)
         kept = await elsewhere(KeptRun, how.keeping) if how.is_kept(spec) else None
-        known = check_inputs(spec, inputs if kept is None else kept.inputs(inputs))
-        run = partial(self._run, spec, received, known, how, kept, events)
-        if how.session is not None:
-            with how.session.running() as pool:
-                return await run(StateStore(pool))
-        pool = Pool(Budget(spec.memory))
+        error: BaseException | None = None
         try:
-            return await run(StateStore(pool))
+            known = check_inputs(spec, inputs if kept is None else kept.inputs(inputs))
+            run = partial(self._run, spec, received, known, how, kept, events)
+            if how.session is not None:
+                with how.session.running() as pool:
+                    return await run(StateStore(pool))
+            with closing(Pool(Budget(spec.memory))) as pool:
+                return await run(StateStore(pool))
+        except BaseException as raised:
+            error = raised
+            raise
         finally:
-            pool.close()
+            if kept is not None:
+                await elsewhere(kept.end, error)
 
     async def _run(
         self,
@@ -124,33 +130,29 @@ class Execution:
             check_received(spec, models, received)
             engines = engines_for(models, states, self.workers, when_room)
             self._preparation.check_memory(spec, plan, inputs, states.pool, engines)
-            make = partial(
-                Scheduler,
+            book, toolbox = None, self._preparation.toolbox
+            if kept is not None:
+                origin = origin_of(spec, models, inputs, received, self._preparation.file)
+                book = await elsewhere(kept.open, origin)
+                engines = kept_engines(engines, book)
+                toolbox = toolbox.of_run(book.around)
+            scheduler = Scheduler(
                 spec,
                 models=models,
+                engines=engines,
                 states=states,
                 plan=plan,
                 inputs=inputs,
                 emit=(lambda event: None) if events is None else events.put,
                 received=received,
                 when_room=when_room,
+                run_id=None if kept is None else kept.id,
+                book=book,
                 on_question=how.on_question,
-                toolbox=self._preparation.toolbox,
+                toolbox=toolbox,
             )
-            if kept is None:
-                scheduler = make(engines=engines)
-                limit.partial = scheduler.partial
-                return scheduler, await scheduler.run()
-            origin = origin_of(spec, models, inputs, received, self._preparation.file)
-            journal = await elsewhere(kept.open, origin)
-            scheduler = make(engines=kept_engines(engines, journal), run_id=kept.id, book=journal)
             limit.partial = scheduler.partial
-            error: BaseException | None = None
-            try:
-                return scheduler, await scheduler.run()
-            except BaseException as raised:
-                error = raised
-                raise
-            finally:
-                outputs = scheduler.outputs() if error is None else None
-                await elsewhere(kept.end, outputs, error)
+            report = await scheduler.run()
+            if kept is not None:
+                kept.outputs = scheduler.outputs()
+            return scheduler, report

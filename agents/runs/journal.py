@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -11,10 +11,13 @@ import anyio
 import structlog
 
 from unspoken.agents.engines.base import Engine, StateRef, TurnOutcome
+from unspoken.agents.runs.calls import Calls
 from unspoken.agents.runs.offload import elsewhere
 from unspoken.agents.runs.packets import read_state, write_state
 from unspoken.agents.runs.records import CallRecord, Question, TurnRecord
 from unspoken.agents.runs.store import RunStore
+from unspoken.agents.tools.functions import Tool
+from unspoken.agents.tools.toolbox import Call, Called
 from unspoken.channels.errors import PacketError, RunError, StateError, StoreError
 
 log = structlog.wrap_logger(logging.getLogger("unspoken.runs"))
@@ -36,7 +39,6 @@ class Journal:
 
     Attributes:
         restored: How many computed turns were had from the store.
-        unknown: Calls of tools that may have happened.
     """
 
     def __init__(
@@ -44,7 +46,6 @@ class Journal:
     ) -> None:
         self.store, self.run = store, run
         self.restored = 0
-        self.unknown: list[CallRecord] = []
         self._states = states
         self._turns: dict[tuple[str, int, int], dict[str, TurnRecord]] = {}
         for record in store.turns(run):
@@ -53,11 +54,16 @@ class Journal:
         if anyway:
             store.drop_order(run)
         self._places = {place: number for number, place in enumerate(store.order(run))}
-        self._calls = {_key(call): call for call in store.calls(run)}
+        self._calls = Calls(store, run)
         self._before = len(self._places)
         self._next = 0
         self._moved = anyio.Event()
         self._lock = anyio.Lock()
+
+    @property
+    def unknown(self) -> tuple[CallRecord, ...]:
+        """Calls of tools that happened, or may have, and whose result no turn has read."""
+        return self._calls.unread
 
     def take(self, agent: str, turn: int, item: int | None, digest: str) -> TurnRecord | None:
         """A turn that was computed before; each is had once.
@@ -137,37 +143,47 @@ class Journal:
 
         Args:
             place: The agent, its turn, and the item or None.
-            number: Which call of the turn it is, from 1.
+            number: Which call of this try of the turn it is, from 1.
             tool: The tool.
             arguments: What it is called with, as JSON text.
-            make: Calls it; what it gives must be plain data.
+            make: Calls it; what it gives must be plain data. What goes wrong in the tool is a
+                result too.
             idempotent: Whether it does no harm to call it again.
 
         Returns:
-            What it gave, now or then; `UNKNOWN` where it was begun then, and nobody knows.
+            What it gave, now or then, as it is kept; `UNKNOWN` where it was begun then, and nobody
+            knows.
         """
         agent, turn, item = place
-        call = CallRecord(
-            agent=agent,
-            turn=turn,
-            item=-1 if item is None else item,
-            number=number,
-            tool=tool,
-            arguments=arguments,
-            result=None,
+        text = await self._calls.result(
+            (agent, turn, -1 if item is None else item),
+            number,
+            tool,
+            arguments,
+            make,
+            idempotent=idempotent,
         )
-        known = self._calls.pop(_key(call), None)
-        if known is not None and (known.tool, known.arguments) == (tool, arguments):
-            if known.result is not None:
-                return json.loads(known.result)
-            if not idempotent:
-                self.unknown.append(known)
-                log.warning("a call may have happened", run=self.run, agent=agent, tool=tool)
-                return UNKNOWN
-        await elsewhere(partial(self.store.note_call, self.run, call))
-        result = await make()
-        await elsewhere(partial(self.store.note_call, self.run, _ended(call, result)))
-        return result
+        if text is None:
+            log.warning("a call may have happened", run=self.run, agent=agent, tool=tool)
+        return UNKNOWN if text is None else json.loads(text)
+
+    async def around(self, call: Call, tool: Tool, make: Callable[[], Awaitable[Called]]) -> Called:
+        """Stands around every call of the run's tools; see `Toolbox.around`."""
+
+        async def plain() -> dict[str, Any]:
+            return asdict(await make())
+
+        said = await self.call(
+            (call.agent, call.turn, call.item),
+            int(call.id.rpartition(".")[2]),
+            tool.name,
+            json.dumps(dict(call.arguments), ensure_ascii=False, sort_keys=True, default=str),
+            plain,
+            idempotent=tool.idempotent,
+        )
+        if said == UNKNOWN:
+            return Called(result=UNKNOWN, failed=True, seconds=0.0, unknown=True)
+        return Called(result=said["result"], failed=said["failed"], seconds=said["seconds"])
 
     async def keep_state(self, engine: Engine, agent: str, outcome: TurnOutcome) -> str:
         """Keep the state of a turn, where states are kept: the digest of its packet, or nothing.
@@ -196,11 +212,3 @@ class Journal:
             found = getattr(error, "found", str(error))
             log.warning("a state is computed again", run=self.run, reason=found)
             return None
-
-
-def _key(call: CallRecord) -> tuple[str, int, int, int]:
-    return call.agent, call.turn, call.item, call.number
-
-
-def _ended(call: CallRecord, result: object) -> CallRecord:
-    return replace(call, result=json.dumps(result, ensure_ascii=False, default=str))

@@ -53,6 +53,7 @@ class KeptRun:
     Attributes:
         id: Its id.
         stored: The run as it was; None for a new one.
+        outputs: The workflow's outputs, once there are any.
 
     Raises:
         InputError: An id that is none.
@@ -72,6 +73,7 @@ class KeptRun:
         self._keeping, self._lock = keeping, self.store.lock(self.id)
         find = self.store.get if keeping.must_exist else self.store.find
         self.stored: StoredRun | None = find(self.id)
+        self.outputs: dict[str, str] | None = None
         self._began = False
 
     def inputs(self, given: Mapping[str, object]) -> Mapping[str, object]:
@@ -107,12 +109,12 @@ class KeptRun:
             self._lock.release()
             raise
 
-    def end(self, outputs: dict[str, str] | None, error: BaseException | None) -> None:
+    def end(self, error: BaseException | None) -> None:
         """Say how it ended, and let others go on with it."""
         try:
             if self._began and (error is None or isinstance(error, Exception)):
                 status, told = _status(error)
-                self.store.mark(self.id, status, outputs, told)
+                self.store.mark(self.id, status, self.outputs, told)
         except StoreError:
             if error is None:
                 raise

@@ -164,15 +164,21 @@ class RunStore:
         """Forget in which order turns were handed over, where a run goes on as another one."""
         self._change(lambda db: db.execute("DELETE FROM handed_over WHERE run = ?", (run,)))
 
-    def note_call(self, run: str, call: CallRecord) -> None:
-        """Keep a call: without a result before it is made, with one afterwards.
+    def begin_call(self, run: str, call: CallRecord) -> None:
+        """Keep a call that is about to be made.
 
         It is on the disk when this returns, whatever becomes of the machine.
         """
         data = asdict(call)
         marks = ", ".join("?" * (1 + len(data)))
-        sql = f"INSERT OR REPLACE INTO calls (run, {', '.join(data)}) VALUES ({marks})"
+        sql = f"INSERT INTO calls (run, {', '.join(data)}) VALUES ({marks})"
         self._change(lambda db: db.execute(sql, (run, *data.values())), durable=True)
+
+    def end_call(self, run: str, call: CallRecord) -> None:
+        """Keep the result of a call, as `begin_call` does."""
+        sql = "UPDATE calls SET result = ? WHERE run = ? AND agent = ? AND turn = ? AND item = ? "
+        row = (call.result, run, call.agent, call.turn, call.item, call.number)
+        self._change(lambda db: db.execute(f"{sql}AND number = ?", row), durable=True)
 
     def note_question(self, run: str, question: Question) -> None:
         """Keep a question, or the answer to it."""

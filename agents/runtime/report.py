@@ -25,6 +25,7 @@ class ToolReport:
         result: What it returned, as text; what went wrong, where it failed.
         failed: Whether it failed.
         seconds: How long it took.
+        unknown: Whether nobody knows if it took effect: the run was interrupted during it.
     """
 
     id: str
@@ -33,6 +34,7 @@ class ToolReport:
     result: str
     failed: bool
     seconds: float
+    unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +219,8 @@ class RunReport:
         failed_items: Items of ``for_each`` that failed and ended no run.
         failed_turns: Turns that failed and ended no run.
         late_messages: Messages that came after their receiver had begun without them.
+        unknown_calls: Of a run that was interrupted, calls of tools that happened or may have, and
+            whose result no turn has read.
         linears: Per agent whose model was computed here, how its linear layers were: ``packed``,
             ``plain`` or ``int8``; see `unspoken.agents.models.linears.packed.Linears`.
     """
@@ -235,6 +239,7 @@ class RunReport:
     failed_items: tuple[FailedItem, ...] = ()
     failed_turns: tuple[FailedTurn, ...] = ()
     late_messages: tuple[LateMessage, ...] = ()
+    unknown_calls: tuple[ToolReport, ...] = ()
     linears: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -257,6 +262,7 @@ class RunReport:
             "spilled_state_bytes": self.spilled_state_bytes,
             "prefix_hits": self.prefix_hits,
             "linears": self.linears,
+            "unknown_calls": [asdict(call) for call in self.unknown_calls],
         }
 
 

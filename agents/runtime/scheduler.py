@@ -26,6 +26,7 @@ from unspoken.agents.runtime.recorder import Recorder, RunLog, by_item
 from unspoken.agents.runtime.report import AgentResult, RunReport, RunResult
 from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.runtime.telemetry import Telemetry
+from unspoken.agents.runtime.tool_use import unread as unread_calls
 from unspoken.agents.runtime.turns import Turns
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.spec import WorkflowSpec
@@ -76,6 +77,7 @@ class Scheduler:
         self.received, self.when_room = received, when_room
         self.run_id = run_id or uuid.uuid4().hex[:12]
         self.emit: Callable[[Event], None] = lambda event: emit(stamped(event, self.run_id))
+        self._book = book
         self.people = People(spec, self.emit, book, on_question)
         self.flow: Dataflow[InFlight] = Dataflow(build_graph(spec))
         self.agents = {
@@ -152,6 +154,7 @@ class Scheduler:
             failed_items=by_item(self.recorder.failed_items),
             failed_turns=tuple(self.recorder.failed_turns),
             late_messages=tuple(self.recorder.late_messages),
+            unknown_calls=unread_calls(self._book.unknown) if self._book is not None else (),
             linears={
                 name: agent.model.linears.kind
                 for name, agent in self.agents.items()

@@ -1,11 +1,13 @@
 """A turn that calls tools: passes over one context, a result after each call."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from unspoken.agents.engines.base import Usage
 from unspoken.agents.prompts.context import ChatTurn, Context
 from unspoken.agents.prompts.tool_turns import ToolCall
+from unspoken.agents.runs.records import CallRecord
 from unspoken.agents.runtime.agent_run import AgentRun
 from unspoken.agents.runtime.recorder import Place, Recorder
 from unspoken.agents.runtime.reply import TurnReply
@@ -85,10 +87,27 @@ class ToolUse:
             result=done.result,
             failed=done.failed,
             seconds=done.seconds,
+            unknown=done.unknown,
         )
         self.reports.append(report)
         self._recorder.note_result(place, report)
         return done.result
+
+
+def unread(calls: Iterable[CallRecord]) -> tuple[ToolReport, ...]:
+    """Calls whose result no turn has read, as a report has them."""
+    return tuple(
+        ToolReport(
+            id=f"{call.agent}.{call.turn}{'' if call.item < 0 else f'.{call.item}'}.{call.number}",
+            tool=call.tool,
+            arguments=json.loads(call.arguments),
+            result=call.result or "",
+            failed=call.result is None,
+            seconds=0.0,
+            unknown=True,
+        )
+        for call in calls
+    )
 
 
 def summed(passes: Sequence[Usage]) -> Usage:

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -44,11 +45,13 @@ class Called:
         result: What the tool returned, as text; what went wrong, where it failed.
         failed: Whether it failed.
         seconds: How long it took.
+        unknown: Whether nobody knows if it took effect: the run was interrupted during it.
     """
 
     result: str
     failed: bool
     seconds: float
+    unknown: bool = False
 
 
 Around = Callable[[Call, Tool, Callable[[], Awaitable[Called]]], Awaitable[Called]]
@@ -76,6 +79,12 @@ class Toolbox:
         self.around: Around = directly
         self._folder = folder
         self._found: dict[str, Tool] = {}
+
+    def of_run(self, around: Around) -> "Toolbox":
+        """The same tools, for one run that has its calls kept."""
+        box = copy(self)
+        box.around = around
+        return box
 
     def of(self, refs: Sequence[ToolRef]) -> tuple[Tool, ...]:
         """The tools of these names.

@@ -11,7 +11,7 @@ from unspoken.agents import Agent, Workflow
 from unspoken.agents.runs import RunStore
 from unspoken.agents.runs import packets as packets_module
 from unspoken.agents.testing import ScriptedModel
-from unspoken.channels import InputError, RunError, StoreError
+from unspoken.channels import InputError, RunError, StoreError, UnspokenError
 
 
 @pytest.fixture
@@ -106,6 +106,18 @@ def test_a_full_disk_fails_the_run_and_keeps_it(
             flow.run(run_id="a", store=store, states=True)
     assert no.value.kind == "full" and store.get("a").status == "failed"
     assert flow.run(run_id="a", store=store, states=True).outputs == {"b": "two"}
+
+
+@pytest.mark.parametrize("output", ["{{ a.text / 2 }}", "{{ [][0].x }}"])
+def test_outputs_that_cannot_be_rendered_fail_a_kept_run(
+    flow: Workflow, store: RunStore, output: str
+) -> None:
+    """The run is marked so, and its lock is free at once."""
+    agents = [Agent("a", ScriptedModel({"a": "one"}), prompt="go")]
+    with pytest.raises(UnspokenError) as caught:
+        Workflow("broken", agents, outputs={"o": output}).run(run_id="a", store=store)
+    assert store.get("a").status == "failed" and not store.lock("a").held_elsewhere
+    assert caught.value is not None  # and with it the frames of the run
 
 
 def test_a_database_without_room_says_so(flow: Workflow, store: RunStore) -> None:
