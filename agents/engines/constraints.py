@@ -57,8 +57,8 @@ Masked = tuple[Constraint, Tensor, Sequence[int]]
 """A constraint, the logits after some tokens (1 + drafts, vocabulary), and the drafts."""
 
 
-def masked(rows: Sequence[Masked]) -> list[Tensor]:
-    """The logits of several turns without the tokens that may not come.
+def masked(rows: Sequence[Masked]) -> list[Tensor | Exception]:
+    """The logits of several turns without the tokens that may not come, or why there are none.
 
     The masks are made while an accelerator still computes the logits, and nothing waits for it.
     """
@@ -66,14 +66,19 @@ def masked(rows: Sequence[Masked]) -> list[Tensor]:
     counts = [len(logits) for _, logits, _ in rows]
     words = max(constraint.words for constraint, _, _ in rows)
     masks = torch.zeros(sum(counts), words, dtype=torch.int32, pin_memory=device.type == "cuda")
-    for part, (constraint, _, drafts) in zip(torch.split(masks, counts), rows, strict=True):
-        constraint.fill(part[:, : constraint.words], drafts)
+    failed = dict[int, Exception]()
+    parts = torch.split(masks, counts)
+    for number, (part, (constraint, _, drafts)) in enumerate(zip(parts, rows, strict=True)):
+        try:
+            constraint.fill(part[:, : constraint.words], drafts)
+        except Exception as error:  # a matcher's own code may raise anything; the others go on
+            failed[number] = error
     allowed = _bits(masks, device)[:, :vocabulary]
     logits = torch.cat([row for _, row, _ in rows])
     kept = torch.full_like(logits, -torch.inf)
     width = allowed.shape[1]  # ids beyond the tokenizer's are never words
     kept[:, :width] = torch.where(allowed, logits[:, :width], -torch.inf)
-    return list(torch.split(kept, counts))
+    return [failed.get(number, part) for number, part in enumerate(torch.split(kept, counts))]
 
 
 def _bits(masks: Tensor, device: torch.device) -> Tensor:

@@ -30,6 +30,7 @@ def decode(
     guesses = guesses and not turn.model.geometry.recurrent
     drafter = Drafter(turn.request.ids) if guesses else None
     while True:
+        before = len(turn.sampled)
         for value in tokens:
             ended = yield from _write(turn, value, sampling, drafter)
             if ended:
@@ -40,6 +41,8 @@ def decode(
             if ended:
                 return ended
             fresh.append(value)
+        if turn.sampler is not None and turn.sampled[before:] != [*tokens]:
+            turn.sampler.wrote(turn.sampled[before:])
         # A guess is never longer than what may still be written.
         room = _room(turn, sampling) - 1
         welcome = turn.drafts and (constraint is None or constraint.guessable)

@@ -11,6 +11,7 @@ from transformers.generation import logits_process as hf
 
 from unspoken.agents.engines.base import Sampling
 from unspoken.agents.engines.constraints import Constraint, masked
+from unspoken.channels.kv.transfer import numbers_at
 
 
 class Sampler:
@@ -70,6 +71,12 @@ class Sampler:
             self._ids = torch.cat((self._ids, token[None]), dim=1)
         return token
 
+    def wrote(self, tokens: Sequence[int]) -> None:
+        """Let penalties look at what was written in place of the last token, or besides it."""
+        if self._keeps_ids:
+            written = numbers_at([tokens], self._ids.device)
+            self._ids = torch.cat((self._ids[:, :-1], written), dim=1)
+
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
@@ -90,7 +97,7 @@ class Scorer:
         logs = logits.float().log_softmax(dim=-1)
         rows = [row for row, ids in enumerate(self.ids) for _ in ids]
         ids = [token for ids in self.ids for token in ids]
-        where = torch.tensor((rows, ids), device=logits.device)
+        where = numbers_at((rows, ids), logits.device)
         return logs[where[0], where[1]].view(torch.int32).long()
 
     @staticmethod
@@ -113,9 +120,10 @@ def sample(rows: Sequence[Row]) -> list[list[int] | Exception]:
     """
     if not rows:
         return []
-    given, failed = _constrained(rows), dict[int, Exception]()
+    given, failed = _constrained(rows)
     chosen: list[Tensor] = [logits.new_empty(0, dtype=torch.long) for logits in given]
-    plain = [n for n, (sampler, _, _) in enumerate(rows) if _takes_likeliest(sampler)]
+    takers = [n for n, (sampler, _, _) in enumerate(rows) if _takes_likeliest(sampler)]
+    plain = [number for number in takers if number not in failed]
     if plain:
         logits = [given[number] for number in plain]
         tokens = (logits[0] if len(plain) == 1 else torch.cat(logits)).argmax(dim=-1)
@@ -124,7 +132,7 @@ def sample(rows: Sequence[Row]) -> list[list[int] | Exception]:
             chosen[number] = tokens[start : start + len(part)]
             start += len(part)
     for number, (sampler, _, _) in enumerate(rows):
-        if not _takes_likeliest(sampler):
+        if number not in failed and not _takes_likeliest(sampler):
             try:
                 every = isinstance(sampler, Scorer)
                 chosen[number] = sampler(given[number] if every else given[number][-1])
@@ -139,9 +147,9 @@ def _takes_likeliest(sampler: Sampler | Scorer) -> bool:
     return not isinstance(sampler, Scorer) and sampler.takes_likeliest
 
 
-def _constrained(rows: Sequence[Row]) -> list[Tensor]:
-    """The logits of each turn without what it may not write."""
-    given = [logits for _, logits, _ in rows]
+def _constrained(rows: Sequence[Row]) -> tuple[list[Tensor], dict[int, Exception]]:
+    """The logits of each turn without what it may not write; where that failed, why."""
+    given, failed = [logits for _, logits, _ in rows], dict[int, Exception]()
     bound = {
         number: (sampler.constraint, logits, drafts)
         for number, (sampler, logits, drafts) in enumerate(rows)
@@ -149,8 +157,11 @@ def _constrained(rows: Sequence[Row]) -> list[Tensor]:
     }
     if bound:
         for number, logits in zip(bound, masked(list(bound.values())), strict=True):
-            given[number] = logits
-    return given
+            if isinstance(logits, Exception):
+                failed[number] = logits
+            else:
+                given[number] = logits
+    return given, failed
 
 
 def _penalties(settings: Sampling, prompt: int, device: torch.device) -> Iterator[Any]:

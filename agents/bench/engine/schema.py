@@ -179,13 +179,19 @@ def _cost_seconds(model: LocalModel, grammar: Grammar) -> float:
         kept = masked([(one, row, ()) for one, row in zip(bound, logits, strict=True)])
         _wait(model.device)
         spent.append(perf_counter() - began)
-        tokens = [int(row.argmax()) for row in kept]
+        tokens = list(map(_likeliest, kept))
         began = perf_counter()
         bound = [
             _after(grammar, one, token, model) for one, token in zip(bound, tokens, strict=True)
         ]
         spent[-1] += perf_counter() - began
     return median(spent[1:])
+
+
+def _likeliest(logits: torch.Tensor | Exception) -> int:
+    if isinstance(logits, Exception):
+        raise logits
+    return int(logits.argmax())
 
 
 def _after(grammar: Grammar, one: Constraint, token: int, model: LocalModel) -> Constraint:
