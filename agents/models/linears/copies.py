@@ -56,12 +56,24 @@ class Copy:
 
 
 class _Product(NamedTuple):
-    """The last product for several layers on a thread."""
+    """The last product for several layers on a thread.
+
+    Nothing counts the changes of an inference tensor, so of one there is a copy, and no version.
+    Each layer takes its output once, since it may be changed where it went.
+    """
 
     copied: Copy
     input: Tensor
-    version: int
-    outputs: Sequence[Tensor]
+    version: int | None
+    outputs: list[Tensor | None]
+
+    def is_of(self, copied: Copy, input: Tensor) -> bool:
+        """Whether it is that of an input as it is now."""
+        if self.copied is not copied or input.is_inference() != (self.version is None):
+            return False
+        if self.version is None:
+            return torch.equal(self.input, input)
+        return self.input is input and self.version == input._version
 
 
 class _Last(local):
@@ -84,20 +96,16 @@ def product(copied: Copy, number: int, input: Tensor, bias: Tensor | None) -> Te
     if len(copied.of) == 1:
         return multiply(input, copied.packed, bias, pads=copied.pads)
     last = _LAST.product
-    if input.is_inference():  # nothing counts its changes, so no product of before is taken
-        outputs = multiply(input, copied.packed, None, pads=copied.pads)
-        last = _Product(copied, input, 0, torch.split(outputs, copied.sizes, dim=-1))
-    elif (
-        last is None
-        or last.copied is not copied
-        or last.input is not input
-        or last.version != input._version
-    ):
-        outputs = multiply(input, copied.packed, None, pads=copied.pads)
-        last = _Product(copied, input, input._version, torch.split(outputs, copied.sizes, dim=-1))
+    if last is None or not last.is_of(copied, input) or last.outputs[number] is None:
+        together = multiply(input, copied.packed, None, pads=copied.pads)
+        outputs = list[Tensor | None](torch.split(together, copied.sizes, dim=-1))
+        if input.is_inference():
+            last = _Product(copied, input.clone(), None, outputs)
+        else:
+            last = _Product(copied, input, input._version, outputs)
         _LAST.product = last
-    output = last.outputs[number]
-    return output if bias is None else output + bias
+    output, last.outputs[number] = last.outputs[number], None
+    return output if bias is None or output is None else output + bias
 
 
 def forget() -> None:

@@ -117,11 +117,13 @@ def test_an_inference_tensor_has_the_packed_product_too(products: list[int]) -> 
     module, input = Gated(), torch.randn(3, 8)
     pack_linears(module)
     expected = module.gate_proj(input), module.up_proj(input)
+    products.clear()
     with torch.inference_mode():
         same = input.clone()
         assert torch.equal(module.gate_proj(same), expected[0])
+        assert torch.equal(module.up_proj(same), expected[1])
+        assert products == [24]  # the two of them together
         same.mul_(2)
-        products.clear()
         doubled = module.up_proj(same)
-    assert products == [24]
+    assert products == [24, 24]
     assert torch.equal(doubled, module.up_proj(input * 2))
