@@ -158,7 +158,11 @@ def _groups(model: TurnModel, asks: Sequence[tuple[Compute, int]]) -> list[list[
         return [[number] for number in numbers]
     if model.refuses_batches is None:
         return [numbers]
-    steps = [number for number in numbers if model.refuses_steps is None and asks[number][0].steps]
+    steps = list[int]()
+    if model.refuses_steps is None:
+        # Whose rows take longer to copy than it takes to read the weights is computed alone.
+        most = max(SHORT, model.most_stacked)
+        steps = [n for n in numbers if asks[n][0].steps and asks[n][0].rows.length <= most]
     near = near_lengths([asks[number][0].rows.length for number in steps])
     alone = [[number] for number in numbers if number not in steps]
     return alone + [[steps[place] for place in group] for group in near]

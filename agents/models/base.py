@@ -96,6 +96,10 @@ class TurnModel(CausalModel, Protocol):
         """Why not even one token of each of several turns is in one, where it refuses batches."""
 
     @property
+    def most_stacked(self) -> int:
+        """Most rows of a context whose steps are worth computing with those of others."""
+
+    @property
     def batch_key(self) -> object:
         """Equal for models whose turns may be computed in one forward."""
 

@@ -23,6 +23,7 @@ from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
 from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.rope import Rotary
 from unspoken.channels.kv.state import KVState
+from unspoken.channels.kv.transfer import numbers_at
 from unspoken.channels.model import Prefill
 
 CHUNK = 256
@@ -133,7 +134,7 @@ class Decoder(Proven):
 
     def tensor(self, ids: Sequence[int]) -> Tensor:
         """Token ids as an int64 tensor on the model's device."""
-        return torch.tensor(ids, dtype=torch.long, device=self.device)
+        return numbers_at(ids, self.device)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input of layer 0 for `ids`, shape (tokens, hidden_size), scaled as the model does."""

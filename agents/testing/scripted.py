@@ -208,6 +208,11 @@ class ScriptedModel:
         return self.refuses_batches
 
     @property
+    def most_stacked(self) -> int:
+        """No steps are stacked."""
+        return 0
+
+    @property
     def batch_key(self) -> object:
         """Each turn has a script of its own."""
         return self

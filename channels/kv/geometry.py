@@ -137,6 +137,14 @@ class CacheGeometry:
         numbers = sum(layer.kv_heads * (layer.head_dim + layer.values) for layer in self.layers)
         return numbers * itemsize
 
+    def seen_bytes(self, tokens: int, itemsize: int) -> int:
+        """Bytes of rows that the last of so many tokens sees over all layers."""
+        numbers = sum(
+            layer.kv_heads * (layer.head_dim + layer.values) * min(tokens, layer.window or tokens)
+            for layer in self.layers
+        )
+        return numbers * itemsize
+
     def require_rows(self, what: str) -> None:
         """Refuse a model whose layers keep anything but rows of keys and values.
 

@@ -128,6 +128,18 @@ _OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
             "hidden_size_per_layer_input": 8,
         },
     ),
+    "gemma4-shared": (
+        "Gemma4",
+        {
+            **_SHAPE,
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "sliding_window": 24,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 8,
+        },
+    ),
 }
 
 RECURRENT = tuple(_RECURRENT)

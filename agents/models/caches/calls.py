@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 
+from unspoken.channels.kv.transfer import numbers_at
+
 
 class DecoderCalls:
     """How one model is called.
@@ -41,7 +43,7 @@ class DecoderCalls:
             lengths: Tokens that each context has before.
             cache: Their rows, which end together.
         """
-        before = torch.tensor(lengths, device=ids.device)[:, None]
+        before = numbers_at(lengths, ids.device)[:, None]
         longest = max(lengths)
         mask = torch.arange(longest + 1, device=ids.device) >= longest - before
         inputs: dict[str, Any] = {"input_ids": ids[:, None], "use_cache": True}

@@ -15,7 +15,7 @@ from unspoken.agents.models.proofs.passes import (
 )
 from unspoken.agents.models.proofs.positions import prove_positions
 from unspoken.agents.models.ragged.forward import prove_fast_path, refusal
-from unspoken.agents.models.ragged.steps import refusal_of_steps
+from unspoken.agents.models.ragged.steps import most_stacked, refusal_of_steps
 from unspoken.channels.errors import ModelSupportError
 
 
@@ -122,6 +122,11 @@ class Proven:
         if CHUNKED in self.backbone.kinds or any(layer.indexer for layer in geometry.layers):
             return "its layers choose among rows by their places"
         return refusal_of_steps(self.backbone)
+
+    @cached_property
+    def most_stacked(self) -> int:
+        """Most rows of a context whose steps are worth computing with those of others."""
+        return most_stacked(self.backbone)
 
     @cached_property
     def fast_path(self) -> FastPath | str:

@@ -13,10 +13,13 @@ import torch
 from engine_contract import EngineContract, Subject
 from engine_turns import MORE, PROMPT, inbound, message_of, take, writes
 from fake_device import noted
+from hybrids import make_hybrid
+from rows import Row, ids_of, step
 
 from unspoken.agents.engines import asks
 from unspoken.agents.engines.base import TurnRequest
 from unspoken.agents.engines.local import LocalEngine
+from unspoken.agents.engines.sampling import Scorer, sample
 from unspoken.agents.engines.turn import drive_turn
 from unspoken.agents.engines.worker import Worker, Workers
 from unspoken.agents.models.model import LocalModel
@@ -137,6 +140,19 @@ async def test_rows_beside_each_other_wait_together(engine: LocalEngine) -> None
     assert set(more) == {"wait tolist"}
     assert 20 <= many["wait tolist"] < 2 * 20  # alone they would be 80
     assert many["upload"] <= 4 * many["wait tolist"]
+
+
+def test_what_goes_to_the_device_is_not_waited_for(like_cuda: None) -> None:
+    """Neither by a step of two hybrids nor by what gives log-probabilities."""
+    model = on_accelerator(make_hybrid("lfm2"))
+    rows = [Row(model, ids_of(seed, 6 + seed)) for seed in range(2)]
+    step(rows)
+    with noted() as seen:
+        step(rows)
+    assert seen["upload"] == 2 and not seen["wait upload"]  # the tokens, and the lengths
+    with noted() as seen:
+        sample([(Scorer(((5, 6),)), rows[0].logits[-1][None], ())])
+    assert seen["upload"] == 1 and not seen["wait upload"]
 
 
 @pytest.mark.anyio

@@ -8,10 +8,12 @@ from hybrids import LATENT, RECURRENT, make_hybrid
 from rows import TOLERANCE, Row, ids_of, step
 
 from unspoken.agents import LocalModel
+from unspoken.agents.engines import asks
 from unspoken.agents.engines.asks import Compute, compute, near_lengths
 from unspoken.agents.engines.base import Sampling
 from unspoken.agents.engines.sampling import Sampler
 from unspoken.agents.models import decoder
+from unspoken.agents.models.caches.stacked import StackedRows
 from unspoken.agents.models.ragged.steps import refusal_of_steps, stacked_step
 
 
@@ -35,7 +37,7 @@ def alone(model: LocalModel, ids: list[int], count: int) -> Row:
     return row
 
 
-@pytest.mark.parametrize("name", [*RECURRENT, *LATENT])
+@pytest.mark.parametrize("name", [*RECURRENT, *LATENT, "gemma4-shared"])
 def test_a_turn_writes_what_it_writes_alone(name: str, together: list[int]) -> None:
     """Whoever joins and leaves beside it, and whatever their lengths."""
     model = make_hybrid(name)
@@ -63,13 +65,13 @@ def test_a_turn_writes_what_it_writes_alone(name: str, together: list[int]) -> N
 def test_a_round_stacks_what_decodes(name: str, together: list[int]) -> None:
     """Beside a prompt that is read, and one whose hidden states are wanted."""
     model = make_hybrid(name)
-    asks, capture = [], {1: list[torch.Tensor]()}
+    asked, capture = [], {1: list[torch.Tensor]()}
     for seed in range(4):
         row = alone(model, ids_of(seed, 6 + seed), 1)
-        asks.append(_ask(model, row, capture if seed == 3 else {}))
+        asked.append(_ask(model, row, capture if seed == 3 else {}))
     fresh = Row(model, ids_of(9, 8))
-    asks.append(Compute(model=model, rows=fresh.rows, ids=fresh.ids, positions=range(8)))
-    answers = compute([(ask, len(ask.ids)) for ask in asks])
+    asked.append(Compute(model=model, rows=fresh.rows, ids=fresh.ids, positions=range(8)))
+    answers = compute([(ask, len(ask.ids)) for ask in asked])
     assert together == [3]
     assert [getattr(one, "turns", one) for one in answers] == [3, 3, 3, 1, 1]
     for seed, answer in enumerate(answers[:4]):
@@ -115,6 +117,42 @@ def test_a_model_that_computes_otherwise_together_is_refused(
     assert refusal_of_steps(model.backbone) is None
     monkeypatch.setattr(calls, "step", unmasked)
     assert "otherwise" in (refusal_of_steps(model.backbone) or "")
+
+
+def test_a_window_that_is_full_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it is: masks that do not know where its rows begin are found."""
+    model = make_hybrid("gemma4-shared")
+    sizes = StackedRows.get_mask_sizes
+
+    def from_the_beginning(rows: StackedRows, query_length: int) -> tuple[int, int]:
+        return sizes(rows, query_length)[0], 0
+
+    assert refusal_of_steps(model.backbone) is None
+    monkeypatch.setattr(StackedRows, "get_mask_sizes", from_the_beginning)
+    assert "otherwise" in (refusal_of_steps(model.backbone) or "")
+
+
+def test_a_context_that_takes_long_to_copy_is_computed_alone(
+    together: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are computed together, as before."""
+    monkeypatch.setattr(asks, "SHORT", 0)
+    model = make_hybrid("lfm2")
+    model.most_stacked = 12  # type: ignore[misc]  # found once
+    rows = [alone(model, ids_of(seed, count), 1) for seed, count in enumerate((8, 30, 9))]
+    answers = compute([(_ask(model, row, {}), 1) for row in rows])
+    assert together == [2] and [getattr(one, "turns", one) for one in answers] == [2, 1, 2]
+
+
+def test_how_much_is_copied_is_weighed_against_the_weights() -> None:
+    """As many rows as take a quarter of them; those before a window are not copied."""
+    model = make_hybrid("deepseek-v3")
+    dense = sum(one.nbytes for one in model.hf.parameters() if one.ndim < 3)
+    row = model.geometry.bytes_per_token(4)
+    assert model.most_stacked == min(dense // 4 // row, 256)
+    windowed = make_hybrid("gemma4-shared").geometry
+    last = [windowed.seen_bytes(tokens, 4) for tokens in (24, 25)]
+    assert last[1] - last[0] < windowed.bytes_per_token(4) == last[0] // 24
 
 
 def _ask(model: LocalModel, row: Row, capture: dict[int, list[torch.Tensor]]) -> Compute:
