@@ -9,6 +9,7 @@ waiting for the turns under way.
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import anyio
@@ -101,7 +102,9 @@ class AdmissionQueue:
             request: What it needs.
             usage: Of the run that asks.
         """
-        lease = await self._admitted(request, usage)
+        # As tensors name it: "cuda" and "cuda:0" are one memory, and have one order of asking.
+        device = torch.empty(0, device=request.device).device
+        lease = await self._admitted(replace(request, device=device), usage)
         try:
             await self._fetch(lease)
             yield lease

@@ -65,6 +65,23 @@ async def test_a_device_s_turns_wait_for_no_other_device_s() -> None:
     assert pool.queue.leased.total() == 0
 
 
+async def test_two_names_of_a_device_are_one_order_of_asking() -> None:
+    """As of "cuda" and "cuda:0"; a CPU has two names too."""
+    pool, let_in = Pool(Budget(LIMIT)), list[torch.device]()
+
+    async def turn(device: torch.device) -> None:
+        async with pool.queue.lease(asks(30 * ROW, device), Usage()):
+            let_in.append(device)
+            await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as tasks:
+        for device in (torch.device("cpu:0"), CPU):
+            tasks.start_soon(turn, device)
+            await anyio.wait_all_tasks_blocked()
+        assert let_in == [torch.device("cpu:0")] and list(pool.queue.leased) == [CPU]
+        tasks.cancel_scope.cancel()
+
+
 async def test_nobody_is_let_in_before_a_finished_turns_state_counts() -> None:
     """Another thread gets a turn's memory once its state is put, not while it is."""
     pool, let_in = Pool(Budget(LIMIT)), threading.Event()
