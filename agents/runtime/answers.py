@@ -9,6 +9,7 @@ from unspoken.agents.prompts.absent import Absent
 from unspoken.agents.prompts.jinja import references, render
 from unspoken.agents.runtime.agent_run import AgentRun
 from unspoken.agents.runtime.report import AgentResult
+from unspoken.agents.shapes.shape import keeps_to
 from unspoken.agents.spec.shape import AnswerSchema
 from unspoken.agents.spec.spec import AgentSpec, GenerateSpec, WorkflowSpec
 from unspoken.channels.errors import RunError, TemplateError
@@ -20,13 +21,24 @@ def schema_of(agent: AgentSpec) -> AnswerSchema | None:
 
 
 def require_whole(agent: AgentRun, text: str) -> None:
-    """Refuse an answer that is not what the agent's schema says.
+    """Refuse an answer that is not of the agent's shape.
 
     Raises:
         RunError: It ended too soon, or the type that it is read as refuses it.
     """
     schema, settings = schema_of(agent.spec), agent.spec.generate
-    if schema is None or settings is None:
+    if settings is None:
+        return
+    # What a person writes in the agent's place is in the person's own words.
+    if agent.spec.ask in (None, "approve") and not keeps_to(settings, text, agent.model):
+        kind = "regex" if settings.regex else "choices"
+        raise RunError(
+            f"the answer is not what its {kind} says; it ends in {text[-60:]!r}",
+            expected="a whole answer",
+            fix=f"raise max_new_tokens ({settings.max_new_tokens}), or leave it more of the "
+            "model's context",
+        )
+    if schema is None:
         return
     try:
         schema.read(text)

@@ -105,7 +105,7 @@ def finished(
         state: The ticket for the state.
 
     Raises:
-        RunError: An answer that is not what the agent's schema says.
+        RunError: An answer that is not of the agent's shape.
     """
     prompt_at = len(composed.segments) - 1
     if reply is None:

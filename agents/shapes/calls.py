@@ -95,14 +95,21 @@ def call_problems(
         if not agent.tools or agent.generate is None:
             continue
         try:
-            shape = calling_shape(agent.generate, models[name], toolbox.of(agent.tools))
+            tools, answers = toolbox.of(agent.tools), agent.min_calls == 0
+            shape = calling_shape(agent.generate, models[name], tools, answers=answers)
             assert isinstance(shape.grammar, ShapeGrammar)
-            shape.grammar.begin(agent.generate.max_new_tokens)
+            least, most = shape.grammar.least, agent.generate.max_new_tokens
         except ModelSupportError as error:
             yield Problem(error.found, f"agents.{name}.tools", error.expected, error.fix)
         except ValueError as error:
             found = f"llguidance refuses its calls: {error}"
             yield Problem(found, f"agents.{name}.tools", "arguments of simpler types")
+        else:
+            if least > most:
+                found = f"a call or an answer of '{name}' takes {least} tokens and more"
+                fix = f"raise max_new_tokens to {2 * least} or more"
+                where = f"agents.{name}.tools"
+                yield Problem(found, where, f"at most the {most} of max_new_tokens", fix)
 
 
 def _answer(settings: GenerateSpec, first: str) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from unspoken.agents.engines.constraints import Constraint
 from unspoken.agents.engines.drafts import LONGEST
 from unspoken.agents.shapes.vocabulary import Vocabulary
-from unspoken.channels.errors import RunError
+from unspoken.channels.errors import ContextLengthError, RunError
 
 MOST_STEPS = 512
 """Most tokens that a shortest answer may have."""
@@ -53,8 +53,23 @@ class ShapeGrammar:
         """A short answer; None where none was found."""
         return shortest_end(self.matcher, self.vocabulary)
 
+    @property
+    def least(self) -> int:
+        """Tokens that a turn must have room for, as far as is known; before `after` stands one."""
+        return bool(self.after) + len(self.after) + len(self.shortest or ())
+
     def begin(self, room: int) -> Constraint:
-        """The constraint of a turn that has `room` tokens."""
+        """The constraint of a turn that has `room` tokens.
+
+        Raises:
+            ContextLengthError: No answer is so short.
+        """
+        if self.least > room:
+            raise ContextLengthError(
+                f"{room} tokens are left for an answer of {self.least} and more",
+                expected="room for an answer of its shape",
+                fix="shorten the inputs, raise max_new_tokens, or use a model of a longer context",
+            )
         return LateConstraint(self, room) if self.after else ShapeConstraint(self, room)
 
     def accepts(self, ids: Sequence[int]) -> bool:
@@ -63,15 +78,22 @@ class ShapeGrammar:
         return matcher.try_consume_tokens(list(ids)) == len(ids) and bool(matcher.is_accepting())
 
 
-def shortest_end(matcher: LLMatcher, vocabulary: Vocabulary) -> tuple[int, ...] | None:
+def shortest_end(
+    matcher: LLMatcher, vocabulary: Vocabulary, most: int = MOST_STEPS
+) -> tuple[int, ...] | None:
     """Tokens that lead a matcher to the end of an answer soon; None where no end was found.
 
     They take what closes the sooner, which is mostly the shortest way and not always.
+
+    Args:
+        matcher: Where the answer stands.
+        vocabulary: The model's tokens.
+        most: How many tokens there may be.
     """
     ahead, ids = matcher.deep_copy(), list[int]()
     while not ahead.is_accepting():
         forced = ahead.compute_ff_tokens() or [_nearest(ahead, vocabulary)]
-        if len(ids) + len(forced) > MOST_STEPS or not ahead.consume_tokens(forced):
+        if len(ids) + len(forced) > most or not ahead.consume_tokens(forced):
             return None
         ids += forced
     return tuple(ids)
@@ -147,8 +169,8 @@ class ShapeConstraint:
             return (token,)
         self._end = None
         if self._left <= self._watched:
-            end = shortest_end(self._matcher, self._vocabulary)
-            if end is not None and len(end) <= self._left:
+            end = self._way(before)
+            if end is not None:
                 self._end = end
             elif before is not None:
                 self._matcher.rollback(1)
@@ -158,6 +180,17 @@ class ShapeConstraint:
                 return before
         return (token,)
 
+    def _way(self, known: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """A way to the end that fits: mostly that of before, which is tried without a search."""
+        if known is not None and len(known) <= self._left:
+            taken = self._matcher.try_consume_tokens(list(known))
+            ends = taken == len(known) and bool(self._matcher.is_accepting())
+            if taken:
+                self._matcher.rollback(taken)
+            if ends:
+                return known
+        return shortest_end(self._matcher, self._vocabulary, self._left)
+
     def forced(self) -> tuple[int, ...]:
         """Tokens that must come next."""
         return tuple(self._matcher.compute_ff_tokens()[: max(self._left, 0)])
@@ -166,7 +199,8 @@ class ShapeConstraint:
 class LateConstraint:
     """A constraint that begins after some ids, such as the end of thoughts.
 
-    Until then all tokens may come but those that end the turn.
+    Until then all tokens may come but those that end the turn. Where the limit is near, what stands
+    before the answer is ended, so that there is room for one.
 
     Args:
         grammar: What the answer may be, and after which ids it begins.
@@ -175,6 +209,13 @@ class LateConstraint:
 
     def __init__(self, grammar: ShapeGrammar, room: int) -> None:
         self._grammar, self._left = grammar, room
+        self._kept = 2 * len(grammar.shortest or ()) + MARGIN
+        # A marker of plain letters may be sampled as other tokens than its own: `>` with a line's
+        # end, for one. Then its text tells.
+        tokens, after = grammar.vocabulary.tokens, grammar.after
+        plain = not any(map(tokens.is_special_token, after))
+        self._border = tokens.decode_str(list(after)) if plain else ""
+        self._most = max(len(after), len(self._border))
         self._last: tuple[int, ...] = ()
         self._free = torch.from_numpy(grammar.vocabulary.without_stops())
         self._answer: ShapeConstraint | None = None
@@ -212,11 +253,21 @@ class LateConstraint:
         if self._answer is not None:
             return self._answer.push(token)
         after = self._grammar.after
-        self._last = (*self._last, token)[-len(after) :]
-        if self._last == after:
+        self._last = (*self._last, token)[-self._most :]
+        if self._last[-len(after) :] == after or self._shows_border():
             self._answer = ShapeConstraint(self._grammar, self._left)
         return (token,)
 
+    def _shows_border(self) -> bool:
+        tokens = self._grammar.vocabulary.tokens
+        return bool(self._border) and self._border in tokens.decode_str(list(self._last))
+
     def forced(self) -> tuple[int, ...]:
-        """Tokens that must come next."""
-        return () if self._answer is None else self._answer.forced()
+        """Tokens that must come next: what the border lacks, where the limit is near."""
+        if self._answer is not None:
+            return self._answer.forced()
+        after = self._grammar.after
+        begun = next(
+            n for n in range(len(after) - 1, -1, -1) if self._last[-n:] == after[:n] or not n
+        )
+        return after[begun:] if self._left <= len(after) - begun + self._kept else ()

@@ -81,6 +81,16 @@ def choices_of(choices: tuple[str, ...], model: AgentModel) -> tuple[tuple[int, 
     return tuple((*one, end) if begins and end is not None else tuple(one) for one in ids)
 
 
+def keeps_to(settings: GenerateSpec, text: str, model: AgentModel) -> bool:
+    """Whether a text is one of an agent's choices, or matches its regex; other shapes are free."""
+    if settings.choices:  # space before an answer goes with the thoughts
+        return text.strip() in {choice.strip() for choice in settings.choices}
+    if settings.regex is None:
+        return True
+    grammar = made_grammar(regex_grammar(settings.regex), (), vocabulary_of(model))
+    return grammar.accepts(model.text.encode_words(text))
+
+
 def shape_problems(spec: WorkflowSpec, models: Mapping[str, AgentModel]) -> Iterator[Problem]:
     """Yield the shapes that an agent's model cannot keep to, or that its budget has no room for.
 
@@ -118,4 +128,4 @@ def _least(shape: Shape) -> int:
         return max(map(len, shape.choices))
     grammar = shape.grammar
     assert isinstance(grammar, ShapeGrammar)
-    return len(grammar.after) + len(grammar.shortest or ())
+    return grammar.least

@@ -7,7 +7,7 @@ import torch
 from hybrids import make_hybrid
 
 from unspoken.agents import Agent, LocalModel, Workflow
-from unspoken.agents.testing import ScriptedModel, tiny_model
+from unspoken.agents.testing import ScriptedModel, tiny_model, tiny_tokenizer
 from unspoken.channels import AgentError
 
 TEAMS = ("billing", "technical", "bill")
@@ -87,3 +87,23 @@ def test_a_script_chooses_among_the_choices_alone() -> None:
     assert router(ScriptedModel({"router": "bill"})).run(text="x")["router"].text == "bill"
     with pytest.raises(AgentError, match="none of the choices"):
         router(ScriptedModel({"router": "biling"})).run(text="x")
+
+
+def test_a_model_that_thinks_to_its_limit_still_chooses() -> None:
+    """Its thoughts are ended in time; half of them are none of the choices."""
+    thinks = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    model = tiny_model(tokenizer=tiny_tokenizer(chat_template=thinks))
+    result = router(model, max_new_tokens=90).run(text="x")
+    assert result["router"].text in TEAMS
+    assert result.report.agents["router"][0].thought_tokens > 8
+
+
+def test_half_of_a_match_is_no_answer() -> None:
+    """A regex whose end is too far away to be known cannot be ended in time."""
+    model = ScriptedModel({"a": "7" * 600})
+    settings = {"regex": "[0-9]{600}", "max_new_tokens": 12}
+    with pytest.raises(AgentError, match="not what its regex says"):
+        Workflow("w", [Agent("a", model, prompt="x", generate=settings)]).run()

@@ -12,12 +12,13 @@ from unspoken.agents import LocalModel
 from unspoken.agents.engines.base import Sampling
 from unspoken.agents.engines.constraints import masked
 from unspoken.agents.engines.sampling import Sampler, sample
+from unspoken.agents.shapes import grammar as module
 from unspoken.agents.shapes.grammar import ShapeConstraint, ShapeGrammar
 from unspoken.agents.shapes.shape import thoughts_end
 from unspoken.agents.shapes.vocabulary import vocabulary_of
 from unspoken.agents.spec.shape import AnswerSchema, regex_grammar
 from unspoken.agents.testing import ScriptedModel, tiny_model
-from unspoken.channels.errors import ModelSupportError, RunError
+from unspoken.channels.errors import ContextLengthError, ModelSupportError, RunError
 
 TICKET: dict[str, Any] = {
     "type": "object",
@@ -132,6 +133,60 @@ def test_an_answer_begins_after_the_thoughts(model: LocalModel) -> None:
         constraint.push(token)
     (held,) = masked([(constraint, logits, ())])
     assert (held[0] == 0).sum() == 10 and not constraint.over
+
+
+def test_thoughts_leave_room_for_an_answer(model: LocalModel) -> None:
+    """A model that never ends its thoughts is made to; a marker that has begun is gone on with."""
+    after = model.text.encode_words("</think>")
+    made = ShapeGrammar(vocabulary_of(model), regex_grammar("yes|no"), after)
+    constraint, ids = made.begin(64), list[int]()
+    for word in (*model.text.encode_words("o" * 64), *after[:2]):
+        if constraint.forced():
+            break
+        ids += constraint.push(word)
+    assert 8 < len(ids) < 64 - made.least
+    ids += constraint.push(after[0])
+    for token in constraint.forced():
+        ids += constraint.push(token)
+    assert model.text.decode(ids).endswith("o</think>") and not constraint.over
+    (held,) = masked([(constraint, torch.zeros(1, len(model.tokenizer)), ())])
+    words = {model.text.decode([n]) for n, value in enumerate(held[0].tolist()) if value == 0}
+    assert words <= {"y", "ye", "yes", "n", "no"}
+
+
+def test_a_marker_of_letters_is_known_by_its_text(model: LocalModel) -> None:
+    """A model may write it in other tokens than the tokenizer does."""
+    ids = {text: model.text.encode_words(text) for text in (" th", " the")}
+    assert len(ids[" the"]) == 1 and len(ids[" th"]) > 0
+    split = (*ids[" th"], *model.text.encode_words("e"))
+    made = ShapeGrammar(vocabulary_of(model), regex_grammar("[0-9]{2}"), ids[" the"])
+    constraint = made.begin(90)
+    for token in split:
+        constraint.push(token)
+    (held,) = masked([(constraint, torch.zeros(1, len(model.tokenizer)), ())])
+    assert (held[0] == 0).sum() == 10
+
+
+def test_a_turn_without_room_for_an_answer_does_not_begin(model: LocalModel) -> None:
+    """Nothing of it would be whole."""
+    made = ShapeGrammar(vocabulary_of(model), regex_grammar("[0-9]{9}"))
+    with pytest.raises(ContextLengthError, match="8 tokens are left for an answer of 9"):
+        made.begin(8)
+    made.begin(9)
+
+
+def test_the_way_to_the_end_is_searched_for_where_it_changes(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inside of a string it is what it was."""
+    made = grammar(model, {"type": "object", "properties": {"a": {"type": "string"}}})
+    constraint = ShapeConstraint(made, 36)
+    for token in model.text.encode_words('{"a": "'):
+        constraint.push(token)
+    monkeypatch.setattr(module, "shortest_end", None)
+    for _ in range(20):
+        constraint.push(model.text.encode_words("o")[0])
+    assert not constraint.over
 
 
 def test_a_template_that_begins_thoughts_says_where_they_end() -> None:
