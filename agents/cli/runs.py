@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from unspoken.agents.runs import RunStore, StoredRun
     from unspoken.agents.spec.loader import LoadedWorkflow
 
-_OVER = ("finished", "failed", "cancelled")
+_OVER = ("finished", "cancelled")
 
 RunArgument = Annotated[str, typer.Argument(metavar="ID", help="The run's id.")]
 
@@ -109,15 +109,14 @@ def answer(
 def cancel(run: RunArgument, store: StoreOption = None) -> None:
     """Cancel a run; where it goes on in another process, it ends at its next turn."""
     runs = _store(store)
-    stored = runs.get(run)
-    if stored.status in _OVER:
+    runs.get(run)
+    if not runs.cancel(run):
         raise StoreError(
-            f"run {run} is over already: it has {stored.status}",
+            f"run {run} is over already: it is {runs.get(run).status}",
             kind="over",
             expected="a run that goes on or waits",
             fix=f"unspoken runs clean {run} removes it",
         )
-    runs.mark(run, "cancelled")
     echo(run)
 
 
@@ -128,6 +127,9 @@ def clean(
     older: Annotated[
         float | None, typer.Option(metavar="DAYS", help="Only runs that ended so long ago.")
     ] = None,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Failed runs too, which could go on.")
+    ] = False,
     everything: Annotated[
         bool, typer.Option("--all", help="The whole store, of whatever version.")
     ] = False,
@@ -144,7 +146,12 @@ def clean(
         return
     before = (datetime.now(UTC) - timedelta(days=older or 0)).timestamp()
     named = [runs.get(name) for name in ids or ()]
-    over = [run for run in runs.runs() if run.status in _OVER and run.updated <= before]
+    statuses = (*_OVER, "failed") if failed else _OVER
+
+    def is_over(run: "StoredRun") -> bool:
+        return run.status in statuses and run.updated <= before
+
+    over = [run for run in runs.runs() if is_over(run)]
     gone = named if ids else over
     if gone and not yes:
         typer.confirm(f"Remove {len(gone)} runs from {runs.folder}?", abort=True, err=True)
@@ -152,6 +159,9 @@ def clean(
         lock = runs.lock(run.id)
         lock.acquire()
         try:
+            now = runs.find(run.id)  # somebody may have gone on with it meanwhile
+            if now is None or not (ids or is_over(now)):
+                continue
             runs.remove(run.id)
         finally:
             lock.release()

@@ -1,11 +1,10 @@
 """What people answer to the questions of a run."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from unspoken.agents.runs.records import Question
 from unspoken.agents.runs.store import RunStore
-from unspoken.channels.errors import InputError
+from unspoken.channels.errors import InputError, StoreError
 
 _YES, _NO = ("yes", "y", "true", "approve", "ok"), ("no", "n", "false", "refuse", "reject")
 
@@ -24,10 +23,19 @@ def answer_questions(
         The questions that are left.
 
     Raises:
-        StoreError: There is no such run.
-        InputError: It asks no such thing, or several where one answer is given.
+        StoreError: There is no such run, or it was cancelled.
+        InputError: It asks no such thing, or several where one answer is given, or was answered
+            meanwhile.
     """
-    asked = {one.id: one for one in store.get(run).open}
+    stored = store.get(run)
+    if stored.status == "cancelled":
+        raise StoreError(
+            f"run {run} was cancelled",
+            kind="over",
+            expected="a run that waits",
+            fix="go on with it anyway: unspoken runs resume --anyway",
+        )
+    asked = {one.id: one for one in stored.open}
     if not isinstance(answer, Mapping):
         if len(asked) != 1:
             raise InputError(
@@ -44,9 +52,8 @@ def answer_questions(
                 fix=f"see unspoken runs show {run}",
             )
     checked = {name: checked_answer(asked[name], said) for name, said in answer.items()}
-    for name, words in checked.items():
-        store.note_question(run, replace(asked.pop(name), answer=words))
-    return tuple(asked.values())
+    store.answer(run, checked)
+    return tuple(question for name, question in asked.items() if name not in checked)
 
 
 def checked_answer(question: Question, answer: str | bool) -> str:

@@ -71,5 +71,5 @@ def full(file: Path) -> StoreError:
         kind="full",
         expected="room for what a run writes",
         fix="free some space, and go on with the run: it is as it was at its last turn. "
-        "`unspoken runs clean` removes runs that have ended",
+        "`unspoken runs clean` removes runs that have finished",
     )

@@ -34,16 +34,12 @@ class Journal:
         run: The run's id.
         states: Whether states are kept as packets, so that they are read and not computed again
             when the run goes on.
-        anyway: Whether the run goes on as another one: turns that read something else are run
-            again, in any order.
 
     Attributes:
         restored: How many computed turns were had from the store.
     """
 
-    def __init__(
-        self, store: RunStore, run: str, *, states: bool = False, anyway: bool = False
-    ) -> None:
+    def __init__(self, store: RunStore, run: str, *, states: bool = False) -> None:
         self.store, self.run = store, run
         self.restored = 0
         self._states = states
@@ -51,8 +47,6 @@ class Journal:
         for record in store.turns(run):
             place = (record.agent, record.turn, record.item)
             self._turns.setdefault(place, {})[record.digest] = record
-        if anyway:
-            store.drop_order(run)
         self._places = {place: number for number, place in enumerate(store.order(run))}
         self._calls = Calls(store, run)
         self._before = len(self._places)
@@ -125,9 +119,9 @@ class Journal:
         same = known is not None and (known.kind, known.text) == (question.kind, question.text)
         return known.answer if known is not None and same else None
 
-    async def note_question(self, question: Question) -> None:
-        """Keep a question, or the answer to it."""
-        await elsewhere(partial(self.store.note_question, self.run, question))
+    async def note_question(self, question: Question) -> str | None:
+        """Keep a question, or the answer to it; the answer that counts, which is the first one."""
+        return await elsewhere(partial(self.store.note_question, self.run, question))
 
     async def call(
         self,

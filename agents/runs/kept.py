@@ -89,22 +89,22 @@ class KeptRun:
         origin = _plain(origin)
         self._lock.acquire()
         try:
-            other, stored = False, self.store.find(self.id)  # another process may have been quicker
+            stored = self.store.find(self.id)  # another process may have been quicker
             if stored is None:
                 self.store.begin(self.id, origin)
             else:
                 anyway = self._keeping.anyway
-                if stored.status == "cancelled" and not anyway:
+                other = require_same(stored, origin, anyway=anyway)
+                becomes = origin if other else None
+                if not self.store.go_on(self.id, revive=anyway, origin=becomes):
                     raise StoreError(
                         f"run {self.id} was cancelled",
                         kind="over",
                         expected="a run that may go on",
                         fix="begin another run, or go on with --anyway (in Python, anyway=True)",
                     )
-                other = require_same(stored, origin, anyway=anyway)
-                self.store.mark(self.id, "running")
             self._began = True
-            return Journal(self.store, self.id, states=self._keeping.states, anyway=other)
+            return Journal(self.store, self.id, states=self._keeping.states)
         except BaseException:
             self._lock.release()
             raise

@@ -1,13 +1,18 @@
 """One process at a time goes on with a run."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from blake3 import blake3
 from filelock import FileLock, Timeout
 
+from unspoken.agents.runs.faults import reporting_faults
 from unspoken.channels.errors import StoreError
+
+SHORT_S = 1.0
+"""How long a lock is waited for: a look at it, and the last lines of a run, hold it as long."""
 
 
 class RunLock:
@@ -16,10 +21,11 @@ class RunLock:
     Args:
         folder: Where locks are.
         run: The run's id.
+        wait_s: Seconds that it is waited for.
     """
 
-    def __init__(self, folder: Path, run: str) -> None:
-        self._run = run
+    def __init__(self, folder: Path, run: str, wait_s: float = SHORT_S) -> None:
+        self._run, self._wait_s = run, wait_s
         name = blake3(run.encode()).hexdigest(length=10)
         self._lock = FileLock(folder / f"{name}.lock", timeout=0, thread_local=False)
         self._holder = folder / f"{name}.pid"
@@ -28,31 +34,39 @@ class RunLock:
         """Hold it.
 
         Raises:
-            StoreError: Somebody else does.
+            StoreError: Somebody else does, or its file cannot be written.
         """
         folder = self._holder.parent
-        for own in (folder.parent, folder):  # a mode is for the last folder that is made alone
-            own.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with reporting_faults(folder, self._wait_s):
+            for own in (folder.parent, folder):  # a mode is for the last folder made alone
+                own.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not self._had(self._wait_s):
+                raise StoreError(
+                    f"run {self._run} goes on in another place already{self._where()}",
+                    kind="locked",
+                    expected="one process that goes on with a run",
+                    fix=f"wait for it, or end it: unspoken runs cancel {self._run}",
+                )
+        with suppress(OSError):  # it only tells others who has the lock
+            self._holder.write_text(str(os.getpid()))
+
+    def _had(self, wait_s: float) -> bool:
         try:
-            self._lock.acquire()
+            self._lock.acquire(timeout=wait_s)
         except Timeout:
-            raise StoreError(
-                f"run {self._run} goes on in another place already{self._where()}",
-                kind="locked",
-                expected="one process that goes on with a run",
-                fix=f"wait for it, or end it: unspoken runs cancel {self._run}",
-            ) from None
-        self._holder.write_text(str(os.getpid()))
+            return False
+        except NotImplementedError as error:  # a file system without locks
+            raise OSError(str(error)) from error
+        return True
 
     @property
     def held_elsewhere(self) -> bool:
         """Whether somebody else holds it at this moment."""
-        if not Path(self._lock.lock_file).exists():
-            return False
-        try:
-            self._lock.acquire()
-        except Timeout:
-            return True
+        with reporting_faults(self._holder.parent, 0.0):
+            if not Path(self._lock.lock_file).exists():
+                return False
+            if not self._had(0.0):
+                return True
         self._lock.release()
         return False
 
@@ -67,3 +81,27 @@ class RunLock:
         with suppress(OSError, ValueError):
             return f" (process {int(self._holder.read_text())})"
         return ""
+
+
+@contextmanager
+def none_held(folder: Path) -> Iterator[None]:
+    """Keep every run that there is from going on meanwhile.
+
+    Args:
+        folder: Where locks are.
+
+    Raises:
+        StoreError: One goes on.
+    """
+    with ExitStack() as held:
+        for file in folder.glob("*.lock"):
+            try:
+                held.enter_context(FileLock(file, timeout=0))
+            except Timeout:
+                raise StoreError(
+                    f"a run of the store {folder.parent} goes on",
+                    kind="locked",
+                    expected="a store that nobody uses",
+                    fix="wait for it, or cancel it: see `unspoken runs list`",
+                ) from None
+        yield

@@ -33,9 +33,6 @@ SCHEMA = (
         run TEXT NOT NULL, id TEXT NOT NULL, agent TEXT NOT NULL, turn INTEGER NOT NULL,
         kind TEXT NOT NULL, text TEXT NOT NULL, receiver TEXT NOT NULL, answer TEXT,
         PRIMARY KEY (run, id))""",
-    """CREATE TABLE conversations (
-        session TEXT NOT NULL, agent TEXT NOT NULL, identity TEXT NOT NULL, context TEXT NOT NULL,
-        PRIMARY KEY (session, agent, identity))""",
     f"PRAGMA user_version = {VERSION}",
 )
 

@@ -9,23 +9,26 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import platformdirs
 
+from unspoken.agents.runs.database import connect, transaction
 from unspoken.agents.runs.faults import reporting_faults
-from unspoken.agents.runs.lock import RunLock
+from unspoken.agents.runs.lock import SHORT_S, RunLock, none_held
 from unspoken.agents.runs.records import CallRecord, Origin, Question, Status, StoredRun, TurnRecord
-from unspoken.agents.runs.schema import SCHEMA, VERSION, require_ours
-from unspoken.channels.errors import StoreError
+from unspoken.agents.runs.rows import TURN, calls_of, questions_of, runs_of, turn_of
+from unspoken.channels.errors import InputError, StoreError
 from unspoken.channels.storage.forks import ForkLock
 
 Result = TypeVar("Result")
+
+_INHERITED: list[sqlite3.Connection] = []
+"""Connections that parent processes have opened."""
 
 WAIT_S = 10.0
 """How long a change waits for those of other processes."""
@@ -62,13 +65,23 @@ class RunStore:
     def close(self) -> None:
         """Close the file; the next use opens it again."""
         with self._lock:
-            if self._opened is not None and self._opened[0] == os.getpid():
+            self._leave_inherited()
+            if self._opened is not None:
                 self._opened[1].close()
             self._opened = None
 
     def lock(self, run: str) -> RunLock:
         """The lock of a run, not held yet."""
-        return RunLock(self.folder / "locks", run)
+        return RunLock(self._locks, run, min(self._wait_s, SHORT_S))
+
+    @property
+    def _locks(self) -> Path:
+        return self.folder / "locks"
+
+    @property
+    def _is_there(self) -> bool:
+        with reporting_faults(self.file, self._wait_s):
+            return self.file.exists()
 
     @property
     def states(self) -> Path:
@@ -84,9 +97,9 @@ class RunStore:
 
     def find(self, run: str) -> StoredRun | None:
         """A run; None where there is none of this id."""
-        if not self.file.exists():
+        if not self._is_there:
             return None
-        return self._read(lambda db: next(_runs(db, "WHERE id = ?", (run,)), None))
+        return self._read(lambda db: next(runs_of(db, "WHERE id = ?", (run,)), None))
 
     def get(self, run: str) -> StoredRun:
         """A run.
@@ -107,24 +120,51 @@ class RunStore:
 
     def runs(self) -> list[StoredRun]:
         """Every run, the last one first."""
-        if not self.file.exists():
+        if not self._is_there:
             return []
-        return self._read(lambda db: list(_runs(db, "ORDER BY created DESC, id", ())))
+        return self._read(lambda db: list(runs_of(db, "ORDER BY created DESC, id", ())))
 
     def mark(
         self, run: str, status: Status, outputs: dict[str, str] | None = None, error: str = ""
     ) -> None:
         """Say where a run is; what a person has cancelled stays so."""
         told = None if outputs is None else json.dumps(outputs, ensure_ascii=False)
-        sql = "UPDATE runs SET status = ?, outputs = ?, error = ?, updated = ?, pid = ? "
-        sql += "WHERE id = ? AND (status != 'cancelled' OR ? = 'running')"
-        row = (status, told, error, time.time(), os.getpid(), run, status)
-        self._change(lambda db: db.execute(sql, row))
+        sql = "UPDATE runs SET status = ?, outputs = ?, error = ?, updated = ? "
+        row = (status, told, error, time.time(), run)
+        self._change(lambda db: db.execute(f"{sql}WHERE id = ? AND status != 'cancelled'", row))
+
+    def cancel(self, run: str) -> bool:
+        """Cancel a run that goes on or waits; False for one that is over, which stays as it is."""
+        sql = "UPDATE runs SET status = 'cancelled', updated = ? "
+        sql += "WHERE id = ? AND status IN ('running', 'paused')"
+        return bool(self._change(lambda db: db.execute(sql, (time.time(), run)).rowcount))
+
+    def go_on(self, run: str, *, revive: bool = False, origin: Origin | None = None) -> bool:
+        """Mark a run as running again; False for one that was cancelled.
+
+        Args:
+            run: The run.
+            revive: Whether one that was cancelled goes on too.
+            origin: What it goes on as; the order of its turns is then forgotten. None for the same.
+        """
+        sql = "UPDATE runs SET status = 'running', outputs = NULL, error = '', updated = ?, pid = ?"
+        sql += " WHERE id = ? AND (status != 'cancelled' OR ?)"
+
+        def change(db: sqlite3.Connection) -> bool:
+            if not db.execute(sql, (time.time(), os.getpid(), run, revive)).rowcount:
+                return False
+            if origin is not None:
+                text = json.dumps(asdict(origin), ensure_ascii=False)
+                db.execute("UPDATE runs SET origin = ? WHERE id = ?", (text, run))
+                db.execute("DELETE FROM handed_over WHERE run = ?", (run,))
+            return True
+
+        return self._change(change)
 
     def turns(self, run: str) -> list[TurnRecord]:
         """Its computed turns, in the order in which they ended."""
-        sql = f"SELECT {_TURN} FROM turns WHERE run = ? ORDER BY rowid"
-        return self._read(lambda db: [_turn(row) for row in db.execute(sql, (run,))])
+        sql = f"SELECT {TURN} FROM turns WHERE run = ? ORDER BY rowid"
+        return self._read(lambda db: [turn_of(row) for row in db.execute(sql, (run,))])
 
     def order(self, run: str) -> list[tuple[str, int]]:
         """The agents' turns that were handed over, as (agent, turn), in that order."""
@@ -138,7 +178,7 @@ class RunStore:
 
     def calls(self, run: str) -> list[CallRecord]:
         """Its calls of tools."""
-        return self._read(lambda db: _calls(db, run))
+        return self._read(lambda db: calls_of(db, run))
 
     def add_turn(self, run: str, record: TurnRecord) -> None:
         """Keep a computed turn."""
@@ -160,10 +200,6 @@ class RunStore:
 
         return self._change(change)
 
-    def drop_order(self, run: str) -> None:
-        """Forget in which order turns were handed over, where a run goes on as another one."""
-        self._change(lambda db: db.execute("DELETE FROM handed_over WHERE run = ?", (run,)))
-
     def begin_call(self, run: str, call: CallRecord) -> None:
         """Keep a call that is about to be made.
 
@@ -180,16 +216,44 @@ class RunStore:
         row = (call.result, run, call.agent, call.turn, call.item, call.number)
         self._change(lambda db: db.execute(f"{sql}AND number = ?", row), durable=True)
 
-    def note_question(self, run: str, question: Question) -> None:
-        """Keep a question, or the answer to it."""
+    def note_question(self, run: str, question: Question) -> str | None:
+        """Keep a question, or the answer to it; the answer that counts, which is the first one."""
         data = asdict(question)
         marks = ", ".join("?" * (1 + len(data)))
         sql = f"INSERT OR REPLACE INTO questions (run, {', '.join(data)}) VALUES ({marks})"
-        self._change(lambda db: db.execute(sql, (run, *data.values())), durable=True)
+
+        def change(db: sqlite3.Connection) -> str | None:
+            for known in questions_of(db, run):
+                if known.answer is not None and replace(known, answer=None) == asked:
+                    return known.answer
+            db.execute(sql, (run, *data.values()))
+            return question.answer
+
+        asked = replace(question, answer=None)
+        return self._change(change, durable=True)
+
+    def answer(self, run: str, answers: Mapping[str, str]) -> None:
+        """Keep answers to open questions, all of them or none.
+
+        Raises:
+            InputError: One was answered meanwhile.
+        """
+        sql = "UPDATE questions SET answer = ? WHERE run = ? AND id = ? AND answer IS NULL"
+
+        def change(db: sqlite3.Connection) -> None:
+            for name, words in answers.items():
+                if not db.execute(sql, (words, run, name)).rowcount:
+                    raise InputError(
+                        f"the question {name!r} of run {run} was answered meanwhile",
+                        expected="an open question",
+                        fix=f"see unspoken runs show {run}",
+                    )
+
+        self._change(change, durable=True)
 
     def question(self, run: str, name: str) -> Question | None:
         """A question of a run, with its answer; None where it was not asked."""
-        asked = self._read(lambda db: _questions(db, run))
+        asked = self._read(lambda db: questions_of(db, run))
         return next((one for one in asked if one.id == name), None)
 
     def remove(self, run: str) -> None:
@@ -203,19 +267,22 @@ class RunStore:
 
         self._change(change)
         kept = self._read(lambda db: {row[0] for row in db.execute("SELECT state FROM turns")})
-        for file in self.states.glob("*.packet") if self.states.is_dir() else ():
-            if file.stem not in kept:
-                file.unlink(missing_ok=True)
+        with reporting_faults(self.file, self._wait_s):
+            for file in self.states.glob("*.packet") if self.states.is_dir() else ():
+                if file.stem not in kept:
+                    file.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove the whole store, of whatever version."""
-        self.close()
-        for file in self.folder.glob("runs.sqlite*"):
-            file.unlink(missing_ok=True)
-        for folder in (self.states, self.folder / "locks"):
-            rmtree(folder, ignore_errors=True)
-        with suppress(OSError):
-            self.folder.rmdir()
+        """Remove the whole store, of whatever version; the files of its locks stay.
+
+        Raises:
+            StoreError: A run goes on.
+        """
+        with none_held(self._locks), reporting_faults(self.file, self._wait_s):
+            self.close()
+            for file in self.folder.glob("runs.sqlite*"):
+                file.unlink(missing_ok=True)
+            rmtree(self.states, ignore_errors=True)
 
     def _read(self, read: Callable[[sqlite3.Connection], Result]) -> Result:
         with self._lock, reporting_faults(self.file, self._wait_s):
@@ -229,7 +296,7 @@ class RunStore:
             if durable:
                 db.execute("PRAGMA synchronous = FULL")
             try:
-                with _transaction(db):
+                with transaction(db):
                     return change(db)
             finally:
                 if durable:
@@ -237,83 +304,14 @@ class RunStore:
 
     def _connection(self) -> sqlite3.Connection:
         """The open file; one that a parent process has opened is left to it."""
-        if self._opened is not None and self._opened[0] == os.getpid():
-            return self._opened[1]
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        db = sqlite3.connect(
-            self.file, timeout=self._wait_s, isolation_level=None, check_same_thread=False
-        )
-        try:
-            require_ours(db, self.file)
-            if not self._durable:
-                db.execute("PRAGMA synchronous = OFF")
-            db.execute("PRAGMA journal_mode = WAL")
-            if self._durable:
-                db.execute("PRAGMA synchronous = NORMAL")
-            if db.execute("PRAGMA user_version").fetchone()[0] != VERSION:
-                with _transaction(db):
-                    for statement in SCHEMA:
-                        db.execute(statement)
-                with suppress(OSError):
-                    self.file.chmod(0o600)
-        except BaseException:
-            db.close()
-            raise
-        self._opened = os.getpid(), db
-        return db
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._leave_inherited()
+            db = connect(self.file, self._wait_s, durable=self._durable)
+            self._opened = os.getpid(), db
+        return self._opened[1]
 
-
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        with suppress(sqlite3.Error):
-            db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
-
-
-_TURN = "agent, turn, item, digest, tokens, finish, usage, likelihoods, carried, state"
-_CALL = "agent, turn, item, number, tool, arguments, result"
-_QUESTION = "id, agent, turn, kind, text, receiver, answer"
-_RUN = "id, status, created, updated, origin, outputs, error"
-
-
-def _runs(db: sqlite3.Connection, which: str, values: Sequence[object]) -> Iterator[StoredRun]:
-    with closing(db.execute(f"SELECT {_RUN} FROM runs {which}", values)) as cursor:
-        rows = cursor.fetchall()
-    for name, status, created, updated, origin, outputs, error in rows:
-        count = "SELECT COUNT(*) FROM handed_over WHERE run = ?"
-        yield StoredRun(
-            id=name,
-            status=status,
-            created=created,
-            updated=updated,
-            origin=Origin(**json.loads(origin)),
-            turns=db.execute(count, (name,)).fetchone()[0],
-            questions=tuple(_questions(db, name)),
-            calls=tuple(call for call in _calls(db, name) if call.result is None),
-            outputs=None if outputs is None else json.loads(outputs),
-            error=error,
-        )
-
-
-def _turn(row: Sequence[Any]) -> TurnRecord:
-    data = dict(zip(_TURN.split(", "), row, strict=True))
-    for name in ("tokens", "usage", "likelihoods", "carried"):
-        data[name] = json.loads(data[name])
-    data["tokens"], data["likelihoods"] = tuple(data["tokens"]), tuple(data["likelihoods"])
-    data["carried"] = tuple((edge, report, seconds) for edge, report, seconds in data["carried"])
-    return TurnRecord(**data)
-
-
-def _calls(db: sqlite3.Connection, run: str) -> list[CallRecord]:
-    rows = db.execute(f"SELECT {_CALL} FROM calls WHERE run = ? ORDER BY rowid", (run,))
-    return [CallRecord(**dict(zip(_CALL.split(", "), row, strict=True))) for row in rows]
-
-
-def _questions(db: sqlite3.Connection, run: str) -> list[Question]:
-    rows = db.execute(f"SELECT {_QUESTION} FROM questions WHERE run = ? ORDER BY rowid", (run,))
-    return [Question(**dict(zip(_QUESTION.split(", "), row, strict=True))) for row in rows]
+    def _leave_inherited(self) -> None:
+        """Never close a connection of a parent process: SQLite forbids it."""
+        if self._opened is not None and self._opened[0] != os.getpid():
+            _INHERITED.append(self._opened[1])
+            self._opened = None

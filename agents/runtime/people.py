@@ -166,9 +166,11 @@ class People:
             answer = await said if isawaitable(said) else said
             if answer is not None:
                 words = checked_answer(question, answer)
-                await self._book.note_question(replace(question, answer=words))
-                return words
-        await self._book.note_question(question)
+                counts = await self._book.note_question(replace(question, answer=words))
+                return words if counts is None else counts
+        meanwhile = await self._book.note_question(question)
+        if meanwhile is not None:
+            return meanwhile
         self.open.append(question)
         self._emit(QuestionAsked(question))
         raise Waiting

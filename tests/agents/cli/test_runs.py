@@ -74,6 +74,15 @@ def test_another_file_is_refused_with_the_difference(workflow: Path, store: Path
     assert done("run", workflow, *kept, "--anyway")
 
 
+def test_a_failed_run_is_not_removed_unless_it_is_said(workflow: Path, store: Path) -> None:
+    """It could go on."""
+    kept = ("--store", store)
+    done("run", workflow, *INPUTS, "--run-id", "mine", *kept)
+    RunStore(store).mark("mine", "failed")
+    assert done("runs", "clean", "--yes", *kept) == ""
+    assert done("runs", "clean", "--failed", "--yes", *kept) == "mine\n"
+
+
 def test_runs_are_cancelled_and_removed(asking: Path, store: Path) -> None:
     """What is cancelled does not go on; what is over goes, and what waits stays."""
     kept = ("--store", store)
@@ -85,4 +94,5 @@ def test_runs_are_cancelled_and_removed(asking: Path, store: Path) -> None:
     assert done("runs", "clean", "--yes", *kept) == "one\n"
     assert [line["id"] for line in listed(store)] == ["two"]
     assert done("runs", "clean", "--all", "--yes", *kept).strip() == str(store)
-    assert not store.exists() and "there is no run 'two'" in refused("runs", "show", "two", *kept)
+    assert not list(store.glob("runs.sqlite*"))
+    assert "there is no run 'two'" in refused("runs", "show", "two", *kept)

@@ -137,7 +137,7 @@ def test_a_run_that_is_cancelled_does_not_go_on(flow: Workflow, store: RunStore)
     """Neither the process that runs it, which ends at its next turn, nor a later one."""
     flow.run(run_id="a", store=store)
     cut_off(store, "a", 1)
-    store.mark("a", "cancelled")
+    assert store.cancel("a") and not store.cancel("a")
     with pytest.raises(StoreError, match="was cancelled"):
         flow.run(run_id="a", store=store)
     assert flow.run(run_id="a", store=store, anyway=True).outputs == {"b": "two"}
@@ -147,7 +147,7 @@ def test_a_cancel_reaches_the_process_that_runs(store: RunStore) -> None:
     """It ends where the next turn is handed over."""
 
     def answer(agent: str, turn: int, prompt: str) -> str:
-        store.mark("a", "cancelled")
+        store.cancel("a")
         return "one"
 
     script = ScriptedModel(answer)
