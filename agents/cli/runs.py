@@ -11,7 +11,14 @@ from unspoken.agents.cli.console import print_facts, print_json, print_table, sh
 from unspoken.agents.cli.progress import load_flow
 from unspoken.agents.cli.report_view import print_questions
 from unspoken.agents.cli.results import echo
-from unspoken.agents.cli.run import AnywayOption, JsonOption, Options, StoreOption, run_flow
+from unspoken.agents.cli.run import (
+    AllowToolsOption,
+    AnywayOption,
+    JsonOption,
+    Options,
+    StoreOption,
+    run_flow,
+)
 from unspoken.channels.errors import InputError, StoreError
 
 if TYPE_CHECKING:
@@ -67,10 +74,12 @@ def resume(
     run: RunArgument,
     store: StoreOption = None,
     anyway: AnywayOption = False,
+    allow_tools: AllowToolsOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Go on with a run where it was, with the file and the inputs that it was begun with."""
-    _go_on(_store(store).get(run), store, anyway=anyway, as_json=as_json)
+    stored = _store(store).get(run)
+    _go_on(stored, store, anyway=anyway, allow_tools=allow_tools, as_json=as_json)
 
 
 def answer(
@@ -89,6 +98,7 @@ def answer(
         bool, typer.Option("--later", help="Keep the answer, and do not go on with the run yet.")
     ] = False,
     store: StoreOption = None,
+    allow_tools: AllowToolsOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer what a run asks, and go on with it once nothing is left to answer."""
@@ -103,7 +113,7 @@ def answer(
         if not later and not left:
             stderr().print(shown("kept; its models were made in Python: flow.resume(run_id)"))
         return
-    _go_on(stored, store, anyway=False, as_json=as_json)
+    _go_on(stored, store, anyway=False, allow_tools=allow_tools, as_json=as_json)
 
 
 def cancel(run: RunArgument, store: StoreOption = None) -> None:
@@ -195,14 +205,16 @@ def _has_refs(run: "StoredRun") -> bool:
     return "in memory" not in str(run.origin.workflow.get("models", {}).values())
 
 
-def _go_on(run: "StoredRun", store: Path | None, *, anyway: bool, as_json: bool) -> None:
+def _go_on(
+    run: "StoredRun", store: Path | None, *, anyway: bool, allow_tools: bool, as_json: bool
+) -> None:
     if not _has_refs(run):
         raise InputError(
             f"run {run.id} has models that were made in a Python program",
             expected="models with references",
             fix=f"go on there: flow.resume({run.id!r})",
         )
-    flow = load_flow(_source(run), stderr(), quiet=as_json, fit=True)
+    flow = load_flow(_source(run), stderr(), quiet=as_json, fit=True, allow_tools=allow_tools)
     options = Options(run_id=run.id, store=store, anyway=anyway)
     run_flow(flow, {}, options, as_json=as_json, quiet=as_json)
 

@@ -82,6 +82,12 @@ def typed_data(agent: AgentRun) -> object:
     return _read(agent, plain=False)
 
 
+def data_in(agent: AgentRun, words: str) -> object:
+    """The plain data in words that stand for an agent's answer; None where there is none."""
+    schema = schema_of(agent.spec)
+    return None if schema is None else _value(AnswerSchema(schema.text), words)
+
+
 def _read(agent: AgentRun, *, plain: bool) -> object:
     schema = schema_of(agent.spec)
     if schema is None or not (agent.texts or agent.items):

@@ -11,6 +11,7 @@ from unspoken.agents.runs.engine import KeptEngine
 from unspoken.agents.runs.journal import Journal
 from unspoken.agents.runs.records import Kind, Question
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
+from unspoken.agents.runtime.answers import data_in
 from unspoken.agents.runtime.events import Event, QuestionAsked
 from unspoken.agents.runtime.reply import TurnReply
 from unspoken.agents.spec.spec import WorkflowSpec
@@ -135,7 +136,11 @@ class People:
             return sent
         if sent.state is not None:
             agent.engine.release(sent.state)
-        return None if edge.ask == "approve" else InFlight(_reworded(agent, sent, answer), None)
+        if edge.ask == "approve":
+            return None
+        # The data is in what the agent wrote, so only other words for that are other data.
+        data = data_in(agent, answer) if self._spec.share_of(edge) == "output" else sent.data
+        return InFlight(_reworded(agent, sent, answer), None, data)
 
     def _of_turn(self, agent: AgentRun, request: TurnRequest, text: str) -> Question:
         kind: Kind = agent.spec.ask or "approve"

@@ -101,6 +101,19 @@ class AnswerSchema:
         """
         return json.loads(text) if self.kind is None else TypeAdapter(self.kind).validate_json(text)
 
+    def takes(self, text: str) -> bool:
+        """Whether a text is an answer, however it is spaced; properties in the schema's order."""
+        from llguidance import LLMatcher, LLTokenizer
+
+        try:
+            self.read(text)
+            plain = json.dumps(json.loads(text), ensure_ascii=False)
+        except ValueError:
+            return False
+        letters = list(plain.encode())
+        matcher = LLMatcher(LLTokenizer("byte"), self.grammar, log_level=0)
+        return matcher.try_consume_tokens(letters) == len(letters) and bool(matcher.is_accepting())
+
     def lacking(self, path: Sequence[str]) -> tuple[str, list[str]] | None:
         """The first name of a path that no answer has, and the names beside it.
 

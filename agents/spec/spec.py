@@ -240,6 +240,13 @@ class AgentSpec(Part):
         if self.on_error != "default" and self.default is not None:
             found = f"a default stands at an agent with on_error: {self.on_error}"
             wrong(found, "on_error: default", "add it, or remove the default")
+        schema = None if self.generate is None else self.generate.schema_
+        if self.default is not None and schema is not None and not schema.takes(self.default):
+            wrong(
+                f"the default {self.default[:40]!r} is no answer of the agent's schema",
+                "whole JSON of it, the properties in its order",
+                "write such a default, which templates and conditions can read",
+            )
         return self
 
 

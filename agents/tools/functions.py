@@ -2,16 +2,20 @@
 
 import inspect
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints, overload
 
 import anyio.to_thread
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, create_model
 from pydantic_core import to_jsonable_python
 
 from unspoken.channels.errors import InputError
+
+_NAME = r"[A-Za-z_][\w-]{0,63}"
+"""Names that templates write, and that models keep apart from what stands around them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,22 +76,37 @@ def tool(
     """
 
     def made(function: Callable[..., Any]) -> Tool:
-        called, described = name or function.__name__, inspect.getdoc(function) or ""
-        arguments = _arguments(function, called, _described(described))
+        called, described = name or _name(function), inspect.getdoc(function) or ""
+        if not re.fullmatch(_NAME, called):
+            raise InputError(
+                f"a tool is called {called!r}",
+                expected="a name of letters, digits, _ and -",
+                fix="write a function with a name, or @tool(name=...)",
+            )
+        try:
+            arguments = _arguments(function, called, _described(described))
+            parameters = _parameters(arguments)
+        except (TypeError, NameError, PydanticUserError) as error:
+            raise InputError(
+                f"the arguments of the tool {called!r} cannot be read: {error}",
+                expected="a function, with types that JSON has",
+                fix="write text, numbers, lists or pydantic models as its arguments' types",
+            ) from error
 
         async def run(given: Mapping[str, Any]) -> str:
             values = arguments.model_validate(dict(given))
             named = {key: getattr(values, key) for key in type(values).model_fields}
             if inspect.iscoroutinefunction(function):
                 return _text(await function(**named))
-            return _text(await anyio.to_thread.run_sync(lambda: function(**named)))
+            result = await anyio.to_thread.run_sync(lambda: function(**named))
+            return _text(await result if inspect.isawaitable(result) else result)
 
         return Tool(
             name=called,
             description=" ".join(described.split("\n\n")[0].split()),
-            parameters=_parameters(arguments),
+            parameters=parameters,
             run=run,
-            ref=_ref(function),
+            ref=_ref(function, called),
             idempotent=idempotent,
             function=function,
         )
@@ -118,7 +137,7 @@ def _arguments(
     hints, fields = get_type_hints(function, include_extras=True), dict[str, Any]()
     for key, parameter in inspect.signature(function).parameters.items():
         kinds = (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY)
-        if key not in hints or parameter.kind in kinds:
+        if key not in hints or parameter.kind in kinds or key.startswith("_"):
             raise InputError(
                 f"the argument {key!r} of the tool {name!r} has no type, or no name to call it by",
                 expected="arguments with annotations",
@@ -151,7 +170,11 @@ def _described(doc: str) -> dict[str, str]:
     return told
 
 
-def _ref(function: Callable[..., Any]) -> str:
+def _name(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _ref(function: Callable[..., Any], name: str) -> str:
     """How a workflow file beside the function's own file names it."""
     module = function.__module__
     if "." not in module:
@@ -159,7 +182,8 @@ def _ref(function: Callable[..., Any]) -> str:
             module = Path(inspect.getfile(function)).stem
         except (OSError, TypeError):  # typed into a console
             module = function.__module__
-    return f"{module}:{function.__qualname__.replace('<locals>', 'locals')}"
+    path = getattr(function, "__qualname__", name)
+    return f"{module}:{path.replace('<locals>', 'locals')}"
 
 
 def _text(value: object) -> str:

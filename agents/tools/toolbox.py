@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from time import perf_counter
 from types import ModuleType
 from typing import Any
+
+from blake3 import blake3
 
 from unspoken.agents.tools.functions import Tool, as_tool
 from unspoken.agents.tools.ref import ToolRef
@@ -79,6 +82,7 @@ class Toolbox:
         self.around: Around = directly
         self._folder = folder
         self._found: dict[str, Tool] = {}
+        self._modules: dict[str, ModuleType] = {}
 
     def of_run(self, around: Around) -> "Toolbox":
         """The same tools, for one run that has its calls kept."""
@@ -112,13 +116,20 @@ class Toolbox:
         if text not in self._found:
             module, _, name = text.partition(":")
             try:
-                self._found[text] = as_tool(reduce(getattr, name.split("."), self._module(module)))
+                function = reduce(getattr, name.split("."), self._module(module))
             except (ImportError, AttributeError, OSError) as error:
                 raise InputError(
                     f"the tool {text!r} is not there: {error}",
                     expected="a function of a module beside the file, or of an installed one",
                     fix="check both names",
                 ) from error
+            except Exception as error:  # a module is somebody's program
+                raise InputError(
+                    f"the module of the tool {text!r} fails: {type(error).__name__}: {error}",
+                    expected="a module that can be imported",
+                    fix="import it in Python to see where it fails",
+                ) from error
+            self._found[text] = as_tool(function)
         return self._found[text]
 
     def _module(self, name: str) -> ModuleType:
@@ -126,11 +137,21 @@ class Toolbox:
         file = None if self._folder is None else self._folder / f"{name.replace('.', '/')}.py"
         if file is None or not file.is_file():
             return importlib.import_module(name)
-        spec = importlib.util.spec_from_file_location(f"unspoken_tools_{name}", file)
-        assert spec is not None and spec.loader is not None  # it is a Python file
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        if name not in self._modules:  # its functions share what it keeps, so it is run once
+            # Folders may have modules of one name.
+            folder = blake3(str(file.absolute()).encode()).hexdigest(length=8)
+            alias = f"unspoken_tools_{folder}_{name.replace('.', '_')}"
+            spec = importlib.util.spec_from_file_location(alias, file)
+            assert spec is not None and spec.loader is not None  # it is a Python file
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[alias] = module  # where dataclasses and pickles look for it
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[alias]
+                raise
+            self._modules[name] = module
+        return self._modules[name]
 
     async def call(self, tools: Sequence[Tool], call: Call) -> Called:
         """Make a call; what goes wrong is its result, for the model to read."""

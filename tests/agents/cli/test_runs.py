@@ -64,6 +64,20 @@ def test_a_run_of_a_process_that_died_is_resumed(workflow: Path, store: Path) ->
     assert json.loads(done("runs", "show", "mine", "--json", *kept))["status"] == "finished"
 
 
+def test_a_run_goes_on_with_its_tools_where_they_are_allowed(workflow: Path, store: Path) -> None:
+    """Nothing is imported before somebody says so, a second time too."""
+    text = workflow.read_text(encoding="utf-8")
+    tools = text.replace("    timeout:", "    tools: [mine:add]\n    timeout:")
+    workflow.write_text(tools, encoding="utf-8")
+    module = workflow.with_name("mine.py")
+    module.write_text("def add(a: int) -> int:\n    return a\n", encoding="utf-8")
+    kept = ("--store", store)
+    first = done("run", workflow, *INPUTS, "--run-id", "mine", "--allow-tools", *kept)
+    RunStore(store).mark("mine", "running")
+    assert "is a program" in refused("runs", "resume", "mine", *kept)
+    assert done("runs", "resume", "mine", "--allow-tools", *kept) == first
+
+
 def test_another_file_is_refused_with_the_difference(workflow: Path, store: Path) -> None:
     """The changed key is named; --anyway goes on."""
     kept = ("--run-id", "mine", "--store", store)

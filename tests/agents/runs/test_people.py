@@ -173,3 +173,16 @@ def test_ask_wants_one_text_a_turn(script: ScriptedModel, more: Any) -> None:
     """An agent that writes nothing, or a text per item, is refused."""
     with pytest.raises(WorkflowError, match="ask stands at an agent with"):
         Agent("a", script, prompt="x", ask="edit", **more)
+
+
+def test_edited_words_are_data_to_their_reader(store: RunStore) -> None:
+    """As the agent's own are."""
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    model = ScriptedModel({"writer": '{"n": 1}', "reader": "read"})
+    generate = {"schema": schema, "max_new_tokens": 24}
+    writer = Agent("writer", model, prompt="go", generate=generate)
+    reader = Agent("reader", model, prompt="it is {{ writer.data.n + 1 }}", generate=FEW)
+    edited = Workflow("people", [writer, reader]).connect(writer, reader, ask="edit")
+    paused(edited, store)
+    edited.resume("a", '{"n": 41}', store=store)
+    assert "it is 42" in model.prompts["reader"][-1]

@@ -13,6 +13,8 @@ from unspoken.agents.shapes.calls import calling_shape
 from unspoken.agents.spec.spec import GenerateSpec
 from unspoken.agents.testing import ScriptedModel, tiny_model
 from unspoken.agents.tools import Tool, tool
+from unspoken.agents.tools.ref import ToolRef
+from unspoken.agents.tools.toolbox import Toolbox
 from unspoken.channels import InputError, WorkflowError
 
 CALL = '{"name": "add", "arguments": {"a": 1, "b": 3}}'
@@ -36,6 +38,11 @@ def add(a: int, b: int = 2) -> int:
 async def fail(word: str) -> str:
     """Fail."""
     raise ValueError(f"no {word}")
+
+
+def takes_an_object(value: InputError) -> str:
+    """Take what JSON has not."""
+    return str(value)
 
 
 def asking(model: Any, **settings: Any) -> Workflow:
@@ -136,12 +143,55 @@ def test_a_file_runs_no_tool_unless_it_is_allowed(tmp_path: Path) -> None:
     assert allowed.run().report.agents["a"][0].tool_calls[0].result == "4"
 
 
+def test_a_module_is_run_once_and_where_it_fails_is_told(tmp_path: Path) -> None:
+    """Two tools of it share what it keeps; modules of one name in two folders are two."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(
+            "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+            "kept = []\n@dataclass\nclass Word:\n    text: str = ''\n"
+            "def put(word: str) -> int:\n    kept.append(Word(word))\n    return len(kept)\n"
+            "def count() -> int:\n    return len(kept)\n"
+        )
+    one, two = Toolbox(tmp_path / "one"), Toolbox(tmp_path / "two")
+    put, count = one.of([ToolRef("mine:put"), ToolRef("mine:count")])
+    (other,) = two.of([ToolRef("mine:count")])
+    assert put("x") == 1 and count() == 1 and other() == 0
+    (tmp_path / "one" / "bad.py").write_text("1 / 0")
+    with pytest.raises(InputError, match="'bad:x' fails: ZeroDivisionError"):
+        one.of([ToolRef("bad:x")])
+
+
+@pytest.mark.parametrize(
+    ("schema", "answer"),
+    [
+        (None, f"Write {CALL} to add."),
+        ({"type": "object", "properties": {"plan": {"type": "object"}}}, f'{{"plan": {CALL}}}'),
+    ],
+)
+def test_a_call_that_is_only_spoken_of_is_not_made(schema: Any, answer: str) -> None:
+    """A turn that calls begins with the call."""
+    generate = {"max_new_tokens": 90} | ({} if schema is None else {"schema": schema})
+    result = asking(ScriptedModel({"a": answer}), generate=generate).run()
+    assert not result.report.agents["a"][0].tool_calls and result["a"].text == answer
+
+
+def test_a_regex_with_slashes_binds_the_answer_beside_tools() -> None:
+    """As it does without tools."""
+    settings = GenerateSpec(regex=r"[a/b]\/c/d")
+    grammar: Any = calling_shape(settings, (model := tiny_model()), [add]).grammar
+    assert grammar.accepts(model.text.encode_words("//c/d"))
+    assert not grammar.accepts(model.text.encode_words("c/c/d"))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"tools": [add], "min_calls": 5}, "min_calls is 5, of at most 4"),
         ({"tools": [3]}, "a int is no tool"),
         ({"tools": ["add"]}, "'add' is no tool"),
+        ({"tools": [lambda: 1]}, "a tool is called '<lambda>'"),
+        ({"tools": [takes_an_object]}, "arguments of the tool 'takes_an_object' cannot be read"),
         ({"tools": [add], "generate": None}, "tools stand beside generate: none"),
         ({"tools": [add], "generate": {"choices": ["a"]}}, "tools stand beside choices"),
     ],
