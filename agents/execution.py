@@ -12,7 +12,7 @@ from unspoken.agents.loading import engines_for
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.preparation import Preparation
 from unspoken.agents.runs.engine import kept_engines
-from unspoken.agents.runs.kept import NOT_KEPT, Keeping, KeptRun
+from unspoken.agents.runs.kept import NOT_KEPT, Keeping, KeptRun, as_stored
 from unspoken.agents.runs.offload import elsewhere
 from unspoken.agents.runs.origin import origin_of
 from unspoken.agents.runtime.failures import within
@@ -100,6 +100,7 @@ class Execution:
         error: BaseException | None = None
         try:
             known = check_inputs(spec, inputs if kept is None else kept.inputs(inputs))
+            known = known if kept is None else as_stored(known)
             run = partial(self._run, spec, received, known, how, kept, events)
             if how.session is not None:
                 with how.session.running() as pool:
@@ -132,7 +133,7 @@ class Execution:
             self._preparation.check_memory(spec, plan, inputs, states.pool, engines)
             book, toolbox = None, self._preparation.toolbox
             if kept is not None:
-                origin = origin_of(spec, models, inputs, received, self._preparation.file)
+                origin = origin_of(spec, models, inputs, received, plan, self._preparation.file)
                 book = await elsewhere(kept.open, origin)
                 engines = kept_engines(engines, book)
                 toolbox = toolbox.of_run(book.around)

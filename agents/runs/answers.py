@@ -1,9 +1,11 @@
 """What people answer to the questions of a run."""
 
+import re
 from collections.abc import Mapping
 
-from unspoken.agents.runs.records import Question
+from unspoken.agents.runs.records import Question, StoredRun
 from unspoken.agents.runs.store import RunStore
+from unspoken.agents.spec.generate import GenerateSpec
 from unspoken.channels.errors import InputError, StoreError
 
 _YES, _NO = ("yes", "y", "true", "approve", "ok"), ("no", "n", "false", "refuse", "reject")
@@ -51,19 +53,38 @@ def answer_questions(
                 expected="one of: " + ", ".join(asked) if asked else "no answer",
                 fix=f"see unspoken runs show {run}",
             )
-    checked = {name: checked_answer(asked[name], said) for name, said in answer.items()}
+    checked = {
+        name: checked_answer(asked[name], said, _settings(stored, asked[name]))
+        for name, said in answer.items()
+    }
     store.answer(run, checked)
     return tuple(question for name, question in asked.items() if name not in checked)
 
 
-def checked_answer(question: Question, answer: str | bool) -> str:
+def _settings(run: StoredRun, question: Question) -> GenerateSpec | None:
+    agent = run.origin.workflow.get("agents", {}).get(question.agent, {})
+    settings = agent.get("generate")
+    return GenerateSpec.model_validate(settings) if isinstance(settings, dict) else None
+
+
+def checked_answer(
+    question: Question, answer: str | bool, settings: GenerateSpec | None = None
+) -> str:
     """An answer as it is kept: ``yes`` or ``no`` to what wants approval, else the words.
 
+    Args:
+        question: What was asked.
+        answer: What the person said.
+        settings: What an answer of the question's agent must look like; None for any words.
+
     Raises:
-        InputError: Neither yes nor no, where approval is asked for, or no words.
+        InputError: Neither yes nor no, where approval is asked for, no words, or words that the
+            agent itself could not have written.
     """
     if question.kind != "approve":
         if isinstance(answer, str):
+            if settings is not None and not question.receiver:
+                _require_shape(question, answer, settings)
             return answer
         found = f"{answer!r} answers the question {question.id}, which asks for words"
         raise InputError(found, expected="a text")
@@ -75,3 +96,23 @@ def checked_answer(question: Question, answer: str | bool) -> str:
         expected="yes or no",
         fix="to change the words, write ask: edit in the workflow",
     )
+
+
+def _require_shape(question: Question, words: str, settings: GenerateSpec) -> None:
+    """Refuse words that would fail the turn each time that the run goes on."""
+    found, expected = f"the answer to the question {question.id} is not as its agent's are", ""
+    if settings.choices and words not in settings.choices:
+        expected = "one of: " + ", ".join(settings.choices)
+    if settings.regex is not None:
+        try:
+            if re.fullmatch(settings.regex, words) is None:
+                expected = f"words of the form {settings.regex}"
+        except re.error:  # of a dialect that Python does not read
+            pass
+    if settings.schema_ is not None:
+        try:
+            settings.schema_.read(words)
+        except ValueError as error:
+            expected = f"whole JSON of its schema; {str(error)[:200]}"
+    if expected:
+        raise InputError(found, expected=expected, fix="answer again")

@@ -22,6 +22,7 @@ from unspoken.agents.engines.base import (
     Usage,
 )
 from unspoken.agents.runs.journal import Journal
+from unspoken.agents.runs.origin import told_of_channel
 from unspoken.agents.runs.owed import Owed, OwedStates, resolved, tickets
 from unspoken.agents.runs.records import TurnRecord
 from unspoken.channels.base import CarryReport, Fallback
@@ -77,7 +78,7 @@ class KeptEngine:
             outcome = await self.given(request, kept.tokens, on_event, kept.state)
             return replace(
                 outcome,
-                usage=Usage(**kept.usage),
+                usage=_usage(kept.usage),
                 finish=kept.finish,
                 likelihoods=kept.likelihoods,
                 restored=True,
@@ -201,10 +202,11 @@ def digest_of(request: TurnRequest, facts: EngineFacts) -> str:
     That holds where sampling is greedy or has a seed.
     """
     sampling = None if request.sampling is None else _settings(request.sampling)
-    edges = [one.edge for one in request.inbound]
-    told = repr(
-        (request.ids, sampling, request.choices, edges, asdict(facts.identity), str(facts.dtype))
-    )
+    edges = [(one.edge, one.fallback, told_of_channel(one.channel)) for one in request.inbound]
+    shape = [getattr(request.grammar, name, None) for name in ("text", "after")]
+    stop = getattr(request.reply, "stop", ())
+    model = asdict(facts.identity), str(facts.dtype)
+    told = repr((request.ids, sampling, request.choices, shape, stop, edges, model))
     return blake3(told.encode()).hexdigest(length=16)
 
 
@@ -215,4 +217,15 @@ def _settings(sampling: Sampling) -> list[tuple[str, Any]]:
 
 def _report(data: Mapping[str, Any]) -> CarryReport:
     fallback = data.get("fallback")
-    return CarryReport(**{**data, "fallback": fallback and Fallback(**fallback)})
+    known = _known(CarryReport, {**data, "fallback": fallback and Fallback(**fallback)})
+    return CarryReport(**known)
+
+
+def _usage(data: Mapping[str, Any]) -> Usage:
+    return replace(_UNKNOWN, **_known(Usage, data))
+
+
+def _known(kind: type[CarryReport] | type[Usage], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what another release has written besides."""
+    names = {one.name for one in fields(kind)}
+    return {name: value for name, value in data.items() if name in names}

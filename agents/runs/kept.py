@@ -142,11 +142,20 @@ def _plain(origin: Origin) -> Origin:
     Raises:
         InputError: Inputs that are no plain data.
     """
+    return replace(origin, **as_stored(asdict(origin)))
+
+
+def as_stored(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data as it comes back from the store, so that a run reads the same each time.
+
+    Raises:
+        InputError: It is no plain data.
+    """
     try:
-        data: dict[str, Any] = json.loads(json.dumps(asdict(origin), ensure_ascii=False))
+        read: dict[str, Any] = json.loads(json.dumps(dict(data), ensure_ascii=False))
     except (TypeError, ValueError) as error:
         raise InputError(
             f"the inputs of a run that is kept cannot be written down: {error}",
             expected="texts, numbers, and lists and mappings of them",
         ) from error
-    return replace(origin, **data)
+    return read

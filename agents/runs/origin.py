@@ -1,14 +1,16 @@
 """What a run was begun with, and how that differs from what it would go on with."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from blake3 import blake3
 
 from unspoken.agents.models.base import AgentModel
+from unspoken.agents.planning.plan import EdgePlan, Plan
 from unspoken.agents.runs.records import Origin, StoredRun
 from unspoken.agents.spec.spec import WorkflowSpec, dump
+from unspoken.channels.base import Channel
 from unspoken.channels.errors import StoreError
 from unspoken.channels.message import Message
 from unspoken.channels.storage.side import running_version
@@ -33,6 +35,7 @@ def origin_of(
     models: Mapping[str, AgentModel],
     inputs: Mapping[str, object],
     received: Mapping[str, Message],
+    plan: Plan,
     file: str = "",
 ) -> Origin:
     """What a run is begun with.
@@ -42,6 +45,7 @@ def origin_of(
         models: The model of every agent, by agent.
         inputs: Checked input values.
         received: Messages of agents that spoke elsewhere, by agent.
+        plan: The workflow's plan.
         file: The workflow's file, where there is one.
     """
     return Origin(
@@ -53,8 +57,36 @@ def origin_of(
         },
         inputs=inputs,
         received={name: digest_of_message(message) for name, message in received.items()},
+        edges={
+            f"{edge.number} {edge.sharer}->{edge.receiver}": _told(edge, plan)
+            for edge in plan.edges
+        },
         file=file,
     )
+
+
+def _told(edge: EdgePlan, plan: Plan) -> dict[str, str]:
+    told = told_of_channel(plan.channels[edge.number])
+    return {
+        "channel": edge.channel,
+        "mode": edge.mode,
+        "settings": blake3(told.encode()).hexdigest(length=8),
+    }
+
+
+def told_of_channel(channel: Channel) -> str:
+    """What of a channel decides what a receiver reads: its kind, its settings and its bridge."""
+    told: list[object] = [type(channel).__qualname__]
+    given: Any = channel
+    for one in fields(given) if is_dataclass(given) else ():
+        value = getattr(given, one.name)
+        manifest = getattr(value, "manifest", None)
+        told.append((one.name, value if manifest is None else _told_of_bridge(manifest)))
+    return repr(told)
+
+
+def _told_of_bridge(manifest: object) -> str:
+    return getattr(manifest, "digest", "") or repr(manifest)
 
 
 def differences(then: Origin, now: Origin) -> list[str]:
@@ -67,6 +99,7 @@ def differences(then: Origin, now: Origin) -> list[str]:
         ("model of agent", then.models, now.models),
         ("input", then.inputs, now.inputs),
         ("message received for", then.received, now.received),
+        ("edge", then.edges, now.edges),
     )
     for title, old, new in parts:
         lines += [f"{title} {line}" for line in _changed(old, new, ())]
@@ -110,7 +143,7 @@ def _changed(old: Any, new: Any, path: tuple[str, ...]) -> Iterator[str]:
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for number, (left, right) in enumerate(zip(old, new, strict=True)):
             yield from _changed(left, right, (*path, str(number)))
-    elif old != new:
+    elif old != new and not (old != old and new != new):  # not a number, both times
         yield f"{'.'.join(path)} was {_shown(old)}, and is {_shown(new)}"
 
 

@@ -95,6 +95,8 @@ class Origin:
         models: By agent, the digests of its model's identity.
         inputs: Input values.
         received: By agent, the digest of a message that it published elsewhere.
+        edges: By edge, its planned channel and mode, and a digest of the channel's settings and of
+            its bridge.
         file: The workflow's file; empty without. It may be another.
     """
 
@@ -103,6 +105,7 @@ class Origin:
     models: Mapping[str, Mapping[str, str]]
     inputs: Mapping[str, Any]
     received: Mapping[str, str] = field(default_factory=dict)
+    edges: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     file: str = ""
 
 

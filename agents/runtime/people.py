@@ -14,6 +14,7 @@ from unspoken.agents.runtime.agent_run import AgentRun, InFlight
 from unspoken.agents.runtime.answers import data_in
 from unspoken.agents.runtime.events import Event, QuestionAsked
 from unspoken.agents.runtime.reply import TurnReply
+from unspoken.agents.spec.generate import GenerateSpec
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.errors import RunError
 from unspoken.channels.message import Message, Segment
@@ -81,11 +82,12 @@ class People:
         if kind is None or self._book is None or reply is None:
             return await compute(), reply
         if kind == "answer":
-            words = await self._ask(self._of_turn(agent, request, context.segments[-1].text))
+            asked = self._of_turn(agent, request, context.segments[-1].text)
+            words = await self._ask(asked, agent.spec.generate)
             return await self._given(agent, request, context, words)
         outcome = await compute()
         written = _answer_of(reply)
-        answer = await self._ask(self._of_turn(agent, request, written))
+        answer = await self._ask(self._of_turn(agent, request, written), agent.spec.generate)
         if kind == "approve" and answer == "no":
             raise RunError(
                 f"a person refused what {agent.name!r} wrote in its turn {request.turn}",
@@ -111,7 +113,8 @@ class People:
         if self._book is None:
             return sent
         sent = {number: await self._seen(agent, turn, number, one) for number, one in sent.items()}
-        await self._book.handed_over(agent.name, turn, agent.texts[-1] if agent.texts else "")
+        wrote = agent.texts and not agent.skipped  # a turn that failed has no words
+        await self._book.handed_over(agent.name, turn, agent.texts[-1] if wrote else "")
         return sent
 
     async def _seen(
@@ -161,7 +164,7 @@ class People:
         reply.rest = ""
         return outcome, reply
 
-    async def _ask(self, question: Question) -> str:
+    async def _ask(self, question: Question, settings: GenerateSpec | None = None) -> str:
         assert self._book is not None
         known = await self._book.answer_to(question)
         if known is not None:
@@ -170,7 +173,7 @@ class People:
             said = self._on_question(question)
             answer = await said if isawaitable(said) else said
             if answer is not None:
-                words = checked_answer(question, answer)
+                words = checked_answer(question, answer, settings)
                 counts = await self._book.note_question(replace(question, answer=words))
                 return words if counts is None else counts
         meanwhile = await self._book.note_question(question)

@@ -99,6 +99,7 @@ class TurnReply:
     def __init__(self, model: AgentModel, context: Context, stop: tuple[str, ...] = ()) -> None:
         self._builder, self._context = model.context_builder, context
         self._ask = self._builder.ask(context)
+        self.stop = stop
         self._text, self._detokenizer = model.text, Detokenizer(model.text, stop)
         self._thoughts = self._builder.template.thoughts
         self._words: deque[str] = deque()
