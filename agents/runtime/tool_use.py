@@ -58,21 +58,22 @@ class ToolUse:
         answer = reply.answered(closed.segments[-1])
         words = reply.text if answer is None else answer.text
         called = model.template.tools.read(words, model.text)
-        if called is None or not self._begins(words, called):
+        if called is None or not self._calls(words, called):
             return None
         result = await self._made(called)
         turn = ChatTurn("tool", (result,), call=called)
         return model.context_builder.compose([turn], earlier=closed)
 
-    def _begins(self, words: str, called: ToolCall) -> bool:
-        """Whether words begin with a call; one that stands further on is only spoken of."""
+    def _calls(self, words: str, called: ToolCall) -> bool:
+        """Whether a call is made; where nothing marks calls, it must be how the words begin."""
         model = self._agent.model
         before = model.text.encode(model.template.tools.call_texts(called.name)[0], "")
-        head = "".join(model.text.decode(before).split())
-        known = any(tool.name == called.name for tool in self._tools)
-        # Where nothing that is shown marks a call, only a tool's name does.
-        marked = known or head != "".join(called.name.split())
-        return marked and "".join(words.split()).startswith(head)
+        head, said = "".join(model.text.decode(before).split()), "".join(words.split())
+        bare = head.lstrip("[").startswith("{") or head == "".join(called.name.split())
+        if bare:  # JSON or a name, which words may quote
+            known = any(tool.name == called.name for tool in self._tools)
+            return known and said.startswith(head)
+        return head in said
 
     async def _made(self, called: ToolCall) -> str:
         place, number = self._place, len(self.reports) + 1

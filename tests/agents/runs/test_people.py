@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from unspoken.agents import Agent, Workflow
-from unspoken.agents.events import QuestionAsked, RunFinished, RunPaused
+from unspoken.agents.events import QuestionAsked, RunFinished, RunPaused, TurnFinished
 from unspoken.agents.runs import RunStore
 from unspoken.agents.runs.records import Question
 from unspoken.agents.testing import ScriptedModel, tiny_model
@@ -21,7 +21,7 @@ Ask = Literal["approve", "edit", "answer"]
 
 @pytest.fixture
 def script() -> ScriptedModel:
-    return ScriptedModel({"writer": "a draft", "reader": "read"})
+    return ScriptedModel({"writer": "a draft", "other": "more", "reader": "read"})
 
 
 @pytest.fixture
@@ -109,12 +109,18 @@ def test_a_stream_tells_of_the_question_and_ends(
     """Another branch goes on meanwhile; the last event says what the run waits for."""
 
     async def follow() -> list[Any]:
-        asks = flow(script, "edit")
+        writer = Agent("writer", script, prompt="who is it?", ask="edit", generate=FEW)
+        other = Agent("other", script, prompt="first", generate=FEW)
+        reader = Agent("reader", script, prompt="{{ other.text }}", generate=FEW)
+        asks = Workflow("people", [writer, other, reader]).connect(other, reader)
         async with aclosing(asks.stream(store=store, run_id=anyio_backend)) as events:
             return [event async for event in events]
 
-    *_, asked, last = anyio.run(follow, backend=anyio_backend)
-    assert isinstance(asked, QuestionAsked) and isinstance(last, RunPaused)
+    *events, last = anyio.run(follow, backend=anyio_backend)
+    (asked,) = [event for event in events if isinstance(event, QuestionAsked)]
+    assert isinstance(last, RunPaused)
+    ended = [event.agent for event in events if isinstance(event, TurnFinished)]
+    assert ended.index("other") < ended.index("reader")
     assert last.questions == (asked.question,) and last.run_id == anyio_backend
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
+from tool_templates import TOOL_TEMPLATES
 
 from unspoken.agents import Agent, Workflow
 from unspoken.agents.events import Event, ToolCalled, ToolReturned
@@ -174,6 +175,15 @@ def test_a_call_that_is_only_spoken_of_is_not_made(schema: Any, answer: str) -> 
     generate = {"max_new_tokens": 90} | ({} if schema is None else {"schema": schema})
     result = asking(ScriptedModel({"a": answer}), generate=generate).run()
     assert not result.report.agents["a"][0].tool_calls and result["a"].text == answer
+
+
+def test_a_call_that_a_template_marks_may_follow_words() -> None:
+    """Many models say first what they are about to do."""
+    marked = f"I look.\n<tool_call>\n{CALL}\n</tool_call>"
+    model = ScriptedModel({"a": [marked, "4"]}, chat_template=TOOL_TEMPLATES["hermes"])
+    result = asking(model, generate={"max_new_tokens": 120}).run()
+    assert [call.result for call in result.report.agents["a"][0].tool_calls] == ["4"]
+    assert result["a"].text == "4"
 
 
 def test_a_regex_with_slashes_binds_the_answer_beside_tools() -> None:
