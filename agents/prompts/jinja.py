@@ -233,7 +233,7 @@ def _produced(
     stand_ins: Mapping[str, str] = {},
 ) -> object:
     tags, free = _checked(source, expression)
-    if not expression and not any(tag.opener for tag in tags):
+    if not expression and "{" not in source:  # neither a tag nor a comment nor a raw block
         return source
     reads = reads_of(tags, free, expression)
     request: dict[str, Any] = {"expression": expression}

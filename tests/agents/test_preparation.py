@@ -109,9 +109,9 @@ def test_context_variables_hold_in_a_run_on_a_thread(model: LocalModel) -> None:
     seen: list[str] = []
 
     class Watched(Workflow):
-        async def arun(self, *args: Any, **inputs: Any) -> Any:
+        async def _to_end(self, *args: Any) -> Any:
             seen.append(asked.get())
-            return await super().arun(*args, **inputs)
+            return await super()._to_end(*args)
 
     flow = Watched("w", [Agent("a", model, prompt="x", generate={"max_new_tokens": 3})])
 

@@ -13,7 +13,7 @@ from processes import LIMIT_S
 from runs import CACHE, FEW, GIVEN, TEXT, events_of
 
 from unspoken.agents import Agent, LocalModel, Workflow
-from unspoken.agents.engines import asks, turn
+from unspoken.agents.engines import asks, stepping
 from unspoken.agents.events import Event, FallbackTaken, RunFinished, TokenWritten
 from unspoken.channels import SameModelCacheChannel, TextChannel
 from unspoken.channels.errors import (
@@ -48,7 +48,7 @@ class _Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        for module in (turn, asks):
+        for module in (stepping, asks):
             monkeypatch.setattr(module, "perf_counter", lambda: self.now)
 
 
