@@ -42,6 +42,21 @@ _UNKNOWN = Usage(
 )
 
 
+class _KnownReply:
+    """Of a turn whose last ids are known, whatever is sampled."""
+
+    def __init__(self, ids: tuple[int, ...]) -> None:
+        self._ids = ids
+
+    def push(self, token: int) -> bool:
+        """Nothing ends the turn but its length."""
+        return False
+
+    def close(self) -> tuple[int, ...]:
+        """The ids."""
+        return self._ids
+
+
 class KeptEngine:
     """An engine of a run that is kept.
 
@@ -151,6 +166,12 @@ class KeptEngine:
         return self._owed.add(Owed(self.inner, make, tuple(refs.values())))
 
     async def _computed(self, request: TurnRequest) -> StateRef:
+        most = self.facts.max_positions - 1
+        if len(request.ids) > most:  # the turn filled its context: the end follows as it did then
+            ids, rest = request.ids[:most], request.ids[most:]
+            request = replace(
+                request, ids=ids, sampling=Sampling(max_tokens=1), reply=_KnownReply(rest)
+            )
         outcome = await self.inner.turn(request, lambda event: None)
         assert outcome.state is not None  # the request keeps it
         return outcome.state

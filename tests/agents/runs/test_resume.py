@@ -49,6 +49,20 @@ def test_a_run_that_died_ends_as_one_that_did_not(
         assert store.get("a").status == "finished" and store.get("a").turns == TURNS
 
 
+def test_a_turn_that_filled_its_context_is_carried_again(store: RunStore) -> None:
+    """Its state, which holds more than any prompt may, is computed again too."""
+    script = ScriptedModel({"a": "word " * 99, "b": "end"}, max_positions=128)
+    agents = [
+        Agent("a", script, prompt="go " * 30, generate={"max_new_tokens": 200}),
+        Agent("b", script, prompt="go", generate={"max_new_tokens": 2}),
+    ]
+    full = Workflow("full", agents).connect("a", "b", "same_model_cache")
+    first = full.run(run_id="a", store=store)
+    cut_off(store, "a", 1)
+    again = full.run(run_id="a", store=store)
+    assert wrote(again) == wrote(first) and carried(again) == carried(first)
+
+
 def test_finished_turns_are_not_computed_again(store: RunStore) -> None:
     """Of six turns, those that a dead run had ended are had from the store."""
     script = ScriptedModel(lambda agent, turn, prompt: f"{agent} {turn}")
