@@ -1,17 +1,19 @@
 """The store of runs: what it refuses, and what it says then."""
 
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from runs import cut_off
 
-from unspoken.agents import Agent, Workflow
+from unspoken.agents import Agent, Workflow, execution
 from unspoken.agents.runs import RunStore
 from unspoken.agents.runs import packets as packets_module
 from unspoken.agents.testing import ScriptedModel
-from unspoken.channels import InputError, RunError, StoreError, UnspokenError
+from unspoken.channels import InputError, RunError, RunTimeout, StoreError, UnspokenError
 
 
 @pytest.fixture
@@ -118,6 +120,22 @@ def test_outputs_that_cannot_be_rendered_fail_a_kept_run(
         Workflow("broken", agents, outputs={"o": output}).run(run_id="a", store=store)
     assert store.get("a").status == "failed" and not store.lock("a").held_elsewhere
     assert caught.value is not None  # and with it the frames of the run
+
+
+def test_a_run_that_takes_too_long_has_failed(
+    flow: Workflow, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not taken for one whose process died."""
+
+    @contextmanager
+    def late(seconds: float | None) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace()
+        raise RunTimeout("the run took longer than its second")
+
+    monkeypatch.setattr(execution, "within", late)
+    with pytest.raises(RunTimeout):
+        flow.run(run_id="a", store=store)
+    assert (store.get("a").status, "took longer" in store.get("a").error) == ("failed", True)
 
 
 def test_a_database_without_room_says_so(flow: Workflow, store: RunStore) -> None:
