@@ -98,7 +98,10 @@ def tool(
             named = {key: getattr(values, key) for key in type(values).model_fields}
             if inspect.iscoroutinefunction(function):
                 return _text(await function(**named))
-            result = await anyio.to_thread.run_sync(lambda: function(**named))
+            # A call that hangs does not hold up whoever cancels the run; it is then an unknown one.
+            result = await anyio.to_thread.run_sync(
+                lambda: function(**named), abandon_on_cancel=True
+            )
             return _text(await result if inspect.isawaitable(result) else result)
 
         return Tool(

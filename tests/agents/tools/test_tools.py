@@ -1,5 +1,6 @@
 """Agents that call tools: what is called, what the model reads of it, and what may not run."""
 
+import threading
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -225,3 +226,27 @@ def test_a_spec_keeps_its_tools_by_name() -> None:
     flow = Workflow("w", [Agent("a", "owner/m", prompt="x", tools=[add])])
     assert isinstance(flow.spec.agents["a"].tools[0].tool, Tool)
     assert loads(dumps(flow.spec)).spec == flow.spec
+
+
+@pytest.mark.anyio
+async def test_a_call_that_hangs_holds_up_no_cancel() -> None:
+    """The thread is left behind."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hangs() -> str:
+        """Wait."""
+        begun.set()
+        go_on.wait()
+        return "done"
+
+    late = threading.Timer(60, go_on.set)  # where it does hold the cancel up
+    late.start()
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tool(hangs).run, {})
+            await anyio.to_thread.run_sync(begun.wait)
+            tasks.cancel_scope.cancel()
+        assert not go_on.is_set()
+    finally:
+        late.cancel()
+        go_on.set()
