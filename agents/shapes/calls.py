@@ -118,7 +118,9 @@ def _answer(settings: GenerateSpec, first: str) -> list[str]:
         schema: dict[str, Any] = {**settings.schema_.schema, "x-guidance": WRITTEN}
         return [f"answer: %json {json.dumps(schema)}"]
     if settings.regex is not None:
-        pattern = re.sub(r"\\.|/", lambda part: "\\/" if part[0] == "/" else part[0], settings.regex)
+        pattern = re.sub(
+            r"\\.|/", lambda part: "\\/" if part[0] == "/" else part[0], settings.regex
+        )
         return ["answer: WORDS", f"WORDS: /{pattern}/"]
     return ["answer: WORDS?", f"WORDS: /[^{re.escape(first)}](.|\\n)*/"]
 
