@@ -44,6 +44,7 @@ class Journal:
         self.restored = 0
         self._states = states
         self._turns: dict[tuple[str, int, int], dict[str, TurnRecord]] = {}
+        self._taken: set[tuple[tuple[str, int, int], str]] = set()
         for record in store.turns(run):
             place = (record.agent, record.turn, record.item)
             self._turns.setdefault(place, {})[record.digest] = record
@@ -60,17 +61,20 @@ class Journal:
         return self._calls.unread
 
     def take(self, agent: str, turn: int, item: int | None, digest: str) -> TurnRecord | None:
-        """A turn that was computed before; each is had once.
+        """A turn that was computed before; again where it is tried again.
 
         Raises:
+            RunError: The turn had failed, and its agent said what else to do.
             StoreError: The turn had ended and read something else.
         """
-        kept = self._turns.get((agent, turn, -1 if item is None else item), {})
-        record = kept.pop(digest, None)
+        place = agent, turn, -1 if item is None else item
+        kept = self._turns.get(place, {})
+        record = kept.get(digest)
         if record is not None:
-            self.restored += 1
+            self.restored += (place, digest) not in self._taken
+            self._taken.add((place, digest))
         elif (agent, turn) in self._places:
-            if not kept:  # it had failed, and its agent said what else to do
+            if all((place, other) in self._taken for other in kept):
                 raise RunError(f"turn {turn} of {agent!r} had failed when run {self.run} ran it")
             raise StoreError(
                 f"turn {turn} of {agent!r} reads something else than when run {self.run} ran it",
