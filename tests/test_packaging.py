@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("agents", "channels")
 TOP_LEVEL = {
+    "CITATION.cff",
     "agents",
     "channels",
     "docs",

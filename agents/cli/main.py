@@ -15,7 +15,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from unspoken.agents.bench import BENCHES
-from unspoken.agents.cli import bench, bridge, models, plan, profile, run, runs
+from unspoken.agents.cli import bench, bridge, init, models, plan, profile, run, runs
 from unspoken.agents.cli import bridge_fit as fitting
 from unspoken.agents.cli.console import print_error, shown, stderr
 from unspoken.agents.cli.results import results_alone
@@ -106,10 +106,7 @@ def _version(asked: bool) -> None:
 
 
 app = typer.Typer(
-    name="unspoken",
-    no_args_is_help=True,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    name="unspoken", no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}
 )
 
 
@@ -137,7 +134,7 @@ def _options(
     """Run workflows of local models whose agents hand over KV caches instead of words."""
 
 
-_add(app, run.run, plan.plan, plan.validate, plan.graph, plan.schema)
+_add(app, init.init, run.run, plan.plan, plan.validate, plan.graph, plan.schema)
 app.command("bench", cls=_Bench)(bench.bench)
 _runs = _group("runs", "Runs that are kept: list, show, resume, answer, cancel, clean.")
 _add(_runs, runs.list_, runs.show, runs.resume, runs.answer, runs.cancel, runs.clean)

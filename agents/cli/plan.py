@@ -38,7 +38,8 @@ def plan(
     The models are loaded, and prepared on first use; nothing is run. Give all inputs, some or none:
     token counts that need the others stay unknown.
     """
-    from unspoken.agents.spec.inputs import ON_COMMAND_LINE, check_inputs, read_inputs
+    from unspoken.agents.spec.input_words import read_inputs
+    from unspoken.agents.spec.inputs import ON_COMMAND_LINE, check_inputs
     from unspoken.agents.spec.loader import load_workflow
 
     source = load_workflow(file)

@@ -46,7 +46,8 @@ InputsOption = Annotated[
         "-i",
         "--input",
         metavar="NAME=VALUE",
-        help="An input; NAME=@FILE reads it from a file. May be repeated.",
+        help="An input; NAME=@FILE reads a file, NAME=@DIR/*.txt a list of files, NAME=@- stdin. "
+        "May be repeated, and a list then has one item each time.",
     ),
 ]
 StoreOption = Annotated[
@@ -103,6 +104,9 @@ def run(
     ] = False,
     anyway: AnywayOption = False,
     allow_tools: AllowToolsOption = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show the outputs alone, and what went wrong.")
+    ] = False,
     log_level: Annotated[LogLevel | None, typer.Option(help="Log to stderr.")] = None,
 ) -> None:
     """Run a workflow.
@@ -126,7 +130,7 @@ def run(
     if log_level:
         configure_logging(log_level, console)
     with _written_to(events) as write:
-        flow = load_flow(source, console, quiet=as_json, fit=True, allow_tools=allow_tools)
+        flow = load_flow(source, console, quiet=as_json or quiet, fit=True, allow_tools=allow_tools)
         flow.spec = flow.spec.model_copy(update={} if most is None else {"memory": most})
         run_flow(
             flow,
@@ -136,6 +140,7 @@ def run(
             as_json=as_json,
             quiet=as_json or log_level is not None,
             outputs=events != "-",
+            alone=quiet,
         )
 
 
@@ -153,7 +158,8 @@ def _values(
     spec: "WorkflowSpec", words: list[str], run_id: str | None, store: Path | None
 ) -> dict[str, object]:
     """The inputs given; none where a run goes on with those that it was begun with."""
-    from unspoken.agents.spec.inputs import ON_COMMAND_LINE, check_inputs, read_inputs
+    from unspoken.agents.spec.input_words import read_inputs
+    from unspoken.agents.spec.inputs import ON_COMMAND_LINE, check_inputs
 
     if run_id is not None and not words:
         from unspoken.agents.runs import RunStore
@@ -172,6 +178,7 @@ def run_flow(
     as_json: bool = False,
     quiet: bool = False,
     outputs: bool = True,
+    alone: bool = False,
 ) -> None:
     """Run a workflow before a person's eyes, and print what it gave.
 
@@ -183,10 +190,11 @@ def run_flow(
         as_json: Whether one JSON document is printed in place of all else.
         quiet: Whether nothing is shown while it runs, but on a terminal.
         outputs: Whether the outputs are printed.
+        alone: Whether nothing but them is, as long as all goes well.
     """
     console = stderr()
     try:
-        result = _watched(flow, values, options, write, console, quiet=quiet)
+        result = _watched(flow, values, options, write, console, quiet=quiet, alone=alone)
     except RunError as error:
         if as_json:
             print_json(failed_run(error))
@@ -199,7 +207,8 @@ def run_flow(
         print_json(result.to_dict())
         print_warnings(console, result)
         return
-    print_report(console, result.report)
+    if not alone:
+        print_report(console, result.report)
     print_warnings(console, result)
     if outputs:
         print_outputs(stdout(), result.outputs)
@@ -222,15 +231,16 @@ def _watched(
     console: Console,
     *,
     quiet: bool,
+    alone: bool,
 ) -> "RunResult":
     import anyio
 
     from unspoken.agents.cli.run_view import LiveView, PlainView
 
-    if is_live(console):
+    if is_live(console) and not alone:
         with LiveView(console, flow.spec) as live:
             return anyio.run(_follow, flow, values, options, (live, write))
-    watchers = (write,) if quiet else (PlainView(console), write)
+    watchers = (write,) if quiet or alone else (PlainView(console), write)
     return anyio.run(_follow, flow, values, options, watchers)
 
 

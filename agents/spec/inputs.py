@@ -1,13 +1,10 @@
-"""Input values: read from a command line's words, and checked against the workflow."""
+"""Input values, checked against the workflow."""
 
-import json
 import re
-from codecs import getincrementaldecoder
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from unspoken.agents.spec.problems import describe, suggest
-from unspoken.agents.spec.spec import InputSpec, WorkflowSpec
+from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.errors import InputError
 
 MOST_BYTES = 64 * 2**20
@@ -18,7 +15,6 @@ MOST_DEPTH = 64
 ON_COMMAND_LINE = "give each as -i NAME=VALUE, or -i NAME=@FILE to read a file"
 _IN_PYTHON = "give each by its name, as in run(name=value)"
 _BAD = re.compile("[\ud800-\udfff\0]")
-_CHUNK = 2**20
 
 
 def check_inputs(
@@ -109,76 +105,3 @@ def _texts(values: Mapping[str, object]) -> Iterator[tuple[str, str, str]]:
             )
         waiting += ((name, place, part, depth + 1) for place, part in reversed(parts))
         yield name, path, value if isinstance(value, str) else ""
-
-
-def read_inputs(spec: WorkflowSpec, words: list[str]) -> dict[str, object]:
-    """Values of ``NAME=VALUE`` and ``NAME=@FILE``; a list is one item a line of its file, or JSON.
-
-    Raises:
-        InputError: A word of another form, or a file that cannot be read.
-    """
-    values: dict[str, object] = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals:
-            raise InputError(f"{word!r} is not an input", expected="NAME=VALUE or NAME=@FILE")
-        if name in values:
-            raise InputError(f"input {name!r} is given twice", expected="each input once")
-        if text.startswith("@@"):
-            text = text[1:]
-        elif text.startswith("@"):
-            text = _read(name, text[1:])
-        values[name] = _convert(name, text, spec.inputs.get(name, InputSpec()))
-    return values
-
-
-def _read(name: str, path: str) -> str:
-    """A file's text, less a byte order mark and the last line break.
-
-    Raises:
-        InputError: A file that cannot be read, is no text in UTF-8, or is beyond the bound.
-    """
-    decoder = getincrementaldecoder("utf-8-sig")()
-    parts, size, chunk = list[str](), 0, b"-"
-    try:
-        # A device or a pipe has no size to look at: each chunk is checked as it comes.
-        with Path(path).open("rb") as stream:
-            while chunk:
-                chunk = stream.read(_CHUNK)
-                size += len(chunk)
-                if size > MOST_BYTES or b"\0" in chunk:
-                    what = "a NUL byte" if b"\0" in chunk else f"more than {MOST_BYTES:,} bytes"
-                    raise InputError(
-                        f"input {name!r} cannot be read from {path!r}: it holds {what}",
-                        expected=f"a text file in UTF-8 of at most {MOST_BYTES:,} bytes",
-                        fix="check the path, or run over parts of the file",
-                    )
-                parts.append(decoder.decode(chunk, final=not chunk))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"input {name!r} cannot be read from {path!r}: {error}",
-            expected="a text file in UTF-8",
-            fix="check the path; a value that starts with @ is written @@",
-        ) from error
-    text = "".join(parts).replace("\r\n", "\n").replace("\r", "\n")
-    return text.removesuffix("\n")
-
-
-def _convert(name: str, text: str, declared: InputSpec) -> object:
-    if declared.type == "text":
-        return text
-    if declared.type == "list" and not text.lstrip().startswith("["):
-        return [_line(line) for line in text.splitlines() if line.strip()]
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        lines = " as JSON, or one item a line" if declared.type == "list" else ""
-        expected = f"a value of type {declared.type}{lines}"
-        raise InputError(f"input {name!r} is {text[:60]!r}", expected=expected) from None
-
-
-def _line(line: str) -> object:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return line

@@ -13,7 +13,7 @@ from tiny import tiny_llama
 
 from unspoken.agents import Agent, LocalModel, Workflow
 from unspoken.agents.bench import run_bench
-from unspoken.agents.spec.inputs import read_inputs
+from unspoken.agents.spec.input_words import read_inputs
 from unspoken.channels import PacketReader, SameModelCacheChannel, packet_key, write_packet
 from unspoken.channels.errors import (
     AgentError,

@@ -49,6 +49,14 @@ def test_run_json_counts_each_prompt_token_once(workflow: Path) -> None:
     assert result["agents"]["solver"][0]["generated_tokens"] == 6
 
 
+def test_quiet_shows_the_outputs_alone(workflow: Path) -> None:
+    """With --quiet nothing is said of what goes on and what it cost."""
+    result = call("run", "--quiet", workflow, *INPUTS)
+    assert result.exit_code == 0
+    assert result.stdout
+    assert result.stderr == ""
+
+
 def test_run_prints_outputs_alone_on_stdout(workflow: Path) -> None:
     """Without --json stdout is the bare output, and stderr says what went on and what it cost."""
     expected = run_json(workflow, *INPUTS)["outputs"]["answer"]

@@ -10,13 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unspoken.agents import Workflow
-from unspoken.agents.spec.inputs import (
-    MOST_BYTES,
-    MOST_VALUES,
-    ON_COMMAND_LINE,
-    check_inputs,
-    read_inputs,
-)
+from unspoken.agents.spec.input_words import read_inputs
+from unspoken.agents.spec.inputs import MOST_BYTES, MOST_VALUES, ON_COMMAND_LINE, check_inputs
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.errors import InputError
 
