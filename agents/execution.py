@@ -1,8 +1,8 @@
 """One run of a workflow: inputs checked, models and plan ready, then the scheduler."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from unspoken.agents.engines.pool.budget import Budget
@@ -36,11 +36,15 @@ class How:
         session: Whose states are used; None for a memory of the run's own.
         keeping: Where and how the run is kept.
         on_question: Answers what it asks people while it goes on.
+        others: Inputs that some agents read in place of the run's, by agent.
+        on_message: Told of every message that is sent, with the number of its edge.
     """
 
     session: Session | None = None
     keeping: Keeping = NOT_KEPT
     on_question: OnQuestion | None = None
+    others: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    on_message: Callable[[int, Message], object] | None = None
 
     def is_kept(self, spec: WorkflowSpec) -> bool:
         """Whether the run is kept: where it is to be, or where somebody has to answer."""
@@ -151,6 +155,8 @@ class Execution:
                 book=book,
                 on_question=how.on_question,
                 toolbox=toolbox,
+                others={name: check_inputs(spec, given) for name, given in how.others.items()},
+                on_message=how.on_message,
             )
             limit.partial = scheduler.partial
             report = await scheduler.run()

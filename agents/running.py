@@ -131,6 +131,21 @@ class Runnable(ABC):
         how, given = how_to_run(self.spec, options, inputs)
         return RunStream(lambda events: self._told(received, how, given, events))
 
+    async def arun_as(
+        self, how: How, inputs: Mapping[str, object], received: Mapping[str, Message] | None = None
+    ) -> RunResult:
+        """Run to the end as `how` says; for what measures workflows.
+
+        Args:
+            how: In which session, with whose inputs, and who is told of messages.
+            inputs: The workflow's inputs.
+            received: Messages of agents that take no turn; see `run`.
+
+        Raises:
+            UnspokenError: As `run`.
+        """
+        return await self._to_end(received, how, inputs)
+
     def resume(
         self,
         run_id: str,

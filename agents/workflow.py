@@ -1,6 +1,7 @@
 """A workflow: load, plan, run, stream."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -267,6 +268,17 @@ class Workflow(Runnable):
         known = check_inputs(self.spec, inputs, partial=True)
         self.load()
         return self._execution.plan(self.spec, known if inputs else None)
+
+    def with_spec(self, spec: WorkflowSpec) -> "Workflow":
+        """A workflow of another spec on this one's models, which are loaded once for both.
+
+        Args:
+            spec: A spec whose models are this workflow's. An edge's number says which channel or
+                bridge object it was connected with, so edges keep theirs.
+        """
+        other = copy(self)
+        other.spec = spec
+        return other
 
     def fit_bridges(self, progress: Progress | None = None) -> "Workflow":
         """With ``bridges: fit``, fit what the plan lacks; a first run does it by itself.

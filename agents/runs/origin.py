@@ -102,7 +102,7 @@ def differences(then: Origin, now: Origin) -> list[str]:
         ("edge", then.edges, now.edges),
     )
     for title, old, new in parts:
-        lines += [f"{title} {line}" for line in _changed(old, new, ())]
+        lines += [f"{title} {line}" for line in changed(old, new, ())]
     return lines
 
 
@@ -135,14 +135,14 @@ def require_same(run: StoredRun, now: Origin, *, anyway: bool) -> bool:
     )
 
 
-def _changed(old: Any, new: Any, path: tuple[str, ...]) -> Iterator[str]:
+def changed(old: Any, new: Any, path: tuple[str, ...]) -> Iterator[str]:
     """What differs between two values of plain data, by its path."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in {**old, **new}:
-            yield from _changed(old.get(key), new.get(key), (*path, str(key)))
+            yield from changed(old.get(key), new.get(key), (*path, str(key)))
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for number, (left, right) in enumerate(zip(old, new, strict=True)):
-            yield from _changed(left, right, (*path, str(number)))
+            yield from changed(left, right, (*path, str(number)))
     elif old != new and not (old != old and new != new):  # not a number, both times
         yield f"{'.'.join(path)} was {_shown(old)}, and is {_shown(new)}"
 

@@ -1,7 +1,7 @@
 """What a finished turn sends on its agent's out-edges, and what their readers need of it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from unspoken.agents.engines.base import Keep, StateRef
@@ -137,12 +137,16 @@ class Sender:
         plan: Its plan.
         inputs: Checked input values.
         agents: The run's agents, by name.
+        others: Inputs that some agents read in place of these, by agent.
+        on_message: Told of every message that is sent, with the number of its edge.
     """
 
     spec: WorkflowSpec
     plan: Plan
     inputs: Mapping[str, object]
     agents: Mapping[str, AgentRun]
+    others: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    on_message: Callable[[int, Message], object] | None = None
 
     def feeds_cache(self, agent: AgentRun) -> bool:
         """Whether a reader of this agent takes over its state."""
@@ -198,13 +202,16 @@ class Sender:
         sent: dict[int, InFlight | None] = {}
         data = plain_data(agent)
         told = {"text": agent.texts[-1]} | ({} if data is None else {"data": data})
-        context = {"inputs": dict(self.inputs), agent.name: told}
+        inputs = self.others.get(agent.name, self.inputs)
+        context = {"inputs": dict(inputs), agent.name: told}
         for number in self._out_edges(agent):
             edge = self.spec.edges[number]
             if edge.when is not None and not evaluate(edge.when, context):
                 sent[number] = None
                 continue
             message = make(number)
+            if self.on_message is not None:
+                self.on_message(number, message)
             ticket = None
             if state is not None and self.plan.channels[number].carries_state:
                 how = Keep(

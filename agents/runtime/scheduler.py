@@ -54,6 +54,8 @@ class Scheduler:
         book: What keeps the run, where it is kept.
         on_question: Answers what people are asked, while the run goes on.
         toolbox: The tools of its agents.
+        others: Inputs that some agents read in place of the run's, by agent; checked.
+        on_message: Told of every message that is sent, with the number of its edge.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class Scheduler:
         book: Journal | None = None,
         on_question: OnQuestion | None = None,
         toolbox: Toolbox | None = None,
+        others: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
+        on_message: Callable[[int, Message], object] | None = None,
     ) -> None:
         self.spec, self.plan, self.inputs = spec, plan, inputs
         self.received, self.when_room = received, when_room
@@ -88,7 +92,7 @@ class Scheduler:
         self.log = RunLog(run=self.run_id, workflow=spec.name)
         self.telemetry = Telemetry(spec.name, self.run_id)
         self.recorder = Recorder(spec, plan, self.emit, self.log, self.telemetry)
-        self.sender = Sender(spec, plan, inputs, self.agents)
+        self.sender = Sender(spec, plan, inputs, self.agents, others, on_message)
         self.turns = Turns(
             spec,
             plan=plan,
@@ -98,6 +102,7 @@ class Scheduler:
             people=self.people,
             room=self._room,
             toolbox=toolbox,
+            others=others,
         )
 
     async def run(self) -> RunReport:

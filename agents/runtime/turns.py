@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
+from types import MappingProxyType
 
 from unspoken.agents.engines.base import (
     History,
@@ -88,6 +89,7 @@ class Turns:
         people: Who has a say in a turn.
         room: Waits until whoever follows the events is not far behind.
         toolbox: The tools of its agents.
+        others: Inputs that some agents read in place of the run's, by agent.
     """
 
     def __init__(
@@ -101,7 +103,9 @@ class Turns:
         people: People,
         room: Callable[[], Awaitable[None]],
         toolbox: Toolbox | None = None,
+        others: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
     ) -> None:
+        self.others = others
         self.toolbox = toolbox or Toolbox(allowed=False)
         self.spec, self.plan, self.inputs = spec, plan, inputs
         self.sender, self.recorder, self.people, self.room = sender, recorder, people, room
@@ -126,7 +130,7 @@ class Turns:
 
     async def _each(self, agent: AgentRun, firing: Firing[InFlight]) -> list[Finished]:
         """Run an agent once per item; items that are ready together are computed together."""
-        rows = items_of(agent, self.inputs)
+        rows = items_of(agent, self.others.get(agent.name, self.inputs))
         agent.items = [""] * len(rows)
 
         async def one(number: int) -> Finished | None:
@@ -274,7 +278,8 @@ class Turns:
 
     def _prepare(self, asked: _Asked) -> Prepared:
         agent, firing, again = asked.agent, asked.firing, asked.again
-        variables = {"inputs": dict(self.inputs), "turn": firing.turn, **asked.extra}
+        inputs = self.others.get(agent.name, self.inputs)
+        variables = {"inputs": dict(inputs), "turn": firing.turn, **asked.extra}
         system = None if agent.spec.system is None else render(agent.spec.system, variables)
         inbound = [
             self._inbound(agent, number, again or number in firing.fresh) for number in firing.inbox

@@ -1,0 +1,123 @@
+"""Runs a workflow over rows under several arms, row by row."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
+from random import Random
+from time import perf_counter
+from typing import Any
+
+from unspoken.agents.evaluation.arms import REFERENCE, Arm, before, make_arms, target_of
+from unspoken.agents.evaluation.controls import neighbours, strangers
+from unspoken.agents.evaluation.journal import Journal
+from unspoken.agents.evaluation.outcome import Outcome
+from unspoken.agents.evaluation.rows import EvalRow, digests_of
+from unspoken.agents.evaluation.setting import Clock, Progress, Setting
+from unspoken.agents.evaluation.trial import Known, Trial
+from unspoken.agents.prompts.jinja import references
+from unspoken.agents.runs.origin import origin_of
+from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.agents.workflow import Workflow
+
+Scored = Callable[[Outcome], Awaitable[Outcome]]
+
+
+class Evaluator:
+    """Runs rows under arms.
+
+    Args:
+        flow: The workflow; its models are loaded, and bridges fitted that it wants fitted.
+        rows: The rows, in the order in which they run.
+        arms: The arms' names.
+        setting: What was set.
+
+    Attributes:
+        target: The agent whose answers count.
+        arms: The arms, by name.
+
+    Raises:
+        InputError: Arms that the workflow or the rows cannot have, or no agent to score.
+    """
+
+    def __init__(
+        self, flow: Workflow, rows: Sequence[EvalRow], arms: Sequence[str], setting: Setting
+    ) -> None:
+        self.flow, self.rows, self.setting = flow, tuple(rows), setting
+        self.target = target_of(flow.spec, setting.agent)
+        self.arms = {arm.name: arm for arm in make_arms(flow, arms, self.target)}
+        self._others = self._found_others()
+        self._trial = Trial(spec=flow.spec, target=self.target, arms=self.arms)
+
+    def _found_others(self) -> dict[str, dict[str, EvalRow]]:
+        """For every kind of other row that an arm needs, each row's, by its name."""
+        wanted = {arm.whose for arm in self.arms.values()}
+        others, spec = dict[str, dict[str, EvalRow]](), self.flow.spec
+        if "stranger" in wanted:
+            others["stranger"] = strangers(self.rows, self.setting.seed)
+        if "neighbour" in wanted:
+            reads = _reads(spec, before(spec, self.target))
+
+            def text_of(row: EvalRow) -> str:
+                return "\n".join(str(row.inputs[name]) for name in reads)
+
+            others["neighbour"] = neighbours(self.rows, self.setting.seed, text_of)
+        return others
+
+    def origin(self) -> dict[str, Any]:
+        """What an evaluation is begun with, as plain data; arms may be added later."""
+        flow = self.flow
+        models = {name: flow.models[agent.model] for name, agent in flow.spec.agents.items()}
+        origin = asdict(origin_of(flow.spec, models, {}, {}, flow.plan()))
+        kept = {name: origin[name] for name in ("version", "workflow", "models", "edges")}
+        setting = {**asdict(self.setting), "agent": self.target}
+        return {**kept, "setting": setting, "rows": digests_of(self.rows)}
+
+    def known(self, journal: Journal) -> tuple[Outcome, ...]:
+        """The outcomes that a journal has of these rows and arms."""
+        return journal.of([row.id for row in self.rows], self.arms)
+
+    async def run(
+        self, journal: Journal, score: Scored, tell: Callable[[Progress], object]
+    ) -> None:
+        """Run what is not known yet, row by row, each row's arms in an order of its own.
+
+        Args:
+            journal: Where the outcomes are, and go.
+            score: Gives an outcome its score.
+            tell: Told of every outcome.
+        """
+        ids = [row.id for row in self.rows]
+        waiting = {arm: len(ids) - len(journal.of(ids, [arm])) for arm in self.arms}
+        clock, warm = Clock(waiting, len(ids) * len(self.arms)), False
+        for row in self.rows:
+            others = {whose: chosen[row.id] for whose, chosen in self._others.items()}
+            known = Known(row=row, others=others)
+            known.outcomes = {one.arm: one for one in journal.of([row.id], self.arms)}
+            for arm in self._in_order(row):
+                if arm.name in known.outcomes:
+                    continue
+                if not warm:  # what only a first run takes counts for no arm
+                    await self._trial.run(self.arms[REFERENCE], Known(row=row, others=others))
+                    warm = True
+                began = perf_counter()
+                outcome = await score(await self._trial.run(arm, known))
+                known.outcomes[arm.name] = outcome
+                journal.add(outcome)
+                tell(clock.took(arm.name, perf_counter() - began))
+
+    def _in_order(self, row: EvalRow) -> list[Arm]:
+        """A row's arms in a drawn order, those last that need what others showed."""
+        arms = list(self.arms.values())
+        Random(f"{self.setting.seed} {row.id}").shuffle(arms)
+        return sorted(arms, key=lambda arm: arm.messages == "cut")
+
+
+def _reads(spec: WorkflowSpec, agents: frozenset[str]) -> tuple[str, ...]:
+    """The inputs that these agents read; all of them, where they read none."""
+    read = {
+        reference.attribute
+        for name in agents
+        for template in (spec.agents[name].prompt, spec.agents[name].system or "")
+        for reference in references(template)
+        if reference.root == "inputs"
+    }
+    return tuple(name for name in spec.inputs if name in read) or tuple(spec.inputs)
