@@ -1,0 +1,221 @@
+"""What an arm's outcomes show beside text's: a claim that the data bear out, or none.
+
+There is no verdict "no difference": data can only bound one. Holm's order (Holm 1979) shares alpha
+among the arms. An arm that is settled at one look stays settled, and asks no more of the others.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from unspoken.agents.evaluation.design import Design
+from unspoken.agents.evaluation.outcome import Outcome
+from unspoken.agents.evaluation.statistics import Bootstrap, Pairs, mcnemar, paired_scores
+
+Kind = Literal["better", "no worse", "worse", "not shown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What is known of an arm beside the reference.
+
+    Attributes:
+        arm: The arm.
+        kind: What the data show.
+        margin: The loss that does not matter.
+        difference: Mean difference of score over contexts, the arm's less the reference's.
+        low: Lower bound of the 95 % interval, or of 1 - alpha, of this arm by itself.
+        high: Upper bound.
+        worst: Lower bound at the level on which the verdict stands.
+        best: Upper bound at this level.
+        p: McNemar's exact p, of scores 0 and 1 with one row a context; else None.
+        sd: Standard deviation of contexts' differences.
+        contexts: How many contexts.
+        rows: How many rows.
+        wins: Rows that are better under the arm.
+        losses: Rows that are worse.
+        by_text: Rows on which every message fell back to text. They count as they are: as text.
+        fell_back: Rows on which some message did.
+        carried: Mean difference over contexts of the rows on which none did; None without one.
+        needs_rows: About how many rows would show "no worse"; None where none would, or it is.
+        settled: Whether later rows change nothing.
+    """
+
+    arm: str
+    kind: Kind
+    margin: float
+    difference: float
+    low: float
+    high: float
+    worst: float
+    best: float
+    p: float | None
+    sd: float
+    contexts: int
+    rows: int
+    wins: int
+    losses: int
+    by_text: int
+    fell_back: int
+    carried: float | None
+    needs_rows: int | None
+    settled: bool
+
+    @property
+    def words(self) -> str:
+        """The verdict, in a sentence."""
+        text = self._claim()
+        if self.fell_back and self.by_text < self.rows:
+            text += f" ({self.fell_back} of {self.rows} rows fell back to text, and count so)"
+        return text
+
+    def _claim(self) -> str:
+        if self.kind == "better":
+            return f"better, by {self.worst:.3f} to {self.best:.3f}"
+        if self.kind == "worse":
+            return f"worse, by {-self.best:.3f} to {-self.worst:.3f}"
+        if self.kind == "no worse":
+            tail = f", though worse by {-self.best:.3f} and more" if self.best < 0 else ""
+            return f"no worse than {self.margin:g}{tail}"
+        if self.rows and self.by_text == self.rows:
+            return "not shown: every row fell back to text"
+        text = f"not shown: could be as bad as {max(-self.worst, 0.0):.3f} less"
+        if self.needs_rows is not None:
+            return f"{text}; needs about {self.needs_rows:,} rows"
+        return f"{text}; no number of rows would show it, if the difference is as measured"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "words": self.words}
+
+
+class _Arm:
+    """One arm beside the reference, over the rows of one look."""
+
+    def __init__(
+        self, name: str, outcomes: Sequence[Outcome], reference: Sequence[Outcome], design: Design
+    ) -> None:
+        self.name, self._design = name, design
+        self._outcomes, self._reference = outcomes, reference
+        self.pairs: Pairs = paired_scores(outcomes, reference)
+        self._bootstrap = Bootstrap(self.pairs.gaps, draws=design.draws, seed=design.seed)
+        self._p = mcnemar(self.pairs.wins, self.pairs.losses) if self.pairs.binary else None
+        fell_back = [one for one in outcomes if one.fallbacks]
+        self._by_text = sum(one.all_text for one in fell_back)
+        self._fell_back = len(fell_back)
+
+    def kind(self, tail: float) -> Kind:
+        """What is shown with so much alpha on each side."""
+        low, high = self._bootstrap.bounds(tail)
+        if self.pairs.rows and self._by_text == len(self._outcomes):
+            return "not shown"
+        # Both must say so of scores that are right or wrong: the interval, and the exact test.
+        differs = self._p is None or self._p <= 2 * tail
+        if low > 0 and differs:
+            return "better"
+        if low > -self._design.margin:
+            return "no worse"
+        return "worse" if high < 0 and differs else "not shown"
+
+    def verdict(self, tail: float, *, settled: bool) -> Verdict:
+        """What is shown, and what else is known."""
+        pairs, kind = self.pairs, self.kind(tail)
+        worst, best = self._bootstrap.bounds(tail)
+        low, high = self._bootstrap.bounds(self._design.alpha / 2)
+        kept = paired_scores((one for one in self._outcomes if not one.fallbacks), self._reference)
+        contexts = None
+        if kind == "not shown" and pairs.gaps and self._by_text < len(self._outcomes):
+            contexts = self._design.needed(pairs.mean, pairs.sd, tail)
+        ratio = pairs.rows / max(len(pairs.gaps), 1)
+        return Verdict(
+            arm=self.name,
+            kind=kind,
+            margin=self._design.margin,
+            difference=pairs.mean,
+            low=low,
+            high=high,
+            worst=worst,
+            best=best,
+            p=self._p,
+            sd=pairs.sd,
+            contexts=len(pairs.gaps),
+            rows=pairs.rows,
+            wins=pairs.wins,
+            losses=pairs.losses,
+            by_text=self._by_text,
+            fell_back=self._fell_back,
+            carried=kept.mean if kept.gaps else None,
+            needs_rows=None if contexts is None else round(contexts * ratio),
+            settled=settled,
+        )
+
+
+def verdicts(
+    outcomes: Iterable[Outcome], design: Design, order: Sequence[str], *, reference: str = "text"
+) -> dict[str, Verdict]:
+    """The verdicts after all looks whose rows are done.
+
+    It is a function of the outcomes alone: called after each look, it says whether to go on. Before
+    the first look is done, and between two looks, what is known is said and nothing is settled.
+
+    Args:
+        outcomes: Scored outcomes.
+        design: What was settled before.
+        order: The rows' names in the order in which they run.
+        reference: The arm that the others are compared with.
+
+    Returns:
+        A verdict per arm of the design, in its order.
+    """
+    by_arm: defaultdict[str, dict[str, Outcome]] = defaultdict(dict)
+    for one in outcomes:
+        if one.score is not None:
+            by_arm[one.arm][one.row] = one
+    settled: dict[str, Verdict] = {}
+    for look, tail in zip(design.looks, design.tails, strict=True):
+        rows = order[:look]
+        waiting = [name for name in design.arms if name not in settled]
+        if not _complete(by_arm, [reference, *waiting], rows):
+            break
+        arms = [_arm(by_arm, name, reference, rows, design) for name in waiting]
+        settled |= _holm(arms, tail)
+    done = len(settled) == len(design.arms) or _complete(by_arm, [reference, *design.arms], order)
+    unsettled = [name for name in design.arms if name not in settled]
+    for name in unsettled:
+        arm = _arm(by_arm, name, reference, order, design)
+        settled[name] = arm.verdict(design.tails[-1] / len(unsettled), settled=done)
+    return {name: settled[name] for name in design.arms}
+
+
+def _holm(arms: Sequence[_Arm], tail: float) -> dict[str, Verdict]:
+    """The arms of which something is shown: at alpha over all of them, then over those left."""
+    shown: dict[str, Verdict] = {}
+    while len(shown) < len(arms):
+        left = [arm for arm in arms if arm.name not in shown]
+        level = tail / len(left)
+        passed = [arm for arm in left if arm.kind(level) != "not shown"]
+        if not passed:
+            break
+        shown |= {arm.name: arm.verdict(level, settled=True) for arm in passed}
+    return shown
+
+
+def _arm(
+    by_arm: Mapping[str, Mapping[str, Outcome]],
+    name: str,
+    reference: str,
+    rows: Sequence[str],
+    design: Design,
+) -> _Arm:
+    def of(arm: str) -> list[Outcome]:
+        known = by_arm.get(arm, {})
+        return [known[row] for row in rows if row in known]
+
+    return _Arm(name, of(name), of(reference), design)
+
+
+def _complete(
+    by_arm: Mapping[str, Mapping[str, Outcome]], names: Collection[str], rows: Sequence[str]
+) -> bool:
+    return all(row in by_arm.get(name, {}) for name in names for row in rows)

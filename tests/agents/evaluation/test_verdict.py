@@ -1,0 +1,97 @@
+"""What is claimed of an arm is what its outcomes show, and no more."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from unspoken.agents.evaluation.design import Design
+from unspoken.agents.evaluation.outcome import Outcome
+from unspoken.agents.evaluation.verdict import Verdict, verdicts
+
+
+def outcomes(arm: str, scores: list[float]) -> list[Outcome]:
+    return [
+        Outcome(row=str(n), context=str(n), arm=arm, score=score) for n, score in enumerate(scores)
+    ]
+
+
+def judged(arms: dict[str, list[Outcome]], count: int, **settings) -> dict[str, Verdict]:
+    design = Design(rows=count, contexts=count, arms=tuple(arms), **{"draws": 4000} | settings)
+    text = outcomes("text", [float(n % 2) for n in range(count)])
+    every = [one for group in arms.values() for one in group]
+    return verdicts([*text, *every], design, [str(n) for n in range(count)])
+
+
+def scores(count: int, right: float, seed: int = 0) -> list[float]:
+    return [float(x) for x in np.random.default_rng(seed).random(count) < right]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (scores(200, 0.95), "better"),
+        ([float(n % 2) for n in range(200)], "no worse"),
+        (scores(200, 0.1), "worse"),
+        ([float(n % 2 == (n > 58)) for n in range(200)], "not shown"),
+    ],
+    ids=["better", "no worse", "worse", "not shown"],
+)
+def test_each_verdict(values: list[float], kind: str) -> None:
+    """The four kinds, of scores beside a text that is right every other time."""
+    verdict = judged({"plan": outcomes("plan", values)}, 200)["plan"]
+    assert verdict.kind == kind and verdict.settled
+    assert (verdict.needs_rows is not None) == (kind == "not shown")
+
+
+def test_few_rows_that_agree_show_nothing() -> None:
+    """Twenty equal rows do not show that an arm is no worse; how many would is said."""
+    verdict = judged({"plan": outcomes("plan", [float(n % 2) for n in range(20)])}, 20)["plan"]
+    assert verdict.kind == "not shown"
+    assert verdict.needs_rows is not None and 60 < verdict.needs_rows < 100
+    assert "could be as bad as" in verdict.words and "no difference" not in verdict.words
+
+
+def test_a_clear_case_ends_at_half() -> None:
+    """With half of the rows done a plain win is settled; after a tenth nothing is."""
+    half, tenth = outcomes("plan", [1.0] * 100), outcomes("plan", [1.0] * 20)
+    settled = judged({"plan": half}, 200)["plan"]
+    assert settled.kind == "better" and settled.settled and settled.rows == 100
+    assert not judged({"plan": tenth}, 200)["plan"].settled
+
+
+def test_several_arms_ask_for_more() -> None:
+    """The same rows that show something of one arm do not where nine others are compared too."""
+    wins = [float(n % 2) for n in range(200)]
+    for row in range(110, 128, 2):
+        wins[row] = 1.0
+    wins[131] = 0.0  # 9 rows better, one worse
+    alone = judged({"plan": outcomes("plan", wins)}, 200, margin=0.001)
+    others = {f"other {n}": outcomes(f"other {n}", scores(200, 0.5, n)) for n in range(9)}
+    among = judged({"plan": outcomes("plan", wins), **others}, 200, margin=0.001)
+    assert alone["plan"].kind == "better"
+    assert among["plan"].kind == "no worse"
+
+
+def test_rows_that_fell_back_are_counted() -> None:
+    """An arm that always fell back shows nothing of its channel; one that did partly says so."""
+    same = outcomes("plan", [float(n % 2) for n in range(200)])
+    fallen = [replace(one, fallbacks=("no bridge",), all_text=True) for one in same]
+    every = judged({"plan": fallen}, 200)["plan"]
+    assert every.kind == "not shown" and "every row fell back" in every.words
+    part = judged({"plan": [*fallen[:50], *same[50:]]}, 200)["plan"]
+    assert part.fell_back == 50 and "50 of 200 rows fell back" in part.words
+
+
+def test_a_false_claim_is_rare_among_arms_and_looks() -> None:
+    """Three arms lose the margin and are looked at three times: rarely is one called no worse."""
+    random, claims, count = np.random.default_rng(1), 0, 80
+    text = np.arange(count) % 2
+    for _ in range(30):
+        arms = {}
+        for name in "abc":  # a right answer is lost in 3 of 10 rows, a wrong one put right in 2
+            changed = random.random(count) < np.where(text == 1, 0.3, 0.2)
+            arms[name] = outcomes(name, [float(value) for value in text ^ changed])
+        found = judged(arms, count, draws=1500)
+        claims += any(one.kind in ("no worse", "better") for one in found.values())
+    assert claims <= 3  # one-sided alpha of 2.5 % is less than 1 of 30
