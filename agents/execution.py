@@ -15,6 +15,7 @@ from unspoken.agents.runs.engine import kept_engines
 from unspoken.agents.runs.kept import NOT_KEPT, Keeping, KeptRun, as_stored
 from unspoken.agents.runs.offload import elsewhere
 from unspoken.agents.runs.origin import origin_of
+from unspoken.agents.runtime.events import RunFinished, RunPaused, stamped
 from unspoken.agents.runtime.failures import within
 from unspoken.agents.runtime.inbox import check_received, require_messages
 from unspoken.agents.runtime.people import OnQuestion
@@ -25,6 +26,7 @@ from unspoken.agents.runtime.stream import EventBuffer
 from unspoken.agents.session import Session
 from unspoken.agents.spec.inputs import check_inputs
 from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.channels.errors import RunWaiting
 from unspoken.channels.message import Message
 
 
@@ -159,7 +161,12 @@ class Execution:
                 on_message=how.on_message,
             )
             limit.partial = scheduler.partial
-            report = await scheduler.run()
+            try:
+                report = await scheduler.run()
+            except RunWaiting as waiting:
+                scheduler.keep(stamped(RunPaused(waiting.questions), waiting.run_id))
+                raise
             if kept is not None:
                 kept.outputs = scheduler.outputs()
+                scheduler.keep(stamped(RunFinished(kept.outputs, report), report.run_id))
             return scheduler, report

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -151,6 +152,7 @@ class Runnable(ABC):
         run_id: str,
         answer: Answers = None,
         *,
+        again: bool = False,
         session: Session | None = None,
         store: Where = None,
         states: bool = False,
@@ -163,6 +165,7 @@ class Runnable(ABC):
             run_id: The run.
             answer: The answer to what it asks: a text, True or False to what wants approval, or
                 answers by the questions' ids.
+            again: Whether the answer takes the place of one that was given before.
             session, store, states, anyway, on_question: See `run`.
 
         Raises:
@@ -174,13 +177,14 @@ class Runnable(ABC):
             session.require_free_loop()
         keeping = _keeping(run_id, store, states=states, anyway=anyway, must_exist=True)
         how = How(session=session, keeping=keeping, on_question=on_question)
-        return run_anywhere(lambda: self._resumed(how, answer))
+        return run_anywhere(lambda: self._resumed(how, answer, again=again))
 
     async def aresume(
         self,
         run_id: str,
         answer: Answers = None,
         *,
+        again: bool = False,
         session: Session | None = None,
         store: Where = None,
         states: bool = False,
@@ -190,13 +194,13 @@ class Runnable(ABC):
         """Go on with a run that has begun; see `resume`."""
         keeping = _keeping(run_id, store, states=states, anyway=anyway, must_exist=True)
         how = How(session=session, keeping=keeping, on_question=on_question)
-        return await self._resumed(how, answer)
+        return await self._resumed(how, answer, again=again)
 
-    async def _resumed(self, how: How, answer: Answers) -> RunResult:
+    async def _resumed(self, how: How, answer: Answers, *, again: bool) -> RunResult:
         run, store = how.keeping.run_id, how.keeping.store
         if answer is not None:
             assert isinstance(store, RunStore) and run is not None
-            await elsewhere(answer_questions, store, run, answer)
+            await elsewhere(partial(answer_questions, store, run, answer, again=again))
         return await self._to_end(None, how, {})
 
     async def _to_end(

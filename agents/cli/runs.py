@@ -45,10 +45,21 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
     print_table(stdout(), "Runs", columns, rows, (0, 1, 2, 4, 5))
 
 
-def show(run: RunArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
+def show(
+    run: RunArgument,
+    events: Annotated[
+        bool, typer.Option("--events", help="Print its events instead, each as a line of JSON.")
+    ] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show a run: where it is, what its agents wrote, and what it asks."""
     runs = _store(store)
     stored = runs.get(run)
+    if events:
+        for line in runs.told(run):
+            echo(line)
+        return
     words = [{"agent": a, "turn": turn, "text": text} for a, turn, text in runs.words(run)]
     if as_json:
         data = {**asdict(stored), **_line(runs, stored)}
@@ -97,6 +108,14 @@ def answer(
     later: Annotated[
         bool, typer.Option("--later", help="Keep the answer, and do not go on with the run yet.")
     ] = False,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again",
+            help="Take back an answer that was given, and what was handed over since; turns that "
+            "read something else run again.",
+        ),
+    ] = False,
     store: StoreOption = None,
     allow_tools: AllowToolsOption = False,
     as_json: JsonOption = False,
@@ -106,7 +125,8 @@ def answer(
 
     runs = _store(store)
     stored = runs.get(run)
-    left = answer_questions(runs, run, words if question is None else {question: words})
+    said = words if question is None else {question: words}
+    left = answer_questions(runs, run, said, again=again)
     if left and not as_json:
         print_questions(stderr(), left)
     if left or later or not _has_refs(stored):

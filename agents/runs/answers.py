@@ -1,7 +1,8 @@
 """What people answer to the questions of a run."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from unspoken.agents.runs.records import Question, StoredRun
 from unspoken.agents.runs.store import RunStore
@@ -12,7 +13,7 @@ _YES, _NO = ("yes", "y", "true", "approve", "ok"), ("no", "n", "false", "refuse"
 
 
 def answer_questions(
-    store: RunStore, run: str, answer: str | bool | Mapping[str, str | bool]
+    store: RunStore, run: str, answer: str | bool | Mapping[str, str | bool], *, again: bool = False
 ) -> tuple[Question, ...]:
     """Keep the answer to what a run asks, or answers by question.
 
@@ -20,12 +21,14 @@ def answer_questions(
         store: Where the run is.
         run: Its id.
         answer: An answer, where the run asks one thing; else answers by the questions' ids.
+        again: Whether an answer that was given is taken back for this one. What was handed over
+            since is taken back with it, and runs again where it reads something else.
 
     Returns:
         The questions that are left.
 
     Raises:
-        StoreError: There is no such run, or it was cancelled.
+        StoreError: There is no such run, or it was cancelled; with `again`, it goes on elsewhere.
         InputError: It asks no such thing, or several where one answer is given, or was answered
             meanwhile.
     """
@@ -37,11 +40,12 @@ def answer_questions(
             expected="a run that waits",
             fix="go on with it anyway: unspoken runs resume --anyway",
         )
-    asked = {one.id: one for one in stored.open}
+    asked = {one.id: one for one in (stored.questions if again else stored.open)}
     if not isinstance(answer, Mapping):
         if len(asked) != 1:
             raise InputError(
-                f"one answer was given, and run {run} asks {len(asked)} things",
+                f"one answer was given, and run {run} {'asked' if again else 'asks'} "
+                f"{len(asked)} things",
                 expected=f"an answer to each of: {', '.join(asked)}" if asked else "no answer",
                 fix="say which with --question ID (in Python, a mapping)" if asked else "resume it",
             )
@@ -49,7 +53,7 @@ def answer_questions(
     for name in answer:
         if name not in asked:
             raise InputError(
-                f"run {run} asks no question {name!r}",
+                f"run {run} {'asked' if again else 'asks'} no question {name!r}",
                 expected="one of: " + ", ".join(asked) if asked else "no answer",
                 fix=f"see unspoken runs show {run}",
             )
@@ -57,13 +61,32 @@ def answer_questions(
         name: checked_answer(asked[name], said, _settings(stored, asked[name]))
         for name, said in answer.items()
     }
-    store.answer(run, checked)
-    return tuple(question for name, question in asked.items() if name not in checked)
+    if not again:
+        store.answer(run, checked)
+    else:
+        answered = [replace(asked[name], answer=said) for name, said in checked.items()]
+        _answer_again(store, run, answered)
+    return tuple(one for one in asked.values() if one.id not in checked and one.answer is None)
+
+
+def _answer_again(store: RunStore, run: str, answered: Sequence[Question]) -> None:
+    """Take answers back for others, while nobody goes on with the run."""
+    lock = store.lock(run)
+    lock.acquire()
+    try:
+        store.answer_again(run, answered)
+    finally:
+        lock.release()
 
 
 def _settings(run: StoredRun, question: Question) -> GenerateSpec | None:
-    agent = run.origin.workflow.get("agents", {}).get(question.agent, {})
-    settings = agent.get("generate")
+    """How the agent answers that a question is about, which may be in a sub-workflow."""
+    *scopes, name = question.agent.split("/")
+    agents = run.origin.workflow.get("agents", {})
+    for scope in scopes:
+        inner = agents.get(scope.split(".")[0], {}).get("workflow") or {}
+        agents = inner.get("agents", {})
+    settings = agents.get(name, {}).get("generate")
     return GenerateSpec.model_validate(settings) if isinstance(settings, dict) else None
 
 

@@ -12,10 +12,12 @@ import structlog
 
 from unspoken.agents.engines.base import Engine, StateRef, TurnOutcome
 from unspoken.agents.runs.calls import Calls
+from unspoken.agents.runs.changes import root_of
 from unspoken.agents.runs.offload import elsewhere
 from unspoken.agents.runs.packets import read_state, write_state
 from unspoken.agents.runs.records import CallRecord, Question, TurnRecord
 from unspoken.agents.runs.store import RunStore
+from unspoken.agents.runs.told import Told
 from unspoken.agents.tools.functions import Tool
 from unspoken.agents.tools.toolbox import Call, Called
 from unspoken.channels.errors import PacketError, RunError, StateError, StoreError
@@ -31,16 +33,23 @@ class Journal:
 
     Args:
         store: Where it is kept.
-        run: The run's id.
+        run: The run's id, or the key of a sub-workflow in it.
         states: Whether states are kept as packets, so that they are read and not computed again
             when the run goes on.
+        told: The events of the whole run, where this is a sub-workflow in it.
 
     Attributes:
+        root: The run's id.
+        told: The events of the whole run.
         restored: How many computed turns were had from the store.
     """
 
-    def __init__(self, store: RunStore, run: str, *, states: bool = False) -> None:
+    def __init__(
+        self, store: RunStore, run: str, *, states: bool = False, told: Told | None = None
+    ) -> None:
         self.store, self.run = store, run
+        self.root = root_of(run)
+        self.told = told if told is not None else Told(store.told(run))
         self.restored = 0
         self._states = states
         self._turns: dict[tuple[str, int, int], dict[str, TurnRecord]] = {}
@@ -88,6 +97,15 @@ class Journal:
         """Keep a computed turn."""
         await elsewhere(partial(self.store.add_turn, self.run, record))
 
+    def inside(self, scope: str) -> "Journal":
+        """The book of a sub-workflow in this run.
+
+        Args:
+            scope: The turn that runs it, as ``AGENT.TURN`` with ``.ITEM`` behind it for an item.
+        """
+        key = f"{self.run}/{scope}"
+        return Journal(self.store, key, states=self._states, told=self.told)
+
     async def handed_over(self, agent: str, turn: int, text: str) -> None:
         """Note that an agent's turn is over, before anybody reads it.
 
@@ -104,11 +122,11 @@ class Journal:
             return
         async with self._lock:
             note = partial(self.store.hand_over, self.run, self._next, agent, turn, text)
-            goes_on = await elsewhere(note)
+            goes_on = await elsewhere(note, self.told.take())
             self._step()
         if not goes_on:
             raise RunError(
-                f"run {self.run} was cancelled",
+                f"run {self.root} was cancelled",
                 fix="begin another run, or go on with it anyway: --anyway",
             )
 
@@ -119,13 +137,13 @@ class Journal:
 
     async def answer_to(self, question: Question) -> str | None:
         """What a person has answered to just this question; None where nobody has."""
-        known = await elsewhere(partial(self.store.question, self.run, question.id))
+        known = await elsewhere(partial(self.store.question, self.root, question.id))
         same = known is not None and (known.kind, known.text) == (question.kind, question.text)
         return known.answer if known is not None and same else None
 
     async def note_question(self, question: Question) -> str | None:
         """Keep a question, or the answer to it; the answer that counts, which is the first one."""
-        return await elsewhere(partial(self.store.note_question, self.run, question))
+        return await elsewhere(partial(self.store.note_question, self.root, question))
 
     async def call(
         self,

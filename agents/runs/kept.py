@@ -75,6 +75,7 @@ class KeptRun:
         self.stored: StoredRun | None = find(self.id)
         self.outputs: dict[str, str] | None = None
         self._began = False
+        self._journal: Journal | None = None
 
     def inputs(self, given: Mapping[str, object]) -> Mapping[str, object]:
         """The run's inputs: those given, or of a run that goes on those it was begun with."""
@@ -104,7 +105,8 @@ class KeptRun:
                         fix="begin another run, or go on with --anyway (in Python, anyway=True)",
                     )
             self._began = True
-            return Journal(self.store, self.id, states=self._keeping.states)
+            self._journal = Journal(self.store, self.id, states=self._keeping.states)
+            return self._journal
         except BaseException:
             self._lock.release()
             raise
@@ -113,8 +115,11 @@ class KeptRun:
         """Say how it ended, and let others go on with it."""
         try:
             if self._began and (error is None or isinstance(error, Exception)):
-                status, told = _status(error)
-                self.store.mark(self.id, status, self.outputs, told)
+                status, found = _status(error)
+                self.store.mark(self.id, status, self.outputs, found)
+                told = [] if self._journal is None else self._journal.told.take()
+                if told:
+                    self.store.add_told(self.id, told)
         except StoreError:
             if error is None:
                 raise

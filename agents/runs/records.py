@@ -16,8 +16,9 @@ class Question:
     """Something that a run waits to hear from a person.
 
     Attributes:
-        id: Its name in the run: ``AGENT.TURN``, with ``.EDGE`` behind it for a message on an edge.
-        agent: Whose turn it is about.
+        id: Its name in the run: ``AGENT.TURN``, with ``.EDGE`` behind it for a message on an edge,
+            and ``.itemN`` for an item of ``for_each``, from 0.
+        agent: Whose turn it is about; with ``AGENT.TURN/`` before it inside of a sub-workflow.
         turn: Which turn, from 1.
         kind: ``approve`` wants yes or no, ``edit`` the words that go in place of `text`, ``answer``
             words that answer it.

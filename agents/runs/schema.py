@@ -5,7 +5,7 @@ from pathlib import Path
 
 from unspoken.channels.errors import StoreError
 
-VERSION = 1
+VERSION = 2
 """Of the tables; a store of another version is refused."""
 
 _OURS = 0x756E7370
@@ -33,6 +33,9 @@ SCHEMA = (
         run TEXT NOT NULL, id TEXT NOT NULL, agent TEXT NOT NULL, turn INTEGER NOT NULL,
         kind TEXT NOT NULL, text TEXT NOT NULL, receiver TEXT NOT NULL, answer TEXT,
         PRIMARY KEY (run, id))""",
+    """CREATE TABLE told (
+        run TEXT NOT NULL, number INTEGER NOT NULL, event TEXT NOT NULL,
+        PRIMARY KEY (run, number))""",
     f"PRAGMA user_version = {VERSION}",
 )
 

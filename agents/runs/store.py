@@ -9,7 +9,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import rmtree
@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import platformdirs
 
+from unspoken.agents.runs import changes
 from unspoken.agents.runs.database import connect, transaction
 from unspoken.agents.runs.faults import reporting_faults
 from unspoken.agents.runs.lock import SHORT_S, RunLock, none_held
@@ -156,7 +157,7 @@ class RunStore:
             if origin is not None:
                 text = json.dumps(asdict(origin), ensure_ascii=False)
                 db.execute("UPDATE runs SET origin = ? WHERE id = ?", (text, run))
-                db.execute("DELETE FROM handed_over WHERE run = ?", (run,))
+                changes.forget_order(db, run)
             return True
 
         return self._change(change)
@@ -172,9 +173,24 @@ class RunStore:
         return self._read(lambda db: [(row[0], row[1]) for row in db.execute(sql, (run,))])
 
     def words(self, run: str) -> list[tuple[str, int, str]]:
-        """What was handed over, as (agent, turn, text), in order."""
-        sql = "SELECT agent, turn, text FROM handed_over WHERE run = ? ORDER BY place"
-        return self._read(lambda db: [tuple(row) for row in db.execute(sql, (run,))])
+        """What was handed over, as (agent, turn, text), in order; then that of sub-workflows."""
+        sql = f"SELECT run, agent, turn, text FROM handed_over WHERE {changes.WITHIN} "
+        sql += "ORDER BY run, place"
+
+        def read(db: sqlite3.Connection) -> list[tuple[str, int, str]]:
+            rows = db.execute(sql, changes.within(run))
+            return [(f"{changes.scope_of(key)}{who}", turn, text) for key, who, turn, text in rows]
+
+        return self._read(read)
+
+    def told(self, run: str) -> list[str]:
+        """Its events as JSON texts, in order."""
+        sql = "SELECT event FROM told WHERE run = ? ORDER BY number"
+        return self._read(lambda db: [row[0] for row in db.execute(sql, (run,))])
+
+    def add_told(self, run: str, told: Sequence[tuple[int, str]]) -> None:
+        """Keep events that belong to no turn that was handed over."""
+        self._change(lambda db: changes.add_told(db, run, told))
 
     def calls(self, run: str) -> list[CallRecord]:
         """Its calls of tools."""
@@ -189,14 +205,25 @@ class RunStore:
         sql = f"INSERT OR REPLACE INTO turns (run, {', '.join(data)}) VALUES ({marks})"
         self._change(lambda db: db.execute(sql, (run, *data.values())))
 
-    def hand_over(self, run: str, place: int, agent: str, turn: int, text: str) -> bool:
-        """Note that a turn is over, before anybody reads it; whether the run may go on."""
+    def hand_over(
+        self,
+        run: str,
+        place: int,
+        agent: str,
+        turn: int,
+        text: str,
+        told: Sequence[tuple[int, str]] = (),
+    ) -> bool:
+        """Note that a turn is over, before anybody reads it; whether the run may go on.
+
+        `told` are the events since the last one, each with its number.
+        """
 
         def change(db: sqlite3.Connection) -> bool:
             sql = "INSERT OR REPLACE INTO handed_over VALUES (?, ?, ?, ?, ?)"
             db.execute(sql, (run, place, agent, turn, text))
-            row = db.execute("SELECT status FROM runs WHERE id = ?", (run,)).fetchone()
-            return row is not None and row[0] != "cancelled"
+            changes.add_told(db, run, told)
+            return changes.goes_on(db, run)
 
         return self._change(change)
 
@@ -251,21 +278,27 @@ class RunStore:
 
         self._change(change, durable=True)
 
+    def answer_again(self, run: str, answered: Sequence[Question]) -> None:
+        """Take the answers to questions back for others, and what was handed over since."""
+        sql = "UPDATE questions SET answer = ? WHERE run = ? AND id = ?"
+        status = "UPDATE runs SET status = 'paused', outputs = NULL, error = '' "
+        status += "WHERE id = ? AND status != 'cancelled'"
+
+        def change(db: sqlite3.Connection) -> None:
+            for one in answered:
+                db.execute(sql, (one.answer, run, one.id))
+                changes.take_back(db, run, one.agent, one.turn)
+            db.execute(status, (run,))
+
+        self._change(change, durable=True)
+
     def question(self, run: str, name: str) -> Question | None:
         """A question of a run, with its answer; None where it was not asked."""
-        asked = self._read(lambda db: questions_of(db, run))
-        return next((one for one in asked if one.id == name), None)
+        return next((q for q in self._read(lambda db: questions_of(db, run)) if q.id == name), None)
 
     def remove(self, run: str) -> None:
         """Remove a run; states that no other run has go too."""
-        tables = ("turns", "handed_over", "calls", "questions")
-
-        def change(db: sqlite3.Connection) -> None:
-            for table in tables:
-                db.execute(f"DELETE FROM {table} WHERE run = ?", (run,))
-            db.execute("DELETE FROM runs WHERE id = ?", (run,))
-
-        self._change(change)
+        self._change(lambda db: changes.remove(db, run))
         kept = self._read(lambda db: {row[0] for row in db.execute("SELECT state FROM turns")})
         with reporting_faults(self.file, self._wait_s):
             for file in self.states.glob("*.packet") if self.states.is_dir() else ():

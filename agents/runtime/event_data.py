@@ -1,13 +1,17 @@
 """Events as plain data and back, and one JSON schema for all of them."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from unspoken.agents.runs.store import RunStore
+from unspoken.agents.runs.told import Told
 from unspoken.agents.runtime import events
-from unspoken.agents.runtime.events import Event, MessageCarried
+from unspoken.agents.runtime.events import Event, MessageCarried, stamped
 from unspoken.agents.spec.problems import listed, suggest
 from unspoken.channels.errors import InputError
 
@@ -61,6 +65,49 @@ def from_dict(data: Mapping[str, Any]) -> Event:
         where = ".".join(map(str, first["loc"]))
         found = f"event {name!r} is broken at {where!r}: {first['msg']}"
         raise InputError(found, expected="what to_dict gives") from error
+
+
+def keeper(told: Told) -> Callable[[Event], None]:
+    """What keeps each event of a run: all but the progress of prefills, and words by the turn."""
+
+    def keep(event: Event) -> None:
+        match event:
+            case events.PrefillProgress():
+                return
+            case events.TokenWritten(agent, turn, text, item):
+                told.words((event.path, agent, turn, item), text)
+                return
+            case events.TurnRetried(agent=agent, turn=turn, item=item):
+                told.forget_words((event.path, agent, turn, item))
+            case events.TurnFinished(agent=agent, turn=turn, item=item):
+                words = told.words_of((event.path, agent, turn, item))
+                if words is not None:
+                    written = events.TokenWritten(agent, turn, words, item, path=event.path)
+                    told.note(to_dict(stamped(written, event.run_id)))
+        told.note(to_dict(event))
+
+    return keep
+
+
+def replay(run_id: str, store: RunStore | str | Path | None = None) -> list[Event]:
+    """The events of a run that was kept, in order, as they were told: of a dead run as far as it
+    came with its last finished turn.
+
+    A turn's words are one `TokenWritten`, and there is no `PrefillProgress`. A run that went on
+    tells of each turn once, as it was told first. After an answer was taken back, or with
+    ``anyway``, all of it is what the run told when it went on.
+
+    Args:
+        run_id: The run.
+        store: Where it is kept, or its folder; None for the user's own.
+
+    Raises:
+        StoreError: There is no such run.
+        InputError: Another release has told events that this one does not know.
+    """
+    where = store if isinstance(store, RunStore) else RunStore(store)
+    where.get(run_id)
+    return [from_dict(json.loads(line)) for line in where.told(run_id)]
 
 
 def event_schema() -> dict[str, Any]:

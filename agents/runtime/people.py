@@ -39,6 +39,7 @@ class People:
         emit: Called with every event.
         book: The run's book; None for a run that is not kept, which asks nobody.
         on_question: Who answers meanwhile.
+        scope: What stands before the names of agents, in a run inside of another.
 
     Attributes:
         open: The questions that wait for an answer.
@@ -50,9 +51,10 @@ class People:
         emit: Callable[[Event], None],
         book: Journal | None = None,
         on_question: OnQuestion | None = None,
+        scope: str = "",
     ) -> None:
         self.open: list[Question] = []
-        self._spec, self._emit = spec, emit
+        self._spec, self._emit, self._scope = spec, emit, scope
         self._book, self._on_question = book, on_question
 
     async def turn(
@@ -127,8 +129,8 @@ class People:
         text = sent.message.text
         answer = await self._ask(
             Question(
-                id=f"{agent.name}.{turn}.{number}",
-                agent=agent.name,
+                id=f"{self._scope}{agent.name}.{turn}.{number}",
+                agent=f"{self._scope}{agent.name}",
                 turn=turn,
                 kind=edge.ask,
                 text=text,
@@ -147,8 +149,14 @@ class People:
 
     def _of_turn(self, agent: AgentRun, request: TurnRequest, text: str) -> Question:
         kind: Kind = agent.spec.ask or "approve"
-        name = f"{agent.name}.{request.turn}"
-        return Question(id=name, agent=agent.name, turn=request.turn, kind=kind, text=text)
+        item = "" if request.item is None else f".item{request.item}"
+        return Question(
+            id=f"{self._scope}{agent.name}.{request.turn}{item}",
+            agent=f"{self._scope}{agent.name}",
+            turn=request.turn,
+            kind=kind,
+            text=text,
+        )
 
     async def _given(
         self, agent: AgentRun, request: TurnRequest, context: Context, words: str

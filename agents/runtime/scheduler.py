@@ -17,6 +17,7 @@ from unspoken.agents.runs.journal import Journal
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
 from unspoken.agents.runtime.answers import outputs_of, results_of
 from unspoken.agents.runtime.dataflow import Action, Dataflow, Exhausted, Firing, Skipped, Unread
+from unspoken.agents.runtime.event_data import keeper
 from unspoken.agents.runtime.events import AgentSkipped, Event, RunStarted, TurnStarted, stamped
 from unspoken.agents.runtime.failures import blame, first_error
 from unspoken.agents.runtime.next_use import NextUse
@@ -56,6 +57,7 @@ class Scheduler:
         toolbox: The tools of its agents.
         others: Inputs that some agents read in place of the run's, by agent; checked.
         on_message: Told of every message that is sent, with the number of its edge.
+        scope: What stands before the names of its agents, where it is inside of another run.
     """
 
     def __init__(
@@ -76,13 +78,15 @@ class Scheduler:
         toolbox: Toolbox | None = None,
         others: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
         on_message: Callable[[int, Message], object] | None = None,
+        scope: str = "",
     ) -> None:
         self.spec, self.plan, self.inputs = spec, plan, inputs
         self.received, self.when_room = received, when_room
         self.run_id = run_id or uuid.uuid4().hex[:12]
-        self.emit: Callable[[Event], None] = lambda event: emit(stamped(event, self.run_id))
-        self._book = book
-        self.people = People(spec, self.emit, book, on_question)
+        self._emit, self._book = emit, book
+        # An event of a sub-workflow is kept where it gets its path: by the run around it.
+        self._keep = None if book is None or scope else keeper(book.told)
+        self.people = People(spec, self.emit, book, on_question, scope)
         self.flow: Dataflow[InFlight] = Dataflow(build_graph(spec))
         self.agents = {
             name: AgentRun(name, agent, models[name], engines[name])
@@ -104,6 +108,17 @@ class Scheduler:
             toolbox=toolbox,
             others=others,
         )
+
+    def emit(self, event: Event) -> None:
+        """Tell of an event, and keep it where the run is kept."""
+        event = stamped(event, self.run_id)
+        self.keep(event)
+        self._emit(event)
+
+    def keep(self, event: Event) -> None:
+        """Keep an event, where the run is kept, and tell nobody."""
+        if self._keep is not None:
+            self._keep(event)
 
     async def run(self) -> RunReport:
         """Run to the end.

@@ -26,7 +26,7 @@ from unspoken.agents.runtime.failures import blame, retried, unless_idle
 from unspoken.agents.runtime.inbox import Prepared, items_of, prepare_turn, snapshots_of
 from unspoken.agents.runtime.items import gather
 from unspoken.agents.runtime.outbox import Finished, Sender, finished
-from unspoken.agents.runtime.people import People
+from unspoken.agents.runtime.people import People, Waiting
 from unspoken.agents.runtime.recorder import Place, Recorder, with_composing
 from unspoken.agents.runtime.reply import TurnReply, sampling_of
 from unspoken.agents.runtime.tool_use import ToolUse, summed
@@ -132,15 +132,22 @@ class Turns:
         """Run an agent once per item; items that are ready together are computed together."""
         rows = items_of(agent, self.others.get(agent.name, self.inputs))
         agent.items = [""] * len(rows)
+        waiting = list[int]()
 
         async def one(number: int) -> Finished | None:
             extra = {"item": rows[number]}
             asked = _Asked(agent=agent, firing=firing, keep=False, extra=extra, item=number)
-            turn = await self._one(asked, f"item {number + 1} of {len(rows)}")
+            try:
+                turn = await self._one(asked, f"item {number + 1} of {len(rows)}")
+            except Waiting:  # the others go on, and ask for themselves
+                waiting.append(number)
+                return None
             agent.items[number] = turn.text if turn else ""
             return turn
 
         turns = await gather(len(rows), one, self.room)
+        if waiting:
+            raise Waiting
         return [turn for turn in turns if turn is not None]
 
     async def _one(self, asked: _Asked, at: str = "") -> Finished | None:

@@ -210,14 +210,14 @@ class AgentSpec(Part):
     ask: Annotated[Ask | None, NONE_WORD] = Field(
         None,
         description="What a person does in each turn: approve or edit what the agent wrote, or "
-        "answer its prompt in the model's place. The run pauses until the person has done it.",
+        "answer its prompt in the model's place. The run pauses until the person has done it. With "
+        "for_each each item asks for itself.",
     )
 
     @model_validator(mode="after")
     def _asks_for_words(self) -> AgentSpec:
-        if self.ask is not None and (self.generate is None or self.for_each is not None):
-            where = "generate: none" if self.generate is None else "for_each"
-            wrong(f"ask stands at an agent with {where}", "an agent with one text a turn", "")
+        if self.ask is not None and self.generate is None:
+            wrong("ask stands at an agent with generate: none", "an agent that writes words", "")
         return self
 
     @model_validator(mode="after")

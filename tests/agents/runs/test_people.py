@@ -8,7 +8,14 @@ import anyio
 import pytest
 
 from unspoken.agents import Agent, Workflow
-from unspoken.agents.events import QuestionAsked, RunFinished, RunPaused, TurnFinished
+from unspoken.agents.events import (
+    QuestionAsked,
+    RunFinished,
+    RunPaused,
+    TokenWritten,
+    TurnFinished,
+    replay,
+)
 from unspoken.agents.runs import RunStore
 from unspoken.agents.runs.records import Question
 from unspoken.agents.testing import ScriptedModel, tiny_model
@@ -174,11 +181,65 @@ def test_two_questions_want_an_answer_each(store: RunStore) -> None:
     assert both.resume("a", "two", store=store).outputs == {"left": "one", "right": "two"}
 
 
-@pytest.mark.parametrize("more", [{"generate": None}, {"for_each": "inputs.rows"}])
-def test_ask_wants_one_text_a_turn(script: ScriptedModel, more: Any) -> None:
-    """An agent that writes nothing, or a text per item, is refused."""
+def test_ask_wants_words(script: ScriptedModel) -> None:
+    """An agent that writes nothing is refused."""
     with pytest.raises(WorkflowError, match="ask stands at an agent with"):
-        Agent("a", script, prompt="x", ask="edit", **more)
+        Agent("writer", script, prompt="who is it?", ask="edit", generate=None)
+
+
+def test_each_item_asks_for_itself(store: RunStore) -> None:
+    """All items are asked about at once, and each answer counts for its own item."""
+    script = ScriptedModel(lambda agent, turn, prompt: f"{agent} read {prompt.split('of ')[1][0]}")
+    writer = Agent(
+        "writer", script, prompt="of {{ item }}", ask="edit", for_each="inputs.rows", generate=FEW
+    )
+    items = Workflow("items", [writer])
+    with pytest.raises(RunWaiting) as waiting:
+        items.run(run_id="a", store=store, rows=["1", "2"])
+    texts = {question.id: question.text for question in waiting.value.questions}
+    assert texts == {"writer.1.item0": "writer read 1", "writer.1.item1": "writer read 2"}
+    with pytest.raises(RunWaiting):
+        items.resume("a", {"writer.1.item1": "mine"}, store=store)
+    result = items.resume("a", "first", store=store)
+    assert result["writer"].items == ("first", "mine")
+
+
+def test_a_no_can_be_taken_back(script: ScriptedModel, store: RunStore) -> None:
+    """The turn that a person refused goes on with the words that it had."""
+    people = flow(script, "approve")
+    paused(people, store)
+    with pytest.raises(RunError, match="refused"):
+        people.resume("a", False, store=store)
+    result = people.resume("a", True, again=True, store=store)
+    assert (result["writer"].text, result["reader"].text) == ("a draft", "read")
+
+
+def test_what_followed_an_answer_is_taken_back_with_it(
+    script: ScriptedModel, store: RunStore
+) -> None:
+    """After a no on an edge its reader was skipped; after a yes it reads the message."""
+    people = flow(script, edge="approve")
+    question = paused(people, store)
+    assert "reader" not in people.resume("a", False, store=store).agents
+    result = people.resume("a", {question.id: True}, again=True, store=store)
+    assert result["reader"].text == "read"
+
+
+def test_events_are_told_once_more(script: ScriptedModel, store: RunStore) -> None:
+    """Of a run that paused and went on, every event once, in order, words by the turn."""
+    people = flow(script, edge="approve")
+    paused(people, store)
+    people.resume("a", True, store=store)
+    told = replay("a", store)
+    kinds = [type(event).__name__ for event in told]
+    assert kinds == [
+        *("RunStarted", "TurnStarted", "TokenWritten", "TurnFinished", "QuestionAsked"),
+        *("RunPaused", "TurnStarted", "MessageCarried", "TokenWritten", "TurnFinished"),
+        "RunFinished",
+    ]
+    words = [event.text for event in told if isinstance(event, TokenWritten)]
+    assert words == ["a draft", "read"]
+    assert all(event.run_id == "a" and event.at for event in told)
 
 
 def test_edited_words_are_data_to_their_reader(store: RunStore) -> None:
