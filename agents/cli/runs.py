@@ -57,8 +57,8 @@ def show(
     runs = _store(store)
     stored = runs.get(run)
     if events:
-        for line in runs.told(run):
-            echo(line)
+        for told in runs.told(run):
+            echo(told)
         return
     words = [{"agent": a, "turn": turn, "text": text} for a, turn, text in runs.words(run)]
     if as_json:
