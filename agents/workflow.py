@@ -269,6 +269,18 @@ class Workflow(Runnable):
         self.load()
         return self._execution.plan(self.spec, known if inputs else None)
 
+    def function(self, name: str, kind: str = "function") -> Any:
+        """A Python function beside the workflow's file, or of an installed module.
+
+        Args:
+            name: ``module:function``.
+            kind: What it is wanted as, for errors.
+
+        Raises:
+            InputError: The file's programs may not run, or it is not there.
+        """
+        return self._preparation.toolbox.function(name, kind)
+
     def with_spec(self, spec: WorkflowSpec) -> "Workflow":
         """A workflow of another spec on this one's models, which are loaded once for both.
 

@@ -107,30 +107,41 @@ class Toolbox:
         return tools
 
     def _named(self, text: str) -> Tool:
+        if text not in self._found:
+            self._found[text] = as_tool(self.function(text))
+        return self._found[text]
+
+    def function(self, text: str, kind: str = "tool") -> Any:
+        """What ``module:function`` names; its module is run.
+
+        Args:
+            text: The name.
+            kind: What it is wanted as, for errors.
+
+        Raises:
+            InputError: Programs may not run, or it is not there.
+        """
         if not self.allowed:
             raise InputError(
-                f"the workflow has the tool {text!r}, which is a program",
-                expected="a workflow whose tools you know",
+                f"the workflow has the {kind} {text!r}, which is a program",
+                expected=f"a workflow whose {kind}s you know",
                 fix="look at the module, then use --allow-tools, or allow_tools=True in Python",
             )
-        if text not in self._found:
-            module, _, name = text.partition(":")
-            try:
-                function = reduce(getattr, name.split("."), self._module(module))
-            except (ImportError, AttributeError, OSError) as error:
-                raise InputError(
-                    f"the tool {text!r} is not there: {error}",
-                    expected="a function of a module beside the file, or of an installed one",
-                    fix="check both names",
-                ) from error
-            except Exception as error:  # a module is somebody's program
-                raise InputError(
-                    f"the module of the tool {text!r} fails: {type(error).__name__}: {error}",
-                    expected="a module that can be imported",
-                    fix="import it in Python to see where it fails",
-                ) from error
-            self._found[text] = as_tool(function)
-        return self._found[text]
+        module, _, name = text.partition(":")
+        try:
+            return reduce(getattr, name.split("."), self._module(module))
+        except (ImportError, AttributeError, OSError) as error:
+            raise InputError(
+                f"the {kind} {text!r} is not there: {error}",
+                expected="a function of a module beside the file, or of an installed one",
+                fix="check both names",
+            ) from error
+        except Exception as error:  # a module is somebody's program
+            raise InputError(
+                f"the module of the {kind} {text!r} fails: {type(error).__name__}: {error}",
+                expected="a module that can be imported",
+                fix="import it in Python to see where it fails",
+            ) from error
 
     def _module(self, name: str) -> ModuleType:
         """A module beside the workflow's file, else an installed one."""
