@@ -93,7 +93,7 @@ def test_a_function_of_ones_own(tmp_path: Path) -> None:
         scorer("mine:half", Workflow.from_yaml(file))
     measure = scorer("mine:half", Workflow.from_yaml(file, allow_tools=True))
     assert measure(outcome("a", "a")) == 0.5
-    with pytest.raises(InputError, match="2.0 for row"):
+    with pytest.raises(InputError, match=r"2\.0 for row"):
         scorer("builtins:pow", Workflow.from_yaml(file, allow_tools=True))(outcome(2, 1))  # type: ignore[arg-type]
 
 

@@ -1,0 +1,130 @@
+"""An evaluation in figures, on a page, and on a terminal."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from unspoken.agents.cli.eval_view import print_summary
+from unspoken.agents.evaluation.design import Design
+from unspoken.agents.evaluation.outcome import Outcome
+from unspoken.agents.evaluation.page import render_page
+from unspoken.agents.evaluation.summary import Summary, summarise
+
+EVIL = "<script>alert('{{ title }}')</script> & \x1b[31m"
+
+
+def outcomes(arm: str, right: list[int], seconds: float, **more) -> list[Outcome]:
+    return [
+        Outcome(
+            row=str(n),
+            context=f"c{n // 2}",
+            arm=arm,
+            answer=f"{arm} {EVIL} {n}",
+            gold=[EVIL],
+            score=float(score),
+            first_token_s=seconds,
+            seconds=2 * seconds + n,
+            computed=100,
+            decoded=4,
+            carried_bytes=1000 * (n + 1),
+            peak_bytes=10_000 * (n + 1),
+            **more,
+        )
+        for n, score in enumerate(right)
+    ]
+
+
+@pytest.fixture(scope="module")
+def summary() -> Summary:
+    text = outcomes("text", [1, 1, 1, 0, 1, 1], 0.4)
+    plan = outcomes("plan", [1, 0, 1, 1, 1, 0], 0.1, reused=80)
+    plan[5] = replace(plan[5], answer="", first_token_s=None, error=f"out of time {EVIL}")
+    stranger = outcomes("stranger", [0, 0, 0, 0, 1, 0], 0.4)
+    design = Design(rows=6, contexts=3, arms=("plan",), draws=2000)
+    return summarise([*plan, *text, *stranger], design, list("012345"))
+
+
+def test_figures_of_an_arm(summary: Summary) -> None:
+    """Scores count all rows; times, tokens and bytes are of the rows that ran."""
+    text, plan, _ = summary.arms
+    assert (text.arm, plan.arm) == ("text", "plan")
+    assert plan.score == pytest.approx((0.5 + 1.0 + 0.5) / 3)
+    assert plan.score_low is not None and plan.score_low < plan.score
+    assert (plan.rows, plan.failed, plan.reused) == (6, 1, 80)
+    assert plan.sooner == pytest.approx(4.0)
+    assert plan.carried_bytes == 3000 and plan.peak_bytes == 50_000
+    assert text.first_token_s is not None and text.first_token_s.median == 0.4
+
+
+def test_the_worst_rows_are_the_plans(summary: Summary) -> None:
+    """Rows on which the plan scores less than text, with both answers; a failure says why."""
+    assert [(row.row, row.score, row.reference_score) for row in summary.worst] == [
+        ("1", 0.0, 1.0),
+        ("5", 0.0, 1.0),
+    ]
+    assert summary.worst[1].answer.startswith("(failed: out of time")
+
+
+def test_controls_have_no_verdict(summary: Summary) -> None:
+    """Only the arms of the design are claimed something of."""
+    assert list(summary.verdicts) == ["plan"]
+    assert summary.verdicts["plan"].kind == "not shown"
+
+
+def test_it_is_plain_data(summary: Summary) -> None:
+    """JSON holds it, and says the verdict in words."""
+    data = json.loads(json.dumps(summary.to_dict(), allow_nan=False))
+    assert data["verdicts"]["plan"]["words"].startswith("not shown: could be as bad as")
+    assert data["arms"][1]["first_token_s"]["median"] == 0.1
+
+
+class Tags(HTMLParser):
+    """The tags of a page and what they refer to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.links: list[str] = []
+        self.words = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.links += [name for name, _ in attrs if name in ("src", "href", "onload", "onclick")]
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_the_page_stands_alone(summary: Summary) -> None:
+    """No script, no link, nothing loaded; what models wrote stands there as words."""
+    page = render_page(summary, title=EVIL, facts=[("workflow", EVIL)])
+    tags = Tags()
+    tags.feed(page)
+    assert not {"script", "link", "img", "iframe", "object"} & set(tags.names)
+    assert not tags.links and "url(" not in page and "://" not in page
+    assert tags.words.count("<script>alert('{{ title }}')</script>") >= 8
+    assert tags.names.count("svg") == 7
+    numbers = [float(x) for x in re.findall(r' (?:x|y|width|x1|cx)="([^"]+)"', page)]
+    assert numbers and all(0 <= number <= 800 for number in numbers)
+
+
+def test_a_page_of_nothing() -> None:
+    """An evaluation that was interrupted before its first row has a page, too."""
+    empty = summarise([], Design(rows=4, contexts=4, arms=("plan",)), list("0123"))
+    assert "There is none." in render_page(empty, title="none")
+
+
+def test_the_terminal(summary: Summary) -> None:
+    """The table has each arm, the verdict, and no control characters of what models wrote."""
+    console = Console(file=StringIO(), width=200, color_system=None)
+    print_summary(console, summary)
+    assert isinstance(console.file, StringIO)
+    shown = console.file.getvalue()
+    assert "not shown: could be as bad as" in shown and "4.00x" in shown
+    assert "plan: 1 of 6 rows failed" in shown
+    assert "\x1b" not in shown
