@@ -54,7 +54,7 @@ def fit(
     ] = 0,
     rank: Annotated[
         int | None,
-        typer.Option(min=1, help="Width of the code; the widest that 16 MB hold if left out."),
+        typer.Option(min=1, help="Width of the code; the widest that its size allows if left out."),
     ] = None,
     source_layers: Annotated[
         int | None, typer.Option(min=1, help="How many of the sharer's layers are read.")
@@ -67,6 +67,17 @@ def fit(
         int | None, typer.Option(min=1, help="Width of the residual's bottleneck.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="DTYPE",
+            help="Float type of both models. One that rounds their weights makes other models of "
+            "them, and a bridge leads between the models it was fitted with.",
+        ),
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="Device of both models, such as cpu or cuda:1.")
+    ] = "auto",
     train_dtype: Annotated[
         str | None,
         typer.Option(metavar="DTYPE", help="Float type to train in; the models' own if left out."),
@@ -97,9 +108,9 @@ def fit(
     After an interruption the same command goes on from where it was.
     """
     _require_files(text, qa, recall)
-    dtype = _dtype(train_dtype)
+    train_type = _dtype(train_dtype)
     console = stderr()
-    models = load_pair(sharer, receiver, console, quiet=as_json)
+    models = load_pair(sharer, receiver, console, quiet=as_json, dtype=dtype, device=device)
     from unspoken.channels.bridges.audit.plan import AuditPlan
     from unspoken.channels.bridges.fit.settings import FitSettings, FuseSettings
     from unspoken.channels.bridges.folder import check
@@ -118,7 +129,7 @@ def fit(
         audit=None if no_audit else AuditPlan(text=text, qa=qa, recall=recall),
         refit=refit,
         out=out,
-        train_dtype=dtype,
+        train_dtype=train_type,
         command=join(["unspoken", *sys.argv[1:]]),
         fuse=FuseSettings(**budget) if fuse else None,
     )

@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from unspoken.agents.bench import BENCHES
 from unspoken.agents.cli import bench, bridge, init, models, plan, profile, run, runs
 from unspoken.agents.cli import bridge_fit as fitting
+from unspoken.agents.cli import bridge_plan as planning
 from unspoken.agents.cli.console import print_error, shown, stderr
 from unspoken.agents.cli.results import results_alone
 from unspoken.channels.errors import UnspokenError
@@ -143,7 +144,7 @@ _add(_models, models.list_, models.show, models.prepare)
 _profiles = _group("profile", "Profiles of fine-tunes: which layers to recompute.", _Profiles)
 _add(_profiles, profile.fit, profile.list_, profile.show, profile.remove)
 _bridges = _group("bridge", "Bridges that carry a cache from one model to another.")
-_add(_bridges, fitting.fit, fitting.audit, bridge.list_, bridge.show, bridge.remove)
+_add(_bridges, planning.plan, fitting.fit, fitting.audit, bridge.list_, bridge.show, bridge.remove)
 _add(_bridges, bridge.push, bridge.pull)
 
 

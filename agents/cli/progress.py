@@ -90,15 +90,22 @@ def load_flow(
 
 
 def load_pair(
-    sharer: str, receiver: str, console: Console, *, quiet: bool
+    sharer: str,
+    receiver: str,
+    console: Console,
+    *,
+    quiet: bool,
+    dtype: str = "auto",
+    device: str = "auto",
 ) -> "tuple[LocalModel, LocalModel]":
-    """Both models of a bridge."""
+    """Both models of a bridge, in a type and on a device as `LocalModel.load` takes them."""
     with reporting(console, "loading models", quiet=quiet) as report:
         from unspoken.agents.loading import step_of
         from unspoken.agents.models.model import LocalModel
 
         quiet_libraries()
-        return (
-            LocalModel.load(sharer, progress=step_of(report, sharer)),
-            LocalModel.load(receiver, progress=step_of(report, receiver)),
-        )
+
+        def load(ref: str) -> LocalModel:
+            return LocalModel.load(ref, dtype=dtype, device=device, progress=step_of(report, ref))
+
+        return load(sharer), load(receiver)

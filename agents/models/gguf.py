@@ -4,12 +4,12 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -25,11 +25,17 @@ from unspoken.channels.storage.files import (
     write_json,
 )
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 MANIFEST = "prepared.json"
 FORMAT = 2
 """Raised when a conversion comes out otherwise, so that every GGUF is converted again."""
 
 SMALL = 64 * 1024 * 1024
+HEADER = 128 * 1024 * 1024
+"""Bytes within which a GGUF's metadata and the list of its tensors end."""
+
 WAIT_LIMIT_S = 3600.0
 NO_ROOM = ("os error 28", "os error 27", "No space", "File too large")
 
@@ -248,6 +254,32 @@ def convert(gguf: Path, folder: Path, report: Progress) -> None:
         model.save_pretrained(folder)
         save_tokenizer(tokenizer, folder)
         stage.leave()
+
+
+def read_gguf_config(parts: Sequence[Path]) -> "PreTrainedConfig":
+    """The configuration in a GGUF's header; its weights are neither read nor copied.
+
+    Args:
+        parts: The parts that make the GGUF, in order.
+
+    Raises:
+        ModelSupportError: The packages of the extra `gguf` are not installed.
+    """
+    _require_reader()
+    from transformers import AutoConfig
+
+    with tempfile.TemporaryDirectory() as folder, quiet_transformers(Stage("header", silent)):
+        gguf = Path(folder, "model.gguf")
+        with gguf.open("wb") as file:
+            for part in parts:  # the header stands first; what follows is a hole of the right size
+                room = max(HEADER - file.tell(), 0)
+                with part.open("rb") as source:
+                    file.write(source.read(room))
+                if room < part.stat().st_size:
+                    break
+            file.truncate(sum(part.stat().st_size for part in parts))
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, gguf_file=gguf.name)
+        return config
 
 
 def _require_reader() -> None:

@@ -52,6 +52,20 @@ def download(repo: str, revision: str | None, progress: Progress | None) -> Path
     return folder
 
 
+def config_folder(repo: str) -> Path:
+    """A folder with the ``config.json`` of `repo`, fetched if need be; nothing else is.
+
+    Raises:
+        ModelReferenceError: not found, gated, or offline.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, "config.json")).parent
+    except Exception as error:
+        raise _explained(repo, None, error) from error
+
+
 def require_model_files(folder: Path, ref: str) -> None:
     """Refuse a folder that lacks the configuration, weights or tokenizer of a model.
 

@@ -20,9 +20,14 @@ from unspoken.channels.bridges.fuser import (
     without_fuser,
 )
 from unspoken.channels.bridges.manifest import BridgeManifest
-from unspoken.channels.bridges.projection import feature_rows, native_part, projected_state
-from unspoken.channels.bridges.projector import Projector, ProjectorConfig
-from unspoken.channels.bridges.quantize import load_quantized, quantize
+from unspoken.channels.bridges.projection import (
+    blocks_of,
+    feature_rows,
+    native_part,
+    state_of_blocks,
+)
+from unspoken.channels.bridges.projector import Projector, ProjectorConfig, without_gates
+from unspoken.channels.bridges.quantize import dequantize, load_quantized, quantize
 from unspoken.channels.bridges.trust import measured_here
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.kv.geometry import LayerGeometry
@@ -97,6 +102,8 @@ class Bridge:
         sharer, receiver = manifest.sharer.to_geometry(), manifest.receiver.to_geometry()
         fuser = fuser_of(manifest.config, tensors, sharer, receiver)
         settings, weights = without_fuser(manifest.config, tensors)
+        if "gate" in weights:  # fitted when projectors had gates
+            weights = without_gates(dequantize(weights), receiver)
 
         def build() -> Projector:
             return Projector(ProjectorConfig.from_dict(settings), sharer, receiver)
@@ -161,11 +168,17 @@ class Bridge:
         config = self.projector.config
         if self.projector.mean.device != receiver.device:
             self.projector.to(receiver.device)
-        theirs = self._bare(state, config.source_layers, rows, receiver.device)
         ids = context[: at + len(rows)]
         hidden, native = native_part(receiver, config.native_layers, ids, at)
-        features = feature_rows(config, theirs, ids, at, receiver, hidden)
-        return projected_state(self.projector, features, native, at, receiver)
+
+        def features(block: slice) -> Tensor:
+            theirs = self._bare(state, config.source_layers, rows[block], receiver.device)
+            own = None if hidden is None else hidden[block]
+            first = at + block.start
+            return feature_rows(config, theirs, ids[: at + block.stop], first, receiver, own)
+
+        blocks = map(features, blocks_of(len(rows)))
+        return state_of_blocks(self.projector, blocks, len(rows), native, at, receiver)
 
     @torch.no_grad()
     def fuse(

@@ -1,6 +1,6 @@
 """Keys and values as plain rows, one per token, free of position: what a bridge maps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -74,10 +74,34 @@ def state_of(
         receiver: Whose state it is.
         native: The receiver's first layers over the same tokens.
     """
-    geometry, rotary, stop = receiver.geometry, rotaries(receiver), at + len(rows)
-    positions = torch.arange(at, stop, device=rows.device)
+    made = (
+        LayerState(keys.to(receiver.dtype), values.to(receiver.dtype), at)
+        for keys, values in layer_rows(rows, layers, at, receiver)
+    )
+    return KVState(
+        layers=(*native, *made),
+        start=at,
+        stop=at + len(rows),
+        identity=receiver.identity,
+        approximate_from=at,
+    )
+
+
+def layer_rows(
+    rows: Tensor, layers: Sequence[int], at: int, receiver: CausalModel
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Per layer the keys, rotated to their positions, and the values, (heads, tokens, head_dim).
+
+    Args:
+        rows: Bare rows, (tokens, columns), on the receiver's device.
+        layers: Which layers, in the order of the columns.
+        at: Position of the first token.
+        receiver: Whose rows they are.
+    """
+    geometry, rotary = receiver.geometry, rotaries(receiver)
+    positions = torch.arange(at, at + len(rows), device=rows.device)
     turns = {name: turn_to(positions, rotary[name]) for name in _ropes(geometry, layers)}
-    states, column = list(native), 0
+    column = 0
     for number in layers:
         shape = geometry.layers[number]
         size = shape.kv_heads * shape.head_dim
@@ -89,11 +113,8 @@ def state_of(
         )
         if shape.rope is not None:
             keys = turns[shape.rope](keys)
-        states.append(LayerState(keys.to(receiver.dtype), values.to(receiver.dtype), at))
+        yield keys, values
         column += 2 * size
-    return KVState(
-        layers=tuple(states), start=at, stop=stop, identity=receiver.identity, approximate_from=at
-    )
 
 
 def _ropes(geometry: CacheGeometry, layers: Sequence[int]) -> set[str]:

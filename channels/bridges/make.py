@@ -1,5 +1,6 @@
 """Making a bridge for a pair of models: fit it, quantize its weights, audit it, keep it."""
 
+import logging
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -8,10 +9,14 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
+import structlog
+import torch
+
 from unspoken.channels.bridges.audit.audit import audit
 from unspoken.channels.bridges.audit.fuse_audit import with_fuse
 from unspoken.channels.bridges.audit.rows import AuditRows
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
+from unspoken.channels.bridges.estimate import FEW, End, calibrate, estimate
 from unspoken.channels.bridges.fit.checkpoint import forget, peak_memory_gb
 from unspoken.channels.bridges.fit.fuse_training import FuserFit
 from unspoken.channels.bridges.fit.initialization import peak_gigabytes
@@ -30,11 +35,14 @@ from unspoken.channels.data.text import Corpus, load_corpus
 from unspoken.channels.errors import BridgeError, InputError
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.model import Hold, Report, TextModel
+from unspoken.channels.model_size import size_of
 from unspoken.channels.storage.side import ModelDescription, pair_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+
+log = structlog.wrap_logger(logging.getLogger("unspoken.bridges"))
 
 DTYPE = "int8"
 
@@ -130,6 +138,14 @@ def _is_ours(standing: Path | None) -> bool:
     return standing is None or measured_here(read_manifest(standing))
 
 
+def _end(model: TextModel, dtype: torch.dtype) -> End | None:
+    """A model as estimates take it; None of one that does not show its size."""
+    size = size_of(model)
+    if size is None:
+        return None
+    return End(geometry=model.geometry, size=size, itemsize=dtype.itemsize)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Job:
     """The making of one bridge: its two models, how it is made, and who is told."""
@@ -175,6 +191,7 @@ class _Job:
         began, plan = monotonic(), self.plan
         peak = peak_gigabytes(plan.settings, self.sharer, self.receiver)
         self.report(f"at most {peak:.1f} GB for the closed form", 0.0)
+        self.warn_of_few_steps()
         corpus = self._corpus()
         rows = plan.audit.rows(corpus) if plan.audit else None
         if rows is not None:  # here, so that bad rows fail now and not after the fit
@@ -186,6 +203,23 @@ class _Job:
         minutes = {"minutes_with_audit": round((monotonic() - began) / 60, 2)}
         last = {"audit": measured, "fit": {**manifest.fit, **minutes}}  # known only now
         return manifest.model_copy(update=last), tensors
+
+    def warn_of_few_steps(self) -> None:
+        """Say, before a fit that a clock ends, where its minutes buy too few steps here."""
+        settings, dtype = self.plan.settings, self.plan.train_dtype or self.receiver.dtype
+        ends = _end(self.sharer, dtype), _end(self.receiver, dtype)
+        if settings.steps is not None or not settings.minutes or not ends[0] or not ends[1]:
+            return
+        machine = calibrate(self.receiver.device, dtype)
+        steps = estimate(ends[0], ends[1], machine, settings).steps or 0
+        if steps < FEW:
+            log.warning(
+                "the fit's minutes buy few steps on this machine; give it more minutes, or fit it "
+                "on another",
+                steps=steps,
+                wanted=FEW,
+                minutes=settings.minutes,
+            )
 
     def add_fuser(
         self, folder: Path, settings: FuseSettings

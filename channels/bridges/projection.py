@@ -1,11 +1,11 @@
 """A projection as tensors: features of a message in, the receiver's state of it out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from unspoken.channels.bridges.features import state_of
+from unspoken.channels.bridges.features import layer_rows, state_of
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.state import KVState
@@ -13,6 +13,10 @@ from unspoken.channels.model import CausalModel
 
 SINK = 4
 """First positions of a context that a bridge leaves to the receiver."""
+
+BLOCK = 512
+"""Tokens that are projected at once: the float32 rows of a long message are larger than its state.
+"""
 
 
 def feature_rows(
@@ -69,5 +73,61 @@ def projected_state(
     receiver: CausalModel,
 ) -> KVState:
     """The receiver's state of the message at positions `at` and on, as the projector makes it."""
-    layers = projector.config.target_layers(receiver.geometry)
-    return state_of(projector(features.float()), layers, at, receiver, native)
+    if torch.is_grad_enabled() and projector.encode.requires_grad:  # a graph needs all rows
+        layers = projector.config.target_layers(receiver.geometry)
+        return state_of(projector(features.float()), layers, at, receiver, native)
+    blocks = (features[block].float() for block in blocks_of(len(features)))
+    return state_of_blocks(projector, blocks, len(features), native, at, receiver)
+
+
+def blocks_of(tokens: int) -> Iterator[slice]:
+    """The blocks that so many tokens are projected in; one, where there are none."""
+    for start in range(0, max(tokens, 1), BLOCK):
+        yield slice(start, min(start + BLOCK, tokens))
+
+
+@torch.no_grad()
+def state_of_blocks(
+    projector: Projector,
+    blocks: Iterable[Tensor],
+    tokens: int,
+    native: Sequence[LayerState],
+    at: int,
+    receiver: CausalModel,
+) -> KVState:
+    """As `projected_state`, of features that come block by block.
+
+    Each block is written into its place in the receiver's type, so that beside the state no more
+    than one block is held.
+
+    Args:
+        projector: The projector.
+        blocks: Features, (tokens of the block, columns) each, in order.
+        tokens: Tokens of all blocks together.
+        native: The receiver's first layers over the same tokens.
+        at: Position of the first token.
+        receiver: Whose state it is.
+    """
+    geometry, device = receiver.geometry, receiver.device
+    layers = projector.config.target_layers(geometry)
+    shapes = [geometry.layers[number] for number in layers]
+    places = [
+        tuple(torch.empty(size, dtype=receiver.dtype, device=device) for _ in range(2))
+        for size in ((shape.kv_heads, tokens, shape.head_dim) for shape in shapes)
+    ]
+    done = 0
+    for features in blocks:
+        rows, stop = projector(features), done + len(features)
+        made = layer_rows(rows, layers, at + done, receiver)
+        for place, (keys, values) in zip(places, made, strict=True):
+            place[0][:, done:stop] = keys
+            place[1][:, done:stop] = values
+        done = stop
+    states = (LayerState(place[0], place[1], at) for place in places)
+    return KVState(
+        layers=(*native, *states),
+        start=at,
+        stop=at + tokens,
+        identity=receiver.identity,
+        approximate_from=at,
+    )

@@ -1,24 +1,25 @@
 """A bridge's module: from a sharer's bare rows and a receiver's embeddings to its bare rows.
 
 Three parts, after reduced-rank regression (Izenman 1975), Cache-to-Cache (arXiv 2510.03215: a
-projection and a weighting module, a gate per layer) and Latent Cache Flow (arXiv 2605.22863: keys
-and values jointly through one bottleneck)::
+projection and a weighting module) and Latent Cache Flow (arXiv 2605.22863: keys and values jointly
+through one bottleneck)::
 
     code     = standardised features · encode          rank numbers per token, for all layers
     rows     = code · decode                           the closed form
     hidden   = silu(up(code))
     residual = down(hidden) · spread                   keys and values through one bottleneck
     weight   = sigmoid(weigh(hidden))
-    rows    += gate[layer] · weight[token, head] · residual
+    rows    += weight[token, head] · residual
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unspoken.channels.bridges.features import width
+from unspoken.channels.bridges.features import width, widths
 from unspoken.channels.kv.geometry import CacheGeometry
 
 
@@ -81,7 +82,6 @@ class Projector(nn.Module):
     offset: Tensor
     deviation: Tensor
     _sizes: Tensor
-    _heads: Tensor
 
     def __init__(
         self, config: ProjectorConfig, sharer: CacheGeometry, receiver: CacheGeometry
@@ -99,20 +99,17 @@ class Projector(nn.Module):
         self.register_buffer("deviation", torch.ones(outputs))
         self.encode = nn.Parameter(torch.zeros(inputs, config.rank))
         self.decode = nn.Parameter(torch.zeros(config.rank, outputs))
-        heads = [(number, receiver.layers[number]) for number in layers]
-        sizes = [shape.head_dim for _, shape in heads for _ in range(2 * shape.kv_heads)]
-        per_layer = [2 * shape.kv_heads for _, shape in heads]
+        shapes = [receiver.layers[number] for number in layers]
+        sizes = [shape.head_dim for shape in shapes for _ in range(2 * shape.kv_heads)]
         self.register_buffer("_sizes", torch.tensor(sizes), persistent=False)
-        self.register_buffer("_heads", torch.tensor(per_layer), persistent=False)
-        self._outputs, self._all_heads = outputs, sum(per_layer)
+        self._outputs, self._heads = outputs, len(sizes)
         self._even = sizes[0] if len(set(sizes)) == 1 else 0
         if config.hidden:
             self.code_scale = nn.Parameter(torch.ones(config.rank))
             self.up = nn.Linear(config.rank, config.hidden)
             self.down = nn.Linear(config.hidden, config.bottleneck, bias=False)
             self.spread = nn.Parameter(torch.zeros(config.bottleneck, outputs))
-            self.weigh = nn.Linear(config.hidden, self._all_heads)
-            self.gate = nn.Parameter(torch.zeros(len(layers)))
+            self.weigh = nn.Linear(config.hidden, self._heads)
 
     def forward(self, features: Tensor) -> Tensor:
         """Bare rows for every token of `features`."""
@@ -124,15 +121,37 @@ class Projector(nn.Module):
         return mapped
 
     def residual(self, code: Tensor) -> Tensor:
-        """The weighted and gated residual of standardised rows."""
+        """The weighted residual of standardised rows."""
         hidden = nn.functional.silu(self.up(code * self.code_scale))
         delta = self.down(hidden) @ self.spread
-        gate = self.gate.sigmoid().repeat_interleave(self._heads, output_size=self._all_heads)
-        weight = self.weigh(hidden).sigmoid() * gate
+        weight = self.weigh(hidden).sigmoid()
         if self._even:
-            weighted = delta.reshape(len(delta), self._all_heads, self._even) * weight[..., None]
+            weighted = delta.reshape(len(delta), self._heads, self._even) * weight[..., None]
         else:
             each = weight.repeat_interleave(self._sizes, dim=1, output_size=self._outputs)
             weighted = delta * each
         scaled: Tensor = weighted.reshape(len(delta), self._outputs)
         return scaled
+
+
+def without_gates(weights: Mapping[str, Tensor], receiver: CacheGeometry) -> dict[str, Tensor]:
+    """A projector's weights without the gates that bridges had once, one for each layer.
+
+    A gate was a constant, so it goes into the columns of `spread` that it multiplied. Weights that
+    do not fit the receiver are left for their reader to refuse.
+
+    Args:
+        weights: As they are stored, float32.
+        receiver: Geometry of the receiver.
+    """
+    kept = dict(weights)
+    gate, spread = kept.get("gate"), kept.get("spread")
+    if gate is None or spread is None or gate.dim() != 1 or spread.dim() != 2:
+        return kept
+    count = len(receiver.layers)
+    columns = widths(receiver, range(max(count - len(gate), 0), count))
+    if len(columns) == len(gate) and sum(columns) == spread.shape[1]:
+        each = gate.sigmoid().repeat_interleave(torch.tensor(columns, device=gate.device))
+        kept["spread"] = spread * each
+        del kept["gate"]
+    return kept

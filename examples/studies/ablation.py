@@ -155,7 +155,6 @@ def _switched(projector: Projector) -> Iterator[tuple[str, Projector]]:
         return
     yield "trained, no residual", _zeroed(projector, ("spread",))
     yield "trained, no weighting (all 0.5)", _zeroed(projector, ("weigh.weight", "weigh.bias"))
-    yield "trained, no gates (all 0.5)", _zeroed(projector, ("gate",))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from unspoken.channels.bridges.audit.trial import Condition, Trial
 from unspoken.channels.bridges.features import width
 from unspoken.channels.bridges.fit.example import Example, features_of
 from unspoken.channels.bridges.fit.initialization import add_rows, new_projector, start_from
-from unspoken.channels.bridges.fit.ridge import Gram, Solution
+from unspoken.channels.bridges.fit.ridge import Gram, Solution, tokens_for
 from unspoken.channels.bridges.fit.samples import Sample, TokenizedSample, draw_samples
 from unspoken.channels.bridges.fit.validation import swapped
 from unspoken.channels.bridges.projection import projected_state
@@ -22,6 +22,8 @@ __all__ = ["BRIDGE", "MISMATCHED", "Controls", "as_own_sharer", "conditions_of",
 
 BRIDGE, MISMATCHED = "bridge", "another example's message"
 COLUMNS = 12_288
+TOKENS = 12_000
+"""Tokens that the refitted maps are solved from, where six times their columns are fewer."""
 
 
 def as_own_sharer(sample: TokenizedSample, full: KVState) -> TokenizedSample:
@@ -80,7 +82,7 @@ class Controls:
         receiver: TextModel,
         corpus: Corpus,
         *,
-        tokens: int = 12_000,
+        tokens: int | None = None,
         seed: int = 0,
     ) -> "Controls":
         """Refit both from one pair of Gram matrices.
@@ -90,7 +92,7 @@ class Controls:
             sharer: The bridge's sharer; only its geometry is read.
             receiver: The receiver.
             corpus: Text to fit on.
-            tokens: Receiver tokens to fit on.
+            tokens: Receiver tokens to fit on; None for six times the columns, and 12,000 at least.
             seed: Of the text's order.
         """
         extra = config.features(sharer.geometry, receiver.geometry)[1]
@@ -99,11 +101,12 @@ class Controls:
         alone = replace(config, source_layers=())
         targets = config.target_layers(receiver.geometry)
         inputs = width(receiver.geometry, layers)
+        wanted = tokens or tokens_for(inputs + extra, TOKENS)
         gram = Gram(inputs + extra, width(receiver.geometry, targets), receiver.device)
         for drawn in draw_samples(corpus.stream(seed), seed + 31):
             sample = read_alone(drawn, receiver)
             add_rows(gram, of_itself, sample, receiver, receiver, sample.state)
-            if gram.count >= tokens:
+            if gram.count >= wanted:
                 break
         columns = torch.arange(inputs, inputs + extra, device=receiver.device)
         solved = gram.solve(columns) if extra else None

@@ -36,7 +36,8 @@ class AuditSettings:
     """How much an audit measures.
 
     Attributes:
-        tokens: Tokens that the two refitted controls are solved from.
+        tokens: Tokens that the two refitted controls are solved from; None for six times the
+            columns of their features, and 12,000 at least.
         answered: Questions that are also answered in words, for F1.
         written: Most tokens of such an answer.
         sizes: Tokens of the messages that are timed.
@@ -44,7 +45,7 @@ class AuditSettings:
         seed: Of all that is drawn.
     """
 
-    tokens: int = 12_000
+    tokens: int | None = None
     answered: int = 20
     written: int = 16
     sizes: tuple[int, ...] = SIZES

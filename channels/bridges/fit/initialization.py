@@ -1,7 +1,7 @@
 """What a bridge's training starts from: source layers, and the closed form that reads them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from unspoken.channels.bridges.features import width, widths
 from unspoken.channels.bridges.fit.example import features_of, sharer_rows, target_rows
 from unspoken.channels.bridges.fit.progress import FitProgress, FitReport
-from unspoken.channels.bridges.fit.ridge import Gram, Solution, choose_layers, gram_bytes
+from unspoken.channels.bridges.fit.ridge import (
+    Gram,
+    Solution,
+    choose_layers,
+    gram_bytes,
+    tokens_for,
+)
 from unspoken.channels.bridges.fit.samples import TokenizedSample, draw_samples, prepare
 from unspoken.channels.bridges.fit.settings import FitSettings
 from unspoken.channels.bridges.projection import SINK, feature_rows
@@ -21,6 +27,10 @@ from unspoken.channels.errors import BridgeError
 from unspoken.channels.kv.geometry import CacheGeometry
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import TextModel
+from unspoken.channels.model_size import Size, size_of
+
+TOKENS = 32_000
+"""Tokens that a closed form is solved from, where six times the columns are fewer."""
 
 
 def new_projector(config: ProjectorConfig, sharer: TextModel, receiver: TextModel) -> Projector:
@@ -28,10 +38,36 @@ def new_projector(config: ProjectorConfig, sharer: TextModel, receiver: TextMode
     return Projector(config, sharer.geometry, receiver.geometry).to(receiver.device)
 
 
-def closed_form_projector(
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ClosedForm:
+    """A projector in closed form.
+
+    Attributes:
+        projector: The projector.
+        tokens: Tokens that it was solved from.
+        penalty: The ridge's λ.
+        explained: R² of the held-out messages that chose it, the map uncut; None without any.
+    """
+
+    projector: Projector
+    tokens: int
+    penalty: float
+    explained: float | None
+
+    def figures(self) -> dict[str, float]:
+        """What a manifest says of it."""
+        explained = {} if self.explained is None else {"explained": self.explained}
+        return {"penalty": self.penalty, **explained}
+
+
+def closed_form(
     sharer: TextModel, receiver: TextModel, corpus: Corpus, settings: FitSettings, report: FitReport
-) -> tuple[Projector, int]:
-    """A projector in closed form, and the tokens that it was solved from."""
+) -> ClosedForm:
+    """A projector in closed form.
+
+    Raises:
+        BridgeError: The features are more than `FitSettings.columns`.
+    """
     samples = draw_samples(corpus.stream(settings.seed), settings.seed)
     tokenized = (prepare(sample, sharer, receiver) for sample in samples)
     first = list(islice(tokenized, 10))
@@ -47,10 +83,11 @@ def closed_form_projector(
             fix="read fewer source layers: source_layers, or --source-layers",
         )
     gram = Gram(inputs, outputs, receiver.device)
-    while gram.count < settings.gram_tokens:
+    wanted = settings.gram_tokens or tokens_for(inputs, TOKENS)
+    while gram.count < wanted:
         sample = first.pop() if first else next(tokenized)
         add_rows(gram, config, sample, sharer, receiver, receiver.read(sample.ids))
-        report(FitProgress(stage="gram", fraction=min(gram.count / settings.gram_tokens, 1.0)))
+        report(FitProgress(stage="gram", fraction=min(gram.count / wanted, 1.0)))
     report(FitProgress(stage="solve", fraction=0.0))
     solution = gram.solve()
     tokens = gram.count
@@ -58,7 +95,9 @@ def closed_form_projector(
     projector = new_projector(config, sharer, receiver)
     encode, decode = solution.cut(config.rank, seed=settings.seed)
     start_from(projector, solution, encode, decode)
-    return projector, tokens
+    return ClosedForm(
+        projector=projector, tokens=tokens, penalty=solution.penalty, explained=solution.explained
+    )
 
 
 def add_rows(
@@ -104,7 +143,7 @@ def start_from(projector: Projector, solution: Solution, encode: Tensor, decode:
 def peak_gigabytes(settings: FitSettings, sharer: TextModel, receiver: TextModel) -> float:
     """Memory that the closed form takes at most, in GB."""
     sizes = widths(sharer.geometry, range(len(sharer.geometry.layers)))
-    layers, embeddings = within_columns(settings, sizes, receiver)
+    layers, embeddings = within_columns(settings, sizes, receiver.geometry)
     extra = embeddings + (settings.native_layers > 0)
     inputs = sum(sorted(sizes)[-layers:]) + extra * receiver.geometry.hidden_size
     targets = range(settings.native_layers, len(receiver.geometry.layers))
@@ -116,7 +155,7 @@ def _configure(
 ) -> ProjectorConfig:
     """The projector's shape; its source layers are those that add most on a few messages."""
     sizes = widths(sharer.geometry, range(len(sharer.geometry.layers)))
-    wanted, embeddings = within_columns(settings, sizes, receiver)
+    wanted, embeddings = within_columns(settings, sizes, receiver.geometry)
     chosen = explaining_layers(
         samples, sharer, receiver, embeddings=embeddings, most=wanted, seed=settings.seed
     )
@@ -127,7 +166,8 @@ def _configure(
         hidden=settings.hidden,
         bottleneck=settings.bottleneck,
     )
-    rank = settings.rank or widest_rank(config, sharer.geometry, receiver.geometry)
+    most = most_bytes(size_of(receiver))
+    rank = settings.rank or widest_rank(config, sharer.geometry, receiver.geometry, most)
     return replace(config, rank=rank)
 
 
@@ -157,12 +197,12 @@ def explaining_layers(
 
 
 def within_columns(
-    settings: FitSettings, sizes: Sequence[int], receiver: TextModel
+    settings: FitSettings, sizes: Sequence[int], receiver: CacheGeometry
 ) -> tuple[int, int]:
     """How many source layers and embeddings are read, within the columns also for wide models."""
     if settings.source_layers is not None:
         return min(settings.source_layers, len(sizes)), settings.embeddings
-    size, width_of_one = max(sizes), receiver.geometry.hidden_size
+    size, width_of_one = max(sizes), receiver.hidden_size
     native = width_of_one if settings.native_layers else 0
     embeddings = settings.embeddings
     while embeddings > 1 and settings.columns - native - embeddings * width_of_one < 2 * size:
@@ -177,7 +217,10 @@ def _layers_to_read(columns: int) -> int:
 
 
 BYTES = 15_950_000
-"""What a bridge's weights may take: 16 MB with its manifest and its card."""
+"""What any bridge's weights may take: 16 MB with its manifest and its card."""
+
+SHARE_OF_BYTES, SHARE_OF_PRODUCTS = 0.03, 0.1
+"""Of the receiver's, what a larger bridge may take."""
 
 
 LEAST = 512
@@ -187,9 +230,22 @@ LEAST = 512
 STEP = 32
 
 
+def most_bytes(receiver: Size | None) -> int:
+    """Bytes that the int8 weights of a bridge may take: 16 MB, or more for a large receiver.
+
+    A weight of a bridge is a product a token, and a byte. So both shares are bounds of its bytes.
+    The receiver's own bytes are counted at two a number, whatever type it is loaded in.
+    """
+    if receiver is None:
+        return BYTES
+    shares = SHARE_OF_BYTES * 2 * receiver.weights, SHARE_OF_PRODUCTS * receiver.products
+    return max(BYTES, int(min(shares)))
+
+
 def projector_bytes(config: ProjectorConfig, sharer: CacheGeometry, receiver: CacheGeometry) -> int:
     """Bytes of a projector's weights as int8."""
-    weights = Projector(config, sharer, receiver).state_dict()
+    with torch.device("meta"):  # only shapes are asked
+        weights = Projector(config, sharer, receiver).state_dict()
     return sum(quantized_bytes(tensor.shape) for tensor in weights.values())
 
 

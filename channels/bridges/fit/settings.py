@@ -11,7 +11,8 @@ class TrainSettings:
         minutes: Most minutes of training; 0 leaves the closed form as it is.
         steps: Most training steps, one message each; None for as many as the minutes allow.
         hidden, bottleneck: Widths of the trained part; see `ProjectorConfig` and `FuserConfig`.
-        gram_tokens: Tokens that the closed form is solved from.
+        gram_tokens: Tokens that the closed form is solved from; None for six times the columns of
+            its features, and 32,000 at least.
         batch: Messages per update.
         rate: Learning rate of what the closed form gave.
         residual_rate: Learning rate of all else.
@@ -24,7 +25,7 @@ class TrainSettings:
     steps: int | None = None
     hidden: int = 512
     bottleneck: int = 128
-    gram_tokens: int = 32_000
+    gram_tokens: int | None = None
     batch: int = 4
     rate: float = 1e-4
     residual_rate: float = 1e-3
@@ -42,8 +43,8 @@ class FitSettings(TrainSettings):
             them, 4 to 12.
         native_layers: How many layers the receiver runs itself over the message.
         embeddings: How many of the receiver's token embeddings are features.
-        rank: Width of the code; None for the widest whose weights stay within 16 MB, and 512 at
-            least.
+        rank: Width of the code; None for the widest whose weights stay within 16 MB, or with a
+            larger receiver 3 % of its bytes and 10 % of its products, and 512 at least.
         columns: Most columns of features, which bounds the memory.
         pool: Messages kept to be learnt from again.
         fresh: Every how many steps a message is new.

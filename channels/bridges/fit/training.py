@@ -19,7 +19,7 @@ from unspoken.channels.bridges.fit.example import (
     head_of,
     student,
 )
-from unspoken.channels.bridges.fit.initialization import closed_form_projector, new_projector
+from unspoken.channels.bridges.fit.initialization import closed_form, new_projector
 from unspoken.channels.bridges.fit.loop import Fit, Progressed, weights_of
 from unspoken.channels.bridges.fit.progress import Validation
 from unspoken.channels.bridges.fit.samples import draw_samples, prepare
@@ -51,9 +51,8 @@ class ProjectorFit(Fit[Projector, Example, FitSettings]):
             BridgeError: The features are more than `FitSettings.columns`, or no logit is finite.
         """
         began = monotonic()
-        projector, tokens = closed_form_projector(
-            *self.models, self.corpus, self.settings, self.report
-        )
+        form = closed_form(*self.models, self.corpus, self.settings, self.report)
+        projector = form.projector
         seconds, peak = monotonic() - began, peak_memory_gb()
         self.config = projector.config
         scores = self.validation.score(projector)
@@ -70,8 +69,8 @@ class ProjectorFit(Fit[Projector, Example, FitSettings]):
             weights=weights,
             best=weights,
             best_score=scores.score,
-            closed_scores=scores.to_dict(),
-            tokens=tokens,
+            closed_scores={**scores.to_dict(), **form.figures()},
+            tokens=form.tokens,
             closed_seconds=seconds,
             closed_peak_gb=peak,
         )

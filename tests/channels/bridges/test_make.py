@@ -8,9 +8,12 @@ import torch
 from flows import Pair
 from pairs import AUDIT, plan
 from sample_bridges import manifest, tensors
+from structlog.testing import capture_logs
 
+from unspoken.channels.bridges import make
 from unspoken.channels.bridges.audit.stored import audit_bridge, keep_audit
 from unspoken.channels.bridges.bridge import Bridge
+from unspoken.channels.bridges.estimate import Machine
 from unspoken.channels.bridges.features import width
 from unspoken.channels.bridges.fit.progress import FitProgress
 from unspoken.channels.bridges.fit.validation import Scores, ValidationSet
@@ -166,3 +169,30 @@ def test_a_code_of_no_given_width_is_as_wide_as_the_small_pair(
     inputs = sum(config.features(pair[0].geometry, pair[1].geometry))
     targets = width(pair[1].geometry, range(len(pair[1].geometry.layers)))
     assert config.rank == min(inputs, targets)
+
+
+@pytest.mark.parametrize(
+    ("products", "steps", "warned"), [(1e6, None, 1), (1e12, None, 0), (1, 9, 0)]
+)
+def test_a_fit_whose_minutes_buy_few_steps_says_so_first(
+    pair: Pair,
+    source: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    products: float,
+    steps: int | None,
+    warned: int,
+) -> None:
+    machine = Machine(products=products, wide=products, read=1e12, start=0.0)
+    monkeypatch.setattr(make, "calibrate", lambda device, dtype: machine)
+    sharer, receiver = pair
+    job = make._Job(
+        sharer=sharer,
+        receiver=receiver,
+        plan=plan(source, steps=steps),
+        work=tmp_path,
+        report=lambda stage, part: None,
+    )
+    with capture_logs() as logs:
+        job.warn_of_few_steps()
+    assert [line["log_level"] for line in logs] == ["warning"] * warned

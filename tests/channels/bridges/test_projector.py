@@ -146,7 +146,7 @@ def test_a_projector_that_knows_the_targets_restores_the_state(
         assert torch.allclose(mine.values[:, 2], true.values[:, place], atol=1e-5)
 
 
-def test_the_residual_is_weighted_per_head_and_gated_per_layer() -> None:
+def test_the_residual_is_weighted_per_head() -> None:
     sharer, receiver = make("gemma3").geometry, make("llama").geometry
     torch.manual_seed(0)
     projector = Projector(config(), sharer, receiver)
@@ -157,11 +157,10 @@ def test_the_residual_is_weighted_per_head_and_gated_per_layer() -> None:
     hidden = torch.nn.functional.silu(projector.up(code * projector.code_scale))
     delta = projector.down(hidden) @ projector.spread
     weight, column, head = projector.weigh(hidden).sigmoid(), 0, 0
-    for layer, shape in enumerate(receiver.layers):
-        gate = projector.gate[layer].sigmoid()
+    for shape in receiver.layers:
         for _ in range(2 * shape.kv_heads):
             stop = column + shape.head_dim
-            wanted = gate * weight[:, head, None] * delta[:, column:stop]
+            wanted = weight[:, head, None] * delta[:, column:stop]
             assert torch.allclose(residual[:, column:stop], wanted, atol=1e-5)
             column, head = stop, head + 1
     assert column == residual.shape[1]

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from architectures import ARCHITECTURES, make
@@ -77,12 +76,12 @@ def test_a_pair_that_cannot_be_bridged_goes_by_text(
 def test_wide_models_read_fewer_layers_and_embeddings() -> None:
     """Features keep to the columns of the Gram matrices; a number asked for stays."""
     layer = LayerGeometry(kv_heads=8, head_dim=128)
-    receiver = SimpleNamespace(geometry=CacheGeometry((layer,) * 32, 4096, 8192))
+    receiver = CacheGeometry((layer,) * 32, 4096, 8192)
     sizes = [2048] * 32
-    wanted, embeddings = within_columns(FitSettings(), sizes, receiver)  # type: ignore[arg-type]
+    wanted, embeddings = within_columns(FitSettings(), sizes, receiver)
     assert (wanted, embeddings) == (2, 2)
-    receiver.geometry = CacheGeometry((layer,) * 32, 8192, 8192)
-    wanted, embeddings = within_columns(FitSettings(), sizes, receiver)  # type: ignore[arg-type]
+    receiver = CacheGeometry((layer,) * 32, 8192, 8192)
+    wanted, embeddings = within_columns(FitSettings(), sizes, receiver)
     assert (wanted, embeddings) == (2, 1)
-    asked = within_columns(FitSettings(source_layers=9), sizes, receiver)  # type: ignore[arg-type]
+    asked = within_columns(FitSettings(source_layers=9), sizes, receiver)
     assert asked == (9, 2)

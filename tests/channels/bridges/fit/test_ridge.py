@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unspoken.channels.bridges.fit.ridge import Gram, choose_layers
+from unspoken.channels.bridges.fit.ridge import PENALTIES, Gram, choose_layers, tokens_for
 
 
 def draws(rows: int, columns: int, seed: int) -> torch.Tensor:
@@ -64,6 +64,44 @@ def test_a_column_that_never_varies_says_nothing() -> None:
     gram.add(x, x[:, :1])
     weights = gram.solve().full()
     assert weights[1].abs() < 1e-5 and torch.isfinite(weights).all()
+
+
+def messages(penalised: bool) -> Gram:
+    """Of 40 columns and 48 messages of 2 rows, one in 16 held out: noise is soon learnt."""
+    x, noise = draws(96, 40, 0), draws(96, 5, 2)
+    y = 0.3 * x @ draws(40, 5, 1) / 40**0.5 + noise if penalised else x @ draws(40, 5, 1)
+    gram = Gram(40, 5, torch.device("cpu"))
+    for part, target in zip(x.split(2), y.split(2), strict=True):
+        gram.add(part, target)
+    return gram
+
+
+def test_the_penalty_is_the_one_that_explains_most_of_what_was_held_out() -> None:
+    noisy, exact = messages(penalised=True).solve(), messages(penalised=False).solve()
+    assert noisy.penalty > exact.penalty == PENALTIES[0]
+    assert exact.explained is not None and exact.explained > 0.99
+
+
+def test_what_chooses_the_penalty_is_not_solved_from() -> None:
+    assert messages(penalised=True).count == 96 - 3 * 2
+
+
+def test_a_given_penalty_is_kept() -> None:
+    assert messages(penalised=True).solve(penalty=0.25).penalty == 0.25
+
+
+def test_what_is_explained_is_r2_of_the_held_out_rows() -> None:
+    gram = messages(penalised=True)
+    solution = gram.solve()
+    x, y = (torch.cat(rows) for rows in zip(*gram._held, strict=True))
+    said = (x - solution.mean) * solution.scale @ solution.full()
+    true = (y - solution.offset) / solution.deviation
+    plain = 1 - (true - said).square().sum() / true.square().sum()
+    assert solution.explained == pytest.approx(float(plain), abs=1e-4)
+
+
+def test_tokens_are_six_times_the_columns_at_least() -> None:
+    assert [tokens_for(columns, 1000) for columns in (100, 200)] == [1000, 1200]
 
 
 def test_the_layer_that_explains_the_target_is_chosen_first() -> None:

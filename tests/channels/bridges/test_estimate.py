@@ -1,0 +1,87 @@
+"""Estimates of bridges, against sums by hand and the table of pairs of real sizes."""
+
+from dataclasses import replace
+
+import pytest
+
+from unspoken.channels.bridges.estimate import End, Machine, estimate
+from unspoken.channels.bridges.fit.initialization import BYTES, most_bytes
+from unspoken.channels.bridges.fit.settings import FitSettings
+from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry
+from unspoken.channels.model_size import Size
+
+CORES = Machine(products=65e9, wide=65e9, read=2e10, start=5e-6)
+"""Two cores of a server."""
+
+
+def end(
+    layers: int, heads: int, head_dim: int, hidden: int, weights: float, products: float
+) -> End:
+    shape = LayerGeometry(kv_heads=heads, head_dim=head_dim)
+    geometry = CacheGeometry((shape,) * layers, hidden, 40_960)
+    return End(geometry=geometry, size=Size(int(weights), int(products)), itemsize=2)
+
+
+QWEN_06B = end(28, 8, 128, 1024, 0.596e9, 0.44e9)
+QWEN_4B = end(36, 8, 128, 2560, 4.02e9, 3.63e9)
+LLAMA_1B = end(16, 8, 64, 2048, 1.236e9, 0.973e9)
+LLAMA_8B = end(32, 8, 128, 4096, 8.03e9, 6.98e9)
+SMALL = end(30, 3, 64, 576, 0.135e9, 0.106e9)
+
+
+@pytest.mark.parametrize(
+    ("sharer", "receiver", "layers", "columns", "share"),
+    [(QWEN_06B, QWEN_4B, 3, 11_264, 0.55), (LLAMA_1B, LLAMA_8B, 4, 12_288, 0.33)],
+)
+def test_columns_are_those_of_a_fit(
+    sharer: End, receiver: End, layers: int, columns: int, share: float
+) -> None:
+    planned = estimate(sharer, receiver, CORES)
+    assert (planned.source_layers, planned.columns) == (layers, columns)
+    assert planned.sharer_share == pytest.approx(share, abs=0.01)
+
+
+def test_time_of_a_fit_is_near_what_was_counted_for_this_pair() -> None:
+    settings = FitSettings(rank=512, gram_tokens=32_000, minutes=60)
+    planned = estimate(QWEN_06B, QWEN_4B, CORES, settings)
+    assert planned.closed_form_minutes == pytest.approx(41, rel=0.5)
+    assert (planned.steps or 0) / 60 == pytest.approx(2.2, rel=0.5)
+
+
+def test_a_large_receiver_gets_a_wide_code_within_its_shares() -> None:
+    planned = estimate(QWEN_06B, QWEN_4B, CORES)
+    assert planned.bytes is not None and BYTES < planned.bytes <= 0.03 * 2 * 4.02e9
+    assert planned.rank is not None and planned.rank > 2_000
+    few = Size(QWEN_4B.size.weights, QWEN_4B.size.products // 4)
+    assert most_bytes(few) == few.products // 10
+
+
+def test_a_small_receiver_gets_sixteen_megabytes() -> None:
+    assert most_bytes(SMALL.size) == most_bytes(None) == BYTES
+
+
+def test_the_gain_grows_with_the_receiver_and_ends_with_the_context() -> None:
+    small, large = estimate(QWEN_06B, SMALL, CORES), estimate(QWEN_06B, QWEN_4B, CORES)
+    assert large.gains[8192] > small.gains[8192] > 1
+    short = replace(QWEN_4B, geometry=replace(QWEN_4B.geometry, max_positions=9_000))
+    assert estimate(QWEN_06B, short, CORES).gains[32768] is None
+
+
+def test_a_receiver_smaller_than_its_bridge_makes_it_useless() -> None:
+    tiny = end(2, 2, 64, 64, 2e6, 1e5)
+    planned = estimate(LLAMA_8B, tiny, CORES)
+    assert planned.break_even is None and planned.verdict == "useless"
+
+
+def test_the_break_even_length_is_where_both_take_as_long() -> None:
+    slow_start = replace(CORES, start=5e-5)
+    planned = estimate(QWEN_06B, SMALL, slow_start)
+    even = planned.break_even
+    assert even is not None and 16 < even < 2_000 and planned.verdict == "worth it"
+
+
+def test_other_rows_than_keys_and_values_are_refused() -> None:
+    latent = replace(QWEN_4B.geometry.layers[0], latent=True, kv_heads=1)
+    other = replace(QWEN_4B, geometry=replace(QWEN_4B.geometry, layers=(latent,) * 4))
+    planned = estimate(QWEN_06B, other, CORES)
+    assert planned.verdict == "refused" and "receiver's layers" in (planned.reason or "")
