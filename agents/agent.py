@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from unspoken.agents.spec.problems import schema_problems
 from unspoken.agents.spec.spec import AgentSpec, GenerateSpec, RetrySpec
+from unspoken.agents.tools.servers import McpServer, McpTool
 from unspoken.channels.errors import WorkflowError
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ class Agent:
             here.
         system: Template of its system turn; None leaves that to the model's chat template.
         generate: Generation settings, as a `GenerateSpec` or a mapping; None only reads.
-        tools: Typed functions that it may call while it answers, with or without ``@tool``; or
-            their names, as ``module:function``.
+        tools: Typed functions that it may call while it answers, with or without ``@tool``; servers
+            that have tools, or one tool of such a server; or names, as ``module:function``,
+            ``mcp:SERVER`` and ``mcp:SERVER/tool``.
         max_calls: Most calls of tools in one turn.
         min_calls: Least calls of tools in one turn; before them it cannot answer.
         template: Arguments for the chat template in its turns, beside those of its model.
@@ -63,7 +65,7 @@ class Agent:
     prompt: str
     system: str | None = None
     generate: GenerateSpec | Mapping[str, Any] | None = _DEFAULTS
-    tools: Sequence[Callable[..., Any] | str] = ()
+    tools: Sequence[Callable[..., Any] | McpServer | McpTool | str] = ()
     max_calls: int = 4
     min_calls: int = 0
     template: Mapping[str, bool | int | float | str] = field(default_factory=dict)

@@ -10,7 +10,9 @@ from unspoken.agents.agent import Agent
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.prompts.jinja import references
 from unspoken.agents.spec.problems import describe, listed, schema_problems, suggest
-from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.agents.spec.servers import settings_of
+from unspoken.agents.spec.spec import AgentSpec, WorkflowSpec
+from unspoken.agents.tools.servers import McpServer
 from unspoken.channels.base import Channel
 from unspoken.channels.errors import InputError, Problem, WorkflowError
 from unspoken.channels.projected import ProjectedCacheChannel
@@ -28,7 +30,7 @@ def declare(
         models: Names for model objects and references.
 
     Raises:
-        WorkflowError: Two agents have one name.
+        WorkflowError: Two agents, or two servers of tools, have one name.
     """
     _require_distinct(agents)
     refs: dict[str, str] = {}
@@ -39,8 +41,22 @@ def declare(
     data = {
         "models": {key: _model_data(ref, loaded.get(key)) for key, ref in refs.items()},
         "agents": {key: spec.model_dump(by_alias=True) for key, spec in specs.items()},
+        "mcp_servers": _servers(specs),
     }
     return data, loaded
+
+
+def _servers(agents: Mapping[str, AgentSpec]) -> dict[str, Any]:
+    """The servers that agents have tools of, as a workflow file has them."""
+    servers = dict[str, McpServer]()
+    for name, agent in agents.items():
+        for server in (ref.given for ref in agent.tools if ref.given is not None):
+            if servers.setdefault(server.name, server) != server:
+                found = f"two servers of tools are called {server.name!r}"
+                raise WorkflowError(
+                    [Problem(found, f"agents.{name}.tools", fix="give each a name of its own")]
+                )
+    return {name: settings_of(server) for name, server in servers.items()}
 
 
 def name_of(agent: Agent | str) -> str:

@@ -5,6 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
+from unspoken.agents.engines.event_loop import run_anywhere
 from unspoken.agents.engines.pool.budget import Budget
 from unspoken.agents.engines.pool.pool import Pool
 from unspoken.agents.engines.worker import Workers, at_once
@@ -16,7 +17,7 @@ from unspoken.agents.runs.kept import NOT_KEPT, Keeping, KeptRun, as_stored
 from unspoken.agents.runs.offload import elsewhere
 from unspoken.agents.runs.origin import origin_of
 from unspoken.agents.runtime.events import RunFinished, RunPaused, stamped
-from unspoken.agents.runtime.failures import within
+from unspoken.agents.runtime.failures import RunLimit, within
 from unspoken.agents.runtime.inbox import check_received, require_messages
 from unspoken.agents.runtime.people import OnQuestion
 from unspoken.agents.runtime.report import RunReport
@@ -26,6 +27,7 @@ from unspoken.agents.runtime.stream import EventBuffer
 from unspoken.agents.session import Session
 from unspoken.agents.spec.inputs import check_inputs
 from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.agents.tools.toolbox import Toolbox
 from unspoken.channels.errors import RunWaiting
 from unspoken.channels.message import Message
 
@@ -74,12 +76,29 @@ class Execution:
         Raises:
             WorkflowError: An edge that must not fall back cannot be served, or a turn never fits.
         """
-        plan = self._preparation.plan(spec, inputs)
+        ready = self.listed(spec)
+        plan = ready.plan(spec, inputs)
         if inputs is not None:
-            models, pool = self._preparation.by_agent(spec), Pool(Budget(spec.memory))
+            models, pool = ready.by_agent(spec), Pool(Budget(spec.memory))
             engines = engines_for(models, StateStore(pool), self.workers)
-            self._preparation.check_memory(spec, plan, inputs, pool, engines)
+            ready.check_memory(spec, plan, inputs, pool, engines)
         return plan
+
+    def listed(self, spec: WorkflowSpec) -> Preparation:
+        """The preparation, with the tools of the workflow's servers.
+
+        They are started, asked what they have, and stopped.
+
+        Raises:
+            InputError: They may not run, or one of them does not work.
+        """
+        toolbox, servers = self._preparation.toolbox, spec.servers
+
+        async def ask() -> Toolbox:
+            async with toolbox.opened(servers) as opened:
+                return opened
+
+        return self._preparation.with_tools(run_anywhere(ask)) if servers else self._preparation
 
     async def run(
         self,
@@ -130,43 +149,65 @@ class Execution:
         events: EventBuffer | None,
         states: StateStore,
     ) -> tuple[Scheduler, RunReport]:
-        when_room = at_once if events is None else events.when_room
+        given = spec, received, inputs, how, kept, events, states
         with within(spec.timeout) as limit:
-            plan = await self._preparation.ready_soon(spec)
-            models = self._preparation.by_agent(spec)
-            check_received(spec, models, received)
-            engines = engines_for(models, states, self.workers, when_room)
-            self._preparation.check_memory(spec, plan, inputs, states.pool, engines)
-            book, toolbox = None, self._preparation.toolbox
-            if kept is not None:
-                origin = origin_of(spec, models, inputs, received, plan, self._preparation.file)
-                book = await elsewhere(kept.open, origin)
-                engines = kept_engines(engines, book)
-                toolbox = toolbox.of_run(book.around)
-            scheduler = Scheduler(
-                spec,
-                models=models,
-                engines=engines,
-                states=states,
-                plan=plan,
-                inputs=inputs,
-                emit=(lambda event: None) if events is None else events.put,
-                received=received,
-                when_room=when_room,
-                run_id=None if kept is None else kept.id,
-                book=book,
-                on_question=how.on_question,
-                toolbox=toolbox,
-                others={name: check_inputs(spec, given) for name, given in how.others.items()},
-                on_message=how.on_message,
-            )
-            limit.partial = scheduler.partial
-            try:
-                report = await scheduler.run()
-            except RunWaiting as waiting:
-                scheduler.keep(stamped(RunPaused(waiting.questions), waiting.run_id))
-                raise
-            if kept is not None:
-                kept.outputs = scheduler.outputs()
-                scheduler.keep(stamped(RunFinished(kept.outputs, report), report.run_id))
-            return scheduler, report
+            async with self._preparation.toolbox.opened(spec.servers) as toolbox:
+                return await self._scheduled(*given, toolbox, limit)
+
+    async def _scheduled(
+        self,
+        spec: WorkflowSpec,
+        received: Mapping[str, Message],
+        inputs: Mapping[str, object],
+        how: How,
+        kept: KeptRun | None,
+        events: EventBuffer | None,
+        states: StateStore,
+        toolbox: Toolbox,
+        limit: RunLimit,
+    ) -> tuple[Scheduler, RunReport]:
+        when_room = at_once if events is None else events.when_room
+        ready = self._preparation.with_tools(toolbox)
+        plan = await ready.ready_soon(spec)
+        models = ready.by_agent(spec)
+        check_received(spec, models, received)
+        engines = engines_for(models, states, self.workers, when_room)
+        ready.check_memory(spec, plan, inputs, states.pool, engines)
+        book = None
+        if kept is not None:
+            origin = origin_of(spec, models, inputs, received, plan, ready.file)
+            book = await elsewhere(kept.open, origin)
+            engines = kept_engines(engines, book)
+            toolbox = toolbox.of_run(book)
+        scheduler = Scheduler(
+            spec,
+            models=models,
+            engines=engines,
+            states=states,
+            plan=plan,
+            inputs=inputs,
+            emit=(lambda event: None) if events is None else events.put,
+            received=received,
+            when_room=when_room,
+            run_id=None if kept is None else kept.id,
+            book=book,
+            on_question=how.on_question,
+            toolbox=toolbox,
+            others={name: check_inputs(spec, given) for name, given in how.others.items()},
+            on_message=how.on_message,
+        )
+        limit.partial = scheduler.partial
+        return scheduler, await _ended(scheduler, kept)
+
+
+async def _ended(scheduler: Scheduler, kept: KeptRun | None) -> RunReport:
+    """Run to the end, and keep how it ended."""
+    try:
+        report = await scheduler.run()
+    except RunWaiting as waiting:
+        scheduler.keep(stamped(RunPaused(waiting.questions), waiting.run_id))
+        raise
+    if kept is not None:
+        kept.outputs = scheduler.outputs()
+        scheduler.keep(stamped(RunFinished(kept.outputs, report), report.run_id))
+    return report

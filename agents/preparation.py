@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -114,6 +115,14 @@ class Preparation:
         """The workflow's file; empty without."""
         return "" if self._source is None else str(Path(self._source.file).absolute())
 
+    def with_tools(self, toolbox: Toolbox) -> "Preparation":
+        """The same with other tools: those of a run, whose servers are there."""
+        if toolbox is self.toolbox:
+            return self
+        other = copy(self)
+        other.toolbox = toolbox
+        return other
+
     def connected(self, number: int, custom: Channel | None, bridge: Bridge | None) -> None:
         """Take in the objects that an edge was connected with."""
         if custom is not None:
@@ -144,6 +153,7 @@ class Preparation:
 
         Raises:
             WorkflowError: The workflow is not valid.
+            InputError: It has tools that may not run.
             ModelReferenceError: A model that is not available.
         """
         if spec is not self._valid:
@@ -151,6 +161,7 @@ class Preparation:
             if problems:
                 raise WorkflowError(problems)
             self._valid = spec
+        self.toolbox.require_allowed(ref for agent in spec.agents.values() for ref in agent.tools)
         with self._lock:  # two first runs at once load each model once
             load_models(spec, self.models, self._source, progress)
 

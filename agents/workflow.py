@@ -305,5 +305,6 @@ class Workflow(Runnable):
             WorkflowError: The workflow is not valid, or an edge that must not fall back cannot be
                 served.
         """
-        self._preparation.ready(self.spec, progress)
+        self._preparation.load(self.spec, progress)
+        self._execution.listed(self.spec).ready(self.spec, progress)
         return self

@@ -58,6 +58,7 @@ _PARTS = {
     "ModelSpec": ("A model", "One entry of `models`. A bare string is its `ref`."),
     "DeviceMap": ("A device map", "A model's `device` where it takes several."),
     "InputSpec": ("An input", "One entry of `inputs`. A bare string is its `type`."),
+    "McpServerSpec": ("A server of tools", "One entry of `mcp_servers`."),
     "AgentSpec": ("An agent", "One entry of `agents`."),
     "GenerateSpec": ("Generation", "An agent's `generate`; `none` writes nothing."),
     "FirstSpec": ("A join", "An agent's `join` where its first messages start it."),

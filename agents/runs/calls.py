@@ -31,7 +31,6 @@ class Calls:
         for call in store.calls(run):
             self._made.setdefault((call.agent, call.turn, call.item), {})[call.number] = call
         self._read: dict[Place, set[int]] = {}
-        self._last: dict[Place, int] = {}
 
     @property
     def unread(self) -> tuple[CallRecord, ...]:
@@ -43,10 +42,13 @@ class Calls:
             if call.result is None or call.number not in self._read.get(place, ())
         )
 
+    def begin(self, place: Place) -> None:
+        """Note that a turn is tried, for the first time or again: it reads its calls anew."""
+        self._read.pop(place, None)
+
     async def result(
         self,
         place: Place,
-        number: int,
         tool: str,
         arguments: str,
         make: Callable[[], Awaitable[Any]],
@@ -57,7 +59,6 @@ class Calls:
 
         Args:
             place: The turn.
-            number: Which call of this try of the turn it is, from 1.
             tool: The tool.
             arguments: What it is called with, as JSON text.
             make: Calls it. What goes wrong in the tool is a result too; an exception leaves open
@@ -65,9 +66,6 @@ class Calls:
             idempotent: Whether it does no harm to call it again.
         """
         made = self._made.setdefault(place, {})
-        if number <= self._last.get(place, 0):  # the turn is tried again
-            self._read.pop(place, None)
-        self._last[place] = number
         read = self._read.setdefault(place, set())
         asked = (tool, arguments)
         known = [one for one in made.values() if (one.tool, one.arguments) == asked]

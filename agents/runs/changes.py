@@ -3,8 +3,12 @@
 What a sub-workflow keeps stands under a key of its own, ``RUN/SCOPE``, beside that of its run.
 """
 
+import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+
+from unspoken.agents.runs.records import TurnRecord
 
 WITHIN = "(run = ? OR (run > ? AND run < ?))"
 """Of a run, or of a sub-workflow in it; with the values of `within`."""
@@ -42,6 +46,22 @@ def remove(db: sqlite3.Connection, run: str) -> None:
     for table in TABLES:
         db.execute(f"DELETE FROM {table} WHERE {WITHIN}", within(run))
     db.execute("DELETE FROM runs WHERE id = ?", (run,))
+
+
+def add_turn(
+    db: sqlite3.Connection, run: str, record: TurnRecord, instead_of: Collection[str] = ()
+) -> None:
+    """Put a computed turn in, in place of others of its agent, turn and item, by digest."""
+    place = run, record.agent, record.turn, record.item
+    sql = "DELETE FROM turns WHERE run = ? AND agent = ? AND turn = ? AND item = ? AND digest = ?"
+    for digest in instead_of:
+        db.execute(sql, (*place, digest))
+    data = asdict(record)
+    for name in ("tokens", "usage", "likelihoods", "carried"):
+        data[name] = json.dumps(data[name], default=str)
+    marks = ", ".join("?" * (1 + len(data)))
+    sql = f"INSERT OR REPLACE INTO turns (run, {', '.join(data)}) VALUES ({marks})"
+    db.execute(sql, (run, *data.values()))
 
 
 def add_told(db: sqlite3.Connection, run: str, rows: Sequence[tuple[int, str]]) -> None:

@@ -54,9 +54,11 @@ class Journal:
         self._states = states
         self._turns: dict[tuple[str, int, int], dict[str, TurnRecord]] = {}
         self._taken: set[tuple[tuple[str, int, int], str]] = set()
+        self._tried: dict[tuple[str, int, int], set[str]] = {}
         for record in store.turns(run):
             place = (record.agent, record.turn, record.item)
             self._turns.setdefault(place, {})[record.digest] = record
+        self._there = {place: set(kept) for place, kept in self._turns.items()}
         self._places = {place: number for number, place in enumerate(store.order(run))}
         self._calls = Calls(store, run)
         self._before = len(self._places)
@@ -82,6 +84,7 @@ class Journal:
         if record is not None:
             self.restored += (place, digest) not in self._taken
             self._taken.add((place, digest))
+            self._tried.setdefault(place, set()).add(digest)
         elif (agent, turn) in self._places:
             if all((place, other) in self._taken for other in kept):
                 raise RunError(f"turn {turn} of {agent!r} had failed when run {self.run} ran it")
@@ -93,9 +96,24 @@ class Journal:
             )
         return record
 
+    def begin(self, agent: str, turn: int, item: int | None) -> None:
+        """Note that a turn is tried, for the first time or again."""
+        place = agent, turn, -1 if item is None else item
+        self._tried.pop(place, None)
+        self._calls.begin(place)
+
     async def add(self, record: TurnRecord) -> None:
-        """Keep a computed turn."""
-        await elsewhere(partial(self.store.add_turn, self.run, record))
+        """Keep a computed turn, or a pass of one; what other tries have left goes.
+
+        Of a turn that failed in the end, the passes of its last try are thus what is there.
+        """
+        place = record.agent, record.turn, record.item
+        tried = self._tried.setdefault(place, set())
+        tried.add(record.digest)
+        there = self._there.setdefault(place, set())
+        gone = there - tried
+        self._there[place] = (there - gone) | {record.digest}
+        await elsewhere(partial(self.store.add_turn, self.run, record, gone))
 
     def inside(self, scope: str) -> "Journal":
         """The book of a sub-workflow in this run.
@@ -148,7 +166,6 @@ class Journal:
     async def call(
         self,
         place: tuple[str, int, int | None],
-        number: int,
         tool: str,
         arguments: str,
         make: Callable[[], Awaitable[Any]],
@@ -159,7 +176,6 @@ class Journal:
 
         Args:
             place: The agent, its turn, and the item or None.
-            number: Which call of this try of the turn it is, from 1.
             tool: The tool.
             arguments: What it is called with, as JSON text.
             make: Calls it; what it gives must be plain data. What goes wrong in the tool is a
@@ -173,7 +189,6 @@ class Journal:
         agent, turn, item = place
         text = await self._calls.result(
             (agent, turn, -1 if item is None else item),
-            number,
             tool,
             arguments,
             make,
@@ -184,14 +199,13 @@ class Journal:
         return UNKNOWN if text is None else json.loads(text)
 
     async def around(self, call: Call, tool: Tool, make: Callable[[], Awaitable[Called]]) -> Called:
-        """Stands around every call of the run's tools; see `Toolbox.around`."""
+        """Stands around every call of the run's tools; see `unspoken.agents.tools.toolbox.Book`."""
 
         async def plain() -> dict[str, Any]:
             return asdict(await make())
 
         said = await self.call(
             (call.agent, call.turn, call.item),
-            int(call.id.rpartition(".")[2]),
             tool.name,
             json.dumps(dict(call.arguments), ensure_ascii=False, sort_keys=True, default=str),
             plain,
@@ -199,7 +213,8 @@ class Journal:
         )
         if said == UNKNOWN:
             return Called(result=UNKNOWN, failed=True, seconds=0.0, unknown=True)
-        return Called(result=said["result"], failed=said["failed"], seconds=said["seconds"])
+        names = ("result", "failed", "seconds", "unknown")
+        return Called(**{name: said[name] for name in names if name in said})
 
     async def keep_state(self, engine: Engine, agent: str, outcome: TurnOutcome) -> str:
         """Keep the state of a turn, where states are kept: the digest of its packet, or nothing.

@@ -96,7 +96,9 @@ class KeptRun:
             else:
                 anyway = self._keeping.anyway
                 other = require_same(stored, origin, anyway=anyway)
-                becomes = origin if other else None
+                # Asked for though nothing differs: a turn read something else, and may run again.
+                again = anyway and stored.status != "cancelled"
+                becomes = origin if other or again else None
                 if not self.store.go_on(self.id, revive=anyway, origin=becomes):
                     raise StoreError(
                         f"run {self.id} was cancelled",

@@ -9,7 +9,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import rmtree
@@ -196,14 +196,9 @@ class RunStore:
         """Its calls of tools."""
         return self._read(lambda db: calls_of(db, run))
 
-    def add_turn(self, run: str, record: TurnRecord) -> None:
-        """Keep a computed turn."""
-        data = asdict(record)
-        for name in ("tokens", "usage", "likelihoods", "carried"):
-            data[name] = json.dumps(data[name], default=str)
-        marks = ", ".join("?" * (1 + len(data)))
-        sql = f"INSERT OR REPLACE INTO turns (run, {', '.join(data)}) VALUES ({marks})"
-        self._change(lambda db: db.execute(sql, (run, *data.values())))
+    def add_turn(self, run: str, record: TurnRecord, instead_of: Collection[str] = ()) -> None:
+        """Keep a computed turn, in place of others of its agent, turn and item, by digest."""
+        self._change(lambda db: changes.add_turn(db, run, record, instead_of))
 
     def hand_over(
         self,

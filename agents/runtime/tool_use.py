@@ -18,7 +18,7 @@ from unspoken.agents.tools.toolbox import Call, Toolbox
 
 
 class ToolUse:
-    """The calls of one turn.
+    """The calls of one try of a turn.
 
     Args:
         toolbox: Where calls are made.
@@ -31,6 +31,7 @@ class ToolUse:
     """
 
     def __init__(self, toolbox: Toolbox, agent: AgentRun, place: Place, recorder: Recorder) -> None:
+        toolbox.begin(place.agent, place.turn, place.item)
         self._toolbox, self._agent, self._place = toolbox, agent, place
         self._recorder = recorder
         self._tools: tuple[Tool, ...] = toolbox.of(agent.spec.tools)

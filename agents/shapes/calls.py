@@ -42,7 +42,10 @@ def calling_shape(
     calls = []
     for tool in tools:
         before, behind = turns.call_texts(tool.name)
-        schema = {**AnswerSchema.of(tool.parameters).schema, "x-guidance": WRITTEN}
+        try:
+            schema = {**AnswerSchema.of(tool.parameters).schema, "x-guidance": WRITTEN}
+        except ValueError as error:
+            raise ValueError(f"tool {tool.name!r}: {error}") from error
         parts = (*_literal(model, vocabulary, before), f"%json {json.dumps(schema)}")
         calls.append(" ".join((*parts, *_literal(model, vocabulary, behind))))
     first = model.template.tools.call_texts(tools[0].name)[0].lstrip()[:1]

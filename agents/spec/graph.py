@@ -98,6 +98,15 @@ def _agent_problems(spec: WorkflowSpec) -> Iterator[Problem]:
                 expected,
                 suggest(agent.model, spec.models) or f"declare '{agent.model}' under 'models:'",
             )
+        for number, ref in enumerate(agent.tools):
+            if ref.server and ref.server not in spec.mcp_servers:
+                yield Problem(
+                    f"there is no server of tools '{ref.server}'",
+                    f"agents.{name}.tools[{number}]",
+                    listed(spec.mcp_servers) or "a server under 'mcp_servers:'",
+                    suggest(ref.server, spec.mcp_servers)
+                    or f"declare '{ref.server}' under 'mcp_servers:'",
+                )
         if name in looped and (agent.max_turns or 1) < 2:
             limit = "no max_turns" if agent.max_turns is None else "takes one turn"
             yield Problem(

@@ -14,6 +14,7 @@ from unspoken.agents.spec.spec import (
     EdgeSpec,
     GenerateSpec,
     InputSpec,
+    McpServerSpec,
     ModelSpec,
     Repair,
     WorkflowSpec,
@@ -158,6 +159,8 @@ def _model_at(path: Path) -> type[BaseModel]:
     match path:
         case ("models", _):
             return ModelSpec
+        case ("mcp_servers", _):
+            return McpServerSpec
         case ("inputs", _):
             return InputSpec
         case ("agents", _):

@@ -29,15 +29,18 @@ from unspoken.agents.spec.field_types import (
 )
 from unspoken.agents.spec.generate import GenerateSpec, Part
 from unspoken.agents.spec.repair import Repair
+from unspoken.agents.spec.servers import McpServerSpec
 from unspoken.agents.spec.spellings import LIST, NONE_WORD, bare
 from unspoken.agents.spec.turns import BARE_RETRY, Join, OnError, RetrySpec
 from unspoken.agents.tools.ref import ToolRef
+from unspoken.agents.tools.servers import McpServer
 
 __all__ = [
     "AgentSpec",
     "EdgeSpec",
     "GenerateSpec",
     "InputSpec",
+    "McpServerSpec",
     "ModelSpec",
     "Repair",
     "RetrySpec",
@@ -142,8 +145,9 @@ class AgentSpec(Part):
     )
     tools: Annotated[tuple[ToolRef, ...], LIST] = Field(
         (),
-        description="Functions that the agent may call while it answers, each as module:function; "
-        "modules beside the file come first. They run only where --allow-tools says so.",
+        description="What the agent may call while it answers: functions as module:function, where "
+        "modules beside the file come first; mcp:SERVER; mcp:SERVER/TOOL. They run only where "
+        "--allow-tools says so.",
     )
     max_calls: Count = Field(
         4, description="Most calls of tools in one turn; after them the agent answers."
@@ -272,6 +276,11 @@ class WorkflowSpec(Part):
         description="Templates of the results, by name; they read inputs and agents.",
         json_schema_extra=KEYS_ARE_NAMES,
     )
+    mcp_servers: dict[Name, McpServerSpec] = Field(
+        {},
+        description="Servers of tools that speak MCP, by name; an agent names one among its tools.",
+        json_schema_extra=KEYS_ARE_NAMES,
+    )
     bridges: Literal["stored", "fit", "trust"] = Field(
         "stored",
         description="Bridges between different models: stored ones that this machine measured; "
@@ -286,6 +295,12 @@ class WorkflowSpec(Part):
         description="Most bytes of states on each device, such as 2GB; what does not fit waits on "
         "disk. none is half of what is free when the run starts.",
     )
+
+    @property
+    def servers(self) -> tuple[McpServer, ...]:
+        """The servers that agents have tools of."""
+        used = {ref.server for agent in self.agents.values() for ref in agent.tools}
+        return tuple(one.named(name) for name, one in self.mcp_servers.items() if name in used)
 
     def share_of(self, edge: EdgeSpec) -> Share:
         """Return what ``edge`` shares: as written, else output, or prompt of a mere reader."""

@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import Any, get_type_hints, overload
 
 import anyio.to_thread
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, create_model
 from pydantic_core import to_jsonable_python
 
 from unspoken.channels.errors import InputError
+
+MOST_THREADS = 40
+"""How many functions that are not async run at once on one event loop."""
+
+_LIMITER = RunVar[CapacityLimiter]("unspoken.tools")
 
 _NAME = r"[A-Za-z_][\w-]{0,63}"
 """Names that templates write, and that models keep apart from what stands around them."""
@@ -77,7 +84,7 @@ def tool(
 
     def made(function: Callable[..., Any]) -> Tool:
         called, described = name or _name(function), inspect.getdoc(function) or ""
-        if not re.fullmatch(_NAME, called):
+        if not is_name(called):
             raise InputError(
                 f"a tool is called {called!r}",
                 expected="a name of letters, digits, _ and -",
@@ -100,7 +107,7 @@ def tool(
                 return _text(await function(**named))
             # A call that hangs does not hold up whoever cancels the run; it is then an unknown one.
             result = await anyio.to_thread.run_sync(
-                lambda: function(**named), abandon_on_cancel=True
+                lambda: function(**named), abandon_on_cancel=True, limiter=_limiter()
             )
             return _text(await result if inspect.isawaitable(result) else result)
 
@@ -115,6 +122,11 @@ def tool(
         )
 
     return made if function is None else made(function)
+
+
+def is_name(text: str) -> bool:
+    """Whether a tool may be called so."""
+    return re.fullmatch(_NAME, text) is not None
 
 
 def as_tool(value: object) -> Tool:
@@ -171,6 +183,15 @@ def _described(doc: str) -> dict[str, str]:
             last = next(reversed(told))
             told[last] = f"{told[last]} {line.strip()}"
     return told
+
+
+def _limiter() -> CapacityLimiter:
+    """The threads of tools, which no tool that hangs takes from the store and the engines."""
+    limiter = _LIMITER.get(None)
+    if limiter is None:
+        limiter = CapacityLimiter(MOST_THREADS)
+        _LIMITER.set(limiter)
+    return limiter
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -76,7 +76,7 @@ def _acting(engine: LocalEngine, folder: Path) -> Engine:
             time.sleep(EFFECT_S)  # noqa: ASYNC251  # as a function that is no coroutine does
             return "done"
 
-        said = await journal.call((request.owner, request.turn, None), 1, "effect", "{}", effect)
+        said = await journal.call((request.owner, request.turn, None), "effect", "{}", effect)
         if said == UNKNOWN:
             with (folder / "unknown").open("ab", buffering=0) as file:
                 file.write(f"{request.owner} {request.turn}\n".encode())

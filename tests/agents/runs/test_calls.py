@@ -10,6 +10,7 @@ from runs import cut_off
 
 from unspoken.agents import Agent, Workflow
 from unspoken.agents.runs import RunStore
+from unspoken.agents.runs.calls import Calls
 from unspoken.agents.runs.journal import UNKNOWN
 from unspoken.agents.testing import ScriptedModel
 from unspoken.agents.tools import tool
@@ -117,3 +118,47 @@ def test_runs_at_a_time_keep_their_own_calls(store: RunStore) -> None:
     post.flow.run(run_id="r", store=store)
     post.flow.run()
     assert post.sent == ["ann", "ann"] and len(store.calls("r")) == 1
+
+
+@pytest.mark.anyio
+async def test_a_try_that_first_calls_something_else_repeats_no_call(store: RunStore) -> None:
+    """Each try reads the calls of its turn anew."""
+    calls, place, made = Calls(store, "r"), ("a", 1, -1), list[str]()
+
+    async def call(arguments: str) -> None:
+        async def make() -> str:
+            made.append(arguments)
+            return "done"
+
+        await calls.result(place, "send", arguments, make, idempotent=False)
+
+    for tried in (["ann"], ["bob", "ann"]):
+        calls.begin(place)
+        for arguments in tried:
+            await call(arguments)
+    assert made == ["ann", "bob"]
+
+
+def test_a_turn_that_failed_on_each_try_is_resumed_as_it_ended(store: RunStore) -> None:
+    """Its tries wrote different things, as without a seed; what the last one did counts."""
+    post = Post(retry={"attempts": 2, "wait": 0})
+    call = '{"name": "send", "arguments": {"to": "%s"}}'
+    said = [call % "ann", call % "bob", None, call % "carl", None]
+
+    def words(agent: str, turn: int, prompt: str) -> str:
+        text = said.pop(0)
+        if text is None:
+            raise TimeoutError("broken")
+        return text
+
+    post.model.answers = words
+    (agent,) = post.flow.spec.agents.values()
+    failing = agent.model_copy(update={"on_error": "default", "default": "nothing"})
+    post.flow.spec = post.flow.spec.model_copy(update={"agents": {"a": failing}})
+    assert post.flow.run(run_id="r", store=store)["a"].text == "nothing" and not said
+    cut_off(store, "r", 1, computed=9)
+    assert post.flow.run(run_id="r", store=store)["a"].text == "nothing"
+    assert post.sent == ["ann", "bob", "carl"]
+    cut_off(store, "r", 1, computed=9)
+    said.append("at last")  # what is there is had again, and then it goes on
+    assert post.flow.run(run_id="r", store=store, anyway=True)["a"].text == "at last"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from tool_templates import TOOL_TEMPLATES
 
@@ -138,6 +139,8 @@ def test_a_file_runs_no_tool_unless_it_is_allowed(tmp_path: Path) -> None:
         "agents: {a: {model: m, prompt: Go., tools: [mine:add], generate: {max_new_tokens: 80}}}\n"
     )
     models = {"m": ScriptedModel({"a": [CALL, "4"]})}
+    with pytest.raises(InputError, match="is a program"):
+        Workflow.from_yaml(file).load()  # whose model is not there either
     with pytest.raises(InputError, match="is a program") as error:
         Workflow.from_yaml(file, models=models).run()
     assert "--allow-tools" in error.value.fix and not (tmp_path / "ran").exists()
@@ -250,3 +253,13 @@ async def test_a_call_that_hangs_holds_up_no_cancel() -> None:
     finally:
         late.cancel()
         go_on.set()
+
+
+@pytest.mark.anyio
+async def test_tools_wait_for_no_thread_of_others() -> None:
+    """The store and the engines have threads of their own."""
+    others = anyio.to_thread.current_default_thread_limiter()
+    others.total_tokens = 1
+    async with others:
+        with anyio.fail_after(60):  # where it does wait
+            assert await add.run({"a": 1}) == "3"

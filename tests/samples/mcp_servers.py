@@ -1,0 +1,115 @@
+"""Servers of tools that tests start: one by the package mcp, and one that does what it is told."""
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["OBJECT", "served_over_http", "told_server", "tools_server"]
+
+OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+_TOOLS = '''
+from mcp.server.mcpserver import MCPServer
+
+server = MCPServer("tools", log_level="ERROR")
+
+
+@server.tool()
+def add(a: int, b: int) -> str:
+    """Add two numbers."""
+    return str(a + b)
+
+
+@server.tool()
+def parts(word: str) -> dict[str, int]:
+    """Say how often each letter stands in a word."""
+    return {letter: word.count(letter) for letter in word}
+
+
+@server.tool()
+def fail() -> str:
+    """Fail."""
+    raise ValueError("no way")
+'''
+
+_TOLD = """
+import json, os, sys
+told = json.loads(sys.argv[1])
+if "pid" in told:
+    open(told["pid"], "w").write(str(os.getpid()))
+if "ends" in told:
+    sys.exit(told["ends"])
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "id" not in asked:
+        continue
+    method, answer = asked["method"], {"jsonrpc": "2.0", "id": asked["id"]}
+    if method == "initialize":
+        version = asked["params"]["protocolVersion"]
+        info = {"name": "told", "version": "1"}
+        answer["result"] = {
+            "protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": info
+        }
+    elif method == "tools/list":
+        answer["result"] = {"tools": told.get("tools", [])}
+        if told.get("endless"):
+            answer["result"]["nextCursor"] = str(asked["id"])
+    elif method == "tools/call":
+        if told.get("call") == "dies":
+            sys.exit("it is too much")
+        if told.get("call") == "hangs":
+            open(told["pid"] + ".called", "w").close()
+            continue
+        result = told.get("result", [{"type": "text", "text": os.environ.get("WORD", "done")}])
+        if isinstance(result, int):
+            result = [{"type": "text", "text": "x" * result}]
+        answer["result"] = {"content": result}
+    else:
+        answer["error"] = {"code": -32601, "message": "no such method"}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+def tools_server(folder: Path) -> list[str]:
+    """The command of a server by the package mcp, whose file is written into a folder."""
+    file = folder / "tools_server.py"
+    file.write_text(_TOOLS + '\n\nserver.run("stdio")\n')
+    return [sys.executable, str(file)]
+
+
+def told_server(**told: Any) -> list[str]:
+    """The command of a server that needs no package, and so starts at once.
+
+    Args:
+        told: ``tools`` it lists, ``result`` of a call (blocks, or a number of letters), ``call``
+            that ``dies`` or ``hangs``, a file for its ``pid``, ``endless`` pages, or words that it
+            ``ends`` with before it answers.
+    """
+    return [sys.executable, "-I", "-S", "-c", _TOLD, json.dumps(told)]
+
+
+@contextmanager
+def served_over_http() -> Iterator[str]:
+    """The address of a server by the package mcp, on a thread of this process."""
+    import uvicorn
+
+    space: dict[str, Any] = {}
+    exec(_TOOLS, space)
+    app = space["server"].streamable_http_app()
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            threading.Event().wait(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}/mcp"
+    finally:
+        server.should_exit = True
+        thread.join()
