@@ -37,7 +37,7 @@ help:
 .PHONY: demo
 demo: $(VENV)/.demo
 	$(BIN)/unspoken models prepare embedded:smollm2-135m-instruct
-	$(BIN)/unspoken run examples/reader_solver/workflow.yaml \
+	$(BIN)/unspoken run examples/reader_solver/workflow.yaml --report \
 		-i document=@examples/reader_solver/document.txt -i question="$(QUESTION)"
 
 TESTS = $(BIN)/python -m pytest $(PARALLEL) --doctest-modules --pyargs \

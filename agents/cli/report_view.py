@@ -38,13 +38,21 @@ def print_report(console: Console, report: "RunReport") -> None:
         _print_messages(console, report)
         reasons = [(f"{edge.sharer} → {edge.receiver}", edge.reason) for edge in report.edges]
         print_reasons(console, reasons)
+
+
+def print_summary(console: Console, report: "RunReport") -> None:
+    """Print one line on what a run cost, and each edge that fell back to text."""
     for edge, reason in distinct(report.fallbacks):
         _warn(console, f"{edge.replace('->', '→')} fell back to text: {reason}")
-    console.print(f"\n  {', '.join(_totals(report))}\n")
+    console.print(f"  {', '.join(_totals(report))}", soft_wrap=True)
 
 
 def _totals(report: "RunReport") -> Iterator[str]:
     """What the whole run took, as far as it took anything."""
+    turns = [turn for of_agent in report.agents.values() for turn in of_agent]
+    reused = sum(turn.reused_tokens for turn in turns)
+    if prompt := sum(turn.prompt_tokens for turn in turns):
+        yield f"{count(reused)} of {count(prompt)} prompt tokens reused"
     yield f"ran in {duration(report.seconds)}"
     if report.peak_state_bytes:
         yield f"{size(report.peak_state_bytes)} of state held at most"
@@ -53,8 +61,8 @@ def _totals(report: "RunReport") -> Iterator[str]:
     if report.spilled_state_bytes:
         yield f"{size(report.spilled_state_bytes)} put on disk"
     if report.prefix_hits:
-        turns = "turn" if report.prefix_hits == 1 else "turns"
-        yield f"{report.prefix_hits} {turns} began with tokens that were computed before"
+        turns_that = "turn" if report.prefix_hits == 1 else "turns"
+        yield f"{report.prefix_hits} {turns_that} began with tokens that were computed before"
 
 
 def print_warnings(console: Console, result: "RunResult") -> None:
@@ -91,8 +99,9 @@ def _warn(console: Console, text: str) -> None:
 
 def _print_turns(console: Console, report: "RunReport") -> None:
     projects = any(turn.projected_tokens for turns in report.agents.values() for turn in turns)
-    columns = ["agent", "turn", "prompt", "prefilled", "reused", "recomputed"]
-    columns += ["projected"] if projects else []
+    items = any(turn.item is not None for turns in report.agents.values() for turn in turns)
+    columns = ["agent", "turn", *(["item"] if items else []), "prompt", "prefilled", "reused"]
+    columns += ["recomputed", *(["projected"] if projects else [])]
     columns += ["generated", "ttft", "time"]
     rows = []
     for name, turns in report.agents.items():
@@ -102,22 +111,29 @@ def _print_turns(console: Console, report: "RunReport") -> None:
             tokens += [turn.projected_tokens] if projects else []
             tokens += [turn.generated_tokens]
             times = [duration(turn.ttft_s), duration(turn.seconds)]
-            rows.append([name, str(turn.turn), *map(count, tokens), *times])
+            item = [_item(turn.item)] if items else []
+            rows.append([name, str(turn.turn), *item, *map(count, tokens), *times])
         if not turns:
             rows.append([name, "skipped", *["–"] * (len(columns) - 2)])
     print_table(console, "Agents (tokens)", columns, rows)
 
 
+def _item(item: int | None) -> str:
+    return "" if item is None else str(item)
+
+
 def _print_messages(console: Console, report: "RunReport") -> None:
     projects = any(edge.projected for edge in report.edges)
-    columns = ["from", "to", "channel", "exact", "tokens", "reused", "recomputed"]
-    columns += ["projected"] if projects else []
+    items = any(edge.item is not None for edge in report.edges)
+    columns = ["from", "to", "channel", "exact", *(["item"] if items else []), "tokens", "reused"]
+    columns += ["recomputed", *(["projected"] if projects else [])]
     columns += ["size", "time"]
     rows = []
     for edge in report.edges:
         tokens = [edge.tokens, edge.reused, edge.repaired]
         tokens += [edge.projected] if projects else []
         words = [edge.sharer, edge.receiver, edge.channel, "yes" if edge.exact else "no"]
+        words += [_item(edge.item)] if items else []
         rows.append([*words, *map(count, tokens), size(edge.bytes), duration(edge.seconds)])
     print_table(console, "Edges", columns, rows, range(4))
 

@@ -25,6 +25,7 @@ from unspoken.agents.cli.report_view import (
     print_partial,
     print_questions,
     print_report,
+    print_summary,
     print_warnings,
 )
 from unspoken.agents.cli.results import results
@@ -104,6 +105,9 @@ def run(
     ] = False,
     anyway: AnywayOption = False,
     allow_tools: AllowToolsOption = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Show every turn and message, and what each cost.")
+    ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show the outputs alone, and what went wrong.")
     ] = False,
@@ -140,6 +144,7 @@ def run(
             as_json=as_json,
             quiet=as_json or log_level is not None,
             outputs=events != "-",
+            report=report,
             alone=quiet,
         )
 
@@ -178,6 +183,7 @@ def run_flow(
     as_json: bool = False,
     quiet: bool = False,
     outputs: bool = True,
+    report: bool = False,
     alone: bool = False,
 ) -> None:
     """Run a workflow before a person's eyes, and print what it gave.
@@ -190,6 +196,7 @@ def run_flow(
         as_json: Whether one JSON document is printed in place of all else.
         quiet: Whether nothing is shown while it runs, but on a terminal.
         outputs: Whether the outputs are printed.
+        report: Whether tables of all turns and messages are.
         alone: Whether nothing but them is, as long as all goes well.
     """
     console = stderr()
@@ -207,11 +214,13 @@ def run_flow(
         print_json(result.to_dict())
         print_warnings(console, result)
         return
-    if not alone:
-        print_report(console, result.report)
-    print_warnings(console, result)
     if outputs:
         print_outputs(stdout(), result.outputs)
+    if report:
+        print_report(console, result.report)
+    if not alone:
+        print_summary(console, result.report)
+    print_warnings(console, result)
 
 
 def _bytes(memory: str) -> int:

@@ -101,7 +101,7 @@ def test_skipped_agents_and_fallbacks_are_told(tmp_path: Path, model: Path) -> N
         '  - {from: a, to: c, when: "false"}\n',
         encoding="utf-8",
     )
-    result = call("run", file)
+    result = call("run", file, "--report")
     assert result.exit_code == 0, result.stderr
     assert "c: skipped" in result.stderr
     assert "! a → b fell back to text: " in result.stderr
