@@ -15,7 +15,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from unspoken.agents.bench import BENCHES
-from unspoken.agents.cli import bench, bridge, init, models, plan, profile, run, runs
+from unspoken.agents.cli import bench, bridge, evaluation, init, models, plan, profile, run, runs
 from unspoken.agents.cli import bridge_fit as fitting
 from unspoken.agents.cli import bridge_plan as planning
 from unspoken.agents.cli.console import print_error, shown, stderr
@@ -136,6 +136,7 @@ def _options(
 
 
 _add(app, init.init, run.run, plan.plan, plan.validate, plan.graph, plan.schema)
+app.command("eval", cls=_Command)(evaluation.eval_)
 app.command("bench", cls=_Bench)(bench.bench)
 _runs = _group("runs", "Runs that are kept: list, show, resume, answer, cancel, clean.")
 _add(_runs, runs.list_, runs.show, runs.resume, runs.answer, runs.cancel, runs.clean)

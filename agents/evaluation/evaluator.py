@@ -6,19 +6,21 @@ from random import Random
 from time import perf_counter
 from typing import Any
 
-from unspoken.agents.evaluation.arms import REFERENCE, Arm, before, make_arms, target_of
+from unspoken.agents.evaluation.arms import ARMS, REFERENCE, Arm, before, make_arms, target_of
 from unspoken.agents.evaluation.controls import neighbours, strangers
+from unspoken.agents.evaluation.design import Design
 from unspoken.agents.evaluation.journal import Journal
 from unspoken.agents.evaluation.outcome import Outcome
 from unspoken.agents.evaluation.rows import EvalRow, digests_of
-from unspoken.agents.evaluation.setting import Clock, Progress, Setting
+from unspoken.agents.evaluation.setting import Beforehand, Clock, Progress, Setting
 from unspoken.agents.evaluation.trial import Known, Trial
 from unspoken.agents.prompts.jinja import references
 from unspoken.agents.runs.origin import origin_of
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.agents.workflow import Workflow
 
-Scored = Callable[[Outcome], Awaitable[Outcome]]
+Scored = Callable[[Outcome, Known], Awaitable[Outcome]]
+"""Gives an outcome its score, by what is known of its row."""
 
 
 class Evaluator:
@@ -71,12 +73,32 @@ class Evaluator:
         setting = {**asdict(self.setting), "agent": self.target}
         return {**kept, "setting": setting, "rows": digests_of(self.rows)}
 
-    def known(self, journal: Journal) -> tuple[Outcome, ...]:
-        """The outcomes that a journal has of these rows and arms."""
-        return journal.of([row.id for row in self.rows], self.arms)
+    def beforehand(self, journal: Journal) -> Beforehand:
+        """What is told before the first row runs."""
+        design = Design(
+            rows=len(self.rows),
+            contexts=len({row.context for row in self.rows}),
+            arms=tuple(name for name in self.arms if name in ARMS and name != REFERENCE),
+            margin=self.setting.margin,
+            alpha=self.setting.alpha,
+            seed=self.setting.seed,
+        )
+        return Beforehand(
+            workflow=self.flow.spec.name,
+            agent=self.target,
+            arms={name: arm.what for name, arm in self.arms.items()},
+            setting=self.setting,
+            design=design,
+            done=len(journal.of([row.id for row in self.rows], self.arms)),
+        )
 
     async def run(
-        self, journal: Journal, score: Scored, tell: Callable[[Progress], object]
+        self,
+        journal: Journal,
+        score: Scored,
+        tell: Callable[[Progress], object],
+        enough: Callable[[int], bool] = lambda rows: False,
+        text_first: bool = False,
     ) -> None:
         """Run what is not known yet, row by row, each row's arms in an order of its own.
 
@@ -84,30 +106,35 @@ class Evaluator:
             journal: Where the outcomes are, and go.
             score: Gives an outcome its score.
             tell: Told of every outcome.
+            enough: Asked after every row, by how many are through, whether to stop.
+            text_first: Whether a row's text runs first, for a score needs it.
         """
         ids = [row.id for row in self.rows]
         waiting = {arm: len(ids) - len(journal.of(ids, [arm])) for arm in self.arms}
         clock, warm = Clock(waiting, len(ids) * len(self.arms)), False
-        for row in self.rows:
+        for number, row in enumerate(self.rows, 1):
             others = {whose: chosen[row.id] for whose, chosen in self._others.items()}
             known = Known(row=row, others=others)
             known.outcomes = {one.arm: one for one in journal.of([row.id], self.arms)}
-            for arm in self._in_order(row):
+            for arm in self._in_order(row, text_first):
                 if arm.name in known.outcomes:
                     continue
                 if not warm:  # what only a first run takes counts for no arm
                     await self._trial.run(self.arms[REFERENCE], Known(row=row, others=others))
                     warm = True
                 began = perf_counter()
-                outcome = await score(await self._trial.run(arm, known))
+                outcome = await score(await self._trial.run(arm, known), known)
                 known.outcomes[arm.name] = outcome
                 journal.add(outcome)
                 tell(clock.took(arm.name, perf_counter() - began))
+            if enough(number):
+                return
 
-    def _in_order(self, row: EvalRow) -> list[Arm]:
+    def _in_order(self, row: EvalRow, text_first: bool) -> list[Arm]:
         """A row's arms in a drawn order, those last that need what others showed."""
         arms = list(self.arms.values())
         Random(f"{self.setting.seed} {row.id}").shuffle(arms)
+        arms.sort(key=lambda arm: arm.name != REFERENCE if text_first else False)
         return sorted(arms, key=lambda arm: arm.messages == "cut")
 
 

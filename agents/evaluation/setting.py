@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from unspoken.agents.evaluation.design import Design
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
@@ -32,22 +34,38 @@ class Beforehand:
     Attributes:
         workflow: The workflow's name.
         agent: Whose answers count.
-        rows: How many rows.
-        contexts: How many contexts they are of.
         arms: The arms, with what each is.
         setting: What was set.
-        smallest: The smallest difference in score that so many contexts can show, by chance of 0.8.
+        design: What that can show: rows, contexts, looks, the smallest difference that is seen.
         done: How many outcomes are known already.
     """
 
     workflow: str
     agent: str
-    rows: int
-    contexts: int
     arms: Mapping[str, str]
     setting: Setting
-    smallest: float
+    design: Design
     done: int = 0
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What is printed before the run, as names and values."""
+        setting, design = self.setting, self.design
+        looks = ", ".join(map(str, design.looks))
+        facts = [
+            ("answers", f"of {self.agent} in {self.workflow}, scored by {setting.score}"),
+            ("rows", f"{design.rows} of {design.contexts} contexts, drawn by seed {setting.seed}"),
+            *((f"arm {name}", what) for name, what in self.arms.items()),
+            ("margin", f"an arm is no worse than text where it loses less than {design.margin:g}"),
+            ("alpha", f"{design.alpha:g}, over all arms and the looks after {looks} rows"),
+            (
+                "smallest difference",
+                f"{design.smallest():.3f} in score, seen with power {design.power:g} at a standard "
+                f"deviation of {design.sd:g}",
+            ),
+        ]
+        if self.done:
+            facts.append(("goes on", f"{self.done} outcomes are known already"))
+        return facts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

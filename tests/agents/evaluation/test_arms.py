@@ -14,7 +14,7 @@ from unspoken.agents.evaluation.journal import Journal
 from unspoken.agents.evaluation.outcome import Outcome
 from unspoken.agents.evaluation.rows import Columns, make_rows
 from unspoken.agents.evaluation.setting import Setting
-from unspoken.agents.evaluation.trial import asked
+from unspoken.agents.evaluation.trial import Known, asked
 from unspoken.agents.testing import FakeBridge, ScriptedModel, tiny_model
 from unspoken.channels import InputError, ProjectedCacheChannel
 
@@ -39,7 +39,7 @@ def pair(reads: Any, solves: Any, channel: Any = "auto", **solver: Any) -> Workf
     return Workflow("pair", agents).connect("reader", "solver", channel)
 
 
-async def unscored(outcome: Outcome) -> Outcome:
+async def unscored(outcome: Outcome, known: Known) -> Outcome:
     return outcome
 
 
