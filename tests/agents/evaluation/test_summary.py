@@ -9,7 +9,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from unspoken.agents.cli.eval_view import print_summary
+from unspoken.agents.cli.evaluation import print_summary
 from unspoken.agents.evaluation.design import Design
 from unspoken.agents.evaluation.outcome import Outcome
 from unspoken.agents.evaluation.page import render_page
