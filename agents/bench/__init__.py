@@ -58,6 +58,7 @@ BENCHES: Mapping[str, str] = {
     "bridge": "what a bridge between two models carries, with its controls, and its time to the "
     "first token",
     "hop": "time to the first token after a hand-over: text, continuation, splice, floor",
+    "hops": "what is left of a message after one to five hand-overs in a row: continuation, splice",
     "packet": "what a packet keeps of a cache, its size, and from which length on it beats "
     "the text",
     "profile": "a base's cache in two fine-tunes: all reused, some layers recomputed, random ones; "
@@ -77,6 +78,7 @@ ALONE = ("overhead", "resume")
 
 TAKES: Mapping[str, tuple[str, ...]] = {
     "bridge": ("text", "qa", "recall", "bridge", "refit"),
+    "hops": ("qa",),
     "profile": ("text", "qa"),
     "overhead": (),
     "resume": (),

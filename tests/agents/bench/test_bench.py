@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from architectures import make, tuned
 
-from unspoken.agents.bench import STUDIES, hop, packet, profile, run_bench, splice
+from unspoken.agents.bench import STUDIES, hop, hops, packet, profile, run_bench, splice
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.models.model import LocalModel
+from unspoken.channels.data.rows import QaRow
 from unspoken.channels.errors import InputError
 from unspoken.channels.finetunes.passages import Settings
 
@@ -47,6 +48,22 @@ def test_splice_controls_bracket_the_splice(
     assert kl["all recomputed"] < kl["sink 4"] < kl["another example's message"]
     assert kl["sink 4"] < kl["no message"]
     assert summary["mean_kl"] == kl["sink 4"]
+
+
+def test_hops_keep_a_continuation_exact(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A continuation is text after five hops; a splice is farther from it, no message farthest."""
+    monkeypatch.setattr(hops, "NEW", 3)
+    monkeypatch.setattr(hops, "NOTE", "key {}")
+    monkeypatch.setattr(hops, "SYSTEMS", ("a key", "who", "one", "of it", "the", "is it one"))
+    rows = [QaRow(f"the key of {name} is {name}", "who is it", (name,)) for name in ("a", "b")]
+    monkeypatch.setattr(hops, "builtin_qa", lambda count: rows)
+    measured, summary = hops.measure(model, progress=lambda line: None)
+    kl = {(row["way"], row["hops"]): row["mean_kl"] for row in measured}
+    for count in hops.HOPS:
+        assert kl["continuation", count] < 1e-6 < kl["splice, sink 4", count]
+        assert kl["splice, sink 4", count] < kl["no message", count]
+    assert summary["continuation_equal_5"] == 1.0
+    assert summary["splice_kl_5_over_1"] == kl["splice, sink 4", 5] / kl["splice, sink 4", 1]
 
 
 def test_packet_says_what_each_codec_keeps(
