@@ -1,6 +1,7 @@
 """The models of a workflow, loaded by reference, and the engines that compute on them."""
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from typing import Protocol, runtime_checkable
@@ -88,7 +89,7 @@ class Templated:
         """A model whose template is given these tools; itself without any.
 
         Raises:
-            InputError: A model whose template takes no tools.
+            InputError: A model whose template takes no tools, or a tool that says what marks turns.
         """
         if not tools:
             return model
@@ -100,6 +101,7 @@ class Templated:
             )
         key = id(model), *map(id, tools)
         if key not in self._calling:
+            _require_words(model, tools)
             made = model.with_tools([tool.schema for tool in tools])
             self._calling[key] = model, made, tuple(tools)  # their ids stay their own
         return self._calling[key][1]
@@ -131,6 +133,37 @@ class CallsTools(Protocol):
 
     def with_tools(self, tools: Tools) -> AgentModel:
         """The same model, whose turns may call tools of these schemas."""
+
+
+def _require_words(model: AgentModel, tools: Sequence[Tool]) -> None:
+    """Refuse a tool that could open or close a turn: templates write its schema as their own text.
+
+    Raises:
+        InputError: There is one.
+    """
+    for tool in tools:
+        # Templates write the schema as JSON, or its parts as they are.
+        texts = json.dumps(tool.schema, ensure_ascii=False), "\n".join(_texts(tool.schema))
+        if any(map(model.text.marks_turns, texts)):
+            raise InputError(
+                f"what the tool {tool.name!r} says of itself holds a marker of turns",
+                expected="a name, a description and a schema in words",
+                fix="leave the tool out: its words would be read as turns of their own",
+            )
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in plain data, keys too."""
+    match value:
+        case str():
+            yield value
+        case Mapping():
+            for key, part in value.items():
+                yield str(key)
+                yield from _texts(part)
+        case list() | tuple():
+            for part in value:
+                yield from _texts(part)
 
 
 def engines_for(
