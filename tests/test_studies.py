@@ -15,6 +15,7 @@ from studies import study_of
 import ablation
 import dial
 import hybrid_splice
+import penalty
 import repairs
 from closed_forms import choose
 from unspoken.agents.bench.engine import panel
@@ -50,6 +51,9 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(module, name, value)
     for name, value in (("SIZE", 32), ("REPEATS", 1)):
         monkeypatch.setattr(dial, name, value)
+    few_tokens = (("TOKENS_PER_COLUMN", (40,)), ("PASSAGES", 2), ("QUESTIONS", 2), ("RANK", 8))
+    for name, some in (*few_tokens, ("LAYERS", 1)):
+        monkeypatch.setattr(penalty, name, some)
     for name, values in (("RANKS", (4,)), ("COUNTS", (1,))):
         monkeypatch.setattr(ablation, name, values)
 
@@ -70,6 +74,15 @@ def test_dial_has_a_row_per_number_of_native_layers(few: None, stored: tuple[Pat
     assert second["kl"] < first["kl"] and min(first["ttft_s"], second["ttft_s"]) > 0
     names = ("retention", "specific", "without_sharer", "ttft_speedup_32")
     assert set(result["summary"]) == {f"{name}_native_0_builtin" for name in names}
+
+
+def test_penalty_has_a_row_per_form_and_penalty(few: None, stored: tuple[Path, Path]) -> None:
+    """The chosen one explains what was held out; with another it is not asked."""
+    rows = study_of(penalty, *stored)["rows"]
+    assert [(row["form"], row["chosen"]) for row in rows] == [
+        (form, chosen) for form in ("closed form", "embeddings only") for chosen in (False, True)
+    ]
+    assert all((row["held_out_r2"] is not None) == row["chosen"] for row in rows)
 
 
 def test_ablation_has_a_row_per_variant(

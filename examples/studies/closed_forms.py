@@ -74,7 +74,7 @@ class ClosedForms:
             range(start, start + size) for start, size in zip(starts, sizes, strict=True)
         ]
         self._gram: Gram | None = None
-        self._solved: tuple[list[int], Solution] | None = None
+        self._solved: tuple[tuple[list[int], float | None], Solution] | None = None
         self._features_of = lru_cache(maxsize=3)(self._features)  # large; trials come in order
 
     @torch.no_grad()
@@ -117,27 +117,40 @@ class ClosedForms:
             blocks.append(source + EMBEDDINGS + self.natives.index(config.native_layers))
         return [column for block in blocks for column in self._blocks[block]]
 
-    def projector(self, config: ProjectorConfig) -> Projector:
+    def projector(self, config: ProjectorConfig, penalty: float | None = None) -> Projector:
         """The closed form of a configuration; a rank of 0 leaves it uncut.
+
+        Args:
+            config: The configuration.
+            penalty: The ridge's; chosen on held-out messages if not given.
+
+        Raises:
+            ValueError: Nothing was fitted yet.
+        """
+        solution = self._projected_part(self.solution(config, penalty), config)
+        if config.rank:
+            return projector_of(config, solution, self.sharer, self.receiver)
+        columns = len(solution.mean)
+        uncut = replace(config, hidden=0, rank=columns)
+        projector = new_projector(uncut, self.sharer, self.receiver)
+        eye = torch.eye(columns, device=self.receiver.device)
+        start_from(projector, solution, eye, solution.full())
+        return projector.eval().requires_grad_(False)
+
+    def solution(self, config: ProjectorConfig, penalty: float | None = None) -> Solution:
+        """The solved ridge of a configuration's features, for all layers of the receiver.
 
         Raises:
             ValueError: Nothing was fitted yet.
         """
         if self._gram is None:
             raise ValueError("no rows to solve from")
-        columns = self.columns_of(config)
-        if self._solved is None or self._solved[0] != columns:
+        asked = self.columns_of(config), penalty
+        if self._solved is None or self._solved[0] != asked:
             self._solved = None  # gives its memory back first
-            places = torch.tensor(columns, device=self.receiver.device)
-            self._solved = columns, self._gram.solve(places)
-        solution = self._projected_part(self._solved[1], config)
-        if config.rank:
-            return projector_of(config, solution, self.sharer, self.receiver)
-        uncut = replace(config, hidden=0, rank=len(columns))
-        projector = new_projector(uncut, self.sharer, self.receiver)
-        eye = torch.eye(len(columns), device=self.receiver.device)
-        start_from(projector, solution, eye, solution.full())
-        return projector.eval().requires_grad_(False)
+            places = torch.tensor(asked[0], device=self.receiver.device)
+            self._solved = asked, self._gram.solve(places, penalty)
+        return self._solved[1]
 
     def _projected_part(self, solution: Solution, config: ProjectorConfig) -> Solution:
         """The solution for the layers that are projected."""

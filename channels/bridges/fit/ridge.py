@@ -67,7 +67,7 @@ class Gram:
     def add(self, features: Tensor, targets: Tensor) -> None:
         """Take a message in: rows of features (tokens, columns) and targets (tokens, columns)."""
         self._messages += 1
-        if self._messages % EVERY == 0 and self._held_rows < HELD:
+        if self._messages % EVERY == EVERY // 2 and self._held_rows < HELD:
             self._held.append((features.clone(), targets[:, self._judged]))
             self._held_rows += len(features)
             return
