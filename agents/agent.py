@@ -37,7 +37,8 @@ class Agent:
         template: Arguments for the chat template in its turns, beside those of its model.
         thoughts: Whether what it hands on has its thoughts: ``keep`` or ``drop``; None for its
             output without them and its context with them.
-        memory: Keep the context over the turns of a run, or start afresh each ``turn``.
+        memory: Keep the context over the turns of a run, start afresh each ``turn``, or go on
+            with the conversation of a `Session`, from run to run.
         order: How messages that the prompt does not place stand before it: as the ``edges``, or
             ``auto``, those first that continue the context as they are.
         join: Start when ``all`` in-edges hold a message, when ``any`` does, or when k of them do:
@@ -70,7 +71,7 @@ class Agent:
     min_calls: int = 0
     template: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     thoughts: Literal["keep", "drop"] | None = None
-    memory: Literal["run", "turn"] = "run"
+    memory: Literal["run", "turn", "session"] = "run"
     order: Literal["edges", "auto"] = "edges"
     join: Literal["all", "any"] | Mapping[str, int] = "all"
     max_turns: int | None = None

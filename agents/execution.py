@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from unspoken.agents.engines.event_loop import run_anywhere
@@ -25,6 +25,7 @@ from unspoken.agents.runtime.scheduler import Scheduler
 from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.runtime.stream import EventBuffer
 from unspoken.agents.session import Session
+from unspoken.agents.sessions.talk import Talk, require_session
 from unspoken.agents.spec.inputs import check_inputs
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.agents.tools.toolbox import Toolbox
@@ -37,7 +38,8 @@ class How:
     """How a workflow is run.
 
     Attributes:
-        session: Whose states are used; None for a memory of the run's own.
+        session: Whose states are used and conversations gone on with; None for a memory of the
+            run's own.
         keeping: Where and how the run is kept.
         on_question: Answers what it asks people while it goes on.
         others: Inputs that some agents read in place of the run's, by agent.
@@ -121,6 +123,8 @@ class Execution:
             UnspokenError: As `unspoken.agents.Workflow.run`.
         """
         require_messages(spec, received)
+        if how.session is None:
+            require_session(spec)
         kept = await elsewhere(KeptRun, how.keeping) if how.is_kept(spec) else None
         error: BaseException | None = None
         try:
@@ -128,10 +132,12 @@ class Execution:
             known = known if kept is None else as_stored(known)
             run = partial(self._run, spec, received, known, how, kept, events)
             if how.session is not None:
+                run_id = "" if kept is None else kept.id
                 with how.session.running() as pool:
-                    return await run(StateStore(pool))
+                    async with how.session.talk(spec, run_id) as talk:
+                        return await run(StateStore(pool), talk)
             with closing(Pool(Budget(spec.memory))) as pool:
-                return await run(StateStore(pool))
+                return await run(StateStore(pool), None)
         except BaseException as raised:
             error = raised
             raise
@@ -148,11 +154,12 @@ class Execution:
         kept: KeptRun | None,
         events: EventBuffer | None,
         states: StateStore,
+        talk: Talk | None,
     ) -> tuple[Scheduler, RunReport]:
         given = spec, received, inputs, how, kept, events, states
         with within(spec.timeout) as limit:
             async with self._preparation.toolbox.opened(spec.servers) as toolbox:
-                return await self._scheduled(*given, toolbox, limit)
+                return await self._scheduled(*given, talk, toolbox, limit)
 
     async def _scheduled(
         self,
@@ -163,6 +170,7 @@ class Execution:
         kept: KeptRun | None,
         events: EventBuffer | None,
         states: StateStore,
+        talk: Talk | None,
         toolbox: Toolbox,
         limit: RunLimit,
     ) -> tuple[Scheduler, RunReport]:
@@ -173,9 +181,12 @@ class Execution:
         check_received(spec, models, received)
         engines = engines_for(models, states, self.workers, when_room)
         ready.check_memory(spec, plan, inputs, states.pool, engines)
+        earlier = {} if talk is None else await talk.begin(models, engines, inputs, states)
         book = None
         if kept is not None:
             origin = origin_of(spec, models, inputs, received, plan, ready.file)
+            if talk is not None:
+                origin = replace(origin, session=talk.name, conversations=talk.digests)
             book = await elsewhere(kept.open, origin)
             engines = kept_engines(engines, book)
             toolbox = toolbox.of_run(book)
@@ -195,6 +206,8 @@ class Execution:
             toolbox=toolbox,
             others={name: check_inputs(spec, given) for name, given in how.others.items()},
             on_message=how.on_message,
+            earlier=earlier,
+            leave=None if talk is None else partial(talk.end, engines),
         )
         limit.partial = scheduler.partial
         return scheduler, await _ended(scheduler, kept)

@@ -68,7 +68,8 @@ class Runnable(ABC):
         Args:
             received: Messages that agents of these names have published elsewhere, as `read_packet`
                 gives them; such an agent takes no turn, its message goes out on its edges.
-            session: Whose states are used and added to; without one the run's states go with it.
+            session: Whose states are used and added to, and whose conversations agents with
+                ``memory: session`` go on with; without one the run's states go with it.
             run_id: The run's id. Where there is a run of this id, it goes on, with the inputs that
                 it was begun with if none are given.
             store: Where the run is kept: a `RunStore` or its folder; None for the user's own.

@@ -15,7 +15,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from unspoken.agents.bench import BENCHES
-from unspoken.agents.cli import bench, bridge, evaluation, init, models, plan, profile, run, runs
+from unspoken.agents.cli import bench, bridge, evaluation, init, models, plan, profile, run, runs, sessions
 from unspoken.agents.cli import bridge_fit as fitting
 from unspoken.agents.cli import bridge_plan as planning
 from unspoken.agents.cli.console import print_error, shown, stderr
@@ -140,6 +140,8 @@ app.command("eval", cls=_Command)(evaluation.eval_)
 app.command("bench", cls=_Bench)(bench.bench)
 _runs = _group("runs", "Runs that are kept: list, show, resume, answer, cancel, clean.")
 _add(_runs, runs.list_, runs.show, runs.resume, runs.answer, runs.cancel, runs.clean)
+_sessions = _group("sessions", "Conversations over many runs: list, show and delete them.")
+_add(_sessions, sessions.list_, sessions.show, sessions.delete)
 _models = _group("models", "Models: list, show and prepare them.")
 _add(_models, models.list_, models.show, models.prepare)
 _profiles = _group("profile", "Profiles of fine-tunes: which layers to recompute.", _Profiles)

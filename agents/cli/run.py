@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -103,6 +103,17 @@ def run(
     states: Annotated[
         bool, typer.Option("--states", help="Keep caches too, so that none is computed again.")
     ] = False,
+    session: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Go on with the conversation of this name, which --store keeps; agents with "
+            "memory: session do.",
+        ),
+    ] = None,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Begin the conversation of --session anew.")
+    ] = False,
     anyway: AnywayOption = False,
     allow_tools: AllowToolsOption = False,
     report: Annotated[
@@ -129,7 +140,10 @@ def run(
     most = None if memory is None else _bytes(memory)
     source = load_workflow(file)
     values = _values(source.spec, inputs or [], run_id, store)
-    options = Options(run_id=run_id, store=store, states=states, anyway=anyway)
+    options = Options(
+        run_id=run_id, store=store, states=states, anyway=anyway, session=session or "", anew=anew
+    )
+    require_talking(source.spec, session)
     console = stderr()
     if log_level:
         configure_logging(log_level, console)
@@ -151,12 +165,49 @@ def run(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How a run is kept; see `unspoken.agents.Workflow.run`."""
+    """How a run is kept, and in which session; see `unspoken.agents.Workflow.run`."""
 
     run_id: str | None = None
     store: Path | None = None
     states: bool = False
     anyway: bool = False
+    session: str = ""
+    anew: bool = False
+
+    @contextmanager
+    def of_run(self, spec: "WorkflowSpec") -> Iterator[dict[str, Any]]:
+        """The arguments of a run that are no inputs, while its session is open."""
+        if not self.session:
+            yield {**self._kept, "store": self.store}
+            return
+        from unspoken.agents.runs import RunStore
+        from unspoken.agents.session import Session
+
+        store = RunStore(self.store)
+        asks = [*(agent.ask for agent in spec.agents.values()), *(edge.ask for edge in spec.edges)]
+        kept = any(asks) or self.run_id is not None or self.states
+        with Session(memory=spec.memory, name=self.session, store=store, anew=self.anew) as session:
+            yield {**self._kept, "store": store if kept else None, "session": session}
+
+    @property
+    def _kept(self) -> dict[str, Any]:
+        return {"run_id": self.run_id, "states": self.states, "anyway": self.anyway}
+
+
+def require_talking(spec: "WorkflowSpec", session: str | None) -> None:
+    """Refuse a session that no agent would go on with.
+
+    Raises:
+        InputError: There is no such agent, or no name.
+    """
+    if session is not None and (
+        not session or all(agent.memory != "session" for agent in spec.agents.values())
+    ):
+        raise InputError(
+            f"--session is {session!r}, and no agent has memory: session",
+            expected="the name of a session, and an agent that goes on with its conversation",
+            fix="give an agent memory: session",
+        )
 
 
 def _values(
@@ -246,15 +297,17 @@ def _watched(
 
     from unspoken.agents.cli.run_view import LiveView, PlainView
 
-    if is_live(console) and not alone:
-        with LiveView(console, flow.spec) as live:
-            return anyio.run(_follow, flow, values, options, (live, write))
-    watchers = (write,) if quiet or alone else (PlainView(console), write)
-    return anyio.run(_follow, flow, values, options, watchers)
+    with options.of_run(flow.spec) as more:
+        asked = {**more, **values}
+        if is_live(console) and not alone:
+            with LiveView(console, flow.spec) as live:
+                return anyio.run(_follow, flow, asked, (live, write))
+        watchers = (write,) if quiet or alone else (PlainView(console), write)
+        return anyio.run(_follow, flow, asked, watchers)
 
 
 async def _follow(
-    flow: "Workflow", values: Mapping[str, object], options: Options, watchers: Sequence[Watcher]
+    flow: "Workflow", asked: Mapping[str, Any], watchers: Sequence[Watcher]
 ) -> "RunResult":
     """Run to the end, telling the watchers of every event.
 
@@ -265,7 +318,6 @@ async def _follow(
     from unspoken.agents.workflow import RunResult
 
     finished: RunFinished | None = None
-    asked = dict[str, Any](asdict(options)) | dict(values)
     async with aclosing(flow.stream(**asked)) as events:
         async for event in events:
             for watch in watchers:

@@ -235,7 +235,7 @@ def _go_on(
             fix=f"go on there: flow.resume({run.id!r})",
         )
     flow = load_flow(_source(run), stderr(), quiet=as_json, fit=True, allow_tools=allow_tools)
-    options = Options(run_id=run.id, store=store, anyway=anyway)
+    options = Options(run_id=run.id, store=store, anyway=anyway, session=run.origin.session)
     run_flow(flow, {}, options, as_json=as_json, quiet=as_json)
 
 

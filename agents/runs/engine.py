@@ -187,6 +187,11 @@ class KeptEngine:
 
         return self._owed.add(Owed(self.inner, make, (owed,)))
 
+    async def settled(self, state: StateRef) -> StateRef:
+        """The ticket of what computes, for a state that may be owed."""
+        owed = self._owed.get(state)
+        return state if owed is None else await owed.ref()
+
     def release(self, state: StateRef) -> None:
         """Give a ticket back."""
         if not self._owed.release(state):
@@ -215,6 +220,13 @@ def kept_engines(engines: Mapping[str, Engine], journal: Journal) -> dict[str, E
 def computing(engine: Engine) -> Engine:
     """The engine that computes, behind one whose turns are kept."""
     return engine.inner if isinstance(engine, KeptEngine) else engine
+
+
+async def settled(engine: Engine, state: StateRef | None) -> StateRef | None:
+    """A ticket of the engine that computes; an owed state is computed now."""
+    if state is None or not isinstance(engine, KeptEngine):
+        return state
+    return await engine.settled(state)
 
 
 def digest_of(request: TurnRequest, facts: EngineFacts) -> str:

@@ -226,7 +226,8 @@ class Journal:
             return ""
         folder = self.store.states
         try:
-            return await elsewhere(partial(write_state, folder, engine, agent, outcome))
+            work = partial(write_state, folder, engine, agent, outcome.state, outcome.ids)
+            return await elsewhere(work)
         except StateError as error:  # a state that no packet takes is computed again
             log.info("a state is not kept", run=self.run, agent=agent, reason=error.found)
             return ""

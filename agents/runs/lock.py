@@ -22,10 +22,13 @@ class RunLock:
         folder: Where locks are.
         run: The run's id.
         wait_s: Seconds that it is waited for.
+
+    Attributes:
+        run: The run's id.
     """
 
     def __init__(self, folder: Path, run: str, wait_s: float = SHORT_S) -> None:
-        self._run, self._wait_s = run, wait_s
+        self.run, self._wait_s = run, wait_s
         name = blake3(run.encode()).hexdigest(length=10)
         self._lock = FileLock(folder / f"{name}.lock", timeout=0, thread_local=False)
         self._holder = folder / f"{name}.pid"
@@ -41,14 +44,22 @@ class RunLock:
             for own in (folder.parent, folder):  # a mode is for the last folder made alone
                 own.mkdir(parents=True, exist_ok=True, mode=0o700)
             if not self._had(self._wait_s):
-                raise StoreError(
-                    f"run {self._run} goes on in another place already{self._where()}",
-                    kind="locked",
-                    expected="one process that goes on with a run",
-                    fix=f"wait for it, or end it: unspoken runs cancel {self._run}",
-                )
+                raise self.refusal(self._where())
         with suppress(OSError):  # it only tells others who has the lock
             self._holder.write_text(str(os.getpid()))
+
+    def refusal(self, where: str) -> StoreError:
+        """The error of a lock that somebody else has.
+
+        Args:
+            where: Who has it, in parentheses; empty where that is not known.
+        """
+        return StoreError(
+            f"run {self.run} goes on in another place already{where}",
+            kind="locked",
+            expected="one process that goes on with a run",
+            fix=f"wait for it, or end it: unspoken runs cancel {self.run}",
+        )
 
     def _had(self, wait_s: float) -> bool:
         try:
@@ -76,6 +87,12 @@ class RunLock:
             with suppress(OSError):
                 self._holder.unlink(missing_ok=True)
             self._lock.release()
+
+    def remove(self) -> None:
+        """Remove its files while it is held; who waits for it makes them anew."""
+        for file in (self._holder, Path(self._lock.lock_file)):
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
 
     def _where(self) -> str:
         with suppress(OSError, ValueError):

@@ -94,12 +94,15 @@ def differences(then: Origin, now: Origin) -> list[str]:
     lines = []
     if then.version != now.version:
         lines.append(f"unspoken was {then.version}, and is {now.version}")
+    if then.session != now.session:
+        lines.append(f"session was {_named(then.session)}, and is {_named(now.session)}")
     parts = (
         ("workflow", then.workflow, now.workflow),
         ("model of agent", then.models, now.models),
         ("input", then.inputs, now.inputs),
         ("message received for", then.received, now.received),
         ("edge", then.edges, now.edges),
+        ("conversation of agent", then.conversations, now.conversations),
     )
     for title, old, new in parts:
         lines += [f"{title} {line}" for line in changed(old, new, ())]
@@ -145,6 +148,10 @@ def changed(old: Any, new: Any, path: tuple[str, ...]) -> Iterator[str]:
             yield from changed(left, right, (*path, str(number)))
     elif old != new and not (old != old and new != new):  # not a number, both times
         yield f"{'.'.join(path)} was {_shown(old)}, and is {_shown(new)}"
+
+
+def _named(session: str) -> str:
+    return repr(session) if session else "none"
 
 
 def _shown(value: object) -> str:

@@ -5,27 +5,34 @@ from pathlib import Path
 import anyio.to_thread
 from blake3 import blake3
 
-from unspoken.agents.engines.base import Engine, StateRef, TurnOutcome
+from unspoken.agents.engines.base import Engine, StateRef
 from unspoken.agents.runs.faults import reporting_faults
 from unspoken.channels.errors import StoreError
 from unspoken.channels.message import Message, Segment
 from unspoken.channels.storage.files import replace_file
 
 
-def write_state(folder: Path, engine: Engine, agent: str, outcome: TurnOutcome) -> str:
+def write_state(
+    folder: Path, engine: Engine, agent: str, state: StateRef, ids: tuple[int, ...]
+) -> str:
     """Write the state of a turn; the digest that is its name.
+
+    Args:
+        folder: Where to.
+        engine: Whose state it is.
+        agent: Whose turn it is.
+        state: The ticket for it.
+        ids: What it is of.
 
     Raises:
         StateError: A state that no packet takes.
         StoreError: The disk is full, or the folder cannot be written.
     """
-    assert outcome.state is not None
-    ids = outcome.ids
     whole = Segment(role="assistant", ids=ids, content=(0, 0), text="", position=0)
     message = Message(
         sharer=agent, segments=(whole,), whole=True, context=ids, identity=engine.facts.identity
     )
-    chunks = list(engine.export(outcome.state, message))
+    chunks = list(engine.export(state, message))
     digest = blake3()
     for chunk in chunks:
         digest.update(chunk)

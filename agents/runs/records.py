@@ -98,6 +98,8 @@ class Origin:
         received: By agent, the digest of a message that it published elsewhere.
         edges: By edge, its planned channel and mode, and a digest of the channel's settings and of
             its bridge.
+        session: The session whose conversations its agents go on with; empty without.
+        conversations: By agent that goes on with one, the digest of its context.
         file: The workflow's file; empty without. It may be another.
     """
 
@@ -107,6 +109,8 @@ class Origin:
     inputs: Mapping[str, Any]
     received: Mapping[str, str] = field(default_factory=dict)
     edges: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    session: str = ""
+    conversations: Mapping[str, str] = field(default_factory=dict)
     file: str = ""
 
 

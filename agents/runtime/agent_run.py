@@ -60,6 +60,16 @@ class AgentRun:
             return None
         return History(self.ids, self.state)
 
+    def remembers(self, *, ends: bool) -> bool:
+        """Whether it goes on from a turn: in this run, or in the next one of a session.
+
+        Args:
+            ends: Whether the turn is its last one of the run.
+        """
+        if self.spec.for_each is not None:
+            return False
+        return self.spec.memory == "session" or (self.spec.memory == "run" and not ends)
+
     def hold(self, firing: Firing[InFlight]) -> None:
         """Take the messages of a firing, and let go of those that it does not have any more."""
         for number in self.held.keys() - firing.inbox.keys():

@@ -14,7 +14,7 @@ from unspoken.agents.runtime.agent_run import AgentRun
 from unspoken.agents.spec.problems import describe, listed, suggest
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.base import Arrival
-from unspoken.channels.errors import InputError
+from unspoken.channels.errors import ContextLengthError, InputError
 from unspoken.channels.message import Message
 
 if TYPE_CHECKING:
@@ -81,6 +81,24 @@ def check_received(
                     expected="a message published as the edge shares it",
                     fix=f"give the edge share: {'context' if message.whole else 'prompt'}",
                 )
+
+
+def require_room(agent: AgentRun, context: Context) -> None:
+    """Refuse a turn for which a conversation of a session has become too long.
+
+    Raises:
+        ContextLengthError: There is no token left for an answer.
+    """
+    earlier, most = agent.context, agent.engine.facts.max_positions
+    if agent.spec.memory != "session" or earlier is None or len(context.ids) < most:
+        return
+    raise ContextLengthError(
+        f"the conversation of {agent.name!r} has {len(earlier.ids)} tokens, and "
+        f"{len(context.ids)} with this turn",
+        expected=f"fewer than the {most} of {agent.model.ref or 'the model'}",
+        fix="begin it anew: --anew (in Python, Session(anew=True) or session.forget()), shorten "
+        "the prompt, or use a model with a longer context",
+    )
 
 
 def items_of(agent: AgentRun, inputs: Mapping[str, object]) -> Sequence[object]:

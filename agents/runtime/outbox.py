@@ -160,11 +160,12 @@ class Sender:
 
         A receiver's own state begins with the rows that it took over, so its readers must only
         continue too: a splice wants all rows of what both contexts begin with. A plan is of first
-        turns, so where a loop may start others, the whole state is kept. Where the ids turn out
-        otherwise, the channel refuses the trimmed state and gives way.
+        turns, so where a loop may start others, or agents go on from a session, the whole state is
+        kept. Where the ids turn out otherwise, the channel refuses the trimmed state and gives way.
         """
         edges = self.spec.edges
-        if any(edge.loop for edge in edges):
+        later = any(agent.memory == "session" for agent in self.spec.agents.values())
+        if later or any(edge.loop for edge in edges):
             return frozenset(range(len(edges)))
         incoming: dict[str, list[int]] = {}
         for number, edge in enumerate(edges):

@@ -1,7 +1,7 @@
 """Running a workflow: agents fire as their messages come, states go from turn to turn by handle."""
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import perf_counter
 from types import MappingProxyType
 
@@ -29,6 +29,7 @@ from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.runtime.telemetry import Telemetry
 from unspoken.agents.runtime.tool_use import unread as unread_calls
 from unspoken.agents.runtime.turns import Turns
+from unspoken.agents.sessions.records import Earlier
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.agents.tools.toolbox import Toolbox
@@ -36,6 +37,7 @@ from unspoken.channels.errors import RunError, RunWaiting
 from unspoken.channels.message import Message
 
 _NOTHING: Mapping[str, Message] = MappingProxyType({})
+_NO_EARLIER: Mapping[str, Earlier] = MappingProxyType({})
 
 
 class Scheduler:
@@ -58,6 +60,8 @@ class Scheduler:
         others: Inputs that some agents read in place of the run's, by agent; checked.
         on_message: Told of every message that is sent, with the number of its edge.
         scope: What stands before the names of its agents, where it is inside of another run.
+        earlier: What agents go on from that had turns in a session before.
+        leave: Takes what they leave for the next run, once this one has ended well.
     """
 
     def __init__(
@@ -79,6 +83,8 @@ class Scheduler:
         others: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
         on_message: Callable[[int, Message], object] | None = None,
         scope: str = "",
+        earlier: Mapping[str, Earlier] = _NO_EARLIER,
+        leave: Callable[[Mapping[str, Earlier]], Awaitable[None]] | None = None,
     ) -> None:
         self.spec, self.plan, self.inputs = spec, plan, inputs
         self.received, self.when_room = received, when_room
@@ -88,10 +94,7 @@ class Scheduler:
         self._keep = None if book is None or scope else keeper(book.told)
         self.people = People(spec, self.emit, book, on_question, scope)
         self.flow: Dataflow[InFlight] = Dataflow(build_graph(spec))
-        self.agents = {
-            name: AgentRun(name, agent, models[name], engines[name])
-            for name, agent in spec.agents.items()
-        }
+        self.agents, self._leave = _agents(spec, models, engines, earlier), leave
         self.states, self.next_use = states, NextUse(spec)
         self.log = RunLog(run=self.run_id, workflow=spec.name)
         self.telemetry = Telemetry(spec.name, self.run_id)
@@ -138,6 +141,8 @@ class Scheduler:
                     self._act(tasks, self.flow.start())
                 if self.people.open:
                     stopped_by(Waiting.__name__)
+            if self._leave is not None and not self.people.open:
+                await self._leave(self._left())
         except BaseExceptionGroup as group:
             error = first_error(group)
             if isinstance(error, RunError):
@@ -181,6 +186,14 @@ class Scheduler:
                 if isinstance(agent.model, LocalModel)
             },
         )
+
+    def _left(self) -> dict[str, Earlier]:
+        """What the agents of a session would go on from."""
+        return {
+            name: Earlier(context=agent.context, ids=agent.ids, state=agent.state)
+            for name, agent in self.agents.items()
+            if agent.spec.memory == "session" and agent.context is not None
+        }
 
     def _forget(self) -> None:
         """Let go of every state; what was written stays."""
@@ -244,7 +257,8 @@ class Scheduler:
         if turns is None:
             agent.skipped = True
             agent.release(ends=ends)
-            agent.remember(None, None)
+            if agent.spec.memory != "session":
+                agent.remember(None, None)
             return self.sender.skips(agent)
         agent.texts.append("\n\n".join(turn.text for turn in turns))
         agent.release(ends=ends)
@@ -255,7 +269,7 @@ class Scheduler:
 
     def _go_on(self, agent: AgentRun, turns: Sequence[Finished], *, ends: bool) -> None:
         """Keep what the agent's next turn goes on from, and let go of the rest."""
-        if agent.spec.memory == "run" and agent.spec.for_each is None and not ends:
+        if agent.remembers(ends=ends):
             # Without the messages it holds: their states live no longer than their tickets.
             agent.remember(turns[0].later, turns[0].state, turns[0].context.ids)
             return
@@ -294,3 +308,19 @@ class Scheduler:
         sent = await self.sender.publish(agent, lambda number: bare, state)
         agent.engine.release(state)
         return sent
+
+
+def _agents(
+    spec: WorkflowSpec,
+    models: Mapping[str, AgentModel],
+    engines: Mapping[str, Engine],
+    earlier: Mapping[str, Earlier],
+) -> dict[str, AgentRun]:
+    """The agents of a run, each with what it goes on from."""
+    agents = {
+        name: AgentRun(name, agent, models[name], engines[name])
+        for name, agent in spec.agents.items()
+    }
+    for name, past in earlier.items():
+        agents[name].remember(past.context, past.state, past.ids)
+    return agents

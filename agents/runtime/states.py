@@ -78,6 +78,10 @@ class StateStore:
         self._tickets.discard(ref)
         self.pool.release(ref)
 
+    def give_away(self, ref: StateRef) -> None:
+        """Leave a ticket to somebody who gives it back to the pool."""
+        self._tickets.discard(ref)
+
     def expect(self, ref: StateRef, due: float) -> None:
         """Say when a ticket's state is needed next: the lower, the sooner."""
         self.pool.expect(ref, due)

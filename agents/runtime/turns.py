@@ -23,7 +23,13 @@ from unspoken.agents.runtime.agent_run import AgentRun, InFlight
 from unspoken.agents.runtime.answers import weighed_choices
 from unspoken.agents.runtime.dataflow import Firing
 from unspoken.agents.runtime.failures import blame, retried, unless_idle
-from unspoken.agents.runtime.inbox import Prepared, items_of, prepare_turn, snapshots_of
+from unspoken.agents.runtime.inbox import (
+    Prepared,
+    items_of,
+    prepare_turn,
+    require_room,
+    snapshots_of,
+)
 from unspoken.agents.runtime.items import gather
 from unspoken.agents.runtime.outbox import Finished, Sender, finished
 from unspoken.agents.runtime.people import People, Waiting
@@ -237,7 +243,7 @@ class Turns:
     ) -> TurnRequest:
         """What a pass is to do, without the messages, the history and the reply."""
         agent, settings = asked.agent, asked.agent.spec.generate
-        wanted = (asked.keep and agent.spec.memory == "run") or self.sender.feeds_cache(agent)
+        wanted = agent.remembers(ends=not asked.keep) or self.sender.feeds_cache(agent)
         sampling, shape = None, Shape()
         if settings is not None:
             shape = shape_of(settings, agent.model)
@@ -291,7 +297,7 @@ class Turns:
         inbound = [
             self._inbound(agent, number, again or number in firing.fresh) for number in firing.inbox
         ]
-        return prepare_turn(
+        prepared = prepare_turn(
             agent.model.context_builder,
             agent.spec.prompt,
             inbound,
@@ -301,6 +307,8 @@ class Turns:
             leading=self.plan.leading.get(agent.name, ()),
             data={number: agent.held[number].data for number in firing.inbox},
         )
+        require_room(agent, prepared.context)
+        return prepared
 
     def _inbound(self, agent: AgentRun, number: int, fresh: bool) -> Inbound:
         """A message that an agent holds, on its way into a turn."""
@@ -321,7 +329,8 @@ class Turns:
         """A turn that nobody computed, as if the agent had written this text."""
         builder = asked.agent.model.context_builder
         if asked.agent.spec.generate is None:
-            context = composed = builder.compose([ChatTurn("user", (text,))])
+            earlier = None if asked.again else asked.agent.context
+            context = composed = builder.compose([ChatTurn("user", (text,))], earlier=earlier)
         else:
             try:
                 composed = self._prepare(asked).context

@@ -165,8 +165,10 @@ class AgentSpec(Part):
         "of all that the agent hands on, keep leaves it in. Without a value, share: output and the "
         "agent's text leave it out, and its later turns do what its chat template does.",
     )
-    memory: Literal["run", "turn"] = Field(
-        "run", description="Keep the context over the turns of a run, or start again each turn."
+    memory: Literal["run", "turn", "session"] = Field(
+        "run",
+        description="Keep the context over the turns of a run, start again each turn, or go on "
+        "with the conversation of a session, from run to run.",
     )
     order: Literal["edges", "auto"] = Field(
         "edges",
@@ -217,6 +219,13 @@ class AgentSpec(Part):
         "answer its prompt in the model's place. The run pauses until the person has done it. With "
         "for_each each item asks for itself.",
     )
+
+    @model_validator(mode="after")
+    def _has_one_thread(self) -> AgentSpec:
+        if self.memory == "session" and self.for_each is not None:
+            found = "memory: session stands at an agent with for_each"
+            wrong(found, "an agent with one conversation", "run the workflow once per item")
+        return self
 
     @model_validator(mode="after")
     def _asks_for_words(self) -> AgentSpec:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no for
 CODE = """
 import os, signal, sys, threading, warnings
 import torch
-from unspoken.agents import Agent, LocalModel, Workflow
+from unspoken.agents import Agent, LocalModel, Session, Workflow
 
 warnings.simplefilter("ignore")  # newer Pythons warn of every fork beside threads
 torch.set_num_threads(2)
@@ -22,6 +22,10 @@ model = LocalModel.load(sys.argv[1])
 words = "the key of the cache is in the document " * 20
 flow = Workflow("w", [Agent("a", model, prompt=words, generate={"max_new_tokens": 4})])
 before = flow.run()["a"].text
+users = Session()
+talker = Agent("a", model, prompt="so", generate={"max_new_tokens": 4}, memory="session")
+chat = Workflow("chat", [talker])
+chat.run(session=users.named("anna"))
 held, over = threading.Event(), threading.Event()
 
 def hold():  # as a fit does
@@ -39,11 +43,15 @@ if child == 0:
     loaded = LocalModel.load(sys.argv[1], dtype="bfloat16")
     assert loaded.identity.tokenizer == model.identity.tokenizer
     assert LocalModel(loaded.hf, loaded.tokenizer).identity.weights
-    os._exit(0 if again == before else 3)
+    chat.run(session=users.named("anna"))
+    goes_on = len(users.named("anna").conversations()[0].words) == 4
+    os._exit(0 if again == before and goes_on else 3)
 over.set()
 holder.join()
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 assert flow.run()["a"].text == before
+chat.run(session=users.named("anna"))
+assert len(users.named("anna").conversations()[0].words) == 4
 """
 
 
