@@ -15,10 +15,11 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from unspoken.agents.bench import BENCHES
-from unspoken.agents.cli import bench, bridge, evaluation, init, models, plan, profile, run, runs, sessions
+from unspoken.agents.cli import bench, bridge, evaluation, init, models, plan, profile, run
 from unspoken.agents.cli import bridge_fit as fitting
 from unspoken.agents.cli import bridge_plan as planning
 from unspoken.agents.cli.console import print_error, shown, stderr
+from unspoken.agents.cli.kept import runs, sessions
 from unspoken.agents.cli.results import results_alone
 from unspoken.channels.errors import UnspokenError
 

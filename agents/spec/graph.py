@@ -90,6 +90,13 @@ def _agent_problems(spec: WorkflowSpec) -> Iterator[Problem]:
                 f"at most {read[name]}",
                 "lower 'first', or add edges",
             )
+        if agent.memory == "session" and agent.for_each is not None:
+            yield Problem(
+                f"agent '{name}' has memory: session and for_each",
+                f"agents.{name}.memory",
+                "an agent with one conversation",
+                "run the workflow once per item, each in a session of its own",
+            )
         if agent.model not in spec.models:
             expected = listed(spec.models) or "a model under 'models:'"
             yield Problem(

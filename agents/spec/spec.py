@@ -221,13 +221,6 @@ class AgentSpec(Part):
     )
 
     @model_validator(mode="after")
-    def _has_one_thread(self) -> AgentSpec:
-        if self.memory == "session" and self.for_each is not None:
-            found = "memory: session stands at an agent with for_each"
-            wrong(found, "an agent with one conversation", "run the workflow once per item")
-        return self
-
-    @model_validator(mode="after")
     def _asks_for_words(self) -> AgentSpec:
         if self.ask is not None and self.generate is None:
             wrong("ask stands at an agent with generate: none", "an agent that writes words", "")

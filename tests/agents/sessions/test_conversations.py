@@ -229,8 +229,8 @@ def test_a_conversation_needs_a_session(script: ScriptedModel, tmp_path: Path) -
         chat(script).run(words="one")
     with Session(store=tmp_path) as session, pytest.raises(InputError, match="and no name"):
         say(chat(script), session, "one")
-    with pytest.raises(WorkflowError, match="for_each"):
-        chat(script, for_each="inputs.rows")
+    with Session() as session, pytest.raises(WorkflowError, match="memory: session and for_each"):
+        chat(script, for_each="[inputs.words]").run(words=["one"], session=session)
 
 
 def test_a_run_that_waits_leaves_the_conversation_until_it_has_ended(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unspoken.agents.cli.console import print_facts, print_json, print_table, shown, stderr, stdout
+from unspoken.agents.cli.options import Options
 from unspoken.agents.cli.progress import load_flow
 from unspoken.agents.cli.report_view import print_questions
 from unspoken.agents.cli.results import echo
@@ -15,7 +16,6 @@ from unspoken.agents.cli.run import (
     AllowToolsOption,
     AnywayOption,
     JsonOption,
-    Options,
     StoreOption,
     run_flow,
 )
