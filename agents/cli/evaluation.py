@@ -131,25 +131,25 @@ def eval_(
     """
     from unspoken.agents.evaluation.arms import DEFAULT, check_names
     from unspoken.agents.evaluation.evaluation import evaluate
-    from unspoken.agents.evaluation.rows import read_mapping, read_rows
+    from unspoken.agents.evaluation.rows import Columns, make_rows, read_mapping, read_rows
     from unspoken.agents.spec.input_words import read_inputs
     from unspoken.agents.spec.loader import load_workflow
 
     source, rows = load_workflow(file), read_rows(data)
     fixed = read_inputs(source.spec, inputs or [])
     names = check_names(arms.split(",") if arms else DEFAULT)
+    columns = Columns(
+        inputs=read_mapping(mapping or []), gold=gold, context=context, id=name, topic=topic
+    )
+    make_rows(source.spec, rows, columns, fixed)  # refuses what does not fit, before models load
     console = stderr()
     flow = load_flow(source, console, quiet=as_json, fit=True, allow_tools=allow_tools)
     with _showing(console, quiet=as_json) as tell:
         evaluation = evaluate(
             flow,
             rows,
-            map=read_mapping(mapping or []),
+            columns=columns,
             inputs=fixed,
-            gold=gold,
-            context=context,
-            id=name,
-            topic=topic,
             agent=agent,
             arms=names,
             score=score,

@@ -89,6 +89,7 @@ async def aevaluate(
     context: str | None = None,
     id: str | None = None,
     topic: str | None = None,
+    columns: Columns | None = None,
     agent: str | None = None,
     arms: Sequence[str] = DEFAULT,
     score: str | Score = "exact",
@@ -112,6 +113,7 @@ async def aevaluate(
         context: The column of what rows share; None for ``context`` where all rows have it.
         id: The column of rows' names; None for ``id`` where all rows have it.
         topic: The column of what rows are about, for the control ``neighbour``.
+        columns: All columns, in place of `map`, `gold`, `context`, `id` and `topic`.
         agent: Whose answers count; None for the last agent.
         arms: Arms and controls; ``text`` is always among them.
         score: A scorer's name, or a function of an `Outcome`, which may be awaited.
@@ -131,7 +133,7 @@ async def aevaluate(
     """
     name, scored = _scorer(score, flow)
     setting = Setting(agent=agent, score=name, margin=margin, alpha=alpha, limit=limit, seed=seed)
-    columns = Columns(inputs=map or {}, gold=gold, context=context, id=id, topic=topic)
+    columns = columns or Columns(inputs=map or {}, gold=gold, context=context, id=id, topic=topic)
     raw = read_rows(rows) if isinstance(rows, str | Path) else rows
     order = drawn(make_rows(flow.spec, raw, columns, inputs), limit, seed)
     flow.load().fit_bridges()

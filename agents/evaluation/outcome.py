@@ -23,7 +23,8 @@ class Outcome:
         likelihoods: With choices, how likely the target found each.
         gold: What is right; a list holds several right answers.
         score: How good the answer is, 0 to 1; None until a scorer has read it.
-        first_token_s: Seconds from the run's start to the first token of its last turn.
+        first_token_s: Seconds from the last input's arrival at the target to the first token of its
+            last turn.
         seconds: Wall-clock seconds of the run.
         computed: Prompt tokens of all turns that were computed.
         reused: Prompt tokens whose state was taken over.
