@@ -26,6 +26,7 @@ from unspoken.agents.planning.plan import Plan
 from unspoken.agents.preparation import Preparation
 from unspoken.agents.running import Runnable
 from unspoken.agents.runtime.report import AgentResult, RunResult
+from unspoken.agents.spec.edge import MAX_LOSS, MIN_RETENTION
 from unspoken.agents.spec.graph import build_graph
 from unspoken.agents.spec.inputs import check_inputs
 from unspoken.agents.spec.loader import LoadedWorkflow, dumps, load_workflow
@@ -175,7 +176,8 @@ class Workflow(Runnable):
         when: str | None = None,
         loop: bool = False,
         fallback: str = "text",
-        min_retention: float = 0.8,
+        min_retention: float = MIN_RETENTION,
+        max_loss: float = MAX_LOSS,
         max_kl: float = 0.01,
         codec: str = "raw",
         thoughts: Literal["keep", "drop"] | None = None,
@@ -192,7 +194,9 @@ class Workflow(Runnable):
             when: Expression; where it is false the edge sends a skip.
             loop: Whether its message starts the receiver again.
             fallback: ``text``, or ``error`` to refuse rather than fall back.
-            min_retention: What a bridge's audit must show for it to be used, 0 to 1.
+            min_retention: Least share of a message that a bridge's audit must show to be kept,
+                0 to 1; 0 asks for nothing, nor that its sharer adds something.
+            max_loss: Most that it may lose of the task's score, 0 to 1; 1 asks for nothing.
             max_kl: How far, by a profile of two fine-tunes, the receiver may be from its own
                 reading, nats a token.
             codec: How the cache is kept until it is read: ``raw``, ``int8`` or ``int4``.
@@ -212,7 +216,8 @@ class Workflow(Runnable):
         """
         data: dict[str, Any] = {"from": name_of(sharer), "to": name_of(receiver)}
         data |= {"when": when, "loop": loop, "fallback": fallback, "min_retention": min_retention}
-        data |= {"max_kl": max_kl, "codec": codec, "thoughts": thoughts, "ask": ask}
+        data |= {"max_loss": max_loss, "max_kl": max_kl, "codec": codec}
+        data |= {"thoughts": thoughts, "ask": ask}
         data |= (
             {"channel": channel, **options}
             if isinstance(channel, str)

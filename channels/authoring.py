@@ -15,7 +15,7 @@ States and their shapes:
 - `Rotary` is a rotary embedding; `shift` moves rotated keys by some positions.
 
 A model keeps `CausalModel`, whose `prefill` returns a `Prefill`. A bridge keeps `Bridge`; its
-manifest is a `BridgeEnds` of two `BridgeEnd`.
+manifest is a `BridgeEnds` of two `BridgeEnd`, and its `AuditBounds` are what an edge is held to.
 """
 
 from unspoken.channels.base import (
@@ -32,6 +32,7 @@ from unspoken.channels.base import (
     Span,
     TextSpan,
 )
+from unspoken.channels.bridges.bounds import AuditBounds
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry
 from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.rope import Rotary, shift
@@ -42,6 +43,7 @@ from unspoken.channels.projected import Bridge, BridgeEnd, BridgeEnds
 
 __all__ = [
     "Arrival",
+    "AuditBounds",
     "Bridge",
     "BridgeEnd",
     "BridgeEnds",

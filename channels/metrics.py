@@ -10,6 +10,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from unspoken.channels.bootstrap import Estimate
+
 
 def distance(full: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Mean KL(full || other) in nats a token, and the share of tokens with the same likeliest one.
@@ -30,21 +32,6 @@ LEVEL = 0.95
 
 TRUSTED = 0.5
 """Least share of the draws in which the text must gain, for an interval to mean something."""
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure and its interval; None where there is none.
-
-    Attributes:
-        value: The figure on all rows.
-        low: Lower bound of the 95 % bootstrap interval over rows.
-        high: Upper bound.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,6 +12,10 @@ from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
 from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.rope import Rotary
 from unspoken.channels.kv.state import KVState
+
+if TYPE_CHECKING:
+    from unspoken.channels.base import Arrival
+    from unspoken.channels.message import Message
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,6 +173,15 @@ class TextModel(CausalModel, Protocol):
 
     def frame(self, name: str) -> Frame:
         """``bare``, what every context starts with, or ``chat``, a user turn of its template."""
+
+    def message(self, text: str) -> "Message":
+        """A text that it has read as a user's turn of a context of its own, with its state."""
+
+    def arrival(self, message: "Message", question: str, system: str | None = None) -> "Arrival":
+        """A message in its context, a user's turn, with a question's turn after it.
+
+        The ids end where its answer begins.
+        """
 
 
 Report = Callable[[str, float], None]

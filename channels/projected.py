@@ -1,28 +1,18 @@
 """The state of another model, mapped into the receiver's by a bridge trained for the two."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from shlex import join
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 
-from unspoken.channels.base import (
-    Arrival,
-    Carry,
-    CarryReport,
-    Channel,
-    Piece,
-    Role,
-    Share,
-    Span,
-    TextSpan,
-)
-from unspoken.channels.bridges.align import align
+from unspoken.channels.base import Arrival, Carry, CarryReport, Channel, Piece, Role, Share
+from unspoken.channels.bridges.align import Run, aligned
+from unspoken.channels.bridges.bounds import AuditBounds
 from unspoken.channels.errors import BridgeError, IdentityMismatch, InputError, StateError
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.kv.state import KVState
-from unspoken.channels.message import Message
 from unspoken.channels.model import CausalModel
 
 
@@ -69,8 +59,8 @@ class Bridge(Protocol):
         """Whether it can enrich the receiver's own rows."""
 
     @property
-    def retention_lower_bound(self) -> float | None:
-        """What an edge's `min_retention` is compared with; None without an audit to believe."""
+    def bounds(self) -> AuditBounds | None:
+        """What an edge is held to; None without an audit to believe."""
 
     @property
     def measure_here(self) -> str | None:
@@ -119,18 +109,6 @@ class Bridge(Protocol):
 
     def describe(self) -> str:
         """Its size and what it keeps, in a few words."""
-
-
-class _Run(NamedTuple):
-    """Neighbouring tokens of a message: the first one's position, and where the sharer has them."""
-
-    at: int
-    rows: tuple[int, ...]
-
-    @property
-    def stop(self) -> int:
-        """Position after the last."""
-        return self.at + len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +177,7 @@ class ProjectedCacheChannel(Channel):
         ends = self.bridge.manifest
         _require(ends.sharer, state.identity, f"the cache of {message.sharer!r}", "from")
         _require(ends.receiver, receiver.identity, "the receiver", "to")
-        runs = _aligned(arrival)
+        runs = aligned(arrival)
         if not runs:
             raise StateError(
                 f"the receiver's context does not hold the words of {message.sharer!r} as they are",
@@ -220,7 +198,7 @@ class ProjectedCacheChannel(Channel):
         return Carry(report, pieces=tuple(projected), repair=repair)
 
     def _fuse(
-        self, state: KVState, runs: Sequence[_Run], arrival: Arrival, receiver: CausalModel
+        self, state: KVState, runs: Sequence[Run], arrival: Arrival, receiver: CausalModel
     ) -> Carry:
         """The receiver's own prefill up to the message's end, the message's rows enriched."""
         first, stop = runs[0].at, max(run.stop for run in runs)
@@ -245,7 +223,7 @@ class ProjectedCacheChannel(Channel):
         return Carry(report, prefix=prefix, pieces=tuple(fused))
 
     def _report(
-        self, arrival: Arrival, runs: Sequence[_Run], repaired: int, state: KVState
+        self, arrival: Arrival, runs: Sequence[Run], repaired: int, state: KVState
     ) -> CarryReport:
         ends, native = self.bridge.manifest, self.bridge.native_layers
         return CarryReport(
@@ -262,7 +240,7 @@ class ProjectedCacheChannel(Channel):
         )
 
 
-def _checked(state: KVState, run: _Run, receiver: CausalModel) -> KVState:
+def _checked(state: KVState, run: Run, receiver: CausalModel) -> KVState:
     """A state that a bridge made, as the receiver's.
 
     Raises:
@@ -278,7 +256,7 @@ def _checked(state: KVState, run: _Run, receiver: CausalModel) -> KVState:
     return replace(state, identity=receiver.identity, approximate_from=run.at)
 
 
-def _bytes(state: KVState, runs: Sequence[_Run]) -> int:
+def _bytes(state: KVState, runs: Sequence[Run]) -> int:
     """Bytes of the sharer's state that some runs read."""
     return sum(state.slice(min(run.rows), max(run.rows) + 1).nbytes for run in runs)
 
@@ -294,34 +272,6 @@ def _require(end: BridgeEnd, identity: ModelIdentity, what: str, direction: str)
         expected=f"{field} {getattr(wanted, field)[:16]}, of {end.ref}, which it leads {direction}",
         fix="fit a bridge for these two models, or use a text channel",
     )
-
-
-def _aligned(arrival: Arrival) -> list[_Run]:
-    """The runs of the message's tokens, ascending."""
-    runs = [run for span in arrival.spans for run in _same_tokens(arrival.message, span)]
-    runs += [_Run(span.at, _same_text(arrival.message, span)) for span in arrival.texts]
-    return sorted(run for run in runs if run.rows)
-
-
-def _same_tokens(message: Message, span: Span) -> Iterator[_Run]:
-    """The words of a span alone: its turn's wrapper is the receiver's own."""
-    for segment in message.segments:
-        start, stop = (segment.position + end for end in segment.content)
-        rows = range(max(start, span.source), min(stop, span.source + span.length))
-        yield _Run(span.at + rows.start - span.source, tuple(rows))
-
-
-def _same_text(message: Message, span: TextSpan) -> tuple[int, ...]:
-    segment = message.segments[span.segment]
-    if len(segment.ends) != len(segment.words):
-        raise StateError(
-            f"the message of {message.sharer!r} has {len(segment.words)} tokens and "
-            f"{len(segment.ends)} character ends",
-            expected="a character end for every token",
-            fix="publish it with its codec, or use a text channel",
-        )
-    first = segment.position + segment.content[0]
-    return tuple(first + index for index in align(segment.ends, span.ends))
 
 
 def _check_rows(state: KVState, first: int) -> None:

@@ -50,7 +50,7 @@ def print_audit(console: Console, audit: "Audit") -> None:
             if any(isinstance(row.get(name), str) for row in rows)
         ]
         print_table(console, title if index == 0 else "", columns, cells, words)
-    figures = {"lowest 95 % lower bound": audit.retention_lower_bound, **audit.summary}
+    figures = dict(audit.summary)
     lines = [[name, figure_of(value)] for name, value in figures.items()]
     print_table(console, "Summary", ["figure", "value"], lines)
     for file in audit.files:
@@ -58,7 +58,7 @@ def print_audit(console: Console, audit: "Audit") -> None:
 
 
 def _alike(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    """Rows in runs: those of times, and of fuse mode, have other columns than those of losses."""
+    """Rows in runs of equal columns: those of losses, the task, its figures, times, fuse mode."""
     run: list[Mapping[str, Any]] = []
     for row in rows:
         if run and _shape(row) != _shape(run[-1]):
@@ -71,7 +71,7 @@ def _alike(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]
 
 def _shape(row: Mapping[str, Any]) -> str:
     data = str(row.get("data"))
-    return data if data in ("time", "fuse") else "losses"
+    return data if data in ("time", "fuse", "task", "worth") else "losses"
 
 
 def _print_bars(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:

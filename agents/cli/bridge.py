@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 MOST_LISTED = 6
 
+LISTED = ("message_kept_low", "sharer_adds_low", "task_difference_low")
+"""Figures of an audit that an edge is held to."""
+
 First = Annotated[
     str,
     typer.Argument(
@@ -53,8 +56,10 @@ def list_(as_json: JsonOption = False) -> None:
     if not entries:
         console.print(shown(f"no bridges in {_places(store)}; fit one: unspoken bridge fit A B"))
         return
-    columns = ["sharer", "receiver", "size", "retention", "specific", "lower bound", "date", "path"]
-    print_table(console, "Bridges", columns, [_row(entry) for entry in entries], (0, 1, 6, 7))
+    bounds = ["message kept", "sharer adds", "task difference"]
+    columns = ["sharer", "receiver", "size", *bounds, "date", "path"]
+    title = "Bridges, by the lower bounds of their audits"
+    print_table(console, title, columns, [_row(entry) for entry in entries], (0, 1, 6, 7))
     for entry in entries:
         if entry.error is not None:
             lines = str(entry.error).splitlines()
@@ -88,9 +93,7 @@ def _line(entry: "BridgeEntry") -> dict[str, Any]:
         "sharer": manifest.sharer.ref if manifest else None,
         "receiver": manifest.receiver.ref if manifest else None,
         "bytes": entry.bytes,
-        "retention": audit.figure("retention") if audit else None,
-        "specific": audit.figure("specific_retention") if audit else None,
-        "earned": audit.retention_lower_bound if audit else None,
+        **{name: audit.figure(name) if audit else None for name in LISTED},
         "measured_here": manifest is not None and not _from_elsewhere(manifest),
         "date": manifest.created.isoformat() if manifest else None,
         "path": str(entry.path),
@@ -100,7 +103,7 @@ def _line(entry: "BridgeEntry") -> dict[str, Any]:
 
 def _row(entry: "BridgeEntry") -> list[str]:
     line = _line(entry)
-    figures = (figure_of(line[name]) for name in ("retention", "specific", "earned"))
+    figures = (figure_of(line[name]) for name in LISTED)
     date = "broken" if entry.error else line["date"]
     return [
         line["sharer"] or "?",

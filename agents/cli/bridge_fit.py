@@ -98,6 +98,14 @@ def fit(
     no_audit: Annotated[
         bool, typer.Option("--no-audit", help="Do not measure the bridge.")
     ] = False,
+    no_embeddings: Annotated[
+        bool,
+        typer.Option(
+            "--no-embeddings-bridge",
+            help="Do not fit the bridge of embeddings alone, which takes as long again. Without "
+            "it no audit shows what the sharer adds.",
+        ),
+    ] = False,
     text: Text = None,
     qa: Qa = None,
     recall: Recall = None,
@@ -105,7 +113,9 @@ def fit(
 ) -> None:
     """Fit a bridge, measure it, store it, and print its folder.
 
-    After an interruption the same command goes on from where it was.
+    A second bridge of the same size is fitted after it, to judge it by: it gets the receiver's
+    embeddings alone. Both take the same time. After an interruption the same command goes on from
+    where it was.
     """
     _require_files(text, qa, recall)
     train_type = _dtype(train_dtype)
@@ -132,6 +142,7 @@ def fit(
         train_dtype=train_type,
         command=join(["unspoken", *sys.argv[1:]]),
         fuse=FuseSettings(**budget) if fuse else None,
+        embeddings=not no_embeddings,
     )
     title = f"{sharer} -> {receiver}"
 
@@ -235,6 +246,18 @@ def audit(
     qa: Qa = None,
     recall: Recall = None,
     choice: Choice = None,
+    contexts: Annotated[
+        int | None,
+        typer.Option(min=2, help="Most contexts of the task; under 100 it shows nothing."),
+    ] = None,
+    with_embeddings: Annotated[
+        bool,
+        typer.Option(
+            "--with-embeddings-bridge",
+            help="Fit the bridge of embeddings alone first, where it is missing: as long as the "
+            "bridge's own fit. It is stored beside the bridge.",
+        ),
+    ] = False,
     save: Annotated[
         bool,
         typer.Option(
@@ -265,11 +288,14 @@ def audit(
 
     quiet_libraries()
     title = f"{refs[0]} -> {refs[1]}"
+    if with_embeddings and manifest.embeddings is None:
+        _fit_embeddings(folder, models, console, as_json)
+        manifest = check(folder)
     with reporting(console, f"measuring {title}", quiet=as_json) as report:
         measured = audit_bridge(
             folder,
             *models,
-            AuditPlan(text=text, qa=qa, recall=recall, choice=choice),
+            AuditPlan(text=text, qa=qa, recall=recall, choice=choice, **_given(contexts=contexts)),
             hold=_hold(models),
             report=lambda stage, part: report(title, stage, part),
         )
@@ -281,3 +307,37 @@ def audit(
         print_stored(folder, measured)
     else:
         print_audit(stdout(), measured)
+
+
+def _fit_embeddings(
+    folder: Path, models: "tuple[LocalModel, LocalModel]", console: Console, quiet: bool
+) -> None:
+    """Fits the bridge of embeddings alone of a stored bridge; says how long that may take."""
+    from unspoken.channels.bridges.audit.stored import corpus_of
+    from unspoken.channels.bridges.embeddings import add_alone
+    from unspoken.channels.bridges.folder import check
+    from unspoken.channels.bridges.make import work_folder
+    from unspoken.channels.bridges.store import BridgeStore
+
+    manifest = check(folder)
+    minutes = manifest.fit.get("fit_minutes_total")
+    if not quiet:
+        said = f"a second fit of {manifest.fit.get('steps')} steps; the bridge's took {minutes} min"
+        console.print(shown(said), soft_wrap=True)
+    sharer, receiver = models
+    title = f"embeddings alone -> {receiver.ref}"
+    store = BridgeStore()
+    ends = sharer.identity, receiver.identity
+    with (
+        reporting(console, f"fitting {title}", quiet=quiet) as report,
+        store.lock(*ends),
+        _hold(models)(),
+    ):
+        add_alone(
+            folder,
+            sharer,
+            receiver,
+            corpus_of(manifest),
+            report=lambda progress: report(title, progress.stage, progress.fraction),
+            work=work_folder(store, *ends),
+        )

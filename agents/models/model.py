@@ -40,12 +40,11 @@ from unspoken.agents.models.notes import (
 from unspoken.agents.models.pretrained import cast, find_dtype, load_pretrained
 from unspoken.agents.models.weights import share_weights
 from unspoken.agents.prompts.chat_template import ChatTemplate, source_of, times_written
-from unspoken.agents.prompts.context import ChatTurn
-from unspoken.agents.prompts.frame import frame_of
+from unspoken.agents.prompts.frame import arrival_of, frame_of, message_context
 from unspoken.agents.prompts.parity import context_builder_of
 from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.agents.prompts.tool_turns import Tools
-from unspoken.channels.errors import ContextLengthError, InputError
+from unspoken.channels.base import Arrival
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.message import Message
 from unspoken.channels.model import Frame
@@ -306,6 +305,10 @@ class LocalModel(Decoder):
         """What stands around a message: ``bare``, or ``chat`` for a user turn of its template."""
         return frame_of(self.context_builder, name)
 
+    def arrival(self, message: Message, question: str, system: str | None = None) -> Arrival:
+        """A message in this model's context, a user's turn, with the question's turn after it."""
+        return arrival_of(self.context_builder, message, question, system)
+
     def message(
         self,
         text: str,
@@ -326,17 +329,8 @@ class LocalModel(Decoder):
             InputError: No words, on a model whose template writes none itself.
             ContextLengthError: More tokens than the model's context holds.
         """
-        context = self.context_builder.compose([ChatTurn("user", (text,))], system=system)
-        if not context.ids:
-            raise InputError(
-                "a message of no token", expected="words to read", fix="give the message a text"
-            )
-        if len(context.ids) > self.max_positions:
-            raise ContextLengthError(
-                f"the message has {len(context.ids)} tokens",
-                expected=f"at most the {self.max_positions} of {self.ref or 'the model'}",
-                fix="shorten it, or use a model with a longer context",
-            )
+        model, longest = self.ref or "the model", self.max_positions
+        context = message_context(self.context_builder, text, system, longest=longest, model=model)
         segment = context.segments[-1]
         state = self.read(context.ids, capture)
         return Message(

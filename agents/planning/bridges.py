@@ -1,10 +1,10 @@
 """Edges between different models: whether a bridge serves them."""
 
 from collections.abc import Callable
-from math import floor
 from shlex import join
 from typing import TYPE_CHECKING
 
+from unspoken.agents.planning.audited import asks, held_to_audit
 from unspoken.agents.planning.choice import ChannelChoice, EdgeEnds, shifts_keys
 from unspoken.agents.planning.same_model import rewritten
 from unspoken.agents.spec.spec import EdgeSpec
@@ -39,11 +39,11 @@ def other_weights(ends: EdgeEnds, find_bridge: FindBridge, given: Bridge | None)
     if not shifts_keys(receiver):
         reason = f"keys of {edge.to}'s model cannot be put at other positions"
         return ChannelChoice("text", reason, expected="a receiver with a known rotary embedding")
-    if bridge.measure_here and (given is None or (edge.min_retention > 0 and not edge.fuse)):
+    if bridge.measure_here and (given is None or (asks(edge) and not edge.fuse)):
         return _from_elsewhere(bridge, bridge.measure_here, given=given is not None)
     if edge.fuse:
         return _fused(edge, bridge)
-    return _held_to_retention(edge, bridge, given=given is not None)
+    return held_to_audit(edge, bridge)
 
 
 def _unmapped(ends: EdgeEnds) -> ChannelChoice | None:
@@ -76,16 +76,31 @@ def _from_elsewhere(bridge: Bridge, command: str, *, given: bool) -> ChannelChoi
 
 
 def _fused(edge: EdgeSpec, bridge: Bridge) -> ChannelChoice:
-    """Use a bridge's fuse mode where it has one; its retention is of the other mode."""
+    """Use a bridge's fuse mode where its sharer is shown to add something."""
     sharer, receiver = bridge.manifest.sharer.ref, bridge.manifest.receiver.ref
     name = f"bridge {sharer} -> {receiver}"
     if not bridge.fuses:
         reason = f"the {name} was fitted without fuse mode"
         expected, fit = "a bridge that was fitted with fuse mode", _fit_command(sharer, receiver)
         return ChannelChoice("text", reason, expected=expected, advice=f"{fit} --fuse")
+    adds = None if bridge.bounds is None else bridge.bounds.fuse_adds
+    shown = adds is not None and adds > 0
+    if not shown and edge.min_retention > 0:
+        measured = "was not measured" if adds is None else f"may be {adds:.2f}"
+        reason = (
+            f"fuse mode is experimental: what the {name} gains over another question's sharer "
+            f"{measured}"
+        )
+        advice = f"unspoken bridge audit {join((sharer, receiver))} --save" if adds is None else ""
+        allow = "min_retention: 0 on this edge would try it all the same"
+        expected = "an audit whose lower bound over another question's sharer is above 0"
+        return ChannelChoice(
+            "text", reason, expected=expected, advice=", or ".join(filter(None, (advice, allow)))
+        )
+    of_audit = f"adds at least {adds:.2f}" if shown else "is experimental: nothing of it is shown"
     reason = (
         f"other weights; {edge.to} reads the message itself, and the {name} enriches its cache "
-        "(audits do not cover fuse mode)"
+        f"(its fuse mode {of_audit})"
     )
     return ChannelChoice("fused", reason, bridge=bridge)
 
@@ -102,7 +117,7 @@ def _without_bridge(ends: EdgeEnds) -> ChannelChoice:
     if ends.spec.bridges == "fit" and not edge.fuse:
         reason = (
             f"other weights; no bridge from {between} yet: one is fitted on the first run, "
-            f"and used if it keeps {edge.min_retention:g}"
+            "and used if its audit shows what this edge asks for"
         )
         return ChannelChoice("projected", reason, unfitted=True)
     expected = "a bridge from the sharer's model to the receiver's"
@@ -114,27 +129,3 @@ def _without_bridge(ends: EdgeEnds) -> ChannelChoice:
 
 def _fit_command(sharer: str, receiver: str) -> str:
     return f"unspoken bridge fit {join((sharer, receiver))}"
-
-
-def _held_to_retention(edge: EdgeSpec, bridge: Bridge, *, given: bool) -> ChannelChoice:
-    """Use a bridge that keeps enough; one that is given needs no audit where nothing is asked."""
-    sharer, receiver = bridge.manifest.sharer.ref, bridge.manifest.receiver.ref
-    least, bound = edge.min_retention, bridge.retention_lower_bound
-    name = f"bridge {sharer} -> {receiver}"
-    expected = f"an audited retention of {least:g} or more"
-    measured = "never audited"
-    if bound is not None:
-        shown = floor(round(bound * 100, 6)) / 100  # down, so that what is shown is kept
-        measured = f"keeps at least {shown:.2f} ({least:g} asked)"
-        if bound < least:
-            reason = f"the {name} keeps at least {shown:.2f}, and this edge asks for {least:g}"
-            allow = f"min_retention: {shown:.2f} on this edge would allow it" if shown >= 0 else ""
-            return ChannelChoice("text", reason, expected=expected, advice=allow)
-    elif not given or least > 0:
-        reason, audit = f"the {name} was never audited", join((sharer, receiver))
-        advice = f"unspoken bridge audit {audit}"
-        return ChannelChoice("text", reason, expected=expected, advice=advice)
-    native = bridge.native_layers
-    runs = f"; {edge.to} runs its first {native} layers itself" if native else ""
-    reason = f"other weights; {name}: {bridge.describe()}, {measured}{runs}"
-    return ChannelChoice("projected", reason, bridge=bridge)

@@ -34,7 +34,7 @@ class EdgePlan:
         repaired: Most first tokens of a spliced message that are computed again; None for other
             messages, and where ``deviation`` chooses the tokens during the run.
         bytes_per_token: Bytes of state a message token brings; 0 for text.
-        retention: What a bridge's audit lets an edge count on; None without a bridge.
+        retention: Least share of a message that a bridge keeps by its audit; None without one.
         native_layers: Layers the receiver runs itself over a projected message.
         unfitted: Whether the bridge is still to be fitted, so that nothing says yet if it serves.
         recompute: Ranges of layers, as [first, last + 1], that the receiver recomputes of a

@@ -153,7 +153,7 @@ def _plan_edge(
         advice=choice.advice,
         tokens=_known_tokens(ends, inputs),
         bytes_per_token=_bytes_per_token(edge, choice, ends.sharer),
-        retention=None if audited is None else audited.retention_lower_bound,
+        retention=_kept_at_least(audited),
         native_layers=0 if audited is None else audited.native_layers,
         unfitted=choice.unfitted,
         recompute=choice.layer_ranges,
@@ -266,3 +266,9 @@ def _neither(across: ChannelChoice, bridged: ChannelChoice) -> ChannelChoice:
     reason = "; ".join(distinct([across.reason, bridged.reason]))
     advice = ", or ".join(filter(None, distinct([across.advice, bridged.advice])))
     return ChannelChoice("text", reason, expected=across.expected, advice=advice)
+
+
+def _kept_at_least(bridge: Bridge | None) -> float | None:
+    """The share of a message that a bridge's audit shows to be kept."""
+    bounds = None if bridge is None else bridge.bounds
+    return None if bounds is None else bounds.message_kept

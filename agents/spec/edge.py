@@ -14,6 +14,9 @@ from unspoken.agents.spec.spellings import LIST, NONE_WORD
 Share = Literal["output", "prompt", "context"]
 Thoughts = Literal["keep", "drop"]
 
+MIN_RETENTION, MAX_LOSS = 0.9, 0.03
+"""What an edge asks of a bridge's audit, unless it says otherwise."""
+
 READ_AGAIN = 128
 """First tokens of each of several spliced messages that are computed again."""
 
@@ -68,9 +71,14 @@ class EdgeSpec(Part):
         "KL in nats per token.",
     )
     min_retention: Fraction = Field(
-        0.8,
-        description="Least specific retention of a bridge, by its audit: the share of the text's "
-        "gain that it keeps of this message alone. Below it the edge goes by text.",
+        MIN_RETENTION,
+        description="Least share of a message that a bridge keeps, by its audit's lower bound. "
+        "Its sharer must add something too. Below it the edge goes by text. 0 asks for neither.",
+    )
+    max_loss: Fraction = Field(
+        MAX_LOSS,
+        description="Most of the task's score (0 to 1) that a bridge may lose against text, by the "
+        "lower bound of its audit. Above it the edge goes by text. 1 asks for nothing.",
     )
     fuse: Flag = Field(
         False, description="The receiver reads the message too, and a bridge enriches its cache."

@@ -6,11 +6,15 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from unspoken.agents.models.base import AgentModel
+from unspoken.channels.bridges.bounds import AuditBounds
 from unspoken.channels.errors import IdentityMismatch
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel
+
+SHOWN = AuditBounds(message_kept=0.95, sharer_adds=0.1, task_difference=-0.01, fuse_adds=0.05)
+"""What the audit of a good bridge shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class FakeBridge:
 
     Attributes:
         sharer, receiver: The two models.
-        retention_lower_bound: What it claims that its audit showed; None for no audit.
+        bounds: What it claims that its audit showed; None for no audit.
         native_layers: Layers of the receiver that it claims to run itself.
         needs_full_state: Whether it reads all rows of the sharer's sliding layers.
         fuses: Whether it can enrich the receiver's own rows.
@@ -46,7 +50,7 @@ class FakeBridge:
 
     sharer: AgentModel
     receiver: AgentModel
-    retention_lower_bound: float | None = 0.9
+    bounds: AuditBounds | None = SHOWN
     native_layers: int = 0
     needs_full_state: bool = True
     fuses: bool = True

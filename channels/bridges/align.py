@@ -1,9 +1,12 @@
-"""Which sharer token stands for which receiver token of the same text."""
+"""Which sharer token stands for which receiver token of the same text, and where both stand."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+from unspoken.channels.base import Arrival, Span, TextSpan
 from unspoken.channels.errors import StateError
+from unspoken.channels.message import Message
 
 
 def align(sharer_ends: Sequence[int], receiver_ends: Sequence[int]) -> tuple[int, ...]:
@@ -34,3 +37,47 @@ def align(sharer_ends: Sequence[int], receiver_ends: Sequence[int]) -> tuple[int
 def _reader_of(end: int, sharer_ends: Sequence[int]) -> int:
     first = min(bisect_left(sharer_ends, end), len(sharer_ends) - 1)
     return bisect_right(sharer_ends, sharer_ends[first]) - 1
+
+
+class Run(NamedTuple):
+    """Neighbouring tokens of a message: the first one's position, and where the sharer has them."""
+
+    at: int
+    rows: tuple[int, ...]
+
+    @property
+    def stop(self) -> int:
+        """Position after the last."""
+        return self.at + len(self.rows)
+
+
+def aligned(arrival: Arrival) -> list[Run]:
+    """The runs of a message's tokens in a receiver's context, ascending.
+
+    Raises:
+        StateError: A segment of the message has no character ends, and tokenizers differ.
+    """
+    runs = [run for span in arrival.spans for run in _same_tokens(arrival.message, span)]
+    runs += [Run(span.at, _same_text(arrival.message, span)) for span in arrival.texts]
+    return sorted(run for run in runs if run.rows)
+
+
+def _same_tokens(message: Message, span: Span) -> Iterator[Run]:
+    """The words of a span alone: its turn's wrapper is the receiver's own."""
+    for segment in message.segments:
+        start, stop = (segment.position + end for end in segment.content)
+        rows = range(max(start, span.source), min(stop, span.source + span.length))
+        yield Run(span.at + rows.start - span.source, tuple(rows))
+
+
+def _same_text(message: Message, span: TextSpan) -> tuple[int, ...]:
+    segment = message.segments[span.segment]
+    if len(segment.ends) != len(segment.words):
+        raise StateError(
+            f"the message of {message.sharer!r} has {len(segment.words)} tokens and "
+            f"{len(segment.ends)} character ends",
+            expected="a character end for every token",
+            fix="publish it with its codec, or use a text channel",
+        )
+    first = segment.position + segment.content[0]
+    return tuple(first + index for index in align(segment.ends, span.ends))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unspoken.channels.bridges.bounds import AuditBounds
 from unspoken.channels.bridges.features import bare_rows
 from unspoken.channels.bridges.folder import read
 from unspoken.channels.bridges.fuser import (
@@ -122,10 +123,10 @@ class Bridge:
         return self.fuser is not None
 
     @property
-    def retention_lower_bound(self) -> float | None:
-        """What an edge's `min_retention` is compared with; None without an audit to believe."""
+    def bounds(self) -> AuditBounds | None:
+        """What an edge is held to; None without an audit to believe."""
         audit = self.manifest.audit
-        return None if audit is None or self.measure_here else audit.retention_lower_bound
+        return None if audit is None or self.measure_here else audit.bounds
 
     def describe(self) -> str:
         """Its size and what it keeps, in a few words."""
@@ -134,13 +135,11 @@ class Bridge:
             said.append(f"{self.native_layers} native layers")
         said.append(f"{self.manifest.tensors.bytes / 1e6:.0f} MB")
         audit = self.manifest.audit
-        retention = audit.figure("retention") if audit else None
-        if audit and retention is not None:
-            specific = audit.figure("specific_retention")
-            beside = f" ({specific:.2f} specific)" if specific else ""
-            said.append(f"retention {retention:.2f}{beside}")
+        kept = audit.figure("message_kept") if audit else None
+        if kept is not None:
+            said.append(f"keeps {kept:.2f} of a message")
         if self.trusted or self.measure_here:
-            said.append("measured elsewhere" if retention is not None else "made elsewhere")
+            said.append("measured elsewhere" if audit is not None else "made elsewhere")
         return ", ".join(said)
 
     def check(self, sharer: CausalModel, receiver: CausalModel) -> None:

@@ -97,7 +97,7 @@ def _audit(audit: Audit | None) -> str:
         return "Not measured yet: `unspoken bridge audit` does."
     files = ", ".join(f"{file.name} ({file.rows} rows)" for file in audit.files)
     where = f"Measured on {audit.date.isoformat()}" + (f" on {files}." if files else ".")
-    figures = {"lowest 95 % lower bound": audit.retention_lower_bound, **audit.summary}
+    figures = audit.summary
     shown = ((name, _shown(value)) for name, value in figures.items())
     columns = distinct(key for row in audit.rows for key in row)
     rows = (tuple(_shown(row.get(key)) for key in columns) for row in audit.rows[:MOST_ROWS])

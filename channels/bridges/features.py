@@ -55,6 +55,8 @@ def bare_rows(
         if rope is not None:
             keys = turns[rope](keys)
         parts += [keys.transpose(0, 1).flatten(1), values.transpose(0, 1).flatten(1)]
+    if not parts:  # a bridge of embeddings alone reads no layer
+        return torch.zeros(len(positions), 0, device=here)
     return torch.cat(parts, dim=1)
 
 

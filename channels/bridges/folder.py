@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unspoken.channels.bridges.card import card
-from unspoken.channels.bridges.manifest import AGAIN, TENSORS, BridgeManifest, TensorFile
+from unspoken.channels.bridges.manifest import (
+    AGAIN,
+    EMBEDDINGS,
+    TENSORS,
+    BridgeManifest,
+    EmbeddingsFile,
+    TensorFile,
+)
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.storage.atomic_folder import steady
 from unspoken.channels.storage.entry_kind import EntryKind, few
@@ -24,6 +31,7 @@ __all__ = [
     "check",
     "copy",
     "read",
+    "read_embeddings",
     "read_manifest",
     "remove",
     "verify",
@@ -39,14 +47,17 @@ BRIDGE = EntryKind(
     making="making this bridge",
     files=FILES,
     marks=(MANIFEST, TENSORS),
-    beside=(".cache", ".DS_Store", ".gitattributes"),  # what the Hub and macOS add
+    beside=(EMBEDDINGS, ".cache", ".DS_Store", ".gitattributes"),  # what the Hub and macOS add
     error=BridgeError,
     again=AGAIN,
 )
 
 
 def write(
-    folder: Path, manifest: BridgeManifest, tensors: "Mapping[str, Tensor]"
+    folder: Path,
+    manifest: BridgeManifest,
+    tensors: "Mapping[str, Tensor]",
+    embeddings: "Mapping[str, Tensor] | None" = None,
 ) -> BridgeManifest:
     """Write a bridge into `folder`, in place of the one that is there.
 
@@ -54,6 +65,7 @@ def write(
         folder: Where; its parents are made.
         manifest: What the bridge is; its ``tensors`` and ``digest`` are filled in here.
         tensors: Its weights by name, of any shape, on any device.
+        embeddings: Weights of the bridge of embeddings alone, where the manifest has one.
 
     Returns:
         The manifest as written.
@@ -64,10 +76,14 @@ def write(
     """
     _require_sound(tensors)
     with BRIDGE.staged(folder) as made:
-        _save(tensors, made / TENSORS)
-        size, digest = (made / TENSORS).stat().st_size, digest_blake3(made / TENSORS)
-        weights = TensorFile(blake3=digest, bytes=size)
-        filled = manifest.model_copy(update={"tensors": weights}).sealed()
+        digest, size = _save(tensors, made / TENSORS)
+        update: dict[str, Any] = {"tensors": TensorFile(blake3=digest, bytes=size)}
+        update["embeddings"] = None
+        if manifest.embeddings is not None and embeddings is not None:
+            digest, size = _save(embeddings, made / EMBEDDINGS)
+            file = EmbeddingsFile(blake3=digest, bytes=size)
+            update["embeddings"] = manifest.embeddings.model_copy(update={"tensors": file})
+        filled = manifest.model_copy(update=update).sealed()
         (made / MANIFEST).write_text(filled.to_json(), encoding="utf-8")
         (made / CARD).write_text(card(filled), encoding="utf-8")
     return filled
@@ -82,6 +98,29 @@ def read(folder: Path) -> "tuple[BridgeManifest, dict[str, Tensor]]":
         BridgeError: Missing, broken, or with files that are not a bridge's.
     """
     return steady(folder, _read)
+
+
+def read_embeddings(folder: Path) -> "dict[str, Tensor] | None":
+    """Weights of the bridge of embeddings alone, by name, on the CPU; None where there is none.
+
+    Raises:
+        BridgeError: The file is missing, or another than the manifest says.
+    """
+
+    def once(place: Path) -> "dict[str, Tensor] | None":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        manifest = _check(place, alone=True, links=False)
+        if manifest.embeddings is None:
+            return None
+        _require_digest(place / EMBEDDINGS, manifest.embeddings.tensors.blake3)
+        try:
+            return dict(load_file(place / EMBEDDINGS))
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise BridgeError(f"{place / EMBEDDINGS} cannot be read: {error}", fix=AGAIN) from error
+
+    return steady(folder, once)
 
 
 def verify(folder: Path) -> BridgeManifest:
@@ -128,7 +167,7 @@ def copy(source: Path, folder: Path, *, links: bool = False) -> BridgeManifest:
         with _opened(found, alone=False, links=links):
             pass
         with BRIDGE.staged(folder) as made:
-            for name in FILES:
+            for name in _files_of(read_manifest(found)):
                 shutil.copyfile(found / name, made / name)
             return _verify(made)
 
@@ -156,10 +195,8 @@ def _require_sound(tensors: "Mapping[str, Tensor]") -> None:
             )
 
 
-def _save(tensors: "Mapping[str, Tensor]", file: Path) -> None:
-    """Write tensors in the order of their names; those that share memory are written each on its
-    own.
-    """
+def _save(tensors: "Mapping[str, Tensor]", file: Path) -> tuple[str, int]:
+    """Write tensors in the order of their names, each on its own; the file's digest and size."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -173,6 +210,7 @@ def _save(tensors: "Mapping[str, Tensor]", file: Path) -> None:
         save_file(plain, file, metadata={"format": "pt"})
     except SafetensorError as error:  # what it makes of a full disk
         raise OSError(str(error)) from error
+    return digest_blake3(file), file.stat().st_size
 
 
 def _read(folder: Path) -> "tuple[BridgeManifest, dict[str, Tensor]]":
@@ -183,7 +221,8 @@ def _read(folder: Path) -> "tuple[BridgeManifest, dict[str, Tensor]]":
 
 def _verify(folder: Path) -> BridgeManifest:
     with _opened(folder, alone=True) as (manifest, _):
-        pass
+        if manifest.embeddings is not None:
+            _require_digest(folder / EMBEDDINGS, manifest.embeddings.tensors.blake3)
     return manifest
 
 
@@ -198,13 +237,7 @@ def _opened(
     try:
         before = _stamp(file)
         with safe_open(file, framework="pt", device="cpu") as tensors:
-            found = digest_blake3(file)
-            if found != manifest.tensors.blake3:
-                raise BridgeError(
-                    f"{file} has the digest {found[:16]}",
-                    expected=f"{manifest.tensors.blake3[:16]}, as {MANIFEST} says",
-                    fix=AGAIN,
-                )
+            _require_digest(file, manifest.tensors.blake3)
             yield manifest, tensors
         if _stamp(file) != before:  # torch opens the file once more, by its name
             raise BridgeError(
@@ -226,36 +259,58 @@ def _stamp(file: Path) -> tuple[int, int, int]:
 
 def _check(folder: Path, *, alone: bool, links: bool) -> BridgeManifest:
     """Check names, manifest and size; with `alone`, refuse files that are not a bridge's."""
-    _require_files(folder, alone=alone)
+    _require_files(folder, FILES, alone=alone, perhaps=EMBEDDINGS)
     if not links:
         _refuse_links(folder)
-    manifest, file = _manifest(folder), folder / TENSORS
+    manifest = _manifest(folder)
+    _require_files(folder, _files_of(manifest), alone=alone)
+    _require_size(folder / TENSORS, manifest.tensors.bytes)
+    if manifest.embeddings is not None:
+        _require_size(folder / EMBEDDINGS, manifest.embeddings.tensors.bytes)
+    return manifest
+
+
+def _files_of(manifest: BridgeManifest) -> tuple[str, ...]:
+    """Names of a bridge's files."""
+    return FILES if manifest.embeddings is None else (*FILES, EMBEDDINGS)
+
+
+def _require_size(file: Path, wanted: int) -> None:
     try:
         size = file.stat().st_size
     except OSError as error:
         raise BridgeError(f"{file} cannot be read: {error}", fix=AGAIN) from error
-    if size != manifest.tensors.bytes:
+    if size != wanted:
         raise BridgeError(
             f"{file} has {size:,} bytes",
-            expected=f"{manifest.tensors.bytes:,} bytes, as {MANIFEST} says",
+            expected=f"{wanted:,} bytes, as {MANIFEST} says",
             fix=AGAIN,
         )
-    return manifest
 
 
-def _require_files(folder: Path, *, alone: bool) -> None:
+def _require_digest(file: Path, wanted: str) -> None:
+    found = digest_blake3(file)
+    if found != wanted:
+        raise BridgeError(
+            f"{file} has the digest {found[:16]}",
+            expected=f"{wanted[:16]}, as {MANIFEST} says",
+            fix=AGAIN,
+        )
+
+
+def _require_files(folder: Path, files: tuple[str, ...], *, alone: bool, perhaps: str = "") -> None:
     try:
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     except OSError as error:
         raise BRIDGE.missing(folder) from error
-    if missing := sorted(set(FILES) - names):
+    if missing := sorted(set(files) - names):
         raise BridgeError(
-            f"the bridge {folder} lacks {few(missing)}", expected=few(FILES), fix=AGAIN
+            f"the bridge {folder} lacks {few(missing)}", expected=few(files), fix=AGAIN
         )
-    if alone and (extra := sorted(names - set(FILES))):
+    if alone and (extra := sorted(names - {*files, perhaps})):
         raise BridgeError(
             f"the bridge {folder} holds {few(extra)} too",
-            expected=f"{few(FILES)} alone",
+            expected=f"{few(files)} alone",
             fix=f"move {few(extra)} out of the folder",
         )
 

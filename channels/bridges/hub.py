@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unspoken.channels.bridges.folder import FILES
+from unspoken.channels.bridges.manifest import EMBEDDINGS
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.storage.side import running_version
 
@@ -32,7 +33,7 @@ def download(repo: str, revision: str | None) -> Path:
             snapshot_download(
                 repo,
                 revision=revision,
-                allow_patterns=list(FILES),
+                allow_patterns=[*FILES, EMBEDDINGS],
                 library_name="unspoken",
                 library_version=running_version(),
             )
@@ -60,7 +61,7 @@ def upload(folder: Path, repo: str, *, private: bool | None, message: str) -> st
             repo_id=address.repo_id,
             folder_path=folder,
             commit_message=message,
-            allow_patterns=list(FILES),
+            allow_patterns=[*FILES, EMBEDDINGS],
         )
         return str(address)
 

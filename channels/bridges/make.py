@@ -14,8 +14,10 @@ import torch
 
 from unspoken.channels.bridges.audit.audit import audit
 from unspoken.channels.bridges.audit.fuse_audit import with_fuse
+from unspoken.channels.bridges.audit.plan import AuditPlan
 from unspoken.channels.bridges.audit.rows import AuditRows
 from unspoken.channels.bridges.bridge import Bridge, tensors_of
+from unspoken.channels.bridges.embeddings import Alone, fit_beside, projector_of_alone
 from unspoken.channels.bridges.estimate import FEW, End, calibrate, estimate
 from unspoken.channels.bridges.fit.checkpoint import forget, peak_memory_gb
 from unspoken.channels.bridges.fit.fuse_training import FuserFit
@@ -24,15 +26,16 @@ from unspoken.channels.bridges.fit.loop import Fitted, Models, check_pair
 from unspoken.channels.bridges.fit.progress import FitProgress
 from unspoken.channels.bridges.fit.settings import FuseSettings
 from unspoken.channels.bridges.fit.training import ProjectorFit
-from unspoken.channels.bridges.folder import BRIDGE, MANIFEST, check, read, read_manifest, write
+from unspoken.channels.bridges.folder import read, read_embeddings, read_manifest, write
 from unspoken.channels.bridges.fuser import Fuser, fuse_tensors, fuser_of, load_fuser
 from unspoken.channels.bridges.manifest import Audit, BridgeManifest, FitData
 from unspoken.channels.bridges.plan import DEFAULT, FitPlan
 from unspoken.channels.bridges.projector import Projector
+from unspoken.channels.bridges.standing import check_place, is_ours, standing_bridge
 from unspoken.channels.bridges.store import BridgeStore
-from unspoken.channels.bridges.trust import measured_here, record
+from unspoken.channels.bridges.trust import record
 from unspoken.channels.data.text import Corpus, load_corpus
-from unspoken.channels.errors import BridgeError, InputError
+from unspoken.channels.errors import InputError
 from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.model import Hold, Report, TextModel
 from unspoken.channels.model_size import size_of
@@ -98,46 +101,6 @@ def work_folder(store: BridgeStore, sharer: ModelIdentity, receiver: ModelIdenti
     return store.root / ".fits" / pair_digest(sharer, receiver)
 
 
-def check_place(folder: Path, sharer: ModelIdentity, receiver: ModelIdentity) -> None:
-    """Refuse, before anything is fitted, a folder that the pair's bridge cannot go to.
-
-    Raises:
-        BridgeError: It holds another pair's bridge, or other things.
-    """
-    BRIDGE.require_ours(folder)
-    if not (folder / MANIFEST).exists():
-        return
-    theirs = read_manifest(folder)
-    if theirs.pair != pair_digest(sharer, receiver):
-        raise BridgeError(
-            f"{folder} holds the bridge {theirs.sharer.ref} -> {theirs.receiver.ref}",
-            expected="a new folder, or one with a bridge of the pair that is fitted",
-            fix="name another folder",
-        )
-
-
-def _standing(
-    store: BridgeStore, plan: FitPlan, sharer: ModelIdentity, receiver: ModelIdentity
-) -> Path | None:
-    """The pair's bridge where the new one would go; a broken one is none where it is refitted."""
-    try:
-        if plan.out is None:
-            return store.find(sharer, receiver)
-        if not (plan.out / MANIFEST).exists():
-            return None
-        check(plan.out)
-        return plan.out
-    except BridgeError:
-        if plan.refit:
-            return None
-        raise
-
-
-def _is_ours(standing: Path | None) -> bool:
-    """Whether what a new bridge takes over from the one that stands was made here too."""
-    return standing is None or measured_here(read_manifest(standing))
-
-
 def _end(model: TextModel, dtype: torch.dtype) -> End | None:
     """A model as estimates take it; None of one that does not show its size."""
     size = size_of(model)
@@ -158,16 +121,16 @@ class _Job:
 
     def run(self, store: BridgeStore, watch: Callable[[FitProgress], None]) -> Path:
         """The bridge's folder, in which it is by then."""
-        standing = _standing(store, self.plan, self.sharer.identity, self.receiver.identity)
+        standing = standing_bridge(store, self.plan, self.sharer.identity, self.receiver.identity)
         if standing is None or self.plan.refit:
-            ours = self.plan.fuse is not None or _is_ours(standing)
-            manifest, tensors = self.make(standing, watch)
+            ours = self.plan.fuse is not None or is_ours(standing)
+            manifest, tensors, alone = self.make(standing, watch)
             self.report("saving", 0.0)
             if self.plan.out is None:
-                folder = store.save(manifest, tensors)
+                folder = store.save(manifest, tensors, alone)
             else:
                 folder = self.plan.out
-                write(folder, manifest, tensors)
+                write(folder, manifest, tensors, alone)
             if ours:
                 record(read_manifest(folder))
             shutil.rmtree(self.work, ignore_errors=True)
@@ -175,10 +138,10 @@ class _Job:
         if self.plan.fuse is None or "fuse" in read_manifest(standing).config:
             self.report(f"there already: {standing}", 1.0)
             return standing
-        ours = _is_ours(standing)
+        ours = is_ours(standing)
         manifest, tensors = self.add_fuser(standing, self.plan.fuse)
         self.report("saving", 0.0)
-        written = write(standing, manifest, tensors)
+        written = write(standing, manifest, tensors, read_embeddings(standing))
         if ours:
             record(written)
         forget(self.work, "fuse")  # what a killed refit of the projector left stays
@@ -186,23 +149,54 @@ class _Job:
 
     def make(
         self, standing: Path | None, watch: Callable[[FitProgress], None]
-    ) -> "tuple[BridgeManifest, dict[str, Tensor]]":
-        """A new bridge, audited where the plan says so; one that stands may lend its fuser."""
+    ) -> "tuple[BridgeManifest, dict[str, Tensor], dict[str, Tensor] | None]":
+        """A new bridge, audited where the plan says so; one that stands may lend its fuser.
+
+        The last is the weights of the bridge of embeddings alone.
+        """
         began, plan = monotonic(), self.plan
         peak = peak_gigabytes(plan.settings, self.sharer, self.receiver)
         self.report(f"at most {peak:.1f} GB for the closed form", 0.0)
         self.warn_of_few_steps()
+        if self.judged:
+            self.report("two fits: the bridge, then one of embeddings alone to judge it by", 0.0)
         corpus = self._corpus()
-        rows = plan.audit.rows(corpus) if plan.audit else None
+        rows = self._rows(plan.audit, corpus) if plan.audit else None
         if rows is not None:  # here, so that bad rows fail now and not after the fit
             rows.check(self.receiver)
         fitted, fused = self._fit(corpus, standing, watch)
         tensors = tensors_of(fitted.module, DTYPE, fused.module if fused else None)
         manifest = self._describe(corpus, fitted, fused, tensors)
-        measured = self._audit(manifest, tensors, rows, corpus)
+        alone = self._fit_alone(corpus, fitted) if self.judged else None
+        measured = self._audit(manifest, tensors, rows, corpus, alone)
         minutes = {"minutes_with_audit": round((monotonic() - began) / 60, 2)}
-        last = {"audit": measured, "fit": {**manifest.fit, **minutes}}  # known only now
-        return manifest.model_copy(update=last), tensors
+        last: dict[str, object] = {"audit": measured}  # known only now, as the minutes are
+        last["fit"] = {**manifest.fit, **minutes}
+        if alone is None:
+            return manifest.model_copy(update=last), tensors, None
+        last["embeddings"] = alone.manifest
+        return manifest.model_copy(update=last), tensors, alone.tensors
+
+    @property
+    def judged(self) -> bool:
+        """Whether a bridge of embeddings alone is fitted too."""
+        return self.plan.audit is not None and self.plan.embeddings
+
+    def _fit_alone(self, corpus: Corpus, fitted: Fitted[Projector]) -> Alone:
+        """A bridge of embeddings alone, as large and as long trained as the bridge."""
+
+        def on_progress(progress: FitProgress) -> None:
+            self.report(f"embeddings alone: {progress.stage}", progress.fraction)
+
+        return fit_beside(
+            fitted,
+            (self.sharer, self.receiver),
+            corpus,
+            self.plan.settings,
+            report=on_progress,
+            work=self.work,
+            train_models=self._train_models(),
+        )
 
     def warn_of_few_steps(self) -> None:
         """Say, before a fit that a clock ends, where its minutes buy too few steps here."""
@@ -233,7 +227,7 @@ class _Job:
         measured = manifest.audit
         if self.plan.audit is not None and measured is not None:
             ends = self.sharer.geometry, self.receiver.geometry
-            fuser, rows = fuser_of(config, added, *ends), self.plan.audit.rows(corpus)
+            fuser, rows = fuser_of(config, added, *ends), self._rows(self.plan.audit, corpus)
             measured = with_fuse(
                 measured, fuser, self.sharer, self.receiver, rows, self._report_audit
             )
@@ -242,6 +236,10 @@ class _Job:
 
     def _corpus(self) -> Corpus:
         return load_corpus(self.plan.sources, seed=self.plan.settings.seed)
+
+    def _rows(self, audit: AuditPlan, corpus: Corpus) -> AuditRows:
+        """What is measured on, none of it in the corpus."""
+        return audit.rows(corpus, fitted=True, fit_seed=self.plan.settings.seed)
 
     def _train_models(self) -> Models | None:
         """Both models in the dtype to train in, where that is another than their own."""
@@ -329,6 +327,7 @@ class _Job:
         tensors: "dict[str, Tensor]",
         rows: AuditRows | None,
         corpus: Corpus,
+        alone: Alone | None,
     ) -> Audit | None:
         """What the bridge does as it will be read back from the disk."""
         if rows is None or self.plan.audit is None:
@@ -341,6 +340,7 @@ class _Job:
             corpus=corpus,
             report=self._report_audit,
             settings=self.plan.audit.settings,
+            alone=None if alone is None else projector_of_alone(manifest, alone),
         )
 
     def _report_audit(self, stage: str, fraction: float) -> None:

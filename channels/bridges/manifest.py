@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, Self
 from blake3 import blake3
 from pydantic import AliasChoices, Field, ValidationError
 
+from unspoken.channels.bridges.bounds import AuditBounds, bounds_of
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.storage.side import (
     AuditFile,
@@ -20,10 +21,12 @@ from unspoken.channels.storage.strict_json import parse_json
 
 __all__ = [
     "AGAIN",
+    "EMBEDDINGS",
     "FORMAT",
     "TENSORS",
     "Audit",
     "BridgeManifest",
+    "EmbeddingsBridge",
     "Figures",
     "FitData",
     "ModelDescription",
@@ -34,6 +37,7 @@ FORMAT: Final = 1
 
 
 TENSORS: Final = "bridge.safetensors"
+EMBEDDINGS: Final = "embeddings.safetensors"
 
 
 AGAIN = (
@@ -75,8 +79,8 @@ class Audit(Part):
         files: What was read.
         rows: The table, a mapping from column to value per row.
         summary: The figures that matter, by name.
-        retention_lower_bound: The lowest 95 % lower bound of specific retention, which an edge's
-            ``min_retention`` is compared with; ``earned`` in JSON.
+        retention_lower_bound: The lowest 95 % lower bound of specific retention inside the
+            message's own turn; ``earned`` in JSON. No edge is held to it: see `bounds`.
     """
 
     date: dt.date
@@ -90,6 +94,11 @@ class Audit(Part):
         validation_alias=AliasChoices("earned", "retention_lower_bound"),
         serialization_alias="earned",
     )
+
+    @property
+    def bounds(self) -> AuditBounds:
+        """What it shows for certain; audits of older versions show nothing of a task."""
+        return bounds_of(self.figure)
 
     def figure(self, name: str) -> float | None:
         """A number of the summary, measured on files or, failing that, on the built-in data."""
@@ -114,6 +123,30 @@ class TensorFile(Part):
     bytes: int = Field(default=0, ge=0)
 
 
+class EmbeddingsFile(Part):
+    """The file with the weights of the bridge of embeddings alone; see `TensorFile`."""
+
+    file: Literal["embeddings.safetensors"] = EMBEDDINGS
+    blake3: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+    bytes: int = Field(default=0, ge=0)
+
+
+class EmbeddingsBridge(Part):
+    """A bridge of equal size and training that gets the receiver's embeddings alone.
+
+    It serves audits: what the bridge does better, its sharer adds.
+
+    Attributes:
+        config: Hyperparameters of its projector.
+        fit: Figures of its fit.
+        tensors: The file with its weights.
+    """
+
+    config: dict[str, Any]
+    fit: Figures
+    tensors: EmbeddingsFile = Field(default_factory=EmbeddingsFile)
+
+
 class BridgeManifest(Part):
     """``bridge.json``.
 
@@ -129,6 +162,7 @@ class BridgeManifest(Part):
         fit: Figures of the fit; ``command``, if there, is the command that made it.
         audit: How good it is; None before it was measured.
         tensors: The file with its weights.
+        embeddings: What its sharer is judged against; None where it was not fitted.
         digest: BLAKE3 of all the rest, in hex; empty until it is written, and in files of versions
             that had none.
     """
@@ -144,6 +178,7 @@ class BridgeManifest(Part):
     fit: Figures
     audit: Audit | None
     tensors: TensorFile
+    embeddings: EmbeddingsBridge | None = None
     digest: str = Field(default="", pattern="^([0-9a-f]{64})?$")
 
     @classmethod

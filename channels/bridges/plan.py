@@ -23,6 +23,8 @@ class FitPlan:
             own. The closed form and the audit use the models as they are.
         command: The command to record.
         fuse: Fit the module of fuse mode too; None for no such module.
+        embeddings: Whether the bridge of embeddings alone is fitted too, which an audit needs to
+            say what the sharer adds. It takes as long again.
     """
 
     sources: tuple[str, ...] = ("builtin",)
@@ -33,6 +35,7 @@ class FitPlan:
     train_dtype: torch.dtype | None = None
     command: str = ""
     fuse: FuseSettings | None = None
+    embeddings: bool = True
 
 
 DEFAULT = FitPlan()

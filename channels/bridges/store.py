@@ -64,14 +64,19 @@ class BridgeStore(PairStore[BridgeManifest]):
         """
         return self.locate(sharer, receiver)
 
-    def save(self, manifest: BridgeManifest, tensors: "Mapping[str, Tensor]") -> Path:
+    def save(
+        self,
+        manifest: BridgeManifest,
+        tensors: "Mapping[str, Tensor]",
+        embeddings: "Mapping[str, Tensor] | None" = None,
+    ) -> Path:
         """Keep a bridge, in place of the pair's former one. Gives its folder.
 
         Raises:
             BridgeError: As `write`.
         """
         with self.place(manifest) as folder:
-            write(folder, manifest, tensors)
+            write(folder, manifest, tensors, embeddings)
         return folder
 
     def push(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from unspoken.channels.data.cloze import Question, cloze
 from unspoken.channels.data.recall import recall_question, recall_records, render_recall
 from unspoken.channels.data.values import invent, value_names
-from unspoken.channels.data.wording import Fact, Kind, kinds, phrases
+from unspoken.channels.data.wording import Fact, Kind, kinds, phrases, unseen_kinds
 
 __all__ = [
     "FactPassage",
@@ -19,6 +19,7 @@ __all__ = [
     "recall_question",
     "recall_records",
     "render_recall",
+    "unseen_passages",
 ]
 
 FEWEST_WORDS, MOST_WORDS = 60, 250
@@ -45,6 +46,13 @@ def fact_passages(seed: int = 0) -> Iterator[FactPassage]:
     rng = random.Random(seed)
     while True:
         yield fact_passage(rng)
+
+
+def unseen_passages(seed: int = 0) -> Iterator[FactPassage]:
+    """Passages without end of kinds that no bridge is fitted on."""
+    rng = random.Random(seed)
+    while True:
+        yield fact_passage(rng, rng.choice(unseen_kinds()))
 
 
 def fact_passage(rng: random.Random, kind: Kind | None = None) -> FactPassage:

@@ -5,10 +5,11 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from unspoken.channels.data.passages import fact_passages
+from unspoken.channels.data.passages import fact_passages, unseen_passages
 from unspoken.channels.data.recall import recall_records
 from unspoken.channels.data.sources import json_kind, json_objects
 from unspoken.channels.data.trivia import common_question, kept_back
@@ -30,6 +31,7 @@ __all__ = [
     "read_qa",
     "read_recall",
     "sample",
+    "unseen_contexts",
 ]
 
 
@@ -120,6 +122,16 @@ def builtin_qa(n: int, seed: int = 0) -> list[QaRow]:
         asked = rng.choice(passage.questions)
         rows.append(QaRow(passage.text, asked.question, (asked.answer,)))
     return rows
+
+
+def unseen_contexts(n: int, seed: int = 0) -> list[QaRow]:
+    """All questions about `n` synthetic passages of kinds that no bridge is fitted on."""
+    passages = islice(unseen_passages(seed), n)
+    return [
+        QaRow(passage.text, asked.question, (asked.answer,))
+        for passage in passages
+        for asked in passage.questions
+    ]
 
 
 def builtin_recall(n: int, seed: int = 0) -> list[RecallRow]:

@@ -98,6 +98,12 @@ def kinds() -> tuple[Kind, ...]:
 
 
 @cache
+def unseen_kinds() -> tuple[Kind, ...]:
+    """Kinds of passages that no fit draws: only audits ask about them."""
+    return _read("unseen", tuple[Kind, ...])
+
+
+@cache
 def phrases() -> Phrases:
     """The phrases that all kinds share."""
     return _read("phrases", Phrases)

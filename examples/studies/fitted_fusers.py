@@ -12,8 +12,9 @@ from unspoken.channels.bridges.fit.progress import FitProgress
 from unspoken.channels.bridges.fit.settings import FuseSettings
 from unspoken.channels.bridges.folder import MANIFEST, write
 from unspoken.channels.bridges.fuser import Fuser, fuse_tensors, load_fuser
-from unspoken.channels.bridges.make import check_place, work_folder
+from unspoken.channels.bridges.make import work_folder
 from unspoken.channels.bridges.manifest import BridgeManifest, FitData
+from unspoken.channels.bridges.standing import check_place
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.data.text import load_corpus
 from unspoken.channels.errors import BridgeError

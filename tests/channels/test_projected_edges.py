@@ -10,6 +10,7 @@ from flows import DOCUMENT, QUESTION, Models, reader_solver, sound
 from unspoken.agents import Agent, LocalModel, Workflow
 from unspoken.agents.testing import FakeBridge
 from unspoken.channels import ProjectedCacheChannel, TextChannel
+from unspoken.channels.bridges.bounds import AuditBounds
 from unspoken.channels.errors import AgentError, IdentityMismatch, InputError, WorkflowError
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -31,7 +32,7 @@ def test_a_run_over_a_bridge_writes_what_text_writes(
     """A bridge given in Python is planned and taken, from reader to solver."""
     flow = projected(models, theirs, ours)
     (plan,) = flow.plan().edges
-    assert (plan.channel, plan.mode, plan.retention) == ("projected_cache", "projected", 0.9)
+    assert (plan.channel, plan.mode, plan.retention) == ("projected_cache", "projected", 0.95)
     result = flow.run(**GIVEN)
     words = reader_solver(models[theirs], models[ours], "text").run(**GIVEN)
     assert result.outputs == words.outputs
@@ -121,7 +122,9 @@ def test_a_fit_that_keeps_too_little_goes_by_text(models: Models, monkeypatch: A
     monkeypatch.setattr("unspoken.agents.bridge_cache._stored", lambda *given: None)
     monkeypatch.setattr(
         "unspoken.agents.bridge_cache._fit",
-        lambda sharer, receiver, progress: FakeBridge(sharer, receiver, 0.3),
+        lambda sharer, receiver, progress: FakeBridge(
+            sharer, receiver, AuditBounds(message_kept=0.3)
+        ),
     )
     reader = Agent("reader", models["one"], prompt="{{ inputs.document }}", generate=None)
     solver = Agent("solver", models["two"], prompt="So?", generate={"max_new_tokens": 4})

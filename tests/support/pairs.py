@@ -21,7 +21,7 @@ AUDIT = AuditPlan(
     questions=2,
     records=2,
     choices=4,
-    settings=AuditSettings(tokens=400, sizes=(32,), repeats=1, answered=1, written=3),
+    settings=AuditSettings(task=(), tokens=400, sizes=(32,), repeats=1, answered=1, written=3),
 )
 
 
@@ -72,4 +72,6 @@ def plan(source: str, audit: AuditPlan | None = AUDIT, **settings: Any) -> FitPl
         "every": 1e9,
         "patience": 100,
     }
-    return FitPlan(sources=(source,), settings=FitSettings(**(small | settings)), audit=audit)
+    return FitPlan(
+        sources=(source,), settings=FitSettings(**(small | settings)), audit=audit, embeddings=False
+    )

@@ -13,16 +13,20 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from unspoken.channels.bridges.audit.answers import greedy, losses_of
+from unspoken.channels.bridges.audit.contexts import TaskRows, task_contexts
 from unspoken.channels.bridges.audit.controls import BRIDGE, MISMATCHED, Controls, conditions_of
 from unspoken.channels.bridges.audit.fuse_audit import with_fuse
 from unspoken.channels.bridges.audit.plan import AuditSettings
 from unspoken.channels.bridges.audit.rows import AuditRows
 from unspoken.channels.bridges.audit.tables import NONE, TEXT, Row, figures, mean, table
+from unspoken.channels.bridges.audit.task import Task
 from unspoken.channels.bridges.audit.timing import OWN, scene, timings
 from unspoken.channels.bridges.audit.trial import Condition, Trial, Trials, assess
+from unspoken.channels.bridges.audit.worth import task_summary, task_table
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.features import width
 from unspoken.channels.bridges.manifest import Audit, Figures
+from unspoken.channels.bridges.projector import Projector
 from unspoken.channels.data.text import Corpus
 from unspoken.channels.errors import InputError
 from unspoken.channels.kv.state import KVState
@@ -43,6 +47,7 @@ def audit(
     corpus: Corpus,
     report: Report = lambda stage, fraction: None,
     settings: AuditSettings | None = None,
+    alone: Projector | None = None,
 ) -> Audit:
     """Measure a bridge; one with fuse mode on questions with options too, see `with_fuse`.
 
@@ -54,6 +59,7 @@ def audit(
         corpus: Plain text that the refitted maps are solved from, best the bridge's own.
         report: Called with a stage and how much of it is done.
         settings: How much to measure.
+        alone: A bridge of equal size and training that gets the receiver's embeddings alone.
 
     Raises:
         IdentityMismatch: Other models than the bridge's.
@@ -67,13 +73,14 @@ def audit(
             fix="leave the questions with options out",
         )
     settings = settings or AuditSettings()
-    table, summary = _Audit(
-        bridge=bridge, sharer=sharer, receiver=receiver, settings=settings, report=report
-    ).all(rows, corpus)
+    this = _Audit(bridge=bridge, sharer=sharer, receiver=receiver, settings=settings, report=report)
+    table, summary = this.all(rows, corpus)
     summary = {
         name if rows.brought & _kinds(name) else f"{name}_builtin": value
         for name, value in summary.items()
     }
+    asked = this.task(rows.task, alone, rows.contexts)
+    table, summary = [*asked, *table], {**task_summary(asked, rows.task), **summary}
     measured = Audit(
         date=dt.date.today(),
         machine=describe_machine(receiver),
@@ -124,6 +131,29 @@ class _Audit:
         state = self.sharer.geometry.bytes_per_token(self.sharer.dtype.itemsize)
         summary["bytes_per_token_state"] = state
         return [*table, *timed], summary
+
+    def task(self, task: TaskRows, alone: Projector | None, most: int) -> list[Row]:
+        """The rows of the task, at every size that both models can read."""
+        settings, receiver = self.settings, self.receiver
+        judge = Task(
+            bridge=self.bridge,
+            sharer=self.sharer,
+            receiver=receiver,
+            alone=None if alone is None else alone.to(receiver.device),
+            written=settings.written,
+        )
+        measured = []
+        longest = min(self.sharer.max_positions, receiver.max_positions)
+        for size in settings.task:
+            if 2 * size > longest:
+                self.report(f"task: {size} tokens are too many for these models", 1.0)
+                continue
+            contexts = task_contexts(
+                task.rows, receiver, size, count=most, questions=settings.asked, seed=settings.seed
+            )
+            if len(contexts) > 1:
+                measured.append(judge.measure(contexts, size, self.report))
+        return task_table(measured, seed=settings.seed)
 
     def _measure(
         self,

@@ -1,8 +1,10 @@
 """Rows of an audit: passages of text, questions about a context, records to recall from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from unspoken.channels.bridges.audit.contexts import TaskRows
+from unspoken.channels.bridges.bounds import CONTEXTS
 from unspoken.channels.bridges.fit.samples import Sample, Target
 from unspoken.channels.data.recall import recall_question, render_recall
 from unspoken.channels.data.rows import ChoiceRow, QaRow, RecallRow, question_prompt
@@ -25,6 +27,8 @@ class AuditRows:
         passages: How many passages.
         message: Receiver tokens of a passage's message.
         continuation: Receiver tokens after it.
+        task: Questions that are asked in a turn as a workflow composes it.
+        contexts: Most contexts of the task.
     """
 
     text: str
@@ -36,6 +40,8 @@ class AuditRows:
     message: int = 256
     continuation: int = 64
     choice: tuple[ChoiceRow, ...] = ()
+    task: TaskRows = field(default_factory=TaskRows)
+    contexts: int = CONTEXTS
 
     def check(self, receiver: TextModel) -> None:
         """Refuse rows that cannot be measured on.

@@ -6,7 +6,8 @@ from pathlib import Path
 from unspoken.channels.bridges.audit.audit import audit
 from unspoken.channels.bridges.audit.plan import AuditPlan
 from unspoken.channels.bridges.bridge import Bridge
-from unspoken.channels.bridges.folder import read, write
+from unspoken.channels.bridges.embeddings import load_alone
+from unspoken.channels.bridges.folder import read, read_embeddings, write
 from unspoken.channels.bridges.manifest import Audit, BridgeManifest
 from unspoken.channels.bridges.trust import measured_here, record
 from unspoken.channels.data.text import Corpus, load_corpus
@@ -47,10 +48,15 @@ def audit_bridge(
             bridge,
             sharer,
             receiver,
-            plan.rows(corpus),
+            plan.rows(
+                corpus,
+                fitted=corpus.digest == bridge.manifest.data.digest,
+                fit_seed=bridge.manifest.data.seed,
+            ),
             corpus=corpus,
             report=report,
             settings=plan.settings,
+            alone=load_alone(folder, bridge.manifest),
         )
 
 
@@ -73,7 +79,8 @@ def keep_audit(folder: Path, measured: Audit, audited: BridgeManifest) -> None:
             expected="the bridge that was measured",
             fix="measure the new one: unspoken bridge audit",
         )
-    record(write(folder, manifest.model_copy(update={"audit": measured}), tensors))
+    kept = manifest.model_copy(update={"audit": measured})
+    record(write(folder, kept, tensors, read_embeddings(folder)))
 
 
 def corpus_of(manifest: BridgeManifest) -> Corpus:

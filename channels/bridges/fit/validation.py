@@ -131,7 +131,8 @@ class ValidationSet:
                 group, loss = KINDS[target.kind], float(answer_loss(logs, target))
                 gain[group] += none - float(teacher.loss)
                 retained[group] += none - loss
-                lost[group] += none - float(answer_loss(misled, target))
+                if self.sharer_columns:  # else another message is the same, and all would be lost
+                    lost[group] += none - float(answer_loss(misled, target))
                 kls.append(float(divergence(logs, teacher)))
                 losses.append(loss)
         alive = [group for group in gain if gain[group] > 0]

@@ -43,10 +43,10 @@ def test_list_shows_the_figures(saved: Path) -> None:
     """One line per bridge; unknown figures are dashes."""
     BridgeStore().save(manifest("c/d"), tensors())
     said = bridge("list")
-    heads = "sharer receiver size retention specific lower bound date path"
+    heads = "sharer receiver size message kept sharer adds task difference date path"
     assert all(name in said for name in heads.split())
     (line,) = [line for line in said.splitlines() if str(saved) in line]
-    for part in (*PAIR, "0.812", "0.750", "0.700", "kB"):
+    for part in (*PAIR, "0.700", "0.100", "-0.010", "kB"):
         assert part in line
     (other,) = [line for line in said.splitlines() if "c/d" in line]
     assert other.count("–") == 3
@@ -57,7 +57,7 @@ def test_list_json(saved: Path) -> None:
     (line,) = json.loads(bridge("list", "--json"))
     assert line["path"] == str(saved) and line["error"] is None
     assert (line["sharer"], line["receiver"]) == PAIR
-    assert (line["retention"], line["specific"], line["earned"]) == (0.8125, 0.75, 0.7)
+    assert (line["message_kept_low"], line["sharer_adds_low"]) == (0.7, 0.1)
     assert line["bytes"] > 1000
 
 
@@ -101,7 +101,7 @@ def test_show_by_models_or_folder(saved: Path, words: Callable[[Path], tuple[obj
         "accuracy",
         "retention",
         "0.812",
-        "lowest 95 % lower bound",
+        "message_kept_low",
         "qa.jsonl",
     ):
         assert part in said, part

@@ -1,5 +1,6 @@
 """Plans over bridges: what an edge asks, and what its bridge keeps."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from flows import Models, reader_solver
 from unspoken.agents import Agent, EdgePlan, LocalModel, Workflow
 from unspoken.agents.planning.planner import plan_workflow
 from unspoken.agents.testing import FakeBridge
+from unspoken.agents.testing.bridge import SHOWN
 from unspoken.channels import ProjectedCacheChannel
+from unspoken.channels.bridges.bounds import AuditBounds
 from unspoken.channels.errors import BridgeError
 
 CACHE, PROJECTED, TEXT = "same_model_cache", "projected_cache", "text"
@@ -33,25 +36,42 @@ def bridged(
     given = {0: channel.bridge} if isinstance(channel, ProjectedCacheChannel) else {}
     plan = plan_workflow(spec, agents, find_bridge=finder(*stored), bridges=given)
     assert isinstance(plan.channels[0], ProjectedCacheChannel) == (
-        plan.edges[0].mode == "projected" and not plan.unfitted
+        plan.edges[0].mode in ("projected", "fused") and not plan.unfitted
     )
     return plan.edges[0]
+
+
+def shown(**figures: Any) -> dict[str, Any]:
+    """A fake bridge whose audit shows what a good one's does, but for these figures."""
+    return {"bounds": replace(SHOWN, **figures)}
+
+
+OLD = {"bounds": AuditBounds(contexts=0)}
 
 
 @pytest.mark.parametrize("channel", ["auto", PROJECTED])
 @pytest.mark.parametrize(
     ("bridge", "edge", "mode", "advice"),
     [
-        ({"retention_lower_bound": 0.91}, {}, "projected", ""),
-        ({"retention_lower_bound": 0.8}, {}, "projected", ""),
-        ({"retention_lower_bound": 0.9, "native_layers": 2}, {}, "projected", ""),
-        ({"retention_lower_bound": 0.7999}, {}, TEXT, "min_retention: 0.79"),
-        ({"retention_lower_bound": 0.29}, {}, TEXT, "min_retention: 0.29 on this edge"),
-        ({"retention_lower_bound": 0.29}, {"min_retention": 0.29}, "projected", ""),
-        ({"retention_lower_bound": 0.9}, {"min_retention": 0.95}, TEXT, "0.90"),
-        ({"retention_lower_bound": -0.1}, {"min_retention": 0.0}, TEXT, ""),
-        ({"retention_lower_bound": None}, {}, TEXT, "unspoken bridge audit"),
-        ({"retention_lower_bound": None}, {"min_retention": 0.0}, TEXT, "bridge audit"),
+        (shown(message_kept=0.9), {}, "projected", ""),
+        (shown(message_kept=0.91) | {"native_layers": 2}, {}, "projected", ""),
+        (shown(message_kept=0.8999), {}, TEXT, "min_retention: 0.89 on this edge"),
+        (shown(message_kept=0.29), {"min_retention": 0.29}, "projected", ""),
+        (shown(message_kept=0.94), {"min_retention": 0.95}, TEXT, "0.94"),
+        (shown(message_kept=-0.1), {}, TEXT, ""),
+        (shown(message_kept=None), {}, TEXT, ""),
+        (shown(sharer_adds=0.0), {}, TEXT, ""),
+        (shown(sharer_adds=None), {}, TEXT, "--with-embeddings-bridge"),
+        (shown(sharer_adds=None), {"min_retention": 0.0}, "projected", ""),
+        (shown(task_difference=-0.03), {}, "projected", ""),
+        (shown(task_difference=-0.041), {}, TEXT, "max_loss: 0.05 on this edge"),
+        (shown(task_difference=-0.041), {"max_loss": 0.05}, "projected", ""),
+        (shown(task_difference=-0.041), {"min_retention": 0.0}, TEXT, "max_loss: 0.05"),
+        (shown(contexts=99), {}, TEXT, "unspoken bridge audit"),
+        (OLD, {}, TEXT, "unspoken bridge audit"),
+        ({"bounds": None}, {}, TEXT, "unspoken bridge audit"),
+        ({"bounds": None}, {"min_retention": 0.0}, TEXT, "unspoken bridge audit"),
+        (OLD, {"min_retention": 0.0, "max_loss": 1.0}, "projected", ""),
         (None, {}, TEXT, "unspoken bridge fit"),
     ],
 )
@@ -63,15 +83,37 @@ def test_a_bridge_is_held_to_what_the_edge_asks(
     mode: str,
     advice: str,
 ) -> None:
-    """Above the edge's retention it is used; below, unaudited or missing the edge is text."""
+    """Where the lower bounds show it, it is used; else the edge is text, and the plan says why."""
     plan = bridged(models, channel, bridge=bridge, **edge)
     assert plan.mode == mode and plan.channel == (PROJECTED if mode == "projected" else TEXT)
-    assert advice in plan.advice and (bool(advice) or "min_retention" not in plan.advice)
+    assert advice in plan.advice and (bool(advice) or "on this edge" not in plan.advice)
     assert (plan.fallback is not None) == (channel == PROJECTED and mode == TEXT)
     used = bridge if bridge and mode == "projected" else {}
-    assert plan.retention == used.get("retention_lower_bound")
+    bounds = used.get("bounds")
+    assert plan.retention == (None if bounds is None else bounds.message_kept)
     assert plan.native_layers == used.get("native_layers", 0)
     assert (plan.bytes_per_token > 0) == (mode == "projected")
+
+
+def test_the_plan_says_where_an_edge_asks_for_less_than_usual(models: Models) -> None:
+    """Both figures, what was asked, and what is usual."""
+    plan = bridged(models, bridge=shown(), min_retention=0.4, max_loss=0.2)
+    for part in ("0.95", "0.4 asked, usually 0.9", "0.2 allowed, usually 0.03"):
+        assert part in plan.reason
+    assert "usually" not in bridged(models, bridge=shown()).reason
+    nothing = bridged(models, bridge=OLD, min_retention=0.0, max_loss=1.0)
+    assert "asks nothing of its audit" in nothing.reason
+
+
+@pytest.mark.parametrize(("adds", "mode"), [(0.01, "fused"), (0.0, TEXT), (None, TEXT)])
+def test_fuse_mode_is_off_unless_its_sharer_is_shown_to_add_something(
+    models: Models, adds: float | None, mode: str
+) -> None:
+    """Else it is experimental, and only an edge that asks for nothing has it."""
+    plan = bridged(models, PROJECTED, bridge=shown(fuse_adds=adds), fuse=True)
+    assert plan.mode == mode and ("experimental" in plan.reason) == (mode == TEXT)
+    tried = bridged(models, PROJECTED, bridge=shown(fuse_adds=adds), fuse=True, min_retention=0.0)
+    assert tried.mode == "fused" and ("experimental" in tried.reason) == (mode == TEXT)
 
 
 def test_a_missing_bridge_s_command_names_both_models(models: Models) -> None:
@@ -108,15 +150,14 @@ def test_a_bridge_given_in_python_is_held_to_the_edge_too(models: Models) -> Non
     """It needs no store; unaudited it is used only where the edge asks for nothing."""
     pair = models["chatml"], models["other"]
 
-    def plan(retention_lower_bound: float | None, **edge: Any) -> EdgePlan:
-        return bridged(
-            models, ProjectedCacheChannel(FakeBridge(*pair, retention_lower_bound)), **edge
-        )
+    def plan(message_kept: float | None, **edge: Any) -> EdgePlan:
+        bounds = None if message_kept is None else replace(SHOWN, message_kept=message_kept)
+        return bridged(models, ProjectedCacheChannel(FakeBridge(*pair, bounds)), **edge)
 
     assert plan(0.9).mode == "projected"
     assert plan(0.7).mode == TEXT and plan(0.7, min_retention=0.5).mode == "projected"
     assert plan(None).mode == TEXT
-    unaudited = plan(None, min_retention=0.0)
+    unaudited = plan(None, min_retention=0.0, max_loss=1.0)
     assert (unaudited.mode, unaudited.retention) == ("projected", None)
 
 

@@ -1,9 +1,12 @@
 """Tiny models in memory, and the fake bridge between them."""
 
+from dataclasses import replace
+
 import pytest
 
 from unspoken.agents import Agent, LocalModel, Workflow
 from unspoken.agents.testing import FakeBridge, tiny_model, tiny_tokenizer
+from unspoken.agents.testing.bridge import SHOWN
 from unspoken.channels import IdentityMismatch, ProjectedCacheChannel
 
 
@@ -42,7 +45,7 @@ def test_a_cache_is_handed_over(family: str) -> None:
 def test_a_fake_bridge_carries_between_two_models() -> None:
     """It writes what text writes, claims what it is told to, and refuses other models."""
     one, two = tiny_model(), tiny_model(family="gemma3")
-    bridge = FakeBridge(one, two, retention_lower_bound=0.7)
+    bridge = FakeBridge(one, two, replace(SHOWN, message_kept=0.7))
     result = (
         two_readers(one, two)
         .connect("reader", "solver", ProjectedCacheChannel(bridge), min_retention=0.6)

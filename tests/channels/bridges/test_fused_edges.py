@@ -118,10 +118,9 @@ def flow_of(models: Models, **edge: Any) -> Workflow:
 
 
 def test_an_edge_asks_for_fuse_mode(models: Models, tmp_path: Path) -> None:
-    """Planned whatever the audit; without a fuser the edge is text, with advice."""
+    """Planned where its audit shows a gain; without a fuser the edge is text, with advice."""
     bridges = {
-        fuses: FakeBridge(models["one"], models["two"], None, fuses=fuses)
-        for fuses in (True, False)
+        fuses: FakeBridge(models["one"], models["two"], fuses=fuses) for fuses in (True, False)
     }
     sharer, receiver = models["one"].ref, models["two"].ref
     for fuses, bridge in bridges.items():

@@ -52,7 +52,7 @@ def test_a_fit_is_kept_with_its_figures_and_its_audit(
     assert not work_folder(store, pair[0].identity, pair[1].identity).exists()
     bridge = Bridge.load(folder)
     bridge.check(*pair)
-    assert bridge.retention_lower_bound == manifest.audit.retention_lower_bound
+    assert bridge.bounds == manifest.audit.bounds
     assert fit_bridge(*pair, fit_plan) == folder  # found, not fitted again
 
 

@@ -85,7 +85,7 @@ def test_bridges_trust_takes_it_by_its_own_audit_and_says_so(pair: Pair, shipped
 
 
 def test_a_bridge_that_was_measured_here_needs_no_word(pair: Pair, shipped: Path) -> None:
-    measured = AUDIT.model_copy(update={"retention_lower_bound": 0.6})
+    measured = AUDIT.model_copy(update={"summary": AUDIT.summary | {"message_kept_low": 0.6}})
     keep_audit(shipped, measured, read_manifest(shipped))
     edge = planned(pair, shipped)
     assert (edge.mode, edge.retention) == ("projected", 0.6)
@@ -98,11 +98,14 @@ def test_a_bridge_object_from_elsewhere_is_held_to_the_same(pair: Pair, shipped:
 
     def mode(least: float, **trust: bool) -> str:
         bridge = Bridge.load(shipped, **trust)
-        flow = reader_solver(*pair, ProjectedCacheChannel(bridge), min_retention=least)
+        flow = reader_solver(
+            *pair, ProjectedCacheChannel(bridge), min_retention=least, max_loss=1.0
+        )
         return flow.plan().edges[0].mode
 
-    assert Bridge.load(shipped).retention_lower_bound is None
-    assert Bridge.load(shipped, trust=True).retention_lower_bound == 0.7
+    assert Bridge.load(shipped).bounds is None
+    trusted = Bridge.load(shipped, trust=True).bounds
+    assert trusted is not None and trusted.message_kept == 0.7
     assert [mode(0.5), mode(0.5, trust=True), mode(0.0)] == ["text", "projected", "projected"]
 
 

@@ -13,11 +13,13 @@ from pairs import AUDIT, quick_fits, text
 
 from unspoken.channels.bridges.audit.answers import greedy, losses_of
 from unspoken.channels.bridges.audit.audit import audit
+from unspoken.channels.bridges.audit.contexts import TaskRows
 from unspoken.channels.bridges.audit.controls import BRIDGE, MISMATCHED, Controls, conditions_of
 from unspoken.channels.bridges.audit.plan import AuditPlan
 from unspoken.channels.bridges.audit.rows import AuditRows, passages
 from unspoken.channels.bridges.audit.tables import figures, table
 from unspoken.channels.bridges.audit.trial import Trial, Trials, assess
+from unspoken.channels.bridges.audit.worth import task_summary
 from unspoken.channels.bridges.bridge import Bridge
 from unspoken.channels.bridges.fit.samples import Sample, Target
 from unspoken.channels.bridges.manifest import BridgeManifest, FitData, ModelDescription
@@ -302,7 +304,8 @@ def test_an_audit_is_whole_and_deterministic(
             assert mine["specific"] <= 0
     assert set(stages) == {"controls", *sets, "time"}
     summary = audited.summary
-    assert all(name.endswith("_builtin") for name in summary)
+    named = {name for name in summary if not name.endswith("_builtin")}
+    assert named == set(task_summary([], TaskRows()))
     assert summary["fit_minutes_total_builtin"] == 2.5
     for name in ("qa_f1_text", "qa_f1_bridge", "recall_accuracy", "ttft_speedup_32"):
         assert isinstance(summary[f"{name}_builtin"], float)

@@ -31,7 +31,7 @@ def test_every_geometry_is_fitted_and_measured(index: int, store: BridgeStore, s
     )
     manifest, _ = read(fit_bridge(sharer, receiver, small))
     assert manifest.audit is not None and manifest.audit.retention_lower_bound is not None
-    kl = [row["kl"] for row in manifest.audit.rows if row["way"] == "bridge"]
+    kl = [row["kl"] for row in manifest.audit.rows if row.get("way") == "bridge"]
     assert len(kl) == 3 and all(value >= 0 for value in kl)
 
 

@@ -1,0 +1,45 @@
+"""What an audit shows of a bridge for certain: the lower bounds that an edge is held to."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+CONTEXTS = 100
+"""Fewest contexts on which an audit shows anything."""
+
+STYLE = 0.05
+"""Most that a wholly wrong message may gain over another text's, by what the bridge learnt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditBounds:
+    """Lower bounds of 95 % intervals; None for what was not shown.
+
+    With L the loss of a right answer in a receiver's turn as a workflow composes it: T the text,
+    T′ another row's text, B the bridge, E* a bridge of equal size and training that gets the
+    receiver's embeddings alone.
+
+    Attributes:
+        contexts: How many contexts were measured, none of which shares anything with the text that
+            the bridge was fitted on; 0 in audits of older versions.
+        message_kept: (L(T′) - L(B)) / (L(T′) - L(T)).
+        sharer_adds: (L(E*) - L(B)) / (L(T′) - L(T)).
+        task_difference: The task's score after the bridge less that after the text.
+        fuse_adds: In fuse mode, accuracy less that with another question's sharer.
+    """
+
+    contexts: int = CONTEXTS
+    message_kept: float | None = None
+    sharer_adds: float | None = None
+    task_difference: float | None = None
+    fuse_adds: float | None = None
+
+
+def bounds_of(number: Callable[[str], float | None]) -> AuditBounds:
+    """The bounds of an audit, whose summary gives a number for a name."""
+    return AuditBounds(
+        contexts=int(number("contexts") or 0),
+        message_kept=number("message_kept_low"),
+        sharer_adds=number("sharer_adds_low"),
+        task_difference=number("task_difference_low"),
+        fuse_adds=number("fuse_over_mismatched_low"),
+    )
