@@ -21,7 +21,7 @@ from unspoken.agents.runtime.failures import RunLimit, within
 from unspoken.agents.runtime.inbox import check_received, require_messages
 from unspoken.agents.runtime.people import OnQuestion
 from unspoken.agents.runtime.report import RunReport
-from unspoken.agents.runtime.scheduler import Scheduler
+from unspoken.agents.runtime.scheduler import Scheduler, nobody
 from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.runtime.stream import EventBuffer
 from unspoken.agents.session import Session
@@ -197,7 +197,7 @@ class Execution:
             states=states,
             plan=plan,
             inputs=inputs,
-            emit=(lambda event: None) if events is None else events.put,
+            emit=nobody if events is None else events.put,
             received=received,
             when_room=when_room,
             run_id=None if kept is None else kept.id,

@@ -97,7 +97,13 @@ def run_anywhere(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     That loop stands still meanwhile. What context variables hold here, they hold there.
     """
     if running_loop() is None:
-        return anyio.run(work)
+        results: list[Result] = []
+
+        async def to_end() -> None:
+            results.append(await work())
+
+        anyio.run(to_end)  # asyncio writes out what a task returns, whatever its size
+        return results[0]
     with start_blocking_portal() as thread:
         result: Result = thread.call(work)
         return result

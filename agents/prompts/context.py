@@ -297,7 +297,7 @@ class ContextBuilder:
             pieces[index] = piece if isinstance(piece, Quote) else piece.rstrip(trim.right)
             if pieces[index]:
                 break
-        return replace(turn, pieces=tuple(pieces))
+        return turn if (*pieces,) == turn.pieces else replace(turn, pieces=tuple(pieces))
 
     def _kept_whole(
         self, group: Sequence[ChatTurn], before: str, after: str, left: str | None

@@ -198,6 +198,8 @@ def render_parts(template: str, context: Mapping[str, object]) -> tuple[str | Te
     Raises:
         TemplateError: A name is missing, the template cannot be rendered, or takes too many steps.
     """
+    if "{" not in template:  # neither a tag nor a comment nor a raw block
+        return (template,) if template else ()
     messages = {
         name: text
         for name, value in context.items()

@@ -7,11 +7,12 @@ encoded again in parts.
 """
 
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 
-from unspoken.agents.prompts.backend import Backend, Token
+from unspoken.agents.prompts.backend import MOST_KEPT, SHORT, Backend, Token
 from unspoken.agents.prompts.template_probes import THOUGHTS
 
 _RARE = "𒀀 ꙮ 𐌰 ᚛"
@@ -38,6 +39,8 @@ class MarkedText:
         ends = {tokenizer.bos_token_id, tokenizer.eos_token_id}
         # What letters become that the vocabulary lacks: a marker only where it is spelled.
         self._unknown = (special & set(self._backend.letters(_RARE))) - ends
+        # Agents of one workflow read and ask much the same.
+        self._short = lru_cache(MOST_KEPT)(self._words)
         self.markers = frozenset(special)
         thoughts = {tag for pair in THOUGHTS for tag in pair}
         self._thoughts = {n for n, token in added.items() if token.content in thoughts}
@@ -57,6 +60,7 @@ class MarkedText:
         if turns:
             self.turn_markers |= named - self._thoughts
             self._unknown -= named
+        self._short.cache_clear()  # what was cut before knew less
 
     def keep(self, texts: Iterable[str], turns: Iterable[str]) -> None:
         """Take for no marker of turns what the assistant itself writes, as around a call of a tool.
@@ -96,7 +100,7 @@ class MarkedText:
 
     def words_with_offsets(
         self, words: str, *, before: str = "", behind: str = "", after: str | None = None
-    ) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+    ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
         """Ids of somebody's words, and per token the characters it stands for, as (start, stop).
 
         Args:
@@ -108,6 +112,13 @@ class MarkedText:
         Returns:
             Ids and offsets of the three texts as one.
         """
+        if len(before) + len(words) + len(behind) + len(after or "") <= SHORT:
+            return self._short(words, before, behind, after)
+        return self._words(words, before, behind, after)
+
+    def _words(
+        self, words: str, before: str, behind: str, after: str | None
+    ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
         text = before + words + behind
         first, last = len(before), len(before) + len(words)
         own = {
@@ -127,7 +138,7 @@ class MarkedText:
                 break
             cuts |= wanted
         kept = [item for token in tokens for item in self._spelled(token, text, strange)]
-        return tuple(id for id, _, _ in kept), [(start, stop) for _, start, stop in kept]
+        return tuple(id for id, _, _ in kept), tuple((start, stop) for _, start, stop in kept)
 
     def _tokens(self, text: str, after: str | None) -> tuple[Token, ...]:
         if after is None:

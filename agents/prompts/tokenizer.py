@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from itertools import accumulate
 
 from transformers import PreTrainedTokenizerBase
 
+from unspoken.agents.prompts.backend import MOST_KEPT
 from unspoken.agents.prompts.markers import MarkedText
 from unspoken.channels.errors import ModelSupportError
 from unspoken.channels.message import common_prefix
+
+_SHORT = 64
+"""Tokens of a message whose surroundings are kept: many receivers may quote it."""
 
 _LONGEST_PART = 8
 """Tokens after which a text that still ends in a broken character is taken as it is."""
@@ -39,6 +44,7 @@ class TextTokenizer(MarkedText):
             )
         self.tokenizer, self.digest = tokenizer, digest
         super().__init__(tokenizer)
+        self._short_around = lru_cache(MOST_KEPT)(self._around)
         self.loaded = datetime.now().astimezone()
 
     @property
@@ -84,6 +90,11 @@ class TextTokenizer(MarkedText):
 
     def around(self, ids: Sequence[int], text: str) -> tuple[str, str]:
         """What ids that go on a text hold before and behind `text`; empty where that is unclear."""
+        if len(ids) <= _SHORT:
+            return self._short_around(tuple(ids), text)
+        return self._around(ids, text)
+
+    def _around(self, ids: Sequence[int], text: str) -> tuple[str, str]:
         anchor = self.encode_words("a")
         held = self.decode((*anchor, *ids)).removeprefix(self.decode(anchor))
         start = held.find(text)
@@ -154,6 +165,7 @@ class Detokenizer:
         self._given = 0
         self._text = ""
         self.stopped = False
+        self._known_cut: tuple[object, tuple[tuple[int, ...], tuple[int, ...], int]] | None = None
         self.verbatim = 0
         """How many first tokens are kept as they are, markers of turns too."""
 
@@ -207,12 +219,15 @@ class Detokenizer:
 
     def _handed_on(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
         """Ids kept, their ends, and how many are tokens taken."""
-        whole, rest, rest_ends = self._cut()
-        taken, ends = self._ids[:whole], self._ends[:whole]
-        ids, ends_kept, same = self._tokenizer.without_markers(
-            taken, ends, self._text, self.verbatim
-        )
-        return (*ids, *rest), (*ends_kept, *rest_ends), same
+        now = len(self._ids), len(self._ends), self._text, self.verbatim
+        if self._known_cut is None or self._known_cut[0] != now:
+            whole, rest, rest_ends = self._cut()
+            taken, ends = self._ids[:whole], self._ends[:whole]
+            ids, ends_kept, same = self._tokenizer.without_markers(
+                taken, ends, self._text, self.verbatim
+            )
+            self._known_cut = now, ((*ids, *rest), (*ends_kept, *rest_ends), same)
+        return self._known_cut[1]
 
     def _cut(self) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
         """How many tokens are whole; ids and ends of what a stop string left of others."""

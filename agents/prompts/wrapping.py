@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import lru_cache
 from itertools import accumulate
 
 from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.channels.message import Segment
+
+_SHORT = 64
+"""Tokens of a text whose places are kept: agents of one workflow read and ask much the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,17 @@ def _tokenised(text: TextTokenizer, ids: list[int], gap: _Gap, behind: str) -> l
         gap.words, before=gap.before, behind=gap.begin_behind(behind), after=gap.left
     )
     ids += tokens
-    return [_place(offsets, shift + a, shift + b, base) for a, b in gap.spans]
+    spans = [(shift + start, shift + stop) for start, stop in gap.spans]
+    if len(offsets) <= _SHORT:
+        return list(_known_places(offsets, tuple(spans), base))
+    return [_place(offsets, *span, base) for span in spans]
+
+
+@lru_cache(1024)
+def _known_places(
+    offsets: tuple[tuple[int, int], ...], spans: tuple[tuple[int, int], ...], base: int
+) -> tuple[Place, ...]:
+    return tuple(_place(offsets, *span, base) for span in spans)
 
 
 def _place(offsets: Sequence[tuple[int, int]], first: int, last: int, base: int) -> Place:

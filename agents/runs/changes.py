@@ -7,6 +7,7 @@ import json
 import sqlite3
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from unspoken.agents.runs.records import TurnRecord
 
@@ -113,3 +114,11 @@ def _forget_inside(db: sqlite3.Connection, scope: str) -> None:
     db.execute(f"DELETE FROM handed_over WHERE {WITHIN}", within(scope))
     items = (f"{scope}.", f"{scope}/")  # the character after a dot is a slash
     db.execute("DELETE FROM handed_over WHERE run > ? AND run < ?", items)
+
+
+def sweep(db: sqlite3.Connection, states: Path) -> None:
+    """Remove the states that no turn has."""
+    kept = {row[0] for row in db.execute("SELECT state FROM turns")}
+    for file in states.glob("*.packet") if states.is_dir() else ():
+        if file.stem not in kept:
+            file.unlink(missing_ok=True)

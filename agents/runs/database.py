@@ -51,11 +51,11 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
-    except BaseException:
+        db.execute("COMMIT")
+    except BaseException:  # a commit without room may leave the transaction open
         with suppress(sqlite3.Error):
             db.execute("ROLLBACK")
         raise
-    db.execute("COMMIT")
 
 
 def _version(db: sqlite3.Connection) -> int:

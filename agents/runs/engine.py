@@ -123,6 +123,7 @@ class KeptEngine:
             state=await self._journal.keep_state(self.inner, request.owner, outcome),
         )
         await self._journal.add(record)
+        await self._journal.keep_state_again(self.inner, request.owner, outcome, record.state)
         return outcome
 
     async def given(

@@ -14,7 +14,7 @@ from unspoken.agents.engines.base import Engine, StateRef, TurnOutcome
 from unspoken.agents.runs.calls import Calls
 from unspoken.agents.runs.changes import root_of
 from unspoken.agents.runs.offload import elsewhere
-from unspoken.agents.runs.packets import read_state, write_state
+from unspoken.agents.runs.packets import read_state, state_file, write_state
 from unspoken.agents.runs.records import CallRecord, Question, TurnRecord
 from unspoken.agents.runs.store import RunStore
 from unspoken.agents.runs.told import Told
@@ -231,6 +231,16 @@ class Journal:
         except StateError as error:  # a state that no packet takes is computed again
             log.info("a state is not kept", run=self.run, agent=agent, reason=error.found)
             return ""
+
+    async def keep_state_again(
+        self, engine: Engine, agent: str, outcome: TurnOutcome, digest: str
+    ) -> None:
+        """Keep a state again that was swept away before its turn was kept.
+
+        Who cleans the store removes states that no turn has, and a turn is kept after its state.
+        """
+        if digest and not state_file(self.store.states, digest).exists():
+            await self.keep_state(engine, agent, outcome)
 
     async def stored_state(
         self, engine: Engine, digest: str, ids: tuple[int, ...]

@@ -12,6 +12,11 @@ from unspoken.channels.message import Message, Segment
 from unspoken.channels.storage.files import replace_file
 
 
+def state_file(folder: Path, name: str) -> Path:
+    """Where the state of this digest is."""
+    return folder / f"{name}.packet"
+
+
 def write_state(
     folder: Path, engine: Engine, agent: str, state: StateRef, ids: tuple[int, ...]
 ) -> str:
@@ -39,7 +44,7 @@ def write_state(
     name = digest.hexdigest(length=20)
     with reporting_faults(folder, 0.0):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = folder / f"{name}.packet"
+        file = state_file(folder, name)
         if not file.exists():
             replace_file(file, lambda path: _write(path, chunks))
     return name
@@ -59,7 +64,7 @@ async def read_state(folder: Path, engine: Engine, name: str, ids: tuple[int, ..
         StoreError: It is missing, or another one than was written.
         PacketError: It cannot be read.
     """
-    file = folder / f"{name}.packet"
+    file = state_file(folder, name)
     if not file.is_file():
         raise StoreError(f"the state {file} is missing", kind="missing")
     content = await anyio.to_thread.run_sync(file.read_bytes)

@@ -294,11 +294,8 @@ class RunStore:
     def remove(self, run: str) -> None:
         """Remove a run; states that no other run has go too."""
         self._change(lambda db: changes.remove(db, run))
-        kept = self._read(lambda db: {row[0] for row in db.execute("SELECT state FROM turns")})
-        with reporting_faults(self.file, self._wait_s):
-            for file in self.states.glob("*.packet") if self.states.is_dir() else ():
-                if file.stem not in kept:
-                    file.unlink(missing_ok=True)
+        # No turn is put in meanwhile, and who puts one in looks for its state afterwards.
+        self._change(lambda db: changes.sweep(db, self.states))
 
     def clear(self) -> None:
         """Remove the whole store, of whatever version; the files of its locks stay.

@@ -214,7 +214,7 @@ class Dataflow(Generic[Item]):
 
     def _put(self, sent: Mapping[int, Item | None], actions: list[Action[Item]]) -> list[str]:
         """Put messages where they go; the agents that they reach in this round, each once."""
-        reached: list[str] = []
+        reached: dict[str, None] = {}
         for key, item in sent.items():
             edge = self._edges[key]
             node = self._nodes[edge.to]
@@ -224,8 +224,7 @@ class Dataflow(Generic[Item]):
                     node.waiting[key] = item
                 continue
             node.expects.discard(key)
-            if edge.to not in reached:
-                reached.append(edge.to)
+            reached[edge.to] = None
             if item is None:
                 continue
             if node.fired and self.last_turn(edge.to):
@@ -235,7 +234,7 @@ class Dataflow(Generic[Item]):
             node.standing[key] = item
             node.fresh.add(key)
             node.came += 1
-        return reached
+        return list(reached)
 
     def _settle(self, name: str, actions: list[Action[Item]]) -> bool:
         """Fire an agent that has what it waits for; whether it passes on a skip instead."""

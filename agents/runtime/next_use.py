@@ -1,5 +1,7 @@
 """When on the graph a state is needed next, so that what is needed last makes room first."""
 
+from functools import cached_property
+
 import networkx as nx
 
 from unspoken.agents.spec.graph import build_graph, forward_graph
@@ -17,10 +19,16 @@ class NextUse:
     """
 
     def __init__(self, spec: WorkflowSpec) -> None:
-        levels = list(nx.topological_generations(forward_graph(build_graph(spec))))
-        self._edges = spec.edges
-        self._levels = {name: number for number, names in enumerate(levels) for name in names}
-        self._round = len(levels)
+        self._spec, self._edges = spec, spec.edges
+
+    @cached_property
+    def _levels(self) -> dict[str, int]:
+        generations = nx.topological_generations(forward_graph(build_graph(self._spec)))
+        return {name: number for number, names in enumerate(generations) for name in names}
+
+    @cached_property
+    def _round(self) -> int:
+        return 1 + max(self._levels.values(), default=-1)
 
     def of_edge(self, number: int) -> int:
         """When the message of an edge is read."""

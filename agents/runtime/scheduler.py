@@ -6,6 +6,7 @@ from time import perf_counter
 from types import MappingProxyType
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from unspoken.agents.engines.base import Engine
@@ -38,6 +39,10 @@ from unspoken.channels.message import Message
 
 _NOTHING: Mapping[str, Message] = MappingProxyType({})
 _NO_EARLIER: Mapping[str, Earlier] = MappingProxyType({})
+
+
+def nobody(event: Event) -> None:
+    """Takes events that nobody follows; they need no run and no time."""
 
 
 class Scheduler:
@@ -114,6 +119,8 @@ class Scheduler:
 
     def emit(self, event: Event) -> None:
         """Tell of an event, and keep it where the run is kept."""
+        if self._keep is None and self._emit is nobody:
+            return
         event = stamped(event, self.run_id)
         self.keep(event)
         self._emit(event)
@@ -138,7 +145,7 @@ class Scheduler:
         try:
             with self.telemetry.run() as stopped_by:
                 async with anyio.create_task_group() as tasks:
-                    self._act(tasks, self.flow.start())
+                    await self._go_on_with(tasks, self.flow.start())
                 if self.people.open:
                     stopped_by(Waiting.__name__)
             if self._leave is not None and not self.people.open:
@@ -210,12 +217,16 @@ class Scheduler:
         """The workflow's outputs; without any, the words of every agent that nobody reads."""
         return outputs_of(self.spec, self.inputs, self.agents)
 
-    def _act(self, tasks: TaskGroup, actions: list[Action[InFlight]]) -> None:
+    def _act(self, tasks: TaskGroup, actions: list[Action[InFlight]]) -> Firing[InFlight] | None:
+        """Start turns, and do what else follows; the last turn is left to the task that calls."""
+        last: Firing[InFlight] | None = None
         for action in actions:
             match action:
                 case Firing():
                     self.agents[action.agent].skipped = False
-                    tasks.start_soon(self._guarded, tasks, action, name=f"turn of {action.agent}")
+                    if last is not None:
+                        tasks.start_soon(self._guarded, tasks, last, name=f"turn of {last.agent}")
+                    last = action
                 case Skipped(agent):
                     self.agents[agent].skipped = True
                     self.log.info("agent skipped", agent=agent)
@@ -227,8 +238,19 @@ class Scheduler:
                 case Exhausted(edge, agent, parcel):
                     self.agents[agent].drop(parcel)
                     self.recorder.note_ended_loop(edge, len(self.agents[agent].texts))
+        return last
 
     async def _guarded(self, tasks: TaskGroup, firing: Firing[InFlight]) -> None:
+        """Take a turn, and one of those that follow from it, and so on."""
+        await self._go_on_with(tasks, await self._taken(firing))
+
+    async def _go_on_with(self, tasks: TaskGroup, actions: list[Action[InFlight]]) -> None:
+        """Do what happens next; a chain of turns is one task, which costs less than one each."""
+        while (firing := self._act(tasks, actions)) is not None:
+            await anyio.lowlevel.checkpoint()  # the turns that were started before begin before
+            actions = await self._taken(firing)
+
+    async def _taken(self, firing: Firing[InFlight]) -> list[Action[InFlight]]:
         """Take a turn; whatever goes wrong names the agent, and the edge where one is to blame."""
         agent = self.agents[firing.agent]
         try:
@@ -238,11 +260,11 @@ class Scheduler:
                 sent = await self._take_turn(agent, firing)
             sent = await self.people.handed_over(agent, firing.turn, sent)
         except Waiting:
-            return
+            return []
         except Exception as error:
             blamed = blame(agent.name, error)
             raise blamed from error if blamed is not error else error.__cause__
-        self._act(tasks, self.flow.complete(agent.name, sent))
+        return self.flow.complete(agent.name, sent)
 
     async def _take_turn(
         self, agent: AgentRun, firing: Firing[InFlight]
@@ -288,6 +310,8 @@ class Scheduler:
 
     async def _room(self) -> None:
         """Wait until whoever follows the events is not far behind."""
+        if self.when_room is at_once:
+            return
         there = anyio.Event()
         self.when_room(there.set)
         if not there.is_set():

@@ -6,8 +6,10 @@ a cache of transformers that the program hands on.
 """
 
 import operator
+import sqlite3
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 from unspoken.agents.bench.engine.baselines import Plain, copied
@@ -15,7 +17,7 @@ from unspoken.agents.bench.engine.team import Ids, Relay, Team
 from unspoken.agents.prompts.context import Context
 from unspoken.channels.errors import ModelSupportError
 
-__all__ = ["relay_graph", "require_langgraph", "team_graph"]
+__all__ = ["relay_graph", "require_langgraph", "require_saver", "team_graph"]
 
 
 def require_langgraph() -> Any:
@@ -27,12 +29,32 @@ def require_langgraph() -> Any:
     try:
         import langgraph.graph
     except ImportError as error:
-        raise ModelSupportError(
-            "langgraph, which this benchmark compares with, is not installed",
-            expected="unspoken with its extra `peers`",
-            fix='pip install "unspoken[peers]"',
-        ) from error
+        raise _missing("langgraph") from error
     return langgraph.graph
+
+
+def require_saver(file: Path) -> Any:
+    """LangGraph's own saver of checkpoints in SQLite.
+
+    Args:
+        file: Its database.
+
+    Raises:
+        ModelSupportError: It is not installed.
+    """
+    try:
+        from langgraph.checkpoint.sqlite import SqliteSaver
+    except ImportError as error:
+        raise _missing("langgraph-checkpoint-sqlite") from error
+    return SqliteSaver(sqlite3.connect(file, check_same_thread=False))
+
+
+def _missing(package: str) -> ModelSupportError:
+    return ModelSupportError(
+        f"{package}, which this benchmark compares with, is not installed",
+        expected="unspoken with its extra `peers`",
+        fix='pip install "unspoken[peers]"',
+    )
 
 
 class _TeamState(TypedDict):

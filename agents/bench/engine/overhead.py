@@ -3,10 +3,16 @@
 An agent's turn is everything but its model: its template is rendered, its context composed, its
 message published, its events told. Its engine gives one word at once. LangGraph's node gives a word
 at once, too.
+
+The checkpointed chain is kept as it goes: ours in a run's store, LangGraph's by its own saver, each
+in SQLite with what it sets by itself.
 """
 
 import operator
+import tempfile
 from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Annotated, Any, TypedDict
@@ -15,7 +21,7 @@ import torch
 
 from unspoken.agents.agent import Agent
 from unspoken.agents.bench import Measured, Progress
-from unspoken.agents.bench.engine.graphs import require_langgraph
+from unspoken.agents.bench.engine.graphs import require_langgraph, require_saver
 from unspoken.agents.engines.base import (
     KEEP,
     EngineFacts,
@@ -29,6 +35,7 @@ from unspoken.agents.engines.base import (
     TurnRequest,
     Usage,
 )
+from unspoken.agents.runs import RunStore
 from unspoken.agents.spec.spec import EdgeSpec
 from unspoken.agents.testing.scripted import ScriptedModel
 from unspoken.agents.workflow import Workflow
@@ -41,17 +48,24 @@ AGENTS, ROUNDS = 1000, 5
 WORD = "x"
 """What every agent writes."""
 
-CHAIN, FANOUT = "chain", "fan-out"
+CHAIN, FANOUT, CHECKPOINTED = "chain", "fan-out", "checkpointed chain"
 
 
 def measure(model: "WordModel", *, progress: Progress) -> Measured:
     """A row for each graph in each framework; the summary has our time over LangGraph's."""
     require_langgraph()
+    with tempfile.TemporaryDirectory() as folder:
+        return _measured(model, Path(folder), progress)
+
+
+def _measured(model: "WordModel", folder: Path, progress: Progress) -> Measured:
     runs = {
         (CHAIN, "unspoken"): _ours(chain(model, AGENTS)),
         (CHAIN, "LangGraph"): _chain_graph(AGENTS),
         (FANOUT, "unspoken"): _ours(fan_out(model, AGENTS)),
         (FANOUT, "LangGraph"): _fan_out_graph(AGENTS),
+        (CHECKPOINTED, "unspoken"): _kept(chain(model, AGENTS), folder / "unspoken"),
+        (CHECKPOINTED, "LangGraph"): _checkpointed_graph(AGENTS, folder),
     }
     seconds: dict[tuple[str, str], list[float]] = {way: [] for way in runs}
     for number in range(ROUNDS + 1):  # the first warms up
@@ -60,23 +74,26 @@ def measure(model: "WordModel", *, progress: Progress) -> Measured:
             run()
             if number:
                 seconds[way].append(perf_counter() - began)
-    rows = [
-        {
-            "graph": graph,
-            "framework": framework,
-            "agents": AGENTS,
-            "seconds": round(median(taken), 4),
-            "least": round(min(taken), 4),
-            "most": round(max(taken), 4),
-            "ms_a_turn": round(1000 * median(taken) / AGENTS, 4),
-        }
-        for (graph, framework), taken in seconds.items()
-    ]
+    rows = [_row(way, taken) for way, taken in seconds.items()]
     for row in rows:
         progress(f"{row['graph']}, {row['framework']}: {row['seconds']} s")
     return rows, {
         "chain_ratio_to_langgraph": _ratio(seconds, CHAIN),
         "fanout_ratio_to_langgraph": _ratio(seconds, FANOUT),
+        "checkpointed_chain_ratio_to_langgraph": _ratio(seconds, CHECKPOINTED),
+    }
+
+
+def _row(way: tuple[str, str], taken: list[float]) -> dict[str, Any]:
+    graph, framework = way
+    return {
+        "graph": graph,
+        "framework": framework,
+        "agents": AGENTS,
+        "seconds": round(median(taken), 4),
+        "least": round(min(taken), 4),
+        "most": round(max(taken), 4),
+        "ms_a_turn": round(1000 * median(taken) / AGENTS, 4),
     }
 
 
@@ -112,6 +129,11 @@ def _ours(flow: Workflow) -> Callable[[], object]:
     return flow.run
 
 
+def _kept(flow: Workflow, folder: Path) -> Callable[[], object]:
+    store = RunStore(folder)
+    return lambda: flow.run(store=store)
+
+
 class _ChainState(TypedDict):
     text: str
 
@@ -122,6 +144,16 @@ class _FanState(TypedDict):
 
 
 def _chain_graph(size: int) -> Callable[[], object]:
+    return _invoked(_chained(size).compile(), size)
+
+
+def _checkpointed_graph(size: int, folder: Path) -> Callable[[], object]:
+    compiled = _chained(size).compile(checkpointer=require_saver(folder / "langgraph.sqlite"))
+    threads = count()
+    return lambda: _invoked(compiled, size, thread_id=str(next(threads)))()
+
+
+def _chained(size: int) -> Any:
     module = require_langgraph()
     graph = module.StateGraph(_ChainState)
     names = [f"agent_{number}" for number in range(size)]
@@ -129,7 +161,7 @@ def _chain_graph(size: int) -> Callable[[], object]:
         graph.add_node(name, lambda state: {"text": WORD})
     for before, after in zip([module.START, *names], names, strict=False):
         graph.add_edge(before, after)
-    return _invoked(graph.compile(), size)
+    return graph
 
 
 def _fan_out_graph(size: int) -> Callable[[], object]:
@@ -143,8 +175,9 @@ def _fan_out_graph(size: int) -> Callable[[], object]:
     return _invoked(graph.compile(), size)
 
 
-def _invoked(compiled: Any, size: int) -> Callable[[], object]:
-    return lambda: compiled.invoke({"text": WORD}, {"recursion_limit": size + 2})
+def _invoked(compiled: Any, size: int, **configurable: str) -> Callable[[], object]:
+    settings = {"recursion_limit": size + 2, "configurable": configurable}
+    return lambda: compiled.invoke({"text": WORD}, settings)
 
 
 class WordModel(ScriptedModel):

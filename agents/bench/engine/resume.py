@@ -1,19 +1,26 @@
 """Runs that are killed at any moment: how they end when they go on, and what was done twice.
 
-Each run is a process of its own, forked from one that has imported all there is. Its agents write
-what follows from their whole context, so a turn that read something else would write something
-else. Each turn calls a function with an effect outside, as tools do: it adds a line to a file.
+Each run is a process of its own, forked from one that has imported all there is. In each of its ten
+turns an agent calls two tools: one looks something up, and one adds a line to a file, which is an
+effect outside. The model decides what it asks for and what it writes down. Its words follow from
+all that it reads, but for what the second tool returned: of a call that was cut off nobody knows
+that.
 """
 
+import json
 import multiprocessing
 import os
 import random
+import re
+import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from shutil import copy
 from statistics import median
 from typing import Any
 
@@ -21,88 +28,109 @@ from blake3 import blake3
 
 from unspoken.agents.agent import Agent
 from unspoken.agents.bench import Measured, Progress
-from unspoken.agents.engines.base import Engine, States, TurnEvent, TurnOutcome, TurnRequest
-from unspoken.agents.engines.local import LocalEngine
 from unspoken.agents.runs import RunStore
-from unspoken.agents.runs.journal import UNKNOWN, Journal
 from unspoken.agents.testing import ScriptedModel
+from unspoken.agents.tools import tool
 from unspoken.agents.workflow import Workflow
 
-KILLS, SEED, PLAIN = 50, 0, 3
-"""How many runs are killed, at which random moments, and how many are not."""
+KILLS, UNSEEDED, PLAIN = 50, 20, 3
+"""How often runs are killed whose model writes the same each time; how often others are; and how
+many runs are not, to see what is equal and how long it takes.
+"""
+
+SEED = 0
+"""Of the moments."""
 
 TURNS = 10
 
 EFFECT_S = 0.01
 """How long a call takes after its effect, so that a kill may come in between."""
 
+POLL_S = 0.001
+
 RUN = "killed"
+LOOK_UP, WRITE_DOWN = "look_up", "write_down"
+ASKED = "Your turn:"
+
+_WRITTEN = re.compile(f"The tool {WRITE_DOWN} returned:.*?<\\|im_end\\|>", re.DOTALL)
 
 
 class WordModel(ScriptedModel):
-    """A model whose answers follow from what it reads, and whose turns have an effect.
+    """A model that calls two tools in each turn; what it writes follows from what it reads.
 
     Args:
-        folder: Where the store is and the effects go; None for a model that is not run.
+        seeded: Whether it writes the same each time.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        super().__init__(lambda agent, turn, prompt: blake3(prompt.encode()).hexdigest(length=4))
-        self._folder = folder
+    def __init__(self, *, seeded: bool = True) -> None:
+        super().__init__(self._words)
+        self._seeded = seeded
 
-    def make_engine(self, states: States) -> Any:
-        """Its engine, which calls the function after each turn."""
-        engine = super().make_engine(states)
-        return engine if self._folder is None else _acting(engine, self._folder)
-
-
-def _store(folder: Path) -> RunStore:
-    """The store of a run that is killed, and whose machine goes on."""
-    return RunStore(folder, durable=False)
-
-
-def _acting(engine: LocalEngine, folder: Path) -> Engine:
-    """An engine that calls a function after each turn that is computed."""
-    journal, compute = Journal(_store(folder), RUN), engine.turn
-
-    async def turn(request: TurnRequest, on_event: Callable[[TurnEvent], None]) -> TurnOutcome:
-        outcome = await compute(request, on_event)
-        if request.sampling is None:  # a state that is computed again is no turn
-            return outcome
-
-        async def effect() -> str:
-            with (folder / "effects").open("ab", buffering=0) as file:
-                file.write(f"{request.owner} {request.turn}\n".encode())
-            time.sleep(EFFECT_S)  # noqa: ASYNC251  # as a function that is no coroutine does
-            return "done"
-
-        said = await journal.call((request.owner, request.turn, None), "effect", "{}", effect)
-        if said == UNKNOWN:
-            with (folder / "unknown").open("ab", buffering=0) as file:
-                file.write(f"{request.owner} {request.turn}\n".encode())
-        return outcome
-
-    engine.turn = turn  # type: ignore[method-assign]
-    return engine
+    def _words(self, agent: str, turn: int, prompt: str) -> str:
+        read = _WRITTEN.sub("", prompt).encode()
+        word = blake3(read if self._seeded else read + os.urandom(8)).hexdigest(length=4)
+        since = prompt.rpartition(ASKED)[2]
+        if f"The tool {LOOK_UP} returned" not in since:
+            return _call(LOOK_UP, {"word": word})
+        if f"The tool {WRITE_DOWN} returned" not in since:
+            return _call(WRITE_DOWN, {"line": word})
+        return word
 
 
-def flow(folder: Path) -> Workflow:
+def _call(name: str, arguments: dict[str, str]) -> str:
+    return json.dumps({"name": name, "arguments": arguments})
+
+
+def tools(folder: Path) -> list[Callable[..., Any]]:
+    """What the agents call: one may be called twice, one has an effect outside."""
+
+    @tool(name=LOOK_UP, idempotent=True)
+    def look_up(word: str) -> str:
+        """What another word stands for."""
+        return blake3(word.encode()).hexdigest(length=4)
+
+    @tool(name=WRITE_DOWN)
+    def write_down(line: str) -> str:
+        """Add a line to the book."""
+        with (folder / "effects").open("ab", buffering=0) as file:
+            file.write(f"{line}\n".encode())
+        time.sleep(EFFECT_S)
+        return "written"
+
+    return [look_up, write_down]
+
+
+def flow(folder: Path, *, seeded: bool = True) -> Workflow:
     """Two agents that hand each other their caches, five turns each."""
-    model, half = WordModel(folder), TURNS // 2
-    asks = Agent("asks", model, prompt="question {{ turn }}", max_turns=half)
-    tells = Agent("tells", model, prompt="answer {{ turn }}")
+    model, acts = WordModel(seeded=seeded), tools(folder)
+    prompt, calls = ASKED + " {{ turn }}", {"max_new_tokens": 99}
+    asks, tells = (
+        Agent(name, model, prompt=prompt, tools=acts, generate=calls, max_turns=TURNS // 2)
+        for name in ("asks", "tells")
+    )
     loop = Workflow("ten-turns", [asks, tells]).connect(asks, tells, "same_model_cache")
     return loop.connect(tells, asks, "same_model_cache", loop=True)
 
 
-def work(folder: str) -> None:
-    """Begin the run of a folder, or go on with it; what it wrote is the last thing in there."""
+def work(folder: str, seeded: bool, states: bool) -> None:
+    """Begin the run of a folder, or go on with it; how it ended is the last thing in there."""
     here = Path(folder)
-    result = flow(here).run(run_id=RUN, store=_store(here))
-    wrote = {name: agent.turns for name, agent in result.agents.items()}
-    (here / "result.new").write_text(repr(wrote), encoding="utf-8")
+    result = flow(here, seeded=seeded).run(run_id=RUN, store=_store(here), states=states)
+    turns = [turn for agent in result.report.agents.values() for turn in agent]
+    calls = [call for turn in turns for call in turn.tool_calls if call.tool == WRITE_DOWN]
+    unread = [call for call in result.report.unknown_calls if call.tool == WRITE_DOWN]
+    told = {
+        "words": {name: list(agent.turns) for name, agent in result.agents.items()},
+        "known": [call.arguments["line"] for call in calls if not call.unknown],
+        "unknown": sorted({call.arguments["line"] for call in (*calls, *unread) if call.unknown}),
+    }
+    (here / "result.new").write_text(json.dumps(told), encoding="utf-8")
     (here / "result.new").replace(here / "result")
     os._exit(0)  # threads that wait for more work would hold it up
+
+
+def _store(folder: Path) -> RunStore:
+    return RunStore(folder / "runs")
 
 
 def measure(model: WordModel, *, progress: Progress) -> Measured:
@@ -111,67 +139,202 @@ def measure(model: WordModel, *, progress: Progress) -> Measured:
         return _measured(Path(folder), progress)
 
 
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """How long an undisturbed run takes to its first effect, and for each turn; what it wrote."""
+
+    first_s: float
+    turn_s: float
+    words: dict[str, list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """When a run is killed: so many seconds after so many effects."""
+
+    effects: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Killed:
+    """What a killed run had in its store.
+
+    Attributes:
+        words: What was handed over, by agent.
+        in_call: Whether a call had begun and not ended.
+        after_effect: Whether its effect was there already.
+    """
+
+    words: dict[str, list[str]]
+    in_call: bool
+    after_effect: bool
+
+
 def _measured(folder: Path, progress: Progress) -> Measured:
-    seconds = []
-    for number in range(PLAIN + 1):
-        plain = folder / f"plain-{number}"
-        began = time.perf_counter()
-        _run(plain, None)
-        seconds.append(time.perf_counter() - began)
-    expected, longest = (plain / "result").read_text(), median(seconds[1:])
-    draw, rows = random.Random(SEED), []
-    for number in range(KILLS):
-        here, kills = folder / f"killed-{number}", 0
-        moment = draw.uniform(0.0, longest)
-        kills += _run(here, moment)
-        _run(here, None)
-        rows.append({"at_ms": round(moment * 1000, 1), "killed": kills, **_found(here, expected)})
-        if (number + 1) % 10 == 0:
-            progress(f"{number + 1} of {KILLS} runs killed, and ended")
-    killed = [row for row in rows if row["killed"]]
+    pace, draw = _undisturbed(folder), random.Random(SEED)
+    rows: list[dict[str, Any]] = []
+    for seeded, kills in ((True, KILLS), (False, UNSEEDED)):
+        left = kills
+        while left:
+            here = Path(tempfile.mkdtemp(dir=folder))
+            row = _killed_run(here, pace, draw, len(rows), seeded=seeded, most=min(left, 2))
+            if row is None:  # it was over before its moment
+                continue
+            left -= row["kills"]
+            rows.append({"run": len(rows), "seeded": seeded, **row})
+            if len(rows) % 10 == 0:
+                progress(f"{len(rows)} runs killed, and ended")
     return rows, {
-        "kills": len(killed),
-        "equal_results": sum(row["equal"] for row in killed),
-        "repeated_side_effects": sum(row["repeated"] for row in killed),
-        "lost_side_effects": sum(row["lost"] for row in killed),
-        "unknown_side_effects": sum(row["unknown"] for row in killed),
+        **_figures([row for row in rows if row["seeded"]]),
+        **{
+            f"{name}_unseeded": figure
+            for name, figure in _figures([row for row in rows if not row["seeded"]]).items()
+        },
     }
 
 
-def _run(folder: Path, kill_after_s: float | None) -> bool:
-    """A process that begins a run or goes on with it; whether it was killed before its end.
+def _figures(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    sums = {
+        "repeated_side_effects": "repeated",
+        "lost_side_effects": "lost",
+        "untold_side_effects": "untold",
+        "reported_unknown": "unknown",
+        "kills_in_a_call": "in_call",
+        "kills_after_an_effect": "after_effect",
+        "kills_of_a_resume": "resumed",
+    }
+    return {
+        "kills": sum(row["kills"] for row in rows),
+        "equal_results": sum(row["kills"] for row in rows if row["equal"]),
+        **{name: sum(row[key] for row in rows) for name, key in sums.items()},
+    }
+
+
+def _undisturbed(folder: Path) -> _Pace:
+    """Runs that nobody kills; the first one warms up."""
+    first, every = [], []
+    for number in range(PLAIN + 1):
+        plain, began = folder / f"plain-{number}", time.perf_counter()
+        process = _begun(plain, seeded=True, states=False)
+        _wait_for(process, plain, _Moment(1, 0.0))
+        first.append(time.perf_counter() - began)
+        _ended(process)
+        every.append((time.perf_counter() - began - first[-1]) / TURNS)
+    words = json.loads((plain / "result").read_text())["words"]
+    return _Pace(median(first[1:]), median(every[1:]), words)
+
+
+def _killed_run(
+    folder: Path, pace: _Pace, draw: random.Random, number: int, *, seeded: bool, most: int
+) -> dict[str, Any] | None:
+    """A run that is killed, every third one again while it goes on, and then ends.
+
+    Moments are spread over the run: after each number of effects, some of them at once.
+
+    Returns:
+        What was found; None where the run was over before its moment.
+    """
+    states = number % 2 == 1
+    effects = number % (TURNS + 1)
+    moments = [_moment(effects, pace, draw, at_once=number % 4 == 0)]
+    if most > 1 and number % 3 == 0:
+        again = draw.randint(effects, TURNS)
+        moments.append(_moment(again, pace, draw, at_once=again > effects and number % 2 == 0))
+    found: list[_Killed] = []
+    for moment in moments:
+        process = _begun(folder, seeded=seeded, states=states)
+        _wait_for(process, folder, moment)
+        process.kill()
+        if _ended(process):
+            break
+        found.append(_left_behind(folder))
+    if not found:
+        return None
+    if not (folder / "result").exists():
+        _ended(_begun(folder, seeded=seeded, states=states))
+    return {"kills": len(found), "states": states, **_told(folder, found, pace if seeded else None)}
+
+
+def _moment(effects: int, pace: _Pace, draw: random.Random, *, at_once: bool) -> _Moment:
+    most = pace.turn_s if effects else pace.first_s
+    return _Moment(effects, 0.0 if at_once and effects else draw.uniform(0.0, most))
+
+
+def _begun(folder: Path, *, seeded: bool, states: bool) -> Any:
+    """A process that begins a run or goes on with it."""
+    folder.mkdir(exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=work, args=(str(folder), seeded, states))
+    process.start()
+    return process
+
+
+def _wait_for(process: Any, folder: Path, moment: _Moment) -> None:
+    """Wait for a moment of a run, or for its end."""
+    while process.is_alive() and len(_lines(folder)) < moment.effects:
+        process.join(POLL_S)
+    process.join(moment.seconds)
+
+
+def _ended(process: Any) -> bool:
+    """Wait for the end of a process; whether it came to the end of its work, and was not killed.
 
     Raises:
         RuntimeError: It ended with an error.
     """
-    folder.mkdir(exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=work, args=(str(folder),))
-    process.start()
-    process.join(kill_after_s)
-    if process.is_alive():
-        process.kill()
-        process.join()
-        return True
-    if process.exitcode:
+    process.join()
+    if process.exitcode not in (0, -signal.SIGKILL):
         raise RuntimeError(f"a run ended with the exit code {process.exitcode}")
-    return False
+    return bool(process.exitcode == 0)
 
 
-def _found(folder: Path, expected: str) -> dict[str, Any]:
-    """Whether a run ended as one that nobody killed, and what became of its effects."""
-    done, unknown = _lines(folder / "effects"), _lines(folder / "unknown")
-    lost = TURNS - len(done.keys() | unknown.keys())
+def _left_behind(folder: Path) -> _Killed:
+    """What a killed run has in its store; a copy is read, so that the store stays as it is."""
+    look = folder / f"look-{time.monotonic_ns()}"
+    look.mkdir()
+    for file in (folder / "runs").glob("runs.sqlite*"):
+        copy(file, look)
+    words: dict[str, list[str]] = {}
+    with closing(RunStore(look)) as store:
+        known = store.file.exists() and store.find(RUN)
+        for agent, _, text in store.words(RUN) if known else ():
+            words.setdefault(agent, []).append(text)
+        open_calls = [call for call in store.calls(RUN) if call.result is None] if known else []
+    lines = [json.loads(call.arguments).get("line") for call in open_calls]
+    after_effect = any(line in _lines(folder) for line in lines)
+    return _Killed(words=words, in_call=bool(open_calls), after_effect=after_effect)
+
+
+def _told(folder: Path, found: Sequence[_Killed], pace: _Pace | None) -> dict[str, Any]:
+    """How a run ended, and what became of its effects.
+
+    Without a pace each run writes something else: what was handed over before a kill must stay.
+    """
+    told, done = json.loads((folder / "result").read_text()), Counter(_lines(folder))
+    words = told["words"]
+    kept = all(
+        words.get(agent, [])[: len(texts)] == texts
+        for one in found
+        for agent, texts in one.words.items()
+    )
+    whole = sum(map(len, words.values())) == TURNS
     return {
-        "equal": (folder / "result").read_text() == expected,
+        "turns": ", ".join(str(sum(map(len, one.words.values()))) for one in found),
+        "equal": kept and (whole if pace is None else words == pace.words),
+        "in_call": sum(one.in_call for one in found),
+        "after_effect": sum(one.after_effect for one in found),
+        "resumed": len(found) - 1,
         "repeated": sum(count - 1 for count in done.values()),
-        "lost": lost,
-        "unknown": len(unknown),
+        "lost": len(set(told["known"]) - done.keys()),
+        "untold": len(done.keys() - {*told["known"], *told["unknown"]}),
+        "unknown": len(told["unknown"]),
     }
 
 
-def _lines(file: Path) -> Counter[str]:
+def _lines(folder: Path) -> list[str]:
+    """The effects of a run."""
     with suppress(FileNotFoundError):
-        return Counter(os.fsdecode(line) for line in file.read_bytes().splitlines())
-    return Counter()
+        return (folder / "effects").read_text(encoding="utf-8").splitlines()
+    return []

@@ -132,7 +132,7 @@ def test_offsets_name_the_characters_of_every_token(text: str) -> None:
     ids, offsets = CODEC.words_with_offsets(text)
     assert ids == CODEC.encode_words(text)
     assert len(offsets) == len(CODEC.encode_words(text))
-    assert offsets == sorted(offsets)
+    assert list(offsets) == sorted(offsets)
     assert not text or (offsets[0][0], offsets[-1][1]) == (0, len(text))
 
 

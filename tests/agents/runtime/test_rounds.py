@@ -1,211 +1,22 @@
 """Rounds of loops: what a join reads, what bounds turns, and a sequential model of it all."""
 
-from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-
-from unspoken.agents.runtime.dataflow import Dataflow, Exhausted, Firing
-from unspoken.agents.spec.graph import build_graph
-from unspoken.agents.spec.spec import WorkflowSpec
-
-Turn = tuple[int, dict[int, str], frozenset[int]]
-"""A turn: its number, its inbox by edge, and the edges that are new."""
+from sequential.rounds import RoundCase, Sequential, round_cases
 
 
-@dataclass(frozen=True)
-class Case:
-    """A workflow as numbers: agents 0 to n - 1, forward edges from lower to higher ones.
-
-    Attributes:
-        limits: By agent, its max_turns.
-        edges: As (sharer, receiver, loop).
-        silent: What goes as a skip, as (edge, turn of its sharer).
-    """
-
-    limits: tuple[int | None, ...]
-    edges: tuple[tuple[int, int, bool], ...]
-    silent: frozenset[tuple[int, int]] = frozenset()
-
-    def sends(self, agent: int, turn: int) -> dict[int, str | None]:
-        """What a turn sends."""
-        return {
-            key: None if (key, turn) in self.silent else f"{agent}.{turn}"
-            for key, (sharer, _, _) in enumerate(self.edges)
-            if sharer == agent
-        }
-
-    def after(self, agent: int) -> set[int]:
-        """An agent and all that follows from it by edges that are no loops."""
-        reached = {agent}
-        for sharer, receiver, loop in sorted(self.edges):
-            if sharer in reached and not loop:
-                reached.add(receiver)
-        return reached
-
-    def in_order(self, pick: Any) -> tuple[dict[int, list[Turn]], list[int]]:
-        """What the dataflow makes of it, where `pick` says which running agent ends next."""
-        rows = [{"from": f"n{a}", "to": f"n{b}", "loop": loop} for a, b, loop in self.edges]
-        agents = {
-            f"n{n}": {"model": "m", "prompt": "p", "max_turns": limit}
-            for n, limit in enumerate(self.limits)
-        }
-        data = {"name": "test", "models": {"m": "x"}, "agents": agents, "edges": rows}
-        flow: Dataflow[str] = Dataflow(build_graph(WorkflowSpec.model_validate(data)))
-        turns: dict[int, list[Turn]] = defaultdict(list)
-        ended: list[int] = []
-        running: list[tuple[int, int]] = []
-        actions = flow.start()
-        while True:
-            for action in actions:
-                if isinstance(action, Firing):
-                    agent = int(action.agent[1:])
-                    turns[agent].append((action.turn, dict(action.inbox), action.fresh))
-                    running.append((agent, action.turn))
-                elif isinstance(action, Exhausted):
-                    ended.append(action.edge)
-            if not running:
-                return dict(turns), sorted(ended)
-            agent, turn = running.pop(pick(len(running)))
-            actions = flow.complete(f"n{agent}", self.sends(agent, turn))
-
-
-@dataclass
-class Sequential:
-    """The same, one agent after the other: the rules of rounds as a reader would follow them."""
-
-    case: Case
-    holds: dict[int, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))
-    new: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
-    waiting: dict[int, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))
-    turns: dict[int, list[Turn]] = field(default_factory=lambda: defaultdict(list))
-    called: set[int] = field(default_factory=set)
-    aside: set[int] = field(default_factory=set)
-    ended: list[int] = field(default_factory=list)
-
-    def left(self, agent: int) -> float:
-        limit = self.case.limits[agent]
-        return float("inf") if limit is None else limit - len(self.turns[agent])
-
-    def run(self) -> tuple[dict[int, list[Turn]], list[int]]:
-        everyone = set(range(len(self.case.limits)))
-        sharers = {receiver for _, receiver, loop in self.case.edges if not loop}
-        self.round(everyone, everyone - sharers)
-        while targets := self.targets():
-            members = set().union(*map(self.case.after, targets))
-            self.forget(members)
-            for target in targets:
-                self.holds[target] |= self.waiting[target]
-                self.new[target] |= set(self.waiting.pop(target))
-            self.round(members, targets)
-        self.round(set(self.aside), set(), last=True)
-        return {agent: turns for agent, turns in self.turns.items() if turns}, sorted(self.ended)
-
-    def targets(self) -> set[int]:
-        """Whom a message waits for, the innermost; those without a turn lose it."""
-        for agent in [agent for agent in self.waiting if self.left(agent) <= 0]:
-            self.ended += self.waiting.pop(agent)
-        return {
-            agent
-            for agent in self.waiting
-            if not (self.case.after(agent) - {agent}) & set(self.waiting)
-        }
-
-    def forget(self, members: set[int]) -> None:
-        """What members and loops brought in earlier rounds is gone."""
-        for agent in members:
-            for key in list(self.holds[agent]):
-                sharer, _, loop = self.case.edges[key]
-                if loop or sharer in members:
-                    del self.holds[agent][key]
-                    self.new[agent].discard(key)
-
-    def round(self, members: set[int], started: set[int], *, last: bool = False) -> None:
-        """Everybody's turn once, sharers first."""
-        if not last:
-            self.called -= members
-            self.aside -= members
-        for agent in sorted(members):
-            behind = any(
-                sharer in self.aside and receiver == agent and not loop
-                for sharer, receiver, loop in self.case.edges
-            )
-            if agent in started or (agent in self.called and not behind):
-                self.turn(agent, started, last)
-            elif behind and not last:
-                self.aside.add(agent)
-            if last:
-                self.aside.discard(agent)
-
-    def turn(self, agent: int, started: set[int], last: bool) -> None:
-        """One turn, unless it waits for the last round or there is none left."""
-        if self.left(agent) <= 0:
-            self.ended += self.new[agent]
-            for key in self.new.pop(agent):
-                del self.holds[agent][key]
-            return
-        if agent not in started and not last and self.waits(agent):
-            self.aside.add(agent)
-            return
-        turn = len(self.turns[agent]) + 1
-        inbox = dict(sorted(self.holds[agent].items()))
-        self.turns[agent].append((turn, inbox, frozenset(self.new.pop(agent, ()))))
-        for key, text in self.case.sends(agent, turn).items():
-            _, receiver, loop = self.case.edges[key]
-            if text is None:
-                continue
-            if loop:
-                self.waiting[receiver][key] = text
-            else:
-                self.holds[receiver][key] = text
-                self.new[receiver].add(key)
-                self.called.add(receiver)
-
-    def waits(self, agent: int) -> bool:
-        """Whether a turn is kept for after the last round."""
-        loops = [(sharer, receiver) for sharer, receiver, loop in self.case.edges if loop]
-        depends = any(sharer in self.case.after(agent) for sharer, _ in loops)
-        again = any(
-            agent in self.case.after(target) and self.left(target) > 0 for _, target in loops
-        )
-        return self.left(agent) == 1 and not depends and again
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    size = draw(st.integers(1, 7))
-    pairs = [(a, b, False) for b in range(size) for a in range(b)]
-    edges = draw(st.lists(st.sampled_from(pairs), unique=True, max_size=12)) if pairs else []
-    loops = draw(
-        st.lists(
-            st.tuples(st.integers(0, size - 1), st.integers(0, size - 1), st.just(True)),
-            unique=True,
-            max_size=4,
-        )
-    )
-    targets = {receiver for _, receiver, _ in loops}
-    limits = [
-        draw(st.integers(2, 4) if agent in targets else st.none() | st.integers(1, 3))
-        for agent in range(size)
-    ]
-    every = [*edges, *loops]
-    flags = st.tuples(st.integers(0, max(len(every) - 1, 0)), st.integers(1, 4))
-    return Case(tuple(limits), tuple(every), draw(st.frozensets(flags, max_size=12)))
-
-
-@given(case=cases(), data=st.data())
+@given(case=round_cases(), data=st.data())
 def test_every_order_of_finishing_reads_what_the_sequential_model_reads(
-    case: Case, data: st.DataObject
+    case: RoundCase, data: st.DataObject
 ) -> None:
     """Random graphs with joins, conditions, loops and limits agree with one agent at a time."""
     happened = case.in_order(lambda size: data.draw(st.integers(0, size - 1)))
     assert happened == Sequential(case).run()
 
 
-def turns_of(case: Case) -> dict[int, list[Mapping[int, str]]]:
+def turns_of(case: RoundCase) -> dict[int, list[Mapping[int, str]]]:
     """By agent, the inbox of each of its turns."""
     turns, _ = case.in_order(lambda size: 0)
     return {agent: [inbox for _, inbox, _ in told] for agent, told in turns.items()}
@@ -214,47 +25,47 @@ def turns_of(case: Case) -> dict[int, list[Mapping[int, str]]]:
 def test_a_branch_of_an_earlier_round_is_not_read_again() -> None:
     """The left branch goes in round 1, the right one in round 2: the join reads one at a time."""
     edges = ((0, 1, False), (0, 2, False), (1, 3, False), (2, 3, False), (3, 0, True))
-    case = Case((2, None, None, None), edges, frozenset({(0, 2), (1, 1)}))
+    case = RoundCase((2, None, None, None), edges, frozenset({(0, 2), (1, 1)}))
     assert turns_of(case)[3] == [{2: "1.1"}, {3: "2.1"}]
 
 
 def test_a_message_from_outside_the_loop_stands() -> None:
     """A source that is not in the loop is read in every round."""
-    case = Case((None, 3), ((0, 1, False), (1, 1, True)))
+    case = RoundCase((None, 3), ((0, 1, False), (1, 1, True)))
     assert [inbox[0] for inbox in turns_of(case)[1]] == ["0.1"] * 3
 
 
 def test_a_loop_message_of_an_earlier_round_is_forgotten() -> None:
     """Of two critics that loop back, a new draft reads those that spoke in this round."""
     edges = ((0, 1, False), (0, 2, False), (1, 0, True), (2, 0, True))
-    case = Case((3, None, None), edges, frozenset({(3, 1), (2, 2)}))
+    case = RoundCase((3, None, None), edges, frozenset({(3, 1), (2, 2)}))
     assert turns_of(case)[0] == [{}, {2: "1.1"}, {3: "2.2"}]
 
 
 def test_an_agent_behind_a_loop_keeps_its_last_turn_for_the_end() -> None:
     """A publisher with max_turns 1 reads the last draft alone; so does who follows from it."""
     edges = ((0, 1, False), (1, 0, True), (0, 2, False), (2, 3, False))
-    case = Case((3, None, 1, None), edges)
+    case = RoundCase((3, None, 1, None), edges)
     turns = turns_of(case)
     assert (turns[2], turns[3]) == ([{2: "0.3"}], [{3: "2.1"}])
 
 
 def test_without_a_limit_an_agent_behind_a_loop_takes_a_turn_a_round() -> None:
     """Only max_turns makes it wait."""
-    case = Case((3, None), ((0, 0, True), (0, 1, False)))
+    case = RoundCase((3, None), ((0, 0, True), (0, 1, False)))
     assert turns_of(case)[1] == [{1: "0.1"}, {1: "0.2"}, {1: "0.3"}]
 
 
 def test_an_agent_inside_a_loop_that_has_no_turn_left_ends_it() -> None:
     """A critic with one turn is skipped in the second round, and the dropped draft is told."""
-    case = Case((5, 1), ((0, 1, False), (1, 0, True)))
+    case = RoundCase((5, 1), ((0, 1, False), (1, 0, True)))
     turns, ended = case.in_order(lambda size: 0)
     assert ({agent: len(told) for agent, told in turns.items()}, ended) == ({0: 2, 1: 1}, [0])
 
 
 def test_max_turns_bounds_the_turns_of_nested_loops_together() -> None:
     """An inner loop has its turns in the whole run, not in each round of the outer one."""
-    case = Case((3, 4), ((0, 1, False), (1, 1, True), (1, 0, True)))
+    case = RoundCase((3, 4), ((0, 1, False), (1, 1, True), (1, 0, True)))
     turns, ended = case.in_order(lambda size: 0)
     assert len(turns[1]) == 4
     assert 1 in ended
@@ -264,5 +75,5 @@ def test_a_long_chain_of_skips_is_no_recursion() -> None:
     """Thousands of agents pass on a skip."""
     size = 3_000
     edges = tuple((n, n + 1, False) for n in range(size - 1))
-    case = Case((None,) * size, edges, frozenset({(0, 1)}))
+    case = RoundCase((None,) * size, edges, frozenset({(0, 1)}))
     assert turns_of(case) == {0: [{}]}

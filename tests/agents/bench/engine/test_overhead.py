@@ -16,10 +16,11 @@ def test_every_agent_takes_its_turn_and_hands_on_its_word(make: type) -> None:
 
 def test_overhead_has_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ratio for each graph, of runs beside each other."""
-    pytest.importorskip("langgraph", reason="the extra `peers` is not installed")
+    pytest.importorskip("langgraph.checkpoint.sqlite", reason="the extra `peers` is not installed")
     for name, value in (("AGENTS", 5), ("ROUNDS", 1)):
         monkeypatch.setattr(overhead, name, value)
     rows, summary = overhead.measure(overhead.WordModel(), progress=lambda line: None)
     seconds = {(row["graph"], row["framework"]): row["seconds"] for row in rows}
-    assert len(seconds) == 4 and all(seconds.values())
-    assert set(summary) == {"chain_ratio_to_langgraph", "fanout_ratio_to_langgraph"}
+    assert len(seconds) == 6 and all(seconds.values())
+    graphs = ("chain", "fanout", "checkpointed_chain")
+    assert set(summary) == {f"{graph}_ratio_to_langgraph" for graph in graphs}

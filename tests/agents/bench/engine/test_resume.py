@@ -7,9 +7,14 @@ from unspoken.agents.bench.engine import resume
 
 @pytest.mark.long
 def test_runs_that_are_killed_end_as_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every result is that of an undisturbed run, and no side effect is repeated or lost."""
-    monkeypatch.setattr(resume, "KILLS", 4)
-    monkeypatch.setattr(resume, "PLAIN", 1)
-    rows, summary = resume.measure(resume.WordModel(), progress=lambda line: None)
-    assert len(rows) == 4 and all(row["equal"] for row in rows)
-    assert summary["repeated_side_effects"] == summary["lost_side_effects"] == 0
+    """Every result is that of an undisturbed run, and no side effect is repeated, lost or untold.
+
+    The first run is killed again while it goes on.
+    """
+    for name, value in (("KILLS", 3), ("UNSEEDED", 1), ("PLAIN", 1)):
+        monkeypatch.setattr(resume, name, value)
+    _, summary = resume.measure(resume.WordModel(), progress=lambda line: None)
+    assert summary["kills"] == summary["equal_results"] == 3
+    assert summary["kills_unseeded"] == summary["equal_results_unseeded"] == 1
+    harm = ("repeated_side_effects", "lost_side_effects", "untold_side_effects")
+    assert not any(summary[name + which] for name in harm for which in ("", "_unseeded"))

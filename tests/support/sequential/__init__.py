@@ -1,0 +1,1 @@
+"""Sequential models of workflows, and runs to compare with them."""
