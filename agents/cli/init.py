@@ -33,4 +33,6 @@ def init(
         ) from error
     console = stderr()
     console.print(f"wrote {file}", soft_wrap=True)
-    console.print(f"run it: unspoken run {file} -i document=@notes.txt", soft_wrap=True)
+    document = "The ferry to the island leaves at nine and comes back at four."
+    console.print(f'run it: unspoken run {file} -i document="{document}"', soft_wrap=True)
+    console.print("or with a file of your own: -i document=@FILE", soft_wrap=True)

@@ -51,6 +51,12 @@ def _value(name: str, texts: list[str], declared: InputSpec) -> object:
             expected=f"a value of type {declared.type} once",
             fix="declare it with type list to give several",
         )
+    if pattern := _pattern(texts[0]):
+        raise InputError(
+            f"input {name!r} is of type {declared.type}, and {pattern!r} names several files",
+            expected="one file",
+            fix="declare the input with type list to give one item a file",
+        )
     return _convert(name, _text(name, texts[0]), declared)
 
 

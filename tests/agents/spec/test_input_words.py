@@ -66,6 +66,13 @@ def test_a_pattern_without_files_is_refused(tmp_path: Path) -> None:
     assert "quote the pattern" in str(caught.value)
 
 
+def test_a_pattern_for_a_text_is_refused(folder: Path) -> None:
+    """The error says which inputs may be given so."""
+    with pytest.raises(InputError, match="names several files") as caught:
+        read_inputs(spec(x="text"), [f"x=@{folder}/*.txt"])
+    assert "type list" in str(caught.value)
+
+
 def test_a_text_that_is_given_twice_is_refused() -> None:
     """The error says which inputs may be given several times."""
     with pytest.raises(InputError, match="input 'x' is given twice") as caught:
