@@ -2,20 +2,30 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from pydantic import ValidationError
 
 from unspoken.agents.spec.problems import schema_problems
 from unspoken.agents.spec.spec import AgentSpec, GenerateSpec, RetrySpec
 from unspoken.agents.tools.servers import McpServer, McpTool
-from unspoken.channels.errors import WorkflowError
+from unspoken.channels.errors import Problem, WorkflowError
 
 if TYPE_CHECKING:
     from unspoken.agents.models.base import AgentModel
+    from unspoken.agents.workflow import Workflow
 
 
 _DEFAULTS = GenerateSpec()
+
+
+def answer_type(function: Callable[..., Any]) -> Any:
+    """The type of a function's answers, where they are data; None where they are words."""
+    try:
+        kind = get_type_hints(function).get("return")
+    except (TypeError, NameError):  # an object that is called, or a type that is not there
+        return None
+    return None if kind in (None, type(None), str, Any, object) else kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +34,11 @@ class Agent:
 
     Args:
         name: Its name, as templates call it.
-        model: A loaded model, or a model reference to load when the workflow runs.
+        model: A loaded model, or a model reference to load when the workflow runs; or a function,
+            async or not, that is given the words of the turn and returns those that answer them. A
+            return type other than text becomes the agent's data.
         prompt: Template of its turn; it reads ``inputs`` and the ``text`` of agents with an edge
-            here.
+            here. A function needs none: the messages are its words.
         system: Template of its system turn; None leaves that to the model's chat template.
         generate: Generation settings, as a `GenerateSpec` or a mapping; None only reads.
         tools: Typed functions that it may call while it answers, with or without ``@tool``; servers
@@ -55,15 +67,18 @@ class Agent:
         timeout: Most seconds that a turn, or an item of for_each, may work.
         idle_timeout: Most seconds from one token of a turn to the next, and to the first.
         ask: What a person does in each turn: ``approve`` or ``edit`` what it wrote, or ``answer``
-            its prompt in the model's place.
+            its prompt in the model's place. With `for_each` each item asks for itself.
+        workflow: A workflow that takes the agent's turns, in place of a model and a prompt, as it
+            is now.
+        inputs: Its inputs, each a value or a template that reads what a prompt reads.
 
     Raises:
         WorkflowError: A setting that is not as it should be.
     """
 
     name: str
-    model: "AgentModel | str"
-    prompt: str
+    model: "AgentModel | str | Callable[..., Any] | None" = None
+    prompt: str | None = None
     system: str | None = None
     generate: GenerateSpec | Mapping[str, Any] | None = _DEFAULTS
     tools: Sequence[Callable[..., Any] | McpServer | McpTool | str] = ()
@@ -83,14 +98,44 @@ class Agent:
     timeout: float | None = None
     idle_timeout: float | None = None
     ask: Literal["approve", "edit", "answer"] | None = None
+    workflow: "Workflow | None" = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.spec("model")
+
+    @property
+    def function(self) -> Callable[..., Any] | None:
+        """The function that stands in a model's place, where one does."""
+        is_model = isinstance(self.model, str) or hasattr(self.model, "context_builder")
+        return self.model if callable(self.model) and not is_model else None
 
     def spec(self, model: str) -> AgentSpec:
         """Its settings, with `model` for the model's name."""
         settings = {**vars(self), "model": model}
         del settings["name"]
+        if self.workflow is not None:
+            settings["workflow"] = self.workflow.spec
+            for key, unset in (("model", self.model), ("prompt", self.prompt)):
+                settings[key] = "" if unset is None else model
+            settings["memory"] = "turn"
+        elif self.function is not None:
+            settings |= {"prompt": self.prompt or "", "memory": "turn"}
+            kind = answer_type(self.function)
+            if kind is not None and self.generate is _DEFAULTS:
+                settings["generate"] = {"schema": kind}
+        elif self.model is None or self.prompt is None:
+            lacks = "model" if self.model is None else "prompt"
+            raise WorkflowError(
+                [
+                    Problem(
+                        f"the agent {self.name!r} has no {lacks}",
+                        f"agents.{self.name}",
+                        "a model and a prompt, a function, or a workflow",
+                        f"give it {lacks}=",
+                    )
+                ]
+            )
         settings["tools"] = tuple(self.tools)
         try:
             return AgentSpec.model_validate(settings)

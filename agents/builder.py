@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from unspoken.agents.agent import Agent
+from unspoken.agents.delegates.function import FunctionDelegate
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.prompts.jinja import references
 from unspoken.agents.spec.problems import describe, listed, schema_problems, suggest
@@ -35,12 +36,13 @@ def declare(
     _require_distinct(agents)
     refs: dict[str, str] = {}
     loaded: dict[str, AgentModel] = {}
-    specs = {
-        agent.name: agent.spec(_model_name(agent.model, models, refs, loaded)) for agent in agents
-    }
+    specs = {}
+    for agent in agents:
+        name = "" if agent.workflow is not None else _model_of(agent, models, refs, loaded)
+        specs[agent.name] = agent.spec(name)
     data = {
         "models": {key: _model_data(ref, loaded.get(key)) for key, ref in refs.items()},
-        "agents": {key: spec.model_dump(by_alias=True) for key, spec in specs.items()},
+        "agents": specs,
         "mcp_servers": _servers(specs),
     }
     return data, loaded
@@ -57,6 +59,23 @@ def _servers(agents: Mapping[str, AgentSpec]) -> dict[str, Any]:
                     [Problem(found, f"agents.{name}.tools", fix="give each a name of its own")]
                 )
     return {name: settings_of(server) for name, server in servers.items()}
+
+
+def _model_of(
+    agent: Agent,
+    models: Mapping[str, AgentModel | str],
+    refs: dict[str, str],
+    loaded: dict[str, AgentModel],
+) -> str:
+    """The name of an agent's model in the workflow; a function is one of its own."""
+    if agent.function is not None:
+        name = agent.name
+        while name in refs or name in models:
+            name += "_"
+        refs[name], loaded[name] = "", FunctionDelegate(agent.function)
+        return name
+    assert agent.model is not None and not callable(agent.model)
+    return _model_name(agent.model, models, refs, loaded)
 
 
 def name_of(agent: Agent | str) -> str:
@@ -86,7 +105,8 @@ def inferred_inputs(agents: Sequence[Agent]) -> dict[str, str]:
     inputs: dict[str, str] = {}
     for agent in agents:
         templates = [
-            (agent.prompt, False),
+            (agent.prompt or "", False),
+            *((value, False) for value in agent.inputs.values() if isinstance(value, str)),
             (agent.system or "", False),
             (agent.for_each or "none", True),
         ]
@@ -159,6 +179,13 @@ def require_nameable(
     custom: Mapping[int, object],
 ) -> None:
     """Refuse to write out what a file cannot name: objects that were made in memory."""
+    functions = [key for key, model in models.items() if isinstance(model, FunctionDelegate)]
+    if functions:
+        raise InputError(
+            f"the agent {functions[0]!r} is a function, which a file cannot name",
+            expected="agents with models",
+            fix="add it in Python, after Workflow.from_yaml",
+        )
     nameless = [key for key, model in models.items() if not model.ref]
     if nameless:
         raise InputError(
@@ -195,7 +222,7 @@ def with_edge(
     plain = spec.model_dump(by_alias=True, warnings=False)
     edges = [*plain["edges"], edge]
     edges = [item | {"channel": "text"} if n in custom else item for n, item in enumerate(edges)]
-    checked = checked_spec({**plain, "edges": edges})
+    checked = checked_spec({**plain, "agents": spec.agents, "edges": edges})
     named = [
         item.model_copy(update={"channel": custom[n].name}) if n in custom else item
         for n, item in enumerate(checked.edges)

@@ -12,10 +12,8 @@ from unspoken.agents.engines.worker import Workers, at_once
 from unspoken.agents.loading import engines_for
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.preparation import Preparation
-from unspoken.agents.runs.engine import kept_engines
 from unspoken.agents.runs.kept import NOT_KEPT, Keeping, KeptRun, as_stored
 from unspoken.agents.runs.offload import elsewhere
-from unspoken.agents.runs.origin import origin_of
 from unspoken.agents.runtime.events import RunFinished, RunPaused, stamped
 from unspoken.agents.runtime.failures import RunLimit, within
 from unspoken.agents.runtime.inbox import check_received, require_messages
@@ -28,6 +26,7 @@ from unspoken.agents.session import Session
 from unspoken.agents.sessions.talk import Talk, require_session
 from unspoken.agents.spec.inputs import check_inputs
 from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.agents.starting import Around, ground_of, scheduler_of, whole_origin
 from unspoken.agents.tools.toolbox import Toolbox
 from unspoken.channels.errors import RunWaiting
 from unspoken.channels.message import Message
@@ -54,8 +53,14 @@ class How:
 
     def is_kept(self, spec: WorkflowSpec) -> bool:
         """Whether the run is kept: where it is to be, or where somebody has to answer."""
-        asks = [*(agent.ask for agent in spec.agents.values()), *(edge.ask for edge in spec.edges)]
-        return any(asks) or self.keeping.asked
+        return self.keeping.asked or _asks(spec)
+
+
+def _asks(spec: WorkflowSpec) -> bool:
+    """Whether anybody is asked anything, in workflows inside of it too."""
+    asks = [*(agent.ask for agent in spec.agents.values()), *(edge.ask for edge in spec.edges)]
+    inner = (agent.workflow for agent in spec.agents.values())
+    return any(asks) or any(one is not None and _asks(one) for one in inner)
 
 
 class Execution:
@@ -135,9 +140,9 @@ class Execution:
                 run_id = "" if kept is None else kept.id
                 with how.session.running() as pool:
                     async with how.session.talk(spec, run_id) as talk:
-                        return await run(StateStore(pool), talk)
+                        return await run(pool, talk)
             with closing(Pool(Budget(spec.memory))) as pool:
-                return await run(StateStore(pool), None)
+                return await run(pool, None)
         except BaseException as raised:
             error = raised
             raise
@@ -153,10 +158,10 @@ class Execution:
         how: How,
         kept: KeptRun | None,
         events: EventBuffer | None,
-        states: StateStore,
+        pool: Pool,
         talk: Talk | None,
     ) -> tuple[Scheduler, RunReport]:
-        given = spec, received, inputs, how, kept, events, states
+        given = spec, received, inputs, how, kept, events, pool
         with within(spec.timeout) as limit:
             async with self._preparation.toolbox.opened(spec.servers) as toolbox:
                 return await self._scheduled(*given, talk, toolbox, limit)
@@ -169,45 +174,43 @@ class Execution:
         how: How,
         kept: KeptRun | None,
         events: EventBuffer | None,
-        states: StateStore,
+        pool: Pool,
         talk: Talk | None,
         toolbox: Toolbox,
         limit: RunLimit,
     ) -> tuple[Scheduler, RunReport]:
-        when_room = at_once if events is None else events.when_room
         ready = self._preparation.with_tools(toolbox)
         plan = await ready.ready_soon(spec)
-        models = ready.by_agent(spec)
-        check_received(spec, models, received)
-        engines = engines_for(models, states, self.workers, when_room)
-        ready.check_memory(spec, plan, inputs, states.pool, engines)
-        earlier = {} if talk is None else await talk.begin(models, engines, inputs, states)
-        book = None
+        check_received(spec, ready.by_agent(spec), received)
+        around = Around(
+            workers=self.workers,
+            pool=pool,
+            when_room=at_once if events is None else events.when_room,
+            emit=nobody if events is None else events.put,
+            run_id=None if kept is None else kept.id,
+            on_question=how.on_question,
+        )
+        ground = ground_of(ready, spec, plan, inputs, around)
+        earlier = {}
+        if talk is not None:
+            earlier = await talk.begin(ground.models, ground.engines, inputs, ground.states)
         if kept is not None:
-            origin = origin_of(spec, models, inputs, received, plan, ready.file)
+            origin = whole_origin(ready, spec, plan, inputs, received)
             if talk is not None:
                 origin = replace(origin, session=talk.name, conversations=talk.digests)
-            book = await elsewhere(kept.open, origin)
-            engines = kept_engines(engines, book)
-            toolbox = toolbox.of_run(book)
-        scheduler = Scheduler(
+            around = replace(around, book=await elsewhere(kept.open, origin))
+        scheduler = scheduler_of(
+            ready,
             spec,
-            models=models,
-            engines=engines,
-            states=states,
-            plan=plan,
-            inputs=inputs,
-            emit=nobody if events is None else events.put,
+            plan,
+            inputs,
+            around,
+            ground,
             received=received,
-            when_room=when_room,
-            run_id=None if kept is None else kept.id,
-            book=book,
-            on_question=how.on_question,
-            toolbox=toolbox,
             others={name: check_inputs(spec, given) for name, given in how.others.items()},
             on_message=how.on_message,
             earlier=earlier,
-            leave=None if talk is None else partial(talk.end, engines),
+            leave=None if talk is None else talk.end,
         )
         limit.partial = scheduler.partial
         return scheduler, await _ended(scheduler, kept)

@@ -26,6 +26,7 @@ def load_models(
     models: dict[str, AgentModel],
     source: LoadedWorkflow | None,
     progress: Progress | None,
+    loaded: dict[tuple[object, ...], LocalModel] | None = None,
 ) -> None:
     """Load what is not loaded yet; one base serves all of its adapters.
 
@@ -34,11 +35,12 @@ def load_models(
         models: The models loaded so far, by name; the others are put in.
         source: The workflow's file, where there is one; errors then name its lines.
         progress: Told of each model's stages.
+        loaded: What was loaded for workflows around this one, which serves it too.
 
     Raises:
         ModelReferenceError: A model that is not available.
     """
-    loaded: dict[tuple[object, ...], LocalModel] = {}
+    loaded = {} if loaded is None else loaded
     for name, model in spec.models.items():
         if name in models:
             continue

@@ -3,18 +3,20 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 
 import anyio.to_thread
 
 from unspoken.agents.bridge_cache import BridgeCache
+from unspoken.agents.delegates.model import Delegate
 from unspoken.agents.engines.base import Engine, Sampling, TurnRequest
 from unspoken.agents.engines.pool.pool import Pool
 from unspoken.agents.engines.teams import ending_team
 from unspoken.agents.loading import Progress, Templated, load_models, step_of
 from unspoken.agents.models.base import AgentModel
+from unspoken.agents.models.model import LocalModel
 from unspoken.agents.planning.bridges import FindBridge
 from unspoken.agents.planning.finetunes import stored_profile
 from unspoken.agents.planning.memory import MemoryCheck
@@ -84,6 +86,7 @@ class Preparation:
 
     Attributes:
         models: The models at hand, by name.
+        given: Those of them that were given as objects; workflows inside take them by name too.
         bridge_cache: The bridges that were found or fitted.
         bridges: Bridge objects that were connected, by edge.
         custom: Channels of the workflow's own classes, by edge.
@@ -98,16 +101,19 @@ class Preparation:
         *,
         trust_bridges: bool = False,
     ) -> None:
-        self.models, self._source = models, source
+        self.models, self.given, self._source = models, dict(models), source
         folders = [Path(folder) for folder in bridge_folders]
         self.bridge_cache = BridgeCache(folders, trust=trust_bridges)
         self.bridges: dict[int, Bridge] = {}
         self.custom: dict[int, Channel] = {}
         folder = None if source is None else Path(source.file).parent
         self.toolbox = Toolbox(folder, allowed=source is None)
+        self._nested: dict[str, Preparation] = {}
+        self._bases: dict[tuple[object, ...], LocalModel] = {}
         self._templated = Templated()
         self._valid: WorkflowSpec | None = None
         self._planned: _Planned | None = None
+        self._flows: dict[str, Delegate] = {}
         self._lock = ForkLock()
 
     @property
@@ -122,6 +128,20 @@ class Preparation:
         other = copy(self)
         other.toolbox = toolbox
         return other
+
+    def nested(self, agent: str) -> "Preparation":
+        """That of an agent which is a workflow; made where nobody gave one."""
+        if agent not in self._nested:
+            source = None if self._source is None else self._source.nested.get(agent)
+            folders = [] if source is None else [Path(source.file).parent / "bridges"]
+            made = Preparation(dict(self.given), folders, source)
+            made.given, made.toolbox.allowed = self.given, self.toolbox.allowed
+            self.nest(agent, made)
+        return self._nested[agent]
+
+    def nest(self, agent: str, preparation: "Preparation") -> None:
+        """Let an agent that is a workflow have its own models and bridges."""
+        self._nested[agent] = preparation
 
     def connected(self, number: int, custom: Channel | None, bridge: Bridge | None) -> None:
         """Take in the objects that an edge was connected with."""
@@ -138,6 +158,11 @@ class Preparation:
             InputError: A tool that is not there, or may not run.
         """
         templated = self._templated
+        flows = {
+            name: self._flow(name, agent.workflow)
+            for name, agent in spec.agents.items()
+            if agent.workflow is not None
+        }
         return {
             name: templated.today(
                 templated.calling(
@@ -145,8 +170,15 @@ class Preparation:
                     self.toolbox.of(agent.tools),
                 )
             )
+            if name not in flows
+            else flows[name]
             for name, agent in spec.agents.items()
         }
+
+    def _flow(self, name: str, workflow: WorkflowSpec) -> Delegate:
+        if name not in self._flows:
+            self._flows[name] = Delegate("a workflow", workflow.name)
+        return self._flows[name]
 
     def load(self, spec: WorkflowSpec, progress: Progress | None = None) -> None:
         """Load every model that is not at hand.
@@ -163,7 +195,12 @@ class Preparation:
             self._valid = spec
         self.toolbox.require_allowed(ref for agent in spec.agents.values() for ref in agent.tools)
         with self._lock:  # two first runs at once load each model once
-            load_models(spec, self.models, self._source, progress)
+            load_models(spec, self.models, self._source, progress, self._bases)
+        for name, agent in spec.agents.items():
+            if agent.workflow is not None:
+                nested = self.nested(name)
+                nested._bases = self._bases  # what both refer to is loaded once
+                nested.load(agent.workflow, progress)
 
     def plan(self, spec: WorkflowSpec, inputs: Mapping[str, object] | None = None) -> Plan:
         """A plan for these inputs, or for none.
@@ -194,7 +231,13 @@ class Preparation:
                 raise
             problems = [self._source.placed(problem) for problem in error.problems]
             raise WorkflowError(problems) from None
-        if inputs is None and not (stores.asked or self.custom):
+        inner = {
+            name: self.nested(name).plan(agent.workflow)
+            for name, agent in spec.agents.items()
+            if agent.workflow is not None
+        }
+        plan = replace(plan, inner=inner) if inner else plan
+        if inputs is None and not (inner or stores.asked or self.custom):
             self._planned = _Planned(spec, models, plan)
         return plan
 
@@ -278,6 +321,9 @@ class Preparation:
             raise
 
     def _fitted(self, spec: WorkflowSpec, progress: Progress | None) -> Plan:
+        for name, agent in spec.agents.items():
+            if agent.workflow is not None:
+                self.nested(name).ready(agent.workflow, progress)
         models, plan = self.by_agent(spec), self.plan(spec)
         for number in plan.unfitted:
             edge = spec.edges[number]

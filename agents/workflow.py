@@ -92,6 +92,9 @@ class Workflow(Runnable):
             }
         )
         self._begin(objects, bridge_folders, None)
+        for agent in agents:
+            if agent.workflow is not None:
+                self._preparation.nest(agent.name, agent.workflow._preparation)
 
     def _begin(
         self,

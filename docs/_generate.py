@@ -85,7 +85,8 @@ def workflow_keys() -> str:
 
 def _keys(part: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for key, value in part["properties"].items():
-        required = key in part.get("required", ())
+        usual = part.get("anyOf", [{}])[0]  # an agent has a model and a prompt, or a workflow
+        required = key in part.get("required", usual.get("required", ()))
         default = "required" if required else _default(value.get("default"), value)
         yield _code(key), _values(value), default, value["description"]
 
@@ -125,6 +126,8 @@ _BOUNDS = {
 
 def _values(schema: Mapping[str, Any]) -> str:
     if "$ref" in schema:
+        if schema["$ref"] == "#":
+            return "[a workflow](#the-file)"
         name = schema["$ref"].rsplit("/", 1)[-1]
         title = _PARTS[name][0]
         return f"[{title.lower()}](#{title.lower().replace(' ', '-')})"
@@ -138,6 +141,8 @@ def _values(schema: Mapping[str, Any]) -> str:
     match schema.get("type"):
         case "object" if "additionalProperties" not in schema:
             return "a JSON schema"
+        case "object" if schema["additionalProperties"] is True:
+            return "names, each with any value"
         case "object":
             return f"names, each with {_values(schema['additionalProperties'])}"
         case "array" if "prefixItems" in schema:

@@ -69,6 +69,9 @@ def _print_plan(console: Console, chosen: "Plan") -> None:
         if edge.advice:
             advice = Text.assemble(("advice: ", "green"), shown(edge.advice))
             console.print(Padding(advice, (0, 0, 0, 4)))
+    for agent, inner in chosen.inner.items():
+        console.print(shown(f"\ninside of {agent}:"))
+        _print_plan(console, inner)
     for model, notes in chosen.notes.items():
         print_reasons(console, [(f"model {model}", note) for note in notes])
 

@@ -212,17 +212,22 @@ class LiveView:
             self.picture.edges.append(Text(f"  {sentence(event)}", style="dim"))
         match event:
             case ItemFailed():
-                self.picture.rows[event.agent].end(event.item)
+                self._row(event, event.agent).end(event.item)
             case TurnRetried():
-                self.picture.rows[event.agent].parts.pop(event.item, None)
+                self._row(event, event.agent).parts.pop(event.item, None)
             case TurnFailed():
-                self.picture.rows[event.agent].fail()
+                self._row(event, event.agent).fail()
             case RunStarted():
-                self.picture.title = f"{event.workflow} ({event.run_id})"
+                if not event.path:
+                    self.picture.title = f"{event.workflow} ({event.run_id})"
             case AgentSkipped():
-                self.picture.rows[event.agent].status = "skipped"
+                self._row(event, event.agent).status = "skipped"
             case TurnStarted() | PrefillProgress() | TokenWritten() | TurnFinished():
-                _advance(self.picture.rows[event.agent], event)
+                _advance(self._row(event, event.agent), event)
+
+    def _row(self, event: Event, agent: str) -> _Row:
+        """The row of an agent; those of a workflow that is an agent come as they begin."""
+        return self.picture.rows.setdefault("/".join((*event.path, agent)), _Row())
 
 
 def _advance(row: _Row, event: TurnStarted | PrefillProgress | TokenWritten | TurnFinished) -> None:
@@ -252,7 +257,8 @@ class PlainView:
     def __call__(self, event: Event) -> None:
         line = sentence(event)
         if line:
-            self._console.print(shown(line), soft_wrap=True)
+            where = "".join(f"{place}/ " for place in event.path)
+            self._console.print(shown(f"{where}{line}"), soft_wrap=True)
 
 
 def sentence(event: Event) -> str:

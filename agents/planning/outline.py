@@ -201,7 +201,7 @@ class Outlines:
 
 def _system(spec: WorkflowSpec, agent: str) -> OutlinePiece:
     system = spec.agents[agent].system
-    model = repr((spec.models[spec.agents[agent].model], spec.agents[agent].template))
+    model = repr((spec.models.get(spec.agents[agent].model), spec.agents[agent].template))
     if system is None:
         return OutlinePiece(("system", None, model), "the template's own opening")
     reader = agent if any(r.root != "inputs" for r in references(system)) else ""

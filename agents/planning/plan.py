@@ -75,6 +75,7 @@ class Plan:
             ``order: auto`` puts them there.
         notes: What is unusual about a model's template, by model.
         warnings: What the workflow's templates leave out of a text.
+        inner: The plans of its agents that are workflows, by agent.
     """
 
     workflow: str
@@ -83,6 +84,7 @@ class Plan:
     leading: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     warnings: "tuple[Problem, ...]" = ()
+    inner: "Mapping[str, Plan]" = field(default_factory=dict)
 
     @property
     def unfitted(self) -> tuple[int, ...]:
@@ -100,4 +102,9 @@ class Plan:
             "edges": rows,
             "notes": {name: list(notes) for name, notes in self.notes.items() if notes},
             "warnings": [f"{warning.where}: {warning.message}" for warning in self.warnings],
+            **(
+                {"inner": {name: plan.to_dict() for name, plan in self.inner.items()}}
+                if self.inner
+                else {}
+            ),
         }

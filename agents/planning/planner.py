@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from unspoken.agents.delegates.model import Delegate
 from unspoken.agents.planning.bridges import FindBridge, other_weights
 from unspoken.agents.planning.choice import ChannelChoice, EdgeEnds, make_channel, shifts_keys
 from unspoken.agents.planning.fan_in import settle_splices
@@ -79,7 +80,11 @@ def plan_workflow(
     for ends in every:
         edge = _plan_edge(ends, choices[ends.number], inputs, outlines)
         edges.append(_with_repair(edge, channels[ends.number], ends))
-    notes = {spec.agents[name].model: _notes(model) for name, model in models.items()}
+    notes = {
+        spec.agents[name].model: _notes(model)
+        for name, model in models.items()
+        if not isinstance(model, Delegate)
+    }
     return Plan(
         workflow=spec.name,
         edges=tuple(edges),
@@ -221,6 +226,10 @@ def choose_channel(
     edge, sharer, receiver = ends.edge, ends.sharer, ends.receiver
     if edge.channel == "text":
         return ChannelChoice("text", "the workflow asks for text")
+    for name, model in ((edge.from_, sharer), (edge.to, receiver)):
+        if isinstance(model, Delegate):
+            reason = f"{name} is {model.kind}, which has words and no cache"
+            return ChannelChoice("text", reason, expected="agents with models at both ends")
     carries_state = custom is None or custom.carries_state
     if ends.spec.agents[edge.from_].for_each is not None and carries_state:
         reason = f"{edge.from_} runs once per item, and its items have contexts of their own"

@@ -6,6 +6,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from unspoken.agents.delegates.engine import DelegateEngine
 from unspoken.agents.engines.base import (
     KEEP,
     Carried,
@@ -87,6 +88,9 @@ class KeptEngine:
         """Compute a turn and keep it, or have it as it was kept."""
         digest = digest_of(request, self.facts)
         kept = self._journal.take(request.owner, request.turn, request.item, digest)
+        keeps_itself = isinstance(self.inner, DelegateEngine) and self.inner.keeps_itself
+        if kept is not None and keeps_itself:  # its own turns are had from the store, and told of
+            return await self.inner.turn(request, on_event)
         if kept is not None:
             for edge, report, seconds in kept.carried:
                 on_event(Carried(edge, _report(report), seconds))

@@ -115,14 +115,15 @@ class Journal:
         self._there[place] = (there - gone) | {record.digest}
         await elsewhere(partial(self.store.add_turn, self.run, record, gone))
 
-    def inside(self, scope: str) -> "Journal":
+    async def opened_inside(self, scope: str) -> "Journal":
         """The book of a sub-workflow in this run.
 
         Args:
             scope: The turn that runs it, as ``AGENT.TURN`` with ``.ITEM`` behind it for an item.
         """
         key = f"{self.run}/{scope}"
-        return Journal(self.store, key, states=self._states, told=self.told)
+        made = partial(Journal, self.store, key, states=self._states, told=self.told)
+        return await elsewhere(made)
 
     async def handed_over(self, agent: str, turn: int, text: str) -> None:
         """Note that an agent's turn is over, before anybody reads it.

@@ -1,5 +1,6 @@
 """An agent in one run: what it has written, and the messages that it holds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from unspoken.agents.engines.base import Engine, History, StateRef
@@ -7,7 +8,8 @@ from unspoken.agents.models.base import AgentModel
 from unspoken.agents.prompts.context import Context
 from unspoken.agents.runtime.dataflow import Firing
 from unspoken.agents.runtime.report import TurnReport
-from unspoken.agents.spec.spec import AgentSpec
+from unspoken.agents.sessions.records import Earlier
+from unspoken.agents.spec.spec import AgentSpec, WorkflowSpec
 from unspoken.channels.message import Message
 
 
@@ -106,3 +108,19 @@ class AgentRun:
         """Let go of the state of a message that this agent will not read."""
         if message is not None and message.state is not None:
             self.engine.release(message.state)
+
+
+def agents_of(
+    spec: WorkflowSpec,
+    models: Mapping[str, AgentModel],
+    engines: Mapping[str, Engine],
+    earlier: Mapping[str, Earlier],
+) -> dict[str, AgentRun]:
+    """The agents of a run, each with what it goes on from."""
+    agents = {
+        name: AgentRun(name, agent, models[name], engines[name])
+        for name, agent in spec.agents.items()
+    }
+    for name, past in earlier.items():
+        agents[name].remember(past.context, past.state, past.ids)
+    return agents

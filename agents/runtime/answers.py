@@ -17,7 +17,7 @@ from unspoken.channels.errors import RunError, TemplateError
 
 def schema_of(agent: AgentSpec) -> AnswerSchema | None:
     """The schema of an agent's answers, where they have one."""
-    return None if agent.generate is None else agent.generate.schema_
+    return agent.answers
 
 
 def require_whole(agent: AgentRun, text: str) -> None:

@@ -26,7 +26,8 @@ class Event:
     Attributes:
         run_id: The run's id.
         at: When it happened, in seconds since 1970.
-        path: The agents that are workflows themselves and in which it happened, outermost first.
+        path: The turns of agents that are workflows themselves in which it happened, outermost
+            first: each as ``AGENT.TURN``, with ``.ITEM`` behind it for an item.
     """
 
     run_id: str = field(default="", kw_only=True, compare=False)
@@ -39,6 +40,12 @@ def stamped(event: Event, run_id: str) -> Event:
     # A token is an event: nobody holds it yet, and a copy of each would cost more than the rest.
     object.__setattr__(event, "run_id", run_id)
     object.__setattr__(event, "at", time())
+    return event
+
+
+def inside(event: Event, place: str) -> Event:
+    """An event that was just made, of a workflow that is an agent: its path begins with a turn."""
+    object.__setattr__(event, "path", (place, *event.path))
     return event
 
 

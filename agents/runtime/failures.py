@@ -44,6 +44,18 @@ class RunLimit:
     partial: Callable[[], object] = lambda: None
 
 
+class InnerError(RunError):
+    """A workflow that is an agent failed; the error of its own agent is the cause."""
+
+    @property
+    def origin(self) -> BaseException:
+        """What went wrong at first."""
+        error: BaseException = self
+        while isinstance(error, InnerError | AgentError) and error.__cause__ is not None:
+            error = error.__cause__
+        return error
+
+
 @contextmanager
 def within(seconds: float | None) -> Iterator[RunLimit]:
     """Cancel a run that takes longer, its loading and fitting included.
@@ -139,6 +151,8 @@ def may_pass(error: Exception, kinds: Collection[Passing]) -> bool:
 
     What unspoken itself refuses it refuses again, whatever the kinds; a timeout may pass.
     """
+    if isinstance(error, InnerError) and isinstance(error.origin, Exception):
+        error = error.origin
     if isinstance(error, UnspokenError) and not isinstance(error, RunTimeout):
         return False
     return isinstance(error, tuple(known for kind in kinds for known in _KINDS[kind]))

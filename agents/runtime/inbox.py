@@ -1,5 +1,6 @@
 """From messages and a prompt to the turns of an agent's context."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -8,11 +9,12 @@ from typing import TYPE_CHECKING
 from unspoken.agents.engines.base import Inbound
 from unspoken.agents.prompts.absent import Absent
 from unspoken.agents.prompts.context import ChatTurn, Context, ContextBuilder, Quote
-from unspoken.agents.prompts.jinja import TextRef, evaluate, references, render_parts
+from unspoken.agents.prompts.jinja import TextRef, evaluate, references, render, render_parts
 from unspoken.agents.prompts.order import InEdge, order_of_parts
 from unspoken.agents.runtime.agent_run import AgentRun
 from unspoken.agents.spec.problems import describe, listed, suggest
-from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.agents.spec.references import bare_expression
+from unspoken.agents.spec.spec import AgentSpec, WorkflowSpec
 from unspoken.channels.base import Arrival
 from unspoken.channels.errors import ContextLengthError, InputError
 from unspoken.channels.message import Message
@@ -170,6 +172,44 @@ def prepare_turn(
     turns = [turn for number in order.turns for turn in _turns(by_edge[number])]
     turns.append(ChatTurn("user", tuple(pieces)))
     context = builder.compose(turns, system=system, earlier=earlier)
+    return Prepared(context, tuple(_placed(one, context) for one in inbound if one.fresh))
+
+
+def prepare_inputs(
+    builder: ContextBuilder,
+    agent: AgentSpec,
+    inbound: Sequence[Inbound],
+    variables: Mapping[str, object],
+    data: Mapping[int, object] = _NO_DATA,
+) -> Prepared:
+    """The inputs of an agent that is a workflow: one turn, in JSON.
+
+    Args:
+        builder: Context builder of the agent.
+        agent: The agent.
+        inbound: Messages of the turn, in the order of the edges.
+        variables: What templates may read besides the agents.
+        data: What messages say as data, by edge.
+    """
+    assert agent.workflow is not None
+    names: dict[str, object] = {}
+    for one in inbound:
+        told = {"text": one.message.text, **_data(data.get(one.edge))}
+        names.setdefault(one.sharer, told)
+    values = {}
+    for name, given in agent.inputs.items():
+        if not isinstance(given, str):
+            values[name] = given
+            continue
+        expression = bare_expression(given)
+        as_value = agent.workflow.inputs[name].type != "text" and expression is not None
+        source = str(expression) if as_value else given
+        mentioned = {read.root for read in references(source, expression=as_value)}
+        absent = {root: Absent() for root in mentioned - names.keys() - variables.keys()}
+        known = {**absent, **variables, **names}
+        values[name] = evaluate(source, known) if as_value else render(given, known)
+    words = json.dumps(values, ensure_ascii=False, default=str)
+    context = builder.compose([ChatTurn("user", (words,))])
     return Prepared(context, tuple(_placed(one, context) for one in inbound if one.fresh))
 
 

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from unspoken.agents.engines.base import Keep, StateRef
 from unspoken.agents.planning.plan import Plan
-from unspoken.agents.prompts.context import Context
+from unspoken.agents.prompts.context import ChatTurn, Context
 from unspoken.agents.prompts.jinja import evaluate
 from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
@@ -126,6 +126,30 @@ def finished(
     rewrites = thoughts is not None and thoughts.dropped
     later = builder.rewritten(bare, answer) if rewrites else bare
     return Finished(context, prompt_at, answer.text, state, answer, later=later)
+
+
+def standing_in(agent: AgentRun, earlier: Context | None, text: str) -> Finished:
+    """A turn that nobody computed, as if the agent had written this text.
+
+    Args:
+        agent: Whose turn it is.
+        earlier: Its context without this text; None where nothing is known of that, or it begins.
+        text: The text.
+    """
+    builder = agent.model.context_builder
+    if agent.spec.generate is None:
+        context = composed = builder.compose([ChatTurn("user", (text,))], earlier=earlier)
+    else:
+        composed = earlier or builder.compose([ChatTurn("user", ("",))])
+        context = builder.compose([ChatTurn("assistant", (text,))], earlier=composed)
+    return Finished(
+        context=context,
+        prompt_at=len(composed.segments) - 1,
+        text=text,
+        state=None,
+        answer=None,
+        later=context.bare(),
+    )
 
 
 @dataclass(frozen=True)

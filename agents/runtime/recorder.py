@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -33,6 +33,7 @@ from unspoken.agents.runtime.report import (
     FailedItem,
     FailedTurn,
     LateMessage,
+    RunReport,
     ToolReport,
     TurnReport,
 )
@@ -187,6 +188,26 @@ class Recorder:
             case Sampled():
                 self.tell_words(place, reply.next_words() if reply else "")
 
+    def tell_at_once(
+        self, place: Place, reply: TurnReply | None
+    ) -> tuple[Callable[[TurnEvent], None], Callable[[], None]]:
+        """What tells of a turn's events with all of its words as one, and what tells of those."""
+        words = list[str]()
+
+        def tell(event: TurnEvent) -> None:
+            if isinstance(event, Sampled):
+                words.append(reply.next_words() if reply else "")
+            else:
+                self.tell(place, event, reply)
+
+        def end() -> None:
+            if reply is not None:
+                words.append(reply.rest)
+                reply.rest = ""
+            self.tell_words(place, "".join(words))
+
+        return tell, end
+
     def note_call(self, call: Call) -> None:
         """Tell of a call of a tool that is about to be made."""
         told = dict(call.arguments)
@@ -279,6 +300,39 @@ def _whose(record: TurnReport | EdgeReport | FailedItem) -> str:
             return record.agent
         case TurnReport():  # all of one agent
             return ""
+
+
+def with_inner(report: RunReport, place: str, inner: RunReport) -> RunReport:
+    """A report with that of a run inside of it, whose agents have the outer turn before the name.
+
+    Args:
+        report: The outer run's.
+        place: The outer turn, as ``AGENT.TURN``, with ``.ITEM`` behind it for an item.
+        inner: The inner run's.
+    """
+
+    def named(name: str) -> str:
+        return f"{place}/{name}"
+
+    def ends(record: Any) -> Any:
+        return replace(record, sharer=named(record.sharer), receiver=named(record.receiver))
+
+    def owned(record: Any) -> Any:
+        return replace(record, agent=named(record.agent))
+
+    return replace(
+        report,
+        agents={**report.agents, **{named(name): one for name, one in inner.agents.items()}},
+        edges=(*report.edges, *map(ends, inner.edges)),
+        fallbacks=(*report.fallbacks, *((named(edge), why) for edge, why in inner.fallbacks)),
+        loops_ended=(*report.loops_ended, *map(ends, inner.loops_ended)),
+        failed_items=(*report.failed_items, *map(owned, inner.failed_items)),
+        failed_turns=(*report.failed_turns, *map(owned, inner.failed_turns)),
+        late_messages=(*report.late_messages, *map(ends, inner.late_messages)),
+        unknown_calls=(*report.unknown_calls, *inner.unknown_calls),
+        linears={**report.linears, **{named(name): one for name, one in inner.linears.items()}},
+        prefix_hits=report.prefix_hits + inner.prefix_hits,
+    )
 
 
 def with_composing(usage: Usage, seconds: float) -> Usage:

@@ -111,6 +111,12 @@ class TurnReply:
         return self._context.ids + self._ask
 
     @property
+    def asked(self) -> str:
+        """The words that it answers, a paragraph for each turn, without system turns."""
+        turns = (part.text for part in self._context.segments if part.role != "system")
+        return "\n\n".join(filter(None, turns))
+
+    @property
     def text(self) -> str:
         """What was written."""
         return self._detokenizer.text

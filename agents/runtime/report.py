@@ -206,7 +206,8 @@ class RunReport:
         run_id: Its id.
         workflow: The workflow's name.
         agents: Per agent, its turns; none for an agent that was skipped. The turns of items that
-            end in another order stand in the order of the items, here and below.
+            end in another order stand in the order of the items, here and below. Agents of a
+            workflow that is an agent stand behind, each as ``AGENT.TURN/NAME``.
         edges: Every message carried, in order.
         fallbacks: Reuse that was asked for and did not happen, as (edge, reason).
         seconds: Wall-clock time from the first firing to the last.

@@ -15,7 +15,7 @@ from unspoken.agents.models.base import AgentModel
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.runs.journal import Journal
-from unspoken.agents.runtime.agent_run import AgentRun, InFlight
+from unspoken.agents.runtime.agent_run import AgentRun, InFlight, agents_of
 from unspoken.agents.runtime.answers import outputs_of, results_of
 from unspoken.agents.runtime.dataflow import Action, Dataflow, Exhausted, Firing, Skipped, Unread
 from unspoken.agents.runtime.event_data import keeper
@@ -24,7 +24,7 @@ from unspoken.agents.runtime.failures import blame, first_error
 from unspoken.agents.runtime.next_use import NextUse
 from unspoken.agents.runtime.outbox import Finished, Sender
 from unspoken.agents.runtime.people import OnQuestion, People, Waiting
-from unspoken.agents.runtime.recorder import Recorder, RunLog, by_item
+from unspoken.agents.runtime.recorder import Recorder, RunLog, by_item, with_inner
 from unspoken.agents.runtime.report import AgentResult, RunReport, RunResult
 from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.runtime.telemetry import Telemetry
@@ -99,8 +99,9 @@ class Scheduler:
         self._keep = None if book is None or scope else keeper(book.told)
         self.people = People(spec, self.emit, book, on_question, scope)
         self.flow: Dataflow[InFlight] = Dataflow(build_graph(spec))
-        self.agents, self._leave = _agents(spec, models, engines, earlier), leave
+        self.agents, self._leave = agents_of(spec, models, engines, earlier), leave
         self.states, self.next_use = states, NextUse(spec)
+        self._inner: dict[str, RunResult] = {}
         self.log = RunLog(run=self.run_id, workflow=spec.name)
         self.telemetry = Telemetry(spec.name, self.run_id)
         self.recorder = Recorder(spec, plan, self.emit, self.log, self.telemetry)
@@ -170,7 +171,17 @@ class Scheduler:
         outputs = outputs_of(self.spec, self.inputs, self.agents, finished=True)
         return RunResult(outputs, self.results(), self._report())
 
+    def take_in(self, place: str, inner: "Scheduler") -> None:
+        """Take in what a run inside of this one gave and cost, whatever its end."""
+        self._inner[place] = inner.partial()
+
     def _report(self) -> RunReport:
+        report = self._own_report()
+        for place, inner in self._inner.items():
+            report = with_inner(report, place, inner.report)
+        return report
+
+    def _own_report(self) -> RunReport:
         return RunReport(
             run_id=self.run_id,
             workflow=self.spec.name,
@@ -211,7 +222,10 @@ class Scheduler:
 
     def results(self) -> dict[str, AgentResult]:
         """What each agent wrote; an agent that was skipped is not in it."""
-        return results_of(self.agents)
+        results = results_of(self.agents)
+        for place, inner in self._inner.items():
+            results |= {f"{place}/{name}": result for name, result in inner.agents.items()}
+        return results
 
     def outputs(self) -> dict[str, str]:
         """The workflow's outputs; without any, the words of every agent that nobody reads."""
@@ -332,19 +346,3 @@ class Scheduler:
         sent = await self.sender.publish(agent, lambda number: bare, state)
         agent.engine.release(state)
         return sent
-
-
-def _agents(
-    spec: WorkflowSpec,
-    models: Mapping[str, AgentModel],
-    engines: Mapping[str, Engine],
-    earlier: Mapping[str, Earlier],
-) -> dict[str, AgentRun]:
-    """The agents of a run, each with what it goes on from."""
-    agents = {
-        name: AgentRun(name, agent, models[name], engines[name])
-        for name, agent in spec.agents.items()
-    }
-    for name, past in earlier.items():
-        agents[name].remember(past.context, past.state, past.ids)
-    return agents

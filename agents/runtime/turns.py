@@ -1,11 +1,13 @@
 """The turns of a run: composed, computed, tried again where that may help, and closed."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from types import MappingProxyType
 
+from unspoken.agents.delegates.model import Delegate
 from unspoken.agents.engines.base import (
     History,
     Inbound,
@@ -16,7 +18,7 @@ from unspoken.agents.engines.base import (
 )
 from unspoken.agents.engines.local import LocalEngine
 from unspoken.agents.planning.plan import Plan
-from unspoken.agents.prompts.context import ChatTurn, Context
+from unspoken.agents.prompts.context import Context
 from unspoken.agents.prompts.jinja import render
 from unspoken.agents.runs.engine import computing
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
@@ -26,12 +28,13 @@ from unspoken.agents.runtime.failures import blame, retried, unless_idle
 from unspoken.agents.runtime.inbox import (
     Prepared,
     items_of,
+    prepare_inputs,
     prepare_turn,
     require_room,
     snapshots_of,
 )
 from unspoken.agents.runtime.items import gather
-from unspoken.agents.runtime.outbox import Finished, Sender, finished
+from unspoken.agents.runtime.outbox import Finished, Sender, finished, standing_in
 from unspoken.agents.runtime.people import People, Waiting
 from unspoken.agents.runtime.recorder import Place, Recorder, with_composing
 from unspoken.agents.runtime.reply import TurnReply, sampling_of
@@ -180,6 +183,15 @@ class Turns:
             self.recorder.note_failed_turn(asked.place, blamed.found, tried, instead)
         return None if instead is None else self._standing_in(asked, instead)
 
+    def _standing_in(self, asked: _Asked, text: str) -> Finished:
+        """A turn that nobody computed, as if the agent had written this text."""
+        earlier = None if asked.again else asked.agent.context
+        if asked.agent.spec.generate is not None:
+            earlier = None
+            with suppress(Exception):  # that is what failed: nothing is known of the prompt
+                earlier = self._prepare(asked).context
+        return standing_in(asked.agent, earlier, text)
+
     async def _computed(self, asked: _Asked, attempt: int) -> Finished:
         """Compose a context, have it computed, and close the turn."""
         began, agent, place = perf_counter(), asked.agent, asked.place
@@ -246,7 +258,8 @@ class Turns:
         wanted = agent.remembers(ends=not asked.keep) or self.sender.feeds_cache(agent)
         sampling, shape = None, Shape()
         if settings is not None:
-            shape = shape_of(settings, agent.model)
+            if not isinstance(agent.model, Delegate):
+                shape = shape_of(settings, agent.model)
             if use.open:
                 answers = not use.must_call
                 shape = calling_shape(settings, agent.model, use.open, answers=answers)
@@ -271,6 +284,12 @@ class Turns:
     async def _outcome(
         self, agent: AgentRun, request: TurnRequest, place: Place, reply: TurnReply | None
     ) -> TurnOutcome:
+        if isinstance(agent.model, Delegate):
+            told, end = self.recorder.tell_at_once(place, reply)
+            outcome = await agent.engine.turn(request, told)
+            end()
+            return outcome
+
         def tell(event: TurnEvent) -> None:
             self.recorder.tell(place, event, reply)
 
@@ -297,15 +316,19 @@ class Turns:
         inbound = [
             self._inbound(agent, number, again or number in firing.fresh) for number in firing.inbox
         ]
+        data = {number: agent.held[number].data for number in firing.inbox}
+        builder = agent.model.context_builder
+        if agent.spec.workflow is not None:
+            return prepare_inputs(builder, agent.spec, inbound, variables, data)
         prepared = prepare_turn(
-            agent.model.context_builder,
+            builder,
             agent.spec.prompt,
             inbound,
             variables,
             system=system,
             earlier=None if again else agent.context,
             leading=self.plan.leading.get(agent.name, ()),
-            data={number: agent.held[number].data for number in firing.inbox},
+            data=data,
         )
         require_room(agent, prepared.context)
         return prepared
@@ -323,25 +346,4 @@ class Turns:
             role=edge.as_,
             fresh=fresh,
             fallback=edge.fallback == "text",
-        )
-
-    def _standing_in(self, asked: _Asked, text: str) -> Finished:
-        """A turn that nobody computed, as if the agent had written this text."""
-        builder = asked.agent.model.context_builder
-        if asked.agent.spec.generate is None:
-            earlier = None if asked.again else asked.agent.context
-            context = composed = builder.compose([ChatTurn("user", (text,))], earlier=earlier)
-        else:
-            try:
-                composed = self._prepare(asked).context
-            except Exception:  # that is what failed: nothing is known of the prompt
-                composed = builder.compose([ChatTurn("user", ("",))])
-            context = builder.compose([ChatTurn("assistant", (text,))], earlier=composed)
-        return Finished(
-            context=context,
-            prompt_at=len(composed.segments) - 1,
-            text=text,
-            state=None,
-            answer=None,
-            later=context.bare(),
         )

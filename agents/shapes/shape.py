@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from unspoken.agents.delegates.model import Delegate
 from unspoken.agents.engines.base import Grammar
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.shapes.grammar import ShapeGrammar
@@ -100,6 +101,8 @@ def shape_problems(spec: WorkflowSpec, models: Mapping[str, AgentModel]) -> Iter
     """
     for name, agent in spec.agents.items():
         settings = agent.generate
+        if isinstance(models[name], Delegate):  # nothing is sampled
+            continue
         if settings is None or not (settings.schema_ or settings.choices or settings.regex):
             continue
         kind = next(key for key in ("schema_", "choices", "regex") if getattr(settings, key))

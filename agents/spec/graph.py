@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import networkx as nx
@@ -97,7 +98,22 @@ def _agent_problems(spec: WorkflowSpec) -> Iterator[Problem]:
                 "an agent with one conversation",
                 "run the workflow once per item, each in a session of its own",
             )
-        if agent.model not in spec.models:
+        if agent.workflow is not None:
+            inside = f"agents.{name}.workflow"
+            if agent.workflow.servers:
+                found = f"the workflow of '{name}' has tools of a server"
+                yield Problem(found, inside, "tools that are functions, in a workflow inside", "")
+            for inner, one in agent.workflow.agents.items():
+                if one.memory == "session":
+                    yield Problem(
+                        f"agent '{inner}' inside of '{name}' has memory: session",
+                        f"{inside}.agents.{inner}.memory",
+                        "run or turn: a session has conversations of the outer workflow's agents",
+                        f"write memory: run, or have '{inner}' in the outer workflow",
+                    )
+            for problem in validate(agent.workflow):
+                yield replace(problem, where=f"{inside}.{problem.where}")
+        elif agent.model not in spec.models:
             expected = listed(spec.models) or "a model under 'models:'"
             yield Problem(
                 f"there is no model '{agent.model}'",
@@ -228,7 +244,8 @@ def to_mermaid(spec: WorkflowSpec) -> str:
     lines = ["flowchart LR"]
     for name, agent in spec.agents.items():
         reads = ", reads only" if agent.generate is None else ""
-        label = _lines([name, f"{agent.model}{reads}"])
+        what = agent.model if agent.workflow is None else f"workflow {agent.workflow.name}"
+        label = _lines([name, f"{what}{reads}"])
         lines.append(f'    {ids[name]}["{label}"]')
     for edge in spec.edges:
         if edge.from_ not in ids or edge.to not in ids:

@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -35,12 +35,14 @@ class LoadedWorkflow:
         file: The file's name as given.
         positions: Where each value stands, by path; a collection stands where its key does.
         text: The file's text.
+        nested: The files of its agents that are workflows, by agent.
     """
 
     spec: WorkflowSpec
     file: str
     positions: Mapping[Path, Position]
     text: str = ""
+    nested: Mapping[str, LoadedWorkflow] = field(default_factory=dict)
 
     def locate(self, where: str) -> Position:
         """Return the position of a path such as ``edges[2].from``, or of the nearest part above."""
@@ -63,8 +65,12 @@ class LoadedWorkflow:
             raise
 
 
-def load_workflow(source: str | FilePath) -> LoadedWorkflow:
-    """Read a workflow file.
+def load_workflow(source: str | FilePath, within: tuple[FilePath, ...] = ()) -> LoadedWorkflow:
+    """Read a workflow file, and the files of its agents that are workflows.
+
+    Args:
+        source: The file.
+        within: The files that it is read for, which it cannot be one of.
 
     Raises:
         WorkflowError: The file cannot be read, is not YAML, or is not a valid workflow. All
@@ -80,7 +86,7 @@ def load_workflow(source: str | FilePath) -> LoadedWorkflow:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise failure(f"cannot read {file}: {reason}", file, None, "a workflow file") from error
-    return loads(_decode(content, file), file)
+    return loads(_decode(content, file), file, (*within, path.resolve()))
 
 
 def _unreadable(path: FilePath, file: str) -> WorkflowError:
@@ -106,8 +112,14 @@ def _decode(content: bytes, file: str) -> str:
         raise failure(found, file, position, "text in UTF-8", "save the file as UTF-8") from None
 
 
-def loads(text: str, file: str = "<string>") -> LoadedWorkflow:
+def loads(text: str, file: str = "<string>", within: tuple[FilePath, ...] = ()) -> LoadedWorkflow:
     """Read a workflow from text; ``file`` names it in errors.
+
+    Args:
+        text: The text.
+        file: Its file.
+        within: This file and those that it is read for; the files of its agents are looked for
+            beside the last one, and without any in the current folder.
 
     Raises:
         WorkflowError: Not YAML, or not a valid workflow. Problems of the values come first; how
@@ -126,8 +138,38 @@ def loads(text: str, file: str = "<string>") -> LoadedWorkflow:
     if not isinstance(document.data, dict) and not document.problems:
         found = f"the file holds {describe(document.data)}"
         raise failure(found, file, root, "a mapping with name, models and agents")
+    nested = _nested(document, file, within)
     spec = _validated(document, file, text)
-    return LoadedWorkflow(spec, file, document.values, text)
+    return LoadedWorkflow(spec, file, document.values, text, nested)
+
+
+def _nested(
+    document: Document, file: str, within: tuple[FilePath, ...]
+) -> dict[str, LoadedWorkflow]:
+    """Read the files of agents that are workflows, and put what they say in their place."""
+    data = document.data
+    agents = data.get("agents") if isinstance(data, dict) else None
+    found: dict[str, LoadedWorkflow] = {}
+    for name, agent in agents.items() if isinstance(agents, dict) else ():
+        named = agent.get("workflow") if isinstance(agent, dict) else None
+        if not isinstance(named, str) or named == "none":
+            continue
+        path = (within[-1].parent if within else FilePath()) / named
+        position = _locate(("agents", name, "workflow"), document.values)
+        if not path.is_file():
+            fix = f"it is looked for beside {file}"
+            raise failure(f"there is no file {path}", file, position, "a workflow file", fix)
+        if path.resolve() in within:
+            raise failure(
+                f"{named} runs itself: it is a workflow of agent '{name}' inside of itself",
+                file,
+                position,
+                "another file",
+                "a loop edge runs an agent again",
+            )
+        found[name] = load_workflow(path, within)
+        agent["workflow"] = found[name].spec
+    return found
 
 
 def _own(data: object, path: Path = ()) -> object:
@@ -136,6 +178,8 @@ def _own(data: object, path: Path = ()) -> object:
     The parts of a file may have such keys; names in it, a schema, and data under ``inputs``, are
     no parts.
     """
+    if path[:1] == ("agents",) and path[2:] == ("workflow",):
+        return _own(data)
     if isinstance(data, list):
         return [_own(item, (*path, "")) for item in data]
     if not isinstance(data, dict) or (path[:1] == ("inputs",) and len(path) > 2):

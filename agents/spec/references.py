@@ -102,6 +102,12 @@ def _agent_problems(spec: WorkflowSpec, name: str, sharers: tuple[str, ...]) -> 
         **_data_of(spec),
     )
     yield from _check(agent.prompt, scope)
+    for key, value in agent.inputs.items():
+        where = f"agents.{name}.inputs.{key}"
+        if isinstance(value, str):
+            yield from _check(value, replace(scope, where=where))
+    if agent.workflow is not None:
+        yield from _input_problems(agent.workflow, agent.inputs, f"agents.{name}.inputs")
     if agent.system is not None:
         why = ("a system prompt reads inputs only", "move it to the prompt")
         where = f"agents.{name}.system"
@@ -109,6 +115,36 @@ def _agent_problems(spec: WorkflowSpec, name: str, sharers: tuple[str, ...]) -> 
         yield from _check(agent.system, scope)
     if agent.for_each is not None:
         yield from _for_each_problems(spec, name, agent.for_each)
+
+
+def _input_problems(
+    workflow: WorkflowSpec, given: Mapping[str, object], where: str
+) -> Iterator[Problem]:
+    """Yield what a sub-workflow is given that it does not take, and what it lacks."""
+    for name, value in given.items():
+        declared = workflow.inputs.get(name)
+        if declared is None:
+            expected = listed(workflow.inputs) or "none; it has no inputs"
+            found = f"the workflow '{workflow.name}' has no input '{name}'"
+            yield Problem(found, f"{where}.{name}", expected, suggest(name, workflow.inputs))
+        elif not isinstance(value, str) and not declared.accepts(value):
+            found = f"{value!r} is not of type {declared.type}"
+            yield Problem(found, f"{where}.{name}", f"a value of type {declared.type}")
+        elif isinstance(value, str) and declared.type != "text" and bare_expression(value) is None:
+            yield Problem(
+                f"{shorten(value)} gives text, and the input '{name}' is of type {declared.type}",
+                f"{where}.{name}",
+                f"a value of type {declared.type}, or one expression",
+                "write {{ inputs.NAME }} and nothing around it",
+            )
+    for name, declared in workflow.inputs.items():
+        if declared.required and name not in given:
+            yield Problem(
+                f"the workflow '{workflow.name}' lacks its input '{name}'",
+                where,
+                f"{name}: a value of type {declared.type}",
+                f"give it '{name}', for example '{{{{ inputs.{name} }}}}'",
+            )
 
 
 def _for_each_problems(spec: WorkflowSpec, name: str, expression: str) -> Iterator[Problem]:
@@ -125,6 +161,14 @@ def _for_each_problems(spec: WorkflowSpec, name: str, expression: str) -> Iterat
     if not read.intersection(lists):
         fix = "give the input 'type: list'" if read else "name an input of type list"
         yield Problem(f"'{expression}' is not a list input", where, expected, fix)
+
+
+def bare_expression(template: str) -> str | None:
+    """The expression of a template that is one expression and nothing else; else None."""
+    tags = list(scan(template))
+    if len(tags) != 1 or tags[0].opener != "{{" or tags[0].text != template.strip():
+        return None
+    return template.strip().removeprefix("{{").removesuffix("}}").strip("-+ \n\t")
 
 
 def comment_warnings(spec: WorkflowSpec) -> Iterator[Problem]:
@@ -207,9 +251,7 @@ def _check_data(reference: Reference, scope: _Scope) -> Iterator[Problem]:
 def _data_of(spec: WorkflowSpec) -> _Data:
     """The schemas of answers, by agent."""
     schemas = {
-        name: agent.generate.schema_
-        for name, agent in spec.agents.items()
-        if agent.generate is not None and agent.generate.schema_ is not None
+        name: agent.answers for name, agent in spec.agents.items() if agent.answers is not None
     }
     lists = frozenset(name for name in schemas if spec.agents[name].for_each is not None)
     return {"schemas": schemas, "lists": lists}

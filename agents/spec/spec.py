@@ -6,17 +6,16 @@ templates read) is checked by `unspoken.agents.spec.graph`.
 
 from __future__ import annotations
 
-import math
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
-from unspoken.agents.spec.devices import Device
+from unspoken.agents.spec.declared import InputSpec, ModelSpec, TemplateArguments
 from unspoken.agents.spec.edge import EdgeSpec, Share, Thoughts
 from unspoken.agents.spec.field_types import (
     KEYS_ARE_NAMES,
     AgentName,
-    ArgumentName,
     Ask,
     Bytes,
     Count,
@@ -30,6 +29,7 @@ from unspoken.agents.spec.field_types import (
 from unspoken.agents.spec.generate import GenerateSpec, Part
 from unspoken.agents.spec.repair import Repair
 from unspoken.agents.spec.servers import McpServerSpec
+from unspoken.agents.spec.shape import AnswerSchema
 from unspoken.agents.spec.spellings import LIST, NONE_WORD, bare
 from unspoken.agents.spec.turns import BARE_RETRY, Join, OnError, RetrySpec
 from unspoken.agents.tools.ref import ToolRef
@@ -51,85 +51,15 @@ __all__ = [
 ]
 
 
-TemplateArguments = dict[ArgumentName, bool | int | float | str]
+_NESTED: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "object"}]}
 
-
-class ModelSpec(Part):
-    """A language model that agents share; a bare string is its ref."""
-
-    ref: NonEmpty = Field(
-        description="Where the model is: a Hub id, a folder, a .gguf file or embedded:NAME."
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
-        "auto",
-        description="Number format of the weights; auto is float32 on a CPU and the checkpoint's "
-        "own on an accelerator. int8 is for the weights of linear layers, on a CPU.",
-    )
-    device: Device = Field(
-        "auto",
-        description="Where the model runs: auto, cpu, cuda:0 or another torch device; "
-        "{map: auto} for several.",
-    )
-    revision: Annotated[NonEmpty | None, NONE_WORD] = Field(
-        None, description="Branch, tag or commit of a Hub model."
-    )
-    adapter: Annotated[NonEmpty | None, NONE_WORD] = Field(
-        None,
-        description="Folder or Hub id of an adapter (LoRA) on the model; models of one ref share "
-        "their weights.",
-    )
-    template: TemplateArguments = Field(
-        default_factory=dict,
-        description="Arguments for the model's chat template, such as enable_thinking: false.",
-    )
-
-
-InputType = Literal["text", "integer", "number", "boolean", "list"]
-
-
-class InputSpec(Part):
-    """A value that a run is given; a bare string is its type."""
-
-    type: InputType = Field("text", description="What kind of value the input takes.")
-    default: Any = Field(
-        None, description="The value where a run gives none; an input without one is required."
-    )
-    description: Text = Field("", description="What the input is, for people.")
-
-    @property
-    def required(self) -> bool:
-        """Whether a run must give this input."""
-        return self.default is None
-
-    def accepts(self, value: object) -> bool:
-        """Tell whether ``value`` is of this input's type."""
-        match self.type:
-            case "text":
-                return isinstance(value, str)
-            case "boolean":
-                return isinstance(value, bool)
-            case "integer":
-                return isinstance(value, int) and not isinstance(value, bool)
-            case "number":
-                if isinstance(value, bool) or not isinstance(value, int | float):
-                    return False
-                return math.isfinite(value)
-            case "list":
-                return isinstance(value, list | tuple)
-
-    @model_validator(mode="after")
-    def _default_fits(self) -> InputSpec:
-        if self.default is not None and not self.accepts(self.default):
-            wrong(
-                f"the default {self.default!r} is not of type {self.type}",
-                f"a value of type {self.type}",
-                "change the default or the type",
-            )
-        return self
+_OF_MODELS: tuple[str, ...] = ("system", "generate", "max_calls", "min_calls", "thoughts")
+_OF_MODELS += ("order", "snapshots", "idle_timeout")
+"""Keys of an agent that are about its model."""
 
 
 class AgentSpec(Part):
-    """A role on a model."""
+    """A role on a model, or a workflow in its place."""
 
     model: Text = Field(description="Name of one of the workflow's models.")
     prompt: Text = Field(
@@ -213,12 +143,52 @@ class AgentSpec(Part):
         None, description="Most seconds from one token of a turn to the next, and to the first."
     )
 
+    workflow: Annotated[WorkflowSpec | None, WithJsonSchema(_NESTED), NONE_WORD] = Field(
+        None,
+        description="A workflow that takes the agent's turns, in place of model and prompt: its "
+        "file, beside this one, or a workflow as in a file of its own.",
+    )
+    inputs: dict[Name, Any] = Field(
+        {},
+        description="With workflow: its inputs, each a value or a template that reads what a "
+        "prompt reads.",
+        json_schema_extra=KEYS_ARE_NAMES,
+    )
     ask: Annotated[Ask | None, NONE_WORD] = Field(
         None,
         description="What a person does in each turn: approve or edit what the agent wrote, or "
         "answer its prompt in the model's place. The run pauses until the person has done it. With "
         "for_each each item asks for itself.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_model(cls, data: Any) -> Any:
+        """A workflow stands in place of a model and a prompt, and begins anew each turn."""
+        if not isinstance(data, dict) or data.get("workflow") in (None, "none"):
+            return data
+        return {"model": "", "prompt": "", "memory": "turn", **data}
+
+    @model_validator(mode="after")
+    def _takes_what_a_workflow_takes(self) -> AgentSpec:
+        if self.workflow is None:
+            if self.inputs:
+                found = "inputs stand at an agent without a workflow"
+                wrong(found, "workflow: FILE beside them", "write them into the prompt")
+            return self
+        usual = {name: AgentSpec.model_fields[name].default for name in _OF_MODELS}
+        for name in ("model", "prompt", "template", "tools", *usual):
+            value = getattr(self, name)
+            if value if name not in usual else value != usual[name]:
+                wrong(f"{name} stands beside workflow", "one of them", f"remove {name}")
+        return self
+
+    @property
+    def answers(self) -> AnswerSchema | None:
+        """The schema of its answers, where they are data."""
+        if self.workflow is not None:
+            return self.workflow.result_schema
+        return None if self.generate is None else self.generate.schema_
 
     @model_validator(mode="after")
     def _asks_for_words(self) -> AgentSpec:
@@ -246,7 +216,7 @@ class AgentSpec(Part):
         if self.on_error != "default" and self.default is not None:
             found = f"a default stands at an agent with on_error: {self.on_error}"
             wrong(found, "on_error: default", "add it, or remove the default")
-        schema = None if self.generate is None else self.generate.schema_
+        schema = self.answers
         if self.default is not None and schema is not None and not schema.takes(self.default):
             wrong(
                 f"the default {self.default[:40]!r} is no answer of the agent's schema",
@@ -304,6 +274,23 @@ class WorkflowSpec(Part):
         used = {ref.server for agent in self.agents.values() for ref in agent.tools}
         return tuple(one.named(name) for name, one in self.mcp_servers.items() if name in used)
 
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Names of its outputs; without any, the agents that nobody reads."""
+        if self.outputs:
+            return tuple(self.outputs)
+        read = {edge.from_ for edge in self.edges if not edge.loop}
+        return tuple(name for name in self.agents if name not in read)
+
+    @property
+    def result_schema(self) -> AnswerSchema | None:
+        """As an agent: the schema of its several outputs; None where it has one, which is words."""
+        if len(self.results) < 2:
+            return None
+        names = {name: {"type": "string"} for name in self.results}
+        schema = {"type": "object", "properties": names, "required": list(names)}
+        return AnswerSchema(json.dumps({**schema, "additionalProperties": False}))
+
     def share_of(self, edge: EdgeSpec) -> Share:
         """Return what ``edge`` shares: as written, else output, or prompt of a mere reader."""
         if edge.share is not None:
@@ -318,9 +305,18 @@ class WorkflowSpec(Part):
         return asked == "drop" or (asked is None and self.share_of(edge) == "output")
 
 
+AgentSpec.model_rebuild()
+
+
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a workflow file; it accepts every file that the loader accepts."""
     schema = WorkflowSpec.model_json_schema(by_alias=True, mode="validation")
+    agent = schema["$defs"]["AgentSpec"]
+    agent["anyOf"] = [{"required": agent.pop("required")}, {"required": ["workflow"]}]
+    nested = agent["properties"]["workflow"]
+    nested["anyOf"] = [
+        {"$ref": "#"} if one == {"type": "object"} else one for one in nested["anyOf"]
+    ]
     for part in (schema, *schema["$defs"].values()):
         part["patternProperties"] = {"^x-": {}}
     return {
@@ -333,6 +329,11 @@ def json_schema() -> dict[str, Any]:
 def dump(spec: WorkflowSpec) -> dict[str, Any]:
     """Return ``spec`` as plain data, less what is at its default; read again, it is equal."""
     data = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    for name, agent in spec.agents.items():
+        if agent.workflow is not None:
+            data["agents"][name]["workflow"] = dump(agent.workflow)
+            for key in ("model", "prompt", "memory"):
+                del data["agents"][name][key]
     data["models"] = {
         name: model["ref"] if set(model) == {"ref"} else model
         for name, model in data["models"].items()

@@ -1,0 +1,1 @@
+"""What answers in a model's place: a function, or a workflow."""
