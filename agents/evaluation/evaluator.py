@@ -67,7 +67,11 @@ class Evaluator:
     def origin(self) -> dict[str, Any]:
         """What an evaluation is begun with, as plain data; arms may be added later."""
         flow = self.flow
-        models = {name: flow.models[agent.model] for name, agent in flow.spec.agents.items()}
+        models = {
+            name: flow.models[agent.model]
+            for name, agent in flow.spec.agents.items()
+            if agent.workflow is None
+        }
         origin = asdict(origin_of(flow.spec, models, {}, {}, flow.plan()))
         kept = {name: origin[name] for name in ("version", "workflow", "models", "edges")}
         setting = {**asdict(self.setting), "agent": self.target}
