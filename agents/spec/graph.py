@@ -99,20 +99,7 @@ def _agent_problems(spec: WorkflowSpec) -> Iterator[Problem]:
                 "run the workflow once per item, each in a session of its own",
             )
         if agent.workflow is not None:
-            inside = f"agents.{name}.workflow"
-            if agent.workflow.servers:
-                found = f"the workflow of '{name}' has tools of a server"
-                yield Problem(found, inside, "tools that are functions, in a workflow inside", "")
-            for inner, one in agent.workflow.agents.items():
-                if one.memory == "session":
-                    yield Problem(
-                        f"agent '{inner}' inside of '{name}' has memory: session",
-                        f"{inside}.agents.{inner}.memory",
-                        "run or turn: a session has conversations of the outer workflow's agents",
-                        f"write memory: run, or have '{inner}' in the outer workflow",
-                    )
-            for problem in validate(agent.workflow):
-                yield replace(problem, where=f"{inside}.{problem.where}")
+            yield from _inner_problems(name, agent.workflow)
         elif agent.model not in spec.models:
             expected = listed(spec.models) or "a model under 'models:'"
             yield Problem(
@@ -138,6 +125,29 @@ def _agent_problems(spec: WorkflowSpec) -> Iterator[Problem]:
                 "2 or more",
                 f"give '{name}' max_turns: 2 or more",
             )
+
+
+def _inner_problems(name: str, inner: WorkflowSpec) -> Iterator[Problem]:
+    """What is wrong with a workflow that takes an agent's turns."""
+    inside = f"agents.{name}.workflow"
+    if inner.servers:
+        server = inner.servers[0].name
+        yield Problem(
+            f"the workflow of '{name}' has tools of the server '{server}'",
+            f"{inside}.mcp_servers.{server}",
+            "tools that are functions: servers are started for the outer workflow's agents",
+            "give the tools to an agent of the outer workflow, or use functions",
+        )
+    for agent, one in inner.agents.items():
+        if one.memory == "session":
+            yield Problem(
+                f"agent '{agent}' inside of '{name}' has memory: session",
+                f"{inside}.agents.{agent}.memory",
+                "run or turn: a session has conversations of the outer workflow's agents",
+                f"write memory: run, or have '{agent}' in the outer workflow",
+            )
+    for problem in validate(inner):
+        yield replace(problem, where=f"{inside}.{problem.where}")
 
 
 def _end_problems(spec: WorkflowSpec) -> Iterator[Problem]:

@@ -262,6 +262,23 @@ def test_a_mistake_in_the_other_file_is_told_there(book: Path) -> None:
         load_workflow(book)
 
 
+@pytest.mark.parametrize(
+    ("added", "told"),
+    [
+        ("memory: session", "'finder' inside of 'research' has memory: session"),
+        ("tools: [mcp:books]", "workflow of 'research' has tools of the server 'books'"),
+    ],
+)
+def test_what_only_an_outer_workflow_has_is_refused(book: Path, added: str, told: str) -> None:
+    """A session's conversations and servers of tools, with what to do instead."""
+    servers = "mcp_servers: {books: {url: https://books.example/mcp}}\n"
+    text = RESEARCH.replace("{model: m,", "{model: m, " + added + ",")
+    (book.parent / "research.yaml").write_text(text + servers)
+    with pytest.raises(WorkflowError, match=told) as wrong:
+        load_workflow(book)
+    assert "outer workflow" in str(wrong.value)
+
+
 def test_tools_of_the_other_file_do_not_run_by_themselves(book: Path) -> None:
     """As those of the file itself."""
     text = RESEARCH.replace("{model: m,", '{model: m, tools: ["evil:run"],')
