@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("agents", "channels")
@@ -117,14 +118,15 @@ def test_command_is_callable() -> None:
 def test_constraints_pin_what_the_project_asks_for() -> None:
     """Every dependency has one exact pin, without a local build tag, inside the declared range."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
+    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    pins = {canonicalize_name(name): version for name, version in pairs}
     assert not [name for name, version in pins.items() if "+" in version]
     project = pyproject()["project"]
     extras = [line for group in project["optional-dependencies"].values() for line in group]
     for line in (*project["dependencies"], *extras):
         wanted = Requirement(line)
         if wanted.name != "unspoken":
-            assert pins[wanted.name.lower()] in wanted.specifier, line
+            assert pins[canonicalize_name(wanted.name)] in wanted.specifier, line
 
 
 def test_top_level_holds_only_what_was_agreed() -> None:
