@@ -135,6 +135,16 @@ def test_a_call_of_a_tool_is_a_span(spans: InMemorySpanExporter) -> None:
     assert inside(spans)["execute_tool add"] == "invoke_workflow w"
 
 
+async def test_a_workflow_inside_is_a_span_of_its_agents_turn(spans: InMemorySpanExporter) -> None:
+    """With its own agents' turns inside of it."""
+    inner = Agent("inner", workflow=pair({"a": "x", "b": "y"}))
+    await Workflow("outer", [inner]).arun()
+    parents = inside(spans)
+    assert parents["invoke_agent a"] == parents["invoke_agent b"] == "invoke_workflow pair"
+    assert parents["invoke_workflow pair"] == "invoke_agent inner"
+    assert parents["invoke_agent inner"] == "invoke_workflow outer"
+
+
 async def test_without_an_sdk_no_span_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run asks for no tracer of the API's own."""
     monkeypatch.setattr(trace.ProxyTracerProvider, "get_tracer", None)
