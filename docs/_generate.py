@@ -85,7 +85,7 @@ def workflow_keys() -> str:
 
 def _keys(part: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for key, value in part["properties"].items():
-        usual = part.get("anyOf", [{}])[0]  # an agent has a model and a prompt, or a workflow
+        usual = part.get("then", {})  # an agent has a model and a prompt, or a workflow
         required = key in part.get("required", usual.get("required", ()))
         default = "required" if required else _default(value.get("default"), value)
         yield _code(key), _values(value), default, value["description"]
@@ -131,8 +131,10 @@ def _values(schema: Mapping[str, Any]) -> str:
         name = schema["$ref"].rsplit("/", 1)[-1]
         title = _PARTS[name][0]
         return f"[{title.lower()}](#{title.lower().replace(' ', '-')})"
+    if "then" in schema:
+        return " or ".join(filter(None, map(_values, (schema["then"], schema["else"]))))
     if "enum" in schema:
-        return ", ".join(map(_code, schema["enum"]))
+        return ", ".join(_code(value) for value in schema["enum"] if value is not None)
     if "const" in schema:
         return _code(schema["const"])
     if "anyOf" in schema:

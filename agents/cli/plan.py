@@ -85,11 +85,12 @@ def _row(edge: "EdgePlan") -> list[str]:
 
 def validate(file: WorkflowFile) -> None:
     """Check a workflow file: everything wrong with it, with line and column. Nothing is loaded."""
+    from unspoken.agents.models.catalog import require_embedded
     from unspoken.agents.spec.loader import load_workflow
     from unspoken.agents.spec.references import comment_warnings
 
     try:
-        source = load_workflow(file)
+        source = load_workflow(file, require_ref=require_embedded)
     except WorkflowError as error:
         print_error(error, whole=True)
         raise typer.Exit(error.exit_code) from error

@@ -102,6 +102,23 @@ def parse(ref: str) -> ModelReference:
     return ModelReference(kind="hub", text=ref, name=ref)
 
 
+def require_embedded(ref: str) -> None:
+    """Refuse an embedded model that there is not, by its reference alone; nothing else is checked.
+
+    Raises:
+        ModelReferenceError: There is none of this name, or its scheme is misspelt.
+    """
+    if ref.startswith(SCHEME):
+        embedded(ref.removeprefix(SCHEME))
+    elif _misspells_scheme(ref) and not os.path.exists(ref):
+        raise _no_such_form(ref)
+
+
+def _misspells_scheme(ref: str) -> bool:
+    scheme, colon, _ = ref.partition(":")
+    return bool(colon and difflib.get_close_matches(scheme.lower(), ["embedded"], cutoff=0.6))
+
+
 def _looks_like_path(ref: str) -> bool:
     return ref in (".", "..") or "\\" in ref or ref.startswith(("./", "../", "/", "~"))
 
@@ -160,8 +177,8 @@ def _no_such_path(ref: str, path: Path) -> ModelReferenceError:
 
 
 def _no_such_form(ref: str) -> ModelReferenceError:
-    scheme, colon, name = ref.partition(":")
-    close = difflib.get_close_matches(scheme.lower(), ["embedded"], cutoff=0.6) if colon else []
+    _, colon, name = ref.partition(":")
+    close = _misspells_scheme(ref)
     if "/" in ref and not colon:
         return ModelReferenceError(
             f"there is no folder {ref}, and it is no Hub id",
@@ -173,7 +190,9 @@ def _no_such_form(ref: str) -> ModelReferenceError:
         f"{ref!r} is not a model reference",
         expected="a Hub id (owner/name), a folder, a .gguf file, or embedded:NAME with NAME one of "
         + ", ".join(EMBEDDED),
-        fix=f"did you mean {SCHEME}{name}?" if close else "write one of these forms",
+        fix=f"did you mean {SCHEME}{name}?"
+        if _misspells_scheme(ref)
+        else "write one of these forms",
     )
 
 

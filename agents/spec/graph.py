@@ -59,14 +59,21 @@ def forward_graph(graph: Graph) -> nx.DiGraph[str]:
     return forward
 
 
-def validate(spec: WorkflowSpec) -> list[Problem]:
+def validate(spec: WorkflowSpec, *, whole_edges: bool = True) -> list[Problem]:
     """Return everything wrong with how the parts of a workflow fit together.
 
     `Problem.where` holds the path of the part at fault, such as ``edges[2].from``.
+
+    Args:
+        spec: The workflow.
+        whole_edges: Whether all of its edges are there; else only names and templates are checked.
     """
-    graph = _graph(spec)
     ends = list(_end_problems(spec))
+    if not whole_edges:
+        return [*_name_problems(spec), *ends, *template_problems(spec, all_connected=True)]
+    graph = _graph(spec)
     problems = [
+        *_name_problems(spec),
         *_agent_problems(spec),
         *ends,
         *_edge_problems(spec),
@@ -98,6 +105,19 @@ def _agent_problems(spec: WorkflowSpec) -> Iterator[Problem]:
                 "an agent with one conversation",
                 "run the workflow once per item, each in a session of its own",
             )
+        if name in looped and (agent.max_turns or 1) < 2:
+            limit = "no max_turns" if agent.max_turns is None else "takes one turn"
+            yield Problem(
+                f"agent '{name}' has a loop edge from '{looped[name]}' but {limit}",
+                f"agents.{name}.max_turns",
+                "2 or more",
+                f"give '{name}' max_turns: 2 or more",
+            )
+
+
+def _name_problems(spec: WorkflowSpec) -> Iterator[Problem]:
+    """Name the models and servers that agents have and the workflow has not."""
+    for name, agent in spec.agents.items():
         if agent.workflow is not None:
             yield from _inner_problems(name, agent.workflow)
         elif agent.model not in spec.models:
@@ -117,14 +137,6 @@ def _agent_problems(spec: WorkflowSpec) -> Iterator[Problem]:
                     suggest(ref.server, spec.mcp_servers)
                     or f"declare '{ref.server}' under 'mcp_servers:'",
                 )
-        if name in looped and (agent.max_turns or 1) < 2:
-            limit = "no max_turns" if agent.max_turns is None else "takes one turn"
-            yield Problem(
-                f"agent '{name}' has a loop edge from '{looped[name]}' but {limit}",
-                f"agents.{name}.max_turns",
-                "2 or more",
-                f"give '{name}' max_turns: 2 or more",
-            )
 
 
 def _inner_problems(name: str, inner: WorkflowSpec) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
@@ -15,15 +15,18 @@ from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString
 
-from unspoken.agents.spec.problems import KEY, describe, schema_problems
+from unspoken.agents.spec.problems import KEY, closest, describe, schema_problems
+from unspoken.agents.spec.salvage import salvage
 from unspoken.agents.spec.spec import WorkflowSpec, dump
 from unspoken.agents.spec.yaml_reader import Document, Path, Position, failure, parse
-from unspoken.agents.spec.yaml_scalars import resolve
-from unspoken.channels.errors import InputError, Problem, WorkflowError
+from unspoken.agents.spec.yaml_scalars import styled
+from unspoken.channels.errors import InputError, Problem, UnspokenError, WorkflowError
 
 MAX_BYTES = 1024 * 1024
+
+RequireRef = Callable[[str], None]
+"""Raises an `UnspokenError` for a model reference that leads nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +68,21 @@ class LoadedWorkflow:
             raise
 
 
-def load_workflow(source: str | FilePath, within: tuple[FilePath, ...] = ()) -> LoadedWorkflow:
+def load_workflow(
+    source: str | FilePath,
+    within: tuple[FilePath, ...] = (),
+    *,
+    require_ref: RequireRef | None = None,
+) -> LoadedWorkflow:
     """Read a workflow file, and the files of its agents that are workflows.
 
     Args:
         source: The file.
-        within: The files that it is read for, which it cannot be one of.
+        require_ref: Asked of each model's reference; without it nothing is said of them.
 
     Raises:
         WorkflowError: The file cannot be read, is not YAML, or is not a valid workflow. All
-            problems of the first kind that has any are listed.
+            problems of a file that is YAML are listed.
     """
     file = str(source)
     try:
@@ -86,7 +94,7 @@ def load_workflow(source: str | FilePath, within: tuple[FilePath, ...] = ()) -> 
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise failure(f"cannot read {file}: {reason}", file, None, "a workflow file") from error
-    return loads(_decode(content, file), file, (*within, path.resolve()))
+    return loads(_decode(content, file), file, (*within, path.resolve()), require_ref=require_ref)
 
 
 def _unreadable(path: FilePath, file: str) -> WorkflowError:
@@ -95,8 +103,12 @@ def _unreadable(path: FilePath, file: str) -> WorkflowError:
     if path.exists():
         return failure(f"{file} is not a regular file", file, None, "a workflow file")
     folder = path.parent
-    near = sorted(item.name for item in folder.glob("*.y*ml"))[:8] if folder.is_dir() else []
-    fix = f"files in {folder}: {', '.join(near)}" if near else "check the path"
+    near = sorted(item.name for item in folder.glob("*.y*ml")) if folder.is_dir() else []
+    close = closest(path.name, near)
+    if close:
+        fix = f"did you mean {folder / close}?"
+    else:
+        fix = f"files in {folder}: {', '.join(near[:8])}" if near else "check the path"
     return failure(f"there is no file {file}", file, None, "a workflow file", fix)
 
 
@@ -112,7 +124,13 @@ def _decode(content: bytes, file: str) -> str:
         raise failure(found, file, position, "text in UTF-8", "save the file as UTF-8") from None
 
 
-def loads(text: str, file: str = "<string>", within: tuple[FilePath, ...] = ()) -> LoadedWorkflow:
+def loads(
+    text: str,
+    file: str = "<string>",
+    within: tuple[FilePath, ...] = (),
+    *,
+    require_ref: RequireRef | None = None,
+) -> LoadedWorkflow:
     """Read a workflow from text; ``file`` names it in errors.
 
     Args:
@@ -120,10 +138,11 @@ def loads(text: str, file: str = "<string>", within: tuple[FilePath, ...] = ()) 
         file: Its file.
         within: This file and those that it is read for; the files of its agents are looked for
             beside the last one, and without any in the current folder.
+        require_ref: As `load_workflow` has it.
 
     Raises:
-        WorkflowError: Not YAML, or not a valid workflow. Problems of the values come first; how
-            they fit together is checked once each is right by itself.
+        WorkflowError: Not YAML, or not a valid workflow. All problems of a file that is YAML are
+            listed: of its values, and of how they fit together.
     """
     text = text.removeprefix("\ufeff")
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "replace")) > MAX_BYTES:
@@ -138,13 +157,13 @@ def loads(text: str, file: str = "<string>", within: tuple[FilePath, ...] = ()) 
     if not isinstance(document.data, dict) and not document.problems:
         found = f"the file holds {describe(document.data)}"
         raise failure(found, file, root, "a mapping with name, models and agents")
-    nested = _nested(document, file, within)
-    spec = _validated(document, file, text)
+    nested = _nested(document, file, within, require_ref)
+    spec = _validated(document, file, text, require_ref)
     return LoadedWorkflow(spec, file, document.values, text, nested)
 
 
 def _nested(
-    document: Document, file: str, within: tuple[FilePath, ...]
+    document: Document, file: str, within: tuple[FilePath, ...], require_ref: RequireRef | None
 ) -> dict[str, LoadedWorkflow]:
     """Read the files of agents that are workflows, and put what they say in their place."""
     data = document.data
@@ -167,7 +186,7 @@ def _nested(
                 "another file",
                 "a loop edge runs an agent again",
             )
-        found[name] = load_workflow(path, within)
+        found[name] = load_workflow(path, within, require_ref=require_ref)
         agent["workflow"] = found[name].spec
     return found
 
@@ -194,26 +213,76 @@ def _own(data: object, path: Path = ()) -> object:
     }
 
 
-def _validated(document: Document, file: str, text: str) -> WorkflowSpec:
-    from unspoken.agents.spec.graph import validate  # networkx is only needed from here on
-
+def _validated(
+    document: Document, file: str, text: str, require_ref: RequireRef | None
+) -> WorkflowSpec:
+    data = _own(document.data)
     try:
-        spec = WorkflowSpec.model_validate(_own(document.data), by_alias=True, by_name=False)
+        spec = WorkflowSpec.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as error:
-        placed = [
-            _placed(problem, path, document, file) for path, problem in schema_problems(error)
-        ]
+        wrong = schema_problems(error)
+        placed = [_placed(problem, path, document, file) for path, problem in wrong]
+        if not document.problems:
+            unfitting = _beside(data, [path for path, _ in wrong], require_ref)
+            placed += _in_file(unfitting, document, file, text)
         raise WorkflowError(_merged(document.problems, placed)) from None
     if document.problems:
         raise WorkflowError(_merged(document.problems, []))
-    loaded = LoadedWorkflow(spec, file, document.values, text)
-    placed = [
-        loaded.placed(item) if item.inner_line else _placed(item, _path(item.where), document, file)
-        for item in validate(spec)
-    ]
-    if placed:
-        raise WorkflowError(_merged([], placed))
+    unfitting = _unfitting(spec, require_ref)
+    if unfitting:
+        raise WorkflowError(_merged([], _in_file(unfitting, document, file, text)))
     return spec
+
+
+def _beside(data: object, wrong: Sequence[Path], require_ref: RequireRef | None) -> list[Problem]:
+    """What is wrong with how the parts fit together, besides values that are wrong themselves."""
+    remains = salvage(data) if isinstance(data, Mapping) else None
+    if remains is None:
+        return []
+    # A part as a whole is wrong where keys do not go together; its keys can still be checked.
+    told = {path for path in wrong if len(path) != 2 or not _is_mapping(data, path)}
+    told |= {path[:2] for path in wrong if path[2:3] == ("workflow",)}  # nothing is known of it
+    unfitting = _unfitting(remains.spec, require_ref, whole_edges=remains.whole_edges)
+    return [
+        problem
+        for problem in unfitting
+        if not any(_path(problem.where)[: len(path)] == path for path in told)
+    ]
+
+
+def _is_mapping(data: Any, path: Path) -> bool:
+    for step in path:
+        data = data[step]
+    return isinstance(data, Mapping)
+
+
+def _unfitting(
+    spec: WorkflowSpec, require_ref: RequireRef | None, *, whole_edges: bool = True
+) -> list[Problem]:
+    """What is wrong with how the parts of a workflow fit together, and with what they name."""
+    from unspoken.agents.spec.graph import validate  # networkx is only needed from here on
+
+    problems = validate(spec, whole_edges=whole_edges)
+    for name, model in spec.models.items():
+        try:
+            if require_ref is not None:
+                require_ref(model.ref)
+        except UnspokenError as error:
+            where = f"models.{name}.ref"
+            problems.append(Problem(error.found, where, error.expected, error.fix))
+    return problems
+
+
+def _in_file(
+    problems: Sequence[Problem], document: Document, file: str, text: str
+) -> list[Problem]:
+    """Problems with their places in the file."""
+    placed = []
+    for problem in problems:
+        position = _locate(_path(problem.where), document.values)
+        position = _inside(problem, position, text)
+        placed.append(replace(problem, file=file, line=position.line, column=position.column))
+    return placed
 
 
 def _inside(problem: Problem, position: Position, text: str) -> Position:
@@ -268,30 +337,5 @@ def dumps(spec: WorkflowSpec) -> str:
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.allow_unicode = True
     stream = io.StringIO()
-    yaml.dump(_styled(dump(spec)), stream)
+    yaml.dump(styled(dump(spec)), stream)
     return stream.getvalue()
-
-
-def _styled(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {_styled(key): _styled(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_styled(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    if _is_block(value):
-        return LiteralScalarString(value)
-    if resolve(value)[0] != "str" or not value.isprintable():
-        return DoubleQuotedScalarString(value)
-    return value
-
-
-def _is_block(text: str) -> bool:
-    """Tell whether text comes back from a block of lines exactly as it was."""
-    lines = text.removesuffix("\n").split("\n")
-    return (
-        "\n" in text
-        and all(line.isprintable() and not line.endswith(" ") for line in lines)
-        and lines[0][:1].strip() != ""
-        and lines[-1] != ""
-    )

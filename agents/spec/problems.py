@@ -35,12 +35,18 @@ def listed(names: Iterable[str]) -> str:
     return " or ".join([", ".join(every[:-1]), every[-1]] if len(every) > 1 else every)
 
 
-def suggest(name: str, candidates: Iterable[str]) -> str:
-    """Return "did you mean 'share'?", or nothing where no candidate is close."""
+def closest(name: str, candidates: Iterable[str]) -> str:
+    """Return the candidate that a name is a misspelling of, or nothing where none is close."""
     if len(name) > 100:
         return ""
     close = difflib.get_close_matches(name, list(candidates)[:200], n=1, cutoff=0.7)
-    return f"did you mean '{close[0]}'?" if close else ""
+    return close[0] if close else ""
+
+
+def suggest(name: str, candidates: Iterable[str]) -> str:
+    """Return "did you mean 'share'?", or nothing where no candidate is close."""
+    close = closest(name, candidates)
+    return f"did you mean '{close}'?" if close else ""
 
 
 def schema_problems(error: ValidationError, within: Path = ()) -> list[tuple[Path, Problem]]:

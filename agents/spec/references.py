@@ -8,7 +8,7 @@ from typing import TypedDict
 
 from unspoken.agents.prompts.jinja import Reference, references, shorten
 from unspoken.agents.prompts.lexer import scan
-from unspoken.agents.spec.problems import listed, suggest
+from unspoken.agents.spec.problems import closest, listed, suggest
 from unspoken.agents.spec.shape import AnswerSchema
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.errors import Problem, TemplateError
@@ -269,6 +269,9 @@ def _unknown_name(shown: str, root: str, scope: _Scope) -> Problem:
         fix = "give the agent 'for_each: inputs.NAME'"
         return Problem("'item' is only known with for_each", scope.where, expected, fix)
     fix = suggest(shown, candidates) or suggest(root, scope.others)
-    if root in scope.inputs:
-        fix = f"did you mean 'inputs.{root}'?"
+    near = root if root in scope.inputs else closest(root, scope.inputs)
+    if near:
+        fix = f"did you mean 'inputs.{near}'?"
+    elif not fix and shown == root:
+        fix = f"declare '{root}' under 'inputs:' and write inputs.{root}"
     return Problem(f"'{shown}' is not defined", scope.where, expected, fix)

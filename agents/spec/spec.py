@@ -30,7 +30,7 @@ from unspoken.agents.spec.generate import GenerateSpec, Part
 from unspoken.agents.spec.repair import Repair
 from unspoken.agents.spec.servers import McpServerSpec
 from unspoken.agents.spec.shape import AnswerSchema
-from unspoken.agents.spec.spellings import LIST, NONE_WORD, bare
+from unspoken.agents.spec.spellings import LIST, NONE_WORD, bare, by_kind
 from unspoken.agents.spec.turns import BARE_RETRY, Join, OnError, RetrySpec
 from unspoken.agents.tools.ref import ToolRef
 from unspoken.agents.tools.servers import McpServer
@@ -312,13 +312,15 @@ def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a workflow file; it accepts every file that the loader accepts."""
     schema = WorkflowSpec.model_json_schema(by_alias=True, mode="validation")
     agent = schema["$defs"]["AgentSpec"]
-    agent["anyOf"] = [{"required": agent.pop("required")}, {"required": ["workflow"]}]
+    agent["if"] = {"not": {"required": ["workflow"]}}
+    agent["then"] = {"required": agent.pop("required")}
     nested = agent["properties"]["workflow"]
     nested["anyOf"] = [
         {"$ref": "#"} if one == {"type": "object"} else one for one in nested["anyOf"]
     ]
     for part in (schema, *schema["$defs"].values()):
         part["patternProperties"] = {"^x-": {}}
+    schema = by_kind(schema)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,

@@ -61,3 +61,43 @@ def bare(key: str, description: str) -> Spelling:
         return {key: value} if isinstance(value, str) else value
 
     return Spelling(convert, {"type": "string", "description": description})
+
+
+def by_kind(schema: Any) -> Any:
+    """A JSON schema that looks at a mapping as a mapping alone, where it may be something else too.
+
+    An ``anyOf`` that fails says nothing of its choices: a key misspelt in a mapping would be "not
+    valid under any of the given schemas". With ``if``, a checker names the key.
+    """
+    if isinstance(schema, list):
+        return [by_kind(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    parts = {key: by_kind(value) for key, value in schema.items()}
+    choices = parts.get("anyOf", [])
+    mappings = [choice for choice in choices if _is_mapping(choice)]
+    if len(mappings) != 1:
+        return parts
+    del parts["anyOf"]
+    others = _folded([choice for choice in choices if choice is not mappings[0]])
+    return {**parts, "if": {"type": "object"}, "then": mappings[0], "else": others}
+
+
+def _is_mapping(choice: Mapping[str, Any]) -> bool:
+    """Whether a choice is a mapping; the parts of a file, which are referred to, all are."""
+    return "$ref" in choice or choice.get("type") == "object"
+
+
+def _folded(choices: list[dict[str, Any]]) -> dict[str, Any]:
+    """Choices as one, single values as a list of them, which a checker can print."""
+    values: list[Any] = []
+    others = []
+    for choice in choices:
+        if choice == {"type": "null"}:
+            values.append(None)
+        elif set(choice) == {"const"}:
+            values.append(choice["const"])
+        else:
+            others.append(choice)
+    others += [{"enum": values}] if values else []
+    return others[0] if len(others) == 1 else {"anyOf": others}
