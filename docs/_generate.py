@@ -132,7 +132,8 @@ def _values(schema: Mapping[str, Any]) -> str:
         title = _PARTS[name][0]
         return f"[{title.lower()}](#{title.lower().replace(' ', '-')})"
     if "then" in schema:
-        return " or ".join(filter(None, map(_values, (schema["then"], schema["else"]))))
+        mapping, other = _values(schema["then"]), _values(schema["else"])
+        return f"{mapping} or {other}" if other == "`none`" else f"{other} or {mapping}"
     if "enum" in schema:
         return ", ".join(_code(value) for value in schema["enum"] if value is not None)
     if "const" in schema:

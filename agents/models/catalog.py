@@ -190,9 +190,7 @@ def _no_such_form(ref: str) -> ModelReferenceError:
         f"{ref!r} is not a model reference",
         expected="a Hub id (owner/name), a folder, a .gguf file, or embedded:NAME with NAME one of "
         + ", ".join(EMBEDDED),
-        fix=f"did you mean {SCHEME}{name}?"
-        if _misspells_scheme(ref)
-        else "write one of these forms",
+        fix=f"did you mean {SCHEME}{name}?" if close else "write one of these forms",
     )
 
 
