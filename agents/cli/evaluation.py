@@ -26,6 +26,7 @@ from unspoken.agents.cli.console import (
 )
 from unspoken.agents.cli.progress import load_flow
 from unspoken.agents.cli.run import AllowToolsOption, InputsOption, JsonOption, WorkflowFile
+from unspoken.channels.errors import InputError
 from unspoken.channels.storage.files import replace_file
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def eval_(
     the first row runs: rows, contexts, arms, the margin, and the smallest difference that so many
     contexts can show.
     """
-    from unspoken.agents.evaluation.arms import DEFAULT, check_names
+    from unspoken.agents.evaluation.arms import check_names
     from unspoken.agents.evaluation.evaluation import evaluate
     from unspoken.agents.evaluation.rows import Columns, make_rows, read_mapping, read_rows
     from unspoken.agents.spec.input_words import read_inputs
@@ -137,7 +138,13 @@ def eval_(
 
     source, rows = load_workflow(file), read_rows(data)
     fixed = read_inputs(source.spec, inputs or [])
-    names = check_names(arms.split(",") if arms else DEFAULT)
+    names = check_names([one.strip() for one in arms.split(",")]) if arms else None
+    if html is not None and not html.absolute().parent.is_dir():
+        raise InputError(
+            f"the page cannot be written to {str(html)!r}: there is no such folder",
+            expected="a file in a folder that is there",
+            fix="make the folder first",
+        )
     columns = Columns(
         inputs=read_mapping(mapping or []), gold=gold, context=context, id=name, topic=topic
     )

@@ -43,7 +43,7 @@ CONTROLS: Mapping[str, str] = {
 }
 """Controls, which say what a difference between arms means."""
 
-_FORCED: Mapping[str, tuple[Literal["same_model_cache", "projected_cache"], frozenset[str]]] = {
+FORCED: Mapping[str, tuple[Literal["same_model_cache", "projected_cache"], frozenset[str]]] = {
     "continuation": ("same_model_cache", frozenset({"continuation"})),
     "splice": ("same_model_cache", frozenset({"splice"})),
     "recompute": ("same_model_cache", frozenset({"recompute"})),
@@ -142,6 +142,13 @@ def make_arms(flow: Workflow, names: Sequence[str], target: str) -> tuple[Arm, .
         InputError: An arm that this workflow cannot have.
     """
     spec = flow.spec
+    remembers = [name for name, agent in spec.agents.items() if agent.memory == "session"]
+    if remembers:
+        raise InputError(
+            f"{remembers[0]!r} goes on from other runs, and rows are to be independent",
+            expected="agents with memory: run",
+            fix="leave `memory: session` out in a copy of the file",
+        )
     asks = [name for name, agent in spec.agents.items() if agent.ask is not None]
     asks += [f"{edge.from_} -> {edge.to}" for edge in spec.edges if edge.ask is not None]
     if asks:
@@ -153,10 +160,31 @@ def make_arms(flow: Workflow, names: Sequence[str], target: str) -> tuple[Arm, .
     return tuple(_make(flow, name, target) for name in check_names(names))
 
 
+def usual_arms(
+    flow: Workflow, target: str, contexts: int
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The default arms that a workflow can have, and why it cannot have the others.
+
+    Args:
+        flow: The workflow; its models are loaded.
+        target: The agent whose answers count.
+        contexts: Of how many contexts the rows are.
+    """
+    left_out = {}
+    for name in DEFAULT:
+        try:
+            _make(flow, name, target)
+        except InputError as error:
+            left_out[name] = error.found
+    if contexts < 2:
+        left_out.setdefault("stranger", "all rows are of one context")
+    return tuple(name for name in DEFAULT if name not in left_out), left_out
+
+
 def _make(flow: Workflow, name: str, target: str) -> Arm:
     if name == "plan":
         return Arm(name=name, flow=flow)
-    if name in _FORCED:
+    if name in FORCED:
         return Arm(name=name, flow=_forced(flow, name))
     plain = flow.with_spec(by_text(flow.spec))
     if name in ("text", "again"):
@@ -205,7 +233,7 @@ def _asking(edge: EdgeSpec, channel: str) -> EdgeSpec:
 
 def _forced(flow: Workflow, name: str) -> Workflow:
     """The workflow with one way to carry a cache, on all edges that can have it."""
-    channel, modes = _FORCED[name]
+    channel, modes = FORCED[name]
     asking = [_asking(edge, channel) for edge in flow.spec.edges]
     planned = flow.with_spec(_with_edges(flow.spec, asking)).plan().edges
     if not any(edge.mode in modes for edge in planned):

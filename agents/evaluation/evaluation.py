@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from unspoken.agents.engines.event_loop import run_anywhere
-from unspoken.agents.evaluation.arms import DEFAULT, REFERENCE
-from unspoken.agents.evaluation.evaluator import Evaluator, Scored
+from unspoken.agents.evaluation.arms import REFERENCE, before, target_of
+from unspoken.agents.evaluation.design import Design
+from unspoken.agents.evaluation.evaluator import Evaluator, Scored, reads
 from unspoken.agents.evaluation.journal import Journal
 from unspoken.agents.evaluation.judge import Judge
 from unspoken.agents.evaluation.outcome import Outcome
 from unspoken.agents.evaluation.page import render_page
-from unspoken.agents.evaluation.rows import Columns, drawn, make_rows, read_rows
-from unspoken.agents.evaluation.scorers import scorer
+from unspoken.agents.evaluation.rows import Columns, EvalRow, drawn, make_rows, read_rows
+from unspoken.agents.evaluation.scorers import check_gold, scorer, sound
 from unspoken.agents.evaluation.setting import Beforehand, Progress, Setting
 from unspoken.agents.evaluation.summary import Summary, summarise
 from unspoken.agents.evaluation.trial import Known
@@ -91,7 +92,7 @@ async def aevaluate(
     topic: str | None = None,
     columns: Columns | None = None,
     agent: str | None = None,
-    arms: Sequence[str] = DEFAULT,
+    arms: Sequence[str] | None = None,
     score: str | Score = "exact",
     margin: float = 0.05,
     alpha: float = 0.05,
@@ -110,12 +111,14 @@ async def aevaluate(
         map: Columns of inputs, each with the input's name.
         inputs: Inputs that all rows share.
         gold: The column of what is right.
-        context: The column of what rows share; None for ``context`` where all rows have it.
+        context: The column of what rows share; None for ``context`` where all rows have it, else
+            for all that the agents before this one read.
         id: The column of rows' names; None for ``id`` where all rows have it.
         topic: The column of what rows are about, for the control ``neighbour``.
         columns: All columns, in place of `map`, `gold`, `context`, `id` and `topic`.
         agent: Whose answers count; None for the last agent.
-        arms: Arms and controls; ``text`` is always among them.
+        arms: Arms and controls; ``text`` is always among them. None for the usual ones that the
+            workflow can have.
         score: A scorer's name, or a function of an `Outcome`, which may be awaited.
         margin: How much worse than text an arm may score and still count as no worse.
         alpha: How often chance alone may pass for a difference, over all arms.
@@ -131,15 +134,20 @@ async def aevaluate(
         StoreError: The folder is of another evaluation, or in use.
         UnspokenError: As `Workflow.run`, where that is no row's own failure.
     """
-    name, scored = _scorer(score, flow)
+    name, scored, judge = _scorer(score, flow)
     setting = Setting(agent=agent, score=name, margin=margin, alpha=alpha, limit=limit, seed=seed)
     columns = columns or Columns(inputs=map or {}, gold=gold, context=context, id=id, topic=topic)
     raw = read_rows(rows) if isinstance(rows, str | Path) else rows
-    order = drawn(make_rows(flow.spec, raw, columns, inputs), limit, seed)
+    shared = reads(flow.spec, before(flow.spec, target := target_of(flow.spec, agent)))
+    order = drawn(make_rows(flow.spec, raw, columns, inputs, shared), limit, seed)
+    _check(setting, flow, target, order)
     flow.load().fit_bridges()
     evaluator = Evaluator(flow, order, arms, setting)
     journal = Journal(None if out is None else Path(out))
-    with journal.open(evaluator.origin()):
+    origin = evaluator.origin() | ({} if judge is None else {"judge": judge.told()})
+    with journal.open(origin):
+        if judge is None:
+            await _score_anew(journal, evaluator, scored)
         beforehand = evaluator.beforehand(journal)
         begin(beforehand)
         names = tuple(row.id for row in order)
@@ -151,13 +159,29 @@ async def aevaluate(
             found = verdicts(known, beforehand.design, names, reference=REFERENCE)
             return bool(found) and all(verdict.settled for verdict in found.values())
 
-        text_first = name.startswith(JUDGE)
-        await evaluator.run(journal, scored, tell, enough, text_first=text_first)
+        await evaluator.run(journal, scored, tell, enough, text_first=judge is not None)
         return Evaluation(beforehand, names, journal.of(names, evaluator.arms))
 
 
-def _scorer(score: str | Score, flow: Workflow) -> tuple[str, Scored]:
-    """A scorer's name, and what gives an outcome its score; a run that failed has 0."""
+def _check(setting: Setting, flow: Workflow, target: str, rows: Sequence[EvalRow]) -> None:
+    """Refuse what could be known before models load: a margin, and what a scorer cannot read."""
+    Design(rows=len(rows), contexts=1, arms=(), margin=setting.margin, alpha=setting.alpha)
+    writes = flow.spec.agents[target].generate
+    golds = [(row.id, row.gold) for row in rows]
+    check_gold(setting.score, golds, chooses=bool(writes and writes.choices))
+
+
+async def _score_anew(journal: Journal, evaluator: Evaluator, scored: Scored) -> None:
+    """Score what is known by the scorer as it is now: it may have been edited since."""
+    for row in evaluator.rows:
+        for one in journal.of([row.id], evaluator.arms):
+            now = await scored(replace(one, gold=row.gold), Known(row=row, others={}))
+            if now.score != one.score:
+                journal.add(now)
+
+
+def _scorer(score: str | Score, flow: Workflow) -> tuple[str, Scored, Judge | None]:
+    """A scorer's name, what gives an outcome its score, and who judges; a failed run has 0."""
     if isinstance(score, str) and score.startswith(JUDGE):
         name = score.removeprefix(JUDGE)
         judge = Judge(flow.load().models.get(name) or name)
@@ -167,13 +191,15 @@ def _scorer(score: str | Score, flow: Workflow) -> tuple[str, Scored]:
             found = await judge.score(outcome, text, known.row.inputs)
             return replace(outcome, score=found)
 
-        return score, judged
+        return score, judged, judge
+    called = score if isinstance(score, str) else getattr(score, "__qualname__", repr(score))
     measure: Score = scorer(score, flow) if isinstance(score, str) else score
 
     async def scored(outcome: Outcome, known: Known) -> Outcome:
         if outcome.error is not None:
             return replace(outcome, score=0.0)
         found = measure(outcome)
-        return replace(outcome, score=float(await found if isawaitable(found) else found))
+        number = float(await found if isawaitable(found) else found)
+        return replace(outcome, score=sound(called, outcome, number))
 
-    return score if isinstance(score, str) else getattr(score, "__qualname__", repr(score)), scored
+    return called, scored, None

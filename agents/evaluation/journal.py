@@ -20,6 +20,8 @@ from unspoken.channels.storage.files import read_json, write_json
 
 MOST_SHOWN = 8
 _BEGUN, _OUTCOMES, _LOCK = "eval.json", "outcomes.jsonl", ".lock"
+_ARMS = "arms"
+"""What each arm was begun with; of those alone that are there both times, for arms may be added."""
 
 
 class Journal:
@@ -63,7 +65,7 @@ class Journal:
         self.outcomes[outcome.row, outcome.arm] = outcome
         if self.folder is None:
             return
-        line = json.dumps(outcome.to_dict(), ensure_ascii=False) + "\n"
+        line = json.dumps(outcome.to_dict(), ensure_ascii=False, default=str) + "\n"
         with (self.folder / _OUTCOMES).open("ab") as file:
             file.write(line.encode("utf-8", "surrogatepass"))
             file.flush()
@@ -100,7 +102,7 @@ def _locked(folder: Path) -> FileLock:
 
 def _require_same(folder: Path, origin: dict[str, Any]) -> None:
     """Refuse a folder that was begun with something else; write down what a new one begins with."""
-    begun = read_json(folder / _BEGUN)
+    begun: dict[str, Any] | None = read_json(folder / _BEGUN)
     if begun is None and not (folder / _OUTCOMES).exists():
         write_json(folder / _BEGUN, origin)
         return
@@ -111,7 +113,12 @@ def _require_same(folder: Path, origin: dict[str, Any]) -> None:
             expected="a folder of an evaluation, or a new one",
             fix="give another folder with --out",
         )
-    lines = list(changed(begun, origin, ()))
+    then, now = begun.get(_ARMS, {}), origin.get(_ARMS, {})
+    both = {name: arm for name, arm in now.items() if name in then}
+    there = {name: arm for name, arm in then.items() if name in now}
+    lines = list(changed({**begun, _ARMS: there}, {**origin, _ARMS: both}, ()))
+    if not lines and len(both) < len(now):
+        write_json(folder / _BEGUN, {**begun, _ARMS: {**then, **now}})
     if lines:
         more = f"\n  and {len(lines) - MOST_SHOWN} more" if len(lines) > MOST_SHOWN else ""
         shown = "\n  ".join(lines[:MOST_SHOWN])

@@ -4,13 +4,20 @@ Judges prefer what stands first or last, whatever it says (Zheng et al. 2023, se
 answer counts as better only where it is preferred in both places; else the two are even.
 """
 
+import logging
 from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import structlog
 
 from unspoken.agents.agent import Agent
-from unspoken.agents.evaluation.outcome import Outcome
+from unspoken.agents.evaluation.outcome import OWN_FAILURES, Outcome
 from unspoken.agents.evaluation.scorers import right_ones
 from unspoken.agents.models.base import AgentModel
 from unspoken.agents.workflow import Workflow
+
+log = structlog.wrap_logger(logging.getLogger("unspoken.evaluation"))
 
 _PROMPT = """Two answers to one task are given. Which one is better?
 {{ inputs.task }}
@@ -39,10 +46,15 @@ class Judge:
         agent = Agent("judge", model, prompt=_PROMPT, generate={"choices": ["A", "B"]})
         self._flow = Workflow("judge", [agent])
 
+    def told(self) -> dict[str, Any]:
+        """Who judges and by which words, as plain data."""
+        model = self._flow.load().models[self._flow.spec.agents["judge"].model]
+        return {"model": asdict(model.identity), "prompt": _PROMPT}
+
     async def score(
         self, outcome: Outcome, reference: Outcome, inputs: Mapping[str, object]
     ) -> float:
-        """How an answer is beside the reference's.
+        """How an answer is beside the reference's; a half where the judge's own run fails.
 
         Args:
             outcome: The answer.
@@ -53,8 +65,12 @@ class Judge:
             return EVEN
         if outcome.error is not None or reference.error is not None:
             return EVEN if outcome.error and reference.error else float(outcome.error is None)
-        before = await self._prefers_first(outcome, reference, inputs)
-        after = not await self._prefers_first(reference, outcome, inputs)
+        try:
+            before = await self._prefers_first(outcome, reference, inputs)
+            after = not await self._prefers_first(reference, outcome, inputs)
+        except OWN_FAILURES as error:  # such as two answers that are too long for the judge
+            log.warning("the judge fails; even", row=outcome.row, arm=outcome.arm, error=str(error))
+            return EVEN
         return float(before) if before is after else EVEN
 
     async def _prefers_first(

@@ -5,8 +5,14 @@ from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from typing import Any, Self
 
+from unspoken.channels.errors import AgentError, ContextLengthError, RunTimeout, WorkflowError
+
+OWN_FAILURES = (AgentError, RunTimeout, ContextLengthError, WorkflowError)
+"""What fails one row alone; a row that is too long for the memory is a `WorkflowError`."""
+
 _NUMBERS = ("score", "first_token_s", "seconds")
-_COUNTS = ("computed", "reused", "decoded", "carried_bytes", "peak_bytes")
+_SIZES = ("carried_bytes", "peak_bytes", "target_tokens", "target_computed")
+_COUNTS = ("computed", "reused", "decoded", *_SIZES)
 _TEXTS = ("row", "context", "arm", "answer")
 
 
@@ -31,8 +37,10 @@ class Outcome:
         decoded: Tokens that were written.
         carried_bytes: Bytes of all messages, states or text.
         peak_bytes: Most memory that states held at a time.
+        target_tokens: Prompt tokens of the target's last turn.
+        target_computed: How many of them were computed.
         fallbacks: Why a cache that was asked for did not serve, one for each message; they went by
-            text.
+            text, or in a forced arm by another cache.
         all_text: Whether no message went otherwise than by text.
         error: Why the run failed; None where it did not.
     """
@@ -52,6 +60,8 @@ class Outcome:
     decoded: int = 0
     carried_bytes: int = 0
     peak_bytes: int = 0
+    target_tokens: int = 0
+    target_computed: int = 0
     fallbacks: tuple[str, ...] = ()
     all_text: bool = False
     error: str | None = None

@@ -106,6 +106,7 @@ def make_rows(
     raw: Sequence[Mapping[str, Any]],
     columns: Columns,
     fixed: Mapping[str, object] | None = None,
+    shared: Sequence[str] = (),
 ) -> tuple[EvalRow, ...]:
     """Rows for a workflow.
 
@@ -114,17 +115,19 @@ def make_rows(
         raw: Plain rows.
         columns: Which column is what.
         fixed: Inputs that all rows share.
+        shared: Where no column says which rows share a context, those do that are equal in these
+            inputs; the context is called as the first of them. With none, each row has its own.
 
     Raises:
         InputError: A column is missing, an input is of another type, or two rows have one name.
     """
     if not raw:
         raise InputError("there are no rows", expected="at least one row")
-    sources = _sources(spec, raw[0], columns, fixed or {})
+    sources = _sources(spec, raw, columns, fixed or {})
     every = {name: all(_at(row, name) is not _NOTHING for row in raw) for name in (CONTEXT, "id")}
     context = columns.context or (CONTEXT if every[CONTEXT] else None)
     named = columns.id or ("id" if every["id"] else None)
-    rows = []
+    rows, firsts = list[EvalRow](), dict[str, str]()
     for number, row in enumerate(raw, 1):
         given = {name: _column(row, column, number) for name, column in sources.items()}
         name = str(number) if named is None else str(_column(row, named, number))
@@ -134,10 +137,12 @@ def make_rows(
             raise InputError(
                 f"row {number}: {error.found}", expected=error.expected, fix="see --map"
             ) from None
+        alike = _digest([inputs[key] for key in shared]) if shared else name
+        first = firsts.setdefault(alike, name)
         rows.append(
             EvalRow(
                 id=name,
-                context=name if context is None else short(_column(row, context, number)),
+                context=first if context is None else short(_column(row, context, number)),
                 inputs=inputs,
                 gold=_column(row, columns.gold, number),
                 topic="" if columns.topic is None else short(_column(row, columns.topic, number)),
@@ -168,14 +173,20 @@ def digests_of(rows: Sequence[EvalRow]) -> dict[str, str]:
     """Of all that each row holds, by its name."""
     digests = {}
     for row in rows:
-        told = [row.context, row.topic, dict(row.inputs), row.gold]
-        text = json.dumps(told, sort_keys=True, default=str, ensure_ascii=False)
-        digests[row.id] = blake3(text.encode("utf-8", "surrogatepass")).hexdigest(length=8)
+        digests[row.id] = _digest([row.context, row.topic, dict(row.inputs), row.gold])
     return digests
 
 
+def _digest(told: object) -> str:
+    text = json.dumps(told, sort_keys=True, default=str, ensure_ascii=False)
+    return blake3(text.encode("utf-8", "surrogatepass")).hexdigest(length=8)
+
+
 def _sources(
-    spec: WorkflowSpec, first: Mapping[str, Any], columns: Columns, fixed: Mapping[str, object]
+    spec: WorkflowSpec,
+    raw: Sequence[Mapping[str, Any]],
+    columns: Columns,
+    fixed: Mapping[str, object],
 ) -> dict[str, str]:
     """Every input with its column, less those that are fixed or keep their default."""
     sources: dict[str, str] = {}
@@ -196,12 +207,19 @@ def _sources(
     for name, declared in spec.inputs.items():
         if name in sources or name in fixed:
             continue
-        if _at(first, name) is not _NOTHING:
+        if any(_at(row, name) is not _NOTHING for row in raw):
+            if name in (columns.gold, columns.gold.partition(".")[0]):
+                raise InputError(
+                    f"input {name!r} would be read from the column of what is right",
+                    expected="prompts that do not hold the answer",
+                    fix=f"give the input with -i, or map it all the same: --map {name}=inputs."
+                    f"{name}",
+                )
             sources[name] = name
         elif declared.required:
             raise InputError(
                 f"input {name!r} has no column, and the rows have none of its name",
-                expected=f"one of the columns {listed(first)}",
+                expected=f"one of the columns {listed(raw[0])}",
                 fix=f"map a column: --map COLUMN=inputs.{name}",
             )
     return sources

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import isclose, isfinite
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,39 @@ def scored(outcome: Outcome, measure: Measure) -> Outcome:
         InputError: The scorer cannot read it.
     """
     return replace(outcome, score=0.0 if outcome.error is not None else measure(outcome))
+
+
+def sound(name: str, outcome: Outcome, score: float) -> float:
+    """A score as it is.
+
+    Raises:
+        InputError: It is not between 0 and 1.
+    """
+    if not (isfinite(score) and 0 <= score <= 1):
+        raise InputError(
+            f"the scorer {name!r} gives {score} for row {outcome.row}", expected="0 to 1"
+        )
+    return score
+
+
+def check_gold(name: str, golds: Iterable[tuple[str, object]], *, chooses: bool) -> None:
+    """Refuse what a scorer cannot read, before any row runs.
+
+    Args:
+        name: The scorer's name; of others than `SCORERS` nothing is known.
+        golds: Every row's name, and what is right there.
+        chooses: Whether the agent that is scored has choices.
+
+    Raises:
+        InputError: What is right is none of what the scorer reads, or the agent has no choices.
+    """
+    kind = name.partition(":")[0]
+    if kind not in SCORERS or kind == "judge":
+        return
+    measure = scorer(name)
+    for row, gold in golds:
+        weights = {"": 1.0} if chooses else None
+        measure(Outcome(row=row, context=row, arm="", gold=gold, likelihoods=weights))
 
 
 def right_ones(gold: object) -> list[str]:
@@ -207,11 +240,7 @@ def _of_function(name: str, function: Callable[[str, Any], Any]) -> Measure:
                 f"the scorer {name!r} fails on row {outcome.row}: {type(error).__name__}: {error}",
                 expected="a function of answer and gold",
             ) from error
-        if not (isfinite(score) and 0 <= score <= 1):
-            raise InputError(
-                f"the scorer {name!r} gives {score} for row {outcome.row}", expected="0 to 1"
-            )
-        return score
+        return sound(name, outcome, score)
 
     return measure
 

@@ -38,6 +38,8 @@ class Beforehand:
         setting: What was set.
         design: What that can show: rows, contexts, looks, the smallest difference that is seen.
         done: How many outcomes are known already.
+        left_out: Usual arms that the workflow cannot have, with why.
+        tools: Tools of its agents, which run in every row and arm.
     """
 
     workflow: str
@@ -46,6 +48,8 @@ class Beforehand:
     setting: Setting
     design: Design
     done: int = 0
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    tools: tuple[str, ...] = ()
 
     def facts(self) -> list[tuple[str, str]]:
         """What is printed before the run, as names and values."""
@@ -55,6 +59,7 @@ class Beforehand:
             ("answers", f"of {self.agent} in {self.workflow}, scored by {setting.score}"),
             ("rows", f"{design.rows} of {design.contexts} contexts, drawn by seed {setting.seed}"),
             *((f"arm {name}", what) for name, what in self.arms.items()),
+            *((f"no arm {name}", why) for name, why in self.left_out.items()),
             ("margin", f"an arm is no worse than text where it loses less than {design.margin:g}"),
             ("alpha", f"{design.alpha:g}, over all arms and the looks after {looks} rows"),
             (
@@ -63,6 +68,8 @@ class Beforehand:
                 f"deviation of {design.sd:g}",
             ),
         ]
+        if self.tools:
+            facts.append(("tools", f"run in every row and arm: {', '.join(self.tools)}"))
         if self.done:
             facts.append(("goes on", f"{self.done} outcomes are known already"))
         return facts

@@ -1,13 +1,13 @@
 """One row under one arm: run, and told as an outcome."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from pydantic_core import to_jsonable_python
 
-from unspoken.agents.evaluation.arms import REFERENCE, Arm, before
-from unspoken.agents.evaluation.outcome import Outcome
+from unspoken.agents.evaluation.arms import FORCED, REFERENCE, Arm, before
+from unspoken.agents.evaluation.outcome import OWN_FAILURES, Outcome
 from unspoken.agents.evaluation.rows import EvalRow
 from unspoken.agents.evaluation.words import cut_to
 from unspoken.agents.execution import How
@@ -15,11 +15,15 @@ from unspoken.agents.models.base import AgentModel
 from unspoken.agents.prompts.absent import Absent
 from unspoken.agents.prompts.context import ChatTurn
 from unspoken.agents.prompts.jinja import references, render
-from unspoken.agents.runtime.report import RunResult
+from unspoken.agents.runtime.report import RunReport, RunResult
 from unspoken.agents.session import Session
 from unspoken.agents.spec.spec import WorkflowSpec
-from unspoken.channels.errors import AgentError, RunError, RunTimeout
+from unspoken.channels.errors import AgentError, UnspokenError
 from unspoken.channels.message import Message, Segment
+
+
+class _NoPace(AgentError):
+    """It is not known how much would be read in the plan's time."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,13 +34,13 @@ class Known:
         row: The row.
         others: Whose messages stand in for its own, by what they are.
         outcomes: Its outcomes so far, by arm.
-        read: The run of the reference arm, and what was sent to the target by edge; None before.
+        read: What was sent to the target in the reference arm, by edge; None before it ran.
     """
 
     row: EvalRow
     others: Mapping[str, EvalRow]
     outcomes: dict[str, Outcome] = field(default_factory=dict)
-    read: tuple[RunResult, dict[int, Message]] | None = None
+    read: dict[int, Message] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +62,9 @@ class Trial:
         began = perf_counter()
         try:
             result = await self._run(arm, known)
-        except (AgentError, RunTimeout) as error:
+        except OWN_FAILURES as error:
             return failed(arm.name, known.row, error, perf_counter() - began)
-        return told(arm.name, known.row, result, self.target)
+        return told(arm, known.row, result, self.target)
 
     async def _run(self, arm: Arm, known: Known) -> RunResult:
         if arm.messages != "sent":
@@ -82,7 +86,7 @@ class Trial:
                 return await arm.flow.arun_as(How(session=session), inputs)
         result = await arm.flow.arun_as(How(others=others, on_message=heard), inputs)
         if arm.name == REFERENCE:
-            known.read = result, sent
+            known.read = sent
         return result
 
     async def _received(self, arm: Arm, known: Known) -> dict[str, Message]:
@@ -94,7 +98,8 @@ class Trial:
         received = {}
         for edge in spec.edges:
             name = edge.from_
-            text = None if arm.messages == "left out" else texts.get(name, "")
+            # A cut message that is not among the texts was not sent: its condition did not hold.
+            text = "" if arm.messages == "empty" else texts.get(name)
             whole = spec.share_of(edge) == "context"
             received[name] = made(name, models[spec.agents[name].model], text, whole=whole)
         return received
@@ -102,18 +107,19 @@ class Trial:
     async def _cut(self, known: Known) -> dict[str, str]:
         """What is sent to the target, cut to what it reads in the plan's time to the first token.
 
-        The target's pace is that of the reference arm, in which it reads everything.
+        The target's pace is that of the reference arm, in which it reads everything, as it was
+        measured with the plan.
         """
+        plan, read = known.outcomes["plan"], known.outcomes[REFERENCE]
+        if plan.first_token_s is None or not read.first_token_s:
+            raise _NoPace(f"no time to the first token is known of {self.target!r}")
+        affordable = plan.first_token_s / read.first_token_s * read.target_computed
         if known.read is None:  # where an evaluation goes on, the words are not at hand any more
             await self._run(self.arms[REFERENCE], known)
         assert known.read is not None
-        result, sent = known.read
-        turn, plan = result.report.agents[self.target][-1], known.outcomes["plan"]
+        sent = known.read
         tokens = sum(message.tokens for message in sent.values())
-        budget = tokens
-        if turn.ttft_s and turn.prefilled_tokens and plan.first_token_s is not None:
-            affordable = plan.first_token_s / turn.ttft_s * turn.prefilled_tokens
-            budget = max(0, int(affordable) - (turn.prompt_tokens - tokens))
+        budget = max(0, int(affordable) - (read.target_tokens - tokens))
         flow = self.arms[REFERENCE].flow
         words = flow.models[self.spec.agents[self.target].model].text
         kept = cut_to(
@@ -148,7 +154,7 @@ def made(sharer: str, model: AgentModel, text: str | None, *, whole: bool) -> Me
     )
 
 
-def told(arm: str, row: EvalRow, result: RunResult, target: str) -> Outcome:
+def told(arm: Arm, row: EvalRow, result: RunResult, target: str) -> Outcome:
     """The outcome of a run that ended."""
     report, answer = result.report, result[target]
     turns = [turn for every in report.agents.values() for turn in every]
@@ -156,7 +162,7 @@ def told(arm: str, row: EvalRow, result: RunResult, target: str) -> Outcome:
     return Outcome(
         row=row.id,
         context=row.context,
-        arm=arm,
+        arm=arm.name,
         answer=answer.text,
         data=to_jsonable_python(answer.data),
         likelihoods=answer.likelihoods,
@@ -168,12 +174,33 @@ def told(arm: str, row: EvalRow, result: RunResult, target: str) -> Outcome:
         decoded=sum(turn.generated_tokens for turn in turns),
         carried_bytes=sum(edge.bytes for edge in report.edges),
         peak_bytes=report.peak_state_bytes,
-        fallbacks=tuple(f"{edge}: {reason}" for edge, reason in report.fallbacks),
+        target_tokens=own[-1].prompt_tokens if own else 0,
+        target_computed=own[-1].prefilled_tokens if own else 0,
+        fallbacks=(
+            *(f"{edge}: {reason}" for edge, reason in report.fallbacks),
+            *_otherwise(arm, report),
+        ),
         all_text=all(edge.mode == "text" for edge in report.edges),
     )
 
 
-def failed(arm: str, row: EvalRow, error: RunError, seconds: float) -> Outcome:
+def _otherwise(arm: Arm, report: RunReport) -> Iterator[str]:
+    """Why messages count as fallen back that went by a cache, and not by the arm's own way.
+
+    What a plan promises may be kept otherwise: a message that was to be spliced is continued where
+    the receiver's prompt begins with it.
+    """
+    if arm.name not in FORCED:
+        return
+    channel, modes = FORCED[arm.name]
+    asked_for = {(e.from_, e.to) for e in arm.flow.spec.edges if e.channel == channel}
+    for edge in report.edges:
+        own = (edge.sharer, edge.receiver) in asked_for
+        if own and edge.mode not in modes and edge.mode != "text":
+            yield f"{edge.sharer} -> {edge.receiver}: went by {edge.mode}"
+
+
+def failed(arm: str, row: EvalRow, error: UnspokenError, seconds: float) -> Outcome:
     """The outcome of a run that failed."""
     return Outcome(
         row=row.id, context=row.context, arm=arm, gold=row.gold, seconds=seconds, error=str(error)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from unspoken.agents.evaluation.arms import FORCED
 from unspoken.agents.evaluation.design import Design
 from unspoken.agents.evaluation.outcome import Outcome
 from unspoken.agents.evaluation.statistics import Bootstrap, Pairs, mcnemar, paired_scores
@@ -35,7 +36,8 @@ class Verdict:
         rows: How many rows.
         wins: Rows that are better under the arm.
         losses: Rows that are worse.
-        by_text: Rows on which every message fell back to text. They count as they are: as text.
+        by_text: Rows on which every message went by text, though the arm is about caches; all of
+            them where no row carried one. They count as they are: as text.
         fell_back: Rows on which some message did.
         carried: Mean difference over contexts of the rows on which none did; None without one.
         needs_rows: About how many rows would show "no worse"; None where none would, or it is.
@@ -67,7 +69,7 @@ class Verdict:
         """The verdict, in a sentence."""
         text = self._claim()
         if self.fell_back and self.by_text < self.rows:
-            text += f" ({self.fell_back} of {self.rows} rows fell back to text, and count so)"
+            text += f" ({self.fell_back} of {self.rows} rows fell back, and count so)"
         return text
 
     def _claim(self) -> str:
@@ -79,7 +81,7 @@ class Verdict:
             tail = f", though worse by {-self.best:.3f} and more" if self.best < 0 else ""
             return f"no worse than {self.margin:g}{tail}"
         if self.rows and self.by_text == self.rows:
-            return "not shown: every row fell back to text"
+            return "not shown: every message of every row went by text"
         text = f"not shown: could be as bad as {max(-self.worst, 0.0):.3f} less"
         if self.needs_rows is not None:
             return f"{text}; needs about {self.needs_rows:,} rows"
@@ -101,14 +103,17 @@ class _Arm:
         self.pairs: Pairs = paired_scores(outcomes, reference)
         self._bootstrap = Bootstrap(self.pairs.gaps, draws=design.draws, seed=design.seed)
         self._p = mcnemar(self.pairs.wins, self.pairs.losses) if self.pairs.binary else None
-        fell_back = [one for one in outcomes if one.fallbacks]
-        self._by_text = sum(one.all_text for one in fell_back)
-        self._fell_back = len(fell_back)
+        self._fell_back = sum(bool(one.fallbacks) for one in outcomes)
+        # A plan may be text without any fallback, and a run that failed carried nothing either.
+        carries = name == "plan" or name in FORCED
+        sound = [one for one in outcomes if one.error is None]
+        self._by_text = sum(carries and one.all_text for one in sound)
+        self._nothing_carried = carries and 0 < len(sound) == self._by_text
 
     def kind(self, tail: float) -> Kind:
         """What is shown with so much alpha on each side."""
         low, high = self._bootstrap.bounds(tail)
-        if self.pairs.rows and self._by_text == len(self._outcomes):
+        if self.pairs.rows and self._nothing_carried:
             return "not shown"
         # Both must say so of scores that are right or wrong: the interval, and the exact test.
         differs = self._p is None or self._p <= 2 * tail
@@ -125,7 +130,7 @@ class _Arm:
         low, high = self._bootstrap.bounds(self._design.alpha / 2)
         kept = paired_scores((one for one in self._outcomes if not one.fallbacks), self._reference)
         contexts = None
-        if kind == "not shown" and pairs.gaps and self._by_text < len(self._outcomes):
+        if kind == "not shown" and pairs.gaps and not self._nothing_carried:
             contexts = self._design.needed(pairs.mean, pairs.sd, tail)
         ratio = pairs.rows / max(len(pairs.gaps), 1)
         return Verdict(
@@ -143,7 +148,7 @@ class _Arm:
             rows=pairs.rows,
             wins=pairs.wins,
             losses=pairs.losses,
-            by_text=self._by_text,
+            by_text=pairs.rows if self._nothing_carried else self._by_text,
             fell_back=self._fell_back,
             carried=kept.mean if kept.gaps else None,
             needs_rows=None if contexts is None else round(contexts * ratio),

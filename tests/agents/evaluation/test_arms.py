@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -14,9 +15,11 @@ from unspoken.agents.evaluation.journal import Journal
 from unspoken.agents.evaluation.outcome import Outcome
 from unspoken.agents.evaluation.rows import Columns, make_rows
 from unspoken.agents.evaluation.setting import Setting
-from unspoken.agents.evaluation.trial import Known, asked
+from unspoken.agents.evaluation.trial import Known, asked, told
+from unspoken.agents.execution import How
 from unspoken.agents.testing import FakeBridge, ScriptedModel, tiny_model
 from unspoken.channels import InputError, ProjectedCacheChannel
+from unspoken.channels.errors import ContextLengthError
 
 ROWS = [
     {"document": f"The lamp is {colour}. Ships pass.", "question": f"Ask {number}", "gold": colour}
@@ -76,21 +79,88 @@ def test_arms_ask_the_same_and_hear_otherwise() -> None:
 
 
 def test_equal_time_cuts_the_message_to_what_is_asked_about() -> None:
-    """A plan that takes no time leaves no time to read."""
+    """A plan that takes no time leaves no time to read; half of text's time, half of the text."""
     model = ScriptedModel(answer)
     flow = pair(model, model)
     rows = make_rows(flow.spec, ROWS, Columns())
     evaluator = Evaluator(flow.load(), rows[:1], ["equal_time"], Setting())
     journal = Journal(None)
     assert list(evaluator.arms) == ["text", "plan", "equal_time"]
-    quick = Outcome(row="1", context="1", arm="plan", first_token_s=0.0)
-    journal.add(quick)
     anyio.run(evaluator.run, journal, unscored, lambda progress: None)
-    assert journal.outcomes["1", "equal_time"].answer == "unknown 1"
+    text = replace(journal.outcomes["1", "text"], first_token_s=2.0)
+    assert text.target_computed == text.target_tokens > 0
+    whole = None
+    for plan_s in (2.0, 1.9, 0.0):
+        journal = Journal(None)
+        journal.add(text)
+        journal.add(Outcome(row="1", context="1", arm="plan", first_token_s=plan_s))
+        anyio.run(evaluator.run, journal, unscored, lambda progress: None)
+        given = journal.outcomes["1", "equal_time"]
+        whole = whole or given.target_tokens
+        if plan_s == 1.9:
+            assert given.target_tokens <= 0.95 * whole and given.answer == "red 1"
+        else:
+            assert given.answer == ("red 1" if plan_s else "unknown 1")
+
+
+def test_without_the_plan_s_time_there_is_no_equal_time() -> None:
+    """It would be all of the text, which is another arm."""
+    model = ScriptedModel(answer)
+    flow = pair(model, model)
+    evaluator = Evaluator(
+        flow.load(), make_rows(flow.spec, ROWS[:1], Columns()), ["equal_time"], Setting()
+    )
     journal = Journal(None)
-    journal.add(Outcome(row="1", context="1", arm="plan", first_token_s=60.0))
+    journal.add(Outcome(row="1", context="1", arm="plan"))
     anyio.run(evaluator.run, journal, unscored, lambda progress: None)
-    assert journal.outcomes["1", "equal_time"].answer == "red 1"
+    assert "no time to the first token" in (journal.outcomes["1", "equal_time"].error or "")
+
+
+def test_a_message_that_was_not_sent_is_not_there_in_equal_time_either() -> None:
+    """Its condition did not hold."""
+    model = ScriptedModel(answer)
+    flow = Workflow(
+        "pair",
+        [
+            Agent("reader", model, prompt="{{ inputs.document }}", generate=None),
+            Agent("other", model, prompt="{{ inputs.document }}", generate=None),
+            Agent("solver", model, prompt="{{ inputs.question }}"),
+        ],
+    )
+    flow.connect("reader", "solver", when="false").connect("other", "solver")
+    given = outcomes(flow, ["text", "equal_time"], ROWS[:1])
+    assert given["1", "equal_time"].error is None
+    assert given["1", "equal_time"].target_tokens <= given["1", "text"].target_tokens
+
+
+def test_a_message_that_went_by_another_cache_counts_as_fallen_back() -> None:
+    """An arm is judged by what it is called."""
+    one = tiny_model()
+    flow = pair(one, one, "text", generate={"max_new_tokens": 2}, system="Be brief.").load()
+    (_, arm) = make_arms(flow, ["splice"], "solver")
+    (row,) = make_rows(flow.spec, ROWS[:1], Columns())
+    result = anyio.run(arm.flow.arun_as, How(), row.inputs)
+    assert not told(arm, row, result, "solver").fallbacks
+    (edge,) = result.report.edges
+    report = replace(result.report, edges=[replace(edge, mode="continuation")])
+    fallbacks = told(arm, row, replace(result, report=report), "solver").fallbacks
+    assert fallbacks == ("reader -> solver: went by continuation",)
+
+
+def test_a_row_that_is_too_long_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused for one row's length ends no evaluation."""
+    model = ScriptedModel(answer)
+    flow = pair(model, model).load()
+    run = Workflow.arun_as
+
+    async def held(self: Workflow, how: How, inputs: Any, *more: Any) -> Any:
+        if "red" in inputs["document"]:
+            raise ContextLengthError("too long")
+        return await run(self, how, inputs, *more)
+
+    monkeypatch.setattr(Workflow, "arun_as", held)
+    given = outcomes(flow, ["text"])
+    assert given["1", "text"].error == "too long" and given["2", "text"].error is None
 
 
 def test_a_run_that_fails_is_an_outcome_with_an_error() -> None:
@@ -141,6 +211,9 @@ def test_arms_that_there_are_not_are_refused() -> None:
     alone = Workflow("one", [Agent("solver", model, prompt="{{ inputs.question }}")]).load()
     with pytest.raises(InputError, match="gets no message"):
         make_arms(alone, ["stranger"], "solver")
+    remembers = pair(model, model, memory="session").load()
+    with pytest.raises(InputError, match="goes on from other runs"):
+        make_arms(remembers, ["text"], "solver")
     asks = pair(model, model, ask="approve").load()
     with pytest.raises(InputError, match="asks a person"):
         make_arms(asks, ["text"], "solver")

@@ -63,6 +63,69 @@ def test_an_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
         evaluate(other, ROWS, map={"text": "document"}, out=tmp_path, limit=3)
 
 
+def test_what_is_known_is_scored_by_the_scorer_as_it_is_now(tmp_path: Path) -> None:
+    """No turn is taken again for it."""
+    model = ScriptedModel(answer)
+    lamps(model, out=tmp_path, limit=3, score=lambda outcome: 1.0)
+    asked = len(model.prompts["solver"])
+    again = lamps(model, out=tmp_path, limit=3, score=lambda outcome: 0.25)
+    assert {one.score for one in again.outcomes} == {0.25}
+    assert len(model.prompts["solver"]) == asked
+
+
+def test_a_turn_is_kept_where_its_score_fails(tmp_path: Path) -> None:
+    """It is scored in the next sitting, and a score out of range is refused."""
+    model = ScriptedModel(answer)
+    with pytest.raises(InputError, match="gives nan for row"):
+        lamps(model, out=tmp_path, limit=1, arms=["text"], score=lambda outcome: float("nan"))
+    asked = len(model.prompts["solver"])
+    (one,) = lamps(model, out=tmp_path, limit=1, arms=["text"], score=lambda outcome: 1).outcomes
+    assert one.score == 1.0 and len(model.prompts["solver"]) == asked
+
+
+def test_a_row_that_failed_runs_again_in_the_next_sitting(tmp_path: Path) -> None:
+    """What failed may have been the machine."""
+    broken = True
+
+    def reply(agent: str, turn: int, prompt: str) -> str:
+        if broken:
+            raise ValueError("asleep")
+        return answer(agent, turn, prompt)
+
+    model = ScriptedModel(reply)
+    (one,) = lamps(model, out=tmp_path, limit=1, arms=["text"]).outcomes
+    assert one.error and one.score == 0.0
+    broken = False
+    (one,) = lamps(model, out=tmp_path, limit=1, arms=["text"]).outcomes
+    assert one.error is None and one.score == 1.0
+
+
+def test_what_a_scorer_cannot_read_is_refused_before_any_turn(tmp_path: Path) -> None:
+    """And a margin that is not possible leaves no folder behind."""
+    model = ScriptedModel(answer)
+    for how, found in (
+        ({"score": "numeric"}, "holds no number"),
+        ({"score": "choice"}, "no likelihoods"),
+        ({"margin": 2.0}, "margin is 2.0"),
+    ):
+        with pytest.raises(InputError, match=found):
+            lamps(model, out=tmp_path / "out", **how)
+    assert not model.prompts["solver"] and not (tmp_path / "out").exists()
+
+
+def test_usual_arms_that_there_cannot_be_are_left_out() -> None:
+    """With the reason, where nobody asked for them."""
+    told: list[Any] = []
+    model = ScriptedModel(answer)
+    rows = [{"document": "Lamp is red.", "gold": "red", "id": str(n)} for n in range(2)]
+    given = evaluate(flow(model), rows, begin=told.append)
+    assert list(told[0].arms) == ["text", "text+reuse", "plan", "alone"]
+    assert ("no arm stranger", "all rows are of one context") in told[0].facts()
+    assert {one.context for one in given.outcomes} == {"1"} or {
+        one.context for one in given.outcomes
+    } == {"0"}
+
+
 def test_a_function_may_score() -> None:
     """It may be awaited; a run that failed has 0 by any scorer."""
 

@@ -1,6 +1,8 @@
 """The folder of an evaluation: it goes on where it was, as what it was."""
 
 import re
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,25 @@ def test_another_evaluation_is_refused_with_the_difference(tmp_path: Path) -> No
     found = re.escape("rows.1 was 'ab', and is 'cd'")
     with pytest.raises(StoreError, match=found), Journal(tmp_path).open(changed):
         pass
+
+
+def test_an_arm_that_is_added_is_begun_then(tmp_path: Path) -> None:
+    """What an arm was begun with stays, for as long as it is among the arms."""
+    for arms in ({}, {"bridge": {"0": "one"}}, {"splice": {"0": "x"}}):
+        with Journal(tmp_path).open({**ORIGIN, "arms": arms}):
+            pass
+    refitted = {**ORIGIN, "arms": {"bridge": {"0": "two"}}}
+    found = re.escape("arms.bridge.0 was 'one', and is 'two'")
+    with pytest.raises(StoreError, match=found), Journal(tmp_path).open(refitted):
+        pass
+
+
+def test_what_is_right_may_be_any_value(tmp_path: Path) -> None:
+    """A turn that was paid for is written down."""
+    journal = Journal(tmp_path)
+    with journal.open(ORIGIN):
+        journal.add(replace(outcome("1"), gold={Decimal("1.5")}))
+    assert "1.5" in (tmp_path / "outcomes.jsonl").read_text(encoding="utf-8")
 
 
 def test_a_folder_is_for_one_process(tmp_path: Path) -> None:

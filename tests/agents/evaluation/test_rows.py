@@ -61,12 +61,26 @@ def test_rows_of_one_context_say_so() -> None:
     assert contexts[0] == contexts[1] != contexts[2] == "short" and len(contexts[0]) < 40
 
 
+def test_rows_with_one_document_are_of_one_context() -> None:
+    """Where no column says so: by what the agents before the scored one read."""
+    rows = [raw(1), raw(2), raw(1, question="where?")]
+    contexts = [one.context for one in make_rows(spec(), rows, Columns(), shared=["document"])]
+    assert contexts == ["1", "2", "1"]
+
+
+def test_an_input_that_some_rows_have_is_read_from_them() -> None:
+    """The first row may lack it, and is then refused rather than the others left at a default."""
+    with pytest.raises(InputError, match="row 1 has no column 'tone'"):
+        make_rows(spec(), [raw(1), raw(2, tone="grave")], Columns())
+
+
 @pytest.mark.parametrize(
     ("rows", "columns", "found"),
     [
         ([{"gold": "x"}], Columns(), "input 'document' has no column"),
         ([raw(1)], Columns(inputs={"question": "inputs.qestion"}), "input 'qestion'"),
         ([raw(1)], Columns(gold="answer"), "row 1 has no column 'answer'"),
+        ([raw(1, tone="me")], Columns(gold="tone"), "the column of what is right"),
         ([raw(1, question=7)], Columns(), "row 1: input 'question'"),
         ([raw(1, id="a"), raw(2, id="a")], Columns(), "two rows are called 'a'"),
         ([], Columns(), "no rows"),

@@ -78,7 +78,12 @@ def test_rows_that_fell_back_are_counted() -> None:
     same = outcomes("plan", [float(n % 2) for n in range(200)])
     fallen = [replace(one, fallbacks=("no bridge",), all_text=True) for one in same]
     every = judged({"plan": fallen}, 200)["plan"]
-    assert every.kind == "not shown" and "every row fell back" in every.words
+    assert every.kind == "not shown" and "every message" in every.words
+    planned = [replace(one, all_text=True) for one in same]  # `auto` that chose text: no fallback
+    planned[3] = replace(planned[3], error="too slow", all_text=False)
+    assert judged({"plan": planned}, 200)["plan"].kind == "not shown"
+    reused = [replace(one, arm="text+reuse") for one in planned]  # which is about text
+    assert judged({"text+reuse": reused}, 200)["text+reuse"].kind == "no worse"
     part = judged({"plan": [*fallen[:50], *same[50:]]}, 200)["plan"]
     assert part.fell_back == 50 and "50 of 200 rows fell back" in part.words
 
