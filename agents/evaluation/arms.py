@@ -43,6 +43,9 @@ CONTROLS: Mapping[str, str] = {
 }
 """Controls, which say what a difference between arms means."""
 
+TARGET_ALONE = frozenset({"alone", "none", "equal_time"})
+"""Arms whose other agents take no turn, so what a run takes is not that of the workflow."""
+
 FORCED: Mapping[str, tuple[Literal["same_model_cache", "projected_cache"], frozenset[str]]] = {
     "continuation": ("same_model_cache", frozenset({"continuation"})),
     "splice": ("same_model_cache", frozenset({"splice"})),
@@ -260,8 +263,7 @@ def _require_messages(spec: WorkflowSpec, name: str, target: str) -> None:
             expected="an agent with an edge to it",
             fix=fix,
         )
-    replaced = name in ("alone", "none", "equal_time")
-    if replaced and any(edge.loop for edge in edges):
+    if name in TARGET_ALONE and any(edge.loop for edge in edges):
         raise InputError(
             f"{target!r} is in a loop, so its messages depend on what it wrote itself",
             expected="an agent that no loop leads to",

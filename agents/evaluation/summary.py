@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from unspoken.agents.evaluation.arms import TARGET_ALONE
 from unspoken.agents.evaluation.design import Design
 from unspoken.agents.evaluation.outcome import Outcome
 from unspoken.agents.evaluation.statistics import Bootstrap, context_means
@@ -45,7 +46,7 @@ class ArmSummary:
         score_low: Lower bound of its 95 % interval, or of 1 - alpha.
         score_high: Upper bound.
         first_token_s: Seconds to the first token; None where no row has it.
-        seconds: Seconds of a run.
+        seconds: Seconds of a run; None where the other agents take no turn, as in ``alone``.
         sooner: Median over rows of text's time to the first token over the arm's.
         faster: The same of the whole run.
         computed: Mean tokens of a row that were computed before the first was written.
@@ -205,6 +206,7 @@ def _summary(
     low, high = bootstrap.bounds(design.alpha / 2) if means else (None, None)
     sound = [one for one in outcomes if one.error is None]
     tokens = {kind: _mean([getattr(one, kind) for one in sound]) for kind in _TOKENS}
+    alone = name in TARGET_ALONE
     return ArmSummary(
         arm=name,
         rows=len(outcomes),
@@ -214,9 +216,9 @@ def _summary(
         score_low=low,
         score_high=high,
         first_token_s=_spread([one.first_token_s for one in sound]),
-        seconds=_spread([one.seconds for one in sound]),
+        seconds=None if alone else _spread([one.seconds for one in sound]),
         sooner=_ratio(sound, text, "first_token_s"),
-        faster=_ratio(sound, text, "seconds"),
+        faster=None if alone else _ratio(sound, text, "seconds"),
         carried_bytes=_mean([one.carried_bytes for one in sound]),
         peak_bytes=max((one.peak_bytes for one in sound), default=0),
         **tokens,

@@ -54,4 +54,7 @@ def test_what_does_not_fit_is_refused(workflow: Path, rows: Path, tmp_path: Path
     told = refused("eval", workflow, "--data", rows)
     assert "input 'document' has no column" in told and "--map" in told
     assert "no arm 'plann'" in refused("eval", workflow, "--data", rows, "--arms", "plann")
+    page = ["--html", tmp_path / "nowhere" / "page.html", "--arms", "text, plan"]
+    mapped = ["eval", workflow, "--data", rows, "--map", "passage.text=inputs.document"]
+    assert "there is no such folder" in refused(*mapped, *page)
     assert "cannot be read" in refused("eval", workflow, "--data", tmp_path / "none.jsonl")

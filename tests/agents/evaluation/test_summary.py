@@ -49,6 +49,16 @@ def summary() -> Summary:
     return summarise([*plan, *text, *stranger], design, list("012345"))
 
 
+def test_an_agent_alone_is_no_quicker_workflow() -> None:
+    """Where the others take no turn, a run's time is not set beside text's."""
+    both = [*outcomes("text", [1, 1], 0.4), *outcomes("alone", [0, 0], 0.1)]
+    found = summarise(both, Design(rows=2, contexts=1, arms=("alone",), draws=100), ["0", "1"])
+    text, alone = found.arms
+    assert text.seconds is not None and text.faster is not None
+    assert alone.seconds is None and alone.faster is None and alone.sooner is not None
+    assert "alone" in render_page(found, title="x", facts=[])
+
+
 def test_figures_of_an_arm(summary: Summary) -> None:
     """Scores count all rows; times, tokens and bytes are of the rows that ran."""
     text, plan, _ = summary.arms
