@@ -1,5 +1,6 @@
 """`evaluate`: what is told, in which order rows run, and how an evaluation goes on."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,20 @@ def test_a_row_that_failed_runs_again_in_the_next_sitting(tmp_path: Path) -> Non
     broken = False
     (one,) = lamps(model, out=tmp_path, limit=1, arms=["text"]).outcomes
     assert one.error is None and one.score == 1.0
+
+
+def test_another_judge_is_another_evaluation(tmp_path: Path) -> None:
+    """By its model and its words; what it said is kept."""
+    model = ScriptedModel(answer)
+    how: dict[str, Any] = {"score": f"judge:{next(iter(flow(model).load().models))}"}
+    first = lamps(model, out=tmp_path, limit=2, **how)
+    assert {one.score for one in first.outcomes if one.arm == "text"} == {0.5}
+    begun = tmp_path / "eval.json"
+    told = json.loads(begun.read_text(encoding="utf-8"))
+    told["judge"]["prompt"] = "Which one?"
+    begun.write_text(json.dumps(told), encoding="utf-8")
+    with pytest.raises(StoreError, match=re.escape("judge.prompt was 'Which one?'")):
+        lamps(model, out=tmp_path, limit=2, **how)
 
 
 def test_what_a_scorer_cannot_read_is_refused_before_any_turn(tmp_path: Path) -> None:

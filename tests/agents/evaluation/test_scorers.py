@@ -129,3 +129,13 @@ def test_equal_answers_are_even() -> None:
     same = outcome("good")
     assert anyio.run(judge.score, same, same, {}) == 0.5
     assert anyio.run(judge.score, replace(same, error="no"), same, {}) == 0.0
+
+
+def test_a_judge_that_fails_on_a_row_finds_it_even() -> None:
+    """Such as where two answers are too long for it; no arm is to blame."""
+
+    def fails(first: str, second: str) -> bool:
+        raise ValueError("too long")
+
+    judge = prefers(fails)
+    assert anyio.run(judge.score, outcome("good"), outcome("bad"), {}) == 0.5
