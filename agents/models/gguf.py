@@ -278,7 +278,9 @@ def read_gguf_config(parts: Sequence[Path]) -> "PreTrainedConfig":
                 if room < part.stat().st_size:
                     break
             file.truncate(sum(part.stat().st_size for part in parts))
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, gguf_file=gguf.name)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, gguf_file=gguf.name, trust_remote_code=False
+        )
         return config
 
 

@@ -59,9 +59,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fits and audits of seconds."""
     quick_fits(monkeypatch)
 
-    def rows(self: auditing.AuditPlan, text: Any) -> Any:
+    def rows(self: auditing.AuditPlan, *given: Any, **named: Any) -> Any:
         few = replace(AUDIT, text=self.text, qa=self.qa, recall=self.recall)
-        return made(few, text)
+        return made(few, *given, **named)
 
     made = auditing.AuditPlan.rows
     monkeypatch.setattr(auditing.AuditPlan, "rows", rows)

@@ -11,6 +11,7 @@ from sample_bridges import ALPHA, BETA, flip, manifest, same, tensors
 
 from unspoken.channels.bridges import hub
 from unspoken.channels.bridges.folder import FILES, read
+from unspoken.channels.bridges.manifest import EMBEDDINGS
 from unspoken.channels.bridges.store import BridgeStore
 from unspoken.channels.errors import BridgeError, IdentityMismatch
 
@@ -73,8 +74,9 @@ class FakeHub:
         self.calls.append(("upload_folder", settings))
         target = self.folder / settings["repo_id"]
         target.mkdir(parents=True)
-        for name in settings["allow_patterns"]:
-            shutil.copy(settings["folder_path"] / name, target)
+        for file in settings["folder_path"].iterdir():
+            if file.name in settings["allow_patterns"]:
+                shutil.copy(file, target)
 
     def snapshot_download(self, repo: str, **settings: Any) -> str:
         """A snapshot as the Hub's cache has it: links to blobs, and files that others asked for."""
@@ -108,7 +110,7 @@ def test_push_and_pull_by_the_hub(store: BridgeStore, bridge: Path, fake_hub: Fa
     (create, first), (_, sent), (_, fetched) = fake_hub.calls
     assert create == "create_repo"
     assert first == {"repo_id": "owner/some-bridge", "private": True, "exist_ok": True}
-    assert sorted(sent["allow_patterns"]) == sorted(fetched["allow_patterns"]) == sorted(FILES)
+    assert sent["allow_patterns"] == fetched["allow_patterns"] == [*FILES, EMBEDDINGS]
     assert sent["commit_message"] == "Bridge from alpha to beta"
     assert fetched["revision"] == "main"
 
