@@ -193,7 +193,9 @@ class Execution:
         ground = ground_of(ready, spec, plan, inputs, around)
         earlier = {}
         if talk is not None:
-            earlier = await talk.begin(ground.models, ground.engines, inputs, ground.states)
+            begun = None if kept is None or kept.stored is None else kept.stored.origin
+            given = ground.models, ground.engines, inputs, ground.states
+            earlier = await talk.begin(*given, begun)
         if kept is not None:
             origin = whole_origin(ready, spec, plan, inputs, received)
             if talk is not None:

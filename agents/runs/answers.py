@@ -1,7 +1,7 @@
 """What people answer to the questions of a run."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from unspoken.agents.runs.records import Question, StoredRun
@@ -32,6 +32,20 @@ def answer_questions(
         InputError: It asks no such thing, or several where one answer is given, or was answered
             meanwhile.
     """
+    if not again:
+        return _answered(store, run, answer, again=False)
+    lock = store.lock(run)
+    lock.acquire()
+    try:
+        return _answered(store, run, answer, again=True)
+    finally:
+        lock.release()
+
+
+def _answered(
+    store: RunStore, run: str, answer: str | bool | Mapping[str, str | bool], *, again: bool
+) -> tuple[Question, ...]:
+    """Check the answers and keep them; to take others back, nobody may go on with the run."""
     stored = store.get(run)
     if stored.status == "cancelled":
         raise StoreError(
@@ -65,18 +79,8 @@ def answer_questions(
         store.answer(run, checked)
     else:
         answered = [replace(asked[name], answer=said) for name, said in checked.items()]
-        _answer_again(store, run, answered)
-    return tuple(one for one in asked.values() if one.id not in checked and one.answer is None)
-
-
-def _answer_again(store: RunStore, run: str, answered: Sequence[Question]) -> None:
-    """Take answers back for others, while nobody goes on with the run."""
-    lock = store.lock(run)
-    lock.acquire()
-    try:
         store.answer_again(run, answered)
-    finally:
-        lock.release()
+    return tuple(one for one in asked.values() if one.id not in checked and one.answer is None)
 
 
 def _settings(run: StoredRun, question: Question) -> GenerateSpec | None:

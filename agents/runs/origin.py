@@ -20,6 +20,12 @@ MOST_SHOWN = 8
 _FREE = ("description", "timeout", "memory")
 """What of a workflow changes nothing that it writes."""
 
+_SECRET = ("env", "headers")
+"""What of a server of tools may be a password, and decides nothing that was written."""
+
+NOT_KEPT = "not kept"
+"""Stands in a store for each value that may be a password."""
+
 _LONGEST = 60
 
 
@@ -50,7 +56,7 @@ def origin_of(
     """
     return Origin(
         version=running_version(),
-        workflow={key: value for key, value in dump(spec).items() if key not in _FREE},
+        workflow=_without_secrets(spec),
         models={
             name: {**asdict(model.identity), "dtype": str(model.dtype)}
             for name, model in models.items()
@@ -63,6 +69,16 @@ def origin_of(
         },
         file=file,
     )
+
+
+def _without_secrets(spec: WorkflowSpec) -> dict[str, Any]:
+    """The workflow as a store may hold it."""
+    data = {key: value for key, value in dump(spec).items() if key not in _FREE}
+    for server in data.get("mcp_servers", {}).values():
+        for key in _SECRET:
+            if key in server:
+                server[key] = dict.fromkeys(server[key], NOT_KEPT)
+    return data
 
 
 def _told(edge: EdgePlan, plan: Plan) -> dict[str, str]:

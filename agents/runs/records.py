@@ -99,7 +99,8 @@ class Origin:
         edges: By edge, its planned channel and mode, and a digest of the channel's settings and of
             its bridge.
         session: The session whose conversations its agents go on with; empty without.
-        conversations: By agent that goes on with one, the digest of its context.
+        conversations: By agent that goes on with one, the digest of its context; empty where it was
+            to begin anew.
         file: The workflow's file; empty without. It may be another.
     """
 
@@ -126,7 +127,7 @@ class StoredRun:
         turns: How many turns of agents have ended.
         questions: What it asks, and what was answered.
         calls: Calls of tools that may have happened: begun, and not known to have ended.
-        outputs: The workflow's outputs, where it has finished.
+        outputs: The workflow's outputs, where it has finished; they stay until it goes on.
         error: Why it failed; empty otherwise.
     """
 

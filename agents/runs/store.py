@@ -276,7 +276,7 @@ class RunStore:
     def answer_again(self, run: str, answered: Sequence[Question]) -> None:
         """Take the answers to questions back for others, and what was handed over since."""
         sql = "UPDATE questions SET answer = ? WHERE run = ? AND id = ?"
-        status = "UPDATE runs SET status = 'paused', outputs = NULL, error = '' "
+        status = "UPDATE runs SET status = 'paused', error = '' "
         status += "WHERE id = ? AND status != 'cancelled'"
 
         def change(db: sqlite3.Connection) -> None:

@@ -150,6 +150,7 @@ class Scheduler:
                 if self.people.open:
                     stopped_by(Waiting.__name__)
             if self._leave is not None and not self.people.open:
+                self.outputs()  # one that fails leaves the session as it was
                 await self._leave(self._left())
         except BaseExceptionGroup as group:
             error = first_error(group)

@@ -20,6 +20,7 @@ from unspoken.agents.prompts.jinja import render
 from unspoken.agents.runs.engine import computing, settled
 from unspoken.agents.runs.offload import elsewhere
 from unspoken.agents.runs.packets import read_state, write_state
+from unspoken.agents.runs.records import Origin
 from unspoken.agents.sessions.conversations import Conversations
 from unspoken.agents.sessions.records import Conversation, Earlier, Key, StoredSession, digest_of
 from unspoken.agents.spec.spec import WorkflowSpec
@@ -110,7 +111,7 @@ class Talk:
         session: The session as it was.
 
     Attributes:
-        digests: By agent, of the ids that it begins with.
+        digests: By agent, of the ids that it begins with; empty where it is asked to begin anew.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Talk:
         engines: Mapping[str, Engine],
         inputs: Mapping[str, object],
         tickets: Tickets,
+        begun: Origin | None = None,
     ) -> dict[str, Earlier]:
         """What each agent goes on from that has been in the session before.
 
@@ -141,19 +143,26 @@ class Talk:
             engines: What computes their turns.
             inputs: The run's inputs.
             tickets: The run's.
+            begun: What the run was begun with, where it goes on: who began anew does so again.
 
         Raises:
             IdentityMismatch: Another model had the conversation.
             StoreError: It began with another system prompt.
         """
         earlier, self._tickets = {}, tickets
+        was = begun.conversations if begun is not None and begun.session == self.name else {}
+        anew = set[str]()
         for name in talking(self._spec):
             model, system = models[name], self._spec.agents[name].system
             words = None if system is None else render(system, {"inputs": dict(inputs), "turn": 1})
             told = model.context_builder.template.tools.introduced(words)
             self._systems[name] = told or ""
-            known = self._session.find((self._spec.name, name))
-            if known is None or self._all.anew(known.key):
+            key = self._spec.name, name
+            if was.get(name) == "" or self._all.anew(key):
+                anew.add(name)
+                continue
+            known = self._session.find(key)
+            if known is None:
                 continue
             self._require_same(known, model.identity, self._systems[name])
             if self._run and self._session.run == self._run:
@@ -162,7 +171,8 @@ class Talk:
             if known.context.ids:
                 ref = await self._state(known, engines[name])
                 earlier[name] = Earlier(context=known.context, ids=known.ids, state=ref)
-        self.digests = {name: digest_of(one.context) for name, one in earlier.items()}
+        digests = {name: digest_of(one.context) for name, one in earlier.items()}
+        self.digests = {**digests, **dict.fromkeys(anew, "")}
         return earlier
 
     def _require_same(self, known: Conversation, identity: ModelIdentity, system: str) -> None:

@@ -241,11 +241,19 @@ def _go_on(
 
 def _source(run: "StoredRun") -> "LoadedWorkflow":
     """The workflow of a run: its file's, or as it was where the file is gone."""
+    from unspoken.agents.runs.origin import NOT_KEPT
     from unspoken.agents.spec.loader import LoadedWorkflow, load_workflow
     from unspoken.agents.spec.spec import WorkflowSpec
 
     file = run.origin.file
     if file and Path(file).is_file():
         return load_workflow(file)
+    if NOT_KEPT in str(run.origin.workflow.get("mcp_servers", {}).values()):
+        raise InputError(
+            f"the file of run {run.id} is gone, and its servers of tools have values that no store "
+            "keeps",
+            expected=f"the workflow's file: {file}" if file else "the program that began it",
+            fix="put the file back, or go on in Python: flow.resume(run_id)",
+        )
     spec = WorkflowSpec.model_validate(run.origin.workflow)
     return LoadedWorkflow(spec, file or "workflow.yaml", {})

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mcp_servers import OBJECT, told_server
 from runs import cut_off
 
 from unspoken.agents import Agent, Workflow
@@ -13,6 +14,7 @@ from unspoken.agents.runs.answers import checked_answer
 from unspoken.agents.runs.engine import _report, _usage
 from unspoken.agents.spec.generate import GenerateSpec
 from unspoken.agents.testing import ScriptedModel
+from unspoken.agents.tools import McpServer
 from unspoken.channels import InputError, RunWaiting, SameModelCacheChannel, StoreError
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -113,3 +115,20 @@ def test_a_turn_that_failed_has_no_words(store: RunStore) -> None:
     flow = Workflow("w", [first, Agent("b", script, prompt="go")]).connect("a", "b", "text")
     flow.connect("b", "a", "text", loop=True).run(run_id="a", store=store)
     assert ("a", 2, "") in store.words("a")
+
+
+def test_no_password_of_a_server_is_kept(store: RunStore, tmp_path: Path) -> None:
+    """Another one is no other workflow."""
+
+    def one(word: str) -> Workflow:
+        server = McpServer(
+            name="told",
+            command=told_server(tools=[{"name": "one", "inputSchema": OBJECT}]),
+            env={"TOKEN": word},
+        )
+        return Workflow("w", [Agent("a", script, prompt="go", tools=[server])])
+
+    script = ScriptedModel({"a": "x"})
+    one("swordfish").run(run_id="a", store=store)
+    assert "swordfish" not in str(store.get("a"))
+    assert one("starfish").run(run_id="a", store=store)["a"].text == "x"

@@ -16,6 +16,7 @@ from unspoken.channels import (
     InputError,
     RunWaiting,
     StoreError,
+    UnspokenError,
     WorkflowError,
 )
 
@@ -256,3 +257,48 @@ def test_a_run_that_waits_leaves_the_conversation_until_it_has_ended(
             flow.resume("b", "late words", session=session, **kept)
         with pytest.raises(StoreError, match="session was 'anna', and is 'berta'"):
             flow.resume("b", session=session.named("berta"), **kept)
+
+
+def test_a_run_that_begins_a_conversation_anew_does_so_when_it_goes_on(
+    script: ScriptedModel, tmp_path: Path
+) -> None:
+    """It waits for a person, and nobody says once more that it is to begin anew."""
+    where: dict[str, Any] = {"name": "anna", "store": tmp_path}
+    flow = chat(script, ask="edit")
+    with Session(**where) as session:
+        say(chat(script), session, "old")
+    with Session(**where, anew=True) as session, pytest.raises(RunWaiting):
+        flow.run(words="new", session=session, run_id="a", store=tmp_path)
+    with Session(**where) as session:
+        flow.resume("a", "my own words", session=session, store=tmp_path)
+        (talk,) = of(session)
+        assert [text for _, text in talk.words] == ["new", "my own words"]
+        again = flow.run(run_id="a", session=session, store=tmp_path)
+        assert again["talker"].text == "my own words"
+
+
+def test_a_run_whose_outputs_fail_leaves_the_conversation(script: ScriptedModel) -> None:
+    """Another try does not read what was said in vain."""
+    talker = Agent("talker", script, prompt="{{ inputs.words }}", memory="session")
+    fails = Workflow("chat", [talker], outputs={"answer": "{{ talker.text + 1 }}"})
+    with Session() as session:
+        say(chat(script), session, "one")
+        before = of(session)
+        with pytest.raises(UnspokenError):
+            fails.run(words="two", session=session)
+        assert of(session) == before
+
+
+def test_an_answer_that_cannot_be_taken_back_costs_no_outputs(
+    script: ScriptedModel, tmp_path: Path
+) -> None:
+    """The session has moved on since, so the run cannot."""
+    flow = chat(script, ask="edit")
+    with Session(name="anna", store=tmp_path) as session:
+        first = flow.run(
+            words="one", session=session, run_id="a", store=tmp_path, on_question=lambda _: "first"
+        )
+        say(chat(script), session, "two")
+        with pytest.raises(StoreError):
+            flow.resume("a", "second", again=True, session=session, store=tmp_path)
+    assert RunStore(tmp_path).get("a").outputs == first.outputs
