@@ -61,7 +61,8 @@ class McpSession:
         self.server, self._folder = server, folder
         self.tools: tuple[Tool, ...] = ()
         self._client: Client | None = None
-        self._stop = anyio.Event()
+        self._stop, self._tasks = anyio.Event(), list[TaskGroup]()
+        self._one = anyio.Lock()
         self._calls = set[anyio.CancelScope]()
         self._ended, self._why = anyio.Event(), ""
 
@@ -71,6 +72,8 @@ class McpSession:
         Raises:
             InputError: It does not start, does not answer, or is no such server.
         """
+        self._tasks[:] = [tasks]
+        self._ended, self._why = anyio.Event(), ""
         try:
             with anyio.fail_after(self.server.timeout):
                 await tasks.start(self._live)
@@ -112,7 +115,11 @@ class McpSession:
             name: The tool's name at the server.
             arguments: What it is given.
         """
-        client, server = self._client, self.server
+        server = self.server
+        try:
+            client = await self._reached()
+        except InputError as error:
+            return Answer(f"ConnectionError: {error.found}", failed=True)
         if client is None:
             return Answer(f"ConnectionError: the server {server.name!r} has ended{self._why}", True)
         gone = anyio.CancelScope()
@@ -125,9 +132,9 @@ class McpSession:
             return Answer(late, failed=True, unknown=True)
         except Exception as error:
             cause = _first(error)
-            if not _is_lost(cause):
-                return Answer(_told(cause), failed=True)
-            if server.url is not None:  # the next call may reach it
+            if not _is_closed(cause):
+                return Answer(_told(cause), failed=True, unknown=not self._is_refusal(cause))
+            if server.url is not None:
                 return Answer(_told(cause), failed=True, unknown=True)
             self._client = None
             self.stop()
@@ -136,6 +143,28 @@ class McpSession:
             self._calls.discard(gone)
         ended = f"ConnectionError: the server {server.name!r} ended during the call{self._why}"
         return Answer(ended, failed=True, unknown=True)
+
+    async def _reached(self) -> "Client | None":
+        """The client; one that lost its connection to an address connects once more.
+
+        Raises:
+            InputError: It cannot.
+        """
+        async with self._one:
+            lost = self._client is None and self._ended.is_set()
+            if lost and self.server.url is not None and not self._stop.is_set():
+                await self.begin(self._tasks[0])
+            return self._client
+
+    def _is_refusal(self, error: Exception) -> bool:
+        """Whether it is the server's own word; else the call may have taken effect."""
+        from mcp import MCPError
+        from mcp.types import INTERNAL_ERROR, PARSE_ERROR
+
+        if self.server.url is None:
+            return isinstance(error, MCPError)
+        # What a gateway says, which does not know what became of the call, has the same codes.
+        return isinstance(error, MCPError) and error.code not in (INTERNAL_ERROR, PARSE_ERROR)
 
     @asynccontextmanager
     async def _connected(self, errors: TextIO) -> AsyncIterator["Client"]:
@@ -160,7 +189,8 @@ class McpSession:
             from httpx2 import AsyncClient
             from mcp.client.streamable_http import streamable_http_client
 
-            http = AsyncClient(headers=self._filled(server.headers), timeout=server.timeout)
+            late = server.timeout + STOPPING_S  # a call that is late ends before its connection
+            http = AsyncClient(headers=self._filled(server.headers), timeout=late)
             await stack.enter_async_context(http)
             return streamable_http_client(server.url, http_client=http)
         from mcp.client.stdio import StdioServerParameters, stdio_client
@@ -252,7 +282,7 @@ def _last_line(errors: TextIO) -> str:
     return f"; it wrote {lines[-1][:200]!r}" if lines else ""
 
 
-def _is_lost(error: Exception) -> bool:
+def _is_closed(error: Exception) -> bool:
     """Whether a connection broke, and nobody knows what became of the call."""
     from mcp import MCPError
     from mcp.types import CONNECTION_CLOSED

@@ -5,10 +5,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-__all__ = ["OBJECT", "served_over_http", "told_server", "tools_server"]
+__all__ = ["OBJECT", "gateway", "served_over_http", "told_server", "tools_server"]
 
 OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
@@ -68,6 +69,8 @@ for line in sys.stdin:
         if isinstance(result, int):
             result = [{"type": "text", "text": "x" * result}]
         answer["result"] = {"content": result}
+        if "data" in told:
+            answer["result"]["structuredContent"] = told["data"]
     else:
         answer["error"] = {"code": -32601, "message": "no such method"}
     print(json.dumps(answer), flush=True)
@@ -85,11 +88,61 @@ def told_server(**told: Any) -> list[str]:
     """The command of a server that needs no package, and so starts at once.
 
     Args:
-        told: ``tools`` it lists, ``result`` of a call (blocks, or a number of letters), ``call``
-            that ``dies`` or ``hangs``, a file for its ``pid``, ``endless`` pages, or words that it
-            ``ends`` with before it answers.
+        told: ``tools`` it lists, ``result`` of a call (blocks, or a number of letters) and its
+            ``data``, ``call`` that ``dies`` or ``hangs``, a file for its ``pid``, ``endless``
+            pages, or words that it ``ends`` with before it answers.
     """
     return [sys.executable, "-I", "-S", "-c", _TOLD, json.dumps(told)]
+
+
+@contextmanager
+def gateway(status: int) -> Iterator[str]:
+    """The address of a server whose every call ends with an HTTP status, or 0 without an answer."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if "id" not in asked:
+                self._send(202, b"")
+                return
+            info = {"name": "told", "version": "1"}
+            results = {
+                "initialize": {
+                    "protocolVersion": "2025-06-18",
+                    "capabilities": {"tools": {}},
+                    "serverInfo": info,
+                },
+                "tools/list": {"tools": [{"name": "one", "inputSchema": OBJECT}]},
+            }
+            answer = {"jsonrpc": "2.0", "id": asked["id"]}
+            if asked["method"] != "tools/call":
+                known = asked["method"] in results
+                wrong = {"error": {"code": -32601, "message": "no such method"}}
+                found = {"result": results[asked["method"]]} if known else wrong
+                self._send(200, json.dumps({**answer, **found}).encode())
+            elif status:
+                self._send(status, b"")
+            self.close_connection = True
+
+        def _send(self, code: int, content: bytes) -> None:
+            self.send_response(code)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/mcp"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @contextmanager

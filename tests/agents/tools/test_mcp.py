@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from mcp_servers import OBJECT, served_over_http, told_server, tools_server
+from mcp_servers import OBJECT, gateway, served_over_http, told_server, tools_server
 from tool_templates import TOOL_TEMPLATES
 
 from unspoken.agents import Agent, Workflow
@@ -129,6 +129,22 @@ async def test_a_call_without_an_answer_ends_in_time(tmp_path: Path) -> None:
         answer = await session.call("one", {"a": 1})
         tasks.cancel_scope.cancel()
     assert answer.failed and answer.unknown and "no answer within 0.01 s" in answer.text
+
+
+@pytest.mark.parametrize("status", [504, 0])
+def test_nobody_knows_what_became_of_a_call_without_an_answer(status: int) -> None:
+    """A gateway gave up on it, or the connection broke; another call is made all the same."""
+    with gateway(status) as url:
+        first, second = calls(asking(McpServer(name="far", url=url), CALL, CALL))
+    assert first.failed and first.unknown
+    assert second.failed and second.unknown
+
+
+def test_an_answer_of_another_form_may_have_taken_effect() -> None:
+    """What came back is not what the server promised, but the call was made."""
+    listed = [{**ONE[0], "outputSchema": OBJECT}]
+    (call,) = calls(asking(told(tools=listed, data={"a": "no number"}), CALL))
+    assert call.failed and call.unknown and "structured content" in call.result
 
 
 def test_a_result_without_end_is_an_error() -> None:
