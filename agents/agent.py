@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from unspoken.agents.spec.problems import schema_problems
 from unspoken.agents.spec.spec import AgentSpec, GenerateSpec, RetrySpec
 from unspoken.agents.tools.servers import McpServer, McpTool
-from unspoken.channels.errors import Problem, WorkflowError
+from unspoken.channels.errors import InputError, Problem, WorkflowError
 
 if TYPE_CHECKING:
     from unspoken.agents.models.base import AgentModel
@@ -102,6 +102,14 @@ class Agent:
     inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        known = isinstance(self.model, str) or hasattr(self.model, "context_builder")
+        weights = hasattr(self.model, "named_parameters")  # callable, and no function
+        if self.model is not None and not known and (weights or not callable(self.model)):
+            raise InputError(
+                f"the model of agent {self.name!r} is of type {type(self.model).__name__}",
+                expected="a LocalModel, a model reference such as 'embedded:NAME', or a function",
+                fix="wrap it: LocalModel(model, tokenizer)" if weights else "",
+            )
         self.spec("model")
 
     @property

@@ -33,6 +33,15 @@ def declare(
     Raises:
         WorkflowError: Two agents, or two servers of tools, have one name.
     """
+    for agent in agents:
+        name_of(agent)
+    for key, model in models.items():
+        if not isinstance(model, str) and not hasattr(model, "context_builder"):
+            raise InputError(
+                f"{describe(model)} stands under the name {key!r} where a model stands",
+                expected="a LocalModel, or a model reference such as 'embedded:NAME'",
+                fix="wrap a transformers model: LocalModel(model, tokenizer)",
+            )
     _require_distinct(agents)
     refs: dict[str, str] = {}
     loaded: dict[str, AgentModel] = {}
@@ -79,7 +88,16 @@ def _model_of(
 
 
 def name_of(agent: Agent | str) -> str:
-    """An agent's name."""
+    """An agent's name.
+
+    Raises:
+        InputError: It is no agent.
+    """
+    if not isinstance(agent, Agent | str):
+        raise InputError(
+            f"{describe(agent)} stands where an agent stands",
+            expected="an Agent of the workflow, or its name",
+        )
     return agent if isinstance(agent, str) else agent.name
 
 

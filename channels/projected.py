@@ -143,6 +143,14 @@ class ProjectedCacheChannel(Channel):
     mode: Literal["prefix", "fuse"] = "prefix"
 
     def __post_init__(self) -> None:
+        needed = ("manifest", "native_layers", "check", "project")
+        lacking = [name for name in needed if not hasattr(self.bridge, name)]
+        if lacking:
+            raise InputError(
+                f"the bridge, of type {type(self.bridge).__name__}, has no {lacking[0]}",
+                expected="a bridge, such as Bridge.load(folder) gives",
+                fix='name the channel alone, "projected_cache", for a bridge of the store',
+            )
         if self.sink < 0:
             raise InputError(f"sink is {self.sink}", expected="0 or more tokens to recompute")
 

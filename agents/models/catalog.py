@@ -74,7 +74,17 @@ class ModelListing:
 
 
 def path_reference(ref: str | Path) -> str:
-    """A reference as a text; a path is never taken for a Hub id."""
+    """A reference as a text; a path is never taken for a Hub id.
+
+    Raises:
+        ModelReferenceError: It is something else, such as a model.
+    """
+    if not isinstance(ref, str | Path):
+        raise ModelReferenceError(
+            f"a {type(ref).__name__} stands where a model reference stands",
+            expected="a Hub id, a folder, a .gguf file or embedded:NAME",
+            fix="wrap a model that is loaded: LocalModel(model, tokenizer)",
+        )
     text = str(ref)
     plain = isinstance(ref, str) or ref.is_absolute() or _looks_like_path(text)
     return text if plain else os.path.join(".", text)

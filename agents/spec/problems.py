@@ -108,6 +108,9 @@ def _not_a_choice(value: object, expected: str) -> _Finding:
 
 def _wrong_type(kind: str, value: object, path: Path) -> _Finding:
     fix = ""
+    if path[-1:] == ("when",):
+        fix = "a condition is text, as in when=\"'no' in critic.text\""
+        return f"found {describe(value)}", _TYPES[kind], fix
     if kind == "model_type" and path[-1:] in (("generate",), ("repair",)):
         return f"found {describe(value)}", "a mapping of keys, or none", fix
     if kind == "string_type" and isinstance(value, bool | int | float):

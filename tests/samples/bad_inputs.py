@@ -10,11 +10,18 @@ from typing import Any, cast
 
 from bad_workflows import GOOD
 from tiny import tiny_llama
+from torch.nn import Module
 
 from unspoken.agents import Agent, LocalModel, Workflow
 from unspoken.agents.bench import run_bench
 from unspoken.agents.spec.input_words import read_inputs
-from unspoken.channels import PacketReader, SameModelCacheChannel, packet_key, write_packet
+from unspoken.channels import (
+    PacketReader,
+    ProjectedCacheChannel,
+    SameModelCacheChannel,
+    packet_key,
+    write_packet,
+)
 from unspoken.channels.errors import (
     AgentError,
     InputError,
@@ -91,6 +98,11 @@ BAD_INPUTS: tuple[BadInput, ...] = (
             "embedded model that is not there",
             lambda: LocalModel.load("embedded:smollm2"),
             "did you mean embedded:smollm2-135m-instruct?",
+        ),
+        (
+            "model in the place of its reference",
+            lambda: LocalModel.load(cast("Any", Module())),
+            "a Module stands where a model reference stands",
         ),
         (
             "misspelt scheme",
@@ -194,6 +206,11 @@ BAD_INPUTS: tuple[BadInput, ...] = (
             "did you mean 'reader'?",
         ),
         (
+            "function in the place of a condition",
+            lambda: _flow().connect("writer", "reader", when=cast("Any", len)),
+            "a condition is text",
+        ),
+        (
             "channel that is not there",
             lambda: _flow().connect("writer", "reader", "same_model_cach"),
             "did you mean 'same_model_cache'?",
@@ -205,6 +222,31 @@ BAD_INPUTS: tuple[BadInput, ...] = (
             "no channel at all",
             lambda: _flow().connect("writer", "reader", 4),
             "the channel of an edge is int",
+        ),
+        (
+            "number in the place of a model",
+            lambda: Agent("a", cast("Any", 4), "Why?"),
+            "the model of agent 'a' is of type int",
+        ),
+        (
+            "transformers model in the place of a model",
+            lambda: Agent("a", cast("Any", Module()), "Why?"),
+            "fix: wrap it: LocalModel(model, tokenizer)",
+        ),
+        (
+            "number among the models",
+            lambda: Workflow("a", [], models=cast("Any", {"small": 4})),
+            "the number 4 stands under the name 'small'",
+        ),
+        (
+            "number in the place of an agent",
+            lambda: _flow().connect(cast("Any", 4), "reader"),
+            "the number 4 stands where an agent stands",
+        ),
+        (
+            "bridge that is none",
+            lambda: ProjectedCacheChannel(cast("Any", object())),
+            "the bridge, of type object, has no manifest",
         ),
         ("negative repair", lambda: SameModelCacheChannel(sink=-1), "sink is -1"),
         ("writing out a model made in memory", _in_memory, "was made in memory"),
