@@ -51,7 +51,8 @@ def share(means: Numbers) -> Numbers:
 
 
 def _mean(means: Numbers) -> Numbers:
-    return means[..., 0]
+    first: Numbers = means[..., 0]
+    return first
 
 
 class Bootstrap:
@@ -141,11 +142,12 @@ def unseen(count: int, tail: float = TAIL) -> float:
 
 def _means(data: Numbers, draws: int, random: np.random.Generator) -> Numbers:
     """Means of samples drawn with replacement, (draws, columns)."""
-    step = max(_CHUNK // data.size, 1)
-    parts = [
-        data[random.integers(len(data), size=(min(step, draws - done), len(data)))].mean(axis=1)
-        for done in range(0, draws, step)
-    ]
+    step = max(_CHUNK // len(data), 1)
+    columns = [np.ascontiguousarray(column) for column in data.T]
+    parts = []
+    for done in range(0, draws, step):
+        drawn = random.integers(len(data), size=(min(step, draws - done), len(data)))
+        parts.append(np.stack([column[drawn].mean(axis=1) for column in columns], axis=1))
     return np.concatenate(parts)
 
 

@@ -196,7 +196,7 @@ class ProjectedCacheChannel(Channel):
                 f"the message has {arrival.tokens} tokens, and the bridge's audit knows "
                 f"{self.longest} at most",
                 expected="at most twice as many tokens as it was measured on",
-                fix="use a text channel, or ask nothing of the audit: min_retention: 0, max_loss: 1",
+                fix="use a text channel, or ask nothing: min_retention: 0 and max_loss: 1",
             )
         projected = []
         for run in runs:
