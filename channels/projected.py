@@ -130,6 +130,8 @@ class ProjectedCacheChannel(Channel):
         sink: Tokens of the message that the receiver computes; 0 for none, a number past its
             length for all. Fuse mode computes all.
         mode: ``prefix`` or ``fuse``.
+        longest: Tokens of the longest messages that the bridge was measured on. Prefix mode takes
+            none beyond twice as many; None for any.
     """
 
     name: ClassVar[str] = "projected_cache"
@@ -141,6 +143,7 @@ class ProjectedCacheChannel(Channel):
     as_: Role = "user"
     sink: int = 4
     mode: Literal["prefix", "fuse"] = "prefix"
+    longest: int | None = None
 
     def __post_init__(self) -> None:
         needed = ("manifest", "native_layers", "check", "project")
@@ -178,8 +181,8 @@ class ProjectedCacheChannel(Channel):
             BridgeError: Fuse mode, and the bridge was fitted without it.
             IdentityMismatch: The state or the receiver is not the bridge's.
             GeometryMismatch: The bridge made a state of another shape than the receiver's.
-            StateError: The message has no state or lacks rows of it, or its words are not in the
-                receiver's context.
+            StateError: The message has no state or lacks rows of it, its words are not in the
+                receiver's context, or it is longer than `longest` allows.
         """
         message, state = arrival.message, arrival.message.require_state()
         ends = self.bridge.manifest
@@ -196,6 +199,13 @@ class ProjectedCacheChannel(Channel):
             _check_rows(state, min(min(run.rows) for run in runs))
         if self.mode == "fuse":
             return self._fuse(state, runs, arrival, receiver)
+        if self.longest is not None and arrival.tokens > 2 * self.longest:
+            raise StateError(
+                f"the message has {arrival.tokens} tokens, and the bridge's audit knows "
+                f"{self.longest} at most",
+                expected="at most twice as many tokens as it was measured on",
+                fix="use a text channel, or ask nothing: min_retention: 0 and max_loss: 1",
+            )
         projected = []
         for run in runs:
             mapped = self.bridge.project(state, run.rows, arrival.context, run.at, receiver)

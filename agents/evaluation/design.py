@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from math import ceil, log, sqrt
 
-from unspoken.agents.evaluation.statistics import DRAWS, tails, z_of
+from unspoken.agents.evaluation.statistics import tails, z_of
+from unspoken.channels.bootstrap import DRAWS, unseen
 from unspoken.channels.errors import InputError
 
 SHARES = (0.25, 0.5, 1.0)
@@ -70,8 +71,8 @@ class Design:
         """
         spread = self.sd if sd is None else sd
         by_spread = (z_of(self.strictest) + z_of(1 - self.power)) * spread
-        unseen: float = 1 - self.strictest ** (1 / max(self.contexts, 1))
-        return min(max(by_spread / sqrt(max(self.contexts, 1)), unseen), 1.0)
+        by_count = unseen(max(self.contexts, 1), self.strictest)
+        return min(max(by_spread / sqrt(max(self.contexts, 1)), by_count), 1.0)
 
     def needed(self, mean: float, sd: float, tail: float) -> int | None:
         """About how many contexts would show that an arm is no worse than the margin.

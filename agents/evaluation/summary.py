@@ -11,8 +11,9 @@ import numpy as np
 from unspoken.agents.evaluation.arms import TARGET_ALONE
 from unspoken.agents.evaluation.design import Design
 from unspoken.agents.evaluation.outcome import Outcome
-from unspoken.agents.evaluation.statistics import Bootstrap, context_means
+from unspoken.agents.evaluation.statistics import context_means
 from unspoken.agents.evaluation.verdict import Verdict, verdicts
+from unspoken.channels.bootstrap import Bootstrap
 
 WORST = 10
 _TOKENS = ("computed", "reused", "decoded")

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from unspoken.agents.evaluation.arms import FORCED
 from unspoken.agents.evaluation.design import Design
 from unspoken.agents.evaluation.outcome import Outcome
-from unspoken.agents.evaluation.statistics import Bootstrap, Pairs, mcnemar, paired_scores
+from unspoken.agents.evaluation.statistics import Pairs, mcnemar, paired_scores
+from unspoken.channels.bootstrap import Bootstrap
 
 Kind = Literal["better", "no worse", "worse", "not shown"]
 

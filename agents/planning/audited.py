@@ -7,7 +7,8 @@ from shlex import join
 from unspoken.agents.planning.choice import ChannelChoice
 from unspoken.agents.spec.edge import MAX_LOSS, MIN_RETENTION
 from unspoken.agents.spec.spec import EdgeSpec
-from unspoken.channels.bridges.bounds import CONTEXTS, AuditBounds
+from unspoken.channels.bootstrap import unseen
+from unspoken.channels.bridges.bounds import CONTEXTS, STYLE, AuditBounds
 from unspoken.channels.projected import Bridge
 
 
@@ -51,7 +52,8 @@ def held_to_audit(edge: EdgeSpec, bridge: Bridge) -> ChannelChoice:
             advice=", or ".join(dict.fromkeys(one.advice for one in lacking if one.advice)),
         )
     shown = f"{bridge.describe()}; {_shown(edge, bounds)}"
-    return ChannelChoice("projected", f"other weights; {name}: {shown}{runs}", bridge=bridge)
+    reason = f"other weights; {name}: {shown}{runs}"
+    return ChannelChoice("projected", reason, bridge=bridge, longest=bounds.longest)
 
 
 def _lacking(edge: EdgeSpec, bounds: AuditBounds | None, pair: str) -> list[_Lacking]:
@@ -64,11 +66,14 @@ def _lacking(edge: EdgeSpec, bounds: AuditBounds | None, pair: str) -> list[_Lac
     if bounds.contexts < CONTEXTS:
         few = f"was audited on {bounds.contexts} contexts, and {CONTEXTS} show something"
         return [_Lacking(few, f"{again}, with more rows")]
+    if not bounds.compared:
+        found = "has an audit that may have asked about the very text it was fitted on"
+        return [_Lacking(found, f"{again}, where that text lies as it was")]
     lacking = []
     if edge.min_retention > 0:
         lacking += _of_message(edge, bounds, again)
     if edge.max_loss < 1:
-        lacking += _of_task(edge, bounds)
+        lacking += _of_task(edge, bounds, again)
     return lacking
 
 
@@ -90,12 +95,16 @@ def _of_message(edge: EdgeSpec, bounds: AuditBounds, again: str) -> list[_Lackin
     return lacking
 
 
-def _of_task(edge: EdgeSpec, bounds: AuditBounds) -> list[_Lacking]:
+def _of_task(edge: EdgeSpec, bounds: AuditBounds, again: str) -> list[_Lacking]:
     difference, most = bounds.task_difference, edge.max_loss
     if difference is None:
-        return [_Lacking("is not shown to keep the task's score")]
+        found = "is not shown to keep the task's score, or the text adds nothing to it"
+        return [_Lacking(found, f"{again} --qa FILE, with questions that need the text")]
     if difference >= -most:
         return []
+    if unseen(bounds.contexts) > most:
+        found = f"was audited on {bounds.contexts} contexts, too few to show so small a loss as "
+        return [_Lacking(f"{found}{most:g}", f"{again}, with more rows")]
     loss = -down(difference)
     found = f"may cost {loss:.2f} of the task's score, and this edge allows {most:g}"
     return [_Lacking(found, f"max_loss: {loss:.2f} on this edge")]
@@ -119,6 +128,8 @@ def _shown(edge: EdgeSpec, bounds: AuditBounds) -> str:
         parts.append(f"costs at most {cost:.2f} of the task's score ({allowed})")
     else:
         parts.append("this edge asks nothing of the task's score (max_loss: 1)")
+    if bounds.style is not None and bounds.style > STYLE:
+        parts.append(f"up to {bounds.style:.2f} of it may be a learnt manner of answering")
     return ", ".join(parts)
 
 

@@ -70,6 +70,7 @@ class ChannelChoice:
     expected: str = ""
     advice: str = ""
     bridge: Bridge | None = None
+    longest: int | None = None
     unfitted: bool = False
     sink: int | None = None
     layer_ranges: LayerRanges | None = None
@@ -109,7 +110,7 @@ def make_channel(edge: EdgeSpec, choice: ChannelChoice) -> "Channel":
         return TextChannel(edge.share, edge.as_, evidence=choice.evidence)
     mode: Literal["prefix", "fuse"] = "fuse" if edge.fuse else "prefix"
     return ProjectedCacheChannel(
-        choice.bridge, share=edge.share, as_=edge.as_, sink=sink, mode=mode
+        choice.bridge, share=edge.share, as_=edge.as_, sink=sink, mode=mode, longest=choice.longest
     )
 
 

@@ -13,7 +13,9 @@ from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import CausalModel
 
-SHOWN = AuditBounds(message_kept=0.95, sharer_adds=0.1, task_difference=-0.01, fuse_adds=0.05)
+SHOWN = AuditBounds(
+    contexts=200, message_kept=0.95, sharer_adds=0.1, task_difference=-0.01, fuse_adds=0.05
+)
 """What the audit of a good bridge shows."""
 
 

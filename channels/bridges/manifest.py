@@ -98,7 +98,8 @@ class Audit(Part):
     @property
     def bounds(self) -> AuditBounds:
         """What it shows for certain; audits of older versions show nothing of a task."""
-        return bounds_of(self.figure)
+        compared = self.summary.get("fitted_text_compared") == "yes"
+        return bounds_of(self.figure, compared=compared)
 
     def figure(self, name: str) -> float | None:
         """A number of the summary, measured on files or, failing that, on the built-in data."""

@@ -1,5 +1,6 @@
 """Workflows over bridges: planned, carried, fitted where asked, refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from flows import DOCUMENT, QUESTION, Models, reader_solver, sound
 
 from unspoken.agents import Agent, LocalModel, Workflow
 from unspoken.agents.testing import FakeBridge
+from unspoken.agents.testing.bridge import SHOWN
 from unspoken.channels import ProjectedCacheChannel, TextChannel
 from unspoken.channels.bridges.bounds import AuditBounds
 from unspoken.channels.errors import AgentError, IdentityMismatch, InputError, WorkflowError
@@ -16,6 +18,7 @@ from unspoken.channels.errors import AgentError, IdentityMismatch, InputError, W
 pytestmark = pytest.mark.usefixtures("cache")
 
 GIVEN = {"document": DOCUMENT, "question": QUESTION}
+NOTHING = {"min_retention": 0.0, "max_loss": 1.0}
 PAIRS = [("one", "two"), ("two", "one"), ("one", "tune"), ("slides", "one"), ("one", "slides")]
 
 
@@ -89,6 +92,20 @@ def test_a_bridge_is_found_by_its_models(models: Models) -> None:
         flow._preparation.bridge_cache.find = finder(FakeBridge(models["one"], models["two"]))  # type: ignore[method-assign]
         result = flow.run(**GIVEN)
         assert [edge.channel for edge in sound(result.report).edges] == ["projected_cache"]
+
+
+def test_a_message_far_longer_than_the_audited_goes_by_text(models: Models) -> None:
+    """Beyond twice the longest measured; where the edge asks nothing of an audit it is carried."""
+    for longest, asked, mode in (
+        (2, {}, "text"),
+        (2, NOTHING, "projected"),
+        (900, {}, "projected"),
+    ):
+        bridge = FakeBridge(models["one"], models["two"], replace(SHOWN, longest=longest))
+        flow = reader_solver(models["one"], models["two"], "projected_cache", **asked)
+        flow._preparation.bridge_cache.find = finder(bridge)  # type: ignore[method-assign]
+        (edge,) = flow.run(**GIVEN).report.edges
+        assert edge.mode == mode and (edge.fallback is None) == (mode == "projected")
 
 
 def test_a_bridge_that_is_missing_is_fitted_once(models: Models, monkeypatch: Any) -> None:

@@ -22,7 +22,13 @@ AUDIT = Audit(
         {"task": "qa", "message": "a | b", "loss": 2.5, "accuracy": None},
     ),
     summary={"retention": 0.8125, "specific_retention": 0.75, "note": "on two files", "gap": None}
-    | {"contexts": 120, "message_kept": 0.75, "message_kept_low": 0.7, "sharer_adds": 0.2}
+    | {
+        "contexts": 120,
+        "fitted_text_compared": "yes",
+        "message_kept": 0.75,
+        "message_kept_low": 0.7,
+        "sharer_adds": 0.2,
+    }
     | {"sharer_adds_low": 0.1, "task_difference_low": -0.01, "fuse_over_mismatched_low": 0.02},
     retention_lower_bound=0.7,
 )

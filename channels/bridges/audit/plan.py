@@ -8,7 +8,7 @@ from typing import TypeVar
 from unspoken.channels.bridges.audit.contexts import TaskRows
 from unspoken.channels.bridges.audit.rows import AuditRows
 from unspoken.channels.bridges.audit.timing import SIZES
-from unspoken.channels.bridges.bounds import CONTEXTS
+from unspoken.channels.bridges.bounds import DRAWN
 from unspoken.channels.data.builtin import builtin_text
 from unspoken.channels.data.rows import (
     QaRow,
@@ -83,7 +83,7 @@ class AuditPlan:
     questions: int = 60
     records: int = 40
     choices: int = 100
-    contexts: int = CONTEXTS
+    contexts: int = DRAWN
     settings: AuditSettings = field(default_factory=AuditSettings)
 
     def rows(

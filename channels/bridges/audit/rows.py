@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from unspoken.channels.bridges.audit.contexts import TaskRows
-from unspoken.channels.bridges.bounds import CONTEXTS
+from unspoken.channels.bridges.bounds import DRAWN
 from unspoken.channels.bridges.fit.samples import Sample, Target
 from unspoken.channels.data.recall import recall_question, render_recall
 from unspoken.channels.data.rows import ChoiceRow, QaRow, RecallRow, question_prompt
@@ -41,7 +41,7 @@ class AuditRows:
     continuation: int = 64
     choice: tuple[ChoiceRow, ...] = ()
     task: TaskRows = field(default_factory=TaskRows)
-    contexts: int = CONTEXTS
+    contexts: int = DRAWN
 
     def check(self, receiver: TextModel) -> None:
         """Refuse rows that cannot be measured on.

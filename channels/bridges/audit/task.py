@@ -29,7 +29,7 @@ from unspoken.channels.model import Report, TextModel
 SYSTEM = "You get a text and a question about it. Answer the question by the text."
 TEXT, OTHER, BRIDGE = "text", "another row's text", "bridge"
 WRONG, ALONE = "bridge, another row's message", "embeddings alone"
-SCORED = (TEXT, BRIDGE)
+SCORED = (TEXT, OTHER, BRIDGE)
 """Conditions whose answers are also generated and scored."""
 
 

@@ -6,14 +6,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from unspoken.channels.bootstrap import Estimate, bca, share
+from unspoken.channels.bootstrap import Bootstrap, Estimate, share
 from unspoken.channels.bridges.audit.contexts import TaskRows
 from unspoken.channels.bridges.audit.tables import Row
 from unspoken.channels.bridges.audit.task import ALONE, BRIDGE, OTHER, TEXT, WRONG, Measured
 from unspoken.channels.bridges.manifest import Figures
 
-KEPT, ADDS, STYLE, DIFFERENCE = "message_kept", "sharer_adds", "style", "task_difference"
-FIGURES = (KEPT, ADDS, STYLE, DIFFERENCE)
+KEPT, ADDS, STYLE = "message_kept", "sharer_adds", "style"
+TEXT_ADDS, DIFFERENCE = "text_adds", "task_difference"
+FIGURES = (KEPT, ADDS, STYLE, TEXT_ADDS, DIFFERENCE)
 
 
 def worth(measured: Measured, *, seed: int = 0) -> dict[str, Estimate]:
@@ -28,8 +29,13 @@ def worth(measured: Measured, *, seed: int = 0) -> dict[str, Estimate]:
     figures = {
         KEPT: _share(other - bridge, other - text, seed),
         STYLE: _share(other - wrong, other - text, seed),
-        DIFFERENCE: bca((score[BRIDGE] - score[TEXT])[:, None], _first, seed=seed),
+        TEXT_ADDS: _mean(score[TEXT] - score[OTHER], seed),
+        DIFFERENCE: _mean(score[BRIDGE] - score[TEXT], seed),
     }
+    # Where the right text scores no better than a wrong one, a bridge has nothing to lose.
+    gain = figures[TEXT_ADDS].low
+    if gain is None or gain <= 0:
+        figures[DIFFERENCE] = Estimate(figures[DIFFERENCE].value, None, None)
     if ALONE in loss:
         figures[ADDS] = _share(loss[ALONE] - bridge, other - text, seed)
     return figures
@@ -37,16 +43,13 @@ def worth(measured: Measured, *, seed: int = 0) -> dict[str, Estimate]:
 
 def _share(part: Tensor, whole: Tensor, seed: int) -> Estimate:
     """A ratio of means, of which each context gives both parts."""
-    both = torch.stack([part, whole], dim=1)
-    return bca(both, _ratio, seed=seed)
+    both = torch.stack([part, whole], dim=1).double().cpu().numpy()
+    return Bootstrap(both, None, statistic=share, seed=seed).estimate()
 
 
-def _ratio(means: Tensor) -> Tensor:
-    return share(means[..., 0], means[..., 1])
-
-
-def _first(means: Tensor) -> Tensor:
-    return means[..., 0]
+def _mean(gaps: Tensor, seed: int) -> Estimate:
+    """A mean of differences of scores."""
+    return Bootstrap(gaps.double().cpu().numpy(), seed=seed).estimate()
 
 
 def task_table(every: Sequence[Measured], *, seed: int = 0) -> list[Row]:
@@ -98,6 +101,7 @@ def task_summary(rows: Sequence[Row], task: TaskRows) -> Figures:
     counts = [row["contexts"] for row in rows if row["data"] == "task"]
     return summary | {
         "contexts": min(counts, default=0),
+        "task_tokens": max((row["size"] for row in rows if row["data"] == "task"), default=None),
         "contexts_from": task.source,
         "passages_left_out": task.shared,
         "fitted_text_compared": "yes" if task.checked else "no",

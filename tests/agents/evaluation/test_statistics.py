@@ -5,14 +5,8 @@ import pytest
 
 from unspoken.agents.evaluation.design import Design
 from unspoken.agents.evaluation.outcome import Outcome
-from unspoken.agents.evaluation.statistics import (
-    Bootstrap,
-    mcnemar,
-    paired_scores,
-    spent,
-    t_quantile,
-    tails,
-)
+from unspoken.agents.evaluation.statistics import mcnemar, paired_scores, spent, tails
+from unspoken.channels.bootstrap import Bootstrap, t_quantile
 
 MARGIN, TAIL, TRIALS = 0.05, 0.025, 200
 

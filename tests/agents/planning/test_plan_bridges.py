@@ -68,6 +68,10 @@ OLD = {"bounds": AuditBounds(contexts=0)}
         (shown(task_difference=-0.041), {"max_loss": 0.05}, "projected", ""),
         (shown(task_difference=-0.041), {"min_retention": 0.0}, TEXT, "max_loss: 0.05"),
         (shown(contexts=99), {}, TEXT, "unspoken bridge audit"),
+        (shown(compared=False), {}, TEXT, "where that text lies"),
+        (shown(compared=False), {"min_retention": 0.0, "max_loss": 1.0}, "projected", ""),
+        (shown(contexts=110, task_difference=-0.033), {}, TEXT, "with more rows"),
+        (shown(task_difference=None), {}, TEXT, "--qa FILE"),
         (OLD, {}, TEXT, "unspoken bridge audit"),
         ({"bounds": None}, {}, TEXT, "unspoken bridge audit"),
         ({"bounds": None}, {"min_retention": 0.0}, TEXT, "unspoken bridge audit"),
@@ -101,6 +105,8 @@ def test_the_plan_says_where_an_edge_asks_for_less_than_usual(models: Models) ->
     for part in ("0.95", "0.4 asked, usually 0.9", "0.2 allowed, usually 0.03"):
         assert part in plan.reason
     assert "usually" not in bridged(models, bridge=shown()).reason
+    assert "manner of answering" in bridged(models, bridge=shown(style=0.08)).reason
+    assert "manner of answering" not in bridged(models, bridge=shown(style=0.04)).reason
     nothing = bridged(models, bridge=OLD, min_retention=0.0, max_loss=1.0)
     assert "asks nothing of its audit" in nothing.reason
 

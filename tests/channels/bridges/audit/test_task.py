@@ -38,14 +38,22 @@ def contexts(pair: Pair, size: int = 100, count: int = 4) -> list[TaskContext]:
     return task_contexts(ROWS, pair[1], size, count=count, questions=1)
 
 
-def simulated(kept: float, alone: float, *, style: float = 0.0, task: float = 0.0) -> Measured:
-    """Losses of 120 contexts, whose text gains 2 nats on average."""
+def simulated(
+    kept: float,
+    alone: float,
+    *,
+    style: float = 0.0,
+    task: float = 0.0,
+    text_adds: float = 0.3,
+    count: int = 120,
+) -> Measured:
+    """Losses of contexts whose text gains 2 nats on average."""
     generator = torch.Generator().manual_seed(0)
 
     def noise() -> torch.Tensor:
-        return 0.2 * torch.randn(120, generator=generator)
+        return 0.2 * torch.randn(count, generator=generator)
 
-    text = 1 + torch.rand(120, generator=generator)
+    text = 1 + torch.rand(count, generator=generator)
     losses = {
         TEXT: text,
         OTHER: text + 2 + noise(),
@@ -53,8 +61,8 @@ def simulated(kept: float, alone: float, *, style: float = 0.0, task: float = 0.
         WRONG: text + 2 - 2 * style + noise(),
         ALONE: text + 2 - 2 * alone + noise(),
     }
-    score = torch.rand(120, generator=generator)
-    scores = {TEXT: score, BRIDGE: score + task + noise() / 10}
+    score = torch.rand(count, generator=generator)
+    scores = {TEXT: score, OTHER: score - text_adds, BRIDGE: score + task + noise() / 10}
     return Measured(size=256, questions=240, tokens=250.0, loss=losses, score=scores)
 
 
@@ -66,8 +74,16 @@ def test_figures_of_simulated_losses_are_what_was_simulated() -> None:
         estimate = found[name]
         assert estimate.low is not None and estimate.high is not None
         assert estimate.low < value < estimate.high and estimate.high - estimate.low < 0.1
+    assert found["text_adds"].value == pytest.approx(0.3)
     adds = worth(simulated(0.6, 0.6))["sharer_adds"]
     assert adds.low is not None and adds.low < 0
+
+
+def test_a_text_that_scores_nothing_shows_nothing_of_the_task() -> None:
+    """Where T scores as T′ does, a bridge loses nothing, and that is not shown of its worth."""
+    for adds in (0.0, -0.1):
+        found = worth(simulated(0.95, 0.6, text_adds=adds))["task_difference"]
+        assert found.value is not None and found.low is None
 
 
 def test_the_worst_size_counts() -> None:
@@ -78,6 +94,7 @@ def test_the_worst_size_counts() -> None:
     assert summary["message_kept"] == pytest.approx(0.8, abs=0.05)
     assert summary["style"] == pytest.approx(0.1, abs=0.05)
     assert (summary["contexts"], summary["contexts_from"]) == (120, "file.jsonl")
+    assert summary["task_tokens"] == 1024
     assert (summary["passages_left_out"], summary["fitted_text_compared"]) == (3, "yes")
     nothing = task_summary([], TaskRows())
     assert nothing["message_kept_low"] is None and nothing["contexts"] == 0
