@@ -221,6 +221,7 @@ def run_flow(
     if outputs:
         print_outputs(stdout(), result.outputs)
     if report:
+        console.print()
         print_report(console, result.report)
     if not alone:
         print_summary(console, result.report)
