@@ -8,7 +8,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from unspoken.channels.bridges.bridge import tensors_of
 from unspoken.channels.bridges.features import width
@@ -27,10 +29,6 @@ from unspoken.channels.errors import BridgeError
 from unspoken.channels.kv.geometry import CacheGeometry
 from unspoken.channels.model import TextModel
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Alone:
@@ -42,7 +40,7 @@ class Alone:
     """
 
     manifest: EmbeddingsBridge
-    tensors: "dict[str, Tensor]"
+    tensors: dict[str, Tensor]
 
 
 def alone_settings(
@@ -57,7 +55,7 @@ def alone_settings(
     Args:
         settings: The bridge's.
         config: Its projector's.
-        steps: Training steps that it took.
+        steps: Training steps that it took; its patience does not end this fit sooner.
         sharer: Geometry of its sharer.
         receiver: Geometry of its receiver.
     """
@@ -73,6 +71,7 @@ def alone_settings(
         rank=_rank(shape, sharer, receiver, most),
         steps=steps,
         minutes=math.inf,
+        patience=max(steps, 1),
     )
 
 
@@ -143,9 +142,10 @@ def fit_beside(
         train_models: As `Fit` takes them.
     """
     ends = models[0].geometry, models[1].geometry
-    steps = fitted.figures.get("steps")
+    steps, tokens = fitted.figures.get("steps"), fitted.figures.get("closed_form_tokens")
     taken = steps if isinstance(steps, int) else 0
-    alone = alone_settings(settings, fitted.module.config, taken, *ends)
+    alike = replace(settings, gram_tokens=int(tokens) if tokens else None)
+    alone = alone_settings(alike, fitted.module.config, taken, *ends)
     return fit_alone(
         *models, corpus, alone, dtype="int8", report=report, work=work, train_models=train_models
     )
@@ -171,6 +171,12 @@ def projector_of_alone(manifest: BridgeManifest, alone: Alone) -> Projector:
     return projector.eval().requires_grad_(False)
 
 
+def dtype_of(manifest: BridgeManifest) -> torch.dtype | None:
+    """What a bridge was trained in; None where its manifest does not say."""
+    dtype = getattr(torch, str(manifest.fit.get("train_dtype")), None)
+    return dtype if isinstance(dtype, torch.dtype) else None
+
+
 def add_alone(
     folder: Path,
     sharer: TextModel,
@@ -179,7 +185,7 @@ def add_alone(
     *,
     report: Callable[[FitProgress], None],
     work: Path | None,
-    train_dtype: "torch.dtype | None" = None,
+    train_dtype: torch.dtype | None = None,
 ) -> None:
     """Fit the bridge of embeddings alone of a stored bridge, and put it beside it.
 
@@ -189,7 +195,8 @@ def add_alone(
         corpus: What it was fitted on.
         report: Told of the fit's progress.
         work: A folder for what a killed fit goes on from.
-        train_dtype: Float type to train in; None for the models' own.
+        train_dtype: Float type to train in; None for what the bridge was trained in, or the
+            models' own where its manifest does not say.
 
     Raises:
         BridgeError: Another corpus than the bridge's, or it is broken.
@@ -205,13 +212,14 @@ def add_alone(
     ours = measured_here(manifest)
     steps = manifest.fit.get("steps")
     settings = alone_settings(
-        FitSettings(seed=manifest.data.seed),
+        FitSettings.from_figures(manifest.fit, manifest.data.seed),
         ProjectorConfig.from_dict({k: v for k, v in manifest.config.items() if k != "fuse"}),
         int(steps) if isinstance(steps, int) else 0,
         sharer.geometry,
         receiver.geometry,
     )
     models = None
+    train_dtype = train_dtype or dtype_of(manifest)
     if train_dtype is not None:
         models = sharer.cast(train_dtype), receiver.cast(train_dtype)
     alone = fit_alone(

@@ -57,7 +57,7 @@ class ClosedForm:
     def figures(self) -> dict[str, float]:
         """What a manifest says of it."""
         explained = {} if self.explained is None else {"explained": self.explained}
-        return {"penalty": self.penalty, **explained}
+        return {"penalty": self.penalty, "tokens": self.tokens, **explained}
 
 
 def closed_form(

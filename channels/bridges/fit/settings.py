@@ -1,6 +1,8 @@
 """How bridges and their fusers are fitted."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,11 @@ class FitSettings(TrainSettings):
         likelihood: Weight of the cross-entropy beside the KL.
     """
 
+    learning: ClassVar[tuple[str, ...]] = (
+        "batch", "rate", "residual_rate", "pool", "fresh", "likelihood",
+    )  # fmt: skip
+    """How it learns, as a manifest's ``fit`` has it: a second fit is then trained alike."""
+
     source_layers: int | None = None
     native_layers: int = 0
     embeddings: int = 2
@@ -59,6 +66,18 @@ class FitSettings(TrainSettings):
     pool: int = 320
     fresh: int = 3
     likelihood: float = 0.3
+
+    @classmethod
+    def from_figures(cls, figures: Mapping[str, float | int | str | None], seed: int) -> Self:
+        """How a stored bridge learnt; the defaults where a manifest of an older version is silent.
+
+        Args:
+            figures: The manifest's ``fit``.
+            seed: Of the fit.
+        """
+        known = {name: figures[name] for name in cls.learning if figures.get(name) is not None}
+        tokens = figures.get("closed_form_tokens")
+        return cls(seed=seed, gram_tokens=int(tokens) if tokens else None, **known)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -144,5 +144,7 @@ class ProjectorFit(Fit[Projector, Example, FitSettings]):
             "peak_memory_closed_form_gb": progressed.closed_peak_gb,
             "steps": progressed.step,
             "held_out_score": round(progressed.best_score, 4),
+            "train_dtype": str(self.train_models[1].dtype).removeprefix("torch."),
+            **{name: getattr(self.settings, name) for name in FitSettings.learning},
             **{f"closed_form_{name}": round(value, 4) for name, value in scores},
         }

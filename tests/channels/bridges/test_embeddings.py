@@ -11,6 +11,7 @@ from pairs import AUDIT, plan
 
 from unspoken.channels.bridges.audit.stored import audit_bridge, keep_audit
 from unspoken.channels.bridges.embeddings import add_alone, load_alone
+from unspoken.channels.bridges.fit.settings import FitSettings
 from unspoken.channels.bridges.folder import check, copy, read, read_embeddings, verify, write
 from unspoken.channels.bridges.make import fit_bridge
 from unspoken.channels.bridges.store import BridgeStore
@@ -48,6 +49,8 @@ def test_a_fit_makes_both_and_its_audit_uses_both(
     assert alone.config["source_layers"] == [] and alone.fit["steps"] == manifest.fit["steps"] == 4
     sizes = [sum(tensor.nbytes for tensor in these.values()) for these in (weights, tensors)]
     assert 0.8 * sizes[1] < sizes[0] <= sizes[1]
+    learnt = (*FitSettings.learning, "train_dtype", "closed_form_tokens")
+    assert {name: alone.fit[name] for name in learnt} == {n: manifest.fit[n] for n in learnt}
     keep_audit(folder, audit_bridge(folder, *pair, measured), manifest)
     for audited in (manifest, check(folder)):
         assert audited.audit is not None
@@ -78,6 +81,17 @@ def test_it_can_be_added_to_a_stored_bridge(pair: Pair, fitted: Path, source: st
     other = replace(load_corpus([source]), digest="0" * 64)
     with pytest.raises(BridgeError, match="is not here as it was"):
         add_alone(fitted, *pair, other, report=lambda progress: None, work=None)
+
+
+def test_it_learns_as_the_stored_bridge_did(pair: Pair, fitted: Path, source: str) -> None:
+    """What the manifest says of the bridge's training holds for the second fit."""
+    manifest, tensors = read(fitted)
+    fit = {**manifest.fit, "batch": 2, "rate": 3e-4, "closed_form_tokens": 700}
+    write(fitted, manifest.model_copy(update={"fit": fit}), tensors)
+    added(fitted, pair, source)
+    alone = check(fitted).embeddings
+    assert alone is not None and (alone.fit["batch"], alone.fit["rate"]) == (2, 3e-4)
+    assert 700 <= int(alone.fit["closed_form_tokens"] or 0) < 32_000
 
 
 def test_its_file_is_checked_like_the_bridge_s(
