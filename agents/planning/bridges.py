@@ -22,7 +22,7 @@ FindBridge = Callable[["AgentModel", "AgentModel"], Bridge | None]
 def other_weights(ends: EdgeEnds, find_bridge: FindBridge, given: Bridge | None) -> ChannelChoice:
     """What a bridge, or the lack of one, makes of an edge between two models."""
     edge, sharer, receiver = ends.edge, ends.sharer, ends.receiver
-    changed = None if edge.loop else rewritten(ends)
+    changed = rewritten(ends)
     if changed is not None and changed.mode == "text":
         return changed
     unmapped = _unmapped(ends)

@@ -48,7 +48,8 @@ def _settled(
     if longest is not None and longest <= edge.read_again and edge.fallback == "text":
         evidence = f"one of {beside} messages that would be spliced, at most {longest} tokens long"
         reason = f"same weights, but {evidence}: it is read again"
-        return replace(choice, mode="text", reason=reason, evidence=evidence, advice="")
+        advice = f"read_again: {longest - 1} or less would splice it, further from the text"
+        return replace(choice, mode="text", reason=reason, evidence=evidence, advice=advice)
     again = f"its first {edge.read_again} tokens are computed again"
     reason = f"{choice.reason}; one of {beside} such messages, so {again}"
     return replace(choice, reason=reason, sink=edge.read_again)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import ceil
 from shlex import join
 from typing import TYPE_CHECKING
 
@@ -45,10 +46,15 @@ def across(ends: EdgeEnds, find_profile: FindProfile) -> ChannelChoice:
     if moved and not shifts_keys(receiver):
         reason = f"keys of {edge.to}'s model cannot be put at other positions"
         expected = "the same tokens before the message at both ends"
-        return ChannelChoice("text", reason, expected=expected)
+        return ChannelChoice("text", reason, expected=expected, advice=place.advice)
     if edge.recompute is None:
         reason = "other weights of one base, and the workflow refuses their cache (recompute: none)"
-        return ChannelChoice("text", reason, expected="recompute: profile, or ranges of layers")
+        return ChannelChoice(
+            "text",
+            reason,
+            expected="recompute: profile, or ranges of layers",
+            advice="leave out recompute: none; a profile of the pair then says what serves",
+        )
     if edge.recompute != "profile":
         return _by_ranges(check_layer_ranges(edge.recompute, len(receiver.geometry.layers)))
     try:
@@ -99,7 +105,10 @@ def _by_profile(ends: EdgeEnds, profile: Profile, between: str, *, moved: bool) 
         reason += f"; the nearest keeps {highs[0]:.4f}" if highs else ""
         if within:
             reason = f"no choice within {edge.max_kl:g} nats for {between} was faster than text"
-        return ChannelChoice("text", reason, expected="a profile within the edge's max_kl")
+        allow = f"max_kl: {_up(highs[0])} on this edge" if highs and not within else ""
+        return ChannelChoice(
+            "text", reason, expected="a profile within the edge's max_kl", advice=allow
+        )
     speed = f", {point.speedup:.1f}x" if point.speedup and timed else ""
     evidence = f"profile: {worst.kl:.4f} nats, interval up to {worst.high:.4f}{speed}"
     what = f"layers {point.named} recomputed" if point.layer_ranges else "taken as it is"
@@ -111,6 +120,11 @@ def _by_profile(ends: EdgeEnds, profile: Profile, between: str, *, moved: bool) 
         max_kl=worst.high,
         prefix_only=not moved,
     )
+
+
+def _up(bound: float) -> str:
+    """A bound in nats that allows this one, to four places."""
+    return f"{ceil(bound * 10_000) / 10_000:g}"
 
 
 def _unfit(ends: EdgeEnds, profile: Profile, *, moved: bool) -> ChannelChoice | None:

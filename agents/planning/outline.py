@@ -1,6 +1,6 @@
 """An agent's context before anything ran, in pieces that are equal where their tokens will be."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from itertools import islice
@@ -63,15 +63,29 @@ class Outlines:
         self._leading: dict[str, tuple[int, ...]] = {}
         self._prompts: dict[str, tuple[OutlinePiece, ...]] = {}
         self._contexts: dict[str, tuple[OutlinePiece, ...]] = {}
+        self._later: dict[str, tuple[OutlinePiece, ...]] = {}
         for name in TopologicalSorter(sharers).static_order():
             if spec.agents[name].order == "auto":
                 self._leading[name] = self._continuing(name)
-            self._prompts[name] = self._cut(name, self._prompt(name))
+            self._prompts[name] = self._cut(name, self._prompt(name, self._order(name)))
             self._contexts[name] = self._cut(name, self._context(name))
 
     def __getitem__(self, agent: str) -> tuple[OutlinePiece, ...]:
         """The pieces of an agent's first turn, its own words at the end."""
         return self._contexts[agent]
+
+    def later(self, agent: str) -> tuple[OutlinePiece, ...]:
+        """The pieces of a turn that loops have started, less what the agent wrote before.
+
+        All loops bring their messages, as they stand after the first turns of their sharers.
+        """
+        if agent not in self._later:
+            order = self._order(agent, loops=True)
+            prompt = self._prompt(agent, order)
+            pieces = self._read(agent, order, prompt)
+            loops = [n for n, edge in enumerate(self._spec.edges) if edge.loop and edge.to == agent]
+            self._later[agent] = self._cut(agent, pieces, loops)
+        return self._later[agent]
 
     @property
     def leading(self) -> Mapping[str, tuple[int, ...]]:
@@ -114,23 +128,31 @@ class Outlines:
         edge = self._spec.edges[number]
         return edge.channel != "text" and self._spec.agents[edge.from_].for_each is None
 
-    def _cut(self, agent: str, pieces: Iterator[OutlinePiece]) -> tuple[OutlinePiece, ...]:
+    def _cut(
+        self, agent: str, pieces: Iterator[OutlinePiece], loops: Sequence[int] = ()
+    ) -> tuple[OutlinePiece, ...]:
         """Some pieces, and one for each message that may begin after them."""
         shown = tuple(islice(pieces, MOST_PIECES))
         if next(pieces, None) is None:
             return shown
         seen = {piece.edge for piece in shown}
         label = f"more than {MOST_PIECES} parts of {agent}"
-        rest = [number for number in self._inbound[agent] if number not in seen]
+        rest = [number for number in (*self._inbound[agent], *loops) if number not in seen]
         return (*shown, *(OutlinePiece(("more", agent, n), label, n) for n in (None, *rest)))
 
     def _context(self, agent: str) -> Iterator[OutlinePiece]:
-        yield _system(self._spec, agent)
-        for number in self._order(agent).turns:
-            yield from self._message(number)
-        yield from _turn("user", self._prompts[agent])
+        yield from self._read(agent, self._order(agent), self._prompts[agent])
         if self._spec.agents[agent].generate is not None:
             yield from self._own_turn(agent)
+
+    def _read(
+        self, agent: str, order: PartOrder, prompt: Iterable[OutlinePiece]
+    ) -> Iterator[OutlinePiece]:
+        """What an agent reads in a turn that it begins anew."""
+        yield _system(self._spec, agent)
+        for number in order.turns:
+            yield from self._message(number)
+        yield from _turn("user", prompt)
 
     def _own_turn(self, agent: str) -> Iterator[OutlinePiece]:
         """What an agent writes, opened as its template asks for it, thoughts first."""
@@ -158,19 +180,19 @@ class Outlines:
             elif not (drops and piece.key == ("thoughts", sharer)):
                 yield piece
 
-    def _order(self, agent: str) -> PartOrder:
-        """Where messages stand in an agent's first turn, to which loop edges bring nothing."""
+    def _order(self, agent: str, *, loops: bool = False) -> PartOrder:
+        """Where messages stand in an agent's turn; to its first, loop edges bring nothing."""
         spec, messages = self._spec, []
-        for number in self._inbound[agent]:
-            edge = spec.edges[number]
+        for number, edge in enumerate(spec.edges):
+            if edge.to != agent or (edge.loop and not loops):
+                continue
             each = spec.agents[edge.from_].for_each is not None
             one_turn = spec.share_of(edge) != "context" and not each
             messages.append(InEdge(number=number, sharer=edge.from_, one_turn=one_turn))
         return order_of_parts(spec.agents[agent].prompt, messages, self._leading.get(agent, ()))
 
-    def _prompt(self, agent: str) -> Iterator[OutlinePiece]:
+    def _prompt(self, agent: str, order: PartOrder) -> Iterator[OutlinePiece]:
         """A prompt's words, and the messages it quotes."""
-        order = self._order(agent)
         prompt = self._spec.agents[agent].prompt
         private = any(reference.root != "inputs" for reference in references(prompt))
         for index, part in enumerate(_parts(prompt)):

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from unspoken.agents.delegates.model import Delegate
+from unspoken.agents.planning.advice import advice_for
 from unspoken.agents.planning.bridges import FindBridge, other_weights
 from unspoken.agents.planning.choice import ChannelChoice, EdgeEnds, make_channel, shifts_keys
 from unspoken.agents.planning.fan_in import settle_splices
@@ -75,6 +77,11 @@ def plan_workflow(
     if problems:
         raise WorkflowError(problems)
     choices = settle_splices(spec, choices)
+    for ends in every:
+        unasked = partial(_unasked, ends, find_bridge, find_profile)
+        choice = choices[ends.number]
+        advice = advice_for(ends, choice, unasked)
+        choices[ends.number] = replace(choice, advice=advice)
     channels = {number: make_channel(spec.edges[number], choices[number]) for number in choices}
     edges = []
     for ends in every:
@@ -95,6 +102,14 @@ def plan_workflow(
     )
 
 
+def _unasked(ends: EdgeEnds, find_bridge: FindBridge, find_profile: FindProfile) -> ChannelChoice:
+    """What an edge would get if it left its channel to the planner."""
+    edges = list(ends.spec.edges)
+    edges[ends.number] = ends.edge.model_copy(update={"channel": "auto"})
+    free = replace(ends, spec=ends.spec.model_copy(update={"edges": edges}))
+    return choose_channel(free, None, None, find_bridge, find_profile)
+
+
 def _every_edge(
     spec: WorkflowSpec, models: Mapping[str, "AgentModel"], contexts: Outlines
 ) -> Iterator[EdgeEnds]:
@@ -105,7 +120,7 @@ def _every_edge(
             sharer=models[edge.from_],
             receiver=models[edge.to],
             sharer_context=contexts[edge.from_],
-            receiver_context=contexts[edge.to],
+            receiver_context=contexts.later(edge.to) if edge.loop else contexts[edge.to],
         )
 
 
@@ -185,7 +200,11 @@ def _with_repair(plan: EdgePlan, channel: "Channel", ends: EdgeEnds) -> EdgePlan
     if plan.mode != "splice" or not isinstance(channel, SameModelCacheChannel):
         return plan
     if channel.budget is None:
-        return replace(plan, repaired=None if channel.deviation else channel.sink)
+        repaired, reason = None if channel.deviation else channel.sink, plan.reason
+        if repaired and ends.edge.loop:
+            # What comes back is short mostly, as the yes or no of a critic.
+            reason += f"; its first {repaired} tokens are computed again: one of no more is exact"
+        return replace(plan, repaired=repaired, reason=reason)
     tokens = affordable_tokens(ends.receiver, channel.budget)
     paid = f"{channel.budget:g} ms pay for about {tokens} tokens on this machine: its first ones"
     return replace(plan, repaired=tokens, reason=f"{plan.reason}; {paid}")
@@ -256,7 +275,7 @@ def choose_channel(
     if choice.mode == "splice" and not shifts_keys(receiver):
         reason = "this model's keys cannot be moved, and the message stands elsewhere than at its"
         expected = "the same tokens before the message at both ends"
-        return ChannelChoice("text", f"{reason} sharer", expected=expected)
+        return ChannelChoice("text", f"{reason} sharer", expected=expected, advice=choice.advice)
     return choice
 
 

@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 def same_weights(ends: EdgeEnds) -> ChannelChoice:
     """Whether the same pieces stand before and in the message at both ends."""
     edge = ends.edge
-    if edge.loop:
-        reason = f"same weights, but it comes after what {edge.to} has written before"
-        return ChannelChoice("splice", reason)
     changed = rewritten(ends)
     if changed is not None:
         return changed
+    if edge.loop and ends.spec.agents[edge.to].memory != "turn":
+        reason = f"same weights, but it comes after what {edge.to} has written before"
+        advice = (
+            f"memory: turn at {edge.to} and share: context on this edge, so that {edge.to} goes "
+            f"on from the whole conversation of {edge.from_}"
+        )
+        return ChannelChoice("splice", reason, advice=advice)
     theirs, ours = ends.sharer_context, ends.receiver_context
     last = max(index for index, piece in enumerate(ours) if piece.edge == ends.number)
     for left, right in zip(theirs, ours[: last + 1], strict=False):
@@ -29,7 +33,8 @@ def same_weights(ends: EdgeEnds) -> ChannelChoice:
             )
             return ChannelChoice("splice", reason, advice=_advice(ends, left, right))
     if len(theirs) <= last:
-        return ChannelChoice("splice", f"{edge.to} has more before the message than {edge.from_}")
+        reason = f"{edge.to} has more before the message than {edge.from_}"
+        return ChannelChoice("splice", reason, advice=_before_it(ends))
     reason = (
         f"same weights, and the same tokens stand before the message at {edge.from_} and {edge.to}"
     )
@@ -46,20 +51,50 @@ def rewritten(ends: EdgeEnds) -> ChannelChoice | None:
             f"whole turns cannot stand inside the prompt of {edge.to}, so it quotes their words"
         )
         expected = f"{edge.from_}.text outside the prompt, or share: output"
-        return ChannelChoice("text", reason, expected=expected)
+        advice = f"leave {edge.from_}.text out of the prompt of {edge.to}, before which they stand"
+        return ChannelChoice("text", reason, expected=expected, advice=advice)
     if prints_message(spec.agents[edge.to].prompt, edge.from_):
         reason = f"same weights; the prompt of {edge.to} places the message under a condition"
-        return ChannelChoice("splice", reason)
+        advice = f"print {edge.from_}.text first in the prompt of {edge.to}, under no condition"
+        return ChannelChoice("splice", reason, advice=advice)
     reason = f"the prompt of {edge.to} changes the message's words, so {edge.to} reads them again"
-    return ChannelChoice("text", reason, expected=f"the whole of {edge.from_}.text, unfiltered")
+    expected = f"the whole of {edge.from_}.text, unfiltered"
+    advice = f"print {expected}, or leave it out: it then stands before the prompt"
+    return ChannelChoice("text", reason, expected=expected, advice=advice)
 
 
 def _advice(ends: EdgeEnds, left: OutlinePiece, right: OutlinePiece) -> str:
+    """What would let a message go on where its sharer's context does."""
     if "system" in (left.key[0], right.key[0]):
         return "put the instructions into the prompt, and leave the system prompt out at both ends"
-    if right.edge not in (None, ends.number) and ends.spec.share_of(ends.edge) != "output":
+    if left.key[0] == "thoughts":
+        return "thoughts: keep on this edge"
+    if ends.spec.share_of(ends.edge) == "output":
+        return _before_it(ends)
+    if right.edge == ends.number:
+        return _before_it(ends) if left.edge is not None else _in_place(ends)
+    if right.edge is not None:
         return f"let this edge come first, or give {ends.edge.to} order: auto"
-    return ""
+    return _in_place(ends)
+
+
+def _before_it(ends: EdgeEnds) -> str:
+    """What is lacking before a message: what its sharer read."""
+    first = "" if ends.receiver_context[1].edge == ends.number else ", as its first"
+    return (
+        f"share: context{first}: {ends.edge.to} then goes on from the whole conversation of "
+        f"{ends.edge.from_}"
+    )
+
+
+def _in_place(ends: EdgeEnds) -> str:
+    """Where the receiver has words of its own before a message, or in another role."""
+    edge = ends.edge
+    if edge.as_ != "user":
+        return (
+            f"leave out as: {edge.as_}, so that the message stands in the role that it was read in"
+        )
+    return f"print {edge.from_}.text first in the prompt of {edge.to}, or leave it out there"
 
 
 def read_again(choice: ChannelChoice, receiver: "AgentModel") -> ChannelChoice:

@@ -131,6 +131,21 @@ CASES: dict[str, tuple[list[Agent], list[tuple[str, str, dict[str, Any]]], list[
         [("d", "c", {"share": "context"}), ("c", "d", {"loop": True})],
         ["continuation", "splice"],
     ),
+    "a loop into turns of their own": (
+        [agent("d", "{{ turn }}", max_turns=3, memory="turn"), agent("c")],
+        [("d", "c", {"share": "context"}), ("c", "d", {"loop": True, "share": "context"})],
+        ["continuation", "continuation"],
+    ),
+    "an output looped into turns of their own": (
+        [agent("d", max_turns=2, memory="turn"), agent("c")],
+        [("d", "c", {"share": "context"}), ("c", "d", {"loop": True})],
+        ["continuation", "splice"],
+    ),
+    "a loop's words that are changed": (
+        [agent("d", "draft {{ c.text | upper }}", max_turns=2), agent("c")],
+        [("d", "c", {"share": "context"}), ("c", "d", {"loop": True})],
+        ["continuation", "text"],
+    ),
     "a whole context inside a prompt": (
         [agent("w"), agent("s", "so: {{ w.text }}")],
         [("w", "s", {"share": "context"})],
@@ -145,7 +160,9 @@ def test_runs_do_what_the_plan_says(models: Models, name: str) -> None:
     agents, edges, expected = CASES[name]
     flow = flow_of(models["chatml"], agents, *edges)
     inputs = {"document": DOCUMENT} if "document" in flow.spec.inputs else {}
-    assert [edge.mode for edge in flow.plan().edges] == expected
+    planned = flow.plan().edges
+    assert [edge.mode for edge in planned] == expected
+    assert all(bool(edge.advice) == (edge.mode != "continuation") for edge in planned)
     report = flow.run(**inputs).report
     first = {(edge.sharer, edge.receiver): edge for edge in reversed(report.edges)}
     assert [first[sharer, receiver].mode for sharer, receiver, _ in edges] == expected
@@ -212,6 +229,7 @@ def test_text_by_name_needs_no_excuse(models: Models) -> None:
         0,
         False,
     )
+    assert "this edge would then be a continuation" in edge.advice
 
 
 def test_auto_between_other_weights_is_text_and_says_why(models: Models) -> None:
