@@ -20,7 +20,11 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NAMES = (
     "draft_critique_revise",
     "fan_out_panel",
+    "map_reduce",
+    "question_router",
     "reader_solver",
+    "solver_critic",
+    "split_evidence",
     "support_router",
     "tool_solver",
     "two_families",
@@ -36,9 +40,9 @@ ASKING = ("interview",)
 
 
 @cache
-def script(name: str) -> ModuleType:
-    file = EXAMPLES / name / "run.py"
-    spec = importlib.util.spec_from_file_location(f"example_{name}", file)
+def script(name: str, file: str = "run.py") -> ModuleType:
+    path = EXAMPLES / name / file
+    spec = importlib.util.spec_from_file_location(f"example_{name}_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -100,6 +104,12 @@ def test_every_folder_is_tested() -> None:
 def test_both_forms_are_one_workflow(name: str) -> None:
     """The file and the script describe equal workflows."""
     assert script(name).build().spec == from_file(name).spec
+
+
+def test_both_forms_of_the_debate_are_one_workflow() -> None:
+    """It lies beside the bridges of two_families, which it shares."""
+    told = Workflow.from_yaml(EXAMPLES / "two_families" / "debate.yaml").spec
+    assert script("two_families", "debate.py").build().spec == told
 
 
 @pytest.mark.model
@@ -196,6 +206,27 @@ def test_the_interview_pauses_and_goes_on(
     assert stored.outputs is not None and stored.outputs["question"] == question
     assert stored.outputs["answer"] == "It had a walnut tree."
     assert capsys.readouterr().out.strip() == stored.outputs["summary"].strip() != ""
+
+
+def test_the_scripts_make_rows_of_public_sets() -> None:
+    """Facts are dealt out to both readers, passages become one long document in parts."""
+    questions = [
+        {"question": f"q{n}", "facts": [f"a{n}", f"b{n}", f"c{n}"], "answer": n == 1}
+        for n in range(3)
+    ]
+    made = script("split_evidence").split(questions, among=2)
+    assert [row["gold"] for row in made] == ["no", "yes", "no"]
+    for n, row in enumerate(made):
+        hands = [set(row[hand].split("\n")) for hand in ("first", "second")]
+        own = {f"a{n}", f"b{n}", f"c{n}"}
+        assert own <= hands[0] | hands[1] and all(hand & own for hand in hands)
+        assert [len(hand - own) for hand in hands] == [2, 2]
+    passages = [
+        {"context": f"passage {n}", "question": f"q{n}", "answers": [str(n)]} for n in range(4)
+    ]
+    documents = list(script("map_reduce").long_rows(passages, passages=3, words=4))
+    assert [[len(part.split()) for part in row["parts"]] for row in documents] == [[4, 2]] * 4
+    assert all(f"passage {row['gold'][0]}" in "\n".join(row["parts"]) for row in documents)
 
 
 @pytest.mark.model
