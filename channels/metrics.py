@@ -10,7 +10,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from unspoken.channels.bootstrap import Estimate
+from unspoken.channels.bootstrap import TAIL, Bootstrap, Estimate
 
 
 def distance(full: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,9 +119,6 @@ def _f1(prediction: str, answer: str) -> float:
     return 2 * common / (len(said) + len(wanted))
 
 
-PAIRED_DRAWS = 2000
-
-
 def wilson(right: int, count: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927)."""
     z = 1.96
@@ -132,9 +129,7 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 
 
 def paired(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, float, float]:
-    """Mean difference over the same rows, and its 95 % bootstrap interval."""
-    gaps = torch.tensor(first, dtype=torch.float64) - torch.tensor(second, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    chosen = torch.randint(len(gaps), (PAIRED_DRAWS, len(gaps)), generator=generator)
-    ends = gaps[chosen].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return float(gaps.mean()), float(ends[0]), float(ends[1])
+    """Mean difference over the same rows, and its 95 % interval; see `Bootstrap`."""
+    gaps = [float(one) - float(other) for one, other in zip(first, second, strict=True)]
+    estimates = Bootstrap(gaps)
+    return (estimates.mean, *estimates.bounds(TAIL))

@@ -98,7 +98,8 @@ def test_all_conditions_are_measured_on_the_same_rows(
     alone = table[fuse.RECEIVER]
     for condition in (fuse.SELF, fuse.FUSED, fuse.OTHER):
         assert table[condition]["accuracy"] == alone["accuracy"]
-    assert (alone["fused_minus"], alone["fused_minus_low"], alone["fused_minus_high"]) == (0, 0, 0)
+    assert alone["fused_minus"] == 0
+    assert alone["fused_minus_low"] < 0 < alone["fused_minus_high"]  # 7 rows prove nothing
     tried = {name: summary[name] for name in summary if name.startswith("text_tried_")}
     assert tried.pop("text_tried_on") == 3 and len(tried) == 4
     chosen = f"text_tried_{summary['text_prompt']}_{summary['text_message_tokens']}"

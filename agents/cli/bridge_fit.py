@@ -33,6 +33,24 @@ Recall = Annotated[Path | None, _file("--recall", "Recall rows to measure on")]
 Choice = Annotated[Path | None, _file("--choice", "Questions with options to measure fuse mode on")]
 Sharer = Annotated[str, typer.Argument(metavar="SHARER", help="The model whose cache is read.")]
 Receiver = Annotated[str, typer.Argument(metavar="RECEIVER", help="The model whose cache is made.")]
+Minutes = Annotated[
+    float | None, typer.Option(min=0, help="Most minutes of training; 0 trains nothing.")
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        metavar="DTYPE",
+        help="Float type of both models. One that rounds their weights makes other models of "
+        "them, and a bridge leads between the models it was fitted with.",
+    ),
+]
+Device = Annotated[
+    str, typer.Option(metavar="DEVICE", help="Device of both models, such as cpu or cuda:1.")
+]
+TrainDtype = Annotated[
+    str | None,
+    typer.Option(metavar="DTYPE", help="Float type to train in; the models' own if left out."),
+]
 
 
 def fit(
@@ -45,9 +63,7 @@ def fit(
             help="A text to fit on: a file, a folder, hub:NAME or builtin. May be repeated.",
         ),
     ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(min=0, help="Most minutes of training; 0 trains nothing.")
-    ] = None,
+    minutes: Minutes = None,
     steps: Annotated[int | None, typer.Option(min=0, help="Most training steps.")] = None,
     native_layers: Annotated[
         int, typer.Option(min=0, help="How many layers the receiver runs itself over a message.")
@@ -67,21 +83,9 @@ def fit(
         int | None, typer.Option(min=1, help="Width of the residual's bottleneck.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="DTYPE",
-            help="Float type of both models. One that rounds their weights makes other models of "
-            "them, and a bridge leads between the models it was fitted with.",
-        ),
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="Device of both models, such as cpu or cuda:1.")
-    ] = "auto",
-    train_dtype: Annotated[
-        str | None,
-        typer.Option(metavar="DTYPE", help="Float type to train in; the models' own if left out."),
-    ] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    train_dtype: TrainDtype = None,
     refit: Annotated[
         bool, typer.Option("--refit", help="Fit even where a bridge is stored.")
     ] = False,
@@ -118,7 +122,7 @@ def fit(
     where it was.
     """
     _require_files(text, qa, recall)
-    train_type = _dtype(train_dtype)
+    train_type = float_type(train_dtype, "--train-dtype")
     console = stderr()
     models = load_pair(sharer, receiver, console, quiet=as_json, dtype=dtype, device=device)
     from unspoken.channels.bridges.audit.plan import AuditPlan
@@ -128,8 +132,8 @@ def fit(
     from unspoken.channels.bridges.plan import FitPlan
 
     _require_targets(native_layers, models[1])
-    budget = _given(minutes=minutes, steps=steps)
-    shape = _given(
+    budget = given(minutes=minutes, steps=steps)
+    shape = given(
         rank=rank, source_layers=source_layers, native_layers=native_layers, hidden=hidden,
         bottleneck=bottleneck, seed=seed,
     )  # fmt: skip
@@ -195,19 +199,18 @@ def _require_targets(native_layers: int, receiver: "LocalModel") -> None:
         )
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    """The options that were given; the others have their defaults."""
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were set; the others have their defaults."""
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _dtype(name: str | None) -> Any:
+def float_type(name: str | None, option: str) -> Any:
+    """The float type that an option names; None where it was left out."""
     import torch
 
     dtype = getattr(torch, name, None) if name else None
     if name and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise InputError(
-            f"--train-dtype {name!r} is unknown", expected="float32, bfloat16 or float16"
-        )
+        raise InputError(f"{option} {name!r} is unknown", expected="float32, bfloat16 or float16")
     return dtype
 
 
@@ -295,7 +298,7 @@ def audit(
         measured = audit_bridge(
             folder,
             *models,
-            AuditPlan(text=text, qa=qa, recall=recall, choice=choice, **_given(contexts=contexts)),
+            AuditPlan(text=text, qa=qa, recall=recall, choice=choice, **given(contexts=contexts)),
             hold=_hold(models),
             report=lambda stage, part: report(title, stage, part),
         )

@@ -1,21 +1,42 @@
 """``unspoken bridge plan``: what a bridge would be, before a weight is loaded."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import typer
 
-from unspoken.agents.cli.bridge_fit import Receiver, Sharer
+from unspoken.agents.cli.bridge_fit import (
+    Device,
+    Dtype,
+    Minutes,
+    Receiver,
+    Sharer,
+    TrainDtype,
+    float_type,
+    given,
+)
 from unspoken.agents.cli.console import count, print_facts, print_json, shown, size, stdout
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import ModelSupportError
 
 if TYPE_CHECKING:
+    import torch
+
     from unspoken.channels.bridges.estimate import BridgeEstimate
+    from unspoken.channels.bridges.fit.settings import FitSettings
 
 EXITS = {"worth it": 0, "refused": 1, "useless": 3}
 
 
-def plan(sharer: Sharer, receiver: Receiver, as_json: JsonOption = False) -> None:
+def plan(
+    sharer: Sharer,
+    receiver: Receiver,
+    minutes: Minutes = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    train_dtype: TrainDtype = None,
+    as_json: JsonOption = False,
+) -> None:
     """Estimate what a bridge between two models would be, from their configurations alone.
 
     Its size, the minutes and steps of a fit on this machine, and the time to the first token. The
@@ -23,9 +44,16 @@ def plan(sharer: Sharer, receiver: Receiver, as_json: JsonOption = False) -> Non
     time at no length.
     """
     from unspoken.channels.bridges.estimate import BridgeEstimate
+    from unspoken.channels.bridges.fit.settings import FitSettings
 
+    settings = FitSettings(**given(minutes=minutes))
+    types = _Types(
+        device=device,
+        dtype=float_type(None if dtype == "auto" else dtype, "--dtype"),
+        train=float_type(train_dtype, "--train-dtype"),
+    )
     try:
-        estimate = _estimate(sharer, receiver)
+        estimate = _estimate(sharer, receiver, settings, types)
     except ModelSupportError as error:
         estimate = BridgeEstimate(reason=str(error).splitlines()[0], gains={})
     if as_json:
@@ -35,7 +63,18 @@ def plan(sharer: Sharer, receiver: Receiver, as_json: JsonOption = False) -> Non
     raise typer.Exit(EXITS[estimate.verdict])
 
 
-def _estimate(sharer: str, receiver: str) -> "BridgeEstimate":
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Types:
+    """Where, and in which float types, both models would compute; None for what loading chooses."""
+
+    device: str
+    dtype: "torch.dtype | None"
+    train: "torch.dtype | None"
+
+
+def _estimate(
+    sharer: str, receiver: str, settings: "FitSettings", types: _Types
+) -> "BridgeEstimate":
     import torch
 
     from unspoken.agents.models.headers import ModelHeader, read_header
@@ -43,23 +82,26 @@ def _estimate(sharer: str, receiver: str) -> "BridgeEstimate":
 
     if sharer == receiver:
         return estimates.BridgeEstimate(reason="the two are one model", gains={})
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    own = torch.accelerator.current_accelerator() or torch.device("cpu")
+    place = own if types.device == "auto" else torch.device(types.device)
 
     def dtype_of(header: ModelHeader) -> torch.dtype:
         """As `LocalModel.load` chooses it."""
-        return torch.float32 if device.type == "cpu" else header.dtype or torch.bfloat16
+        stored = torch.float32 if place.type == "cpu" else header.dtype or torch.bfloat16
+        return types.dtype or stored
 
     def end(header: ModelHeader) -> estimates.End:
         return estimates.End(
             geometry=header.geometry,
             size=header.size,
             itemsize=dtype_of(header).itemsize,
+            copied=types.train.itemsize if types.train else 0,
             dynamic=header.dynamic,
         )
 
     headers = read_header(sharer), read_header(receiver)
-    machine = estimates.calibrate(device, dtype_of(headers[1]))
-    return estimates.estimate(end(headers[0]), end(headers[1]), machine)
+    machine = estimates.calibrate(place, types.train or dtype_of(headers[1]))
+    return estimates.estimate(end(headers[0]), end(headers[1]), machine, settings)
 
 
 def _print(sharer: str, receiver: str, estimate: "BridgeEstimate") -> None:
@@ -86,6 +128,7 @@ def _print(sharer: str, receiver: str, estimate: "BridgeEstimate") -> None:
         ("memory at the peak", size(estimate.peak_bytes or 0)),
         ("closed form here", f"{estimate.closed_form_minutes:.1f} minutes"),
         ("training here", f"{count(steps)} steps in {estimate.minutes:.0f} minutes{few}"),
+        ("second fit, to judge it", f"{estimate.judge_minutes:.0f} minutes"),
         ("first token against text", ", ".join(gains)),
         ("faster from", even),
     ]

@@ -18,7 +18,7 @@ from unspoken.agents.models.hf_geometry import read_geometry
 from unspoken.agents.models.hub import config_folder
 from unspoken.agents.models.pretrained import strangers_code
 from unspoken.agents.models.quiet import first_line
-from unspoken.channels.errors import ModelReferenceError, UnspokenError
+from unspoken.channels.errors import ModelReferenceError, ModelSupportError, UnspokenError
 from unspoken.channels.kv.geometry import CacheGeometry
 from unspoken.channels.model_size import Size, size_of_module
 
@@ -49,7 +49,7 @@ def read_header(ref: str) -> ModelHeader:
 
     Raises:
         ModelReferenceError: The reference leads to no configuration that transformers knows.
-        ModelSupportError: The model cannot be served.
+        ModelSupportError: The model cannot be served, or what a token is read by is not said.
     """
     config = _config(ref)
     own = config.get_text_config(decoder=True)
@@ -57,11 +57,18 @@ def read_header(ref: str) -> ModelHeader:
     base, _ = text_decoder(model)
     named = getattr(own, "dtype", None) or getattr(config, "dtype", None)
     dtype = getattr(torch, named, None) if isinstance(named, str) else named
+    size = size_of_module(model)
+    if size is None:
+        raise ModelSupportError(
+            f"the configuration of {ref!r} has experts, and does not say how many read a token",
+            expected="num_experts_per_tok or another name for it",
+            fix="check the configuration",
+        )
     rope = json.dumps(getattr(own, "rope_parameters", None) or {}, default=str)
     return ModelHeader(
         ref=ref,
         geometry=read_geometry(DecoderCalls(model, base), base, model.config.get_text_config()),
-        size=size_of_module(model),
+        size=size,
         dynamic='"dynamic"' in rope or '"longrope"' in rope,
         dtype=dtype if isinstance(dtype, torch.dtype) else None,
     )

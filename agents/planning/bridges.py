@@ -8,6 +8,7 @@ from unspoken.agents.planning.audited import asks, held_to_audit
 from unspoken.agents.planning.choice import ChannelChoice, EdgeEnds, shifts_keys
 from unspoken.agents.planning.same_model import rewritten
 from unspoken.agents.spec.spec import EdgeSpec
+from unspoken.channels.bridges.bounds import CONTEXTS
 from unspoken.channels.errors import ChannelError, ModelSupportError
 from unspoken.channels.projected import Bridge
 
@@ -86,7 +87,8 @@ def _fused(edge: EdgeSpec, bridge: Bridge) -> ChannelChoice:
     adds = None if bridge.bounds is None else bridge.bounds.fuse_adds
     shown = adds is not None and adds > 0
     if not shown and edge.min_retention > 0:
-        measured = "was not measured" if adds is None else f"may be {adds:.2f}"
+        few = f"was not measured on {CONTEXTS} questions"
+        measured = few if adds is None else f"may be {adds:.2f}"
         reason = (
             f"fuse mode is experimental: what the {name} gains over another question's sharer "
             f"{measured}"

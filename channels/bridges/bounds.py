@@ -35,7 +35,8 @@ class AuditBounds:
         task_difference: The task's score after the bridge less that after the text; None where the
             text itself is not shown to score better than another row's.
         style: Upper bound of what a wholly wrong message gains, as a share of the text's.
-        fuse_adds: In fuse mode, accuracy less that with another question's sharer.
+        fuse_adds: In fuse mode, accuracy less that with another question's sharer; None of fewer
+            than 100 questions.
     """
 
     contexts: int = CONTEXTS
@@ -55,7 +56,7 @@ def bounds_of(number: Callable[[str], float | None], *, compared: bool) -> Audit
         number: Gives it.
         compared: As `AuditBounds` has it.
     """
-    longest = number("task_tokens")
+    longest, questions = number("task_tokens"), number("fuse_n") or 0
     return AuditBounds(
         contexts=int(number("contexts") or 0),
         compared=compared,
@@ -64,5 +65,5 @@ def bounds_of(number: Callable[[str], float | None], *, compared: bool) -> Audit
         sharer_adds=number("sharer_adds_low"),
         task_difference=number("task_difference_low"),
         style=number("style_high"),
-        fuse_adds=number("fuse_over_mismatched_low"),
+        fuse_adds=number("fuse_over_mismatched_low") if questions >= CONTEXTS else None,
     )

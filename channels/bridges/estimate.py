@@ -58,12 +58,14 @@ class End:
         geometry: The shape of its cache.
         size: The numbers among its weights.
         itemsize: Bytes of each, as it is computed with.
+        copied: Bytes of each in a copy to train in; 0 for no copy.
         dynamic: Whether its rotary frequencies change with the length of the context.
     """
 
     geometry: CacheGeometry
     size: Size
     itemsize: int
+    copied: int = 0
     dynamic: bool = False
 
 
@@ -95,10 +97,12 @@ class BridgeEstimate:
         sharer_share: Share of them that is the sharer's.
         rank: Width of the code.
         bytes: On disk.
-        peak_bytes: Memory that the closed form takes beside the two models, and they themselves.
+        peak_bytes: Memory that the closed form takes, the two models and their copies to train in.
         closed_form_minutes: Minutes of the closed form on this machine.
         steps: Training steps that the minutes buy on this machine.
         minutes: Minutes of training.
+        judge_minutes: Minutes of the second fit, of the bridge of embeddings alone that an audit
+            judges it by.
         gains: By length of the message, time to the first token by text over that by the bridge;
             None beyond the context of one of the models.
         break_even: Tokens of the shortest message that comes faster by the bridge; None where none
@@ -115,6 +119,7 @@ class BridgeEstimate:
     closed_form_minutes: float | None = None
     steps: int | None = None
     minutes: float | None = None
+    judge_minutes: float | None = None
     gains: Mapping[int, float | None]
     break_even: int | None = None
 
@@ -183,7 +188,7 @@ def estimate(
     settings = settings or FitSettings()
     pair = _Pair(sharer, receiver, machine, settings, _config(sharer, receiver, settings))
     theirs, own = pair.config.features(sharer.geometry, receiver.geometry)
-    weights = sum(end.size.weights * end.itemsize for end in (sharer, receiver))
+    weights = sum(end.size.weights * (end.itemsize + end.copied) for end in (sharer, receiver))
     return BridgeEstimate(
         source_layers=len(pair.config.source_layers),
         columns=theirs + own,
@@ -191,9 +196,10 @@ def estimate(
         rank=pair.config.rank,
         bytes=projector_bytes(pair.config, sharer.geometry, receiver.geometry),
         peak_bytes=weights + gram_bytes(pair.inputs, pair.outputs),
-        closed_form_minutes=pair.closed_form() / 60,
+        closed_form_minutes=pair.closed_form(pair.inputs) / 60,
         steps=int(60 * settings.minutes / pair.step()),
         minutes=settings.minutes,
+        judge_minutes=pair.closed_form(own) / 60 + settings.minutes,
         gains={length: pair.gain(length) if length <= pair.longest else None for length in LENGTHS},
         break_even=pair.break_even(),
     )
@@ -247,10 +253,14 @@ class _Pair:
         positions = (self.sharer.geometry.max_positions, self.receiver.geometry.max_positions)
         return min(positions) - OWN
 
-    def closed_form(self) -> float:
-        """Seconds: both models read, sums, factors, and the cut to a rank."""
-        inputs, outputs = self.inputs, self.outputs
-        tokens = self.settings.gram_tokens or tokens_for(inputs, TOKENS)
+    def closed_form(self, inputs: int) -> float:
+        """Seconds: both models read, sums, factors, and the cut to a rank.
+
+        Args:
+            inputs: Columns of the features; of fewer than the bridge's as many tokens are read.
+        """
+        outputs = self.outputs
+        tokens = self.settings.gram_tokens or tokens_for(self.inputs, TOKENS)
         read = tokens * (self.sharer.size.products + self.receiver.size.products)
         sums = tokens * inputs * (inputs + outputs)
         factors = (len(PENALTIES) + 1) * inputs**3 // 6 + inputs * inputs * outputs // 2
@@ -275,7 +285,7 @@ class _Pair:
             attention //= 2
         products = end.size.products * tokens + attention
         started = len(end.geometry.layers) * OPERATIONS * self.machine.start
-        stored = end.size.products * end.itemsize
+        stored = (end.size.products + end.size.idle) * end.itemsize
         return max(products / self.machine.products, stored / self.machine.read) + started
 
     def gain(self, length: int) -> float:

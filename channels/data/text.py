@@ -3,7 +3,7 @@
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from blake3 import blake3
@@ -55,6 +55,10 @@ class Corpus:
         rng = random.Random(seed)
         while self.train:
             yield from rng.sample(self.train, len(self.train))
+
+    def held_out(self, seed: int = 0) -> Iterator[str]:
+        """The validation pieces without end; the training pieces where there are no others."""
+        return replace(self, train=self.validation or self.train).stream(seed)
 
 
 def load_corpus(

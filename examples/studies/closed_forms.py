@@ -14,11 +14,12 @@ from unspoken.channels.bridges.features import width, widths
 from unspoken.channels.bridges.fit.example import sharer_rows, target_rows
 from unspoken.channels.bridges.fit.initialization import (
     explaining_layers,
+    hold_out,
     new_projector,
     start_from,
 )
 from unspoken.channels.bridges.fit.ridge import Gram, Solution
-from unspoken.channels.bridges.fit.samples import TokenizedSample, draw_samples, prepare
+from unspoken.channels.bridges.fit.samples import Sample, TokenizedSample, draw_samples, prepare
 from unspoken.channels.bridges.projection import SINK, feature_rows, projected_state
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.data.text import Corpus
@@ -82,14 +83,16 @@ class ClosedForms:
         """Fill the Gram matrices from a corpus."""
         layers = range(len(self.receiver.geometry.layers))
         gram = Gram(self.columns, width(self.receiver.geometry, layers), self.receiver.device)
-        for drawn in draw_samples(corpus.stream(), 0):
+
+        def rows(drawn: Sample) -> tuple[Tensor, Tensor]:
             sample = prepare(drawn, self.sharer, self.receiver)
-            read = self._read(sample)
-            skip = max(SINK - sample.at, 0)
-            features = self._joined(sample, read.hidden)
-            if len(features) > skip:
-                targets = target_rows(read.state, sample, self.receiver, layers)
-                gram.add(features[skip:], targets[skip:])
+            read, skip = self._read(sample), max(SINK - sample.at, 0)
+            targets = target_rows(read.state, sample, self.receiver, layers)
+            return self._joined(sample, read.hidden)[skip:], targets[skip:]
+
+        hold_out(gram, corpus, 0, tokens, rows)
+        for drawn in draw_samples(corpus.stream(), 0):
+            gram.add(*rows(drawn))
             if gram.count >= tokens:
                 break
         self._gram = gram

@@ -29,7 +29,8 @@ AUDIT = Audit(
         "message_kept_low": 0.7,
         "sharer_adds": 0.2,
     }
-    | {"sharer_adds_low": 0.1, "task_difference_low": -0.01, "fuse_over_mismatched_low": 0.02},
+    | {"sharer_adds_low": 0.1, "task_difference_low": -0.01, "fuse_over_mismatched_low": 0.02}
+    | {"fuse_n": 100},
     retention_lower_bound=0.7,
 )
 

@@ -4,11 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from unspoken.channels.bridges.audit.trial import Condition, Trial
 from unspoken.channels.bridges.features import width
 from unspoken.channels.bridges.fit.example import Example, features_of
-from unspoken.channels.bridges.fit.initialization import add_rows, new_projector, start_from
+from unspoken.channels.bridges.fit.initialization import (
+    hold_out,
+    new_projector,
+    rows_of,
+    start_from,
+)
 from unspoken.channels.bridges.fit.ridge import Gram, Solution, tokens_for
 from unspoken.channels.bridges.fit.samples import Sample, TokenizedSample, draw_samples
 from unspoken.channels.bridges.fit.validation import swapped
@@ -103,9 +109,14 @@ class Controls:
         inputs = width(receiver.geometry, layers)
         wanted = tokens or tokens_for(inputs + extra, TOKENS)
         gram = Gram(inputs + extra, width(receiver.geometry, targets), receiver.device)
-        for drawn in draw_samples(corpus.stream(seed), seed + 31):
+
+        def rows(drawn: Sample) -> tuple[Tensor, Tensor]:
             sample = read_alone(drawn, receiver)
-            add_rows(gram, of_itself, sample, receiver, receiver, sample.state)
+            return rows_of(of_itself, sample, receiver, receiver, sample.state)
+
+        hold_out(gram, corpus, seed + 31, wanted, rows)
+        for drawn in draw_samples(corpus.stream(seed), seed + 31):
+            gram.add(*rows(drawn))
             if gram.count >= wanted:
                 break
         columns = torch.arange(inputs, inputs + extra, device=receiver.device)

@@ -125,7 +125,7 @@ class FuserFit(Fit[Fuser, FuseInput, FuseSettings]):
 
     def validator(self) -> Callable[[Fuser], Validation]:
         """Gains over the receiver alone on inputs that the fit does not learn from."""
-        samples = draw_fuse_samples(self.validation_pieces(), 10_007, validation=True)
+        samples = draw_fuse_samples(self.corpus.held_out(), 10_007, validation=True)
         read = islice(self._read(samples, self.models), self.settings.validation)
         inputs = [given for _, given in read]
         alone = self._losses(None, inputs)

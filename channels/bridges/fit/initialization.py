@@ -1,6 +1,6 @@
 """What a bridge's training starts from: source layers, and the closed form that reads them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -11,13 +11,14 @@ from unspoken.channels.bridges.features import width, widths
 from unspoken.channels.bridges.fit.example import features_of, sharer_rows, target_rows
 from unspoken.channels.bridges.fit.progress import FitProgress, FitReport
 from unspoken.channels.bridges.fit.ridge import (
+    HELD,
     Gram,
     Solution,
     choose_layers,
     gram_bytes,
     tokens_for,
 )
-from unspoken.channels.bridges.fit.samples import TokenizedSample, draw_samples, prepare
+from unspoken.channels.bridges.fit.samples import Sample, TokenizedSample, draw_samples, prepare
 from unspoken.channels.bridges.fit.settings import FitSettings
 from unspoken.channels.bridges.projection import SINK, feature_rows
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
@@ -28,6 +29,9 @@ from unspoken.channels.kv.geometry import CacheGeometry
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import TextModel
 from unspoken.channels.model_size import Size, size_of
+
+OTHER_SEED = 20_011
+"""Added to a fit's seed for the messages that choose its penalty."""
 
 TOKENS = 32_000
 """Tokens that a closed form is solved from, where six times the columns are fewer."""
@@ -83,10 +87,18 @@ def closed_form(
             fix="read fewer source layers: source_layers, or --source-layers",
         )
     gram = Gram(inputs, outputs, receiver.device)
+
+    def rows(sample: TokenizedSample) -> tuple[Tensor, Tensor]:
+        return rows_of(config, sample, sharer, receiver, receiver.read(sample.ids))
+
+    def prepared(drawn: Sample) -> tuple[Tensor, Tensor]:
+        return rows(prepare(drawn, sharer, receiver))
+
     wanted = settings.gram_tokens or tokens_for(inputs, TOKENS)
+    hold_out(gram, corpus, settings.seed, wanted, prepared)
     while gram.count < wanted:
         sample = first.pop() if first else next(tokenized)
-        add_rows(gram, config, sample, sharer, receiver, receiver.read(sample.ids))
+        gram.add(*rows(sample))
         report(FitProgress(stage="gram", fraction=min(gram.count / wanted, 1.0)))
     report(FitProgress(stage="solve", fraction=0.0))
     solution = gram.solve()
@@ -100,23 +112,45 @@ def closed_form(
     )
 
 
-def add_rows(
+def hold_out(
     gram: Gram,
+    corpus: Corpus,
+    seed: int,
+    tokens: int,
+    rows: Callable[[Sample], tuple[Tensor, Tensor]],
+) -> None:
+    """Give a Gram matrix the messages that choose its penalty.
+
+    They are of text that is not solved from, and what is generated of them has a seed of its own.
+
+    Args:
+        gram: The matrix.
+        corpus: What it is solved from.
+        seed: That of what it is solved from.
+        tokens: Tokens that it is solved from; an eighth of them is held out, `HELD` at most.
+        rows: Features and targets of a message.
+    """
+    for drawn in draw_samples(corpus.held_out(seed), seed + OTHER_SEED):
+        gram.hold(*rows(drawn))
+        if gram.held >= min(HELD, tokens // 8):
+            return
+
+
+def rows_of(
     config: ProjectorConfig,
     sample: TokenizedSample,
     sharer: TextModel,
     receiver: TextModel,
     full: KVState,
-) -> None:
-    """Take a message into a Gram matrix: its features, and the receiver's own rows of it in `full`.
+) -> tuple[Tensor, Tensor]:
+    """A message's features, and the receiver's own rows of it in `full`, each (tokens, columns).
 
     The first `SINK` positions of a context are left out.
     """
     features, _ = features_of(config, sample, sharer, receiver)
     rows = target_rows(full, sample, receiver, config.target_layers(receiver.geometry))
     skip = max(SINK - sample.at, 0)
-    if len(rows) > skip:
-        gram.add(features[skip:], rows[skip:])
+    return features[skip:], rows[skip:]
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any, ClassVar, Generic, TypeVar
@@ -212,10 +212,6 @@ class Fit(ABC, Generic[Module, Given, Settings]):
         module.eval().requires_grad_(False)
         self.report(FitProgress(stage="done", fraction=1.0))
         return Fitted(module, self.figures(progressed), progressed.tokens)
-
-    def validation_pieces(self) -> Iterator[str]:
-        """Validation text without end; the training text where a corpus has no other."""
-        return replace(self.corpus, train=self.corpus.validation or self.corpus.train).stream(0)
 
     def _load(self) -> Progressed | None:
         state = self.checkpoint.load(self.receiver.device)

@@ -18,8 +18,8 @@ PENALTY = 1e-3
 
 PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
-EVERY, HELD = 16, 2_048
-"""Every how many messages one is held out, and most of their rows."""
+HELD, PART = 4_096, 256
+"""Rows that a penalty is chosen by, and most that one message gives: its rows are much alike."""
 
 JUDGED = 1_024
 """Columns of the targets, drawn at random, that a penalty is judged on."""
@@ -42,7 +42,7 @@ def tokens_for(columns: int, least: int) -> int:
 
 
 class Gram:
-    """Running sums of features and targets, and a few messages held out to judge by.
+    """Running sums of features and targets, and a few other messages to judge by.
 
     Args:
         features: Columns of the features.
@@ -62,14 +62,25 @@ class Gram:
         drawn = torch.randperm(targets, generator=torch.Generator().manual_seed(0))
         self._judged = drawn[:JUDGED].sort().values.to(device)
         self._held: list[tuple[Tensor, Tensor]] = []
-        self._messages = self._held_rows = 0
+
+    @property
+    def held(self) -> int:
+        """Rows that a penalty can be chosen by."""
+        return sum(len(features) for features, _ in self._held)
+
+    def hold(self, features: Tensor, targets: Tensor) -> None:
+        """Take a message in that a penalty is chosen by, and that nothing is solved from.
+
+        Args:
+            features: Its features, (tokens, columns).
+            targets: Its targets, (tokens, columns).
+        """
+        step = max(-(-len(features) // PART), 1)
+        self._held.append((features[::step].clone(), targets[::step, self._judged]))
 
     def add(self, features: Tensor, targets: Tensor) -> None:
         """Take a message in: rows of features (tokens, columns) and targets (tokens, columns)."""
-        self._messages += 1
-        if self._messages % EVERY == EVERY // 2 and self._held_rows < HELD:
-            self._held.append((features.clone(), targets[:, self._judged]))
-            self._held_rows += len(features)
+        if not len(features):
             return
         if self._origin is None:  # sums about the first mean lose no digits to a large offset
             self._origin = features.mean(dim=0), targets.mean(dim=0)
@@ -88,8 +99,8 @@ class Gram:
     def solve(self, columns: Tensor | None = None, penalty: float | None = None) -> "Solution":
         """The ridge solution from some columns of the features (by default all), uncut.
 
-        Without a `penalty` it is the one of `PENALTIES` that explains most of what was held out, or
-        `PENALTY` where nothing was.
+        Without a `penalty` it is the one of `PENALTIES` that explains most of what is held, or
+        `PENALTY` where nothing is.
         """
         standard = self._standardised(columns)
         if penalty is not None:

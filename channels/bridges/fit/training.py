@@ -83,7 +83,7 @@ class ProjectorFit(Fit[Projector, Example, FitSettings]):
     @cached_property
     def validation(self) -> ValidationSet:
         """Samples that the fit does not learn from."""
-        samples = draw_samples(self.validation_pieces(), seed=10_007)
+        samples = draw_samples(self.corpus.held_out(), seed=10_007)
         return ValidationSet.make(self.config, samples, *self.train_models)
 
     def validator(self) -> Callable[[Projector], Validation]:

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from unspoken.agents.testing.tiny import tiny_weights
+from unspoken.agents.testing.tokenizer import tiny_tokenizer
 from unspoken.channels.bridges.estimate import End, Machine, estimate
 from unspoken.channels.bridges.fit.initialization import BYTES, most_bytes
 from unspoken.channels.bridges.fit.settings import FitSettings
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry
-from unspoken.channels.model_size import Size
+from unspoken.channels.model_size import Size, size_of_module
 
 CORES = Machine(products=65e9, wide=65e9, read=2e10, start=5e-6)
 """Two cores of a server."""
@@ -54,6 +56,26 @@ def test_a_large_receiver_gets_a_wide_code_within_its_shares() -> None:
     assert planned.rank is not None and planned.rank > 2_000
     few = Size(QWEN_4B.size.weights, QWEN_4B.size.products // 4)
     assert most_bytes(few) == few.products // 10
+
+
+def test_a_mixture_is_counted_as_its_tokens_are_read() -> None:
+    """Two of four experts read a token; the shared one, attention and the first layer read all."""
+    weights = tiny_weights(tiny_tokenizer(), family="deepseek_v3")
+    size = size_of_module(weights)
+    routed = [part for name, part in weights.named_parameters() if ".experts." in name]
+    idle = sum(part.numel() for part in routed) // 2
+    tables = 2 * weights.get_input_embeddings().weight.numel()
+    assert size == Size(weights.num_parameters(), weights.num_parameters() - tables - idle, idle)
+    weights.config.num_experts_per_tok = None
+    assert idle and size_of_module(weights) is None
+
+
+def test_the_second_fit_and_the_copies_to_train_in_are_counted() -> None:
+    planned = estimate(QWEN_06B, QWEN_4B, CORES, FitSettings(minutes=30))
+    copied = estimate(*(replace(one, copied=2) for one in (QWEN_06B, QWEN_4B)), CORES)
+    assert 30 < (planned.judge_minutes or 0) < 30 + (planned.closed_form_minutes or 0)
+    more = (copied.peak_bytes or 0) - (planned.peak_bytes or 0)
+    assert more == 2 * (QWEN_06B.size.weights + QWEN_4B.size.weights)
 
 
 def test_a_small_receiver_gets_sixteen_megabytes() -> None:

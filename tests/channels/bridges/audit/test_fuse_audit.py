@@ -17,6 +17,7 @@ from unspoken.channels.bridges.audit.fuse_audit import (
     with_fuse,
 )
 from unspoken.channels.bridges.audit.plan import AuditPlan
+from unspoken.channels.bridges.bounds import bounds_of
 from unspoken.channels.bridges.manifest import Audit
 from unspoken.channels.errors import InputError
 from unspoken.channels.metrics import paired, wilson
@@ -44,10 +45,14 @@ def test_another_row_s_rows_end_where_these_end() -> None:
 
 
 def test_intervals_are_those_of_the_books() -> None:
-    """Wilson's for 8 of 10, and a paired difference that is sure where every row agrees."""
+    """Wilson's for 8 of 10, and a paired difference that a few rows which agree do not prove."""
     low, high = wilson(8, 10)
     assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
-    assert paired([True] * 5, [False] * 5) == (1.0, 1.0, 1.0)
+    few, many = (paired([True] * n, [False] * n) for n in (5, 100))
+    assert few[0] == many[0] == 1.0 and few[1] < 0 < 0.9 < many[1] < 1
+    summary = {"fuse_over_mismatched_low": 0.2, "fuse_n": 99}
+    assert bounds_of(summary.get, compared=True).fuse_adds is None
+    assert bounds_of({**summary, "fuse_n": 100}.get, compared=True).fuse_adds == 0.2
     middle, low, high = paired([True, False, True, True], [True, True, False, True])
     assert middle == 0.0 and low < 0 < high
 
