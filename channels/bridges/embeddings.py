@@ -218,10 +218,8 @@ def add_alone(
         sharer.geometry,
         receiver.geometry,
     )
-    models = None
-    train_dtype = train_dtype or dtype_of(manifest)
-    if train_dtype is not None:
-        models = sharer.cast(train_dtype), receiver.cast(train_dtype)
+    cast_to = train_dtype or dtype_of(manifest)
+    models = None if cast_to is None else (sharer.cast(cast_to), receiver.cast(cast_to))
     alone = fit_alone(
         sharer,
         receiver,
