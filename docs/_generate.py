@@ -176,15 +176,21 @@ def _command(path: str, command: Any, depth: int = 2) -> Iterator[str]:
     if rows:
         yield _table(("argument or option", "value", "what"), iter(rows))
     if path == "unspoken bench":
-        yield _table(("benchmark", "what it measures"), iter(_benches()))
+        yield _table(("benchmark", "what it measures", "`--rows`", "`--only`"), iter(_benches()))
     for name, inner in sorted(getattr(command, "commands", {}).items(), key=_order(command)):
         yield from _command(f"{path} {name}", inner, depth + 1)
 
 
 def _benches() -> Iterator[tuple[str, ...]]:
     from unspoken.agents.bench import BENCHES
+    from unspoken.agents.bench.scale import SCALES
 
-    yield from ((_code(name), what) for name, what in BENCHES.items())
+    for name, what in BENCHES.items():
+        scale = SCALES.get(name)
+        if scale is None:
+            yield _code(name), what, "", ""
+        else:
+            yield _code(name), what, scale.said(scale.rows), ", ".join(map(_code, scale.parts))
 
 
 def _order(group: Any) -> Any:

@@ -1,10 +1,11 @@
 """Benchmarks anyone can run: each gives ``machine``, ``rows`` and ``summary``."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unspoken.agents.bench.scale import forecast, reduced, sized
 from unspoken.agents.spec.problems import listed, suggest
 from unspoken.channels.errors import InputError
 
@@ -21,9 +22,11 @@ __all__ = [
     "Measured",
     "Progress",
     "check_name",
+    "forecast",
     "report",
     "require_file",
     "run_bench",
+    "sized",
 ]
 
 DEFAULT_MODEL = "embedded:smollm2-135m-instruct"
@@ -96,6 +99,9 @@ def run_bench(
     recall: Path | None = None,
     bridge: Path | None = None,
     refit: bool = False,
+    count: int | None = None,
+    quick: bool = False,
+    only: Collection[str] = (),
     progress: Progress = lambda line: None,
 ) -> dict[str, Any]:
     """Run a benchmark.
@@ -109,6 +115,10 @@ def run_bench(
         recall: Recall rows, for benchmarks that recall.
         bridge: Folder of the bridge, for the benchmark of that name; None for the store's.
         refit: Whether that benchmark fits the bridge again.
+        count: How many rows it measures, of the unit in `SCALES`; None for those of the published
+            figures.
+        quick: Whether it measures a few rows, to see that it runs.
+        only: The parts of it that are measured; empty for all.
         progress: Called with a line now and then.
 
     Returns:
@@ -124,6 +134,7 @@ def run_bench(
     for file in rows.values():
         require_file(file)
     options = _taken(name, {**rows, "bridge": bridge, "refit": refit or None})
+    size = sized(name, count=count, quick=quick, only=only)
     from unspoken.agents.models.model import LocalModel
 
     bench = import_module(_module(name))
@@ -132,8 +143,11 @@ def run_bench(
     else:
         refs = (sharer, model) if name in PAIRED else (model,)
         models = [LocalModel.load(ref) for ref in refs]
-    measured = bench.measure(*models, **options, progress=progress)
-    return report(models, measured, builtin=name not in ENGINE and not any(rows.values()))
+    measured = bench.measure(*models, **options, **size, progress=progress)
+    result = report(models, measured, builtin=name not in ENGINE and not any(rows.values()))
+    if left_out := reduced(name, size):
+        result["machine"]["measured"] = left_out
+    return result
 
 
 def _module(name: str) -> str:

@@ -1,6 +1,6 @@
 """Time to the first token after a hand-over, under every condition in turn, in one run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.passages import cut_passages
+from unspoken.agents.bench.scale import SCALES
 from unspoken.agents.bench.scene import Scene
 from unspoken.agents.engines.assembly import Past
 from unspoken.agents.engines.base import Sampling, TurnRequest
@@ -22,7 +23,8 @@ from unspoken.channels.machine import clock, in_turn, wait
 from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel
 
-SIZES = (256, 512, 1024, 2048)
+SIZES = tuple(map(int, SCALES["hop"].parts))
+ROUNDS = SCALES["hop"].rows
 NEW = 32
 BLOCK = 16
 TEXT, INDEX = "text", " + shared prefix index"
@@ -31,15 +33,22 @@ SYSTEM = "You answer questions about the text you were given, in one short sente
 Conditions = Mapping[str, Callable[[], float]]
 
 
-def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
+def measure(
+    model: LocalModel,
+    *,
+    text: Path | None = None,
+    count: int | None = None,
+    only: Collection[str] = (),
+    progress: Progress,
+) -> Measured:
     """Rows per message size and condition, and the ratios at 1,024 tokens."""
     rows: list[dict[str, Any]] = []
     for size in SIZES:
-        if size + 4 * NEW > model.max_positions:
+        if size + 4 * NEW > model.max_positions or (only and str(size) not in only):
             continue
         words = cut_passages(model, text, 1, size)[0]
         plain, with_system = _plain(model, words), _with_system(model, words)
-        rounds = 5 if size > 1024 else 9
+        rounds = count or (5 if size > 1024 else ROUNDS)
         seconds = in_turn({**plain, **with_system}, rounds)
         medians = {name: median(values) for name, values in seconds.items()}
         for group in (plain, with_system):

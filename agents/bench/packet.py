@@ -1,7 +1,7 @@
 """What a packet keeps of a message's state, what it weighs, and when it is faster than text."""
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.forced import Case, Score, means, rotated, score
 from unspoken.agents.bench.passages import cut_passages
+from unspoken.agents.bench.scale import SCALES
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.kv.codec import CODECS, Codec
 from unspoken.channels.machine import medians
@@ -21,7 +22,8 @@ from unspoken.channels.message import Message
 from unspoken.channels.packets.packet import read_packet, write_packet
 from unspoken.channels.same_model import SameModelCacheChannel
 
-PASSAGES, TOKENS, FORCED = 20, 256, 40
+PASSAGES, TOKENS, FORCED = SCALES["packet"].rows, 256, 40
+PARTS = QUALITY, SPEED = SCALES["packet"].parts
 SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 REPEATS = 5
 LINKS = (1, 10)
@@ -32,9 +34,16 @@ PROMPT = "Go on with the text."
 CHANNEL = SameModelCacheChannel(share="prompt")
 
 
-def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
+def measure(
+    model: LocalModel,
+    *,
+    text: Path | None = None,
+    count: int | None = None,
+    only: Collection[str] = PARTS,
+    progress: Progress,
+) -> Measured:
     """Rows per codec with its controls, per length and codec, and the figures of both."""
-    passages = cut_passages(model, text, PASSAGES, TOKENS + FORCED)
+    passages = cut_passages(model, text, count or PASSAGES, TOKENS + FORCED)
     exact = {
         str(dtype).removeprefix("torch."): all(
             _bit_exact(model if model.dtype == dtype else model.cast(dtype), ids[:TOKENS])
@@ -43,16 +52,18 @@ def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) 
         for dtype in (torch.float32, torch.bfloat16)
     }
     progress(f"raw, bit for bit: {exact}")
-    rows = _quality(model, passages, progress)
-    times = _times(model, text, progress)
-    by_condition = {row["way"]: row for row in rows}
+    quality = _quality(model, passages, progress) if QUALITY in only else []
+    times = _times(model, text, progress) if SPEED in only else []
     summary: dict[str, Any] = {"raw_bit_exact": all(exact.values())}
-    for codec in CODECS:
-        row = by_condition[codec]
+    for row in quality:
+        codec = row["way"]
+        if codec not in CODECS:
+            continue
         summary[f"{codec}_kl"], summary[f"{codec}_top1"] = row["kl_to_raw"], row["top1_to_raw"]
         summary[f"{codec}_kl_to_prefill"] = row["mean_kl"]
         summary[f"{codec}_bytes_per_token"] = row["bytes_per_token"]
-    return [*rows, *times], summary | _speeds(times) | _break_even(times)
+    speeds = _speeds(times) | _break_even(times) if times else {}
+    return [*quality, *times], summary | speeds
 
 
 def _message(model: LocalModel, words: tuple[int, ...]) -> Message:
@@ -118,11 +129,12 @@ def _quality(
 
 
 def _row(condition: str, scores: Iterable[Score], size: float = 0.0) -> dict[str, Any]:
+    compared = list(scores)
     return {
         "way": condition,
-        **means(scores),
+        **means(compared),
         "bytes_per_token": round(size, 1),
-        "passages": PASSAGES,
+        "passages": len(compared) // FORCED,
         "message_tokens": TOKENS,
         "forced_tokens": FORCED,
     }

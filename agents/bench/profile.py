@@ -1,7 +1,7 @@
 """Two fine-tunes by a fixed recipe: how far the base's cache is from theirs, what repair buys."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -12,9 +12,10 @@ import torch
 from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.finetune import KINDS, Kind, Recipe, finetune
 from unspoken.agents.bench.forced import means, recomputed, rotated, score
+from unspoken.agents.bench.scale import SCALES
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.bridges.audit.answers import greedy
-from unspoken.channels.data.rows import builtin_qa, f1, question_prompt, read_qa, sample
+from unspoken.channels.data.rows import QaRow, builtin_qa, f1, question_prompt, read_qa, sample
 from unspoken.channels.finetunes.carry import carry_across
 from unspoken.channels.finetunes.measure import ProfilePlan, clocked, trials_of
 from unspoken.channels.finetunes.passages import Settings, Trial, arrival_of
@@ -31,7 +32,7 @@ from unspoken.channels.finetunes.search import (
 from unspoken.channels.kv.state import KVState
 
 SETTINGS = Settings(search=4, assess=12)
-QUESTIONS, SEEDS = 16, (1, 2, 3)
+QUESTIONS, SEEDS = SCALES["profile"].rows, (1, 2, 3)
 MARK, BOUND, STRONG = 2.78, 0.01, 0.03
 """DroidSpeak's speedup of a prefill (arXiv 2411.02820), the KL in nats at which ours is told, and
 the KL that reusing all layers must have for the figures to mean something.
@@ -43,13 +44,23 @@ Condition = LayerRanges | str
 
 
 def measure(
-    model: LocalModel, *, text: Path | None = None, qa: Path | None = None, progress: Progress
+    model: LocalModel,
+    *,
+    text: Path | None = None,
+    qa: Path | None = None,
+    count: int | None = None,
+    only: Collection[str] = (),
+    progress: Progress,
 ) -> Measured:
     """A row per fine-tune and choice of layers; the LoRA's figures end in ``_lora``."""
     rows: list[Row] = []
+    wanted = count or QUESTIONS
+    asked = sample(read_qa(qa), wanted) if qa else builtin_qa(wanted, seed=9_001)
     summary: dict[str, Any] = {}
     for kind in KINDS:
-        measured, figures = _measured(model, kind, text, qa, progress)
+        if only and kind not in only:
+            continue
+        measured, figures = _measured(model, kind, text, asked, progress)
         rows += measured
         suffix = "" if kind == "full" else f"_{kind}"
         summary |= {f"{name}{suffix}": value for name, value in figures.items()}
@@ -57,7 +68,7 @@ def measure(
 
 
 def _measured(
-    base: LocalModel, kind: Kind, text: Path | None, qa: Path | None, progress: Progress
+    base: LocalModel, kind: Kind, text: Path | None, questions: Sequence[QaRow], progress: Progress
 ) -> Measured:
     tuned = finetune(base, Recipe.of(kind), lambda stage, part: progress(f"{stage}: {part:.0%}"))
     trials, _ = trials_of(text, tuned, SETTINGS)
@@ -73,7 +84,7 @@ def _measured(
     progress(f"{kind}: time")
     speeds = clocked(base, tuned, assessed, front, ProfilePlan(repeats=5), lambda stage, part: None)
     progress(f"{kind}: ask")
-    asked = _asked(base, tuned, front, qa)
+    asked = _asked(base, tuned, front, questions)
     rows = []
     for layer_ranges in front:
         row: Row = {
@@ -149,13 +160,12 @@ def _controls(
 
 @torch.no_grad()
 def _asked(
-    base: LocalModel, tuned: LocalModel, front: Sequence[LayerRanges], qa: Path | None
+    base: LocalModel, tuned: LocalModel, front: Sequence[LayerRanges], rows: Sequence[QaRow]
 ) -> dict[Condition, Row]:
     """What each choice of layers, and each control, makes of questions.
 
     The loss of the right answer, the F1 of the receiver's own, and the KL to text over both.
     """
-    rows = sample(read_qa(qa), QUESTIONS) if qa else builtin_qa(QUESTIONS, seed=9_001)
     frame = tuned.frame("chat")
     contexts = [(*frame.before, *tuned.words(row.context)[0]) for row in rows]
     figures: dict[Condition, list[Row]] = {}

@@ -6,7 +6,7 @@ compared with that of a full recompute: KL(full || spliced) in nats, and whether
 token first.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,15 @@ from torch import Tensor
 from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.forced import Case, means, prefilled, rotated, score
 from unspoken.agents.bench.passages import cut_passages
+from unspoken.agents.bench.scale import SCALES
 from unspoken.agents.bench.turns import generate
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.prompts.context import ChatTurn
 from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.same_model import SameModelCacheChannel
 
-PASSAGES, TOKENS, FORCED, BATCH = 20, 256, 40, 10
+PASSAGES, TOKENS, FORCED, BATCH = SCALES["splice"].rows, 256, 40, 10
+SHARES = SCALES["splice"].parts
 SHARER = "You read reports for the harbour office and keep their facts ready for colleagues."
 RECEIVER = (
     "You are a careful assistant who answers from what others have read, and makes nothing up."
@@ -32,12 +34,20 @@ RECEIVER = (
 PROMPT = "Go on with the text."
 
 
-def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
+def measure(
+    model: LocalModel,
+    *,
+    text: Path | None = None,
+    count: int | None = None,
+    only: Collection[str] = SHARES,
+    progress: Progress,
+) -> Measured:
     """Rows per kind of message and condition, and the figures of the default repair."""
     rows: list[dict[str, Any]] = []
-    for share, make in (("prompt", _shared_prompts), ("output", _shared_outputs)):
+    makers = {"prompt": _shared_prompts, "output": _shared_outputs}
+    for share in only:
         progress(f"{share}: computing the messages and their full recompute")
-        cases = make(model, text)
+        cases = makers[share](model, text, count or PASSAGES)
         full = [case.full for case in cases]
         for name, logs in _conditions(cases).items():
             row = {
@@ -55,27 +65,24 @@ def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     by_condition = {(row["share"], row["way"]): row for row in rows}
-    prompt, output = by_condition["prompt", "sink 4"], by_condition["output", "sink 4"]
-    return {
-        "mean_kl": prompt["mean_kl"],
-        "top1": prompt["top1"],
-        "mean_kl_output": output["mean_kl"],
-        "top1_output": output["top1"],
-        "all_recomputed_kl": max(
-            by_condition[share, "all recomputed"]["mean_kl"] for share in ("prompt", "output")
-        ),
-    }
+    summary: dict[str, Any] = {}
+    for share, suffix in (("prompt", ""), ("output", "_output")):
+        if default := by_condition.get((share, "sink 4")):
+            summary[f"mean_kl{suffix}"] = default["mean_kl"]
+            summary[f"top1{suffix}"] = default["top1"]
+    recomputed = [row["mean_kl"] for row in rows if row["way"] == "all recomputed"]
+    return summary | {"all_recomputed_kl": max(recomputed)}
 
 
-def _shared_prompts(model: LocalModel, text: Path | None) -> list[Case]:
+def _shared_prompts(model: LocalModel, text: Path | None, cases: int) -> list[Case]:
     """Passages of text as the sharer's prompt; their own continuation is forced."""
-    passages = cut_passages(model, text, PASSAGES, TOKENS + FORCED)
+    passages = cut_passages(model, text, cases, TOKENS + FORCED)
     return [_case(model, ids, "user") for ids in passages]
 
 
-def _shared_outputs(model: LocalModel, text: Path | None) -> list[Case]:
+def _shared_outputs(model: LocalModel, text: Path | None, cases: int) -> list[Case]:
     """Text that the sharer's model wrote: the message is its first part, the rest is forced."""
-    starts = cut_passages(model, text, PASSAGES, 48)
+    starts = cut_passages(model, text, cases, 48)
     tasks = [
         f"Write a long report that starts like this: {model.text.decode(ids)}" for ids in starts
     ]
@@ -87,7 +94,7 @@ def _shared_outputs(model: LocalModel, text: Path | None) -> list[Case]:
     sampling["suppress_tokens"] = sorted(model.tokenizer.all_special_ids) or None
     written: list[tuple[int, ...]] = []
     count = TOKENS + FORCED
-    for first in range(0, PASSAGES, BATCH):
+    for first in range(0, cases, BATCH):
         torch.manual_seed(0)
         batch = prompts[first : first + BATCH]
         written += generate(model, batch, count, min_new_tokens=count, **sampling)

@@ -12,7 +12,9 @@ from unspoken.agents.bench import (
     DEFAULT_SHARER,
     PAIRED,
     check_name,
+    forecast,
     run_bench,
+    sized,
 )
 from unspoken.agents.cli.console import print_facts, print_json, print_table, stderr, stdout
 from unspoken.agents.cli.progress import quiet_libraries, reporting
@@ -23,6 +25,18 @@ from unspoken.channels.sequences import distinct
 
 def _rows(flag: str, what: str) -> Any:
     return typer.Option(flag, metavar="FILE", help=f"{what}, in place of the built-in ones.")
+
+
+RowsOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="How much to measure: passages, rounds, runs; it is said beforehand."
+    ),
+]
+QuickOption = Annotated[bool, typer.Option("--quick", help="Measure little, to see how it works.")]
+OnlyOption = Annotated[
+    list[str] | None, typer.Option(metavar="PART", help="Measure this part alone. May be repeated.")
+]
 
 
 def bench(
@@ -54,11 +68,17 @@ def bench(
         Path | None, typer.Option(metavar="DIR", help="The bridge; your store's if left out.")
     ] = None,
     refit: Annotated[bool, typer.Option("--refit", help="Fit the bridge again first.")] = False,
+    rows: RowsOption = None,
+    quick: QuickOption = False,
+    only: OnlyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a benchmark on this machine."""
     check_name(name)
     sharer, receiver = _models(name, sharer, receiver, model)
+    size = sized(name, count=rows, quick=quick, only=only or ())
+    if ahead := forecast(name, size):
+        stderr().print(f"bench {name}: {ahead}", soft_wrap=True, highlight=False)
     with reporting(stderr(), f"bench {name}", quiet=as_json) as report:
         quiet_libraries()
         result = run_bench(
@@ -70,6 +90,9 @@ def bench(
             recall=recall,
             bridge=bridge,
             refit=refit,
+            count=rows,
+            quick=quick,
+            only=only or (),
             progress=lambda line: report(name, line, 0.0),
         )
     print_result(f"Bench {name}", result, as_json=as_json)

@@ -251,6 +251,8 @@ BAD_INPUTS: tuple[BadInput, ...] = (
         ("negative repair", lambda: SameModelCacheChannel(sink=-1), "sink is -1"),
         ("writing out a model made in memory", _in_memory, "was made in memory"),
         ("unknown benchmark", lambda: run_bench("hopp"), "did you mean 'hop'?"),
+        ("part of a benchmark", lambda: run_bench("hop", only=["9"]), "--only is '9'"),
+        ("benchmark of no row", lambda: run_bench("hop", count=0), "--rows is 0"),
     ),
     # Packets
     *_raising(

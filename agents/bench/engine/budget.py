@@ -14,13 +14,14 @@ from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.engine.memory import resident_bytes, resident_kind
 from unspoken.agents.bench.engine.share import Timing, figures, median_seconds, said, timed
 from unspoken.agents.bench.passages import cut_passages
+from unspoken.agents.bench.scale import SCALES
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.runtime.events import RunFinished
 from unspoken.agents.session import Session
 from unspoken.agents.workflow import Workflow
 from unspoken.channels.machine import in_turn
 
-OVER, DOCUMENTS, TOKENS, NEW, ROUNDS = 4, 16, 512, 16, 3
+OVER, DOCUMENTS, TOKENS, NEW, ROUNDS = 4, 16, 512, 16, SCALES["budget"].rows
 """How many times over the budget the states are, how many documents there are, tokens of each, of
 each answer, and how often it is measured.
 """
@@ -49,7 +50,9 @@ class _Seen:
     spilled: int = 0
 
 
-def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
+def measure(
+    model: LocalModel, *, text: Path | None = None, count: int | None = None, progress: Progress
+) -> Measured:
     """A row without a budget and one with a quarter of what that took, and their ratios."""
     passages = cut_passages(model, text, DOCUMENTS, TOKENS)
     flow = _flow(model, len(passages))
@@ -62,7 +65,7 @@ def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) 
     ways: dict[str, Callable[[], Timing]] = {
         name: partial(_timed, model, flow, given, limits[name], seen[name]) for name in seen
     }
-    for name, timings in in_turn(ways, ROUNDS).items():
+    for name, timings in in_turn(ways, count or ROUNDS).items():
         seen[name].timings = timings
         progress(f"{name}: {said(timings)}")
     rows = [_row(name, limits[name], seen[name]) for name in seen]

@@ -17,13 +17,14 @@ from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.engine.memory import living
 from unspoken.agents.bench.engine.share import figures, said, timed
 from unspoken.agents.bench.passages import cut_passages
+from unspoken.agents.bench.scale import SCALES
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.runtime.events import RunFinished
 from unspoken.agents.session import Session
 from unspoken.agents.spec.spec import InputSpec
 from unspoken.agents.workflow import Workflow
 
-MOMENTS, SEED, ROUNDS = 50, 0, 3
+MOMENTS, SEED, ROUNDS = SCALES["cancel"].rows, 0, 3
 """How many runs are cancelled, of which random moments, and how many are not."""
 
 TOKENS, NEW, SOLVERS, ITEMS = 512, 32, 6, 4
@@ -35,7 +36,9 @@ SETTLES_S = 0.2
 SYSTEM = "You answer in few words."
 
 
-def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
+def measure(
+    model: LocalModel, *, text: Path | None = None, count: int | None = None, progress: Progress
+) -> Measured:
     """How long after a cancel each run was over, and what was alive before the runs and after.
 
     A round is the longest time between two events of a run that nobody cancels: what is under way
@@ -49,7 +52,8 @@ def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) 
         timings, trial.gaps, trial.seconds = timings[1:], trial.gaps[1:], trial.seconds[1:]
         round_s = median(trial.gaps)
         progress(f"nobody cancels: {said(timings)}; a round of {round_s:.3f} s at most")
-        cancelling = timed(partial(anyio.run, trial.cancel_all, progress), model.device)
+        cancel = partial(anyio.run, trial.cancel_all, count or MOMENTS, progress)
+        cancelling = timed(cancel, model.device)
         trial.expected = trial.answers
         anyio.run(trial.follow)
     leaks = [row for row in trial.alive if row["after"] > row["before"]]
@@ -101,17 +105,17 @@ class _Trial:
         self.gaps.append(max(later - one for one, later in pairwise(times)))
         self.seconds.append(times[-1] - times[0])
 
-    async def cancel_all(self, progress: Progress) -> None:
+    async def cancel_all(self, moments: int, progress: Progress) -> None:
         """The runs that are cancelled, on one event loop, where they might leave something."""
         draw = random.Random(SEED)
         await self._cancel(0.0)  # what the first run on a loop makes is no leak
         self.latencies.clear()
         before = await self._alive()
         longest = median(self.seconds)
-        for number in range(MOMENTS):
+        for number in range(moments):
             await self._cancel(draw.uniform(0.0, longest))
             if (number + 1) % 10 == 0:
-                progress(f"{number + 1} of {MOMENTS} runs cancelled")
+                progress(f"{number + 1} of {moments} runs cancelled")
         after = await self._alive()
         self.alive = [
             {"of": "alive", "what": what, "before": count, "after": after[what]}

@@ -14,14 +14,17 @@ from unspoken.agents.bench.engine.graphs import relay_graph, require_langgraph
 from unspoken.agents.bench.engine.share import figures, median_seconds, said, timed_in_turn
 from unspoken.agents.bench.engine.team import STEPS, Ids, Relay
 from unspoken.agents.bench.passages import cut_passages
+from unspoken.agents.bench.scale import SCALES
 from unspoken.agents.models.model import LocalModel
 
-TOKENS, NEW, ROUNDS = 1024, 48, 3
+TOKENS, NEW, ROUNDS = 1024, 48, SCALES["chain"].rows
 
 OURS, PLAIN, CACHED = "ours", "LangGraph, full prompts", "LangGraph, conversation's cache handed on"
 
 
-def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
+def measure(
+    model: LocalModel, *, text: Path | None = None, count: int | None = None, progress: Progress
+) -> Measured:
     """Rows per way, and how many times faster than LangGraph's nodes ours is."""
     require_langgraph()
     document = model.text.decode(cut_passages(model, text, 1, TOKENS)[0])
@@ -33,7 +36,7 @@ def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) 
     result = relay.run(flow)
     answers[OURS] = [result[agent].text for agent in result.report.agents]
     ways: dict[str, Callable[[], object]] = {OURS: partial(relay.run, flow), **graphs}
-    timings = timed_in_turn(ways, ROUNDS, model.device, warm_up=False)
+    timings = timed_in_turn(ways, count or ROUNDS, model.device, warm_up=False)
     seconds = {way: median_seconds(taken) for way, taken in timings.items()}
     rows: list[dict[str, Any]] = [
         {

@@ -3,7 +3,7 @@
 Both must write the same tokens; each is timed too, in turn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -24,6 +24,7 @@ from unspoken.agents.bench.engine.share import (
 )
 from unspoken.agents.bench.engine.team import Ids
 from unspoken.agents.bench.passages import cut_passages
+from unspoken.agents.bench.scale import SCALES
 from unspoken.agents.bench.scene import Scene
 from unspoken.agents.engines.base import Carried, Sampling, TurnRequest
 from unspoken.agents.engines.turn import drive_turn
@@ -33,7 +34,7 @@ from unspoken.channels.kv.geometry import ModelIdentity
 from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel
 
-PROMPTS, TOKENS, NEW, WINDOW = 20, 96, 48, 32
+PROMPTS, TOKENS, NEW, WINDOW = SCALES["decode"].rows, 96, 48, 32
 PREFILL, ROUNDS = 512, 7
 
 OTHERS = (DEFAULT_SHARER,)
@@ -42,19 +43,24 @@ OTHERS = (DEFAULT_SHARER,)
 OURS, THEIRS = "ours", "transformers"
 
 
-def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
+def measure(
+    model: LocalModel, *, text: Path | None = None, count: int | None = None, progress: Progress
+) -> Measured:
     """Rows per model, and whether all tokens are equal; the speeds are those of the given model.
 
     A model that is not available has a row that says so.
     """
-    rows = [_decoded(model, text, model.ref or "the model", progress)]
+    prompts = count or PROMPTS
+    passages = cut_passages(model, text, prompts, TOKENS)
+    rows = [_decoded(model, passages, model.ref or "the model", progress)]
     for ref in OTHERS:
         if ref != model.ref:
-            rows.append(_other(ref, model, text, progress))
-    rows.append(_decoded(_tiny_gemma(model), text, f"random Gemma 3, window {WINDOW}", progress))
+            rows.append(_other(ref, model, text, prompts, progress))
+    rows.append(
+        _decoded(_tiny_gemma(model), passages, f"random Gemma 3, window {WINDOW}", progress)
+    )
     equal = all(row["equal"] == row["prompts"] for row in rows if "equal" in row)
     read = _prefilled(model, text, progress)
-    passages = cut_passages(model, text, PROMPTS, TOKENS)
     same = sum(_continuation_equals_text(model, ids) for ids in passages)
     progress(f"continuation equals text on {same} of {len(passages)}")
     rows.append({"of": "continuation against text", "prompts": len(passages), "equal": same})
@@ -66,19 +72,22 @@ def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) 
     }
 
 
-def _other(ref: str, model: LocalModel, text: Path | None, progress: Progress) -> dict[str, Any]:
+def _other(
+    ref: str, model: LocalModel, text: Path | None, prompts: int, progress: Progress
+) -> dict[str, Any]:
     """The row of another model; where it is not available, why not."""
     try:
         other = LocalModel.load(ref, dtype=model.dtype, device=model.device)
     except ModelReferenceError as error:
         progress(f"{ref} is left out: {error}")
         return {"of": ref, "left_out": str(error)}
-    return _decoded(other, text, ref, progress)
+    return _decoded(other, cut_passages(other, text, prompts, TOKENS), ref, progress)
 
 
-def _decoded(model: LocalModel, text: Path | None, name: str, progress: Progress) -> dict[str, Any]:
+def _decoded(
+    model: LocalModel, passages: Sequence[Ids], name: str, progress: Progress
+) -> dict[str, Any]:
     """The tokens and the seconds of our decoding beside those of generate."""
-    passages = cut_passages(model, text, PROMPTS, TOKENS)
     plain = Plain.of(model)
     both: dict[str, Callable[[Ids], Ids]] = {
         OURS: partial(_ours, model),

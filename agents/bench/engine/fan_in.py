@@ -19,6 +19,7 @@ from unspoken.agents.bench.engine.panel import JUDGE, Case, Channels, Outcome, S
 from unspoken.agents.bench.engine.share import Timing, figures, median_seconds, timed_in_turn
 from unspoken.agents.bench.forced import means, recomputed, rotated, score
 from unspoken.agents.bench.passages import cut_passages
+from unspoken.agents.bench.scale import SCALES
 from unspoken.agents.engines.base import Sampling, TurnRequest
 from unspoken.agents.engines.turn import drive_turn
 from unspoken.agents.models.model import LocalModel
@@ -29,14 +30,17 @@ from unspoken.channels.base import Channel
 from unspoken.channels.same_model import SameModelCacheChannel
 from unspoken.channels.text import TextChannel
 
-DOCUMENT, COUNTS, SIZES, GROUPS, FORCED, ROUNDS = 512, (2, 4), (64, 256), 4, 32, 3
+DOCUMENT, COUNTS, SIZES, FORCED, ROUNDS = 512, (2, 4), (64, 256), 32, 3
+GROUPS = SCALES["fan_in"].rows
 BUDGET = 50.0
 TEXT, DEFAULT = "text", "the default plan"
 
 
-def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
+def measure(
+    model: LocalModel, *, text: Path | None = None, count: int | None = None, progress: Progress
+) -> Measured:
     """Rows per number of senders, size of their outputs and condition; figures at four senders."""
-    documents = cut_passages(model, text, GROUPS, DOCUMENT)
+    documents = cut_passages(model, text, count or GROUPS, DOCUMENT)
     progress(f"the writers write {max(SIZES)} tokens each")
     outputs = panel.written(model, documents, max(COUNTS), max(SIZES))
     rows: list[dict[str, Any]] = []
@@ -45,12 +49,12 @@ def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) 
             panel.senders_of(model, ids, [words[:size] for words in each])
             for ids, each in zip(documents, outputs, strict=True)
         ]
-        for count in COUNTS:
+        for senders in COUNTS:
             for whole in (False, True):
-                measured = _rows(model, [group[: count + 1] for group in groups], size, whole)
+                measured = _rows(model, [group[: senders + 1] for group in groups], size, whole)
                 rows += measured
                 told = ", ".join(f"{row['way']} {row['mean_kl']:.4f}" for row in measured)
-                progress(f"{count} senders, {size} tokens each: {told}")
+                progress(f"{senders} senders, {size} tokens each: {told}")
     return rows, _summary(rows)
 
 

@@ -24,11 +24,12 @@ from unspoken.agents.bench.engine.share import (
 )
 from unspoken.agents.bench.engine.team import QUESTIONS, Team
 from unspoken.agents.bench.passages import cut_passages
+from unspoken.agents.bench.scale import SCALES
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.errors import ModelSupportError
 
 SIZES = (1, 2, 4, 8, 16)
-TOKENS, NEW, ROUNDS = 512, 64, 3
+TOKENS, NEW, ROUNDS = 512, 64, SCALES["fanout"].rows
 GRAPH, MOST = 8, 16
 """How many agents LangGraph has, and how many the largest ratio is of."""
 
@@ -41,7 +42,9 @@ Key = tuple[str, int]
 Timings = dict[Key, list[Timing]]
 
 
-def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
+def measure(
+    model: LocalModel, *, text: Path | None = None, count: int | None = None, progress: Progress
+) -> Measured:
     """Rows per number of solvers and way, and the ratios at 8 and 16 solvers."""
     words = cut_passages(model, text, 1, TOKENS)[0]
     team = Team.make(model, words, QUESTIONS[: max(SIZES)], NEW)
@@ -50,7 +53,7 @@ def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) 
     copies = copies_while_decoding(team, GRAPH)
     progress(f"{equal['alone']} of {equal['rows']} write what they write alone")
     progress(f"while {GRAPH} decode, the message is in memory {copies:g} times")
-    timings = _timings(team, plain, progress)
+    timings = _timings(team, plain, count or ROUNDS, progress)
     rows = [_row(team, key, taken, timings) for key, taken in timings.items()]
     for size in SIZES:
         ways = [
@@ -78,7 +81,7 @@ def _equal_rows(team: Team, plain: Plain) -> dict[str, int]:
     }
 
 
-def _timings(team: Team, plain: Plain, progress: Progress) -> Timings:
+def _timings(team: Team, plain: Plain, rounds: int, progress: Progress) -> Timings:
     """The timings of every way and size."""
     ways: dict[Key, Callable[[], object]] = {}
     for size in SIZES:
@@ -97,7 +100,7 @@ def _timings(team: Team, plain: Plain, progress: Progress) -> Timings:
         ways[key]()  # warms up
     taken = timed_in_turn(
         ways,
-        ROUNDS,
+        rounds,
         device,
         lambda fraction: progress(f"{fraction:.0%} of the rounds"),
         warm_up=False,

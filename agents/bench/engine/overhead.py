@@ -10,7 +10,7 @@ in SQLite with what it sets by itself.
 
 import operator
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -22,6 +22,7 @@ import torch
 from unspoken.agents.agent import Agent
 from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.engine.graphs import require_langgraph, require_saver
+from unspoken.agents.bench.scale import SCALES
 from unspoken.agents.engines.base import (
     KEEP,
     EngineFacts,
@@ -42,24 +43,33 @@ from unspoken.agents.workflow import Workflow
 from unspoken.channels.message import Message
 from unspoken.channels.packets.files import Readable
 
-AGENTS, ROUNDS = 1000, 5
+AGENTS, ROUNDS = 1000, SCALES["overhead"].rows
 """Agents of a workflow, and how often each is run."""
 
 WORD = "x"
 """What every agent writes."""
 
-CHAIN, FANOUT, CHECKPOINTED = "chain", "fan-out", "checkpointed chain"
+GRAPHS = CHAIN, FANOUT, CHECKPOINTED = SCALES["overhead"].parts
+RATIOS = {CHAIN: "chain", FANOUT: "fanout", CHECKPOINTED: "checkpointed_chain"}
 
 
-def measure(model: "WordModel", *, progress: Progress) -> Measured:
+def measure(
+    model: "WordModel",
+    *,
+    count: int | None = None,
+    only: Collection[str] = GRAPHS,
+    progress: Progress,
+) -> Measured:
     """A row for each graph in each framework; the summary has our time over LangGraph's."""
     require_langgraph()
     with tempfile.TemporaryDirectory() as folder:
-        return _measured(model, Path(folder), progress)
+        return _measured(model, Path(folder), count or ROUNDS, only, progress)
 
 
-def _measured(model: "WordModel", folder: Path, progress: Progress) -> Measured:
-    runs = {
+def _measured(
+    model: "WordModel", folder: Path, rounds: int, only: Collection[str], progress: Progress
+) -> Measured:
+    all_runs = {
         (CHAIN, "unspoken"): _ours(chain(model, AGENTS)),
         (CHAIN, "LangGraph"): _chain_graph(AGENTS),
         (FANOUT, "unspoken"): _ours(fan_out(model, AGENTS)),
@@ -67,8 +77,9 @@ def _measured(model: "WordModel", folder: Path, progress: Progress) -> Measured:
         (CHECKPOINTED, "unspoken"): _kept(chain(model, AGENTS), folder / "unspoken"),
         (CHECKPOINTED, "LangGraph"): _checkpointed_graph(AGENTS, folder),
     }
+    runs = {way: run for way, run in all_runs.items() if way[0] in only}
     seconds: dict[tuple[str, str], list[float]] = {way: [] for way in runs}
-    for number in range(ROUNDS + 1):  # the first warms up
+    for number in range(rounds + 1):  # the first warms up
         for way, run in runs.items():
             began = perf_counter()
             run()
@@ -77,11 +88,7 @@ def _measured(model: "WordModel", folder: Path, progress: Progress) -> Measured:
     rows = [_row(way, taken) for way, taken in seconds.items()]
     for row in rows:
         progress(f"{row['graph']}, {row['framework']}: {row['seconds']} s")
-    return rows, {
-        "chain_ratio_to_langgraph": _ratio(seconds, CHAIN),
-        "fanout_ratio_to_langgraph": _ratio(seconds, FANOUT),
-        "checkpointed_chain_ratio_to_langgraph": _ratio(seconds, CHECKPOINTED),
-    }
+    return rows, {f"{RATIOS[graph]}_ratio_to_langgraph": _ratio(seconds, graph) for graph in only}
 
 
 def _row(way: tuple[str, str], taken: list[float]) -> dict[str, Any]:

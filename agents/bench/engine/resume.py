@@ -28,12 +28,13 @@ from blake3 import blake3
 
 from unspoken.agents.agent import Agent
 from unspoken.agents.bench import Measured, Progress
+from unspoken.agents.bench.scale import SCALES
 from unspoken.agents.runs import RunStore
 from unspoken.agents.testing import ScriptedModel
 from unspoken.agents.tools import tool
 from unspoken.agents.workflow import Workflow
 
-KILLS, UNSEEDED, PLAIN = 50, 20, 3
+KILLS, UNSEEDED, PLAIN = SCALES["resume"].rows, 20, 3
 """How often runs are killed whose model writes the same each time; how often others are; and how
 many runs are not, to see what is equal and how long it takes.
 """
@@ -133,10 +134,10 @@ def _store(folder: Path) -> RunStore:
     return RunStore(folder / "runs")
 
 
-def measure(model: WordModel, *, progress: Progress) -> Measured:
+def measure(model: WordModel, *, count: int | None = None, progress: Progress) -> Measured:
     """Kill runs at random moments, let them go on, and compare."""
     with tempfile.TemporaryDirectory() as folder:
-        return _measured(Path(folder), progress)
+        return _measured(Path(folder), count, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +172,12 @@ class _Killed:
     after_effect: bool
 
 
-def _measured(folder: Path, progress: Progress) -> Measured:
+def _measured(folder: Path, wanted: int | None, progress: Progress) -> Measured:
     pace, draw = _undisturbed(folder), random.Random(SEED)
     rows: list[dict[str, Any]] = []
-    for seeded, kills in ((True, KILLS), (False, UNSEEDED)):
+    # Two fifths of them sample without a seed.
+    counts = (KILLS, UNSEEDED) if wanted is None else (wanted, max(1, wanted * 2 // 5))
+    for seeded, kills in zip((True, False), counts, strict=True):
         left = kills
         while left:
             here = Path(tempfile.mkdtemp(dir=folder))

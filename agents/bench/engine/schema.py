@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from unspoken.agents.agent import Agent
 from unspoken.agents.bench import Measured, Progress
+from unspoken.agents.bench.scale import SCALES
 from unspoken.agents.engines.asks import Answer, Compute, compute
 from unspoken.agents.engines.base import Grammar, Sampling
 from unspoken.agents.engines.constraints import Constraint, masked
@@ -29,7 +30,7 @@ from unspoken.agents.workflow import Workflow
 
 __all__ = ["measure"]
 
-ANSWERS, BATCH, STEPS, TOKENS = 100, 8, 24, 96
+ANSWERS, BATCH, STEPS, TOKENS = SCALES["schema"].rows, 8, 24, 96
 """Answers of each model, rows of a measured step, steps, and the most tokens of an answer."""
 
 Short = Annotated[str, Field(max_length=16)]
@@ -64,7 +65,9 @@ KINDS: tuple[type[BaseModel], ...] = (Ticket, Order, Person)
 TOPICS = ("a lost key", "a late train", "tea", "a broken screen", "the sea", "a bill", "a dog")
 
 
-def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
+def measure(
+    model: LocalModel, *, text: Path | None = None, count: int | None = None, progress: Progress
+) -> Measured:
     """A row per model and schema; how many of all answers are valid, and what the shape costs.
 
     `overhead_per_token` is the constraint's share of a step of `BATCH` rows without it; the model's
@@ -72,11 +75,12 @@ def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) 
     """
     from unspoken.agents.testing import tiny_model
 
+    answers = count or ANSWERS
     rows: list[dict[str, Any]] = []
     for name, one in (("model", model), ("random", tiny_model())):
         for number, kind in enumerate(KINDS):
-            count = ANSWERS // len(KINDS) + (number < ANSWERS % len(KINDS))
-            row = {"by": name, "schema": kind.__name__, **_answers(one, kind, count)}
+            share = answers // len(KINDS) + (number < answers % len(KINDS))
+            row = {"by": name, "schema": kind.__name__, **_answers(one, kind, share)}
             rows.append(row)
             progress(f"{name}, {kind.__name__}: {row['valid']} of {row['of']} are valid")
     step, cost = _step_seconds(model), [_cost_seconds(model, grammar) for grammar in _all(model)]

@@ -18,13 +18,14 @@ from unspoken.agents.agent import Agent
 from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.engine.share import Timing, figures, timed
 from unspoken.agents.bench.passages import cut_passages
+from unspoken.agents.bench.scale import SCALES
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.runtime.events import RunFinished, TokenWritten, TurnFinished
 from unspoken.agents.session import Session
 from unspoken.agents.workflow import Workflow
 from unspoken.channels.machine import in_turn
 
-TOKENS, NEW, ROUNDS = 1024, 8, 5
+TOKENS, NEW, ROUNDS = 1024, 8, SCALES["session"].rows
 FIRST, SECOND = "What is the text about?", "Which names are in it? Give two of them."
 
 TEXT, AGAIN, CONTINUED = "no session", "second run of a session", "continuation"
@@ -49,12 +50,14 @@ class _Answer:
     timing: Timing
 
 
-def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
+def measure(
+    model: LocalModel, *, text: Path | None = None, count: int | None = None, progress: Progress
+) -> Measured:
     """A row for each way to an answer, and the second run's time over the continuation's."""
     (words,) = cut_passages(model, text, 1, TOKENS)
     trial = _Trial(model, model.text.decode(words))
     ways = {TEXT: trial.alone, AGAIN: trial.again, CONTINUED: trial.continued}
-    answers = in_turn(ways, ROUNDS)
+    answers = in_turn(ways, count or ROUNDS)
     rows = [_row(way, taken) for way, taken in answers.items()]
     for row in rows:
         progress(f"{row['way']}: first token after {row['ttft_s']:.3f} s")

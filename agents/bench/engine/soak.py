@@ -16,13 +16,14 @@ from unspoken.agents.agent import Agent
 from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.engine.memory import living, resident_bytes, resident_kind
 from unspoken.agents.bench.engine.share import figures, said, timed
+from unspoken.agents.bench.scale import SCALES
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.session import Session
 from unspoken.agents.spec.spec import InputSpec
 from unspoken.agents.testing import tiny_model
 from unspoken.agents.workflow import Workflow
 
-RUNS, WARM_UP, EVERY = 2000, 300, 100
+RUNS, WARM_UP, EVERY = SCALES["soak"].rows, 300, 100
 """How many runs there are, how many before the memory counts, and after how many it is read."""
 
 MEMORY = 2_000_000
@@ -38,17 +39,20 @@ of them, and that is no growth of ours.
 """
 
 
-def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
+def measure(
+    model: LocalModel, *, text: Path | None = None, count: int | None = None, progress: Progress
+) -> Measured:
     """A row for each reading of the memory, and by how much it grew after the warm-up."""
-    trial = _Trial(progress)
+    runs = count or RUNS
+    trial = _Trial(runs, progress)
     timing = timed(partial(anyio.run, trial.run_all), model.device)
-    progress(f"{RUNS} runs: {said([timing])}")
+    progress(f"{runs} runs: {said([timing])}")
     kind = resident_kind()
     read = [row["rss_mb"] for row in trial.rows if row["runs"] >= WARM_UP]
     growth = None if kind == "unknown" else round(read[-1] - read[0], 2)
-    told = {"of": f"memory, {kind}", "runs": RUNS, "model": "tiny random Llama"}
+    told = {"of": f"memory, {kind}", "runs": runs, "model": "tiny random Llama"}
     rows = [*trial.rows, {**told, **figures([timing])}]
-    summary: dict[str, Any] = {"runs": RUNS, "rss_growth_mb": growth}
+    summary: dict[str, Any] = {"runs": runs, "rss_growth_mb": growth}
     first, last = trial.rows[WARM_UP // EVERY], trial.rows[-1]
     for what in ("tensor_mb", "jobs", "threads"):
         summary[f"{what}_growth"] = round(last[what] - first[what], 3)
@@ -58,8 +62,8 @@ def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) 
 class _Trial:
     """Small runs of one workflow, every other one in a session, each on a document of its own."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, runs: int, progress: Progress) -> None:
+        self.runs, self.progress = runs, progress
         self.rows: list[dict[str, Any]] = []
         self._draw = random.Random(SEED)
         self._flow = _flow(tiny_model())
@@ -67,10 +71,10 @@ class _Trial:
     async def run_all(self) -> None:
         """All runs, on one event loop; one in twenty is cancelled."""
         with Session(memory=MEMORY) as session:
-            for number in range(RUNS + 1):
+            for number in range(self.runs + 1):
                 if number % EVERY == 0:
                     self._read(number)
-                if number < RUNS:
+                if number < self.runs:
                     await self._one(session if number % 2 else None, cancels=number % 20 == 7)
 
     async def _one(self, session: Session | None, *, cancels: bool) -> None:

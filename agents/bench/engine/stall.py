@@ -20,13 +20,14 @@ from unspoken.agents.agent import Agent
 from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.engine.share import Timing, figures, said, timed
 from unspoken.agents.bench.passages import cut_passages
+from unspoken.agents.bench.scale import SCALES
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.runtime.events import PrefillProgress, TokenWritten
 from unspoken.agents.spec.spec import InputSpec
 from unspoken.agents.workflow import Workflow
 from unspoken.channels.machine import in_turn
 
-NEIGHBOUR, TOKENS, ROUNDS = 2048, 96, 5
+NEIGHBOUR, TOKENS, ROUNDS = 2048, 96, SCALES["stall"].rows
 """Tokens that the neighbour reads, tokens that the talker writes, and how often."""
 
 AROUND = 64
@@ -70,7 +71,9 @@ class _Seen:
         ]
 
 
-def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) -> Measured:
+def measure(
+    model: LocalModel, *, text: Path | None = None, count: int | None = None, progress: Progress
+) -> Measured:
     """A row for the talker alone and one beside the neighbour, and the longest gap of the latter.
 
     The summary's longest gap is the median over the rounds of each round's longest.
@@ -80,7 +83,7 @@ def measure(model: LocalModel, *, text: Path | None = None, progress: Progress) 
     flows = {ALONE: _flow(model), BESIDE: _flow(model, document)}
     ways = {name: partial(_run, flow, model.device) for name, flow in flows.items()}
     rows = []
-    for name, runs in in_turn(ways, ROUNDS).items():
+    for name, runs in in_turn(ways, count or ROUNDS).items():
         timings = [timing for _, timing in runs]
         row = _row(name, [seen for seen, _ in runs], timings)
         progress(

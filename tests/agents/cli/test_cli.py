@@ -44,6 +44,8 @@ def test_bench_prints_rows_or_json(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ratio_builtin" in result.stdout
     assert "7.25" in result.stdout
     assert "hop: measuring" in result.stderr
+    assert "bench hop: 9 rounds" in result.stderr
+    assert "all parts: 3 rounds" in call("bench", "hop", "--rows", 3, "--only", "512").stderr
 
 
 def test_plan_json_says_channel_and_reason(workflow: Path) -> None:
