@@ -12,6 +12,22 @@ from rich.console import Console
 from unspoken.agents.cli.audit_view import print_audit
 from unspoken.agents.cli.bridge import First, Second, find_folder
 from unspoken.agents.cli.console import print_stored, shown, stderr, stdout
+from unspoken.agents.cli.options import (
+    Choice,
+    Device,
+    Dtype,
+    Length,
+    Longest,
+    Minutes,
+    Qa,
+    Recall,
+    Receiver,
+    Sharer,
+    Text,
+    TrainDtype,
+    float_type,
+    given,
+)
 from unspoken.agents.cli.progress import load_pair, quiet_libraries, reporting
 from unspoken.agents.cli.results import echo
 from unspoken.agents.cli.run import JsonOption
@@ -21,36 +37,6 @@ if TYPE_CHECKING:
     from unspoken.agents.models.model import LocalModel
     from unspoken.channels.bridges.fit.progress import FitProgress
     from unspoken.channels.model import Hold
-
-
-def _file(flag: str, what: str) -> Any:
-    return typer.Option(flag, metavar="FILE", help=f"{what}, in place of the built-in ones.")
-
-
-Text = Annotated[Path | None, _file("--text", "Plain text to measure on")]
-Qa = Annotated[Path | None, _file("--qa", "Question-answering rows to measure on")]
-Recall = Annotated[Path | None, _file("--recall", "Recall rows to measure on")]
-Choice = Annotated[Path | None, _file("--choice", "Questions with options to measure fuse mode on")]
-Sharer = Annotated[str, typer.Argument(metavar="SHARER", help="The model whose cache is read.")]
-Receiver = Annotated[str, typer.Argument(metavar="RECEIVER", help="The model whose cache is made.")]
-Minutes = Annotated[
-    float | None, typer.Option(min=0, help="Most minutes of training; 0 trains nothing.")
-]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        metavar="DTYPE",
-        help="Float type of both models. One that rounds their weights makes other models of "
-        "them, and a bridge leads between the models it was fitted with.",
-    ),
-]
-Device = Annotated[
-    str, typer.Option(metavar="DEVICE", help="Device of both models, such as cpu or cuda:1.")
-]
-TrainDtype = Annotated[
-    str | None,
-    typer.Option(metavar="DTYPE", help="Float type to train in; the models' own if left out."),
-]
 
 
 def fit(
@@ -82,6 +68,7 @@ def fit(
     bottleneck: Annotated[
         int | None, typer.Option(min=1, help="Width of the residual's bottleneck.")
     ] = None,
+    longest: Longest = None,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -113,6 +100,7 @@ def fit(
     text: Text = None,
     qa: Qa = None,
     recall: Recall = None,
+    length: Length = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fit a bridge, measure it, store it, and print its folder.
@@ -135,12 +123,13 @@ def fit(
     budget = given(minutes=minutes, steps=steps)
     shape = given(
         rank=rank, source_layers=source_layers, native_layers=native_layers, hidden=hidden,
-        bottleneck=bottleneck, seed=seed,
+        bottleneck=bottleneck, longest=longest, seed=seed,
     )  # fmt: skip
+    measured = _measured_at(length)
     plan = FitPlan(
         sources=tuple(corpus or ("builtin",)),
         settings=FitSettings(**budget, **shape),
-        audit=None if no_audit else AuditPlan(text=text, qa=qa, recall=recall),
+        audit=None if no_audit else AuditPlan(text=text, qa=qa, recall=recall, **measured),
         refit=refit,
         out=out,
         train_dtype=train_type,
@@ -190,6 +179,13 @@ def _require_files(*files: Path | None) -> None:
             raise InputError(f"there is no file {file}", expected="a file", fix="check the path")
 
 
+def _measured_at(lengths: list[int] | None) -> dict[str, Any]:
+    """The argument of an audit's plan that says how long messages are, where they were given."""
+    from unspoken.channels.bridges.audit.plan import AuditSettings
+
+    return {"settings": AuditSettings(task=tuple(sorted(set(lengths))))} if lengths else {}
+
+
 def _require_targets(native_layers: int, receiver: "LocalModel") -> None:
     layers = len(receiver.geometry.layers)
     if native_layers >= layers:
@@ -197,21 +193,6 @@ def _require_targets(native_layers: int, receiver: "LocalModel") -> None:
             f"--native-layers is {native_layers}, and {receiver.ref} has {layers} layers",
             expected=f"0 to {layers - 1}, so that something is left to project",
         )
-
-
-def given(**options: Any) -> dict[str, Any]:
-    """The options that were set; the others have their defaults."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def float_type(name: str | None, option: str) -> Any:
-    """The float type that an option names; None where it was left out."""
-    import torch
-
-    dtype = getattr(torch, name, None) if name else None
-    if name and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise InputError(f"{option} {name!r} is unknown", expected="float32, bfloat16 or float16")
-    return dtype
 
 
 def progress_line(progress: "FitProgress") -> str:
@@ -249,6 +230,7 @@ def audit(
     qa: Qa = None,
     recall: Recall = None,
     choice: Choice = None,
+    length: Length = None,
     contexts: Annotated[
         int | None,
         typer.Option(min=2, help="Most contexts of the task; under 100 it shows nothing."),
@@ -294,11 +276,12 @@ def audit(
     if with_embeddings and manifest.embeddings is None:
         _fit_embeddings(folder, models, console, as_json)
         manifest = check(folder)
+    more = given(contexts=contexts) | _measured_at(length)
     with reporting(console, f"measuring {title}", quiet=as_json) as report:
         measured = audit_bridge(
             folder,
             *models,
-            AuditPlan(text=text, qa=qa, recall=recall, choice=choice, **given(contexts=contexts)),
+            AuditPlan(text=text, qa=qa, recall=recall, choice=choice, **more),
             hold=_hold(models),
             report=lambda stage, part: report(title, stage, part),
         )

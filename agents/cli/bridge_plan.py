@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from unspoken.agents.cli.bridge_fit import (
+from unspoken.agents.cli.console import count, print_facts, print_json, shown, size, stdout
+from unspoken.agents.cli.options import (
     Device,
     Dtype,
+    Longest,
     Minutes,
     Receiver,
     Sharer,
@@ -15,7 +17,6 @@ from unspoken.agents.cli.bridge_fit import (
     float_type,
     given,
 )
-from unspoken.agents.cli.console import count, print_facts, print_json, shown, size, stdout
 from unspoken.agents.cli.run import JsonOption
 from unspoken.channels.errors import ModelSupportError
 
@@ -32,6 +33,7 @@ def plan(
     sharer: Sharer,
     receiver: Receiver,
     minutes: Minutes = None,
+    longest: Longest = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     train_dtype: TrainDtype = None,
@@ -46,7 +48,7 @@ def plan(
     from unspoken.channels.bridges.estimate import BridgeEstimate
     from unspoken.channels.bridges.fit.settings import FitSettings
 
-    settings = FitSettings(**given(minutes=minutes))
+    settings = FitSettings(**given(minutes=minutes, longest=longest))
     types = _Types(
         device=device,
         dtype=float_type(None if dtype == "auto" else dtype, "--dtype"),
@@ -128,6 +130,7 @@ def _print(sharer: str, receiver: str, estimate: "BridgeEstimate") -> None:
         ("memory at the peak", size(estimate.peak_bytes or 0)),
         ("closed form here", f"{estimate.closed_form_minutes:.1f} minutes"),
         ("training here", f"{count(steps)} steps in {estimate.minutes:.0f} minutes{few}"),
+        ("message of the training", f"{count(estimate.message_tokens)} tokens on average"),
         ("second fit, to judge it", f"{estimate.judge_minutes:.0f} minutes"),
         ("first token against text", ", ".join(gains)),
         ("faster from", even),

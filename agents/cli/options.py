@@ -1,15 +1,63 @@
-"""How a run is kept, and in which session it is: options of several commands."""
+"""Options of several commands: how a run is kept, and how bridges are fitted and measured."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from unspoken.channels.errors import InputError
 
 if TYPE_CHECKING:
     from unspoken.agents.spec.spec import WorkflowSpec
+
+
+def _file(flag: str, what: str) -> Any:
+    return typer.Option(flag, metavar="FILE", help=f"{what}, in place of the built-in ones.")
+
+
+Text = Annotated[Path | None, _file("--text", "Plain text to measure on")]
+Qa = Annotated[Path | None, _file("--qa", "Question-answering rows to measure on")]
+Recall = Annotated[Path | None, _file("--recall", "Recall rows to measure on")]
+Choice = Annotated[Path | None, _file("--choice", "Questions with options to measure fuse mode on")]
+Sharer = Annotated[str, typer.Argument(metavar="SHARER", help="The model whose cache is read.")]
+Receiver = Annotated[str, typer.Argument(metavar="RECEIVER", help="The model whose cache is made.")]
+Minutes = Annotated[
+    float | None, typer.Option(min=0, help="Most minutes of training; 0 trains nothing.")
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        metavar="DTYPE",
+        help="Float type of both models. One that rounds their weights makes other models of "
+        "them, and a bridge leads between the models it was fitted with.",
+    ),
+]
+Device = Annotated[
+    str, typer.Option(metavar="DEVICE", help="Device of both models, such as cpu or cuda:1.")
+]
+TrainDtype = Annotated[
+    str | None,
+    typer.Option(metavar="DTYPE", help="Float type to train in; the models' own if left out."),
+]
+Longest = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Tokens of the longest messages that are learnt from, 4,096 if left out. Fewer make "
+        "steps quicker.",
+    ),
+]
+Length = Annotated[
+    list[int] | None,
+    typer.Option(
+        min=16,
+        help="Tokens of the messages that the task is measured at, 256 and 1,024 if left out. May "
+        "be repeated. An edge uses the bridge up to twice the longest.",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,3 +105,18 @@ def require_talking(spec: "WorkflowSpec", session: str | None) -> None:
             expected="the name of a session, and an agent that goes on with its conversation",
             fix="give an agent memory: session",
         )
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were set; the others have their defaults."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def float_type(name: str | None, option: str) -> Any:
+    """The float type that an option names; None where it was left out."""
+    import torch
+
+    dtype = getattr(torch, name, None) if name else None
+    if name and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InputError(f"{option} {name!r} is unknown", expected="float32, bfloat16 or float16")
+    return dtype

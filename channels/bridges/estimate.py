@@ -27,6 +27,7 @@ from unspoken.channels.bridges.fit.ridge import (
     gram_bytes,
     tokens_for,
 )
+from unspoken.channels.bridges.fit.samples import mean_length
 from unspoken.channels.bridges.fit.settings import FitSettings
 from unspoken.channels.bridges.projection import SINK
 from unspoken.channels.bridges.projector import ProjectorConfig
@@ -38,8 +39,8 @@ LENGTHS = (1_024, 8_192, 32_768)
 FEW = 500
 """Steps below which training has hardly begun."""
 
-MESSAGE, ASKED, ANSWERED = 230, 150, 60
-"""Tokens of a message of the training, of what is asked of it, and of the answers, on average."""
+ASKED, ANSWERED = 150, 60
+"""Tokens of what is asked of a message of the training, and of the answers, on average."""
 
 OPERATIONS = 20
 """Operations that are started for one layer."""
@@ -101,6 +102,7 @@ class BridgeEstimate:
         closed_form_minutes: Minutes of the closed form on this machine.
         steps: Training steps that the minutes buy on this machine.
         minutes: Minutes of training.
+        message_tokens: Tokens of a message of the training, on average.
         judge_minutes: Minutes of the second fit, of the bridge of embeddings alone that an audit
             judges it by.
         gains: By length of the message, time to the first token by text over that by the bridge;
@@ -119,6 +121,7 @@ class BridgeEstimate:
     closed_form_minutes: float | None = None
     steps: int | None = None
     minutes: float | None = None
+    message_tokens: int | None = None
     judge_minutes: float | None = None
     gains: Mapping[int, float | None]
     break_even: int | None = None
@@ -199,6 +202,7 @@ def estimate(
         closed_form_minutes=pair.closed_form(pair.inputs) / 60,
         steps=int(60 * settings.minutes / pair.step()),
         minutes=settings.minutes,
+        message_tokens=pair.message,
         judge_minutes=pair.closed_form(own) / 60 + settings.minutes,
         gains={length: pair.gain(length) if length <= pair.longest else None for length in LENGTHS},
         break_even=pair.break_even(),
@@ -253,6 +257,12 @@ class _Pair:
         positions = (self.sharer.geometry.max_positions, self.receiver.geometry.max_positions)
         return min(positions) - OWN
 
+    @property
+    def message(self) -> int:
+        """Tokens of a message of the training, on average."""
+        longest = self.settings.longest
+        return round(mean_length(None if longest is None else min(longest, self.longest)))
+
     def closed_form(self, inputs: int) -> float:
         """Seconds: both models read, sums, factors, and the cut to a rank.
 
@@ -270,12 +280,13 @@ class _Pair:
 
     def step(self) -> float:
         """Seconds of a training step; every few of them a message is new to both models."""
-        fresh = self.read(self.sharer, MESSAGE, MESSAGE)
-        fresh += self.read(self.receiver, MESSAGE + ASKED, MESSAGE + ASKED)
-        said = 2 * self.read(self.receiver, ASKED, MESSAGE + ASKED)
+        message = self.message
+        fresh = self.read(self.sharer, message, message)
+        fresh += self.read(self.receiver, message + ASKED, message + ASKED)
+        said = 2 * self.read(self.receiver, ASKED, message + ASKED)
         head = self.receiver.size.weights - self.receiver.size.products
         said += 2 * head * ANSWERED / self.machine.products
-        return fresh / self.settings.fresh + said + 3 * self.products * MESSAGE / self.machine.wide
+        return fresh / self.settings.fresh + said + 3 * self.products * message / self.machine.wide
 
     def read(self, end: End, tokens: int, context: int) -> float:
         """Seconds in which a model reads the last `tokens` of a context."""

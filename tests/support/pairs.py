@@ -71,6 +71,7 @@ def plan(source: str, audit: AuditPlan | None = AUDIT, **settings: Any) -> FitPl
         "bottleneck": 4,
         "every": 1e9,
         "patience": 100,
+        "longest": 256,
     }
     return FitPlan(
         sources=(source,), settings=FitSettings(**(small | settings)), audit=audit, embeddings=False

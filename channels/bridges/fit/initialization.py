@@ -18,7 +18,13 @@ from unspoken.channels.bridges.fit.ridge import (
     gram_bytes,
     tokens_for,
 )
-from unspoken.channels.bridges.fit.samples import Sample, TokenizedSample, draw_samples, prepare
+from unspoken.channels.bridges.fit.samples import (
+    Lengths,
+    Sample,
+    TokenizedSample,
+    draw_samples,
+    prepare,
+)
 from unspoken.channels.bridges.fit.settings import FitSettings
 from unspoken.channels.bridges.projection import SINK, feature_rows
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
@@ -72,9 +78,12 @@ def closed_form(
     Raises:
         BridgeError: The features are more than `FitSettings.columns`.
     """
-    samples = draw_samples(corpus.stream(settings.seed), settings.seed)
+    lengths, seed = Lengths.of(settings.longest, sharer, receiver), settings.seed
+    # All layers of the first ones are held, so they are short.
+    few = islice(draw_samples(corpus.stream(seed), seed), 10)
+    first = [prepare(drawn, sharer, receiver) for drawn in few]
+    samples = draw_samples(corpus.stream(seed + 1), seed + 1, lengths)
     tokenized = (prepare(sample, sharer, receiver) for sample in samples)
-    first = list(islice(tokenized, 10))
     report(FitProgress(stage="layers", fraction=0.0))
     config = _configure(first, sharer, receiver, settings)
     inputs = sum(config.features(sharer.geometry, receiver.geometry))
@@ -95,7 +104,7 @@ def closed_form(
         return rows(prepare(drawn, sharer, receiver))
 
     wanted = settings.gram_tokens or tokens_for(inputs, TOKENS)
-    hold_out(gram, corpus, settings.seed, wanted, prepared)
+    hold_out(gram, corpus, seed, wanted, prepared, lengths)
     while gram.count < wanted:
         sample = first.pop() if first else next(tokenized)
         gram.add(*rows(sample))
@@ -118,6 +127,7 @@ def hold_out(
     seed: int,
     tokens: int,
     rows: Callable[[Sample], tuple[Tensor, Tensor]],
+    lengths: Lengths | None = None,
 ) -> None:
     """Give a Gram matrix the messages that choose its penalty.
 
@@ -129,8 +139,9 @@ def hold_out(
         seed: That of what it is solved from.
         tokens: Tokens that it is solved from; an eighth of them is held out, `HELD` at most.
         rows: Features and targets of a message.
+        lengths: How long the messages are; see `draw_samples`.
     """
-    for drawn in draw_samples(corpus.held_out(seed), seed + OTHER_SEED):
+    for drawn in draw_samples(corpus.held_out(seed), seed + OTHER_SEED, lengths):
         gram.hold(*rows(drawn))
         if gram.held >= min(HELD, tokens // 8):
             return

@@ -48,13 +48,16 @@ class FitSettings(TrainSettings):
         rank: Width of the code; None for the widest whose weights stay within 16 MB, or with a
             larger receiver 3 % of its bytes and 10 % of its products, and 512 at least.
         columns: Most columns of features, which bounds the memory.
-        pool: Messages kept to be learnt from again.
+        longest: Tokens of the longest messages, as far as both models hold them. Lengths are drawn
+            log-uniformly from 128 on. None for messages of some 230 tokens, as older versions had
+            them.
+        pool: Messages of 230 tokens that are kept to be learnt from again, or fewer longer ones.
         fresh: Every how many steps a message is new.
         likelihood: Weight of the cross-entropy beside the KL.
     """
 
     learning: ClassVar[tuple[str, ...]] = (
-        "batch", "rate", "residual_rate", "pool", "fresh", "likelihood",
+        "batch", "rate", "residual_rate", "pool", "fresh", "likelihood", "longest",
     )  # fmt: skip
     """How it learns, as a manifest's ``fit`` has it: a second fit is then trained alike."""
 
@@ -63,6 +66,7 @@ class FitSettings(TrainSettings):
     embeddings: int = 2
     rank: int | None = None
     columns: int = 12_288
+    longest: int | None = 4_096
     pool: int = 320
     fresh: int = 3
     likelihood: float = 0.3
@@ -77,7 +81,12 @@ class FitSettings(TrainSettings):
         """
         known = {name: figures[name] for name in cls.learning if figures.get(name) is not None}
         tokens = figures.get("closed_form_tokens")
-        return cls(seed=seed, gram_tokens=int(tokens) if tokens else None, **known)  # type: ignore[arg-type]
+        before = {"longest": None}  # messages had some 230 tokens
+        return cls(
+            seed=seed,
+            gram_tokens=int(tokens) if tokens else None,
+            **(before | known),  # type: ignore[arg-type]
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from unspoken.channels.bridges.fit.example import (
 from unspoken.channels.bridges.fit.initialization import closed_form, new_projector
 from unspoken.channels.bridges.fit.loop import Fit, Progressed, weights_of
 from unspoken.channels.bridges.fit.progress import Validation
-from unspoken.channels.bridges.fit.samples import draw_samples, prepare
+from unspoken.channels.bridges.fit.samples import Lengths, draw_samples, prepare
 from unspoken.channels.bridges.fit.settings import FitSettings
 from unspoken.channels.bridges.fit.validation import ValidationSet
 from unspoken.channels.bridges.manifest import Figures
@@ -30,6 +30,9 @@ from unspoken.channels.bridges.projection import SINK, projected_state
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.kv.state import KVState
+
+POOLED = 230
+"""Tokens of a message, by which the size of a pool is counted."""
 
 
 class ProjectorFit(Fit[Projector, Example, FitSettings]):
@@ -81,9 +84,14 @@ class ProjectorFit(Fit[Projector, Example, FitSettings]):
         return new_projector(self.config, *self.models)
 
     @cached_property
+    def lengths(self) -> Lengths | None:
+        """How long the messages are."""
+        return Lengths.of(self.settings.longest, *self.models)
+
+    @cached_property
     def validation(self) -> ValidationSet:
         """Samples that the fit does not learn from."""
-        samples = draw_samples(self.corpus.held_out(), seed=10_007)
+        samples = draw_samples(self.corpus.held_out(), 10_007, self.lengths)
         return ValidationSet.make(self.config, samples, *self.train_models)
 
     def validator(self) -> Callable[[Projector], Validation]:
@@ -98,14 +106,14 @@ class ProjectorFit(Fit[Projector, Example, FitSettings]):
             if len(pool) < 8 or progressed.step % settings.fresh == 0:
                 new = next(fresh)
                 progressed.tokens += len(new.features)
-                pool = [*pool[-settings.pool + 1 :], new]
+                pool = newest([*pool, new], settings.pool * POOLED)
                 yield new
             else:
                 yield rng.choice(pool)
 
     def _fresh(self, seed: int) -> Iterator[Example]:
         sharer, receiver = self.train_models
-        for drawn in draw_samples(self.corpus.stream(seed), seed):
+        for drawn in draw_samples(self.corpus.stream(seed), seed, self.lengths):
             sample = prepare(drawn, sharer, receiver)
             yield example(self.config, sample, sharer, receiver, receiver.read(sample.ids))
 
@@ -148,3 +156,11 @@ class ProjectorFit(Fit[Projector, Example, FitSettings]):
             **{name: getattr(self.settings, name) for name in FitSettings.learning},
             **{f"closed_form_{name}": round(value, 4) for name, value in scores},
         }
+
+
+def newest(pool: list[Example], tokens: int) -> list[Example]:
+    """The last examples of a pool that together have at most so many tokens; one at least."""
+    first, held = len(pool) - 1, len(pool[-1].features)
+    while first and (held := held + len(pool[first - 1].features)) <= tokens:
+        first -= 1
+    return pool[first:]

@@ -27,7 +27,20 @@ from unspoken.channels.bridges.store import BridgeStore
 
 pytestmark = pytest.mark.long
 
-SMALL = ("--steps", 2, "--rank", 8, "--source-layers", 2, "--hidden", 16, "--bottleneck", 4)
+SMALL = (
+    "--longest",
+    256,
+    "--steps",
+    2,
+    "--rank",
+    8,
+    "--source-layers",
+    2,
+    "--hidden",
+    16,
+    "--bottleneck",
+    4,
+)
 ROWS = tuple(
     {
         "data": data,
