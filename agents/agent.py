@@ -28,6 +28,30 @@ def answer_type(function: Callable[..., Any]) -> Any:
     return None if kind in (None, type(None), str, Any, object) else kind
 
 
+def _require_answering(name: str, model: object) -> None:
+    """Refuse what can be called, and answers no words with words.
+
+    Raises:
+        InputError: It is no model, no reference and no function.
+    """
+    if model is None or isinstance(model, str) or hasattr(model, "context_builder"):
+        return
+    kind, fix = f"of type {type(model).__name__}", ""
+    if isinstance(model, type):
+        kind, fix = f"the class {model.__name__}", "give it an object of the class, or a function"
+    elif hasattr(model, "named_parameters"):
+        fix = "wrap it: LocalModel(model, tokenizer)"
+    elif hasattr(model, "encode") and hasattr(model, "decode"):
+        fix = "wrap it with its model: LocalModel(model, tokenizer)"
+    elif callable(model):
+        return
+    raise InputError(
+        f"the model of agent {name!r} is {kind}",
+        expected="a LocalModel, a model reference such as 'embedded:NAME', or a function",
+        fix=fix,
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Agent:
     """A role on a model.
@@ -102,14 +126,7 @@ class Agent:
     inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = isinstance(self.model, str) or hasattr(self.model, "context_builder")
-        weights = hasattr(self.model, "named_parameters")  # callable, and no function
-        if self.model is not None and not known and (weights or not callable(self.model)):
-            raise InputError(
-                f"the model of agent {self.name!r} is of type {type(self.model).__name__}",
-                expected="a LocalModel, a model reference such as 'embedded:NAME', or a function",
-                fix="wrap it: LocalModel(model, tokenizer)" if weights else "",
-            )
+        _require_answering(self.name, self.model)
         self.spec("model")
 
     @property
@@ -117,6 +134,19 @@ class Agent:
         """The function that stands in a model's place, where one does."""
         is_model = isinstance(self.model, str) or hasattr(self.model, "context_builder")
         return self.model if callable(self.model) and not is_model else None
+
+    def _forgetting(self, kind: str) -> str:
+        """The memory of what begins anew each turn.
+
+        Raises:
+            WorkflowError: It is to go on with the conversation of a session.
+        """
+        if self.memory == "session":
+            found = f"the agent {self.name!r} is {kind}, and has memory: session"
+            expected = "a model, which has a context to go on from"
+            fix = f"give it a model, or leave memory away: {kind} begins anew each turn"
+            raise WorkflowError([Problem(found, f"agents.{self.name}.memory", expected, fix)])
+        return "turn"
 
     def spec(self, model: str) -> AgentSpec:
         """Its settings, with `model` for the model's name."""
@@ -126,9 +156,9 @@ class Agent:
             settings["workflow"] = self.workflow.spec
             for key, unset in (("model", self.model), ("prompt", self.prompt)):
                 settings[key] = "" if unset is None else model
-            settings["memory"] = "turn"
+            settings["memory"] = self._forgetting("a workflow")
         elif self.function is not None:
-            settings |= {"prompt": self.prompt or "", "memory": "turn"}
+            settings |= {"prompt": self.prompt or "", "memory": self._forgetting("a function")}
             kind = answer_type(self.function)
             if kind is not None and self.generate is _DEFAULTS:
                 settings["generate"] = {"schema": kind}

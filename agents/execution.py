@@ -1,7 +1,7 @@
 """One run of a workflow: inputs checked, models and plan ready, then the scheduler."""
 
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -24,10 +24,10 @@ from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.runtime.stream import EventBuffer
 from unspoken.agents.session import Session
 from unspoken.agents.sessions.talk import Talk, require_session
+from unspoken.agents.spec.graph import asks_people
 from unspoken.agents.spec.inputs import check_inputs
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.agents.starting import Around, ground_of, scheduler_of, whole_origin
-from unspoken.agents.tools.toolbox import Toolbox
 from unspoken.channels.errors import RunWaiting
 from unspoken.channels.message import Message
 
@@ -53,14 +53,7 @@ class How:
 
     def is_kept(self, spec: WorkflowSpec) -> bool:
         """Whether the run is kept: where it is to be, or where somebody has to answer."""
-        return self.keeping.asked or _asks(spec)
-
-
-def _asks(spec: WorkflowSpec) -> bool:
-    """Whether anybody is asked anything, in workflows inside of it too."""
-    asks = [*(agent.ask for agent in spec.agents.values()), *(edge.ask for edge in spec.edges)]
-    inner = (agent.workflow for agent in spec.agents.values())
-    return any(asks) or any(one is not None and _asks(one) for one in inner)
+        return self.keeping.asked or asks_people(spec)
 
 
 class Execution:
@@ -99,13 +92,12 @@ class Execution:
         Raises:
             InputError: They may not run, or one of them does not work.
         """
-        toolbox, servers = self._preparation.toolbox, spec.servers
 
-        async def ask() -> Toolbox:
-            async with toolbox.opened(servers) as opened:
+        async def ask() -> Preparation:
+            async with _opened(self._preparation, spec) as opened:
                 return opened
 
-        return self._preparation.with_tools(run_anywhere(ask)) if servers else self._preparation
+        return run_anywhere(ask) if _has_servers(spec) else self._preparation
 
     async def run(
         self,
@@ -163,8 +155,8 @@ class Execution:
     ) -> tuple[Scheduler, RunReport]:
         given = spec, received, inputs, how, kept, events, pool
         with within(spec.timeout) as limit:
-            async with self._preparation.toolbox.opened(spec.servers) as toolbox:
-                return await self._scheduled(*given, talk, toolbox, limit)
+            async with _opened(self._preparation, spec) as ready:
+                return await self._scheduled(*given, talk, ready, limit)
 
     async def _scheduled(
         self,
@@ -176,10 +168,9 @@ class Execution:
         events: EventBuffer | None,
         pool: Pool,
         talk: Talk | None,
-        toolbox: Toolbox,
+        ready: Preparation,
         limit: RunLimit,
     ) -> tuple[Scheduler, RunReport]:
-        ready = self._preparation.with_tools(toolbox)
         plan = await ready.ready_soon(spec)
         check_received(spec, ready.by_agent(spec), received)
         around = Around(
@@ -216,6 +207,32 @@ class Execution:
         )
         limit.partial = scheduler.partial
         return scheduler, await _ended(scheduler, kept)
+
+
+def _has_servers(spec: WorkflowSpec) -> bool:
+    """Whether agents have tools of servers, in workflows inside of it too."""
+    inner = (agent.workflow for agent in spec.agents.values())
+    return bool(spec.servers) or any(one is not None and _has_servers(one) for one in inner)
+
+
+@asynccontextmanager
+async def _opened(preparation: Preparation, spec: WorkflowSpec) -> AsyncIterator[Preparation]:
+    """The same with the tools of a workflow's servers, which live as long as this.
+
+    Those of a workflow inside of it are there once, for all of its runs: an item of ``for_each``
+    starts none of its own.
+
+    Raises:
+        InputError: They may not run, or one of them does not work.
+    """
+    async with AsyncExitStack() as stack:
+        toolbox = await stack.enter_async_context(preparation.toolbox.opened(spec.servers))
+        nested = {}
+        for name, agent in spec.agents.items():
+            if agent.workflow is not None and _has_servers(agent.workflow):
+                inner = _opened(preparation.nested(name, agent.workflow), agent.workflow)
+                nested[name] = await stack.enter_async_context(inner)
+        yield preparation.with_tools(toolbox, nested)
 
 
 async def _ended(scheduler: Scheduler, kept: KeptRun | None) -> RunReport:

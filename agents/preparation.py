@@ -6,6 +6,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
+from types import MappingProxyType
 
 import anyio.to_thread
 
@@ -33,6 +34,8 @@ from unspoken.channels.errors import ChannelError, ModelSupportError, WorkflowEr
 from unspoken.channels.finetunes.profile import Profile
 from unspoken.channels.projected import Bridge
 from unspoken.channels.storage.forks import ForkLock
+
+_NONE: Mapping[str, "Preparation"] = MappingProxyType({})
 
 
 class _Abandoned(BaseException):
@@ -102,8 +105,8 @@ class Preparation:
         trust_bridges: bool = False,
     ) -> None:
         self.models, self.given, self._source = models, dict(models), source
-        folders = [Path(folder) for folder in bridge_folders]
-        self.bridge_cache = BridgeCache(folders, trust=trust_bridges)
+        self._folders = [Path(folder) for folder in bridge_folders]
+        self.bridge_cache = BridgeCache(self._folders, trust=trust_bridges)
         self.bridges: dict[int, Bridge] = {}
         self.custom: dict[int, Channel] = {}
         folder = None if source is None else Path(source.file).parent
@@ -121,22 +124,33 @@ class Preparation:
         """The workflow's file; empty without."""
         return "" if self._source is None else str(Path(self._source.file).absolute())
 
-    def with_tools(self, toolbox: Toolbox) -> "Preparation":
-        """The same with other tools: those of a run, whose servers are there."""
-        if toolbox is self.toolbox:
+    def with_tools(
+        self, toolbox: Toolbox, nested: Mapping[str, "Preparation"] = _NONE
+    ) -> "Preparation":
+        """The same with other tools: those of a run, whose servers are there.
+
+        Args:
+            toolbox: The tools of its agents.
+            nested: The preparations of agents that are workflows, with theirs.
+        """
+        same = all(self._nested.get(name) is one for name, one in nested.items())
+        if toolbox is self.toolbox and same:
             return self
         other = copy(self)
-        other.toolbox = toolbox
+        other.toolbox, other._nested = toolbox, {**self._nested, **nested}
         return other
 
-    def nested(self, agent: str) -> "Preparation":
+    def nested(self, agent: str, workflow: WorkflowSpec) -> "Preparation":
         """That of an agent which is a workflow; made where nobody gave one."""
         if agent not in self._nested:
             source = None if self._source is None else self._source.nested.get(agent)
-            folders = [] if source is None else [Path(source.file).parent / "bridges"]
-            made = Preparation(dict(self.given), folders, source)
+            folders = self._folders if source is None else [Path(source.file).parent / "bridges"]
+            trust = workflow.bridges == "trust"
+            made = Preparation(dict(self.given), folders, source, trust_bridges=trust)
+            if source is None:  # it stands in the same file
+                made.toolbox = Toolbox(self.toolbox.folder)
             made.given, made.toolbox.allowed = self.given, self.toolbox.allowed
-            self.nest(agent, made)
+            self._nested.setdefault(agent, made)  # another run may have made one meanwhile
         return self._nested[agent]
 
     def nest(self, agent: str, preparation: "Preparation") -> None:
@@ -198,7 +212,7 @@ class Preparation:
             load_models(spec, self.models, self._source, progress, self._bases)
         for name, agent in spec.agents.items():
             if agent.workflow is not None:
-                nested = self.nested(name)
+                nested = self.nested(name, agent.workflow)
                 nested._bases = self._bases  # what both refer to is loaded once
                 nested.load(agent.workflow, progress)
 
@@ -232,7 +246,7 @@ class Preparation:
             problems = [self._source.placed(problem) for problem in error.problems]
             raise WorkflowError(problems) from None
         inner = {
-            name: self.nested(name).plan(agent.workflow)
+            name: self.nested(name, agent.workflow).plan(agent.workflow)
             for name, agent in spec.agents.items()
             if agent.workflow is not None
         }
@@ -323,7 +337,7 @@ class Preparation:
     def _fitted(self, spec: WorkflowSpec, progress: Progress | None) -> Plan:
         for name, agent in spec.agents.items():
             if agent.workflow is not None:
-                self.nested(name).ready(agent.workflow, progress)
+                self.nested(name, agent.workflow).ready(agent.workflow, progress)
         models, plan = self.by_agent(spec), self.plan(spec)
         for number in plan.unfitted:
             edge = spec.edges[number]

@@ -131,8 +131,8 @@ def scheduler_of(
     for name, agent in spec.agents.items():
         model = models[name]
         if agent.workflow is not None and isinstance(model, Delegate):
-            nested = preparation.nested(name)
-            flows[name] = FlowEngine(model, nested, agent.workflow, around)
+            nested = preparation.nested(name, agent.workflow)
+            flows[name] = FlowEngine(model, nested, agent.workflow, plan.inner[name], around)
     engines: Mapping[str, Engine] = {**ground.engines, **flows}
     if book is not None:
         engines, toolbox = kept_engines(engines, book), toolbox.of_run(book)
@@ -168,6 +168,7 @@ class FlowEngine(DelegateEngine):
         model: What stands in the model's place.
         preparation: The workflow's models and bridges.
         spec: The workflow.
+        plan: Its plan, which the outer run's has made.
         around: What is around the outer run.
 
     Attributes:
@@ -178,10 +179,16 @@ class FlowEngine(DelegateEngine):
     outer: Scheduler
 
     def __init__(
-        self, model: Delegate, preparation: Preparation, spec: WorkflowSpec, around: Around
+        self,
+        model: Delegate,
+        preparation: Preparation,
+        spec: WorkflowSpec,
+        plan: Plan,
+        around: Around,
     ) -> None:
         super().__init__(model)
-        self._preparation, self._spec, self._around = preparation, spec, around
+        self._preparation, self._spec, self._plan = preparation, spec, plan
+        self._around = around
 
     async def answer(self, request: TurnRequest, words: str) -> str:
         """Run the workflow on its inputs, in JSON: the words of its output, or JSON of several.
@@ -208,7 +215,7 @@ class FlowEngine(DelegateEngine):
         return json.dumps(outputs, ensure_ascii=False)
 
     async def _run(self, place: str, given: Mapping[str, object]) -> dict[str, str]:
-        spec, around, outer = self._spec, self._around, self.outer
+        spec, plan, around, outer = self._spec, self._plan, self._around, self.outer
         inputs = check_inputs(spec, given)
         inner = replace(
             around,
@@ -220,7 +227,6 @@ class FlowEngine(DelegateEngine):
             inputs = as_stored(inputs)
             inner = replace(inner, book=await around.book.opened_inside(place))
         with within(spec.timeout) as limit:
-            plan = await self._preparation.ready_soon(spec)
             ground = ground_of(self._preparation, spec, plan, inputs, inner)
             scheduler = scheduler_of(self._preparation, spec, plan, inputs, inner, ground)
             limit.partial = scheduler.partial
@@ -244,7 +250,8 @@ def whole_origin(
     for name, agent in spec.agents.items():
         if agent.workflow is None:
             continue
-        inner = whole_origin(preparation.nested(name), agent.workflow, plan.inner[name], {})
+        nested = preparation.nested(name, agent.workflow)
+        inner = whole_origin(nested, agent.workflow, plan.inner[name], {})
         added = {f"{name}/{key}": value for key, value in inner.models.items()}
         edges = {f"{name}/{key}": value for key, value in inner.edges.items()}
         origin = replace(origin, models={**origin.models, **added}, edges={**origin.edges, **edges})

@@ -79,10 +79,10 @@ class Options:
             return
         from unspoken.agents.runs import RunStore
         from unspoken.agents.session import Session
+        from unspoken.agents.spec.graph import asks_people
 
         store = RunStore(self.store)
-        asks = [*(agent.ask for agent in spec.agents.values()), *(edge.ask for edge in spec.edges)]
-        kept = any(asks) or self.run_id is not None or self.states
+        kept = asks_people(spec) or self.run_id is not None or self.states
         with Session(memory=spec.memory, name=self.session, store=store, anew=self.anew) as session:
             yield {**self._kept, "store": store if kept else None, "session": session}
 

@@ -81,6 +81,9 @@ def _warnings(result: "RunResult") -> Iterator[str]:
         yield failure(item.error, default=item.default)
     for turn in result.report.failed_turns:
         yield failure(turn.error, default=turn.default)
+    for empty in result.report.empty_turns:
+        why = f"all of its {empty.items} items failed" if empty.items else "its list is empty"
+        yield f"{empty.agent}: skipped, {why}"
     for edge, late in Counter(map(_ends, result.report.late_messages)).items():
         yield f"{edge}: {late} came too late and {'was' if late == 1 else 'were'} dropped"
     skipped = [name for name, turns in result.report.agents.items() if not turns]

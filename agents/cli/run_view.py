@@ -276,7 +276,7 @@ def sentence(event: Event) -> str:
         case FallbackTaken():
             return f"{event.sharer} -> {event.receiver}: fell back to text: {event.reason}"
         case AgentSkipped():
-            return f"{event.agent}: skipped"
+            return f"{event.agent}: skipped{f', {event.reason}' if event.reason else ''}"
         case ItemFailed() | TurnFailed():
             return failure(event.error, default=event.default)
         case TurnRetried():

@@ -9,6 +9,7 @@ import anyio.to_thread
 from pydantic_core import to_jsonable_python
 
 from unspoken.agents.delegates.model import Delegate
+from unspoken.agents.tools.functions import threads
 
 
 class FunctionDelegate(Delegate):
@@ -28,7 +29,9 @@ class FunctionDelegate(Delegate):
         if inspect.iscoroutinefunction(self.function):
             result = await self.function(words)
         else:
-            result = await anyio.to_thread.run_sync(self.function, words, abandon_on_cancel=True)
+            result = await anyio.to_thread.run_sync(
+                self.function, words, abandon_on_cancel=True, limiter=threads()
+            )
             result = await result if inspect.isawaitable(result) else result
         if result is None or isinstance(result, str):
             return result or ""

@@ -12,7 +12,7 @@ import networkx as nx
 
 from unspoken.agents.prompts.jinja import references
 from unspoken.agents.spec.edge import EdgeSpec
-from unspoken.agents.spec.graph import build_graph, forward_graph
+from unspoken.agents.spec.graph import asks_people, build_graph, forward_graph
 from unspoken.agents.spec.problems import listed, suggest
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.agents.workflow import Workflow
@@ -154,6 +154,8 @@ def make_arms(flow: Workflow, names: Sequence[str], target: str) -> tuple[Arm, .
         )
     asks = [name for name, agent in spec.agents.items() if agent.ask is not None]
     asks += [f"{edge.from_} -> {edge.to}" for edge in spec.edges if edge.ask is not None]
+    inner = ((name, agent.workflow) for name, agent in spec.agents.items())
+    asks += [name for name, one in inner if one is not None and asks_people(one)]
     if asks:
         raise InputError(
             f"{asks[0]} asks a person, in every row and arm",

@@ -74,11 +74,19 @@ def origin_of(
 def _without_secrets(spec: WorkflowSpec) -> dict[str, Any]:
     """The workflow as a store may hold it."""
     data = {key: value for key, value in dump(spec).items() if key not in _FREE}
-    for server in data.get("mcp_servers", {}).values():
+    _hide(data)
+    return data
+
+
+def _hide(workflow: dict[str, Any]) -> None:
+    """Put what may be a password out of a workflow, and out of those inside of it."""
+    for server in workflow.get("mcp_servers", {}).values():
         for key in _SECRET:
             if key in server:
                 server[key] = dict.fromkeys(server[key], NOT_KEPT)
-    return data
+    for agent in workflow["agents"].values():
+        if "workflow" in agent:
+            _hide(agent["workflow"])
 
 
 def _told(edge: EdgePlan, plan: Plan) -> dict[str, str]:

@@ -117,9 +117,15 @@ class TurnFinished(Event):
 
 @dataclass(frozen=True, slots=True)
 class AgentSkipped(Event):
-    """An agent had nothing but skips."""
+    """An agent had nothing but skips, or nothing to hand on.
+
+    Attributes:
+        agent: Who was skipped.
+        reason: Why it had nothing to hand on; empty where it had nothing but skips.
+    """
 
     agent: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

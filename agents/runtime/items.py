@@ -1,14 +1,16 @@
 """The items of an agent: many turns beside each other, and what they give in order."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 import anyio
 import anyio.lowlevel
 
 from unspoken.agents.runtime.failures import first_error
+from unspoken.agents.runtime.report import EdgeReport, FailedItem, TurnReport
 
 Result = TypeVar("Result")
+Record = TypeVar("Record", TurnReport, EdgeReport, FailedItem)
 
 MOST_ITEMS = 64
 """Items of one agent that are under way at a time: more than an engine gains by, and few enough
@@ -55,3 +57,25 @@ async def gather(
         error = first_error(group)
         raise error from error.__cause__
     return [results[number] for number in range(count)]
+
+
+def by_item(records: Iterable[Record]) -> tuple[Record, ...]:
+    """Records in the order of their items, those of one turn together where its first stands."""
+    records = list(records)
+    first: dict[tuple[str, int], int] = {}
+    places = [
+        (first.setdefault((_whose(record), record.turn), number), record.item or 0)
+        for number, record in enumerate(records)
+    ]
+    order = sorted(range(len(records)), key=places.__getitem__)
+    return tuple(records[number] for number in order)
+
+
+def _whose(record: TurnReport | EdgeReport | FailedItem) -> str:
+    match record:
+        case EdgeReport():
+            return record.receiver
+        case FailedItem():
+            return record.agent
+        case TurnReport():  # all of one agent
+            return ""

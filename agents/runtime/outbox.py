@@ -217,7 +217,7 @@ class Sender:
         return await self.publish(agent, lambda number: self._message(agent, number, turns), state)
 
     def skips(self, agent: AgentRun) -> dict[int, InFlight | None]:
-        """What an agent sends whose turn failed: a skip on every out-edge."""
+        """What an agent sends that has nothing to hand on: a skip on every out-edge."""
         return dict.fromkeys(self._out_edges(agent))
 
     async def publish(

@@ -1,9 +1,9 @@
 """What a run tells as it goes: events, lines of the log, and a record of every turn and edge."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -12,6 +12,7 @@ from unspoken.agents.engines.base import Carried, Prefilling, Sampled, TurnEvent
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.runtime.agent_run import AgentRun
 from unspoken.agents.runtime.events import (
+    AgentSkipped,
     Event,
     FallbackTaken,
     ItemFailed,
@@ -29,6 +30,7 @@ from unspoken.agents.runtime.events import (
 from unspoken.agents.runtime.reply import TurnReply
 from unspoken.agents.runtime.report import (
     EdgeReport,
+    EmptyTurn,
     EndedLoop,
     FailedItem,
     FailedTurn,
@@ -76,8 +78,6 @@ class RunLog:
 _USAGE = tuple(field.name for field in fields(Usage))
 _CARRY = tuple(field.name for field in fields(CarryReport))
 
-Record = TypeVar("Record", TurnReport, EdgeReport, FailedItem)
-
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -110,6 +110,7 @@ class Recorder:
         loops_ended: Where a limit of turns ended a loop.
         failed_items: Items of ``for_each`` that failed and were left out, or have the default.
         failed_turns: Turns that failed and ended no run.
+        empty_turns: Turns of ``for_each`` that had nothing to hand on.
         late_messages: Messages that came after their receiver had begun without them.
     """
 
@@ -128,6 +129,7 @@ class Recorder:
         self.loops_ended: list[EndedLoop] = []
         self.failed_items: list[FailedItem] = []
         self.failed_turns: list[FailedTurn] = []
+        self.empty_turns: list[EmptyTurn] = []
         self.late_messages: list[LateMessage] = []
 
     def note_planned_fallbacks(self) -> None:
@@ -208,6 +210,16 @@ class Recorder:
 
         return tell, end
 
+    def note_empty_turn(self, agent: str, turn: int, items: int) -> None:
+        """Tell of a turn with ``for_each`` that has nothing to hand on, of so many items."""
+        self.empty_turns.append(EmptyTurn(agent=agent, turn=turn, items=items))
+        self.note_skipped(agent, "all of its items failed" if items else "its list is empty")
+
+    def note_skipped(self, agent: str, reason: str = "") -> None:
+        """Tell of an agent that was skipped; why, where it had more than skips."""
+        self.log.info("agent skipped", agent=agent, reason=reason)
+        self.emit(AgentSkipped(agent, reason))
+
     def note_call(self, call: Call) -> None:
         """Tell of a call of a tool that is about to be made."""
         told = dict(call.arguments)
@@ -280,59 +292,42 @@ class Recorder:
         self.emit(told)
 
 
-def by_item(records: Iterable[Record]) -> tuple[Record, ...]:
-    """Records in the order of their items, those of one turn together where its first stands."""
-    records = list(records)
-    first: dict[tuple[str, int], int] = {}
-    places = [
-        (first.setdefault((_whose(record), record.turn), number), record.item or 0)
-        for number, record in enumerate(records)
-    ]
-    order = sorted(range(len(records)), key=places.__getitem__)
-    return tuple(records[number] for number in order)
-
-
-def _whose(record: TurnReport | EdgeReport | FailedItem) -> str:
-    match record:
-        case EdgeReport():
-            return record.receiver
-        case FailedItem():
-            return record.agent
-        case TurnReport():  # all of one agent
-            return ""
-
-
-def with_inner(report: RunReport, place: str, inner: RunReport) -> RunReport:
-    """A report with that of a run inside of it, whose agents have the outer turn before the name.
+def with_inner(report: RunReport, inners: Mapping[str, RunReport]) -> RunReport:
+    """A report with those of runs inside of it, whose agents have the outer turn before the name.
 
     Args:
         report: The outer run's.
-        place: The outer turn, as ``AGENT.TURN``, with ``.ITEM`` behind it for an item.
-        inner: The inner run's.
+        inners: The inner runs', by outer turn: ``AGENT.TURN``, with ``.ITEM`` behind it for an
+            item.
     """
 
-    def named(name: str) -> str:
-        return f"{place}/{name}"
+    def ends(place: str, record: Any) -> Any:
+        sharer, receiver = f"{place}/{record.sharer}", f"{place}/{record.receiver}"
+        return replace(record, sharer=sharer, receiver=receiver)
 
-    def ends(record: Any) -> Any:
-        return replace(record, sharer=named(record.sharer), receiver=named(record.receiver))
+    def owned(place: str, record: Any) -> Any:
+        return replace(record, agent=f"{place}/{record.agent}")
 
-    def owned(record: Any) -> Any:
-        return replace(record, agent=named(record.agent))
+    def edged(place: str, fallback: tuple[str, str]) -> tuple[str, str]:
+        return f"{place}/{fallback[0]}", fallback[1]
 
-    return replace(
-        report,
-        agents={**report.agents, **{named(name): one for name, one in inner.agents.items()}},
-        edges=(*report.edges, *map(ends, inner.edges)),
-        fallbacks=(*report.fallbacks, *((named(edge), why) for edge, why in inner.fallbacks)),
-        loops_ended=(*report.loops_ended, *map(ends, inner.loops_ended)),
-        failed_items=(*report.failed_items, *map(owned, inner.failed_items)),
-        failed_turns=(*report.failed_turns, *map(owned, inner.failed_turns)),
-        late_messages=(*report.late_messages, *map(ends, inner.late_messages)),
-        unknown_calls=(*report.unknown_calls, *inner.unknown_calls),
-        linears={**report.linears, **{named(name): one for name, one in inner.linears.items()}},
-        prefix_hits=report.prefix_hits + inner.prefix_hits,
-    )
+    renamed: dict[str, Callable[[str, Any], Any]] = {
+        **dict.fromkeys(("edges", "loops_ended", "late_messages"), ends),
+        **dict.fromkeys(("failed_items", "failed_turns", "empty_turns"), owned),
+        "fallbacks": edged,
+        "unknown_calls": lambda place, call: call,
+    }
+    # All at once: a copy for each inner run would be quadratic in the items of for_each.
+    lists: dict[str, Any] = {}
+    for name, rename in renamed.items():
+        inside = (rename(at, one) for at, inner in inners.items() for one in getattr(inner, name))
+        lists[name] = (*getattr(report, name), *inside)
+    agents, linears = dict(report.agents), dict(report.linears)
+    for place, inner in inners.items():
+        agents |= {f"{place}/{name}": turns for name, turns in inner.agents.items()}
+        linears |= {f"{place}/{name}": kind for name, kind in inner.linears.items()}
+    hits = report.prefix_hits + sum(inner.prefix_hits for inner in inners.values())
+    return replace(report, **lists, agents=agents, linears=linears, prefix_hits=hits)
 
 
 def with_composing(usage: Usage, seconds: float) -> Usage:

@@ -182,6 +182,21 @@ class FailedTurn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmptyTurn:
+    """A turn of an agent with ``for_each`` that had nothing to hand on; its readers got skips.
+
+    Attributes:
+        agent: Whose turn.
+        turn: The agent's turn.
+        items: Items of the list, which all failed by ``on_error: skip``; 0 for an empty list.
+    """
+
+    agent: str
+    turn: int
+    items: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LateMessage:
     """A message that was dropped since its receiver had begun without it, by its ``join``.
 
@@ -219,6 +234,7 @@ class RunReport:
         loops_ended: Where a limit of turns ended a loop.
         failed_items: Items of ``for_each`` that failed and ended no run.
         failed_turns: Turns that failed and ended no run.
+        empty_turns: Turns of ``for_each`` that had no items, or none that did not fail.
         late_messages: Messages that came after their receiver had begun without them.
         unknown_calls: Of a run that was interrupted, calls of tools that happened or may have, and
             whose result no turn has read.
@@ -239,6 +255,7 @@ class RunReport:
     loops_ended: tuple[EndedLoop, ...] = ()
     failed_items: tuple[FailedItem, ...] = ()
     failed_turns: tuple[FailedTurn, ...] = ()
+    empty_turns: tuple[EmptyTurn, ...] = ()
     late_messages: tuple[LateMessage, ...] = ()
     unknown_calls: tuple[ToolReport, ...] = ()
     linears: dict[str, str] = field(default_factory=dict)
@@ -254,6 +271,7 @@ class RunReport:
             "edges": [edge.to_dict() for edge in self.edges],
             "failed_items": [asdict(item) for item in self.failed_items],
             "failed_turns": [asdict(turn) for turn in self.failed_turns],
+            "empty_turns": [asdict(turn) for turn in self.empty_turns],
             "late_messages": [message.to_dict() for message in self.late_messages],
             "loops_ended": [loop.to_dict() for loop in self.loops_ended],
             "fallbacks": [{"edge": edge, "reason": reason} for edge, reason in self.fallbacks],

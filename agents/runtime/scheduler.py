@@ -19,12 +19,13 @@ from unspoken.agents.runtime.agent_run import AgentRun, InFlight, agents_of
 from unspoken.agents.runtime.answers import outputs_of, results_of
 from unspoken.agents.runtime.dataflow import Action, Dataflow, Exhausted, Firing, Skipped, Unread
 from unspoken.agents.runtime.event_data import keeper
-from unspoken.agents.runtime.events import AgentSkipped, Event, RunStarted, TurnStarted, stamped
+from unspoken.agents.runtime.events import Event, RunStarted, TurnStarted, stamped
 from unspoken.agents.runtime.failures import blame, first_error
+from unspoken.agents.runtime.items import by_item
 from unspoken.agents.runtime.next_use import NextUse
 from unspoken.agents.runtime.outbox import Finished, Sender
 from unspoken.agents.runtime.people import OnQuestion, People, Waiting
-from unspoken.agents.runtime.recorder import Recorder, RunLog, by_item, with_inner
+from unspoken.agents.runtime.recorder import Recorder, RunLog, with_inner
 from unspoken.agents.runtime.report import AgentResult, RunReport, RunResult
 from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.runtime.telemetry import Telemetry
@@ -177,10 +178,8 @@ class Scheduler:
         self._inner[place] = inner.partial()
 
     def _report(self) -> RunReport:
-        report = self._own_report()
-        for place, inner in self._inner.items():
-            report = with_inner(report, place, inner.report)
-        return report
+        inners = {place: inner.report for place, inner in self._inner.items()}
+        return with_inner(self._own_report(), inners)
 
     def _own_report(self) -> RunReport:
         return RunReport(
@@ -197,6 +196,7 @@ class Scheduler:
             loops_ended=tuple(self.recorder.loops_ended),
             failed_items=by_item(self.recorder.failed_items),
             failed_turns=tuple(self.recorder.failed_turns),
+            empty_turns=tuple(self.recorder.empty_turns),
             late_messages=tuple(self.recorder.late_messages),
             unknown_calls=unread_calls(self._book.unknown) if self._book is not None else (),
             linears={
@@ -244,8 +244,7 @@ class Scheduler:
                     last = action
                 case Skipped(agent):
                     self.agents[agent].skipped = True
-                    self.log.info("agent skipped", agent=agent)
-                    self.emit(AgentSkipped(agent))
+                    self.recorder.note_skipped(agent)
                 case Unread(edge, parcel, late):
                     self.agents[self.spec.edges[edge].to].drop(parcel)
                     if late:
@@ -291,8 +290,10 @@ class Scheduler:
         agent.hold(firing)
         with self.telemetry.turn(agent.name, firing.turn):
             turns = await self.turns.take(agent, firing, keep=not ends)
-        if turns is None:
+        if not turns:  # it failed, or has no items to hand on
             agent.skipped = True
+            if turns is not None:
+                self.recorder.note_empty_turn(agent.name, firing.turn, len(agent.items))
             agent.release(ends=ends)
             if agent.spec.memory != "session":
                 agent.remember(None, None)

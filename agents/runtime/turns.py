@@ -122,7 +122,7 @@ class Turns:
     async def take(
         self, agent: AgentRun, firing: Firing[InFlight], *, keep: bool
     ) -> list[Finished] | None:
-        """An agent's turn, or one per item; None where it failed and its readers get skips.
+        """An agent's turn, or one per item; None where it failed. Without any, readers get skips.
 
         Args:
             agent: Whose turn it is.

@@ -7,9 +7,11 @@ run, or after it. Folders go by digests of names, so that a name may be any text
 import json
 import os
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from shutil import rmtree
+from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -56,6 +58,11 @@ def locked(name: str, where: str = "") -> StoreError:
     )
 
 
+class _Unreadable(NamedTuple):
+    where: str
+    error: StoreError
+
+
 class SessionStore:
     """Sessions on disk. All of it may be called from any thread.
 
@@ -79,16 +86,26 @@ class SessionStore:
         return SessionLock(self.folder / "locks", checked_name(name))
 
     def sessions(self) -> list[StoredSession]:
-        """Every session, the one used last first.
+        """Every session that can be read, the one used last first."""
+        found = [one for one in self._all() if isinstance(one, StoredSession)]
+        return sorted(found, key=lambda one: -one.updated)
 
-        Raises:
-            StoreError: One cannot be read.
-        """
+    def unreadable(self) -> dict[str, StoreError]:
+        """Why sessions cannot be read, by their folders' names; `delete` takes those too."""
+        return {one.where: one.error for one in self._all() if isinstance(one, _Unreadable)}
+
+    def _all(self) -> Iterator["StoredSession | _Unreadable"]:
         with reporting_faults(self.folder, 0.0):
             there = self.folder.is_dir()
             files = sorted(self.folder.glob("*/session.json")) if there else []
-        found = [one for one in map(_read, files) if one is not None]
-        return sorted(found, key=lambda one: -one.updated)
+        for file in files:
+            try:
+                session = _read(file)
+            except StoreError as error:
+                yield _Unreadable(file.parent.name, error)
+            else:
+                if session is not None:
+                    yield session
 
     def find(self, name: str) -> StoredSession | None:
         """A session; None where there is none of this name.
@@ -150,10 +167,15 @@ class SessionStore:
     def delete(self, name: str) -> bool:
         """Remove all of a session; whether there was one.
 
+        Args:
+            name: Its name; of one that cannot be read, and whose name nobody knows, its folder's.
+
         Raises:
             StoreError: A run goes on with it, or it cannot be removed.
         """
         folder = self.folder_of(name)
+        if name in self.unreadable():
+            folder = self.folder / name
         with reporting_faults(folder, 0.0):
             if not folder.exists():
                 return False
@@ -191,13 +213,14 @@ def _read(file: Path) -> StoredSession | None:
             f"the session in {file} cannot be read: {error!r}"[:300],
             kind="broken",
             expected="a session as a run has left it",
-            fix="begin it anew: `unspoken sessions delete NAME`",
+            fix=f"begin it anew: `unspoken sessions delete {file.parent.name}`",
         ) from error
     raise StoreError(
         f"the session in {file} is of version {version}",
         kind="version",
         expected=f"version {VERSION}, which this release reads",
-        fix="use the release that wrote it, or begin anew: `unspoken sessions delete NAME`",
+        fix="use the release that wrote it, or begin anew: `unspoken sessions delete "
+        f"{file.parent.name}`",
     )
 
 

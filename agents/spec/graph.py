@@ -59,6 +59,13 @@ def forward_graph(graph: Graph) -> nx.DiGraph[str]:
     return forward
 
 
+def asks_people(spec: WorkflowSpec) -> bool:
+    """Whether anybody is asked anything, in workflows inside of it too."""
+    asks = [*(agent.ask for agent in spec.agents.values()), *(edge.ask for edge in spec.edges)]
+    inner = (agent.workflow for agent in spec.agents.values())
+    return any(asks) or any(one is not None and asks_people(one) for one in inner)
+
+
 def validate(spec: WorkflowSpec, *, whole_edges: bool = True) -> list[Problem]:
     """Return everything wrong with how the parts of a workflow fit together.
 
@@ -97,6 +104,13 @@ def _agent_problems(spec: WorkflowSpec) -> Iterator[Problem]:
                 f"agents.{name}.join",
                 f"at most {read[name]}",
                 "lower 'first', or add edges",
+            )
+        if agent.memory == "session" and agent.workflow is not None:
+            yield Problem(
+                f"agent '{name}' is a workflow, and has memory: session",
+                f"agents.{name}.memory",
+                "an agent on a model, which has a context to go on from",
+                "remove 'memory': a workflow begins anew each turn",
             )
         if agent.memory == "session" and agent.for_each is not None:
             yield Problem(
@@ -142,14 +156,6 @@ def _name_problems(spec: WorkflowSpec) -> Iterator[Problem]:
 def _inner_problems(name: str, inner: WorkflowSpec) -> Iterator[Problem]:
     """What is wrong with a workflow that takes an agent's turns."""
     inside = f"agents.{name}.workflow"
-    if inner.servers:
-        server = inner.servers[0].name
-        yield Problem(
-            f"the workflow of '{name}' has tools of the server '{server}'",
-            f"{inside}.mcp_servers.{server}",
-            "tools that are functions: servers are started for the outer workflow's agents",
-            "give the tools to an agent of the outer workflow, or use functions",
-        )
     for agent, one in inner.agents.items():
         if one.memory == "session":
             yield Problem(

@@ -107,7 +107,7 @@ def tool(
                 return _text(await function(**named))
             # A call that hangs does not hold up whoever cancels the run; it is then an unknown one.
             result = await anyio.to_thread.run_sync(
-                lambda: function(**named), abandon_on_cancel=True, limiter=_limiter()
+                lambda: function(**named), abandon_on_cancel=True, limiter=threads()
             )
             return _text(await result if inspect.isawaitable(result) else result)
 
@@ -185,8 +185,8 @@ def _described(doc: str) -> dict[str, str]:
     return told
 
 
-def _limiter() -> CapacityLimiter:
-    """The threads of tools, which no tool that hangs takes from the store and the engines."""
+def threads() -> CapacityLimiter:
+    """The threads of people's functions; one that hangs takes none from the store and engines."""
     limiter = _LIMITER.get(None)
     if limiter is None:
         limiter = CapacityLimiter(MOST_THREADS)

@@ -76,18 +76,21 @@ class Toolbox:
     """The tools of one workflow.
 
     Args:
-        folder: Where modules that files name are looked for first; None for Python's own path.
+        folder: Where modules that files name are looked for first, and where servers' programs
+            begin; None for Python's own path, and the folder of the process.
         allowed: Whether tools that are named, and not given as objects, may be imported,
             and servers started.
 
     Attributes:
+        folder: See above.
+        allowed: See above.
         book: Keeps the calls, where a run is kept.
     """
 
     def __init__(self, folder: Path | None = None, *, allowed: bool = True) -> None:
         self.allowed = allowed
         self.book: Book | None = None
-        self._folder = folder
+        self.folder = folder
         self._found: dict[str, Tool] = {}
         self._modules: dict[str, ModuleType] = {}
         self._listed: dict[str, tuple[Tool, ...]] = {}
@@ -110,7 +113,7 @@ class Toolbox:
             yield self
             return
         self.require_allowed(ToolRef(f"mcp:{server.name}") for server in servers)
-        sessions, error = [McpSession(server, self._folder) for server in servers], None
+        sessions, error = [McpSession(server, self.folder) for server in servers], None
         async with anyio.create_task_group() as tasks:
             try:
                 for session in sessions:
@@ -230,7 +233,7 @@ class Toolbox:
 
     def _module(self, name: str) -> ModuleType:
         """A module beside the workflow's file, else an installed one."""
-        file = None if self._folder is None else self._folder / f"{name.replace('.', '/')}.py"
+        file = None if self.folder is None else self.folder / f"{name.replace('.', '/')}.py"
         if file is None or not file.is_file():
             return importlib.import_module(name)
         if name not in self._modules:  # its functions share what it keeps, so it is run once

@@ -42,6 +42,7 @@ import json, os, sys
 told = json.loads(sys.argv[1])
 if "pid" in told:
     open(told["pid"], "w").write(str(os.getpid()))
+    open(told["pid"] + ".all", "a").write(f"{os.getpid()} ")
 if "ends" in told:
     sys.exit(told["ends"])
 for line in sys.stdin:

@@ -16,7 +16,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,7 @@ class WordModel(ScriptedModel):
         if f"The tool {LOOK_UP} returned" not in since:
             return _call(LOOK_UP, {"word": word})
         if f"The tool {WRITE_DOWN} returned" not in since:
-            return _call(WRITE_DOWN, {"line": word})
+            return _call(WRITE_DOWN, {"line": f"{agent}-{since.split()[0]} {word}"})
         return word
 
 
@@ -174,7 +174,7 @@ class _Killed:
 
 def _measured(folder: Path, wanted: int | None, progress: Progress) -> Measured:
     pace, draw = _undisturbed(folder), random.Random(SEED)
-    rows: list[dict[str, Any]] = []
+    rows, over = list[dict[str, Any]](), Counter[bool]()
     # Two fifths of them sample without a seed.
     counts = (KILLS, UNSEEDED) if wanted is None else (wanted, max(1, wanted * 2 // 5))
     for seeded, kills in zip((True, False), counts, strict=True):
@@ -182,35 +182,30 @@ def _measured(folder: Path, wanted: int | None, progress: Progress) -> Measured:
         while left:
             here = Path(tempfile.mkdtemp(dir=folder))
             row = _killed_run(here, pace, draw, len(rows), seeded=seeded, most=min(left, 2))
-            if row is None:  # it was over before its moment
+            if row is None:
+                over[seeded] += 1
                 continue
             left -= row["kills"]
             rows.append({"run": len(rows), "seeded": seeded, **row})
             if len(rows) % 10 == 0:
                 progress(f"{len(rows)} runs killed, and ended")
-    return rows, {
-        **_figures([row for row in rows if row["seeded"]]),
-        **{
-            f"{name}_unseeded": figure
-            for name, figure in _figures([row for row in rows if not row["seeded"]]).items()
-        },
-    }
+    plain, other = (
+        _figures([row for row in rows if row["seeded"] is seeded], over[seeded])
+        for seeded in (True, False)
+    )
+    return rows, {**plain, **{f"{name}_unseeded": figure for name, figure in other.items()}}
 
 
-def _figures(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
-    sums = {
-        "repeated_side_effects": "repeated",
-        "lost_side_effects": "lost",
-        "untold_side_effects": "untold",
-        "reported_unknown": "unknown",
-        "kills_in_a_call": "in_call",
-        "kills_after_an_effect": "after_effect",
-        "kills_of_a_resume": "resumed",
-    }
+def _figures(rows: Sequence[dict[str, Any]], over: int) -> dict[str, int]:
+    """What became of runs that were killed, beside so many that were over before their moment."""
+    sums = {f"{key}_side_effects": key for key in ("repeated", "lost", "untold")}
+    sums |= {"reported_unknown": "unknown", "kills_of_a_resume": "resumed"}
+    sums |= {"kills_in_a_call": "in_call", "kills_after_an_effect": "after_effect"}
     return {
         "kills": sum(row["kills"] for row in rows),
         "equal_results": sum(row["kills"] for row in rows if row["equal"]),
         **{name: sum(row[key] for row in rows) for name, key in sums.items()},
+        "over_before_their_moment": over,
     }
 
 
@@ -329,11 +324,23 @@ def _told(folder: Path, found: Sequence[_Killed], pace: _Pace | None) -> dict[st
         "in_call": sum(one.in_call for one in found),
         "after_effect": sum(one.after_effect for one in found),
         "resumed": len(found) - 1,
-        "repeated": sum(count - 1 for count in done.values()),
+        "repeated": _repeated(done, {*told["known"], *told["unknown"]}),
         "lost": len(set(told["known"]) - done.keys()),
         "untold": len(done.keys() - {*told["known"], *told["unknown"]}),
         "unknown": len(told["unknown"]),
     }
+
+
+def _repeated(done: Counter[str], told: Collection[str]) -> int:
+    """How many effects a turn has beyond its one, and beyond those that the report tells of.
+
+    Two that differ count too: a model that writes something else each time repeats itself in other
+    words.
+    """
+    made, known = Counter[str](), Counter(line.split()[0] for line in told)
+    for line, count in done.items():
+        made[line.split()[0]] += count
+    return sum(max(0, count - max(1, known[turn])) for turn, count in made.items())
 
 
 def _lines(folder: Path) -> list[str]:

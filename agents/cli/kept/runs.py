@@ -1,5 +1,6 @@
 """``unspoken runs``: runs that are kept, and what they wait for."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -222,7 +223,14 @@ def _line(store: "RunStore", run: "StoredRun") -> dict[str, Any]:
 
 def _has_refs(run: "StoredRun") -> bool:
     """Whether its models can be loaded here: they were not made in a Python program."""
-    return "in memory" not in str(run.origin.workflow.get("models", {}).values())
+    return "in memory" not in _told("models", run.origin.workflow)
+
+
+def _told(key: str, workflow: Mapping[str, Any]) -> str:
+    """What a workflow, and those inside of it, say under a key, as text."""
+    agents = workflow.get("agents", {}).values()
+    inner = [_told(key, agent["workflow"]) for agent in agents if "workflow" in agent]
+    return " ".join((str(list(workflow.get(key, {}).values())), *inner))
 
 
 def _go_on(
@@ -248,7 +256,7 @@ def _source(run: "StoredRun") -> "LoadedWorkflow":
     file = run.origin.file
     if file and Path(file).is_file():
         return load_workflow(file)
-    if NOT_KEPT in str(run.origin.workflow.get("mcp_servers", {}).values()):
+    if NOT_KEPT in _told("mcp_servers", run.origin.workflow):
         raise InputError(
             f"the file of run {run.id} is gone, and its servers of tools have values that no store "
             "keeps",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unspoken.agents.cli.console import print_facts, print_json, print_table, shown, stdout
+from unspoken.agents.cli.console import print_facts, print_json, print_table, shown, stderr, stdout
 from unspoken.agents.cli.results import echo
 from unspoken.agents.cli.run import JsonOption, StoreOption
 from unspoken.channels.sizes import shown_bytes
@@ -21,6 +21,8 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List the sessions in the store, the one used last first."""
     sessions = _store(store)
     lines = [_line(sessions, one) for one in sessions.sessions()]
+    for error in sessions.unreadable().values():
+        stderr().print(shown(str(error)))
     if as_json:
         print_json(lines)
         return
@@ -61,9 +63,9 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     store: StoreOption = None,
 ) -> None:
-    """Delete a session and all that is kept of it, also one that cannot be read."""
+    """Delete a session and all that is kept of it; one that cannot be read, by its folder too."""
     sessions = _store(store)
-    if not sessions.folder_of(name).exists():
+    if not sessions.folder_of(name).exists() and name not in sessions.unreadable():
         sessions.get(name)
     if not yes:
         typer.confirm(f"Delete the session {name!r}?", abort=True, err=True)

@@ -9,6 +9,8 @@ import pytest
 from pydantic import BaseModel
 
 from unspoken.agents import Agent, Workflow
+from unspoken.agents.delegates.function import FunctionDelegate
+from unspoken.agents.delegates.model import byte_words
 from unspoken.agents.events import TokenWritten
 from unspoken.agents.testing import ScriptedModel
 from unspoken.channels import AgentError, InputError, RunTimeout, WorkflowError
@@ -125,6 +127,36 @@ def test_it_runs_for_each_item() -> None:
     check = Agent("check", verdict, prompt="{{ item }}", for_each="inputs.rows")
     result = Workflow("each", [check]).run(rows=["a", "b c"])
     assert [one.words for one in result["check"].data] == [1, 2]
+
+
+@pytest.mark.anyio
+async def test_it_waits_for_no_thread_of_others() -> None:
+    """The store and the engines have threads of their own, which it takes none of."""
+    others = anyio.to_thread.current_default_thread_limiter()
+    others.total_tokens = 1
+    async with others:
+        with anyio.fail_after(60):  # where it does wait
+            assert await FunctionDelegate(str.upper).answer("a") == "A"
+
+
+@pytest.mark.parametrize("place", [{"model": str.upper}, {"workflow": checked(str.upper)}])
+def test_it_has_no_session(place: Any) -> None:
+    """Its memory would be taken for another in silence; a file's is refused too."""
+    with pytest.raises(WorkflowError, match="and has memory: session"):
+        Agent("a", **place, memory="session")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (Verdict, "the model of agent 'a' is the class Verdict"),
+        (byte_words()[0].tokenizer, "LocalModel\\(model, tokenizer\\)"),
+    ],
+)
+def test_what_answers_no_words_is_no_function(given: Any, told: str) -> None:
+    """A class and a tokenizer can be called too, with something else."""
+    with pytest.raises(InputError, match=told):
+        Agent("a", given)
 
 
 def test_a_file_cannot_name_it() -> None:

@@ -262,21 +262,27 @@ def test_a_mistake_in_the_other_file_is_told_there(book: Path) -> None:
         load_workflow(book)
 
 
-@pytest.mark.parametrize(
-    ("added", "told"),
-    [
-        ("memory: session", "'finder' inside of 'research' has memory: session"),
-        ("tools: [mcp:books]", "workflow of 'research' has tools of the server 'books'"),
-    ],
-)
-def test_what_only_an_outer_workflow_has_is_refused(book: Path, added: str, told: str) -> None:
-    """A session's conversations and servers of tools, with what to do instead."""
-    servers = "mcp_servers: {books: {url: https://books.example/mcp}}\n"
-    text = RESEARCH.replace("{model: m,", "{model: m, " + added + ",")
-    (book.parent / "research.yaml").write_text(text + servers)
+def test_what_only_an_outer_workflow_has_is_refused(book: Path) -> None:
+    """A session's conversations, with what to do instead."""
+    text = RESEARCH.replace("{model: m,", "{model: m, memory: session,")
+    (book.parent / "research.yaml").write_text(text)
+    told = "'finder' inside of 'research' has memory: session"
     with pytest.raises(WorkflowError, match=told) as wrong:
         load_workflow(book)
     assert "outer workflow" in str(wrong.value)
+
+
+def test_tools_beside_the_file_are_those_of_a_workflow_written_in_it(tmp_path: Path) -> None:
+    """And so of one that was written out of several files."""
+    (tmp_path / "helpers.py").write_text("def twice(n: int) -> int:\n    return 2 * n\n")
+    asks = 'agents: {a: {model: m, prompt: Go., tools: ["helpers:twice"]}}'
+    inside = f"{{name: inside, models: {{m: none/m}}, {asks}}}"
+    file, outer = tmp_path / "flow.yaml", f"{{outer: {{workflow: {inside}}}}}"
+    file.write_text(f"name: flow\nmodels: {{m: none/m}}\nagents: {outer}\n")
+    model = ScriptedModel({"a": ['{"name": "twice", "arguments": {"n": 4}}', "Done."]})
+    result = Workflow.from_yaml(file, models={"m": model}, allow_tools=True).run()
+    (call,) = result.report.agents["outer.1/a"][0].tool_calls
+    assert (call.result, call.failed) == ("8", False)
 
 
 def test_tools_of_the_other_file_do_not_run_by_themselves(book: Path) -> None:

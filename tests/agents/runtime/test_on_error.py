@@ -11,8 +11,16 @@ from stamina.instrumentation import set_on_retry_hooks
 
 from unspoken.agents import Agent, Workflow
 from unspoken.agents.authoring import States, TurnEvent, TurnRequest
-from unspoken.agents.events import MessageDropped, TurnFailed, TurnFinished, TurnRetried
+from unspoken.agents.events import (
+    AgentSkipped,
+    MessageDropped,
+    RunFinished,
+    TurnFailed,
+    TurnFinished,
+    TurnRetried,
+)
 from unspoken.agents.runtime.failures import _quiet_stamina
+from unspoken.agents.runtime.report import EmptyTurn
 from unspoken.agents.spec.graph import validate
 from unspoken.agents.testing import ScriptedModel
 from unspoken.channels import AgentError, InputError, RunTimeout
@@ -108,6 +116,23 @@ async def test_a_default_stands_in_for_an_item() -> None:
     result = await Workflow("w", [each]).arun(rows=["a", "b"])
     assert result["each"].items == ("one", "-")
     assert [item.default for item in result.report.failed_items] == [True]
+
+
+@pytest.mark.parametrize("rows", [[], ["a", "b"]])
+async def test_an_agent_without_items_to_hand_on_sends_skips(rows: list[str]) -> None:
+    """Over an empty list, or where every item failed: its readers have nothing to go by."""
+    model = ScriptedModel({"last": "a verdict on nothing"})  # no answers for the items
+    each = Agent("each", model, prompt="{{ item }}", for_each="inputs.rows", on_error="skip")
+    outputs = {"said": "{{ last.text }}", "items": "{{ each.items | length }} {{ each.skipped }}"}
+    flow = Workflow("w", [each, Agent("last", model, prompt="judge")], outputs=outputs)
+    happened = await events_of(flow.connect("each", "last"), rows=rows)
+    finished = happened[-1]
+    assert isinstance(finished, RunFinished)
+    assert finished.outputs == {"said": "", "items": f"{len(rows)} True"}
+    assert finished.report.empty_turns == (EmptyTurn(agent="each", turn=1, items=len(rows)),)
+    reasons = {one.agent: one.reason for one in happened if isinstance(one, AgentSkipped)}
+    why = "all of its items failed" if rows else "its list is empty"
+    assert reasons == {"each": why, "last": ""}
 
 
 async def test_an_agent_goes_on_after_a_turn_that_failed() -> None:

@@ -157,14 +157,6 @@ async def test_for_each_runs_once_an_item_and_gathers_in_order(model: LocalModel
     assert len(sound(result.report).agents["each"]) == 3
 
 
-async def test_for_each_over_nothing_writes_nothing(model: LocalModel) -> None:
-    """An empty list is a turn without items, and its readers run on."""
-    each = Agent("each", model, prompt="{{ item }}", generate=FEW, for_each="inputs.rows")
-    last = Agent("last", model, prompt="end", generate=None)
-    result = await Workflow("map", [each, last]).connect(each, last).arun(rows=[])
-    assert result["each"].text == "" and result["last"].text == "end"
-
-
 async def test_a_reader_s_text_is_its_prompt(model: LocalModel) -> None:
     """An agent that writes nothing is known by what it read."""
     result = await reader_solver(model, model).arun(**GIVEN)

@@ -80,6 +80,22 @@ def test_a_session_that_cannot_be_read_is_told_and_can_be_deleted(
     told(store, script)
 
 
+def test_a_session_that_cannot_be_read_hides_no_others(
+    store: SessionStore, script: ScriptedModel
+) -> None:
+    """It is told beside them, and goes by its folder, since nobody may know its name."""
+    told(store, script)
+    told(store, script, "berta")
+    folder = store.folder_of("anna")
+    (folder / "session.json").write_text("{")
+    assert [one.name for one in store.sessions()] == ["berta"]
+    with pytest.raises(StoreError, match="there is no session 'carla'"):
+        store.get("carla")
+    (error,) = store.unreadable().values()
+    assert f"sessions delete {folder.name}" in error.fix
+    assert store.delete(folder.name) and not folder.exists()
+
+
 def test_a_session_of_another_version_is_refused(
     store: SessionStore, script: ScriptedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,16 @@ async def test_a_server_lives_as_long_as_its_run(tmp_path: Path) -> None:
     assert call.result == "done" and is_gone(tmp_path / "pid")
 
 
+def test_a_workflow_inside_has_servers_of_its_own(tmp_path: Path) -> None:
+    """One program for all of its runs, which is gone with the run around them."""
+    inside = asking(told(pid=str(tmp_path / "pid")), CALL)
+    outer = Workflow("outer", [Agent("each", workflow=inside, for_each="inputs.rows")])
+    report = outer.run(rows=[1, 2]).report
+    calls = [report.agents[f"each.1.{item}/a"][0].tool_calls for item in (0, 1)]
+    assert [call.result for (call,) in calls] == ["done", "done"]
+    assert len((tmp_path / "pid.all").read_text().split()) == 1 and is_gone(tmp_path / "pid")
+
+
 def test_a_plan_asks_a_server_what_it_has(tmp_path: Path) -> None:
     """It is started and stopped for that."""
     asking(told(pid=str(tmp_path / "pid")), CALL).plan()

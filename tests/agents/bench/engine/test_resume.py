@@ -1,8 +1,26 @@
 """``unspoken bench resume``: runs that are killed at any moment."""
 
+from collections import Counter
+
 import pytest
 
 from unspoken.agents.bench.engine import resume
+
+
+@pytest.mark.parametrize(
+    ("done", "told", "repeated"),
+    [
+        (["asks-1 a", "asks-2 b"], ["asks-1 a"], 0),
+        (["asks-1 a", "asks-1 a"], ["asks-1 a"], 1),
+        (["asks-1 a", "asks-1 b"], ["asks-1 b"], 1),
+        (["asks-1 a", "asks-1 b"], ["asks-1 a", "asks-1 b"], 0),
+    ],
+)
+def test_a_turn_has_one_effect_beside_those_it_tells_of(
+    done: list[str], told: list[str], repeated: int
+) -> None:
+    """In the same words or in others."""
+    assert resume._repeated(Counter(done), told) == repeated
 
 
 @pytest.mark.long
