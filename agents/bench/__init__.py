@@ -62,6 +62,7 @@ BENCHES: Mapping[str, str] = {
     "first token",
     "hop": "time to the first token after a hand-over: text, continuation, splice, floor",
     "hops": "what is left of a message after one to five hand-overs in a row: continuation, splice",
+    "peers": "four whole workflows, end to end, beside LangGraph, generate, AVP, vLLM, llama.cpp",
     "packet": "what a packet keeps of a cache, its size, and from which length on it beats "
     "the text",
     "profile": "a base's cache in two fine-tunes: all reused, some layers recomputed, random ones; "
@@ -70,7 +71,10 @@ BENCHES: Mapping[str, str] = {
     **ENGINE,
 }
 
-STUDIES = ("ablation", "dial", "fuse", "hybrid_splice", "peers", "repairs")
+UNMOVED = (*ENGINE, "peers")
+"""Benchmarks whose figures no text changes."""
+
+STUDIES = ("ablation", "dial", "fuse", "hybrid_splice", "repairs")
 """Measurements in ``examples/studies`` of the repository, each with a script of its own."""
 
 PAIRED = ("bridge",)
@@ -82,6 +86,7 @@ ALONE = ("overhead", "resume")
 TAKES: Mapping[str, tuple[str, ...]] = {
     "bridge": ("text", "qa", "recall", "bridge", "refit"),
     "hops": ("qa",),
+    "peers": ("text", "environments"),
     "profile": ("text", "qa"),
     "overhead": (),
     "resume": (),
@@ -99,6 +104,7 @@ def run_bench(
     recall: Path | None = None,
     bridge: Path | None = None,
     refit: bool = False,
+    environments: Path | None = None,
     count: int | None = None,
     quick: bool = False,
     only: Collection[str] = (),
@@ -115,6 +121,7 @@ def run_bench(
         recall: Recall rows, for benchmarks that recall.
         bridge: Folder of the bridge, for the benchmark of that name; None for the store's.
         refit: Whether that benchmark fits the bridge again.
+        environments: Folder of the environments of other engines; ``.peers`` where None.
         count: How many rows it measures, of the unit in `SCALES`; None for those of the published
             figures.
         quick: Whether it measures a few rows, to see that it runs.
@@ -133,7 +140,8 @@ def run_bench(
     rows = {"text": text, "qa": qa, "recall": recall}
     for file in rows.values():
         require_file(file)
-    options = _taken(name, {**rows, "bridge": bridge, "refit": refit or None})
+    given = {"bridge": bridge, "refit": refit or None, "environments": environments}
+    options = _taken(name, {**rows, **given})
     size = sized(name, count=count, quick=quick, only=only)
     from unspoken.agents.models.model import LocalModel
 
@@ -144,7 +152,7 @@ def run_bench(
         refs = (sharer, model) if name in PAIRED else (model,)
         models = [LocalModel.load(ref) for ref in refs]
     measured = bench.measure(*models, **options, **size, progress=progress)
-    result = report(models, measured, builtin=name not in ENGINE and not any(rows.values()))
+    result = report(models, measured, builtin=name not in UNMOVED and not any(rows.values()))
     if left_out := reduced(name, size):
         result["machine"]["measured"] = left_out
     return result

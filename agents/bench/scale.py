@@ -93,6 +93,15 @@ SCALES: Mapping[str, Scale] = {
         unit="rounds", rows=5, quick=1, parts=("chain", "fan-out", "checkpointed chain")
     ),
     "packet": Scale(unit="passages", rows=20, quick=2, least=2, parts=("quality", "speed")),
+    "peers": Scale(
+        unit="rounds",
+        rows=3,
+        quick=1,
+        parts=(
+            *("reader_solver", "chain_of_four", "fan_out_of_eight", "fan_in_of_four"),
+            *("unspoken", "langgraph", "langgraph_cached", "generate", "avp", "vllm", "llama_cpp"),
+        ),
+    ),
     "profile": Scale(unit="questions", rows=16, quick=4, least=2, parts=("full", "lora")),
     "resume": Scale(unit="kills", rows=50, quick=5),
     "schema": Scale(unit="answers", rows=100, quick=9, least=3),

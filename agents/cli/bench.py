@@ -68,6 +68,10 @@ def bench(
         Path | None, typer.Option(metavar="DIR", help="The bridge; your store's if left out.")
     ] = None,
     refit: Annotated[bool, typer.Option("--refit", help="Fit the bridge again first.")] = False,
+    environments: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where other engines are installed; .peers if left out."),
+    ] = None,
     rows: RowsOption = None,
     quick: QuickOption = False,
     only: OnlyOption = None,
@@ -90,6 +94,7 @@ def bench(
             recall=recall,
             bridge=bridge,
             refit=refit,
+            environments=environments,
             count=rows,
             quick=quick,
             only=only or (),
