@@ -16,7 +16,7 @@ from unspoken.agents.runs.changes import root_of
 from unspoken.agents.runs.offload import elsewhere
 from unspoken.agents.runs.packets import read_state, state_file, write_state
 from unspoken.agents.runs.records import CallRecord, Question, TurnRecord
-from unspoken.agents.runs.store import RunStore
+from unspoken.agents.runs.store import Computed, RunStore
 from unspoken.agents.runs.told import Told
 from unspoken.agents.tools.functions import Tool
 from unspoken.agents.tools.toolbox import Call, Called
@@ -65,6 +65,7 @@ class Journal:
         self._next = 0
         self._moved = anyio.Event()
         self._lock = anyio.Lock()
+        self._held: dict[tuple[str, int], list[Computed]] = {}
 
     @property
     def unknown(self) -> tuple[CallRecord, ...]:
@@ -106,6 +107,10 @@ class Journal:
         """Keep a computed turn, or a pass of one; what other tries have left goes.
 
         Of a turn that failed in the end, the passes of its last try are thus what is there.
+
+        It is written down with the end of its turn, which mostly follows at once, or before
+        anything else happens that takes time or that others see. An item is written down now, for
+        the others may take long, and so is what has a state, which a cleaner would sweep away.
         """
         place = record.agent, record.turn, record.item
         tried = self._tried.setdefault(place, set())
@@ -113,7 +118,18 @@ class Journal:
         there = self._there.setdefault(place, set())
         gone = there - tried
         self._there[place] = (there - gone) | {record.digest}
-        await elsewhere(partial(self.store.add_turn, self.run, record, gone))
+        if record.state or record.item >= 0:
+            await elsewhere(partial(self.store.add_turn, self.run, record, gone))
+        else:
+            self._held.setdefault((record.agent, record.turn), []).append((record, gone))
+
+    async def _write_held(self) -> None:
+        """Write down what waits for the end of its turn."""
+        async with self._lock:
+            for place, held in list(self._held.items()):
+                for record, gone in held:
+                    await elsewhere(partial(self.store.add_turn, self.run, record, gone))
+                del self._held[place]
 
     async def opened_inside(self, scope: str) -> "Journal":
         """The book of a sub-workflow in this run.
@@ -134,14 +150,17 @@ class Journal:
             RunError: A person has cancelled the run.
         """
         place = self._places.pop((agent, turn), None)
+        if self._next < (self._before if place is None else place):
+            await self._write_held()
         while self._next < (self._before if place is None else place):
             await self._moved.wait()
         if place is not None:
             self._step()
             return
         async with self._lock:
+            held = self._held.pop((agent, turn), [])
             note = partial(self.store.hand_over, self.run, self._next, agent, turn, text)
-            goes_on = await elsewhere(note, self.told.take())
+            goes_on = await elsewhere(note, self.told.take(), held)
             self._step()
         if not goes_on:
             raise RunError(
@@ -156,6 +175,7 @@ class Journal:
 
     async def answer_to(self, question: Question) -> str | None:
         """What a person has answered to just this question; None where nobody has."""
+        await self._write_held()
         known = await elsewhere(partial(self.store.question, self.root, question.id))
         same = known is not None and (known.kind, known.text) == (question.kind, question.text)
         return known.answer if known is not None and same else None
@@ -188,6 +208,7 @@ class Journal:
             knows.
         """
         agent, turn, item = place
+        await self._write_held()
         text = await self._calls.result(
             (agent, turn, -1 if item is None else item),
             tool,

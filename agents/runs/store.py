@@ -28,6 +28,9 @@ from unspoken.channels.storage.forks import ForkLock
 
 Result = TypeVar("Result")
 
+Computed = tuple[TurnRecord, Collection[str]]
+"""A computed turn, and the digests of those that it takes the place of."""
+
 _INHERITED: list[sqlite3.Connection] = []
 """Connections that parent processes have opened."""
 
@@ -208,13 +211,17 @@ class RunStore:
         turn: int,
         text: str,
         told: Sequence[tuple[int, str]] = (),
+        computed: Sequence[Computed] = (),
     ) -> bool:
         """Note that a turn is over, before anybody reads it; whether the run may go on.
 
-        `told` are the events since the last one, each with its number.
+        `told` are the events since the last one, each with its number, and `computed` what of the
+        turn is not kept yet.
         """
 
         def change(db: sqlite3.Connection) -> bool:
+            for record, instead_of in computed:
+                changes.add_turn(db, run, record, instead_of)
             sql = "INSERT OR REPLACE INTO handed_over VALUES (?, ?, ?, ?, ?)"
             db.execute(sql, (run, place, agent, turn, text))
             changes.add_told(db, run, told)
