@@ -81,7 +81,7 @@ class Execution:
         if inputs is not None:
             models, pool = ready.by_agent(spec), Pool(Budget(spec.memory))
             engines = engines_for(models, StateStore(pool), self.workers)
-            ready.check_memory(spec, plan, inputs, pool, engines)
+            ready.check_memory(spec, plan, inputs, pool, models, engines)
         return plan
 
     def listed(self, spec: WorkflowSpec) -> Preparation:
@@ -172,7 +172,8 @@ class Execution:
         limit: RunLimit,
     ) -> tuple[Scheduler, RunReport]:
         plan = await ready.ready_soon(spec)
-        check_received(spec, ready.by_agent(spec), received)
+        models = ready.by_agent(spec)
+        check_received(spec, models, received)
         around = Around(
             workers=self.workers,
             pool=pool,
@@ -181,7 +182,7 @@ class Execution:
             run_id=None if kept is None else kept.id,
             on_question=how.on_question,
         )
-        ground = ground_of(ready, spec, plan, inputs, around)
+        ground = ground_of(ready, spec, plan, inputs, around, models)
         earlier = {}
         if talk is not None:
             begun = None if kept is None or kept.stored is None else kept.stored.origin

@@ -261,6 +261,7 @@ class Preparation:
         plan: Plan,
         inputs: Mapping[str, object],
         pool: Pool,
+        models: Mapping[str, AgentModel],
         engines: Mapping[str, Engine],
     ) -> None:
         """Refuse a workflow with a turn that can never have its memory, as far as that is known.
@@ -270,29 +271,27 @@ class Preparation:
             plan: Its plan.
             inputs: Input values, all or some.
             pool: The memory for states.
-            engines: What computes the turns of each agent.
+            models: The model of every agent.
+            engines: What computes the turns of each agent; agents of one model have one.
 
         Raises:
             WorkflowError: Every such agent, with the figures.
         """
 
+        facts_of = {engine: engine.facts for engine in set(engines.values())}
+
         def takes(agent: str, tokens: int, led: int, keep: bool) -> int:
             settings = spec.agents[agent].generate
             sampling = None if settings is None else Sampling(max_tokens=settings.max_new_tokens)
             request = TurnRequest(ids=(0,) * tokens, sampling=sampling, keep_state=keep)
-            facts = engines[agent].facts
+            facts = facts_of[engines[agent]]
             row = facts.geometry.bytes_per_token(facts.dtype.itemsize)
             return engines[agent].footprint(request).peak + led * row
 
         check = MemoryCheck(
-            spec=spec,
-            models=self.by_agent(spec),
-            plan=plan,
-            inputs=inputs,
-            takes=takes,
-            shares=pool.retain,
+            spec=spec, models=models, plan=plan, inputs=inputs, takes=takes, shares=pool.retain
         )
-        limits = {name: pool.budget.at_most(one.facts.device) for name, one in engines.items()}
+        limits = {name: pool.budget.at_most(facts_of[one].device) for name, one in engines.items()}
         problems = check.never_fit(limits)
         found = [one if self._source is None else self._source.placed(one) for one in problems]
         if found:
@@ -338,7 +337,8 @@ class Preparation:
         for name, agent in spec.agents.items():
             if agent.workflow is not None:
                 self.nested(name, agent.workflow).ready(agent.workflow, progress)
-        models, plan = self.by_agent(spec), self.plan(spec)
+        plan = self.plan(spec)
+        models = self.by_agent(spec) if plan.unfitted else {}
         for number in plan.unfitted:
             edge = spec.edges[number]
             step = step_of(progress, f"{edge.from_} -> {edge.to}")

@@ -85,15 +85,24 @@ def ground_of(
     plan: Plan,
     inputs: Mapping[str, object],
     around: Around,
+    models: Mapping[str, AgentModel],
 ) -> Ground:
     """What a run that is ready computes with.
+
+    Args:
+        preparation: The workflow's models and bridges.
+        spec: The workflow.
+        plan: Its plan.
+        inputs: Checked input values.
+        around: What is around it.
+        models: The model of every agent.
 
     Raises:
         WorkflowError: A turn that can never have its memory.
     """
-    states, models = StateStore(around.pool), preparation.by_agent(spec)
+    states = StateStore(around.pool)
     engines = engines_for(models, states, around.workers, around.when_room)
-    preparation.check_memory(spec, plan, inputs, states.pool, engines)
+    preparation.check_memory(spec, plan, inputs, states.pool, models, engines)
     return Ground(models=models, states=states, engines=engines)
 
 
@@ -227,7 +236,8 @@ class FlowEngine(DelegateEngine):
             inputs = as_stored(inputs)
             inner = replace(inner, book=await around.book.opened_inside(place))
         with within(spec.timeout) as limit:
-            ground = ground_of(self._preparation, spec, plan, inputs, inner)
+            models = self._preparation.by_agent(spec)
+            ground = ground_of(self._preparation, spec, plan, inputs, inner, models)
             scheduler = scheduler_of(self._preparation, spec, plan, inputs, inner, ground)
             limit.partial = scheduler.partial
             try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from unspoken.agents.prompts.chat_renderer import ChatRenderer
 from unspoken.agents.prompts.template_probes import (
+    NO_TRIM,
     WORDS,
     Render,
     Trim,
@@ -100,7 +101,7 @@ class ChatTemplate:
 
     def trim(self, role: str) -> Trim:
         """What it strips off the words of a role."""
-        return self.trims.get(role, Trim())
+        return self.trims.get(role, NO_TRIM)
 
     @property
     def turn_texts(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from unspoken.agents.prompts.chat_template import ChatTemplate
+from unspoken.agents.prompts.template_probes import NO_TRIM
 from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.agents.prompts.tool_turns import ToolCall, returned
 from unspoken.agents.prompts.wrapping import Place, joined_ends, wrapped
@@ -83,7 +84,7 @@ class Context:
 
     def bare(self) -> "Context":
         """This context without the messages it holds."""
-        return replace(self, placed=(), reworded=())
+        return Context(self.ids, self.segments)
 
     def extended(
         self,
@@ -256,15 +257,11 @@ class ContextBuilder:
             )
             spans, texts = [], []
             for piece, place in zip(turn.pieces, inside, strict=False):
-                if not isinstance(piece, Quote):
-                    continue
-                if self._keeps_ids(piece):
+                if isinstance(piece, Quote) and self._keeps_ids(piece):
                     spans.append((piece.message, _span(piece, origin + place.start)))
-                    continue
-                same = self._same_tokenizer(piece)
-                text = None if same else _text_span(piece, place, origin)
-                if text is not None:
-                    texts.append((piece.message, text))
+                elif isinstance(piece, Quote) and not self._same_tokenizer(piece):
+                    text = _text_span(piece, place, origin)
+                    texts += [] if text is None else [(piece.message, text)]
             context = context.extended(segment, spans, texts)
             begin = end
         return context
@@ -287,7 +284,10 @@ class ContextBuilder:
 
     def _trimmed(self, turn: ChatTurn, where: str) -> ChatTurn:
         """A turn without what the template trims off its words; quotes keep theirs."""
-        pieces, trim = list(turn.pieces), self.template.trim(where)
+        trim = self.template.trim(where)
+        if trim == NO_TRIM:
+            return turn
+        pieces = list(turn.pieces)
         for index, piece in enumerate(pieces):
             pieces[index] = piece if isinstance(piece, Quote) else piece.lstrip(trim.left)
             if pieces[index]:

@@ -45,6 +45,10 @@ class Trim:
         return words.lstrip(self.left).rstrip(self.right)
 
 
+NO_TRIM = Trim()
+"""Of a template that writes words as they are."""
+
+
 def attempt(
     render: Render, roles: str, prompt: bool = False, *, words: Sequence[str] = WORDS
 ) -> str | None:

@@ -160,7 +160,6 @@ class Detokenizer:
         self._ids: list[int] = []
         # Decoding starts at a token whose text is known, since some decoders strip a first space.
         self._settled = self._read = 0
-        self._known = ""
         self._ends: list[int] = []  # per token whose text is certain, where in the text it ends
         self._given = 0
         self._text = ""
@@ -184,12 +183,15 @@ class Detokenizer:
 
     def _settle(self, *, last: bool = False) -> None:
         """Read the tokens that are new, unless they end within a character."""
+        if self._read == len(self._ids):
+            return
         fresh = self._tokenizer.decode(self._ids[self._settled :])
-        whole = len(fresh) > len(self._known) and not fresh.endswith("\ufffd")
+        before = self._ids[self._settled : self._read]
+        known = len(self._tokenizer.decode(before)) if before else 0
+        whole = len(fresh) > known and not fresh.endswith("\ufffd")
         if whole or last or len(self._ids) - self._read > _LONGEST_PART:
-            self._text += fresh[len(self._known) :]
+            self._text += fresh[known:]
             self._settled, self._read = self._read, len(self._ids)
-            self._known = self._tokenizer.decode(self._ids[self._settled :])
             self._ends += [len(self._text)] * (len(self._ids) - len(self._ends))
 
     @property
@@ -240,15 +242,20 @@ class Detokenizer:
         return whole, ids, tuple(accumulate((covered + stop for _, stop in offsets), max))
 
     def _give(self, *, last: bool = False) -> str:
-        starts = [self._text.find(stop, max(self._given - len(stop), 0)) for stop in self._stop]
-        first = min((start for start in starts if start >= 0), default=None)
-        if first is not None:
-            self._text, self.stopped = self._text[:first], True
+        if self._stop:
+            self._look_for_stop()
         held = 0 if self.stopped or last else self._held_back()
         certain = len(self._text) - held
         piece = self._text[self._given : certain]
         self._given = max(self._given, certain)
         return piece
+
+    def _look_for_stop(self) -> None:
+        """End the text where the first stop string begins."""
+        starts = [self._text.find(stop, max(self._given - len(stop), 0)) for stop in self._stop]
+        first = min((start for start in starts if start >= 0), default=None)
+        if first is not None:
+            self._text, self.stopped = self._text[:first], True
 
     def _held_back(self) -> int:
         """Length of the longest end of the text that may be the start of a stop string."""

@@ -1,7 +1,7 @@
 """An agent in one run: what it has written, and the messages that it holds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from unspoken.agents.engines.base import Engine, History, StateRef
 from unspoken.agents.models.base import AgentModel
@@ -88,7 +88,7 @@ class AgentRun:
             return
         for number, message in list(self.held.items()):
             self.drop(message)
-            self.held[number] = replace(message, state=None)
+            self.held[number] = InFlight(message.message, None, message.data)
 
     def remember(
         self, context: Context | None, state: StateRef | None, ids: tuple[int, ...] = ()

@@ -12,6 +12,7 @@ from unspoken.agents.prompts.context import ChatTurn, Context, ContextBuilder, Q
 from unspoken.agents.prompts.jinja import TextRef, evaluate, references, render, render_parts
 from unspoken.agents.prompts.order import InEdge, order_of_parts
 from unspoken.agents.runtime.agent_run import AgentRun
+from unspoken.agents.spec.generate import GenerateSpec
 from unspoken.agents.spec.problems import describe, listed, suggest
 from unspoken.agents.spec.references import bare_expression
 from unspoken.agents.spec.spec import AgentSpec, WorkflowSpec
@@ -91,8 +92,11 @@ def require_room(agent: AgentRun, context: Context) -> None:
     Raises:
         ContextLengthError: There is no token left for an answer.
     """
-    earlier, most = agent.context, agent.engine.facts.max_positions
-    if agent.spec.memory != "session" or earlier is None or len(context.ids) < most:
+    earlier = agent.context
+    if agent.spec.memory != "session" or earlier is None:
+        return
+    most = agent.engine.facts.max_positions
+    if len(context.ids) < most:
         return
     raise ContextLengthError(
         f"the conversation of {agent.name!r} has {len(earlier.ids)} tokens, and "
@@ -244,14 +248,17 @@ def _turns(inbound: Inbound) -> list[ChatTurn]:
     ]
 
 
-def snapshots_of(context: Context, every: int | None, written: int = 0) -> tuple[int, ...]:
+def snapshots_of(
+    context: Context, every: int | None, settings: GenerateSpec | None
+) -> tuple[int, ...]:
     """Where recurrent layers leave snapshots in a context: at the ends of turns, and in between.
 
     Args:
         context: The context.
         every: Tokens from one to the next besides; None for the ends of turns alone.
-        written: Most tokens that are written after it.
+        settings: How words are written after it, if any are.
     """
+    written = 0 if settings is None else settings.max_new_tokens
     ends = {segment.position + len(segment.ids) for segment in context.segments}
     between = range(every, len(context.ids) + written, every) if every is not None else ()
     return tuple(sorted(ends.union(between)))

@@ -1,21 +1,64 @@
-"""The items of an agent: many turns beside each other, and what they give in order."""
+"""Turns beside each other: those that are ready, and the items of an agent."""
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from time import perf_counter
+from typing import Generic, TypeVar
 
 import anyio
 import anyio.lowlevel
+from anyio.abc import TaskGroup
 
 from unspoken.agents.runtime.failures import first_error
 from unspoken.agents.runtime.report import EdgeReport, FailedItem, TurnReport
 
+Turn = TypeVar("Turn")
 Result = TypeVar("Result")
 Record = TypeVar("Record", TurnReport, EdgeReport, FailedItem)
+
+SLICE = 0.005
+"""Seconds that turns which never wait have the event loop, before others of it go first."""
 
 MOST_ITEMS = 64
 """Items of one agent that are under way at a time: more than an engine gains by, and few enough
 that a list of thousands is not composed all at once.
 """
+
+
+class Ready(Generic[Turn]):
+    """Turns that are ready, and the tasks that take them, in order.
+
+    A task takes one turn after the other. Where one waits, another task goes on with the rest. So
+    there are as many tasks as turns that wait, and a chain of turns is one.
+
+    Args:
+        take: Takes a turn, and adds those that follow from it.
+
+    Attributes:
+        turns: Those that nobody has taken yet.
+    """
+
+    def __init__(self, take: Callable[[Turn], Awaitable[None]]) -> None:
+        self.turns: deque[Turn] = deque()
+        self._take, self._called = take, False
+
+    async def work(self, tasks: TaskGroup) -> None:
+        """Take turns until none is left.
+
+        Args:
+            tasks: Where the tasks belong that go on while this one waits.
+        """
+        self._called, until = False, perf_counter() + SLICE
+        while self.turns:
+            if perf_counter() > until:
+                await anyio.lowlevel.checkpoint()
+                until = perf_counter() + SLICE
+                continue
+            turn = self.turns.popleft()
+            if self.turns and not self._called:
+                self._called = True
+                tasks.start_soon(self.work, tasks, name="turns that are ready")
+            await self._take(turn)
 
 
 async def gather(
@@ -62,6 +105,8 @@ async def gather(
 def by_item(records: Iterable[Record]) -> tuple[Record, ...]:
     """Records in the order of their items, those of one turn together where its first stands."""
     records = list(records)
+    if len(records) < 2:
+        return tuple(records)
     first: dict[tuple[str, int], int] = {}
     places = [
         (first.setdefault((_whose(record), record.turn), number), record.item or 0)

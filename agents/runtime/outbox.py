@@ -94,20 +94,24 @@ class Finished:
 
 
 def finished(
-    agent: AgentRun, composed: Context, reply: TurnReply | None, state: StateRef | None
+    agent: AgentRun,
+    composed: Context,
+    prompt_at: int,
+    reply: TurnReply | None,
+    state: StateRef | None,
 ) -> Finished:
     """A turn that was computed.
 
     Args:
         agent: Whose turn it is.
         composed: Its context without what was written.
+        prompt_at: Index of the prompt's segment in it.
         reply: What was written; None where the agent only reads.
         state: The ticket for the state.
 
     Raises:
         RunError: An answer that is not of the agent's shape.
     """
-    prompt_at = len(composed.segments) - 1
     if reply is None:
         text, bare = composed.segments[prompt_at].text, composed.bare()
         return Finished(composed, prompt_at, text, state, answer=None, later=bare)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from operator import attrgetter
 from typing import Any
 
 import structlog
@@ -76,6 +77,7 @@ class RunLog:
 
 
 _USAGE = tuple(field.name for field in fields(Usage))
+_counts = attrgetter(*_USAGE)
 _CARRY = tuple(field.name for field in fields(CarryReport))
 
 
@@ -243,12 +245,17 @@ class Recorder:
         finish: str,
         usage: Usage,
         *,
+        composing: float,
         thought_tokens: int,
         attempts: int,
         likelihoods: dict[str, float] | None = None,
         tool_calls: tuple[ToolReport, ...] = (),
     ) -> None:
-        """Tell of a finished turn."""
+        """Tell of a finished turn, whose times include the seconds of composing its context."""
+        counts = dict(zip(_USAGE, _counts(usage), strict=True))
+        counts["seconds"] += composing
+        if usage.ttft_s is not None:
+            counts["ttft_s"] += composing
         report = TurnReport(
             turn=place.turn,
             item=place.item,
@@ -257,7 +264,7 @@ class Recorder:
             attempts=attempts,
             likelihoods=likelihoods,
             tool_calls=tool_calls,
-            **{name: getattr(usage, name) for name in _USAGE},
+            **counts,
         )
         agent.turns.append(report)
         if self.log.tells:
@@ -328,9 +335,3 @@ def with_inner(report: RunReport, inners: Mapping[str, RunReport]) -> RunReport:
         linears |= {f"{place}/{name}": kind for name, kind in inner.linears.items()}
     hits = report.prefix_hits + sum(inner.prefix_hits for inner in inners.values())
     return replace(report, **lists, agents=agents, linears=linears, prefix_hits=hits)
-
-
-def with_composing(usage: Usage, seconds: float) -> Usage:
-    """Counts and times with the seconds that composing the context took."""
-    ttft = None if usage.ttft_s is None else usage.ttft_s + seconds
-    return replace(usage, ttft_s=ttft, seconds=usage.seconds + seconds)

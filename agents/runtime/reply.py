@@ -42,7 +42,9 @@ def sampling_of(
         item: Number of the item of ``for_each``, from 0.
     """
     asked = _asked(model.generation) if settings.defaults == "checkpoint" else {}
-    given = {name: getattr(settings, name) for name in _SETTINGS}
+    given = {
+        name: getattr(settings, name) for name in _SETTINGS if name in settings.model_fields_set
+    }
     asked |= {name: value for name, value in given.items() if value is not None}
     words = [model.text.encode_words(form) for word in settings.bad_words for form in _forms(word)]
     bad_ids = (*asked.pop("bad_ids", ()), *(tuple(ids) for ids in words if ids))
@@ -98,7 +100,7 @@ class TurnReply:
 
     def __init__(self, model: AgentModel, context: Context, stop: tuple[str, ...] = ()) -> None:
         self._builder, self._context = model.context_builder, context
-        self._ask = self._builder.ask(context)
+        self._ask, self._close = self._builder.ask(context), self._builder.close()
         self.stop = stop
         self._text, self._detokenizer = model.text, Detokenizer(model.text, stop)
         self._thoughts = self._builder.template.thoughts
@@ -135,7 +137,7 @@ class TurnReply:
         self.rest = self._detokenizer.finish()
         self._detokenizer.verbatim = self._channels()
         words, _ = self._detokenizer.kept()
-        return (*words, *self._builder.close())
+        return (*words, *self._close)
 
     def closed_context(self) -> Context:
         """The context with the assistant's turn, closed as the template closes it."""
@@ -144,7 +146,7 @@ class TurnReply:
         shown = (len(lead),) * (len(ask) - begun)
         segment = Segment(
             role="assistant",
-            ids=(*ask, *words, *self._builder.close()),
+            ids=(*ask, *words, *self._close),
             content=(begun, len(ask) + len(words)),
             text=lead + self.text,
             position=len(self._context.ids),

@@ -6,8 +6,6 @@ from time import perf_counter
 from types import MappingProxyType
 
 import anyio
-import anyio.lowlevel
-from anyio.abc import TaskGroup
 
 from unspoken.agents.engines.base import Engine
 from unspoken.agents.engines.worker import WhenRoom, at_once
@@ -21,7 +19,7 @@ from unspoken.agents.runtime.dataflow import Action, Dataflow, Exhausted, Firing
 from unspoken.agents.runtime.event_data import keeper
 from unspoken.agents.runtime.events import Event, RunStarted, TurnStarted, stamped
 from unspoken.agents.runtime.failures import blame, first_error
-from unspoken.agents.runtime.items import by_item
+from unspoken.agents.runtime.items import Ready, by_item
 from unspoken.agents.runtime.next_use import NextUse
 from unspoken.agents.runtime.outbox import Finished, Sender
 from unspoken.agents.runtime.people import OnQuestion, People, Waiting
@@ -102,6 +100,7 @@ class Scheduler:
         self.flow: Dataflow[InFlight] = Dataflow(build_graph(spec))
         self.agents, self._leave = agents_of(spec, models, engines, earlier), leave
         self.states, self.next_use = states, NextUse(spec)
+        self._ready = Ready(self._take)
         self._inner: dict[str, RunResult] = {}
         self.log = RunLog(run=self.run_id, workflow=spec.name)
         self.telemetry = Telemetry(spec.name, self.run_id)
@@ -147,7 +146,8 @@ class Scheduler:
         try:
             with self.telemetry.run() as stopped_by:
                 async with anyio.create_task_group() as tasks:
-                    await self._go_on_with(tasks, self.flow.start())
+                    self._act(self.flow.start())
+                    await self._ready.work(tasks)
                 if self.people.open:
                     stopped_by(Waiting.__name__)
             if self._leave is not None and not self.people.open:
@@ -232,16 +232,13 @@ class Scheduler:
         """The workflow's outputs; without any, the words of every agent that nobody reads."""
         return outputs_of(self.spec, self.inputs, self.agents)
 
-    def _act(self, tasks: TaskGroup, actions: list[Action[InFlight]]) -> Firing[InFlight] | None:
-        """Start turns, and do what else follows; the last turn is left to the task that calls."""
-        last: Firing[InFlight] | None = None
+    def _act(self, actions: list[Action[InFlight]]) -> None:
+        """Do what happens next; turns that are ready are taken in order."""
         for action in actions:
             match action:
                 case Firing():
                     self.agents[action.agent].skipped = False
-                    if last is not None:
-                        tasks.start_soon(self._guarded, tasks, last, name=f"turn of {last.agent}")
-                    last = action
+                    self._ready.turns.append(action)
                 case Skipped(agent):
                     self.agents[agent].skipped = True
                     self.recorder.note_skipped(agent)
@@ -252,19 +249,8 @@ class Scheduler:
                 case Exhausted(edge, agent, parcel):
                     self.agents[agent].drop(parcel)
                     self.recorder.note_ended_loop(edge, len(self.agents[agent].texts))
-        return last
 
-    async def _guarded(self, tasks: TaskGroup, firing: Firing[InFlight]) -> None:
-        """Take a turn, and one of those that follow from it, and so on."""
-        await self._go_on_with(tasks, await self._taken(firing))
-
-    async def _go_on_with(self, tasks: TaskGroup, actions: list[Action[InFlight]]) -> None:
-        """Do what happens next; a chain of turns is one task, which costs less than one each."""
-        while (firing := self._act(tasks, actions)) is not None:
-            await anyio.lowlevel.checkpoint()  # the turns that were started before begin before
-            actions = await self._taken(firing)
-
-    async def _taken(self, firing: Firing[InFlight]) -> list[Action[InFlight]]:
+    async def _take(self, firing: Firing[InFlight]) -> None:
         """Take a turn; whatever goes wrong names the agent, and the edge where one is to blame."""
         agent = self.agents[firing.agent]
         try:
@@ -274,11 +260,11 @@ class Scheduler:
                 sent = await self._take_turn(agent, firing)
             sent = await self.people.handed_over(agent, firing.turn, sent)
         except Waiting:
-            return []
+            return
         except Exception as error:
             blamed = blame(agent.name, error)
             raise blamed from error if blamed is not error else error.__cause__
-        return self.flow.complete(agent.name, sent)
+        self._act(self.flow.complete(agent.name, sent))
 
     async def _take_turn(
         self, agent: AgentRun, firing: Firing[InFlight]

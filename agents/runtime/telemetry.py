@@ -63,8 +63,9 @@ class Telemetry:
         attributes = {**_PROVIDER, "gen_ai.agent.name": agent, "unspoken.turn": turn}
         return _span(self._tracer, "invoke_agent", agent, attributes, context=self._context)
 
-    @contextmanager
-    def chat(self, model: str, request: TurnRequest, item: int | None) -> Iterator[OnOutcome]:
+    def chat(
+        self, model: str, request: TurnRequest, item: int | None
+    ) -> AbstractContextManager[OnOutcome]:
         """What an engine computes for a turn, or for an item of it.
 
         Args:
@@ -72,12 +73,17 @@ class Telemetry:
             request: What is asked.
             item: Number of the item; None without ``for_each``.
 
-        Yields:
-            What to call with what it left behind.
+        Returns:
+            Enters with what to call with what it left behind.
         """
         if self._tracer is None:
-            yield lambda outcome: None
-            return
+            return nullcontext(_not_traced)
+        return self._traced_chat(model, request, item)
+
+    @contextmanager
+    def _traced_chat(
+        self, model: str, request: TurnRequest, item: int | None
+    ) -> Iterator[OnOutcome]:
         attributes = {**_PROVIDER, "gen_ai.request.model": model, **_settings(request)}
         if item is not None:
             attributes["unspoken.item"] = item
@@ -143,6 +149,10 @@ def _span(
             else:
                 span.set_attribute("unspoken.stopped_by", type(error).__name__)
             raise
+
+
+def _not_traced(outcome: TurnOutcome) -> None:
+    """Nobody looks at what a turn left behind."""
 
 
 def _failed(span: Any, kind: str, words: str) -> None:

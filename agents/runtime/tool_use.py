@@ -27,12 +27,13 @@ class ToolUse:
         recorder: Told of every call.
 
     Attributes:
+        place: Which turn it is.
         reports: What became of the calls so far.
     """
 
     def __init__(self, toolbox: Toolbox, agent: AgentRun, place: Place, recorder: Recorder) -> None:
         toolbox.begin(place.agent, place.turn, place.item)
-        self._toolbox, self._agent, self._place = toolbox, agent, place
+        self._toolbox, self._agent, self.place = toolbox, agent, place
         self._recorder = recorder
         self._tools: tuple[Tool, ...] = toolbox.of(agent.spec.tools)
         self.reports: list[ToolReport] = []
@@ -77,7 +78,7 @@ class ToolUse:
         return head in said
 
     async def _made(self, called: ToolCall) -> str:
-        place, number = self._place, len(self.reports) + 1
+        place, number = self.place, len(self.reports) + 1
         item = "" if place.item is None else f".{place.item}"
         call = Call(
             id=f"{place.agent}.{place.turn}{item}.{number}",

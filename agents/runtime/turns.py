@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 from types import MappingProxyType
@@ -36,7 +36,7 @@ from unspoken.agents.runtime.inbox import (
 from unspoken.agents.runtime.items import gather
 from unspoken.agents.runtime.outbox import Finished, Sender, finished, standing_in
 from unspoken.agents.runtime.people import People, Waiting
-from unspoken.agents.runtime.recorder import Place, Recorder, with_composing
+from unspoken.agents.runtime.recorder import Place, Recorder
 from unspoken.agents.runtime.reply import TurnReply, sampling_of
 from unspoken.agents.runtime.tool_use import ToolUse, summed
 from unspoken.agents.shapes.calls import calling_shape
@@ -201,15 +201,14 @@ class Turns:
         passed = await self._passes(asked, prepared, use)
         reply, outcome = passed.reply, passed.outcome
         prompt_at = len(prepared.context.segments) - 1
-        turn = finished(agent, passed.context, reply, outcome.state)
-        turn = turn if passed.context is prepared.context else replace(turn, prompt_at=prompt_at)
-        usage, text = with_composing(passed.usage, composing), reply.text if reply else ""
+        turn = finished(agent, passed.context, prompt_at, reply, outcome.state)
         self.recorder.record(
             agent,
             place,
-            text,
+            reply.text if reply else "",
             outcome.finish,
-            usage,
+            passed.usage,
+            composing=composing,
             thought_tokens=turn.thought_tokens,
             likelihoods=weighed_choices(agent.spec.generate, outcome.likelihoods),
             tool_calls=tuple(use.reports),
@@ -219,7 +218,7 @@ class Turns:
 
     async def _passes(self, asked: _Asked, prepared: Prepared, use: ToolUse) -> _Passed:
         """Have the context computed, once more after each call of a tool."""
-        agent, settings = asked.agent, asked.agent.spec.generate
+        agent, settings, place = asked.agent, asked.agent.spec.generate, use.place
         context, history, inbound = prepared.context, agent.history, prepared.placed
         usages, held = list[Usage](), None
         try:
@@ -227,20 +226,16 @@ class Turns:
                 reply = None
                 if settings is not None:
                     reply = TurnReply(agent.model, context, tuple(settings.stop))
-                request = self._request(asked, context, use, reply.ids if reply else context.ids)
-                request = replace(request, inbound=inbound, history=history, reply=reply)
+                request = self._request(asked, context, use, inbound, history, reply)
                 outcome, reply = await self.people.turn(
-                    agent,
-                    request,
-                    context,
-                    partial(self._outcome, agent, request, asked.place, reply),
+                    agent, request, context, partial(self._outcome, agent, request, place, reply)
                 )
                 if held is not None:
                     agent.engine.release(held)
                 held = outcome.state
                 usages.append(outcome.usage)
                 if reply is not None and reply.rest:
-                    self.recorder.tell_words(asked.place, reply.rest)
+                    self.recorder.tell_words(place, reply.rest)
                 then = None if reply is None else await use.after(reply)
                 if then is None or held is None:
                     return _Passed(context, reply, outcome, summed(usages))
@@ -251,34 +246,40 @@ class Turns:
             raise
 
     def _request(
-        self, asked: _Asked, context: Context, use: ToolUse, ids: tuple[int, ...]
+        self,
+        asked: _Asked,
+        context: Context,
+        use: ToolUse,
+        inbound: tuple[Inbound, ...],
+        history: History | None,
+        reply: TurnReply | None,
     ) -> TurnRequest:
-        """What a pass is to do, without the messages, the history and the reply."""
-        agent, settings = asked.agent, asked.agent.spec.generate
+        """What a pass is to do."""
+        agent, tools = asked.agent, use.open
+        settings, turn, item = agent.spec.generate, asked.firing.turn, asked.item
         wanted = agent.remembers(ends=not asked.keep) or self.sender.feeds_cache(agent)
         sampling, shape = None, Shape()
         if settings is not None:
             if not isinstance(agent.model, Delegate):
                 shape = shape_of(settings, agent.model)
-            if use.open:
-                answers = not use.must_call
-                shape = calling_shape(settings, agent.model, use.open, answers=answers)
-            turn, item = asked.firing.turn, asked.item or 0
-            sampling = sampling_of(settings, agent.model, turn=turn, item=item)
+            if tools:
+                shape = calling_shape(settings, agent.model, tools, answers=not use.must_call)
+            sampling = sampling_of(settings, agent.model, turn=turn, item=item or 0)
         return TurnRequest(
-            ids=ids,
+            ids=context.ids if reply is None else reply.ids,
+            inbound=inbound,
+            history=history,
             sampling=sampling,
             grammar=shape.grammar,
             choices=shape.choices,
-            keep_state=wanted or bool(use.open),
+            reply=reply,
+            keep_state=wanted or bool(tools),
             capture=self.sender.captures(agent) if wanted else (),
-            snapshots=snapshots_of(
-                context, agent.spec.snapshots, sampling.max_tokens if sampling else 0
-            ),
+            snapshots=snapshots_of(context, agent.spec.snapshots, settings),
             owner=agent.name,
             limit_s=agent.spec.timeout,
-            turn=asked.firing.turn,
-            item=asked.item,
+            turn=turn,
+            item=item,
         )
 
     async def _outcome(

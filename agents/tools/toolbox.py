@@ -168,6 +168,8 @@ class Toolbox:
         Raises:
             InputError: They may not run, are not there, or have one name.
         """
+        if not refs:
+            return ()
         self.require_allowed(refs)
         tools = tuple(tool for ref in refs for tool in self._tools(ref))
         names = [tool.name for tool in tools]

@@ -10,7 +10,7 @@ from runs import events_of
 
 from unspoken.agents import Agent, Workflow
 from unspoken.agents.events import Event, ItemFailed, MessageCarried, TokenWritten, TurnFinished
-from unspoken.agents.runtime.items import MOST_ITEMS, gather
+from unspoken.agents.runtime.items import MOST_ITEMS, Ready, gather
 from unspoken.agents.testing import ScriptedModel
 from unspoken.channels import AgentError, ContextLengthError, RunTimeout, WorkflowError
 
@@ -48,6 +48,39 @@ def under_way(events: list[Event]) -> list[int]:
             (began.add if isinstance(event, TokenWritten) else began.remove)(event.item)
             counts.append(len(began))
     return counts
+
+
+async def taken(count: int, *, waits: bool) -> tuple[list[int], int]:
+    """The order in which turns begin that are ready together, and how many tasks take them."""
+    order, tasks, go_on = list[int](), set[int](), anyio.Event()
+
+    async def take(turn: int) -> None:
+        order.append(turn)
+        tasks.add(anyio.get_current_task().id)
+        if turn == count - 1:
+            go_on.set()
+        if waits:
+            await go_on.wait()
+
+    ready = Ready(take)
+    ready.turns.extend(range(count))
+    async with anyio.create_task_group() as group:
+        await ready.work(group)
+    return order, len(tasks)
+
+
+@pytest.mark.anyio
+async def test_a_turn_that_waits_holds_up_no_other() -> None:
+    """Each has a task of its own then, and they begin in order."""
+    assert await taken(20, waits=True) == (list(range(20)), 20)
+
+
+@pytest.mark.anyio
+async def test_turns_that_never_wait_share_tasks() -> None:
+    """They begin in order too; another task comes in where the event loop is owed its time."""
+    order, tasks = await taken(1000, waits=False)
+    assert order == list(range(1000))
+    assert tasks < 500
 
 
 @pytest.mark.anyio
