@@ -197,6 +197,31 @@ def rotaries(model: CausalModel) -> Mapping[str, Rotary]:
 
 
 @runtime_checkable
+class Branching(Protocol):
+    """A model that computes several continuations of one context in one pass."""
+
+    def branch_logits(
+        self,
+        branches: Sequence[Tensor],
+        last: Sequence[int],
+        state: Sequence[KVState] = (),
+        *,
+        grad: bool = False,
+    ) -> list[Tensor]:
+        """Logits of each continuation as if it alone followed the states.
+
+        Args:
+            branches: Ids of each, (tokens,).
+            last: Of how many of its last tokens logits are wanted.
+            state: The context, whole.
+            grad: As `CausalModel.logits` has it.
+
+        Returns:
+            For each, (its `last`, vocabulary).
+        """
+
+
+@runtime_checkable
 class OnSeveralDevices(Protocol):
     """What a model has besides where its layers may be on several devices."""
 

@@ -8,6 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from unspoken.agents.models.decoders.branches import branch_logits
+from unspoken.agents.models.decoders.parts import positions_held, unable
 from unspoken.agents.models.fast_path.decoder import FastPath
 from unspoken.agents.models.hf import Backbone, Capture
 from unspoken.agents.models.hf_cache import ContextCache, open_cache
@@ -18,7 +20,7 @@ from unspoken.agents.models.ragged.segment import Rows, Segment
 from unspoken.agents.models.ragged.sequence import open_sequence
 from unspoken.agents.models.ragged.steps import stacked_step
 from unspoken.agents.models.weights import Weights
-from unspoken.channels.errors import ModelSupportError, StateError
+from unspoken.channels.errors import StateError
 from unspoken.channels.kv.geometry import CacheGeometry, ModelIdentity
 from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.rope import Rotary
@@ -66,9 +68,8 @@ class Decoder(Proven):
 
     def _values_identity(self) -> ModelIdentity:
         """The identity of the weights' values and the configuration as they are now."""
-        model = self.backbone.model
-        tokenizer = self._identity.tokenizer
-        return ModelIdentity(weights_digest(model), config_digest(model.config), tokenizer)
+        model, words = self.backbone.model, self._identity.tokenizer
+        return ModelIdentity(weights_digest(model), config_digest(model.config), words)
 
     @property
     def weights(self) -> Weights:
@@ -93,8 +94,7 @@ class Decoder(Proven):
     @property
     def dtype(self) -> torch.dtype:
         """Element type of its cache."""
-        dtype: torch.dtype = self.backbone.model.dtype
-        return dtype
+        return self.backbone.model.dtype
 
     @property
     def device(self) -> torch.device:
@@ -109,16 +109,9 @@ class Decoder(Proven):
     @cached_property
     def max_positions(self) -> int:
         """Number of positions its context holds before rotary frequencies change, if they do."""
-        config = self.backbone.config
-        ropes = map(self.backbone.rotary, self.backbone.geometry.ropes)
-        if not any(rotary is not None and rotary.dynamic for rotary in ropes):
-            return self.backbone.geometry.max_positions
-        parameters = getattr(config, "rope_parameters", None) or {}
-        base = parameters.get("original_max_position_embeddings") or getattr(
-            config, "original_max_position_embeddings", None
-        )
-        longest = self.backbone.geometry.max_positions
-        return min(longest, int(base or longest))
+        geometry = self.backbone.geometry
+        ropes = map(self.backbone.rotary, geometry.ropes)
+        return positions_held(self.backbone.config, geometry.max_positions, ropes)
 
     def rotary(self, name: str | None) -> Rotary:
         """The rotary embedding of a name in its geometry; of None, one that turns nothing."""
@@ -126,7 +119,7 @@ class Decoder(Proven):
             return Rotary(torch.zeros(1, device=self.device))
         rotary = self.backbone.rotary(name)
         if rotary is None:
-            raise _unable(
+            raise unable(
                 "it has no rotary embedding, so nothing moves its keys",
                 "let the message come first in the receiver's context, or use a text channel",
             )
@@ -207,7 +200,7 @@ class Decoder(Proven):
         if positions[0] == cache.length:
             return self.backbone.forward(ids, cache, keep=keep, capture=hidden)
         if self.refuses_fills is not None:
-            raise _unable(self.refuses_fills, "let the message come first in the context")
+            raise unable(self.refuses_fills, "let the message come first in the context")
         where = self.tensor(positions)
         last = positions[-1]
         return self.backbone.fill(ids, where, last, cache, keep=keep, capture=hidden)
@@ -292,7 +285,7 @@ class Decoder(Proven):
     ) -> tuple[Tensor, tuple[LayerState, ...]]:
         """Run layers first … last - 1; see `unspoken.channels.CausalModel.run_layers`."""
         if self.refuses_layers is not None:
-            raise _unable(self.refuses_layers, "leave recomputation out, or use a text channel")
+            raise unable(self.refuses_layers, "leave recomputation out, or use a text channel")
         start = int(positions[0])
         stop = start + hidden.shape[0]
         cache = self.open(state, range(start, stop), spare=0, layers=slice(first, last))
@@ -335,12 +328,23 @@ class Decoder(Proven):
         if logits is None:
             raise StateError("no tokens to compute", expected="at least one")
         if grad and self.refuses_gradients is not None:
-            raise _unable(self.refuses_gradients, "train the bridge into the model that it was of")
+            raise unable(self.refuses_gradients, "train the bridge into the model that it was of")
         return logits
 
-
-def _unable(why: str, fix: str) -> ModelSupportError:
-    """What a model was found not to do."""
-    return ModelSupportError(
-        f"this model cannot do that: {why}", expected="a model that can", fix=fix
-    )
+    def branch_logits(
+        self,
+        branches: Sequence[Tensor],
+        last: Sequence[int],
+        state: Sequence[KVState] = (),
+        *,
+        grad: bool = False,
+    ) -> list[Tensor]:
+        """Logits of several continuations; see `unspoken.channels.model.Branching`."""
+        unable_to = self.refuses_fills or (grad and self.refuses_gradients)
+        if unable_to or not self.geometry.plain:
+            each = zip(branches, last, strict=True)
+            return [self.logits(ids, state, last=count, grad=grad) for ids, count in each]
+        end = max((piece.stop for piece in state), default=0)
+        with torch.set_grad_enabled(grad):
+            cache = self.open(state, range(end, end + sum(map(len, branches))), spare=0)
+            return branch_logits(self.backbone, branches, last, cache)

@@ -1,6 +1,6 @@
 """Where a decoder of transformers has its parts: what reads tokens, its layers, their rotation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from inspect import signature
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from unspoken.channels.errors import ModelSupportError
+from unspoken.channels.kv.rope import Rotary
 
 _OWNERS = ("", "model", "decoder", "encoder", "transformer", "language_model")
 _CACHES = frozenset(("past_key_values", "cache_params"))
@@ -74,3 +75,19 @@ def table_frequencies(config: PreTrainedConfig, device: torch.device) -> Tensor 
     exponents = torch.arange(0, int(size), 2, dtype=torch.float32, device=device) / int(size)
     frequencies: Tensor = 1.0 / (10000.0**exponents)
     return frequencies
+
+
+def positions_held(config: PreTrainedConfig, longest: int, ropes: Iterable[Rotary | None]) -> int:
+    """Positions until rotary frequencies change, where they do; `longest` at most."""
+    if not any(rotary is not None and rotary.dynamic for rotary in ropes):
+        return longest
+    parameters = getattr(config, "rope_parameters", None) or {}
+    name = "original_max_position_embeddings"
+    return min(longest, int(parameters.get(name) or getattr(config, name, None) or longest))
+
+
+def unable(why: str, fix: str) -> ModelSupportError:
+    """What a model was found not to do."""
+    return ModelSupportError(
+        f"this model cannot do that: {why}", expected="a model that can", fix=fix
+    )

@@ -12,7 +12,7 @@ from unspoken.channels.bridges.projection import SINK, feature_rows, native_part
 from unspoken.channels.bridges.projector import ProjectorConfig
 from unspoken.channels.kv.layer_state import LayerState
 from unspoken.channels.kv.state import KVState
-from unspoken.channels.model import CausalModel, TextModel, rotaries
+from unspoken.channels.model import Branching, CausalModel, TextModel, rotaries
 
 LIKELIEST = 128
 
@@ -104,8 +104,8 @@ def teacher_targets(
 ) -> tuple[TeacherTargets, ...]:
     """What the receiver says of each target after the full text, whose state `full` is."""
     before, teacher = full.slice(0, len(sample.ids) - 1), []
-    for target in sample.targets:
-        logs = answer_logs(receiver, sample.ids[-1], target, [before])
+    every = answers_logs(receiver, sample.ids[-1], sample.targets, [before])
+    for target, logs in zip(sample.targets, every, strict=True):
         top, tokens = logs.topk(min(LIKELIEST, logs.shape[1]), dim=-1)
         rest = torch.log1p(-top.exp().sum(dim=-1).clamp(max=1 - 1e-6))
         top = torch.cat([top, rest[:, None]], dim=1)
@@ -113,25 +113,35 @@ def teacher_targets(
     return tuple(teacher)
 
 
-def answer_logs(
+def answers_logs(
     receiver: CausalModel,
     last: int,
-    target: TokenizedTarget,
+    targets: Sequence[TokenizedTarget],
     states: Sequence[KVState],
     *,
     grad: bool = False,
-) -> Tensor:
-    """Log-probabilities of a target's answer, (answer tokens, vocabulary).
+) -> list[Tensor]:
+    """Log-probabilities of the answer of each target, (answer tokens, vocabulary).
+
+    All of them are computed in one pass, where the receiver can.
 
     Args:
         receiver: Says them.
         last: The context's last token, recomputed.
-        target: What follows it.
+        targets: What follows it.
         states: State of the context but its last token.
         grad: Whether gradients flow into `states`.
     """
-    ids = torch.tensor((last, *target.ids[:-1]), device=receiver.device)
-    return receiver.logits(ids, states, last=target.count, grad=grad).float().log_softmax(dim=-1)
+    branches = [
+        torch.tensor((last, *target.ids[:-1]), device=receiver.device) for target in targets
+    ]
+    counts = [target.count for target in targets]
+    if isinstance(receiver, Branching) and len(branches) > 1:
+        logits = receiver.branch_logits(branches, counts, states, grad=grad)
+    else:
+        each = zip(branches, counts, strict=True)
+        logits = [receiver.logits(ids, states, last=count, grad=grad) for ids, count in each]
+    return [one.float().log_softmax(dim=-1) for one in logits]
 
 
 def answer_loss(logs: Tensor, target: TokenizedTarget) -> Tensor:
@@ -153,7 +163,7 @@ def student(
         grad: Whether gradients flow into `projected`.
     """
     states = [head, projected.slice(max(head.stop, ex.at), len(ex.ids) - 1)]
-    return [answer_logs(receiver, ex.ids[-1], target, states, grad=grad) for target in ex.targets]
+    return answers_logs(receiver, ex.ids[-1], ex.targets, states, grad=grad)
 
 
 def head_of(receiver: TextModel, ids: Sequence[int], at: int) -> KVState:
@@ -166,9 +176,8 @@ def head_of(receiver: TextModel, ids: Sequence[int], at: int) -> KVState:
 def none_losses(receiver: TextModel, sample: TokenizedSample) -> list[Tensor]:
     """Loss of every answer without the message; the frame stays, and the first and last tokens."""
     head, last = [head_of(receiver, sample.ids, sample.at)], sample.ids[-1]
-    return [
-        answer_loss(answer_logs(receiver, last, target, head), target) for target in sample.targets
-    ]
+    every = answers_logs(receiver, last, sample.targets, head)
+    return [answer_loss(logs, target) for logs, target in zip(every, sample.targets, strict=True)]
 
 
 def divergence(logs: Tensor, known: TeacherTargets) -> Tensor:

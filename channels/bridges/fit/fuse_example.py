@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from unspoken.channels.bridges.fit.example import answer_logs, answer_loss, sharer_rows
+from unspoken.channels.bridges.fit.example import answer_loss, answers_logs, sharer_rows
 from unspoken.channels.bridges.fit.samples import TokenizedSample
 from unspoken.channels.bridges.fuser import Fuser, FuserConfig, fused_state, own_rows
 from unspoken.channels.bridges.projection import SINK
@@ -56,10 +56,9 @@ def answer_losses(
 ) -> list[Tensor]:
     """Mean loss per token of every answer over the enriched cache, or with None the own one."""
     states, last = fused_context(fuser, given, receiver), given.sample.ids[-1]
-    return [
-        answer_loss(answer_logs(receiver, last, target, states, grad=grad), target)
-        for target in given.sample.targets
-    ]
+    targets = given.sample.targets
+    every = answers_logs(receiver, last, targets, states, grad=grad)
+    return [answer_loss(logs, target) for logs, target in zip(every, targets, strict=True)]
 
 
 def contrast(losses: Sequence[Tensor]) -> Tensor:
