@@ -23,6 +23,7 @@ from unspoken.agents.cli.options import (
     Recall,
     Receiver,
     Sharer,
+    Sketch,
     Text,
     TrainDtype,
     float_type,
@@ -68,6 +69,7 @@ def fit(
     bottleneck: Annotated[
         int | None, typer.Option(min=1, help="Width of the residual's bottleneck.")
     ] = None,
+    sketch: Sketch = None,
     longest: Longest = None,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     dtype: Dtype = "auto",
@@ -123,7 +125,8 @@ def fit(
     budget = given(minutes=minutes, steps=steps)
     shape = given(
         rank=rank, source_layers=source_layers, native_layers=native_layers, hidden=hidden,
-        bottleneck=bottleneck, longest=longest, seed=seed,
+        bottleneck=bottleneck, sketch=sketch,
+        longest=longest, seed=seed,
     )  # fmt: skip
     measured = _measured_at(length)
     plan = FitPlan(

@@ -13,6 +13,7 @@ from unspoken.agents.cli.options import (
     Minutes,
     Receiver,
     Sharer,
+    Sketch,
     TrainDtype,
     float_type,
     given,
@@ -34,6 +35,7 @@ def plan(
     receiver: Receiver,
     minutes: Minutes = None,
     longest: Longest = None,
+    sketch: Sketch = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     train_dtype: TrainDtype = None,
@@ -48,7 +50,7 @@ def plan(
     from unspoken.channels.bridges.estimate import BridgeEstimate
     from unspoken.channels.bridges.fit.settings import FitSettings
 
-    settings = FitSettings(**given(minutes=minutes, longest=longest))
+    settings = FitSettings(**given(minutes=minutes, longest=longest, sketch=sketch))
     types = _Types(
         device=device,
         dtype=float_type(None if dtype == "auto" else dtype, "--dtype"),
@@ -115,6 +117,7 @@ def _print(sharer: str, receiver: str, estimate: "BridgeEstimate") -> None:
         return
     share, steps = estimate.sharer_share or 0.0, estimate.steps or 0
     few = f"; fewer than {FEW} train hardly anything" if steps < FEW else ""
+    sketch = f", each brought to {estimate.sketch} columns" if estimate.sketch else ""
     gains = (
         f"{_length(length)}: {'–' if gain is None else f'{gain:.1f}x'}"
         for length, gain in estimate.gains.items()
@@ -124,7 +127,7 @@ def _print(sharer: str, receiver: str, estimate: "BridgeEstimate") -> None:
         ("bridge", f"{sharer} -> {receiver}"),
         ("verdict", estimate.verdict),
         ("columns", f"{count(estimate.columns)}, {share:.0%} of them the sharer's"),
-        ("source layers", str(estimate.source_layers)),
+        ("source layers", f"{estimate.source_layers}{sketch}"),
         ("rank", str(estimate.rank)),
         ("size on disk", size(estimate.bytes or 0)),
         ("memory at the peak", size(estimate.peak_bytes or 0)),

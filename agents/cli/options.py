@@ -50,6 +50,14 @@ Longest = Annotated[
         "steps quicker.",
     ),
 ]
+Sketch = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Columns that each of the sharer's layers is brought to by its principal components, "
+        "so that more layers are read; 0 for none. 256 for wide pairs if left out.",
+    ),
+]
 Length = Annotated[
     list[int] | None,
     typer.Option(

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from unspoken.channels.bridges.bridge import tensors_of
 from unspoken.channels.bridges.features import width
-from unspoken.channels.bridges.fit.initialization import projector_bytes
 from unspoken.channels.bridges.fit.loop import Fitted, Models
 from unspoken.channels.bridges.fit.progress import FitProgress
 from unspoken.channels.bridges.fit.settings import FitSettings
+from unspoken.channels.bridges.fit.sizing import projector_bytes
 from unspoken.channels.bridges.fit.training import ProjectorFit
 from unspoken.channels.bridges.folder import read, read_embeddings, read_manifest, write
 from unspoken.channels.bridges.manifest import BridgeManifest, EmbeddingsBridge
@@ -59,11 +59,12 @@ def alone_settings(
         sharer: Geometry of its sharer.
         receiver: Geometry of its receiver.
     """
-    shape = replace(config, source_layers=(), embeddings=config.embeddings or 2)
+    shape = replace(config, source_layers=(), embeddings=config.embeddings or 2, sketch=0)
     most = projector_bytes(config, sharer, receiver)
     return replace(
         settings,
         source_layers=0,
+        sketch=0,
         native_layers=config.native_layers,
         embeddings=shape.embeddings,
         hidden=config.hidden,
@@ -79,7 +80,7 @@ def _rank(
     config: ProjectorConfig, sharer: CacheGeometry, receiver: CacheGeometry, most: int
 ) -> int:
     """The widest code with which the weights take at most `most` bytes; 1 at least."""
-    inputs = sum(config.features(sharer, receiver))
+    inputs = sum(config.inputs(sharer, receiver))
     low, high = 1, min(inputs, width(receiver, config.target_layers(receiver)))
     while low < high:
         middle = (low + high + 1) // 2

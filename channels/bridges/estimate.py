@@ -13,13 +13,6 @@ import torch
 
 from unspoken.channels.bridges.audit.timing import OWN
 from unspoken.channels.bridges.features import width, widths
-from unspoken.channels.bridges.fit.initialization import (
-    TOKENS,
-    most_bytes,
-    projector_bytes,
-    widest_rank,
-    within_columns,
-)
 from unspoken.channels.bridges.fit.ridge import (
     OVERSAMPLING,
     PENALTIES,
@@ -29,6 +22,13 @@ from unspoken.channels.bridges.fit.ridge import (
 )
 from unspoken.channels.bridges.fit.samples import mean_length
 from unspoken.channels.bridges.fit.settings import FitSettings
+from unspoken.channels.bridges.fit.sizing import (
+    TOKENS,
+    most_bytes,
+    projector_bytes,
+    widest_rank,
+    within_columns,
+)
 from unspoken.channels.bridges.projection import SINK
 from unspoken.channels.bridges.projector import ProjectorConfig
 from unspoken.channels.kv.geometry import CacheGeometry
@@ -96,6 +96,7 @@ class BridgeEstimate:
         source_layers: How many of the sharer's layers would be read.
         columns: Columns of the features.
         sharer_share: Share of them that is the sharer's.
+        sketch: Columns that a source layer is brought to; 0 for all as they are.
         rank: Width of the code.
         bytes: On disk.
         peak_bytes: Memory that the closed form takes, the two models and their copies to train in.
@@ -115,6 +116,7 @@ class BridgeEstimate:
     source_layers: int | None = None
     columns: int | None = None
     sharer_share: float | None = None
+    sketch: int | None = None
     rank: int | None = None
     bytes: int | None = None
     peak_bytes: int | None = None
@@ -190,12 +192,13 @@ def estimate(
         return BridgeEstimate(reason=reason, gains={})
     settings = settings or FitSettings()
     pair = _Pair(sharer, receiver, machine, settings, _config(sharer, receiver, settings))
-    theirs, own = pair.config.features(sharer.geometry, receiver.geometry)
+    theirs, own = pair.config.inputs(sharer.geometry, receiver.geometry)
     weights = sum(end.size.weights * (end.itemsize + end.copied) for end in (sharer, receiver))
     return BridgeEstimate(
         source_layers=len(pair.config.source_layers),
         columns=theirs + own,
         sharer_share=theirs / (theirs + own),
+        sketch=pair.config.sketch,
         rank=pair.config.rank,
         bytes=projector_bytes(pair.config, sharer.geometry, receiver.geometry),
         peak_bytes=weights + gram_bytes(pair.inputs, pair.outputs),
@@ -213,14 +216,15 @@ def _config(sharer: End, receiver: End, settings: FitSettings) -> ProjectorConfi
     """The shape that a fit would choose; which layers it chooses makes no difference here."""
     ends = sharer.geometry, receiver.geometry
     sizes = widths(sharer.geometry, range(len(sharer.geometry.layers)))
-    layers, embeddings = within_columns(settings, sizes, receiver.geometry)
-    widest = sorted(range(len(sizes)), key=sizes.__getitem__)[-layers:]
+    shape = within_columns(settings, sizes, receiver.geometry)
+    widest = sorted(range(len(sizes)), key=sizes.__getitem__)[-shape.layers :]
     config = ProjectorConfig(
         source_layers=tuple(sorted(widest)),
         native_layers=settings.native_layers,
-        embeddings=embeddings,
+        embeddings=shape.embeddings,
         hidden=settings.hidden,
         bottleneck=settings.bottleneck,
+        sketch=shape.sketch,
     )
     rank = settings.rank or widest_rank(config, *ends, most_bytes(receiver.size))
     return ProjectorConfig(**{**config.to_dict(), "rank": rank})
@@ -236,7 +240,13 @@ class _Pair:
 
     @property
     def inputs(self) -> int:
-        return sum(self.config.features(self.sharer.geometry, self.receiver.geometry))
+        return sum(self.config.inputs(self.sharer.geometry, self.receiver.geometry))
+
+    @property
+    def sketched(self) -> int:
+        """Multiplications of a sketch for one token; 0 without one."""
+        blocks = self.config.blocks(self.sharer.geometry, self.receiver.geometry)
+        return sum(size * kept for size, kept in blocks) if self.config.sketch else 0
 
     @property
     def outputs(self) -> int:
@@ -249,7 +259,7 @@ class _Pair:
         config = self.config
         residual = config.rank + 2 * config.bottleneck + self.outputs // 64
         rows = config.rank * (self.inputs + self.outputs) + config.bottleneck * self.outputs
-        return rows + config.hidden * residual
+        return self.sketched + rows + config.hidden * residual
 
     @property
     def longest(self) -> int:
@@ -272,7 +282,7 @@ class _Pair:
         outputs = self.outputs
         tokens = self.settings.gram_tokens or tokens_for(self.inputs, TOKENS)
         read = tokens * (self.sharer.size.products + self.receiver.size.products)
-        sums = tokens * inputs * (inputs + outputs)
+        sums = tokens * (self.sketched + inputs * (inputs + outputs))
         factors = (len(PENALTIES) + 1) * inputs**3 // 6 + inputs * inputs * outputs // 2
         wide = min(self.config.rank + OVERSAMPLING, inputs, outputs)
         cut = (2 * ROUNDS + 2) * inputs * outputs * wide + 4 * outputs * wide * wide
@@ -303,7 +313,8 @@ class _Pair:
         """Time to the first token by text over that by the bridge."""
         receiver, machine = self.receiver, self.machine
         text = self.read(receiver, length + OWN, length + OWN)
-        moved = 8 * length * self.inputs + 2 * length * self.outputs * (4 + receiver.itemsize)
+        columns = sum(self.config.features(self.sharer.geometry, receiver.geometry))
+        moved = 8 * length * columns + 2 * length * self.outputs * (4 + receiver.itemsize)
         layers = len(receiver.geometry.layers) + len(self.config.source_layers)
         stored = 4 * self.products / machine.read
         projected = PROJECTING * max(length * self.products / machine.wide, stored)

@@ -21,10 +21,10 @@ from unspoken.channels.bridges.embeddings import Alone, fit_beside, projector_of
 from unspoken.channels.bridges.estimate import FEW, End, calibrate, estimate
 from unspoken.channels.bridges.fit.checkpoint import forget, peak_memory_gb
 from unspoken.channels.bridges.fit.fuse_training import FuserFit
-from unspoken.channels.bridges.fit.initialization import peak_gigabytes
 from unspoken.channels.bridges.fit.loop import Fitted, Models, check_pair
 from unspoken.channels.bridges.fit.progress import FitProgress
 from unspoken.channels.bridges.fit.settings import FuseSettings
+from unspoken.channels.bridges.fit.sizing import peak_gigabytes
 from unspoken.channels.bridges.fit.training import ProjectorFit
 from unspoken.channels.bridges.folder import read, read_embeddings, read_manifest, write
 from unspoken.channels.bridges.fuser import Fuser, fuse_tensors, fuser_of, load_fuser

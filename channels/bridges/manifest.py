@@ -33,7 +33,10 @@ __all__ = [
     "TensorFile",
 ]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""The newest format. Bridges without a sketch are written in 1, which older versions read too."""
+
+FORMATS: Final = (1, 2)
 
 
 TENSORS: Final = "bridge.safetensors"
@@ -152,7 +155,7 @@ class BridgeManifest(Part):
     """``bridge.json``.
 
     Attributes:
-        format: Of the folder; 1.
+        format: Of the folder; 1, or 2 where the features are sketched.
         unspoken: The version that wrote it.
         created: The day.
         sharer: Whose cache the bridge reads.
@@ -168,7 +171,7 @@ class BridgeManifest(Part):
             that had none.
     """
 
-    format: Literal[1]
+    format: Literal[1, 2]
     unspoken: str
     created: dt.date
     sharer: ModelDescription
@@ -197,7 +200,7 @@ class BridgeManifest(Part):
     ) -> Self:
         """A manifest of today, by this version; `folder.write` fills in the tensors' digest."""
         return cls(
-            format=FORMAT,
+            format=FORMAT if config.get("sketch") else 1,
             unspoken=running_version(),
             created=dt.date.today(),
             sharer=sharer,
@@ -266,7 +269,7 @@ class BridgeManifest(Part):
         except ValidationError as error:
             raise BridgeError(
                 f"{where} is no manifest of a bridge: {_problems(error)}",
-                expected=f"the keys of format {FORMAT}",
+                expected=f"the keys of format {data['format']}",
                 fix=AGAIN,
             ) from error
         if manifest.digest not in ("", digest):
@@ -292,13 +295,14 @@ def _digest(data: Mapping[str, Any]) -> str:
 
 def _require_format(data: Mapping[str, Any], where: str) -> None:
     version = data.get("format")
-    if version == FORMAT and type(version) is int:
+    if version in FORMATS and type(version) is int:
         return
     newer = type(version) is int and version > FORMAT
     writer = str(data.get("unspoken", "an unknown version"))[:40]
     raise BridgeError(
         f"{where} has format {json.dumps(version)[:40]}, written by unspoken {writer}",
-        expected=f"format {FORMAT}, the one that unspoken {running_version()} reads",
+        expected=f"format {' or '.join(map(str, FORMATS))}, which unspoken {running_version()} "
+        "reads",
         fix="upgrade unspoken: pip install --upgrade unspoken" if newer else AGAIN,
     )
 

@@ -4,6 +4,7 @@ Three parts, after reduced-rank regression (Izenman 1975), Cache-to-Cache (arXiv
 projection and a weighting module) and Latent Cache Flow (arXiv 2605.22863: keys and values jointly
 through one bottleneck)::
 
+    features = features · sketch                       of wide models alone, block by block
     code     = standardised features · encode          rank numbers per token, for all layers
     rows     = code · decode                           the closed form
     hidden   = silu(up(code))
@@ -36,6 +37,9 @@ class ProjectorConfig:
         rank: Width of the code.
         hidden: Width of the residual's hidden layer; 0 for no residual.
         bottleneck: Width of the residual's bottleneck.
+        sketch: Columns that each source layer's rows are brought to before the map, by their
+            principal components, and half of those that each of the receiver's own blocks is; 0 for
+            all columns as they are.
     """
 
     source_layers: tuple[int, ...]
@@ -44,10 +48,14 @@ class ProjectorConfig:
     rank: int = 512
     hidden: int = 2048
     bottleneck: int = 256
+    sketch: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as a manifest holds it."""
-        return {**asdict(self), "source_layers": list(self.source_layers)}
+        data = {**asdict(self), "source_layers": list(self.source_layers)}
+        if not self.sketch:  # versions that know of no sketch read the rest
+            del data["sketch"]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "ProjectorConfig":
@@ -63,6 +71,22 @@ class ProjectorConfig:
         extra = self.embeddings + (self.native_layers > 0)
         return width(sharer, self.source_layers), extra * receiver.hidden_size
 
+    def blocks(self, sharer: CacheGeometry, receiver: CacheGeometry) -> tuple[tuple[int, int], ...]:
+        """Columns of each block of the features, and how many of it the map reads.
+
+        A block is a source layer, an embedding, or what the native layers make.
+        """
+        extra = self.embeddings + (self.native_layers > 0)
+        sizes = [(size, self.sketch) for size in widths(sharer, self.source_layers)]
+        sizes += [(receiver.hidden_size, 2 * self.sketch)] * extra
+        return tuple((size, min(size, most) if self.sketch else size) for size, most in sizes)
+
+    def inputs(self, sharer: CacheGeometry, receiver: CacheGeometry) -> tuple[int, int]:
+        """Columns that the map reads, of the sharer and of the receiver."""
+        kept = [count for _, count in self.blocks(sharer, receiver)]
+        layers = len(self.source_layers)
+        return sum(kept[:layers]), sum(kept[layers:])
+
 
 class Projector(nn.Module):
     """Maps features (tokens, columns) to bare rows (tokens, columns), float32.
@@ -73,10 +97,13 @@ class Projector(nn.Module):
         receiver: Geometry of the receiver.
 
     Attributes:
-        mean, scale: Of the features; what the code sees is ``(features - mean) * scale``.
+        origin: With a sketch, the mean of the features, (columns,). The matrices of its blocks are
+            ``sketch_0`` and on.
+        mean, scale: Of what the map reads; what the code sees is ``(features - mean) * scale``.
         offset, deviation: Mean and standard deviation of the targets.
     """
 
+    origin: Tensor
     mean: Tensor
     scale: Tensor
     offset: Tensor
@@ -91,8 +118,13 @@ class Projector(nn.Module):
         layers = config.target_layers(receiver)
         if min(config.rank, len(layers)) < 1 or (config.hidden and config.bottleneck < 1):
             raise ValueError("it has no width, or no layer to project")
-        inputs = sum(config.features(sharer, receiver))
+        inputs = sum(config.inputs(sharer, receiver))
         outputs = width(receiver, layers)
+        self._blocks = config.blocks(sharer, receiver) if config.sketch else ()
+        if config.sketch:
+            self.register_buffer("origin", torch.zeros(sum(config.features(sharer, receiver))))
+        for number, block in enumerate(self._blocks):
+            self.register_buffer(f"sketch_{number}", torch.zeros(block))
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("scale", torch.ones(inputs))
         self.register_buffer("offset", torch.zeros(outputs))
@@ -113,12 +145,19 @@ class Projector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Bare rows for every token of `features`."""
-        code = (features - self.mean) * self.scale @ self.encode
+        code = (self.sketched(features) - self.mean) * self.scale @ self.encode
         rows = code @ self.decode
         if self.config.hidden:
             rows = rows + self.residual(code)
         mapped: Tensor = rows * self.deviation + self.offset
         return mapped
+
+    def sketched(self, features: Tensor) -> Tensor:
+        """What the map reads of the features, (tokens, columns)."""
+        if not self._blocks:
+            return features
+        parts = torch.split(features - self.origin, [size for size, _ in self._blocks], dim=1)
+        return torch.cat([part @ self.get_buffer(f"sketch_{n}") for n, part in enumerate(parts)], 1)
 
     def residual(self, code: Tensor) -> Tensor:
         """The weighted residual of standardised rows."""

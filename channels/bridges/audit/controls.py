@@ -103,8 +103,8 @@ class Controls:
         """
         extra = config.features(sharer.geometry, receiver.geometry)[1]
         layers = _spaced(config, receiver, COLUMNS - extra)
-        of_itself = replace(config, source_layers=layers)
-        alone = replace(config, source_layers=())
+        of_itself = replace(config, source_layers=layers, sketch=0)
+        alone = replace(config, source_layers=(), sketch=0)
         targets = config.target_layers(receiver.geometry)
         inputs = width(receiver.geometry, layers)
         wanted = tokens or tokens_for(inputs + extra, TOKENS)

@@ -1,6 +1,6 @@
 """What a bridge's training starts from: source layers, and the closed form that reads them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -26,21 +26,20 @@ from unspoken.channels.bridges.fit.samples import (
     prepare,
 )
 from unspoken.channels.bridges.fit.settings import FitSettings
+from unspoken.channels.bridges.fit.sizing import TOKENS, most_bytes, widest_rank, within_columns
 from unspoken.channels.bridges.projection import SINK, feature_rows
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
-from unspoken.channels.bridges.quantize import quantized_bytes
 from unspoken.channels.data.text import Corpus
 from unspoken.channels.errors import BridgeError
-from unspoken.channels.kv.geometry import CacheGeometry
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import TextModel
-from unspoken.channels.model_size import Size, size_of
+from unspoken.channels.model_size import size_of
+
+TOKENS_PER_COMPONENT = 8
+"""Tokens that a sketch is made from, for each column of its widest block."""
 
 OTHER_SEED = 20_011
 """Added to a fit's seed for the messages that choose its penalty."""
-
-TOKENS = 32_000
-"""Tokens that a closed form is solved from, where six times the columns are fewer."""
 
 
 def new_projector(config: ProjectorConfig, sharer: TextModel, receiver: TextModel) -> Projector:
@@ -79,26 +78,32 @@ def closed_form(
         BridgeError: The features are more than `FitSettings.columns`.
     """
     lengths, seed = Lengths.of(settings.longest, sharer, receiver), settings.seed
-    # All layers of the first ones are held, so they are short.
-    few = islice(draw_samples(corpus.stream(seed), seed), 10)
-    first = [prepare(drawn, sharer, receiver) for drawn in few]
-    samples = draw_samples(corpus.stream(seed + 1), seed + 1, lengths)
+    samples = draw_samples(corpus.stream(seed), seed, lengths)
     tokenized = (prepare(sample, sharer, receiver) for sample in samples)
     report(FitProgress(stage="layers", fraction=0.0))
-    config = _configure(first, sharer, receiver, settings)
-    inputs = sum(config.features(sharer.geometry, receiver.geometry))
+    # All layers of these are held, so they are short.
+    few = islice(draw_samples(corpus.stream(seed), seed), 10)
+    read = [prepare(drawn, sharer, receiver) for drawn in few]
+    config = _configure(read, sharer, receiver, settings)
+    read.clear()
+    inputs = sum(config.inputs(sharer.geometry, receiver.geometry))
     outputs = width(receiver.geometry, config.target_layers(receiver.geometry))
     if inputs > settings.columns:
         raise BridgeError(
             f"{len(config.source_layers)} source layers give {inputs} columns of features, and "
             f"their Gram matrices {gram_bytes(inputs, outputs) / 2**30:.1f} GiB",
             expected=f"at most {settings.columns} columns",
-            fix="read fewer source layers: source_layers, or --source-layers",
+            fix="read fewer source layers, or less of each: --source-layers, --sketch",
         )
+    projector = new_projector(config, sharer, receiver)
+    if config.sketch:
+        report(FitProgress(stage="sketch", fraction=0.0))
+        take_sketch(projector, tokenized, sharer, receiver)
     gram = Gram(inputs, outputs, receiver.device)
 
     def rows(sample: TokenizedSample) -> tuple[Tensor, Tensor]:
-        return rows_of(config, sample, sharer, receiver, receiver.read(sample.ids))
+        features, targets = rows_of(config, sample, sharer, receiver, receiver.read(sample.ids))
+        return projector.sketched(features), targets
 
     def prepared(drawn: Sample) -> tuple[Tensor, Tensor]:
         return rows(prepare(drawn, sharer, receiver))
@@ -106,19 +111,43 @@ def closed_form(
     wanted = settings.gram_tokens or tokens_for(inputs, TOKENS)
     hold_out(gram, corpus, seed, wanted, prepared, lengths)
     while gram.count < wanted:
-        sample = first.pop() if first else next(tokenized)
-        gram.add(*rows(sample))
+        gram.add(*rows(next(tokenized)))
         report(FitProgress(stage="gram", fraction=min(gram.count / wanted, 1.0)))
     report(FitProgress(stage="solve", fraction=0.0))
     solution = gram.solve()
     tokens = gram.count
     gram.release()
-    projector = new_projector(config, sharer, receiver)
     encode, decode = solution.cut(config.rank, seed=settings.seed)
     start_from(projector, solution, encode, decode)
     return ClosedForm(
         projector=projector, tokens=tokens, penalty=solution.penalty, explained=solution.explained
     )
+
+
+@torch.no_grad()
+def take_sketch(
+    projector: Projector, samples: Iterator[TokenizedSample], sharer: TextModel, receiver: TextModel
+) -> None:
+    """Give a projector the principal components of each block of its features.
+
+    Args:
+        projector: The projector, with a sketch.
+        samples: Messages, of which some are read.
+        sharer, receiver: Its models.
+    """
+    config, device = projector.config, receiver.device
+    blocks = config.blocks(sharer.geometry, receiver.geometry)
+    grams = [Gram(size, 0, device) for size, _ in blocks]
+    wanted = TOKENS_PER_COMPONENT * max(count for _, count in blocks)
+    while grams[0].count < wanted:
+        features, _ = features_of(config, next(samples), sharer, receiver)
+        parts = torch.split(features, [size for size, _ in blocks], dim=1)
+        for gram, part in zip(grams, parts, strict=True):
+            gram.add(part, part[:, :0])
+    found = [gram.components(count) for gram, (_, count) in zip(grams, blocks, strict=True)]
+    projector.origin.copy_(torch.cat([mean for mean, _ in found]))
+    for number, (_, components) in enumerate(found):
+        projector.get_buffer(f"sketch_{number}").copy_(components)
 
 
 def hold_out(
@@ -185,31 +214,27 @@ def start_from(projector: Projector, solution: Solution, encode: Tensor, decode:
         nn.init.zeros_(projector.spread)
 
 
-def peak_gigabytes(settings: FitSettings, sharer: TextModel, receiver: TextModel) -> float:
-    """Memory that the closed form takes at most, in GB."""
-    sizes = widths(sharer.geometry, range(len(sharer.geometry.layers)))
-    layers, embeddings = within_columns(settings, sizes, receiver.geometry)
-    extra = embeddings + (settings.native_layers > 0)
-    inputs = sum(sorted(sizes)[-layers:]) + extra * receiver.geometry.hidden_size
-    targets = range(settings.native_layers, len(receiver.geometry.layers))
-    return gram_bytes(inputs, width(receiver.geometry, targets)) / 1e9
-
-
 def _configure(
     samples: list[TokenizedSample], sharer: TextModel, receiver: TextModel, settings: FitSettings
 ) -> ProjectorConfig:
     """The projector's shape; its source layers are those that add most on a few messages."""
     sizes = widths(sharer.geometry, range(len(sharer.geometry.layers)))
-    wanted, embeddings = within_columns(settings, sizes, receiver.geometry)
+    shape = within_columns(settings, sizes, receiver.geometry)
     chosen = explaining_layers(
-        samples, sharer, receiver, embeddings=embeddings, most=wanted, seed=settings.seed
+        samples,
+        sharer,
+        receiver,
+        embeddings=shape.embeddings,
+        most=shape.layers,
+        seed=settings.seed,
     )
     config = ProjectorConfig(
         source_layers=tuple(sorted(chosen)),
         native_layers=settings.native_layers,
-        embeddings=embeddings,
+        embeddings=shape.embeddings,
         hidden=settings.hidden,
         bottleneck=settings.bottleneck,
+        sketch=shape.sketch,
     )
     most = most_bytes(size_of(receiver))
     rank = settings.rank or widest_rank(config, sharer.geometry, receiver.geometry, most)
@@ -239,80 +264,3 @@ def explaining_layers(
     ]
     blocks = list(torch.split(torch.cat(rows), list(widths(sharer.geometry, every)), dim=1))
     return choose_layers(blocks, torch.cat(known), torch.cat(targets), most, seed=seed)
-
-
-def within_columns(
-    settings: FitSettings, sizes: Sequence[int], receiver: CacheGeometry
-) -> tuple[int, int]:
-    """How many source layers and embeddings are read, within the columns also for wide models."""
-    if settings.source_layers is not None:
-        return min(settings.source_layers, len(sizes)), settings.embeddings
-    size, width_of_one = max(sizes), receiver.hidden_size
-    native = width_of_one if settings.native_layers else 0
-    embeddings = settings.embeddings
-    while embeddings > 1 and settings.columns - native - embeddings * width_of_one < 2 * size:
-        embeddings -= 1
-    room = (settings.columns - native - embeddings * width_of_one) // size
-    return min(_layers_to_read(size), max(room, 1), len(sizes)), embeddings
-
-
-def _layers_to_read(columns: int) -> int:
-    """Source layers worth their products: where measured, a wider code kept more than they do."""
-    return max(4, min(12, 1536 // columns))
-
-
-BYTES = 15_950_000
-"""What any bridge's weights may take: 16 MB with its manifest and its card."""
-
-SHARE_OF_BYTES, SHARE_OF_PRODUCTS = 0.03, 0.1
-"""Of the receiver's, what a larger bridge may take."""
-
-
-LEAST = 512
-"""Width of the code that a large pair gets even so."""
-
-
-STEP = 32
-
-
-def most_bytes(receiver: Size | None) -> int:
-    """Bytes that the int8 weights of a bridge may take: 16 MB, or more for a large receiver.
-
-    A weight of a bridge is a product a token, and a byte. So both shares are bounds of its bytes.
-    The receiver's own bytes are counted at two a number, whatever type it is loaded in.
-    """
-    if receiver is None:
-        return BYTES
-    shares = SHARE_OF_BYTES * 2 * receiver.weights, SHARE_OF_PRODUCTS * receiver.products
-    return max(BYTES, int(min(shares)))
-
-
-def projector_bytes(config: ProjectorConfig, sharer: CacheGeometry, receiver: CacheGeometry) -> int:
-    """Bytes of a projector's weights as int8."""
-    with torch.device("meta"):  # only shapes are asked
-        weights = Projector(config, sharer, receiver).state_dict()
-    return sum(quantized_bytes(tensor.shape) for tensor in weights.values())
-
-
-def widest_rank(
-    config: ProjectorConfig, sharer: CacheGeometry, receiver: CacheGeometry, most: int = BYTES
-) -> int:
-    """The widest code, in steps of 32, with which the weights stay within `most` bytes.
-
-    At least `LEAST`, and never more than there are features or targets.
-
-    Args:
-        config: The projector's; its rank is not read.
-        sharer: Geometry of the sharer.
-        receiver: Geometry of the receiver.
-        most: Bytes as int8.
-    """
-    inputs = sum(config.features(sharer, receiver))
-    full = min(inputs, width(receiver, config.target_layers(receiver)))
-    # But for a few roundings, every column of the code adds the same.
-    narrow, wide = (
-        projector_bytes(replace(config, rank=rank), sharer, receiver) for rank in (2 * STEP, LEAST)
-    )
-    per_column = (wide - narrow) / (LEAST - 2 * STEP)
-    fits = int((most - wide) / per_column) + LEAST
-    return min(max(fits // STEP * STEP, LEAST), full)

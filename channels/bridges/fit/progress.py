@@ -24,7 +24,7 @@ class FitProgress:
     """Where a fit stands.
 
     Attributes:
-        stage: ``layers``, ``gram``, ``solve``, ``train`` or ``done``.
+        stage: ``layers``, ``sketch``, ``gram``, ``solve``, ``train`` or ``done``.
         fraction: Done of the stage, 0 to 1.
         loss: Training loss since the last report, where there is one.
         scores: What the last validation round says.

@@ -115,6 +115,21 @@ class Gram:
         best = max(range(len(scores)), key=scores.__getitem__)
         return standard.solve(PENALTIES[best], explained=scores[best])
 
+    def components(self, count: int) -> tuple[Tensor, Tensor]:
+        """Principal components of the features, each column as wide as the others.
+
+        Args:
+            count: How many.
+
+        Returns:
+            The features' mean, (features,), and what brings ``features - mean`` to the components,
+            (features, count).
+        """
+        standard = self._standardised(None)
+        standard.square.diagonal().mul_(standard.scale > 0)  # else a dead column were a component
+        _, vectors = torch.linalg.eigh(standard.square)
+        return standard.mean, standard.scale[:, None] * vectors[:, -count:].flip(1)
+
     def _standardised(self, columns: Tensor | None) -> "_Standardised":
         """The sums of standardised rows."""
         if self._origin is None or self.count < 2:

@@ -45,6 +45,9 @@ class FitSettings(TrainSettings):
             them, 4 to 12.
         native_layers: How many layers the receiver runs itself over the message.
         embeddings: How many of the receiver's token embeddings are features.
+        sketch: Columns that a source layer is brought to by its principal components, so that more
+            layers are read; 0 for none. None for 256 with up to 12 layers, where all columns would
+            leave the sharer fewer than half of them or fewer layers.
         rank: Width of the code; None for the widest whose weights stay within 16 MB, or with a
             larger receiver 3 % of its bytes and 10 % of its products, and 512 at least.
         columns: Most columns of features, which bounds the memory.
@@ -64,6 +67,7 @@ class FitSettings(TrainSettings):
     source_layers: int | None = None
     native_layers: int = 0
     embeddings: int = 2
+    sketch: int | None = None
     rank: int | None = None
     columns: int = 12_288
     longest: int | None = 4_096

@@ -49,7 +49,7 @@ def planned(root: Path, sharer: str, receiver: str) -> tuple[int, dict[str, Any]
 def test_a_pair_of_real_sizes_is_planned_from_two_configurations(root: Path) -> None:
     code, plan = planned(root, "qwen-0.6b", "qwen-4b")
     assert (code, plan["verdict"]) == (0, "worth it")
-    assert (plan["source_layers"], plan["columns"]) == (3, 11_264)
+    assert (plan["source_layers"], plan["columns"], plan["sketch"]) == (12, 4_096, 256)
     assert plan["gains"]["32768"] > plan["gains"]["1024"] > 1
     # Both models in float32, and the Gram matrices.
     assert 4 * 4.6e9 < plan["peak_bytes"] < 4 * 4.6e9 + 12e9
@@ -68,7 +68,12 @@ def test_a_bridge_that_saves_nothing_is_useless(root: Path) -> None:
 
 def test_people_read_that_a_fit_is_too_short(root: Path) -> None:
     shown = call("bridge", "plan", root / "qwen-0.6b", root / "qwen-4b").stdout
-    assert "fewer than 500" in shown and "11,264" in shown and "worth it" in shown
+    assert (
+        "fewer than 500" in shown
+        and "4,096, 75%" in shown
+        and "each brought to 256" in shown
+        and "worth it" in shown
+    )
 
 
 def test_a_reference_that_leads_nowhere_is_an_error(root: Path) -> None:

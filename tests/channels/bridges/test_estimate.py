@@ -7,8 +7,8 @@ import pytest
 from unspoken.agents.testing.tiny import tiny_weights
 from unspoken.agents.testing.tokenizer import tiny_tokenizer
 from unspoken.channels.bridges.estimate import End, Machine, estimate
-from unspoken.channels.bridges.fit.initialization import BYTES, most_bytes
 from unspoken.channels.bridges.fit.settings import FitSettings
+from unspoken.channels.bridges.fit.sizing import BYTES, most_bytes
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry
 from unspoken.channels.model_size import Size, size_of_module
 
@@ -38,13 +38,25 @@ SMALL = end(30, 3, 64, 576, 0.135e9, 0.106e9)
 def test_columns_are_those_of_a_fit(
     sharer: End, receiver: End, layers: int, columns: int, share: float
 ) -> None:
-    planned = estimate(sharer, receiver, CORES)
+    planned = estimate(sharer, receiver, CORES, FitSettings(sketch=0))
     assert (planned.source_layers, planned.columns) == (layers, columns)
     assert planned.sharer_share == pytest.approx(share, abs=0.01)
 
 
+@pytest.mark.parametrize(("sharer", "receiver"), [(QWEN_4B, LLAMA_8B), (LLAMA_1B, LLAMA_8B)])
+def test_a_sketch_leaves_most_columns_to_the_sharer(sharer: End, receiver: End) -> None:
+    """And a third of the columns means fewer tokens, smaller Gram matrices and fewer minutes."""
+    planned, whole = (
+        estimate(sharer, receiver, CORES, FitSettings(sketch=sketch)) for sketch in (None, 0)
+    )
+    assert (planned.source_layers, planned.columns, planned.sketch) == (12, 4_096, 256)
+    assert planned.sharer_share == 0.75 and (whole.sharer_share or 1) < 0.4
+    assert (planned.closed_form_minutes or 0) < (whole.closed_form_minutes or 0) / 2
+    assert estimate(SMALL, SMALL, CORES).sketch == 0
+
+
 def test_time_of_a_fit_is_near_what_was_counted_for_this_pair() -> None:
-    settings = FitSettings(rank=512, gram_tokens=32_000, minutes=60)
+    settings = FitSettings(rank=512, gram_tokens=32_000, minutes=60, longest=None, sketch=0)
     planned = estimate(QWEN_06B, QWEN_4B, CORES, settings)
     assert planned.closed_form_minutes == pytest.approx(41, rel=0.5)
     assert (planned.steps or 0) / 60 == pytest.approx(2.2, rel=0.5)

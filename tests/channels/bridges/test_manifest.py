@@ -11,6 +11,7 @@ from sample_bridges import ALPHA, AUDIT, BETA, manifest, side, tensors
 
 from unspoken.channels.bridges.folder import write
 from unspoken.channels.bridges.manifest import BridgeManifest
+from unspoken.channels.bridges.projector import ProjectorConfig
 from unspoken.channels.errors import BridgeError
 from unspoken.channels.kv.geometry import CacheGeometry, LayerGeometry
 from unspoken.channels.kv.rope import Rotary
@@ -77,7 +78,7 @@ def test_a_manifest_round_trips() -> None:
 @pytest.mark.parametrize(
     ("version", "says"),
     [
-        (2, ("has format 2, written by unspoken", "format 1, the one that unspoken", "upgrade")),
+        (3, ("has format 3, written by unspoken", "format 1 or 2, which unspoken", "upgrade")),
         (0, ("has format 0", "format 1", "unspoken bridge fit")),
         ("1", ('has format "1"', "format 1", "unspoken bridge fit")),
         (True, ("has format true", "format 1", "unspoken bridge fit")),
@@ -90,6 +91,21 @@ def test_another_format_is_refused(version: object, says: tuple[str, ...]) -> No
     with pytest.raises(BridgeError) as caught:
         BridgeManifest.parse(text, "x/bridge.json")
     assert all(part in str(caught.value) for part in ("x/bridge.json", *says))
+
+
+def test_a_bridge_with_a_sketch_has_a_format_of_its_own() -> None:
+    """Versions that know of no sketch refuse it; other bridges stay as they can read them."""
+    made = manifest()
+    new = BridgeManifest.new(
+        made.sharer,
+        made.receiver,
+        config={**made.config, "sketch": 8},
+        dtype=made.dtype,
+        data=made.data,
+        fit=made.fit,
+    )
+    assert BridgeManifest.parse(new.to_json().encode(), "bridge.json").format == 2
+    assert manifest().format == 1 and "sketch" not in ProjectorConfig(source_layers=()).to_dict()
 
 
 def test_a_manifest_without_json_is_not_written(tmp_path: Path) -> None:

@@ -20,13 +20,16 @@ from unspoken.channels.bridges.fit.example import (
     student,
     target_rows,
 )
-from unspoken.channels.bridges.fit.initialization import start_from
+from unspoken.channels.bridges.fit.initialization import closed_form, start_from
 from unspoken.channels.bridges.fit.ridge import Gram
 from unspoken.channels.bridges.fit.samples import Sample, Target, TokenizedSample, prepare
+from unspoken.channels.bridges.fit.settings import FitSettings
 from unspoken.channels.bridges.fit.validation import swapped
 from unspoken.channels.bridges.manifest import BridgeManifest, FitData
 from unspoken.channels.bridges.projection import feature_rows, projected_state
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
+from unspoken.channels.bridges.quantize import load_quantized
+from unspoken.channels.data.text import load_corpus
 from unspoken.channels.errors import BridgeError, IdentityMismatch
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import rotaries
@@ -179,6 +182,25 @@ def test_the_residual_begins_at_nothing() -> None:
     assert torch.allclose(projector(x), plain * solution.deviation + solution.offset, atol=1e-4)
     code = (x - solution.mean) * solution.scale @ projector.encode * projector.code_scale
     assert torch.allclose(code.std(0), torch.ones(8), atol=0.2)
+
+
+def test_a_sketch_stands_between_the_features_and_the_map(pair: Pair, source: str) -> None:
+    """Each block is centred and brought to its components; stored weights do the same."""
+    settings = FitSettings(
+        sketch=4, source_layers=2, gram_tokens=300, rank=6, hidden=0, longest=None
+    )
+    form = closed_form(*pair, load_corpus([source]), settings, lambda progress: None)
+    projector, ends = form.projector, [model.geometry for model in pair]
+    config = projector.config
+    assert (config.sketch, config.inputs(*ends)) == (4, (2 * 4, 2 * 8))
+    features = draws(9, sum(config.features(*ends)), 3)
+    parts = (features - projector.origin).split([size for size, _ in config.blocks(*ends)], dim=1)
+    read = torch.cat([part @ getattr(projector, f"sketch_{n}") for n, part in enumerate(parts)], 1)
+    code = (read - projector.mean) * projector.scale @ projector.encode
+    plain = (code @ projector.decode * projector.deviation + projector.offset).detach()
+    assert torch.allclose(projector(features), plain, atol=1e-4)
+    stored = load_quantized(lambda: Projector(config, *ends), tensors_of(projector), "weights")
+    assert torch.allclose(stored(features), plain, atol=0.1 * float(plain.std()))
 
 
 def test_gradients_reach_every_weight(pair: Pair, sample: TokenizedSample) -> None:

@@ -10,8 +10,8 @@ from pairs import AUDIT, plan
 from tiny import tiny_llama
 
 from unspoken.agents import LocalModel, Workflow
-from unspoken.channels.bridges.fit.initialization import within_columns
 from unspoken.channels.bridges.fit.settings import FitSettings
+from unspoken.channels.bridges.fit.sizing import within_columns
 from unspoken.channels.bridges.folder import read
 from unspoken.channels.bridges.make import fit_bridge
 from unspoken.channels.bridges.store import BridgeStore
@@ -78,10 +78,23 @@ def test_wide_models_read_fewer_layers_and_embeddings() -> None:
     layer = LayerGeometry(kv_heads=8, head_dim=128)
     receiver = CacheGeometry((layer,) * 32, 4096, 8192)
     sizes = [2048] * 32
-    wanted, embeddings = within_columns(FitSettings(), sizes, receiver)
-    assert (wanted, embeddings) == (2, 2)
+    whole = FitSettings(sketch=0)
+    shape = within_columns(whole, sizes, receiver)
+    assert (shape.layers, shape.embeddings, shape.sketch) == (2, 2, 0)
+    assert shape.columns(sizes[:2], receiver) == 2 * 2048 + 2 * 4096
     receiver = CacheGeometry((layer,) * 32, 8192, 8192)
-    wanted, embeddings = within_columns(FitSettings(), sizes, receiver)
-    assert (wanted, embeddings) == (2, 1)
+    shape = within_columns(whole, sizes, receiver)
+    assert (shape.layers, shape.embeddings) == (2, 1)
     asked = within_columns(FitSettings(source_layers=9), sizes, receiver)
-    assert asked == (9, 2)
+    assert (asked.layers, asked.embeddings, asked.sketch) == (9, 2, 0)
+
+
+def test_wide_models_are_sketched_so_that_most_columns_are_the_sharers() -> None:
+    layer = LayerGeometry(kv_heads=8, head_dim=128)
+    wide, narrow = (CacheGeometry((layer,) * 32, hidden, 8192) for hidden in (4096, 640))
+    shape = within_columns(FitSettings(), [2048] * 36, wide)
+    assert (shape.layers, shape.embeddings, shape.sketch) == (12, 2, 256)
+    assert shape.columns([2048] * 12, wide) == 12 * 256 + 2 * 512
+    assert within_columns(FitSettings(), [384] * 30, narrow).sketch == 0
+    asked = within_columns(FitSettings(sketch=1024), [2048] * 36, wide)
+    assert (asked.layers, asked.sketch) == (8, 1024)  # 12,288 columns, 4,096 of them its own

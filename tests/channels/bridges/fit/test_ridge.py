@@ -107,6 +107,21 @@ def test_what_is_explained_is_r2_of_the_held_out_rows() -> None:
     assert solution.explained == pytest.approx(float(plain), abs=1e-4)
 
 
+def test_components_are_those_of_standardised_rows() -> None:
+    """Against a singular value decomposition; a column that never varies is no part of them."""
+    x = draws(300, 6, 0) @ draws(6, 6, 1) * torch.tensor([1, 50, 1, 0.1, 3, 0]) + 20
+    gram = Gram(6, 0, torch.device("cpu"))
+    for part in x.split(70):
+        gram.add(part, part[:, :0])
+    mean, components = gram.components(3)
+    standardised = standard(x[:, :5])
+    _, _, right = torch.linalg.svd(standardised, full_matrices=False)
+    plain = standardised @ right[:3].T
+    made = (x - mean) @ components
+    assert torch.allclose(made.abs(), plain.abs(), atol=2e-2)  # up to the sign of each
+    assert not components[5].any()
+
+
 def test_tokens_are_six_times_the_columns_at_least() -> None:
     assert [tokens_for(columns, 1000) for columns in (100, 200)] == [1000, 1200]
 
