@@ -6,7 +6,7 @@ What a sub-workflow keeps stands under a key of its own, ``RUN/SCOPE``, beside t
 import json
 import sqlite3
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 from unspoken.agents.runs.records import TurnRecord
@@ -57,7 +57,7 @@ def add_turn(
     sql = "DELETE FROM turns WHERE run = ? AND agent = ? AND turn = ? AND item = ? AND digest = ?"
     for digest in instead_of:
         db.execute(sql, (*place, digest))
-    data = asdict(record)
+    data = {one.name: getattr(record, one.name) for one in fields(record)}
     for name in ("tokens", "usage", "likelihoods", "carried"):
         data[name] = json.dumps(data[name], default=str)
     marks = ", ".join("?" * (1 + len(data)))

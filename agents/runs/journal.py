@@ -16,7 +16,7 @@ from unspoken.agents.runs.changes import root_of
 from unspoken.agents.runs.offload import elsewhere
 from unspoken.agents.runs.packets import read_state, state_file, write_state
 from unspoken.agents.runs.records import CallRecord, Question, TurnRecord
-from unspoken.agents.runs.store import Computed, RunStore
+from unspoken.agents.runs.store import Computed, Over, RunStore
 from unspoken.agents.runs.told import Told
 from unspoken.agents.tools.functions import Tool
 from unspoken.agents.tools.toolbox import Call, Called
@@ -64,8 +64,11 @@ class Journal:
         self._before = len(self._places)
         self._next = 0
         self._moved = anyio.Event()
-        self._lock = anyio.Lock()
+        self._lock = anyio.Lock(fast_acquire=True)
         self._held: dict[tuple[str, int], list[Computed]] = {}
+        self._over: list[Over] = []
+        self._goes_on = True
+        self._fault: BaseException | None = None
 
     @property
     def unknown(self) -> tuple[CallRecord, ...]:
@@ -157,16 +160,33 @@ class Journal:
         if place is not None:
             self._step()
             return
-        async with self._lock:
-            held = self._held.pop((agent, turn), [])
-            note = partial(self.store.hand_over, self.run, self._next, agent, turn, text)
-            goes_on = await elsewhere(note, self.told.take(), held)
-            self._step()
-        if not goes_on:
+        self._over.append((self._next, agent, turn, text))
+        self._step()
+        await self._write_over()
+        if not self._goes_on:
             raise RunError(
                 f"run {self.root} was cancelled",
                 fix="begin another run, or go on with it anyway: --anyway",
             )
+
+    async def _write_over(self) -> None:
+        """Write down the turns that are over, all that are by now in one transaction.
+
+        Nothing follows one that failed: the places of a run's turns have no gap.
+        """
+        async with self._lock:
+            if self._fault is not None:
+                raise self._fault
+            over, self._over = self._over, []
+            if not over:  # somebody else has written this one down
+                return
+            held = [one for _, who, turn, _ in over for one in self._held.pop((who, turn), ())]
+            try:
+                work = partial(self.store.hand_over, self.run, over, self.told.take(), held)
+                self._goes_on = await elsewhere(work)
+            except BaseException as error:
+                self._fault = error
+                raise
 
     def _step(self) -> None:
         self._next += 1

@@ -31,6 +31,9 @@ Result = TypeVar("Result")
 Computed = tuple[TurnRecord, Collection[str]]
 """A computed turn, and the digests of those that it takes the place of."""
 
+Over = tuple[int, str, int, str]
+"""A turn that is over: its place in the order of the run, its agent, its number and its words."""
+
 _INHERITED: list[sqlite3.Connection] = []
 """Connections that parent processes have opened."""
 
@@ -206,24 +209,21 @@ class RunStore:
     def hand_over(
         self,
         run: str,
-        place: int,
-        agent: str,
-        turn: int,
-        text: str,
+        over: Sequence[Over],
         told: Sequence[tuple[int, str]] = (),
         computed: Sequence[Computed] = (),
     ) -> bool:
-        """Note that a turn is over, before anybody reads it; whether the run may go on.
+        """Note that turns are over, before anybody reads them; whether the run may go on.
 
-        `told` are the events since the last one, each with its number, and `computed` what of the
-        turn is not kept yet.
+        `told` are the events since the last ones, each with its number, and `computed` what of the
+        turns is not kept yet.
         """
 
         def change(db: sqlite3.Connection) -> bool:
             for record, instead_of in computed:
                 changes.add_turn(db, run, record, instead_of)
             sql = "INSERT OR REPLACE INTO handed_over VALUES (?, ?, ?, ?, ?)"
-            db.execute(sql, (run, place, agent, turn, text))
+            db.executemany(sql, [(run, *one) for one in over])
             changes.add_told(db, run, told)
             return changes.goes_on(db, run)
 

@@ -43,10 +43,11 @@ class Told:
 
     def note(self, event: Mapping[str, Any]) -> None:
         """Take an event as plain data."""
-        key = _key(event)
-        if self._known[key]:
-            self._known[key] -= 1
-            return
+        if self._known:
+            key = _key(event)
+            if self._known[key]:
+                self._known[key] -= 1
+                return
         self._waiting.append((self._next, json.dumps(event, ensure_ascii=False)))
         self._next += 1
 

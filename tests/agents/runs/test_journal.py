@@ -1,13 +1,16 @@
 """What a run that goes on has from the store."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 
 from unspoken.agents.runs.journal import Journal
 from unspoken.agents.runs.records import Origin, Question, TurnRecord
-from unspoken.agents.runs.store import RunStore
+from unspoken.agents.runs.store import Over, RunStore
 from unspoken.channels.errors import RunError
 
 RECORD = TurnRecord(
@@ -20,7 +23,7 @@ def test_a_turn_that_is_tried_again_is_had_again(tmp_path: Path) -> None:
     store = RunStore(tmp_path, durable=False)
     store.begin("run", Origin(version="", workflow={"name": "w"}, models={}, inputs={}))
     store.add_turn("run", RECORD)
-    store.hand_over("run", 0, "a", 1, "")
+    store.hand_over("run", [(0, "a", 1, "")])
     journal = Journal(store, "run")
     for _ in range(2):
         assert journal.take("a", 1, None, "first") == RECORD
@@ -62,4 +65,27 @@ async def test_a_turn_is_written_down_before_a_person_or_a_tool_is_asked(tmp_pat
     await journal.add(replace(RECORD, turn=2))
     await journal.call(("a", 2, None), "look", "{}", look)
     assert kept == [[RECORD, replace(RECORD, turn=2)]]
+    store.close()
+
+
+@pytest.mark.anyio
+async def test_turns_that_end_together_are_one_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that end while one is being written wait for it, and are then written at once."""
+    store, written = RunStore(tmp_path, durable=False), list[int]()
+    store.begin("run", Origin(version="", workflow={"name": "w"}, models={}, inputs={}))
+    hand_over = RunStore.hand_over
+
+    def noted(self: RunStore, run: str, over: Sequence[Over], *more: Any) -> bool:
+        written.append(len(over))
+        return hand_over(self, run, over, *more)
+
+    monkeypatch.setattr(RunStore, "hand_over", noted)
+    journal = Journal(store, "run")
+    async with anyio.create_task_group() as tasks:
+        for number in range(5):
+            tasks.start_soon(journal.handed_over, f"a{number}", 1, "")
+    assert written == [1, 4]
+    assert store.order("run") == [(f"a{number}", 1) for number in range(5)]
     store.close()
