@@ -5,11 +5,17 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from unspoken.agents.costs.calibrate import calibrated, measurable
+from unspoken.agents.costs.forecasts import Forecaster
+from unspoken.agents.costs.store import CostStore
 from unspoken.agents.engines.event_loop import run_anywhere
 from unspoken.agents.engines.pool.budget import Budget
 from unspoken.agents.engines.pool.pool import Pool
 from unspoken.agents.engines.worker import Workers, at_once
 from unspoken.agents.loading import engines_for
+from unspoken.agents.models.base import AgentModel
+from unspoken.agents.models.model import LocalModel
+from unspoken.agents.planning.forecast import Forecast
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.preparation import Preparation
 from unspoken.agents.runs.kept import NOT_KEPT, Keeping, KeptRun, as_stored
@@ -64,11 +70,14 @@ class Execution:
 
     Attributes:
         workers: The devices' workers, which all runs share.
+        costs: Where it is kept how fast models are, and how much agents write; None for the
+            user's own.
     """
 
     def __init__(self, preparation: Preparation) -> None:
         self._preparation = preparation
         self.workers = Workers()
+        self.costs: CostStore | None = None
 
     def plan(self, spec: WorkflowSpec, inputs: Mapping[str, object] | None) -> Plan:
         """A plan for these inputs, or for none; with inputs, one whose turns get their memory.
@@ -82,7 +91,48 @@ class Execution:
             models, pool = ready.by_agent(spec), Pool(Budget(spec.memory))
             engines = engines_for(models, StateStore(pool), self.workers)
             ready.check_memory(spec, plan, inputs, pool, models, engines)
+            if spec.inputs.keys() <= inputs.keys():
+                plan = replace(plan, forecast=self._forecast(spec, models, plan, inputs))
         return plan
+
+    def calibrate(self, spec: WorkflowSpec) -> None:
+        """Measure every model of a workflow that computes here, and keep how fast it is.
+
+        Raises:
+            OSError: The store cannot be written.
+        """
+        ready, store = self.listed(spec), self.costs or CostStore()
+        plan, models = ready.plan(spec), ready.by_agent(spec)
+        for model, bridges in measurable(models, plan):
+            store.keep_pace(model, calibrated(model, bridges))
+
+    def _forecast(
+        self,
+        spec: WorkflowSpec,
+        models: Mapping[str, AgentModel],
+        plan: Plan,
+        inputs: Mapping[str, object],
+    ) -> Forecast | None:
+        """What a run is expected to take; None where a model of this process was not measured."""
+        store = self.costs or CostStore()
+        paces = {}
+        for name, model in models.items():
+            pace = store.pace(model) if isinstance(model, LocalModel) else None
+            if pace is not None:
+                paces[name] = pace
+            elif isinstance(model, LocalModel):
+                return None
+        if not paces:
+            return None
+        forecaster = Forecaster(
+            spec=spec,
+            models=models,
+            plan=plan,
+            inputs=inputs,
+            paces=paces,
+            lengths=store.lengths(spec),
+        )
+        return forecaster.forecast()
 
     def listed(self, spec: WorkflowSpec) -> Preparation:
         """The preparation, with the tools of the workflow's servers.

@@ -19,6 +19,7 @@ from unspoken.agents.builder import (
     require_nameable,
     with_edge,
 )
+from unspoken.agents.costs.store import CostStore
 from unspoken.agents.execution import Execution
 from unspoken.agents.loading import Progress
 from unspoken.agents.models.base import AgentModel
@@ -263,6 +264,8 @@ class Workflow(Runnable):
     def plan(self, given: Mapping[str, object] | None = None, /, **inputs: object) -> Plan:
         """Which channel each edge gets, and why; token counts where inputs are given.
 
+        With all inputs, and after `calibrate`, it foretells what a run takes (`Plan.forecast`).
+
         Args:
             given: Inputs as a mapping, beside those by name.
             inputs: All inputs, some or none; the counts that need the others stay unknown.
@@ -275,7 +278,31 @@ class Workflow(Runnable):
         inputs = {**given_inputs(given), **inputs}
         known = check_inputs(self.spec, inputs, partial=True)
         self.load()
-        return self._execution.plan(self.spec, known if inputs else None)
+        whole = bool(inputs) or self.spec.inputs.keys() <= known.keys()
+        return self._execution.plan(self.spec, known if whole else None)
+
+    def calibrate(self) -> "Workflow":
+        """Measure how fast its models are on this machine, for the forecasts of plans; seconds.
+
+        Raises:
+            WorkflowError: The workflow is not valid.
+            OSError: The user's cache folder, where that is kept, cannot be written.
+        """
+        self._execution.calibrate(self.load().spec)
+        return self
+
+    def remember(self, result: RunResult) -> None:
+        """Keep how much the agents wrote in a run, for the forecasts of plans."""
+        (self.costs or CostStore()).keep_run(self.spec, result.report)
+
+    @property
+    def costs(self) -> CostStore | None:
+        """Where both are kept; None for the user's own cache folder."""
+        return self._execution.costs
+
+    @costs.setter
+    def costs(self, store: CostStore | None) -> None:
+        self._execution.costs = store
 
     def function(self, name: str, kind: str = "function") -> Any:
         """A Python function beside the workflow's file, or of an installed module.

@@ -65,6 +65,7 @@ BENCHES: Mapping[str, str] = {
     "peers": "four whole workflows, end to end, beside LangGraph, generate, AVP, vLLM, llama.cpp",
     "packet": "what a packet keeps of a cache, its size, and from which length on it beats "
     "the text",
+    "predictions": "what plans foretell of ten workflows, beside what their runs take",
     "profile": "a base's cache in two fine-tunes: all reused, some layers recomputed, random ones; "
     "quality and speed",
     "splice": "how far a spliced cache is from a full recompute, with its controls",
@@ -77,7 +78,7 @@ UNMOVED = (*ENGINE, "peers")
 STUDIES = ("ablation", "dial", "fuse", "hybrid_splice", "repairs")
 """Measurements in ``examples/studies`` of the repository, each with a script of its own."""
 
-PAIRED = ("bridge",)
+PAIRED = ("bridge", "predictions")
 """Benchmarks of two models."""
 
 ALONE = ("overhead", "resume")

@@ -9,7 +9,9 @@ from rich.text import Text
 
 from unspoken.agents.cli.console import (
     count,
+    duration,
     print_error,
+    print_facts,
     print_json,
     print_reasons,
     print_table,
@@ -26,17 +28,24 @@ from unspoken.channels.errors import WorkflowError
 if TYPE_CHECKING:
     from unspoken.agents.planning.plan import EdgePlan, Plan
 
+CalibrateOption = Annotated[
+    bool,
+    typer.Option("--calibrate", help="Measure the models on this machine first: seconds each."),
+]
+
 
 def plan(
     file: WorkflowFile,
     inputs: InputsOption = None,
     allow_tools: AllowToolsOption = False,
+    calibrate: CalibrateOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show which channel each edge gets, and why.
 
     The models are loaded, and prepared on first use; nothing is run. Give all inputs, some or none:
-    token counts that need the others stay unknown.
+    token counts that need the others stay unknown. With all inputs it foretells what a run takes,
+    once --calibrate has measured the models on this machine.
     """
     from unspoken.agents.spec.input_words import read_inputs
     from unspoken.agents.spec.inputs import ON_COMMAND_LINE, check_inputs
@@ -47,11 +56,14 @@ def plan(
     # Before models are loaded.
     check_inputs(source.spec, given, partial=True, how=ON_COMMAND_LINE)
     flow = load_flow(source, stderr(), quiet=as_json, allow_tools=allow_tools)
-    chosen = flow.plan(**given)
+    if calibrate:
+        flow.calibrate()
+    chosen = flow.plan(given)
     if as_json:
         print_json(chosen.to_dict())
     else:
         _print_plan(stdout(), chosen)
+        _print_forecast(stdout(), chosen)
     for warning in chosen.warnings:
         stderr().print(shown(f"warning: {source.placed(warning)}"))
 
@@ -60,6 +72,10 @@ def _print_plan(console: Console, chosen: "Plan") -> None:
     if chosen.edges:
         columns = ["from", "to", "share", "channel", "mode", "tokens", "bytes/token"]
         rows = [_row(edge) for edge in chosen.edges]
+        if chosen.forecast is not None:
+            columns += ["time", "size"]
+            for row, told in zip(rows, chosen.forecast.edges, strict=True):
+                row += [duration(told.seconds), size(told.bytes)]
         print_table(console, f"Plan of {chosen.workflow}", columns, rows, range(5))
     else:
         console.print(shown(f"{chosen.workflow} has no edges"))
@@ -74,6 +90,44 @@ def _print_plan(console: Console, chosen: "Plan") -> None:
         _print_plan(console, inner)
     for model, notes in chosen.notes.items():
         print_reasons(console, [(f"model {model}", note) for note in notes])
+
+
+def _print_forecast(console: Console, chosen: "Plan") -> None:
+    """Print what a run is expected to take, and from what that is known."""
+    forecast = chosen.forecast
+    if forecast is None:
+        hint = "no times are foretold: that needs all inputs, and --calibrate once on this machine"
+        console.print(shown(f"  {hint}"), style="dim", soft_wrap=True)
+        return
+    rows = [
+        [
+            name,
+            f"{one.turns:.3g}",
+            count(one.prompt_tokens),
+            count(one.computed_tokens),
+            count(one.generated_tokens),
+            duration(one.seconds),
+            size(one.bytes),
+        ]
+        for name, one in forecast.agents.items()
+    ]
+    columns = ["agent", "turns", "prompt", "computed", "generated", "time", "state"]
+    print_table(console, "Foretold (tokens)", columns, rows)
+    runs = f"{forecast.runs} earlier run" + ("" if forecast.runs == 1 else "s")
+    by = f"lengths of {runs}" if forecast.runs else "every agent at its limits"
+    facts = [
+        ("the run", f"{duration(forecast.seconds)}, {size(forecast.bytes)} over its edges; {by}"),
+        ("at most", f"{duration(forecast.most_seconds)}, with every turn and every token"),
+    ]
+    facts += [
+        (
+            f"model {name}",
+            f"measured {one.at} UTC, {one.dtype}, {one.processor}, {one.threads} threads",
+        )
+        for name, one in forecast.calibrated.items()
+    ]
+    facts += [("not counted", what) for what in ("loading", *forecast.uncounted)]
+    print_facts(console, facts)
 
 
 def _row(edge: "EdgePlan") -> list[str]:

@@ -23,6 +23,7 @@ from unspoken.channels.errors import RunWaiting
 from unspoken.channels.sequences import distinct
 
 if TYPE_CHECKING:
+    from unspoken.agents.planning.forecast import Forecast
     from unspoken.agents.runs.records import Question
     from unspoken.agents.runtime.report import LateMessage, RunReport, RunResult
     from unspoken.channels.errors import RunError
@@ -40,20 +41,29 @@ def print_report(console: Console, report: "RunReport") -> None:
         print_reasons(console, reasons)
 
 
-def print_summary(console: Console, report: "RunReport") -> None:
-    """Print one line on what a run cost, and each edge that fell back to text."""
+def print_summary(
+    console: Console, report: "RunReport", forecast: "Forecast | None" = None
+) -> None:
+    """Print one line on what a run cost, and each edge that fell back to text.
+
+    Args:
+        console: Where.
+        report: The run.
+        forecast: What it was expected to take.
+    """
     for edge, reason in distinct(report.fallbacks):
         _warn(console, f"{edge.replace('->', '→')} fell back to text: {reason}")
-    console.print(f"  {', '.join(_totals(report))}", soft_wrap=True)
+    console.print(f"  {', '.join(_totals(report, forecast))}", soft_wrap=True)
 
 
-def _totals(report: "RunReport") -> Iterator[str]:
+def _totals(report: "RunReport", forecast: "Forecast | None") -> Iterator[str]:
     """What the whole run took, as far as it took anything."""
     turns = [turn for of_agent in report.agents.values() for turn in of_agent]
     reused = sum(turn.reused_tokens for turn in turns)
     if prompt := sum(turn.prompt_tokens for turn in turns):
         yield f"{count(reused)} of {count(prompt)} prompt tokens reused"
-    yield f"ran in {duration(report.seconds)}"
+    foretold = "" if forecast is None else f" ({duration(forecast.seconds)} foretold)"
+    yield f"ran in {duration(report.seconds)}{foretold}"
     if report.peak_state_bytes:
         yield f"{size(report.peak_state_bytes)} of state held at most"
     if report.shared_state_bytes:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -29,10 +29,11 @@ from unspoken.agents.cli.report_view import (
     print_warnings,
 )
 from unspoken.agents.cli.results import results
-from unspoken.channels.errors import InputError, RunError, RunWaiting
+from unspoken.channels.errors import InputError, RunError, RunWaiting, UnspokenError
 from unspoken.channels.sizes import parse_bytes
 
 if TYPE_CHECKING:
+    from unspoken.agents.planning.forecast import Forecast
     from unspoken.agents.runtime.events import Event
     from unspoken.agents.spec.spec import WorkflowSpec
     from unspoken.agents.workflow import RunResult, Workflow
@@ -214,8 +215,12 @@ def run_flow(
         else:
             print_partial(console, error)
         raise
+    told = (as_json or report) and not options.session
+    forecast = _foretold(flow, values) if told else None
+    flow.remember(result)
     if as_json:
-        print_json(result.to_dict())
+        data = {} if forecast is None else {"forecast": forecast.to_dict()}
+        print_json({**result.to_dict(), **data})
         print_warnings(console, result)
         return
     if outputs:
@@ -224,8 +229,15 @@ def run_flow(
         console.print()
         print_report(console, result.report)
     if not alone:
-        print_summary(console, result.report)
+        print_summary(console, result.report, forecast)
     print_warnings(console, result)
+
+
+def _foretold(flow: "Workflow", values: Mapping[str, object]) -> "Forecast | None":
+    """What the run was expected to take, by what was known before it."""
+    with suppress(UnspokenError):
+        return flow.plan(values).forecast
+    return None
 
 
 def _bytes(memory: str) -> int:

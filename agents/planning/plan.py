@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from unspoken.agents.planning.forecast import Forecast
 from unspoken.agents.spec.spec import Share
 from unspoken.channels.finetunes.recompute import LayerRanges
 
@@ -76,6 +77,8 @@ class Plan:
         notes: What is unusual about a model's template, by model.
         warnings: What the workflow's templates leave out of a text.
         inner: The plans of its agents that are workflows, by agent.
+        forecast: What a run is expected to take; None without all inputs, and on a machine where
+            its models were not measured.
     """
 
     workflow: str
@@ -85,6 +88,7 @@ class Plan:
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     warnings: "tuple[Problem, ...]" = ()
     inner: "Mapping[str, Plan]" = field(default_factory=dict)
+    forecast: Forecast | None = None
 
     @property
     def unfitted(self) -> tuple[int, ...]:
@@ -96,10 +100,20 @@ class Plan:
         rows = []
         for edge in self.edges:
             data = asdict(edge)
-            rows.append({"from": data.pop("sharer"), "to": data.pop("receiver"), **data})
+            row = {"from": data.pop("sharer"), "to": data.pop("receiver"), **data}
+            if self.forecast is not None:
+                expected = self.forecast.edges[edge.number]
+                row |= {
+                    "predicted_tokens": expected.tokens,
+                    "predicted_seconds": expected.seconds,
+                    "predicted_bytes": expected.bytes,
+                }
+            rows.append(row)
+        forecast = {} if self.forecast is None else self.forecast.to_dict()
         return {
             "workflow": self.workflow,
             "edges": rows,
+            **forecast,
             "notes": {name: list(notes) for name, notes in self.notes.items() if notes},
             "warnings": [f"{warning.where}: {warning.message}" for warning in self.warnings],
             **(
