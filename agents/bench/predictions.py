@@ -5,7 +5,7 @@ after any first run; then it is foretold, and then it is run and timed. All inpu
 first run: the lengths are right, and what is judged is the time.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -17,12 +17,13 @@ from unspoken.agents.agent import Agent
 from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.engine.share import timed
 from unspoken.agents.bench.passages import cut_passages
+from unspoken.agents.bench.scale import SCALES
 from unspoken.agents.costs.store import CostStore
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.runtime.report import RunReport
 from unspoken.agents.workflow import Workflow
 
-TOKENS, ROUNDS = 320, 3
+TOKENS, ROUNDS = 320, SCALES["predictions"].rows
 """Tokens of a document, and how often each workflow is timed."""
 
 GOOD = 0.25
@@ -45,7 +46,13 @@ class Case:
 
 
 def measure(
-    sharer: LocalModel, model: LocalModel, *, text: Path | None = None, progress: Progress
+    sharer: LocalModel,
+    model: LocalModel,
+    *,
+    text: Path | None = None,
+    count: int | None = None,
+    only: Collection[str] = (),
+    progress: Progress,
 ) -> Measured:
     """Rows per workflow, and the worst relative error of all."""
     passages = cut_passages(model, text, 4, TOKENS)
@@ -54,12 +61,14 @@ def measure(
     with TemporaryDirectory() as folder:
         store = CostStore(Path(folder))
         for name, case in cases(sharer, model, documents):
+            if only and name not in only:
+                continue
             case.flow.costs = store
             models = case.flow.load().models.values()
             if any(isinstance(one, LocalModel) and store.pace(one) is None for one in models):
                 case.flow.calibrate()
                 progress("measured the pace of " + ", ".join(case.flow.models))
-            row = _row(name, case)
+            row = _row(name, case, count or ROUNDS)
             rows.append(row)
             progress(
                 f"{name}: {row['predicted_s']:.2f} s foretold, {row['measured_s']:.2f} s taken"
@@ -73,7 +82,7 @@ def measure(
     }
 
 
-def _row(name: str, case: Case) -> dict[str, Any]:
+def _row(name: str, case: Case, rounds: int) -> dict[str, Any]:
     flow = case.flow
     first = flow.run(**case.inputs)
     flow.remember(first)
@@ -85,7 +94,7 @@ def _row(name: str, case: Case) -> dict[str, Any]:
         reports.append(flow.run(**case.inputs).report)
 
     device = next(iter(flow.models.values())).device
-    timings = [timed(run, device) for _ in range(ROUNDS)]
+    timings = [timed(run, device) for _ in range(rounds)]
     seconds = median(report.seconds for report in reports)
     turns = [turn for each in reports[-1].agents.values() for turn in each]
     shares = [timing.cpu_share for timing in timings if timing.cpu_share is not None]
@@ -117,12 +126,12 @@ def cases(
     for name, make in _ON_ONE_DOCUMENT.items():
         yield name, Case(flow=make(model), inputs=document)
     yield (
-        "fan-in of three documents",
+        "fan_in",
         Case(flow=_fan_in(model), inputs={f"part_{n}": documents[n] for n in range(3)}),
     )
     rows = [one[: len(one) // 4] for one in documents]
-    yield "four items", Case(flow=_items(model), inputs={"rows": rows})
-    yield "two models", Case(flow=_two_models(sharer, model), inputs=document)
+    yield "items", Case(flow=_items(model), inputs={"rows": rows})
+    yield "two_models", Case(flow=_two_models(sharer, model), inputs=document)
 
 
 def _reader(model: LocalModel) -> Agent:
@@ -187,13 +196,13 @@ def _router(model: LocalModel) -> Workflow:
 
 
 _ON_ONE_DOCUMENT: Mapping[str, Callable[[LocalModel], Workflow]] = {
-    "reader and solver, continued": _reader_solver,
-    "reader and solver, by text": _by_text,
-    "reader and solver, spliced": _spliced,
-    "chain of four": _chain,
-    "fan-out of four and a judge": _fan_out,
-    "a loop of three rounds": _loop,
-    "a router by choices": _router,
+    "continued": _reader_solver,
+    "text": _by_text,
+    "spliced": _spliced,
+    "chain": _chain,
+    "fan_out": _fan_out,
+    "loop": _loop,
+    "router": _router,
 }
 
 

@@ -102,6 +102,15 @@ SCALES: Mapping[str, Scale] = {
             *("unspoken", "langgraph", "langgraph_cached", "generate", "avp", "vllm", "llama_cpp"),
         ),
     ),
+    "predictions": Scale(
+        unit="rounds",
+        rows=3,
+        quick=1,
+        parts=(
+            *("continued", "text", "spliced", "chain", "fan_out"),
+            *("loop", "router", "fan_in", "items", "two_models"),
+        ),
+    ),
     "profile": Scale(unit="questions", rows=16, quick=4, least=2, parts=("full", "lora")),
     "resume": Scale(unit="kills", rows=50, quick=5),
     "schema": Scale(unit="answers", rows=100, quick=9, least=3),
