@@ -24,6 +24,9 @@ from unspoken.channels.errors import AgentError, InputError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.event_loops]
 
+ENOUGH = {"max_new_tokens": MOST_WAITING + 60}
+"""Of a run that waits for a follower who takes nothing."""
+
 
 @pytest.fixture
 def long(model: LocalModel) -> Workflow:
@@ -159,7 +162,7 @@ async def test_a_follower_that_falls_behind_stops_the_run_for_the_while(
     model: LocalModel, short: Workflow
 ) -> None:
     """Some hundred events wait, no more; other runs go on, and nothing is lost."""
-    writer = Agent("a", model, prompt="on", generate={"max_new_tokens": 400})
+    writer = Agent("a", model, prompt="on", generate=ENOUGH)
     flow, whole = Workflow("w", [writer]), list[Event]()
     stream = flow.stream()
     assert isinstance(stream, RunStream)
@@ -216,7 +219,7 @@ async def test_items_that_fail_wait_for_their_follower() -> None:
 
 async def test_the_slowest_of_several_followers_is_waited_for(model: LocalModel) -> None:
     """Each gets every event; nothing is lost, and few wait for the slow one."""
-    writer = Agent("a", model, prompt="on", generate={"max_new_tokens": 600})
+    writer = Agent("a", model, prompt="on", generate=ENOUGH)
     stream = Workflow("w", [writer]).stream()
     assert isinstance(stream, RunStream)
     also, seen = stream.also(), list[Event]()
@@ -237,7 +240,7 @@ async def test_the_slowest_of_several_followers_is_waited_for(model: LocalModel)
 @pytest.mark.parametrize("closes", [True, False])
 async def test_a_follower_that_leaves_holds_up_nobody(model: LocalModel, closes: bool) -> None:
     """Closed or dropped, it is no longer waited for."""
-    writer = Agent("a", model, prompt="on", generate={"max_new_tokens": 600})
+    writer = Agent("a", model, prompt="on", generate=ENOUGH)
     stream = Workflow("w", [writer]).stream()
     assert isinstance(stream, RunStream)
     also = stream.also()
