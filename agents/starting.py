@@ -224,7 +224,9 @@ class FlowEngine(DelegateEngine):
         return json.dumps(outputs, ensure_ascii=False)
 
     async def _run(self, place: str, given: Mapping[str, object]) -> dict[str, str]:
-        spec, plan, around, outer = self._spec, self._plan, self._around, self.outer
+        plan, around, outer = self._plan, self._around, self.outer
+        hidden = self._spec.private or outer.spec.private
+        spec = self._spec.model_copy(update={"private": hidden})
         inputs = check_inputs(spec, given)
         inner = replace(
             around,

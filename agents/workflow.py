@@ -55,6 +55,7 @@ class Workflow(Runnable):
         timeout: Most seconds a run may take, loading and fitting included.
         memory: Most bytes of states on each device, as a number or a size such as ``2GB``; None for
             half of what is free. In a session its own memory counts.
+        private: Whether reports and kept events are without what agents read and write.
         description: What it does, for people.
         bridges: ``stored`` uses stored bridges that this machine measured, ``fit`` fits one where
             an edge has none, ``trust`` believes the audits of bridges from elsewhere.
@@ -75,6 +76,7 @@ class Workflow(Runnable):
         models: Mapping[str, AgentModel | str] | None = None,
         timeout: float | None = None,
         memory: int | str | None = None,
+        private: bool = False,
         description: str = "",
         bridges: Literal["stored", "fit", "trust"] = "stored",
         bridge_folders: Sequence[str | Path] = (),
@@ -89,6 +91,7 @@ class Workflow(Runnable):
                 "outputs": dict(outputs or {}),
                 "timeout": timeout,
                 "memory": memory,
+                "private": private,
                 "bridges": bridges,
             }
         )

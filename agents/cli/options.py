@@ -99,6 +99,20 @@ class Options:
         return {"run_id": self.run_id, "states": self.states, "anyway": self.anyway}
 
 
+def require_open(spec: "WorkflowSpec", show_prompts: bool) -> None:
+    """Refuse to show the prompts of a workflow that is private.
+
+    Raises:
+        InputError: It is.
+    """
+    if show_prompts and spec.private:
+        raise InputError(
+            f"--show-prompts is given, and {spec.name!r} is private",
+            expected="a workflow without private: true",
+            fix="leave out --show-prompts, or private: true in the file",
+        )
+
+
 def require_talking(spec: "WorkflowSpec", session: str | None) -> None:
     """Refuse a session that no agent would go on with.
 

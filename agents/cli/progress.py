@@ -3,10 +3,20 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
 
 from unspoken.agents.cli.console import is_live, shown
 
@@ -29,9 +39,30 @@ def reporting(console: Console, title: str, *, quiet: bool = False) -> Iterator[
     if not is_live(console):
         yield _lines(console, quiet)
         return
-    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn()
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
+    what = TextColumn("{task.description}", markup=False)
+    columns = SpinnerColumn(), what, _LengthColumn(), TimeElapsedColumn(), _LeftColumn()
+    with Progress(*columns, console=console, transient=True) as bars:
         yield _bars(bars, bars.add_task(title, total=None))
+
+
+class _LengthColumn(BarColumn):
+    """A bar; nothing for what has no length, which would look full."""
+
+    def render(self, task: Task) -> Any:
+        """The bar of a task."""
+        return Text() if task.total is None else super().render(task)
+
+
+class _LeftColumn(ProgressColumn):
+    """How much is done, and how long the rest may take."""
+
+    def render(self, task: Task) -> Text:
+        """The figures of a task; nothing where it has no length or has done nothing."""
+        if task.total is None or not task.completed:
+            return Text()
+        left = task.time_remaining
+        rest = "" if left is None else f", {left:.0f} s left"
+        return Text(f"{task.percentage:.0f} %{rest}")
 
 
 def _lines(console: Console, quiet: bool) -> Report:
@@ -53,9 +84,10 @@ def _bars(bars: Progress, waiting: TaskID) -> Report:
         if known is None or known[0] != stage:  # each stage has a bar and a clock of its own
             if known is not None:
                 bars.remove_task(known[1])
-            total = 1.0 if fraction or not stage.startswith("waiting") else None
-            known = tasks[model] = (stage, bars.add_task(f"{model}: {stage}", total=total))
-        bars.update(known[1], completed=fraction, visible=fraction < 1)
+            known = tasks[model] = (stage, bars.add_task(f"{model}: {stage}", total=None))
+        # A stage that has told of no part yet may have no length.
+        total = 1.0 if fraction else None
+        bars.update(known[1], total=total, completed=fraction, visible=fraction < 1)
         bars.update(waiting, visible=fraction >= 1)
 
     return report

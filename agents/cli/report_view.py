@@ -131,6 +131,24 @@ def _print_turns(console: Console, report: "RunReport") -> None:
     print_table(console, "Agents (tokens)", columns, rows)
 
 
+def print_prompts(console: Console, report: "RunReport") -> None:
+    """Print what each model read, turn by turn of its context, and what it wrote then."""
+    for name, turns in report.agents.items():
+        for turn in turns:
+            item = "" if turn.item is None else f", item {turn.item + 1}"
+            console.print(Text(f"{shown(name)}, turn {turn.turn}{item}", style="bold"))
+            for part in turn.prompt:
+                _print_words(console, part.role, part.text)
+            if turn.finish != "none":
+                _print_words(console, f"wrote ({turn.finish})", turn.text)
+            console.print()
+
+
+def _print_words(console: Console, who: str, text: str) -> None:
+    console.print(Text(f"  {who}:", style="dim"))
+    console.print(Padding(shown(text), (0, 0, 0, 4), expand=False))
+
+
 def _item(item: int | None) -> str:
     return "" if item is None else str(item)
 

@@ -17,12 +17,13 @@ from unspoken.agents.cli.console import (
     stderr,
     stdout,
 )
-from unspoken.agents.cli.options import Options, require_talking
+from unspoken.agents.cli.options import Options, require_open, require_talking
 from unspoken.agents.cli.progress import load_flow
 from unspoken.agents.cli.report_view import (
     failed_run,
     print_outputs,
     print_partial,
+    print_prompts,
     print_questions,
     print_report,
     print_summary,
@@ -120,6 +121,9 @@ def run(
     report: Annotated[
         bool, typer.Option("--report", help="Show every turn and message, and what each cost.")
     ] = False,
+    show_prompts: Annotated[
+        bool, typer.Option("--show-prompts", help="Show what each model read, and what it wrote.")
+    ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show the outputs alone, and what went wrong.")
     ] = False,
@@ -145,10 +149,11 @@ def run(
         run_id=run_id, store=store, states=states, anyway=anyway, session=session or "", anew=anew
     )
     require_talking(source.spec, session)
+    require_open(source.spec, show_prompts)
     console = stderr()
     if log_level:
         configure_logging(log_level, console)
-    with _written_to(events) as write:
+    with _written_to(events, private=source.spec.private) as write:
         flow = load_flow(source, console, quiet=as_json or quiet, fit=True, allow_tools=allow_tools)
         flow.spec = flow.spec.model_copy(update={} if most is None else {"memory": most})
         run_flow(
@@ -160,6 +165,7 @@ def run(
             quiet=as_json or log_level is not None,
             outputs=events != "-",
             report=report,
+            prompts=show_prompts,
             alone=quiet,
         )
 
@@ -189,6 +195,7 @@ def run_flow(
     quiet: bool = False,
     outputs: bool = True,
     report: bool = False,
+    prompts: bool = False,
     alone: bool = False,
 ) -> None:
     """Run a workflow before a person's eyes, and print what it gave.
@@ -202,12 +209,15 @@ def run_flow(
         quiet: Whether nothing is shown while it runs, but on a terminal.
         outputs: Whether the outputs are printed.
         report: Whether tables of all turns and messages are.
+        prompts: Whether what each model read and wrote is.
         alone: Whether nothing but them is, as long as all goes well.
     """
     console = stderr()
     try:
         result = _watched(flow, values, options, write, console, quiet=quiet, alone=alone)
     except RunError as error:
+        if prompts and error.partial is not None:
+            print_prompts(console, error.partial.report)
         if as_json:
             print_json(failed_run(error))
         elif isinstance(error, RunWaiting):
@@ -218,6 +228,8 @@ def run_flow(
     told = (as_json or report) and not options.session
     forecast = _foretold(flow, values) if told else None
     flow.remember(result)
+    if prompts:
+        print_prompts(console, result.report)
     if as_json:
         data = {} if forecast is None else {"forecast": forecast.to_dict()}
         print_json({**result.to_dict(), **data})
@@ -297,12 +309,17 @@ async def _follow(
 
 
 @contextmanager
-def _written_to(target: str | None) -> Iterator[Watcher]:
-    """A watcher that writes events to a file, to stdout for ``-``, or nowhere."""
+def _written_to(target: str | None, *, private: bool) -> Iterator[Watcher]:
+    """A watcher that writes events to a file, to stdout for ``-``, or nowhere.
+
+    Args:
+        target: Where to.
+        private: Whether words are left out.
+    """
     if target is None:
         yield lambda event: None
     elif target == "-":
-        yield lambda event: _write(event, results())
+        yield lambda event: _write(event, results(), private)
     else:
         try:
             file = Path(target).open("w", encoding="utf-8")  # noqa: SIM115  # closed below
@@ -313,11 +330,14 @@ def _written_to(target: str | None) -> Iterator[Watcher]:
                 fix="check the path; - writes them to stdout",
             ) from error
         with file:
-            yield lambda event: _write(event, file)
+            yield lambda event: _write(event, file, private)
 
 
-def _write(event: "Event", file: TextIO) -> None:
-    from unspoken.agents.runtime.event_data import to_dict
+def _write(event: "Event", file: TextIO, private: bool) -> None:
+    from unspoken.agents.runtime.event_data import to_dict, without_words
 
-    file.write(json.dumps(to_dict(event), ensure_ascii=False) + "\n")
+    told = without_words(event) if private else event
+    if told is None:
+        return
+    file.write(json.dumps(to_dict(told), ensure_ascii=False) + "\n")
     file.flush()

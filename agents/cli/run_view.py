@@ -36,6 +36,7 @@ from unspoken.agents.spec.spec import WorkflowSpec
 
 MOST_EDGES = 8
 LONGEST_TAIL = 2000
+LOOKED_BACK = 100
 REFRESHES_A_SECOND = 8
 
 
@@ -55,7 +56,7 @@ class _Row:
 
     Attributes:
         parts: Its turn under way, by None; with ``for_each`` the items under way, by number.
-        items: Items that have ended.
+        items, of: Items that have ended, and how many there are.
         read, wrote, text: Tokens and words of what has ended.
     """
 
@@ -63,14 +64,18 @@ class _Row:
     turn: int = 0
     parts: dict[int | None, _Part] = field(default_factory=dict)
     items: int = 0
+    of: int = 0
     read: int = 0
     wrote: int = 0
     text: str = ""
     began: float = 0.0
     seconds: float | None = None
 
-    def begin(self, turn: int) -> None:
-        """A turn begins; what was before it is forgotten."""
+    def begin(self, turn: int, of: int | None) -> None:
+        """A turn begins, or an item of one; what was before the turn is forgotten."""
+        if of is not None and self.turn == turn and (self.parts or self.items):
+            return
+        self.of = of or 0
         self.status, self.turn, self.began, self.seconds = "starting", turn, perf_counter(), None
         self.items = self.read = self.wrote = 0
         self.parts, self.text = {}, ""
@@ -128,7 +133,8 @@ class _Picture:
 
 def _status(row: _Row) -> Text:
     turn = f"turn {row.turn}, " if row.turn > 1 else ""
-    items = f"{row.items:,} item{'s' * (row.items > 1)}, " if row.items else ""
+    seconds = perf_counter() - row.began if row.seconds is None else row.seconds
+    items = f"{progress(row.items, row.of, seconds)}, " if row.of > 1 else ""
     match row.status:
         case "working":
             tokens = row.wrote + sum(part.tokens for part in list(row.parts.values()))
@@ -140,6 +146,13 @@ def _status(row: _Row) -> Text:
             return Text(f"{turn}{items}{did} tokens")
         case _:
             return Text(row.status, style="dim")
+
+
+def progress(done: int, of: int, seconds: float) -> str:
+    """How many items are done, and how many a second."""
+    rate = done / seconds if done and seconds > 0 else 0.0
+    speed = "" if not rate else f" ({rate:.1f}/s)" if rate >= 1 else f" ({60 * rate:.1f}/min)"
+    return f"{done:,} of {of:,} items{speed}"
 
 
 def _prefilled(row: _Row) -> tuple[int, int]:
@@ -208,6 +221,8 @@ class LiveView:
         self._live.__exit__(kind, error, trace)
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, TurnStarted) and event.turn > 1:
+            self._look_back(event, self._row(event, event.agent))
         if isinstance(event, _NOTED):
             self.picture.edges.append(Text(f"  {sentence(event)}", style="dim"))
         match event:
@@ -225,6 +240,13 @@ class LiveView:
             case TurnStarted() | PrefillProgress() | TokenWritten() | TurnFinished():
                 _advance(self._row(event, event.agent), event)
 
+    def _look_back(self, event: TurnStarted, row: _Row) -> None:
+        """Leave the end of an earlier turn in sight."""
+        if row.text and row.turn < event.turn:
+            words = shown(" ".join(row.text.split())[-LOOKED_BACK:]).plain
+            line = f"  {event.agent}, turn {row.turn}: {words}"
+            self.picture.edges.append(Text(line, style="dim", no_wrap=True))
+
     def _row(self, event: Event, agent: str) -> _Row:
         """The row of an agent; those of a workflow that is an agent come as they begin."""
         return self.picture.rows.setdefault("/".join((*event.path, agent)), _Row())
@@ -233,7 +255,7 @@ class LiveView:
 def _advance(row: _Row, event: TurnStarted | PrefillProgress | TokenWritten | TurnFinished) -> None:
     match event:
         case TurnStarted():
-            row.begin(event.turn)
+            row.begin(event.turn, event.of)
         case PrefillProgress():
             part = row.part(event.item)
             part.done, part.total = event.done, event.total
@@ -248,14 +270,35 @@ def _advance(row: _Row, event: TurnStarted | PrefillProgress | TokenWritten | Tu
             row.end(event.item, event.report.seconds if event.item is None else None)
 
 
+@dataclass(slots=True)
+class _Items:
+    """The items of a turn: how many there are, since when, and how many have ended."""
+
+    of: int
+    began: float
+    done: int = 0
+
+    def ended(self) -> str:
+        """One more has ended; how many by now."""
+        self.done += 1
+        return progress(self.done, self.of, perf_counter() - self.began)
+
+
 class PlainView:
     """Prints a line per event of note; call it with every event."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._items: dict[tuple[tuple[str, ...], str, int], _Items] = {}
 
     def __call__(self, event: Event) -> None:
         line = sentence(event)
+        if isinstance(event, TurnStarted) and event.of is not None:
+            key = (event.path, event.agent, event.turn)
+            self._items.setdefault(key, _Items(event.of, perf_counter()))
+        if isinstance(event, TurnFinished | ItemFailed) and event.item is not None:
+            items = self._items.get((event.path, event.agent, event.turn))
+            line = f"{line}; {items.ended()}" if items is not None else line
         if line:
             where = "".join(f"{place}/ " for place in event.path)
             self._console.print(shown(f"{where}{line}"), soft_wrap=True)
@@ -267,7 +310,8 @@ def sentence(event: Event) -> str:
         case RunStarted():
             return f"run {event.run_id} of {event.workflow} started"
         case TurnStarted():
-            return f"{event.agent}: turn {event.turn} started"
+            item = "" if event.item is None else f", item {event.item + 1}"
+            return f"{event.agent}: turn {event.turn}{item} started"
         case TurnFinished():
             item = "" if event.item is None else f", item {event.item + 1}"
             return f"{event.agent}: turn {event.turn}{item} finished, {_work(event)}"

@@ -1,7 +1,7 @@
 """What a store holds of a run: frozen values of plain data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Status = Literal["running", "paused", "finished", "failed", "cancelled"]
@@ -84,6 +84,46 @@ class CallRecord:
     tool: str
     arguments: str
     result: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolReport:
+    """A call of a tool.
+
+    Attributes:
+        id: Names the call in its run.
+        tool: The tool's name.
+        arguments: What it was given.
+        result: What it returned, as text; what went wrong, where it failed.
+        failed: Whether it failed.
+        seconds: How long it took.
+        unknown: Whether nobody knows if it took effect: the run was interrupted during it.
+    """
+
+    id: str
+    tool: str
+    arguments: dict[str, Any]
+    result: str
+    failed: bool
+    seconds: float
+    unknown: bool = False
+
+    def without_words(self) -> "ToolReport":
+        """The same without what it was given and what it returned."""
+        return replace(self, arguments={}, result="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptTurn:
+    """A turn of the context that a model read.
+
+    Attributes:
+        role: ``system``, ``user``, ``assistant`` or ``tool``.
+        text: Its words, those of messages with them, without the template's markers.
+    """
+
+    role: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,11 +15,17 @@ from unspoken.channels.message import Message
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A message on an edge: its words and ids, the ticket for its state, and the data in it."""
+    """A message on an edge.
+
+    Attributes:
+        message: Its words and ids.
+        state: The ticket for its state.
+        told: What templates may read of its sharer besides the words: ``data``, and ``items``.
+    """
 
     message: Message
     state: StateRef | None
-    data: object = None
+    told: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -88,7 +94,7 @@ class AgentRun:
             return
         for number, message in list(self.held.items()):
             self.drop(message)
-            self.held[number] = InFlight(message.message, None, message.data)
+            self.held[number] = InFlight(message.message, None, message.told)
 
     def remember(
         self, context: Context | None, state: StateRef | None, ids: tuple[int, ...] = ()

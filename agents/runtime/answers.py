@@ -1,14 +1,16 @@
 """What a run's agents wrote, what answers in JSON say, and the workflow's outputs of both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
 from pydantic import ValidationError
 
 from unspoken.agents.prompts.absent import Absent
 from unspoken.agents.prompts.jinja import references, render
 from unspoken.agents.runtime.agent_run import AgentRun
-from unspoken.agents.runtime.report import AgentResult
+from unspoken.agents.runtime.report import AgentResult, RunReport
 from unspoken.agents.shapes.shape import keeps_to
 from unspoken.agents.spec.shape import AnswerSchema
 from unspoken.agents.spec.spec import AgentSpec, GenerateSpec, WorkflowSpec
@@ -75,6 +77,16 @@ def plain_data(agent: AgentRun) -> object:
     None for an agent without a schema, for one that wrote nothing, and for an item that failed.
     """
     return _read(agent, plain=True)
+
+
+def told_of(agent: AgentRun) -> dict[str, object]:
+    """What templates may read of an agent besides its words: ``data``, and ``items``."""
+    told: dict[str, object] = {}
+    if agent.spec.for_each is not None:
+        told["items"] = list(agent.items)
+    if (data := plain_data(agent)) is not None:
+        told["data"] = data
+    return told
 
 
 def typed_data(agent: AgentRun) -> object:
@@ -145,9 +157,7 @@ def outputs_of(
         return {name: "".join(agents[name].texts[-1:]) for name in names}
     context: dict[str, object] = {"inputs": dict(inputs)}
     for name, agent in agents.items():
-        told = {"skipped": agent.skipped, "items": list(agent.items)}
-        if (data := plain_data(agent)) is not None:
-            told["data"] = data
+        told = {"skipped": agent.skipped, "items": list(agent.items), **told_of(agent)}
         context[name] = {"text": agent.texts[-1], **told} if agent.texts else Absent(told)
     outputs = {}
     for name, template in spec.outputs.items():
@@ -157,3 +167,41 @@ def outputs_of(
             with suppress(TemplateError):  # the run's own error is the one to tell
                 outputs[name] = render(template, context)
     return outputs
+
+
+def with_inner(report: RunReport, inners: Mapping[str, RunReport]) -> RunReport:
+    """A report with those of runs inside of it, whose agents have the outer turn before the name.
+
+    Args:
+        report: The outer run's.
+        inners: The inner runs', by outer turn: ``AGENT.TURN``, with ``.ITEM`` behind it for an
+            item.
+    """
+
+    def ends(place: str, record: Any) -> Any:
+        sharer, receiver = f"{place}/{record.sharer}", f"{place}/{record.receiver}"
+        return replace(record, sharer=sharer, receiver=receiver)
+
+    def owned(place: str, record: Any) -> Any:
+        return replace(record, agent=f"{place}/{record.agent}")
+
+    def edged(place: str, fallback: tuple[str, str]) -> tuple[str, str]:
+        return f"{place}/{fallback[0]}", fallback[1]
+
+    renamed: dict[str, Callable[[str, Any], Any]] = {
+        **dict.fromkeys(("edges", "loops_ended", "late_messages"), ends),
+        **dict.fromkeys(("failed_items", "failed_turns", "empty_turns"), owned),
+        "fallbacks": edged,
+        "unknown_calls": lambda place, call: call,
+    }
+    # All at once: a copy for each inner run would be quadratic in the items of for_each.
+    lists: dict[str, Any] = {}
+    for name, rename in renamed.items():
+        inside = (rename(at, one) for at, inner in inners.items() for one in getattr(inner, name))
+        lists[name] = (*getattr(report, name), *inside)
+    agents, linears = dict(report.agents), dict(report.linears)
+    for place, inner in inners.items():
+        agents |= {f"{place}/{name}": turns for name, turns in inner.agents.items()}
+        linears |= {f"{place}/{name}": kind for name, kind in inner.linears.items()}
+    hits = report.prefix_hits + sum(inner.prefix_hits for inner in inners.values())
+    return replace(report, **lists, agents=agents, linears=linears, prefix_hits=hits)

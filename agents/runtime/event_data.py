@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,44 @@ def from_dict(data: Mapping[str, Any]) -> Event:
         raise InputError(found, expected="what to_dict gives") from error
 
 
-def keeper(told: Told) -> Callable[[Event], None]:
-    """What keeps each event of a run: all but the progress of prefills, and words by the turn."""
+def without_words(event: Event) -> Event | None:
+    """An event of a private workflow, without what agents, people and tools say.
+
+    Outputs stay, and errors, which may quote the end of an answer. None for an event that would
+    tell of words alone.
+    """
+    match event:
+        case events.TokenWritten():
+            return None
+        case events.TurnFinished(report=report):
+            return replace(event, text="", report=report.without_words())
+        case events.ToolCalled():
+            return replace(event, arguments={})
+        case events.ToolReturned(call=call):
+            return replace(event, call=call.without_words())
+        case events.QuestionAsked(question=question):
+            return replace(event, question=replace(question, text=""))
+        case events.RunPaused(questions=questions):
+            bare = tuple(replace(question, text="") for question in questions)
+            return replace(event, questions=bare)
+        case _:
+            return event
+
+
+def keeper(told: Told, *, private: bool = False) -> Callable[[Event], None]:
+    """What keeps each event of a run: all but the progress of prefills, and words by the turn.
+
+    Args:
+        told: Takes them.
+        private: Whether words are left out.
+    """
 
     def keep(event: Event) -> None:
+        if private:
+            bare = without_words(event)
+            if bare is not None and not isinstance(bare, events.PrefillProgress):
+                told.note(to_dict(bare))
+            return
         match event:
             case events.PrefillProgress():
                 return

@@ -4,15 +4,8 @@ from dataclasses import dataclass, field
 from time import time
 from typing import Any
 
-from unspoken.agents.runs.records import Question
-from unspoken.agents.runtime.report import (
-    EdgeReport,
-    Receiver,
-    RunReport,
-    Sharer,
-    ToolReport,
-    TurnReport,
-)
+from unspoken.agents.runs.records import Question, ToolReport
+from unspoken.agents.runtime.report import EdgeReport, Receiver, RunReport, Sharer, TurnReport
 from unspoken.channels.base import Fallback
 
 
@@ -59,10 +52,12 @@ class RunStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class TurnStarted(Event):
-    """An agent's turn begins."""
+    """An agent's turn begins; with ``for_each``, one of its `of` items."""
 
     agent: str
     turn: int
+    item: int | None = None
+    of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

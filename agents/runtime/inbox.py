@@ -23,7 +23,7 @@ from unspoken.channels.message import Message
 if TYPE_CHECKING:
     from unspoken.agents.models.base import AgentModel
 
-_NO_DATA: Mapping[int, object] = MappingProxyType({})
+_NOTHING: Mapping[int, Mapping[str, object]] = MappingProxyType({})
 
 
 def require_messages(spec: WorkflowSpec, received: object) -> Mapping[str, Message]:
@@ -143,7 +143,7 @@ def prepare_turn(
     system: str | None,
     earlier: Context | None,
     leading: Sequence[int] = (),
-    data: Mapping[int, object] = _NO_DATA,
+    told: Mapping[int, Mapping[str, object]] = _NOTHING,
 ) -> Prepared:
     """Compose an agent's next turn; `order_of_parts` says where each message stands.
 
@@ -155,12 +155,12 @@ def prepare_turn(
         system: The rendered system prompt.
         earlier: The agent's context so far.
         leading: Edges whose messages come first, as planned.
-        data: What messages say as data, by edge.
+        told: What templates may read of a sharer besides its words, by edge.
     """
     by_edge = {message.edge: message for message in inbound}
     order = order_of_parts(prompt, [_in_edge(message) for message in inbound], leading)
     names = {
-        name: {"text": TextRef(by_edge[number].message.text, name), **_data(data.get(number))}
+        name: {"text": TextRef(by_edge[number].message.text, name), **told.get(number, {})}
         for name, number in order.quoted.items()
     }
     mentioned = {reference.root for reference in references(prompt)}
@@ -184,7 +184,7 @@ def prepare_inputs(
     agent: AgentSpec,
     inbound: Sequence[Inbound],
     variables: Mapping[str, object],
-    data: Mapping[int, object] = _NO_DATA,
+    told: Mapping[int, Mapping[str, object]] = _NOTHING,
 ) -> Prepared:
     """The inputs of an agent that is a workflow: one turn, in JSON.
 
@@ -193,13 +193,12 @@ def prepare_inputs(
         agent: The agent.
         inbound: Messages of the turn, in the order of the edges.
         variables: What templates may read besides the agents.
-        data: What messages say as data, by edge.
+        told: What templates may read of a sharer besides its words, by edge.
     """
     assert agent.workflow is not None
     names: dict[str, object] = {}
     for one in inbound:
-        told = {"text": one.message.text, **_data(data.get(one.edge))}
-        names.setdefault(one.sharer, told)
+        names.setdefault(one.sharer, {"text": one.message.text, **told.get(one.edge, {})})
     values = {}
     for name, given in agent.inputs.items():
         if not isinstance(given, str):
@@ -215,10 +214,6 @@ def prepare_inputs(
     words = json.dumps(values, ensure_ascii=False, default=str)
     context = builder.compose([ChatTurn("user", (words,))])
     return Prepared(context, tuple(_placed(one, context) for one in inbound if one.fresh))
-
-
-def _data(value: object) -> dict[str, object]:
-    return {} if value is None else {"data": value}
 
 
 def _placed(inbound: Inbound, context: Context) -> Inbound:

@@ -10,7 +10,7 @@ from unspoken.agents.prompts.context import ChatTurn, Context
 from unspoken.agents.prompts.jinja import evaluate
 from unspoken.agents.prompts.tokenizer import TextTokenizer
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight
-from unspoken.agents.runtime.answers import plain_data, require_whole
+from unspoken.agents.runtime.answers import require_whole, told_of
 from unspoken.agents.runtime.reply import TurnReply
 from unspoken.agents.spec.spec import Share, WorkflowSpec
 from unspoken.channels.errors import RunError
@@ -229,10 +229,9 @@ class Sender:
     ) -> dict[int, InFlight | None]:
         """Send a message made for each out-edge whose condition holds, with its state."""
         sent: dict[int, InFlight | None] = {}
-        data = plain_data(agent)
-        told = {"text": agent.texts[-1]} | ({} if data is None else {"data": data})
+        told = told_of(agent)
         inputs = self.others.get(agent.name, self.inputs)
-        context = {"inputs": dict(inputs), agent.name: told}
+        context = {"inputs": dict(inputs), agent.name: {"text": agent.texts[-1], **told}}
         for number in self._out_edges(agent):
             edge = self.spec.edges[number]
             if edge.when is not None and not evaluate(edge.when, context):
@@ -249,7 +248,7 @@ class Sender:
                     holder=f"{edge.from_} -> {edge.to}",
                 )
                 ticket = await agent.engine.keep(state, message.context, how)
-            sent[number] = InFlight(message, ticket, data)
+            sent[number] = InFlight(message, ticket, told)
         return sent
 
     @cached_property

@@ -144,8 +144,11 @@ class People:
         if edge.ask == "approve":
             return None
         # The data is in what the agent wrote, so only other words for that are other data.
-        data = data_in(agent, answer) if self._spec.share_of(edge) == "output" else sent.data
-        return InFlight(_reworded(agent, sent, answer), None, data)
+        told = dict(sent.told)
+        if self._spec.share_of(edge) == "output":
+            told = {} if (data := data_in(agent, answer)) is None else {"data": data}
+            told |= {"items": [answer]} if "items" in sent.told else {}
+        return InFlight(_reworded(agent, sent, answer), None, told)
 
     def _of_turn(self, agent: AgentRun, request: TurnRequest, text: str) -> Question:
         kind: Kind = agent.spec.ask or "approve"

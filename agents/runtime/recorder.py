@@ -1,16 +1,17 @@
 """What a run tells as it goes: events, lines of the log, and a record of every turn and edge."""
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from operator import attrgetter
-from typing import Any
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
 from unspoken.agents.engines.base import Carried, Prefilling, Sampled, TurnEvent, Usage
 from unspoken.agents.planning.plan import Plan
+from unspoken.agents.prompts.context import Context
+from unspoken.agents.runs.records import PromptTurn, ToolReport
 from unspoken.agents.runtime.agent_run import AgentRun
 from unspoken.agents.runtime.events import (
     AgentSkipped,
@@ -27,6 +28,7 @@ from unspoken.agents.runtime.events import (
     TurnFailed,
     TurnFinished,
     TurnRetried,
+    TurnStarted,
 )
 from unspoken.agents.runtime.reply import TurnReply
 from unspoken.agents.runtime.report import (
@@ -36,8 +38,6 @@ from unspoken.agents.runtime.report import (
     FailedItem,
     FailedTurn,
     LateMessage,
-    RunReport,
-    ToolReport,
     TurnReport,
 )
 from unspoken.agents.runtime.telemetry import Telemetry
@@ -158,6 +158,16 @@ class Recorder:
         self.log.info("message dropped", **late.to_dict())
         self.emit(MessageDropped(edge.from_, edge.to))
 
+    def begin(self, agent: AgentRun, turn: int) -> None:
+        """Tell of a turn that begins; with ``for_each`` each item tells of itself."""
+        self.log.info("turn started", agent=agent.name, turn=turn)
+        if agent.spec.for_each is None:
+            self.emit(TurnStarted(agent.name, turn))
+
+    def begin_item(self, place: Place, count: int) -> None:
+        """Tell of an item that begins, and of how many there are."""
+        self.emit(TurnStarted(place.agent, place.turn, place.item, count))
+
     def note_retry(self, place: Place, attempt: int, error: str) -> None:
         """Tell of a try that failed and that another follows."""
         told = {"turn": place.turn, "item": place.item, "attempt": attempt, "error": error}
@@ -246,6 +256,7 @@ class Recorder:
         usage: Usage,
         *,
         composing: float,
+        prompt: Context,
         thought_tokens: int,
         attempts: int,
         likelihoods: dict[str, float] | None = None,
@@ -265,10 +276,14 @@ class Recorder:
             likelihoods=likelihoods,
             tool_calls=tool_calls,
             **counts,
+            text=text,
+            prompt=read_by(prompt),
         )
+        if self.spec.private:
+            report = report.without_words()
         agent.turns.append(report)
         if self.log.tells:
-            self.log.info("turn finished", agent=agent.name, **asdict(report))
+            self.log.info("turn finished", agent=agent.name, **asdict(report.without_words()))
         self.emit(TurnFinished(agent.name, place.turn, text, report, place.item))
 
     def _record_carry(self, place: Place, carried: Carried) -> None:
@@ -299,39 +314,10 @@ class Recorder:
         self.emit(told)
 
 
-def with_inner(report: RunReport, inners: Mapping[str, RunReport]) -> RunReport:
-    """A report with those of runs inside of it, whose agents have the outer turn before the name.
-
-    Args:
-        report: The outer run's.
-        inners: The inner runs', by outer turn: ``AGENT.TURN``, with ``.ITEM`` behind it for an
-            item.
-    """
-
-    def ends(place: str, record: Any) -> Any:
-        sharer, receiver = f"{place}/{record.sharer}", f"{place}/{record.receiver}"
-        return replace(record, sharer=sharer, receiver=receiver)
-
-    def owned(place: str, record: Any) -> Any:
-        return replace(record, agent=f"{place}/{record.agent}")
-
-    def edged(place: str, fallback: tuple[str, str]) -> tuple[str, str]:
-        return f"{place}/{fallback[0]}", fallback[1]
-
-    renamed: dict[str, Callable[[str, Any], Any]] = {
-        **dict.fromkeys(("edges", "loops_ended", "late_messages"), ends),
-        **dict.fromkeys(("failed_items", "failed_turns", "empty_turns"), owned),
-        "fallbacks": edged,
-        "unknown_calls": lambda place, call: call,
-    }
-    # All at once: a copy for each inner run would be quadratic in the items of for_each.
-    lists: dict[str, Any] = {}
-    for name, rename in renamed.items():
-        inside = (rename(at, one) for at, inner in inners.items() for one in getattr(inner, name))
-        lists[name] = (*getattr(report, name), *inside)
-    agents, linears = dict(report.agents), dict(report.linears)
-    for place, inner in inners.items():
-        agents |= {f"{place}/{name}": turns for name, turns in inner.agents.items()}
-        linears |= {f"{place}/{name}": kind for name, kind in inner.linears.items()}
-    hits = report.prefix_hits + sum(inner.prefix_hits for inner in inners.values())
-    return replace(report, **lists, agents=agents, linears=linears, prefix_hits=hits)
+def read_by(context: Context) -> tuple[PromptTurn, ...]:
+    """A context as words, turn by turn; turns without any are left out."""
+    return tuple(
+        PromptTurn(role=segment.role, text=segment.text)
+        for segment in context.segments
+        if segment.text
+    )

@@ -1,10 +1,11 @@
 """What a run cost: per turn and per edge."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from unspoken.agents.runs.records import PromptTurn, ToolReport
 from unspoken.agents.spec.problems import listed, suggest
 from unspoken.channels.base import Fallback, Mode
 from unspoken.channels.errors import InputError
@@ -12,29 +13,6 @@ from unspoken.channels.errors import InputError
 Sharer = Annotated[str, Field(alias="from")]
 Receiver = Annotated[str, Field(alias="to")]
 """An edge's ends, as plain data calls them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolReport:
-    """A call of a tool.
-
-    Attributes:
-        id: Names the call in its run.
-        tool: The tool's name.
-        arguments: What it was given.
-        result: What it returned, as text; what went wrong, where it failed.
-        failed: Whether it failed.
-        seconds: How long it took.
-        unknown: Whether nobody knows if it took effect: the run was interrupted during it.
-    """
-
-    id: str
-    tool: str
-    arguments: dict[str, Any]
-    result: str
-    failed: bool
-    seconds: float
-    unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +26,9 @@ class TurnReport:
         likelihoods: Of an agent with ``choices``, how likely its model found each; together 1.
         tool_calls: Calls of tools, in order. The counts are then those of all passes over the
             context: one to each call, and one to the answer.
+        prompt: What the model read before it wrote this: the agent's whole context, turn by turn.
+            Empty in a workflow that is private, where calls of tools tell no words either.
+        text: What it wrote; empty where it only read, and in a workflow that is private.
     """
 
     turn: int
@@ -68,6 +49,13 @@ class TurnReport:
     attempts: int = 1
     likelihoods: dict[str, float] | None = None
     tool_calls: tuple[ToolReport, ...] = ()
+    prompt: tuple[PromptTurn, ...] = ()
+    text: str = ""
+
+    def without_words(self) -> "TurnReport":
+        """The same without anything that an agent, a person or a tool said."""
+        calls = tuple(call.without_words() for call in self.tool_calls)
+        return replace(self, prompt=(), text="", tool_calls=calls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,16 +14,16 @@ from unspoken.agents.models.model import LocalModel
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.runs.journal import Journal
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight, agents_of
-from unspoken.agents.runtime.answers import outputs_of, results_of
+from unspoken.agents.runtime.answers import outputs_of, results_of, with_inner
 from unspoken.agents.runtime.dataflow import Action, Dataflow, Exhausted, Firing, Skipped, Unread
 from unspoken.agents.runtime.event_data import keeper
-from unspoken.agents.runtime.events import Event, RunStarted, TurnStarted, stamped
+from unspoken.agents.runtime.events import Event, RunStarted, stamped
 from unspoken.agents.runtime.failures import blame, first_error
 from unspoken.agents.runtime.items import Ready, by_item
 from unspoken.agents.runtime.next_use import NextUse
 from unspoken.agents.runtime.outbox import Finished, Sender
 from unspoken.agents.runtime.people import OnQuestion, People, Waiting
-from unspoken.agents.runtime.recorder import Recorder, RunLog, with_inner
+from unspoken.agents.runtime.recorder import Recorder, RunLog
 from unspoken.agents.runtime.report import AgentResult, RunReport, RunResult
 from unspoken.agents.runtime.states import StateStore
 from unspoken.agents.runtime.telemetry import Telemetry
@@ -95,7 +95,7 @@ class Scheduler:
         self.run_id = run_id or uuid.uuid4().hex[:12]
         self._emit, self._book = emit, book
         # An event of a sub-workflow is kept where it gets its path: by the run around it.
-        self._keep = None if book is None or scope else keeper(book.told)
+        self._keep = None if book is None or scope else keeper(book.told, private=spec.private)
         self.people = People(spec, self.emit, book, on_question, scope)
         self.flow: Dataflow[InFlight] = Dataflow(build_graph(spec))
         self.agents, self._leave = agents_of(spec, models, engines, earlier), leave
@@ -270,8 +270,7 @@ class Scheduler:
         self, agent: AgentRun, firing: Firing[InFlight]
     ) -> dict[int, InFlight | None]:
         await self._room()
-        self.emit(TurnStarted(agent.name, firing.turn))
-        self.log.info("turn started", agent=agent.name, turn=firing.turn)
+        self.recorder.begin(agent, firing.turn)
         ends = self.flow.last_turn(agent.name)
         agent.hold(firing)
         with self.telemetry.turn(agent.name, firing.turn):

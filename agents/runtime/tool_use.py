@@ -7,11 +7,10 @@ from dataclasses import replace
 from unspoken.agents.engines.base import Usage
 from unspoken.agents.prompts.context import ChatTurn, Context
 from unspoken.agents.prompts.tool_turns import ToolCall
-from unspoken.agents.runs.records import CallRecord
+from unspoken.agents.runs.records import CallRecord, ToolReport
 from unspoken.agents.runtime.agent_run import AgentRun
 from unspoken.agents.runtime.recorder import Place, Recorder
 from unspoken.agents.runtime.reply import TurnReply
-from unspoken.agents.runtime.report import ToolReport
 from unspoken.agents.runtime.telemetry import executing_tool
 from unspoken.agents.tools.functions import Tool
 from unspoken.agents.tools.toolbox import Call, Toolbox

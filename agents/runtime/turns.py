@@ -140,11 +140,11 @@ class Turns:
     async def _each(self, agent: AgentRun, firing: Firing[InFlight]) -> list[Finished]:
         """Run an agent once per item; items that are ready together are computed together."""
         rows = items_of(agent, self.others.get(agent.name, self.inputs))
-        agent.items = [""] * len(rows)
-        waiting = list[int]()
+        agent.items, waiting = [""] * len(rows), list[int]()
 
         async def one(number: int) -> Finished | None:
             extra = {"item": rows[number]}
+            self.recorder.begin_item(Place(agent.name, firing.turn, number), len(rows))
             asked = _Asked(agent=agent, firing=firing, keep=False, extra=extra, item=number)
             try:
                 turn = await self._one(asked, f"item {number + 1} of {len(rows)}")
@@ -199,18 +199,18 @@ class Turns:
         use = ToolUse(self.toolbox, agent, place, self.recorder)
         composing = perf_counter() - began
         passed = await self._passes(asked, prepared, use)
-        reply, outcome = passed.reply, passed.outcome
         prompt_at = len(prepared.context.segments) - 1
-        turn = finished(agent, passed.context, prompt_at, reply, outcome.state)
+        turn = finished(agent, passed.context, prompt_at, passed.reply, passed.outcome.state)
         self.recorder.record(
             agent,
             place,
-            reply.text if reply else "",
-            outcome.finish,
+            passed.reply.text if passed.reply else "",
+            passed.outcome.finish,
             passed.usage,
             composing=composing,
+            prompt=passed.context,
             thought_tokens=turn.thought_tokens,
-            likelihoods=weighed_choices(agent.spec.generate, outcome.likelihoods),
+            likelihoods=weighed_choices(agent.spec.generate, passed.outcome.likelihoods),
             tool_calls=tuple(use.reports),
             attempts=attempt,
         )
@@ -317,10 +317,10 @@ class Turns:
         inbound = [
             self._inbound(agent, number, again or number in firing.fresh) for number in firing.inbox
         ]
-        data = {number: agent.held[number].data for number in firing.inbox}
+        told = {number: agent.held[number].told for number in firing.inbox}
         builder = agent.model.context_builder
         if agent.spec.workflow is not None:
-            return prepare_inputs(builder, agent.spec, inbound, variables, data)
+            return prepare_inputs(builder, agent.spec, inbound, variables, told)
         prepared = prepare_turn(
             builder,
             agent.spec.prompt,
@@ -329,7 +329,7 @@ class Turns:
             system=system,
             earlier=None if again else agent.context,
             leading=self.plan.leading.get(agent.name, ()),
-            data=data,
+            told=told,
         )
         require_room(agent, prepared.context)
         return prepared

@@ -18,7 +18,7 @@ _OUTPUT_ATTRIBUTES = ("text", "skipped", "items")
 
 class _Data(TypedDict):
     schemas: Mapping[str, AnswerSchema]
-    lists: frozenset[str]
+    each: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class _Scope:
         others: Names of all agents, to tell one out of reach from one that does not exist.
         out_of_reach: Why an agent outside ``agents`` cannot be read, and what would help.
         schemas: Of agents that answer in JSON, what their ``data`` is.
-        lists: Those of them that run once per item, whose data is a list.
+        each: Agents that run once per item: they have ``items``, and their data is a list.
     """
 
     where: str
@@ -44,7 +44,7 @@ class _Scope:
     others: tuple[str, ...] = ()
     out_of_reach: tuple[str, str] = ("", "")
     schemas: Mapping[str, AnswerSchema] = field(default_factory=dict)
-    lists: frozenset[str] = frozenset()
+    each: frozenset[str] = frozenset()
 
     def candidates(self) -> list[str]:
         names = [f"inputs.{name}" for name in self.inputs]
@@ -53,7 +53,8 @@ class _Scope:
 
     def of(self, agent: str) -> tuple[str, ...]:
         """What can be read of an agent."""
-        return (*self.attributes, *(("data",) if agent in self.schemas else ()))
+        items = ("items",) if agent in self.each and "items" not in self.attributes else ()
+        return (*self.attributes, *items, *(("data",) if agent in self.schemas else ()))
 
 
 def template_problems(spec: WorkflowSpec, *, all_connected: bool = False) -> Iterator[Problem]:
@@ -239,7 +240,7 @@ def _check_data(reference: Reference, scope: _Scope) -> Iterator[Problem]:
     root, path = reference.root, list(reference.path)
     if root not in scope.schemas or reference.attribute != "data":
         return
-    if root in scope.lists and (not path or not path.pop(0).isdigit()):
+    if root in scope.each and (not path or not path.pop(0).isdigit()):
         return
     lacking = scope.schemas[root].lacking(path)
     if lacking is not None:
@@ -253,8 +254,8 @@ def _data_of(spec: WorkflowSpec) -> _Data:
     schemas = {
         name: agent.answers for name, agent in spec.agents.items() if agent.answers is not None
     }
-    lists = frozenset(name for name in schemas if spec.agents[name].for_each is not None)
-    return {"schemas": schemas, "lists": lists}
+    each = frozenset(name for name, agent in spec.agents.items() if agent.for_each is not None)
+    return {"schemas": schemas, "each": each}
 
 
 def _unknown_name(shown: str, root: str, scope: _Scope) -> Problem:

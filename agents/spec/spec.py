@@ -262,6 +262,7 @@ class WorkflowSpec(Part):
     timeout: Annotated[Seconds | None, NONE_WORD] = Field(
         None, description="Most seconds that the whole run may take, loading and fitting included."
     )
+    private: bool = Field(False, description="Leave words, but outputs, out of reports.")
     memory: Annotated[Bytes | None, NONE_WORD] = Field(
         None,
         description="Most bytes of states on each device, such as 2GB; what does not fit waits on "
@@ -320,10 +321,9 @@ def json_schema() -> dict[str, Any]:
     ]
     for part in (schema, *schema["$defs"].values()):
         part["patternProperties"] = {"^x-": {}}
-    schema = by_kind(schema)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
+        **by_kind(schema),
         "title": "unspoken workflow",
     }
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from unspoken.agents.cli.console import is_live, print_error, shown
 from unspoken.agents.cli.progress import reporting
-from unspoken.agents.cli.report_view import print_report
+from unspoken.agents.cli.report_view import print_prompts, print_report
 from unspoken.agents.cli.run_view import LiveView, PlainView
 from unspoken.agents.events import (
     AgentSkipped,
@@ -22,6 +22,7 @@ from unspoken.agents.events import (
     TurnFinished,
     TurnStarted,
 )
+from unspoken.agents.runs.records import PromptTurn
 from unspoken.agents.runtime.report import EdgeReport, RunReport, TurnReport
 from unspoken.agents.spec.loader import loads
 from unspoken.channels.errors import InputError, Problem, WorkflowError
@@ -116,8 +117,8 @@ def test_live_view_shows_each_agent() -> None:
 def test_live_view_shows_items_together() -> None:
     """An agent with for_each has one row: its items' tokens together, the words of the first."""
     ((view, frame),) = frames()
-    view(TurnStarted("a", 1))
     for item in (0, 1):
+        view(TurnStarted("a", 1, item, 2))
         view(PrefillProgress("a", 1, 100, 300, item))
     assert "prefilling 200/600" in frame()
     for word in (" one", " two"):
@@ -125,9 +126,9 @@ def test_live_view_shows_items_together() -> None:
         view(TokenWritten("a", 1, f"second{word}", 1))
     assert "decoding 4" in frame() and "first onefirst two" in frame()
     view(TurnFinished("a", 1, "first", turn_report(5), 0))
-    assert "1 item, decoding 7" in frame() and "second onesecond two" in frame()
+    assert "1 of 2 items (" in frame() and "second onesecond two" in frame()
     view(ItemFailed("a", 1, 1, "too long"))
-    assert "2 items, wrote 5 tokens" in frame()
+    assert "2 of 2 items (" in frame() and "wrote 5 tokens" in frame()
 
 
 def test_live_view_keeps_to_its_width() -> None:
@@ -140,6 +141,37 @@ def test_live_view_keeps_to_its_width() -> None:
     assert len(lines) == 4
     assert "字499" in lines[1]
     assert "turn 2, decoding 500" in lines[1]
+
+
+def test_an_earlier_turn_stays_in_sight() -> None:
+    """When a loop starts an agent again, the end of what it wrote before is still drawn."""
+    ((view, frame),) = frames()
+    view(TurnStarted("a", 1))
+    view(TurnFinished("a", 1, "the first draft", turn_report(5)))
+    view(TurnStarted("a", 2))
+    assert "a, turn 1: the first draft" in frame()
+
+
+def test_piped_items_are_counted() -> None:
+    """Off a terminal each item that ends says how many have, and how fast they go."""
+    console = Console(file=StringIO(), width=200)
+    view = PlainView(console)
+    for item in (0, 1):
+        view(TurnStarted("a", 1, item, 2))
+    view(TurnFinished("a", 1, "x", turn_report(5), 1))
+    last = written(console).splitlines()[-1]
+    assert "a: turn 1, item 2 finished" in last and "; 1 of 2 items (" in last
+
+
+def test_prompts_are_shown_with_what_was_written() -> None:
+    """Each turn of an agent has its context, role by role, and its own words with their end."""
+    read = PromptTurn(role="user", text="Which one?")
+    turn = replace(turn_report(5), prompt=(read,), text="The second.", finish="stop", item=1)
+    report = RunReport(run_id="r", workflow="w", agents={"a": (turn,)}, edges=(), seconds=0.5)
+    console = Console(file=StringIO(), width=80)
+    print_prompts(console, report)
+    lines = ["a, turn 1, item 2", "user:", "Which one?", "wrote (stop):", "The second."]
+    assert [line.strip() for line in written(console).splitlines() if line.strip()] == lines
 
 
 def test_plain_view_prints_a_line_per_event_of_note() -> None:

@@ -9,7 +9,15 @@ import pytest
 from runs import events_of
 
 from unspoken.agents import Agent, Workflow
-from unspoken.agents.events import Event, ItemFailed, MessageCarried, TokenWritten, TurnFinished
+from unspoken.agents.events import (
+    Event,
+    ItemFailed,
+    MessageCarried,
+    RunFinished,
+    TokenWritten,
+    TurnFinished,
+    TurnStarted,
+)
 from unspoken.agents.runtime.items import MOST_ITEMS, Ready, gather
 from unspoken.agents.testing import ScriptedModel
 from unspoken.channels import AgentError, ContextLengthError, RunTimeout, WorkflowError
@@ -81,6 +89,34 @@ async def test_turns_that_never_wait_share_tasks() -> None:
     order, tasks = await taken(1000, waits=False)
     assert order == list(range(1000))
     assert tasks < 500
+
+
+@pytest.mark.anyio
+async def test_each_item_starts_and_finishes_as_a_turn_of_its_own() -> None:
+    """Its index, and how many there are, stand in its events and in its row of the report."""
+    flow, given = answers(2, 1)
+    events = await events_of(flow, **given)
+    begun = [one for one in events if isinstance(one, TurnStarted) and one.agent == "reader"]
+    assert [(one.item, one.of) for one in begun] == [(0, 2), (1, 2)]
+    ended = [one for one in events if isinstance(one, TurnFinished) and one.agent == "reader"]
+    assert {one.item for one in ended} == {0, 1}
+    assert isinstance(events[-1], RunFinished)
+    assert [row.item for row in events[-1].report.agents["reader"]] == [0, 1]
+
+
+def test_a_receiver_reads_each_item() -> None:
+    """Its prompt numbers the items, also for a condition; one that failed is empty."""
+    model = ScriptedModel(lambda agent, turn, prompt: f"{agent} {turn}", max_positions=128)
+    settings: dict[str, Any] = {"for_each": "inputs.rows", "on_error": "skip"}
+    reader = Agent("reader", model, prompt="{{ item }}", **settings)
+    prompt = "{% for text in reader.items %}{{ loop.index }}) {{ text }}\n{% endfor %}"
+    judge = Agent("judge", model, prompt=prompt)
+    flow = Workflow("bulk", [reader, judge])
+    flow.connect("reader", judge, when="reader.items | length == 4")
+    result = flow.run(rows=ROWS)
+    assert result["reader"].items == ("reader 1", "reader 2", "", "reader 4")
+    (read,) = result.report.agents["judge"][0].prompt[-1:]
+    assert read.text == "1) reader 1\n2) reader 2\n3) \n4) reader 4\n"
 
 
 @pytest.mark.anyio

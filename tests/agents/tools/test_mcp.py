@@ -12,7 +12,7 @@ from mcp_servers import OBJECT, gateway, served_over_http, told_server, tools_se
 from tool_templates import TOOL_TEMPLATES
 
 from unspoken.agents import Agent, Workflow
-from unspoken.agents.runtime.report import ToolReport
+from unspoken.agents.runs.records import ToolReport
 from unspoken.agents.spec.loader import dumps, loads
 from unspoken.agents.testing import ScriptedModel
 from unspoken.agents.tools import McpServer, tool

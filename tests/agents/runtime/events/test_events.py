@@ -29,9 +29,8 @@ from unspoken.agents.events import (
     from_dict,
     to_dict,
 )
-from unspoken.agents.runs.records import Question
+from unspoken.agents.runs.records import Question, ToolReport
 from unspoken.agents.runtime.event_data import KINDS
-from unspoken.agents.runtime.report import ToolReport
 from unspoken.agents.testing import ScriptedModel
 from unspoken.channels import InputError
 from unspoken.channels.base import Fallback
