@@ -231,11 +231,27 @@ def print_summary(console: Console, summary: "Summary") -> None:
             ]
             for verdict in summary.verdicts.values()
         ]
+        rows += [
+            [
+                arm.arm,
+                f"{arm.difference:+.3f}",
+                f"{arm.difference_low:+.3f} to {arm.difference_high:+.3f}",
+                *("–", "–", "a control: nothing is claimed"),
+            ]
+            for arm in summary.arms
+            if arm.difference is not None and arm.arm not in summary.verdicts
+        ]
         columns = ["arm", "difference", "interval", "McNemar's p", "contexts", "verdict"]
         print_table(console, "Beside text", columns, rows, (0, 5))
         told = f"With the spread as measured, the smallest visible difference is {_least(summary)}."
         console.print(Padding(shown(told), (0, 0, 1, 2)))
     for arm in summary.arms:
+        beside = arm.sooner_than_reuse, arm.faster_than_reuse
+        if arm.arm in summary.verdicts and None not in beside:
+            words = (
+                f"{arm.arm}, beside text+reuse: {beside[0]:.2f}x sooner, {beside[1]:.2f}x faster"
+            )
+            console.print(Padding(shown(words), (0, 0, 0, 2)))
         if arm.failed:
             words = f"{arm.arm}: {arm.failed} of {arm.rows} rows failed, and score 0"
             console.print(Text.assemble(("  ! ", "bold yellow"), shown(words)))

@@ -28,6 +28,9 @@ from unspoken.agents.runs.origin import origin_of
 from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.agents.workflow import Workflow
 
+_COLD = frozenset({REFERENCE, "plan", *FORCED})
+"""Arms whose first run does what later ones need not, such as a bridge's first projection."""
+
 Scored = Callable[[Outcome, Known], Awaitable[Outcome]]
 """Gives an outcome its score, by what is known of its row."""
 
@@ -115,6 +118,7 @@ class Evaluator:
         """What is told before the first row runs."""
         agents = self.flow.spec.agents.values()
         known = journal.of([row.id for row in self.rows], self.arms)
+        there = {one.arm for one in known}
         return Beforehand(
             workflow=self.flow.spec.name,
             agent=self.target,
@@ -124,6 +128,7 @@ class Evaluator:
             done=sum(one.error is None for one in known),
             left_out=self.left_out,
             tools=tuple(sorted({str(tool) for one in agents for tool in one.tools})),
+            later=tuple(name for name in self.arms if known and name not in there),
         )
 
     async def run(
@@ -152,7 +157,7 @@ class Evaluator:
             for name in self.arms
         }
         waiting = {arm: len(ids) - len(sound[arm]) for arm in self.arms}
-        clock, warm = Clock(waiting, len(ids) * len(self.arms)), False
+        clock, cold = Clock(waiting, len(ids) * len(self.arms)), set(_COLD)
         for number, row in enumerate(self.rows, 1):
             others = {whose: chosen[row.id] for whose, chosen in self._others.items()}
             known = Known(row=row, others=others)
@@ -167,9 +172,10 @@ class Evaluator:
                     if known.outcomes[arm.name].score is None:
                         await _add(journal, known.outcomes[arm.name], score, known)
                     continue
-                if not warm:  # what only a first run takes counts for no arm
-                    await self._trial.run(self.arms[REFERENCE], Known(row=row, others=others))
-                    warm = True
+                first = {REFERENCE, arm.name} & cold  # what only a first run takes counts for none
+                for name in sorted(first):
+                    await self._trial.run(self.arms[name], Known(row=row, others=others))
+                cold -= first
                 began = perf_counter()
                 await _add(journal, await self._trial.run(arm, known), score, known)
                 tell(clock.took(arm.name, perf_counter() - began))

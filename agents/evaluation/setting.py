@@ -40,6 +40,7 @@ class Beforehand:
         done: How many outcomes are known already.
         left_out: Usual arms that the workflow cannot have, with why.
         tools: Tools of its agents, which run in every row and arm.
+        later: Arms of which no row is known while others are.
     """
 
     workflow: str
@@ -50,6 +51,7 @@ class Beforehand:
     done: int = 0
     left_out: Mapping[str, str] = field(default_factory=dict)
     tools: tuple[str, ...] = ()
+    later: tuple[str, ...] = ()
 
     def facts(self) -> list[tuple[str, str]]:
         """What is printed before the run, as names and values."""
@@ -72,6 +74,14 @@ class Beforehand:
             facts.append(("tools", f"run in every row and arm: {', '.join(self.tools)}"))
         if self.done:
             facts.append(("goes on", f"{self.done} outcomes are known already"))
+        if self.later:
+            facts.append(
+                (
+                    "added",
+                    f"{', '.join(self.later)}: times are set beside text's of another sitting, and "
+                    "alpha holds only for arms that were named before",
+                )
+            )
         return facts
 
 

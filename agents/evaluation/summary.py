@@ -11,11 +11,12 @@ import numpy as np
 from unspoken.agents.evaluation.arms import TARGET_ALONE
 from unspoken.agents.evaluation.design import Design
 from unspoken.agents.evaluation.outcome import Outcome
-from unspoken.agents.evaluation.statistics import context_means
-from unspoken.agents.evaluation.verdict import Verdict, verdicts
+from unspoken.agents.evaluation.statistics import context_means, paired_scores
+from unspoken.agents.evaluation.verdict import Verdict, difference, verdicts
 from unspoken.channels.bootstrap import Bootstrap
 
 WORST = 10
+REUSE = "text+reuse"
 _TOKENS = ("computed", "reused", "decoded")
 
 
@@ -46,10 +47,17 @@ class ArmSummary:
         score: Mean over contexts; None without one.
         score_low: Lower bound of its 95 % interval, or of 1 - alpha.
         score_high: Upper bound.
-        first_token_s: Seconds to the first token; None where no row has it.
+        difference: Mean difference of score over contexts, the arm's less text's; None for
+            text, given for controls too.
+        difference_low: Lower bound of its 95 % interval, or of 1 - alpha, by itself.
+        difference_high: Upper bound.
+        first_token_s: Seconds to the first token; None where no row has it. Times, tokens and bytes
+            are of the rows that ran under every arm.
         seconds: Seconds of a run; None where the other agents take no turn, as in ``alone``.
         sooner: Median over rows of text's time to the first token over the arm's.
         faster: The same of the whole run.
+        sooner_than_reuse: As `sooner`, beside text with a prefix cache; None where it did not run.
+        faster_than_reuse: As `faster`.
         computed: Mean tokens of a row that were computed before the first was written.
         reused: Mean tokens whose state was taken over.
         decoded: Mean tokens written.
@@ -64,10 +72,15 @@ class ArmSummary:
     score: float | None
     score_low: float | None
     score_high: float | None
+    difference: float | None
+    difference_low: float | None
+    difference_high: float | None
     first_token_s: Spread | None
     seconds: Spread | None
     sooner: float | None
     faster: float | None
+    sooner_than_reuse: float | None
+    faster_than_reuse: float | None
     computed: float
     reused: float
     decoded: float
@@ -155,11 +168,12 @@ def summarise(
     )
     others = [name for name in by_arm if name != reference]
     about = next((name for name in ("plan", *design.arms, *others) if name in others), None)
+    common = _common(by_arm.values())
     sd = max((verdict.sd for verdict in judged.values()), default=0.0)
     return Summary(
         design=design,
         arms=tuple(
-            _summary(name, by_arm[name], text, design)
+            _summary(name, by_arm, reference, common, design)
             for name in sorted(by_arm, key=lambda name: name != reference)
         ),
         verdicts=judged,
@@ -199,27 +213,46 @@ def _said(outcome: Outcome) -> str:
     return outcome.answer if outcome.error is None else f"(failed: {outcome.error})"
 
 
+def _common(arms: Iterable[Sequence[Outcome]]) -> set[str]:
+    """The rows that ran under every arm, leaving out arms under which none did."""
+    ran = [{one.row for one in arm if one.error is None} for arm in arms]
+    return set.intersection(*(rows for rows in ran if rows)) if any(ran) else set()
+
+
 def _summary(
-    name: str, outcomes: Sequence[Outcome], text: Sequence[Outcome], design: Design
+    name: str,
+    by_arm: Mapping[str, Sequence[Outcome]],
+    reference: str,
+    common: set[str],
+    design: Design,
 ) -> ArmSummary:
+    outcomes, text, reuse = by_arm[name], by_arm.get(reference, ()), by_arm.get(REUSE, ())
     means = context_means(outcomes)
     bootstrap = Bootstrap(means, (0.0, 1.0), draws=design.draws, seed=design.seed)
     low, high = bootstrap.bounds(design.alpha / 2) if means else (None, None)
-    sound = [one for one in outcomes if one.error is None]
+    ran = [one for one in outcomes if one.error is None]
+    sound = [one for one in ran if one.row in common]
+    pairs = paired_scores(outcomes, text) if name != reference else None
+    beside = difference(pairs, design) if pairs and pairs.gaps else (None, None, None)
     tokens = {kind: _mean([getattr(one, kind) for one in sound]) for kind in _TOKENS}
     alone = name in TARGET_ALONE
     return ArmSummary(
         arm=name,
         rows=len(outcomes),
-        failed=len(outcomes) - len(sound),
+        failed=len(outcomes) - len(ran),
         fell_back=sum(bool(one.fallbacks) for one in outcomes),
         score=bootstrap.mean if means else None,
         score_low=low,
         score_high=high,
+        difference=beside[0],
+        difference_low=beside[1],
+        difference_high=beside[2],
         first_token_s=_spread([one.first_token_s for one in sound]),
         seconds=None if alone else _spread([one.seconds for one in sound]),
         sooner=_ratio(sound, text, "first_token_s"),
         faster=None if alone else _ratio(sound, text, "seconds"),
+        sooner_than_reuse=_ratio(sound, reuse, "first_token_s"),
+        faster_than_reuse=None if alone else _ratio(sound, reuse, "seconds"),
         carried_bytes=_mean([one.carried_bytes for one in sound]),
         peak_bytes=max((one.peak_bytes for one in sound), default=0),
         **tokens,

@@ -6,7 +6,7 @@ among the arms. An arm that is settled at one look stays settled, and asks no mo
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from unspoken.agents.evaluation.arms import FORCED
@@ -16,6 +16,9 @@ from unspoken.agents.evaluation.statistics import Pairs, mcnemar, paired_scores
 from unspoken.channels.bootstrap import Bootstrap
 
 Kind = Literal["better", "no worse", "worse", "not shown"]
+
+WITHOUT = ("alone", "stranger")
+"""Arms whose agent does not get its message. Where they do as well as text, rows show little."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,8 @@ class Verdict:
         carried: Mean difference over contexts of the rows on which none did; None without one.
         needs_rows: About how many rows would show "no worse"; None where none would, or it is.
         settled: Whether later rows change nothing.
+        planned: How many rows were to run.
+        needless: Arms without the messages that are not shown worse than text either, on any row.
     """
 
     arm: str
@@ -64,6 +69,8 @@ class Verdict:
     carried: float | None
     needs_rows: int | None
     settled: bool
+    planned: int
+    needless: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
@@ -71,6 +78,8 @@ class Verdict:
         text = self._claim()
         if self.fell_back and self.by_text < self.rows:
             text += f" ({self.fell_back} of {self.rows} rows fell back, and count so)"
+        if self.settled and self.rows < self.planned:
+            text += f" (settled after {self.rows} rows)"
         return text
 
     def _claim(self) -> str:
@@ -80,6 +89,7 @@ class Verdict:
             return f"worse, by {-self.best:.3f} to {-self.worst:.3f}"
         if self.kind == "no worse":
             tail = f", though worse by {-self.best:.3f} and more" if self.best < 0 else ""
+            tail += f"; nor is {' or '.join(self.needless)} shown worse" if self.needless else ""
             return f"no worse than {self.margin:g}{tail}"
         if self.rows and self.by_text == self.rows:
             return "not shown: every message of every row went by text"
@@ -99,7 +109,7 @@ class _Arm:
     def __init__(
         self, name: str, outcomes: Sequence[Outcome], reference: Sequence[Outcome], design: Design
     ) -> None:
-        self.name, self._design = name, design
+        self.name, self.design = name, design
         self._outcomes, self._reference = outcomes, reference
         self.pairs: Pairs = paired_scores(outcomes, reference)
         self._bootstrap = Bootstrap(self.pairs.gaps, draws=design.draws, seed=design.seed)
@@ -111,33 +121,46 @@ class _Arm:
         self._by_text = sum(carries and one.all_text for one in sound)
         self._nothing_carried = carries and 0 < len(sound) == self._by_text
 
-    def kind(self, tail: float) -> Kind:
-        """What is shown with so much alpha on each side."""
-        low, high = self._bootstrap.bounds(tail)
+    def bounds(self, tail: float, left: int) -> tuple[float, float]:
+        """Bounds at a look's alpha, of which the lower has what Holm's order gives to those left.
+
+        An arm leaves as "no worse" and may be called worse all the same. So the claims of its upper
+        side are not used up when it leaves, and share alpha among all arms.
+        """
+        low, _ = self._bootstrap.bounds(tail / left)
+        _, high = self._bootstrap.bounds(tail / max(len(self.design.arms), 1))
+        return low, high
+
+    def kind(self, tail: float, left: int) -> Kind:
+        """What is shown with a look's alpha on each side, where so many arms are left."""
+        low, high = self.bounds(tail, left)
         if self.pairs.rows and self._nothing_carried:
             return "not shown"
         # Both must say so of scores that are right or wrong: the interval, and the exact test.
-        differs = self._p is None or self._p <= 2 * tail
-        if low > 0 and differs:
+        better = self._p is None or self._p <= 2 * tail / left
+        worse = self._p is None or self._p <= 2 * tail / max(len(self.design.arms), 1)
+        if low > 0 and better:
             return "better"
-        if low > -self._design.margin:
+        if low > -self.design.margin:
             return "no worse"
-        return "worse" if high < 0 and differs else "not shown"
+        return "worse" if high < 0 and worse else "not shown"
 
-    def verdict(self, tail: float, *, settled: bool) -> Verdict:
+    def verdict(self, tail: float, left: int, *, settled: bool) -> Verdict:
         """What is shown, and what else is known."""
-        pairs, kind = self.pairs, self.kind(tail)
-        worst, best = self._bootstrap.bounds(tail)
-        low, high = self._bootstrap.bounds(self._design.alpha / 2)
+        pairs, kind = self.pairs, self.kind(tail, left)
+        worst, best = self.bounds(tail, left)
+        low, high = self._bootstrap.bounds(self.design.alpha / 2)
         kept = paired_scores((one for one in self._outcomes if not one.fallbacks), self._reference)
         contexts = None
         if kind == "not shown" and pairs.gaps and not self._nothing_carried:
-            contexts = self._design.needed(pairs.mean, pairs.sd, tail)
+            contexts = self.design.needed(pairs.mean, pairs.sd, tail / left)
+            # So many did not show it.
+            contexts = None if contexts is None else max(contexts, len(pairs.gaps) + 1)
         ratio = pairs.rows / max(len(pairs.gaps), 1)
         return Verdict(
             arm=self.name,
             kind=kind,
-            margin=self._design.margin,
+            margin=self.design.margin,
             difference=pairs.mean,
             low=low,
             high=high,
@@ -154,6 +177,7 @@ class _Arm:
             carried=kept.mean if kept.gaps else None,
             needs_rows=None if contexts is None else round(contexts * ratio),
             settled=settled,
+            planned=self.design.rows,
         )
 
 
@@ -190,8 +214,27 @@ def verdicts(
     unsettled = [name for name in design.arms if name not in settled]
     for name in unsettled:
         arm = _arm(by_arm, name, reference, order, design)
-        settled[name] = arm.verdict(design.tails[-1] / len(unsettled), settled=done)
-    return {name: settled[name] for name in design.arms}
+        settled[name] = arm.verdict(design.tails[-1], len(unsettled), settled=done)
+    needless = tuple(
+        name
+        for name in WITHOUT
+        if name in by_arm and not _shown_worse(_arm(by_arm, name, reference, order, design))
+    )
+    return {
+        name: replace(settled[name], needless=tuple(one for one in needless if one != name))
+        for name in design.arms
+    }
+
+
+def _shown_worse(arm: _Arm) -> bool:
+    """Whether an arm is worse by its own interval, outside of Holm's order."""
+    return difference(arm.pairs, arm.design)[2] < 0
+
+
+def difference(pairs: Pairs, design: Design) -> tuple[float, float, float]:
+    """A mean difference and its 95 % interval, or that of 1 - alpha, by itself."""
+    bootstrap = Bootstrap(pairs.gaps, draws=design.draws, seed=design.seed)
+    return pairs.mean, *bootstrap.bounds(design.alpha / 2)
 
 
 def _holm(arms: Sequence[_Arm], tail: float) -> dict[str, Verdict]:
@@ -199,11 +242,10 @@ def _holm(arms: Sequence[_Arm], tail: float) -> dict[str, Verdict]:
     shown: dict[str, Verdict] = {}
     while len(shown) < len(arms):
         left = [arm for arm in arms if arm.name not in shown]
-        level = tail / len(left)
-        passed = [arm for arm in left if arm.kind(level) != "not shown"]
+        passed = [arm for arm in left if arm.kind(tail, len(left)) != "not shown"]
         if not passed:
             break
-        shown |= {arm.name: arm.verdict(level, settled=True) for arm in passed}
+        shown |= {arm.name: arm.verdict(tail, len(left), settled=True) for arm in passed}
     return shown
 
 

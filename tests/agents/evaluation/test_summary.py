@@ -67,8 +67,26 @@ def test_figures_of_an_arm(summary: Summary) -> None:
     assert plan.score_low is not None and plan.score_low < plan.score
     assert (plan.rows, plan.failed, plan.reused) == (6, 1, 80)
     assert plan.sooner == pytest.approx(4.0)
-    assert plan.carried_bytes == 3000 and plan.peak_bytes == 50_000
+    assert plan.carried_bytes == text.carried_bytes == 3000 and plan.peak_bytes == 50_000
     assert text.first_token_s is not None and text.first_token_s.median == 0.4
+
+
+def test_costs_are_of_rows_that_ran_under_every_arm() -> None:
+    """An arm that fails on its dear rows is no cheaper; times are set beside a prefix cache too."""
+    text, plan = outcomes("text", [1] * 4, 0.4), outcomes("plan", [1] * 4, 0.1)
+    reuse = outcomes("text+reuse", [1] * 4, 0.2)
+    plan[2:] = [replace(one, error="out of memory") for one in plan[2:]]
+    design = Design(rows=4, contexts=2, arms=("plan",), draws=1000)
+    found = {arm.arm: arm for arm in summarise([*text, *reuse, *plan], design, list("0123")).arms}
+    assert {arm.carried_bytes for arm in found.values()} == {1500}
+    assert (found["plan"].sooner, found["plan"].sooner_than_reuse) == pytest.approx((4.0, 2.0))
+
+
+def test_controls_have_a_difference_too(summary: Summary) -> None:
+    """Beside text, row by row, with an interval of its own; text has none."""
+    text, _, stranger = summary.arms
+    assert stranger.difference == pytest.approx(-4 / 6) and text.difference is None
+    assert stranger.difference_low is not None and stranger.difference_low < -4 / 6
 
 
 def test_the_worst_rows_are_the_plans(summary: Summary) -> None:

@@ -60,6 +60,45 @@ def test_a_clear_case_ends_at_half() -> None:
     assert not judged({"plan": tenth}, 200)["plan"].settled
 
 
+def test_a_verdict_that_was_settled_early_says_so() -> None:
+    """Its figures are of the rows up to that look, though all rows were run."""
+    verdict = judged({"plan": outcomes("plan", [1.0] * 200)}, 200)["plan"]
+    assert verdict.rows < 200 and f"(settled after {verdict.rows} rows)" in verdict.words
+
+
+def test_no_worse_is_worth_little_where_the_message_is_not_needed() -> None:
+    """An agent alone that does as well is named; one that does worse is not."""
+    same, low = [float(n % 2) for n in range(200)], [0.0] * 200
+    for alone, named in ((same, True), (low, False)):
+        arms = {"plan": outcomes("plan", same), "alone": outcomes("alone", alone)}
+        found = judged(arms, 200)
+        assert found["plan"].kind == "no worse"
+        assert ("nor is alone shown worse" in found["plan"].words) == named
+        assert "nor is" not in found["alone"].words
+
+
+def test_more_rows_are_needed_than_there_were() -> None:
+    """What so many contexts did not show needs one more at least."""
+    values = [float(n % 2) for n in range(200)]
+    values[1] = 0.0
+    for count in range(76, 110, 4):
+        found = judged({"plan": outcomes("plan", values[:count])}, count)["plan"]
+        assert found.needs_rows is None or found.needs_rows > count
+
+
+def test_worse_is_shared_among_all_arms() -> None:
+    """An arm that left as no worse raises no other's chance to be called worse."""
+    same = [float(n % 2) for n in range(200)]
+    lost = list(same)
+    for row in range(1, 29, 2):
+        lost[row] = 0.0
+    among = {name: outcomes(name, same) for name in "abcdefgh"}
+    found = judged({**among, "plan": outcomes("plan", lost)}, 200, margin=0.04)
+    single = judged({"plan": outcomes("plan", lost)}, 200, margin=0.04)
+    assert all(found[name].kind == "no worse" for name in among)
+    assert found["plan"].best > single["plan"].best
+
+
 def test_several_arms_ask_for_more() -> None:
     """The same rows that show something of one arm do not where nine others are compared too."""
     wins = [float(n % 2) for n in range(200)]
