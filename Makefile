@@ -30,6 +30,7 @@ help:
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make sweep   each architecture of transformers, made tiny: what works, and its identity"
 	@echo "make peers   other engines into .peers, each in an environment of its own; then beside ours"
+	@echo "make figures draw the documentation's figures again (hours): DATA=folder ONLY=name"
 	@echo "make docs    build the documentation into site/"
 	@echo "make ci      what CI runs: tests, lint, docs, the built wheel"
 	@echo "make clean   remove everything made here, .venv included"
@@ -113,6 +114,11 @@ PEER_PIP = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check
 	cmake --build $(@D)/build --target llama-server llama-quantize
 	cp $(@D)/build/bin/llama-server $(@D)/build/bin/llama-quantize $(@D)/bin
 	@touch $@
+
+# Fails on a figure that no longer holds. What DATA holds: docs/_figures.py --list.
+.PHONY: figures
+figures: $(VENV)/.dev
+	$(BIN)/python docs/_figures.py $(ONLY) $(if $(DATA),--data "$(DATA)")
 
 .PHONY: docs
 docs: $(VENV)/.dev
