@@ -17,7 +17,7 @@ import torch
 from unspoken.agents.bench import Measured, Progress
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.bench.peers.compared import require_same_prompts, rows_of, summary_of
-from unspoken.agents.bench.peers.processes import Absent, Worker, started
+from unspoken.agents.bench.peers.processes import Absent, Run, Worker, started
 from unspoken.agents.bench.peers.sides import ENVIRONMENTS, SIDES, side_of
 from unspoken.agents.bench.peers.workflows import DOCUMENTS, WARM_UP, WORKFLOWS, Turn, turns_of
 from unspoken.agents.bench.scale import SCALES
@@ -82,19 +82,35 @@ def measure(
                 absent[name] = str(error)
                 progress(f"{name} is left out: {error}")
         ways = {
-            (case, name): partial(worker.run, case)
+            (case, name): partial(_run, worker, case, name, absent)
             for case in cases
             for name, worker in workers.items()
         }
-        runs = in_turn(
+        taken = in_turn(
             ways, count or ROUNDS, lambda part: progress(f"{part:.0%} of the rounds"), warm_up=False
         )
         about = {name: worker.about for name, worker in workers.items()}
+    runs = {
+        key: [run for run in of_way if run is not None]
+        for key, of_way in taken.items()
+        if key[1] not in absent
+    }
     require_same_prompts({name: case.turns for name, case in cases.items()}, runs)
     rows = rows_of(model, runs, about)
     for row in rows:
         progress(f"{row['workflow']}, {row['side']}: {row['seconds']} s")
     return rows, {**summary_of(rows), **{f"absent_{name}": why for name, why in absent.items()}}
+
+
+def _run(worker: Worker, case: str, name: str, absent: dict[str, str]) -> Run | None:
+    """A side's run; None of one that has ended, then and from then on: the others go on."""
+    if name in absent:
+        return None
+    try:
+        return worker.run(case)
+    except Absent as error:
+        absent[name] = f"{case}: {error}"
+        return None
 
 
 def _chosen(only: Sequence[str]) -> tuple[list[str], list[str]]:

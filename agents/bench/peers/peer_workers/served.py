@@ -8,7 +8,6 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
@@ -92,33 +91,24 @@ class Server:
             "temperature": 0.0,
             "cache_prompt": True,
             "logit_bias": [[token, False] for token in self._stop_ids],
-            "stream": True,
+            # A stream would leave out the ids of characters that take several tokens.
+            "return_tokens": True,
         }
-        ids, first, last = list[int](), 0.0, dict[str, Any]()
-        for last in self._stream("/completion", request):
-            if last["tokens"] and not last["stop"]:
-                first = first or perf_counter()
-                ids += last["tokens"]
-        return ids, first, last["timings"]["prompt_n"] + max(len(ids) - 1, 0)
+        answer = self._post("/completion", request)
+        ids, times = answer["tokens"], answer["timings"]
+        first = perf_counter() - times["predicted_ms"] / 1000
+        return ids, first, times["prompt_n"] + max(len(ids) - 1, 0)
 
-    def _post(self, path: str, request: object) -> None:
-        for _ in self._lines(path, request):
-            pass
-
-    def _stream(self, path: str, request: object) -> Iterator[dict[str, Any]]:
-        for line in self._lines(path, request):
-            if line.startswith(b"data: "):
-                yield json.loads(line[len(b"data: ") :])
-
-    def _lines(self, path: str, request: object) -> Iterator[bytes]:
+    def _post(self, path: str, request: object) -> Any:
         connection = HTTPConnection("127.0.0.1", self._port)
         body = json.dumps(request)
         connection.request("POST", path, body, {"Content-Type": "application/json"})
         response = connection.getresponse()
-        if response.status != 200:
-            raise ChildProcessError(f"{path}: {response.status}, {response.read()!r}")
-        yield from response
+        words = response.read()
         connection.close()
+        if response.status != 200:
+            raise ChildProcessError(f"{path}: {response.status}, {words!r}")
+        return json.loads(words)
 
     def _wait(self) -> None:
         """Until the server has loaded its model."""

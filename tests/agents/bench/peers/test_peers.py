@@ -22,6 +22,8 @@ from .serving import Loaded, Outcome, serve
 
 def load(job):
     def run(case):
+        if case["name"] == job.get("ends_at"):
+            raise SystemExit("no memory")
         written = {turn["name"]: job["word"] for turn in case["turns"] if turn["tokens"]}
         return Outcome(written=written, computed=7, first=dict.fromkeys(written, perf_counter()))
 
@@ -55,6 +57,9 @@ def echoes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         sides.PLAIN: lambda model, folder: Side(name="p", worker="echo", job={"word": "same"}),
         sides.CACHED: lambda model, folder: Side(name="c", worker="echo", job={"word": "other"}),
         sides.GENERATE: lambda model, folder: Side(name="g", worker="broken"),
+        sides.AVP: lambda model, folder: Side(
+            name="a", worker="echo", job={"word": "", "ends_at": CHAIN}
+        ),
         sides.VLLM: absent,
     }
     for module in (sides, peers):
@@ -80,6 +85,7 @@ def test_each_side_that_runs_has_a_row_for_each_workflow(model: LocalModel) -> N
     assert summary["chain_speedup_vs_langgraph"] > 0
     assert summary["fanout_speedup_vs_vllm"] is None
     assert "make peers" in summary["absent_vllm"]
+    assert summary["absent_avp"] == f"{CHAIN}: it ended with 1: no memory"
     assert summary["absent_generate"] == "it ended with 1: no engine here"
 
 
