@@ -99,7 +99,7 @@ BREAKAGES: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "bridge.json is not JSON: NaN",
         "",
     ),
-    "newer format": (_edit(lambda found: found.update(format=2)), "has format 2", "upgrade"),
+    "newer format": (_edit(lambda found: found.update(format=3)), "has format 3", "upgrade"),
     "unknown key": (_edit(lambda found: found.update(new=1)), "bridge.json is no manifest", ""),
     "unknown key inside": (
         _edit(lambda found: found["sharer"]["identity"].update(new=1)),
