@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unspoken.channels.bridges.fit.initialization import LEAST, projector_bytes, widest_rank
+from unspoken.channels.bridges.fit.sizing import LEAST, projector_bytes, widest_rank
 from unspoken.channels.bridges.projector import Projector, ProjectorConfig
 from unspoken.channels.bridges.quantize import GROUP, dequantize, quantize
 from unspoken.channels.errors import BridgeError
