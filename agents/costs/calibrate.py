@@ -46,6 +46,9 @@ ROWS = (1, 2, 4, 8)
 SHORT = 16
 """Tokens of short contexts."""
 
+FAR = 4
+"""Turns of the step that is measured with long contexts."""
+
 LONG = 1024
 """Tokens of the longest context that is measured."""
 
@@ -67,7 +70,7 @@ def calibrated(model: LocalModel, bridges: Mapping[str, "Mapped"] = NOTHING) -> 
         model: The model.
         bridges: By pair, the bridges that make states for it, each with its sharer's model.
     """
-    trial = _Trial(model, min(LONG, model.max_positions - 64))
+    trial = _Trial(model, min(LONG, model.max_positions // 2))
     small = [size for size in SIZES if size <= min(trial.longest, LARGE) // 2]
     prefill = [(size, trial.prefill(size)) for size in small]
     decode = tuple((rows, trial.step(rows, min(SHORT, trial.longest))) for rows in ROWS)
@@ -84,7 +87,7 @@ def calibrated(model: LocalModel, bridges: Mapping[str, "Mapped"] = NOTHING) -> 
         prefill=_rising(prefill),
         behind=behind / trial.chunk,
         decode=_rising(decode),
-        behind_step=max(far - decode[0][1], 0.0) / trial.longest,
+        behind_step=max(far - dict(decode)[FAR], 0.0) / (FAR * trial.longest),
         reuse=reuse,
         splice=max(splice, 0.0),
         packet=_packet(trial, state),
@@ -163,22 +166,25 @@ class _Trial:
         return _seconds(lambda: self._close(self._begun(size)), self.model)
 
     def long(self) -> tuple[list[tuple[int, float]], float, KVState]:
-        """Seconds of large forwards by the tokens before them, and of a step after all of them.
+        """Seconds of large forwards by the tokens before them, and of a step of `FAR` turns.
 
         With the state of all of them. The first, of which there are two, warms nothing up: smaller
         ones have.
         """
         chunks = list[tuple[int, float]]()
-        for longest in (self.chunk, self.longest):
+        for number, longest in enumerate((self.chunk, self.longest)):
             rows = self.model.begin((), range(longest), spare=64)
             for before in range(0, longest - self.chunk + 1, self.chunk):
                 taken = clock(partial(self._read, rows, self.chunk), self.model.device)
                 chunks.append((before, taken))
-            if longest == self.chunk:
+            if number == 0:
                 rows.close()
         state = rows.snapshot()
-        step = _seconds(partial(self._step, [rows]), self.model)
         rows.close()
+        # Several turns over it, since what a context costs one of them is little.
+        every = [self.model.begin((state,), (state.stop,), spare=64) for _ in range(FAR)]
+        step = _seconds(partial(self._step, every), self.model)
+        self._close(*every)
         return chunks, step, state
 
     def step(self, turns: int, before: int) -> float:

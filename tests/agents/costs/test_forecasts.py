@@ -11,6 +11,7 @@ from flows import DOCUMENT, QUESTION, own_cache, reader_solver
 
 from unspoken.agents import Agent, LocalModel, Workflow
 from unspoken.agents.bench import predictions
+from unspoken.agents.costs import calibrate
 from unspoken.agents.costs.pace import Pace
 from unspoken.agents.costs.rounds import Member, taken_by
 from unspoken.agents.costs.store import CostStore, Lengths
@@ -169,8 +170,12 @@ def test_nothing_is_foretold_of_what_is_not_known(tmp_path: Path, model: LocalMo
     assert flow.plan(ASKED).forecast is not None
 
 
-def test_a_calibration_is_kept_and_says_whence_it_is(tmp_path: Path, model: LocalModel) -> None:
-    """All is measured; the plan shows when and where."""
+@pytest.mark.parametrize("longest", [48, 512])
+def test_a_calibration_is_kept_and_says_whence_it_is(
+    tmp_path: Path, model: LocalModel, monkeypatch: pytest.MonkeyPatch, longest: int
+) -> None:
+    """All is measured, in short contexts too; the plan shows when and where."""
+    monkeypatch.setattr(calibrate, "LONG", longest)
     flow = reader_solver(model, model)
     flow.costs = CostStore(tmp_path)
     pace = flow.calibrate().costs.pace(model)  # type: ignore[union-attr]  # it was given above
