@@ -17,7 +17,9 @@ from unspoken.agents.costs.rounds import Member, taken_by
 from unspoken.agents.costs.store import CostStore, Lengths
 from unspoken.agents.costs.work import TurnWork
 from unspoken.agents.planning.forecast import Calibration, Forecast
-from unspoken.agents.testing import tiny_model
+from unspoken.agents.testing import FakeBridge, tiny_model
+from unspoken.channels import ProjectedCacheChannel
+from unspoken.channels.storage.side import pair_digest
 
 CALIBRATION = Calibration(at="2026-01-01 00:00", processor="none", threads=1, dtype="float32")
 PACE = Pace(
@@ -186,6 +188,23 @@ def test_a_calibration_is_kept_and_says_whence_it_is(
     assert data["predicted_seconds"] > 0 and data["edges"][0]["predicted_seconds"] >= 0
     (calibrated,) = data["calibrated"].values()
     assert calibrated["at"].startswith("20") and calibrated["dtype"] == "float32"
+
+
+def test_a_bridge_is_measured_for_its_pair(
+    tmp_path: Path, model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The receiver's pace has the pair's seconds a token, and its edge costs them."""
+    monkeypatch.setattr(calibrate, "LONG", 48)
+    sharer = tiny_model(2)
+    channel = ProjectedCacheChannel(FakeBridge(sharer, model))
+    flow = reader_solver(sharer, model, channel)
+    flow.costs = CostStore(tmp_path)
+    pace = flow.calibrate().costs.pace(model)  # type: ignore[union-attr]  # it was given above
+    assert pace is not None
+    ((pair, each),) = pace.project.items()
+    assert pair == pair_digest(sharer.identity, model.identity) and each > 0
+    (edge,) = forecast_of(flow, flow.costs, ASKED).edges
+    assert edge.seconds > 50 * each
 
 
 def test_the_benchmark_sets_forecasts_beside_runs(
