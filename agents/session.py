@@ -79,7 +79,8 @@ class Session:
         """The session of this name within this one: it has the same memory and the same store.
 
         Each has conversations of its own, so this is how many users share a model. It is the same
-        one until it is closed.
+        one until it is closed. Conversations that are in the store go on, also where this session
+        begins its own `anew`.
 
         Raises:
             InputError: The name is none, or this session is closed.

@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
@@ -21,8 +22,10 @@ class FunctionDelegate(Delegate):
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        names = (getattr(function, name, "") for name in ("__module__", "__qualname__"))
-        super().__init__("a function", ".".join(names), self._answered)
+        named = function.func if isinstance(function, partial) else function
+        named = named if hasattr(named, "__qualname__") else type(named)
+        name = f"{getattr(named, '__module__', '')}.{named.__qualname__}"
+        super().__init__("a function", name, self._answered)
         self.function = function
 
     async def _answered(self, words: str) -> str:

@@ -73,23 +73,28 @@ class _Child:
 
     def ask(self, line: bytes) -> bytes:
         with self._lock:
-            process = self._running()
-            assert process.stdin is not None
-            assert process.stdout is not None
-            timer = Timer(_WAIT, process.kill)
-            timer.start()
-            try:
-                process.stdin.write(line + b"\n")
-                process.stdin.flush()
-                reply = process.stdout.readline()
-            except BrokenPipeError:
-                reply = b""
-            finally:
-                timer.cancel()
-            if not reply:
+            for _ in range(2):  # time may have run out since this process was stopped for long
+                reply = self._asked(line)
+                if reply:
+                    return reply
                 self.close()
-                raise ModelSupportError("the process that renders chat templates was lost")
-            return reply
+        raise ModelSupportError("the process that renders chat templates was lost")
+
+    def _asked(self, line: bytes) -> bytes:
+        """What the process answers; nothing where it was lost."""
+        process = self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        timer = Timer(_WAIT, process.kill)
+        timer.start()
+        try:
+            process.stdin.write(line + b"\n")
+            process.stdin.flush()
+            return process.stdout.readline()
+        except BrokenPipeError:
+            return b""
+        finally:
+            timer.cancel()
 
     def _running(self) -> "subprocess.Popen[bytes]":
         if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:

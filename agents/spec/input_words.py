@@ -114,10 +114,13 @@ def _read(name: str, path: str) -> str:
                     )
                 parts.append(decoder.decode(chunk, final=not chunk))
     except (OSError, ValueError) as error:
+        many = has_magic(path)
         raise InputError(
             f"input {name!r} cannot be read from {path!r}: {error}",
             expected="a text file in UTF-8",
-            fix="check the path; a value that starts with @ is written @@",
+            fix=f"declare {name!r} as a list in the workflow: it then takes all files that match"
+            if many
+            else "check the path; a value that starts with @ is written @@",
         ) from error
     text = "".join(parts).replace("\r\n", "\n").replace("\r", "\n")
     return text.removesuffix("\n")

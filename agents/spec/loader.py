@@ -29,6 +29,10 @@ RequireRef = Callable[[str], None]
 """Raises an `UnspokenError` for a model reference that leads nowhere."""
 
 
+MOST_FILES = 100
+"""Files that one workflow is read from: a chain that names the next one twice would never end."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedWorkflow:
     """A valid workflow and where its parts stand in its file.
@@ -46,6 +50,11 @@ class LoadedWorkflow:
     positions: Mapping[Path, Position]
     text: str = ""
     nested: Mapping[str, LoadedWorkflow] = field(default_factory=dict)
+
+    @property
+    def files(self) -> int:
+        """How many files it was read from; one that several agents name counts for each."""
+        return 1 + sum(one.files for one in self.nested.values())
 
     def locate(self, where: str) -> Position:
         """Return the position of a path such as ``edges[2].from``, or of the nearest part above."""
@@ -179,14 +188,13 @@ def _nested(
             fix = f"it is looked for beside {file}"
             raise failure(f"there is no file {path}", file, position, "a workflow file", fix)
         if path.resolve() in within:
-            raise failure(
-                f"{named} runs itself: it is a workflow of agent '{name}' inside of itself",
-                file,
-                position,
-                "another file",
-                "a loop edge runs an agent again",
-            )
+            itself = f"{named} runs itself: it is a workflow of agent '{name}' inside of itself"
+            fix = "a loop edge runs an agent again"
+            raise failure(itself, file, position, "another file", fix)
         found[name] = load_workflow(path, within, require_ref=require_ref)
+        if sum(one.files for one in found.values()) > MOST_FILES:
+            many, fix = f"its agents are read from more than {MOST_FILES} files", "use for_each"
+            raise failure(many, file, position, "fewer workflows inside of workflows", fix)
         agent["workflow"] = found[name].spec
     return found
 

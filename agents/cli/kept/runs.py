@@ -162,7 +162,7 @@ def clean(
         bool, typer.Option("--failed", help="Failed runs too, which could go on.")
     ] = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="The whole store, of whatever version.")
+        bool, typer.Option("--all", help="All runs, of whatever version; sessions stay.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     store: StoreOption = None,
@@ -171,7 +171,8 @@ def clean(
     runs = _store(store)
     if everything:
         if not yes:
-            typer.confirm(f"Remove the store {runs.folder}?", abort=True, err=True)
+            what = f"Remove all runs in {runs.folder}? Its sessions stay."
+            typer.confirm(what, abort=True, err=True)
         runs.clear()
         echo(runs.folder)
         return

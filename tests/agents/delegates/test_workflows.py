@@ -9,6 +9,7 @@ import pytest
 from unspoken.agents import Agent, Workflow
 from unspoken.agents.events import TurnFinished, replay
 from unspoken.agents.runs import RunStore
+from unspoken.agents.spec import loader
 from unspoken.agents.spec.loader import dumps, load_workflow, loads
 from unspoken.agents.testing import ScriptedModel
 from unspoken.channels import AgentError, InputError, RunTimeout, RunWaiting, WorkflowError
@@ -253,6 +254,26 @@ def test_files_that_run_each_other_are_refused(book: Path) -> None:
     )
     with pytest.raises(WorkflowError, match=r"book\.yaml runs itself"):
         load_workflow(book)
+
+
+def test_files_that_name_the_next_one_twice_are_not_read_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their number doubles with each, so a few small ones would take hours."""
+    monkeypatch.setattr(loader, "MOST_FILES", 5)
+    for number in range(3):
+        named = f"{{workflow: {number + 1}.yaml}}"
+        agents = f"{{a: {named}, b: {named}}}" if number < 2 else "{a: {model: m, prompt: x}}"
+        (tmp_path / f"{number}.yaml").write_text(f"name: w\n{MODELS}agents: {agents}\n")
+    with pytest.raises(WorkflowError, match="read from more than 5 files"):
+        load_workflow(tmp_path / "0.yaml")
+
+
+def test_what_a_file_cannot_name_is_not_written_out_of_the_inside() -> None:
+    """A file with it is one that nobody could load."""
+    research = Workflow("research", [Agent("check", str.upper)])
+    with pytest.raises(InputError, match="'check' is a function"):
+        Workflow("book", [Agent("research", workflow=research)]).to_yaml()
 
 
 def test_a_mistake_in_the_other_file_is_told_there(book: Path) -> None:
