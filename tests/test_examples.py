@@ -6,6 +6,7 @@ from contextlib import redirect_stdout
 from functools import cache
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -73,7 +74,13 @@ def script_ran(name: str) -> tuple[RunResult, str]:
         return results[-1]
 
     printed = StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+    with (
+        TemporaryDirectory() as runs,
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(printed),
+    ):
+        patch.setenv("UNSPOKEN_RUNS", runs)
+        patch.setattr("builtins.input", lambda prompt: "")  # whoever is asked agrees
         patch.setattr(Workflow, "run", spy)
         patch.setattr(sys, "argv", ["run.py"])
         script(name).main()
@@ -182,12 +189,20 @@ def test_loop_gives_the_drafter_a_second_turn() -> None:
 
 @pytest.mark.model
 def test_the_router_chooses_whom_the_message_is_for() -> None:
-    """The slip is data, the other team is skipped, and all go on from the reader's cache."""
+    """The slip is data, the other team is skipped, and a person has seen the reply.
+
+    All of the reader's family go on from its cache; the other family reads words.
+    """
     result = ran("support_router")
     assert result["slip"].data.customer == "Edda Brandt"
     assert result["router"].text == "money" and result["technical"].text == ""
     assert result["router"].likelihoods["money"] > 0.5
-    assert all(edge.exact and edge.reused for edge in result.report.edges)
+    modes = {edge.receiver: edge.mode for edge in result.report.edges}
+    assert modes == {"slip": "continuation", "router": "continuation", "billing": "text"}
+    assert all(edge.exact for edge in result.report.edges) and not result.report.fallbacks
+    assert (
+        f"billing would say: {result.outputs['reply'].strip()}" in script_ran("support_router")[1]
+    )
 
 
 @pytest.mark.model
