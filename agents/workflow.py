@@ -170,7 +170,11 @@ class Workflow(Runnable):
             InputError: A model object that was made in memory has no reference to write, nor has a
                 bridge object or a channel of a class of your own.
         """
-        _require_nameable(self.spec, self._preparation)
+        parts = [(self.spec, self._preparation)]
+        for spec, ready in parts:  # it grows by the workflows inside
+            require_nameable(spec, ready.models, ready.bridges, ready.custom)
+            inner = ((name, agent.workflow) for name, agent in spec.agents.items())
+            parts += [(one, ready.nested(name, one)) for name, one in inner if one is not None]
         return dumps(self.spec)
 
     def connect(
@@ -345,11 +349,3 @@ class Workflow(Runnable):
         self._preparation.load(self.spec, progress)
         self._execution.listed(self.spec).ready(self.spec, progress)
         return self
-
-
-def _require_nameable(spec: WorkflowSpec, ready: Preparation) -> None:
-    """Refuse to write out what a file cannot name, in workflows inside of it too."""
-    require_nameable(spec, ready.models, ready.bridges, ready.custom)
-    for name, agent in spec.agents.items():
-        if agent.workflow is not None:
-            _require_nameable(agent.workflow, ready.nested(name, agent.workflow))
