@@ -46,6 +46,9 @@ def test_python_blocks_run(
     """A page's Python blocks run in order, as one program; then the tests that it shows."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
+    for block in blocks(page, "yaml"):  # one that begins with its name is a file beside them
+        if named := re.match(r"# (\w+\.yaml)\n", block):
+            (tmp_path / named[1]).write_text(block, encoding="utf-8")
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
     for block in blocks(page, "python"):

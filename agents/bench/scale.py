@@ -115,7 +115,7 @@ SCALES: Mapping[str, Scale] = {
     "resume": Scale(unit="kills", rows=50, quick=5),
     "schema": Scale(unit="answers", rows=100, quick=9, least=3),
     "session": Scale(unit="rounds", rows=5, quick=1, once_s=28, row_s=20),
-    "soak": Scale(unit="runs", rows=2000, quick=500, least=400),
+    "soak": Scale(unit="runs", rows=2000, quick=500, least=400, once_s=10, row_s=0.095),
     "splice": Scale(
         unit="passages", rows=20, quick=2, least=2, once_s=10, row_s=35, parts=("prompt", "output")
     ),
