@@ -106,7 +106,7 @@ PEER_PIP = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check
 	mkdir -p $(@D)/bin
 	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest $(@D) \
 		llama-cpp-python==0.3.36
-	tar -xzf $(@D)/llama_cpp_python-*.tar.gz -C $(@D) --strip-components=3 \
+	tar -xzf $(@D)/llama_cpp_python-*.tar.gz -C $(@D) --strip-components=2 \
 		--wildcards '*/vendor/llama.cpp'
 	cmake -S $(@D)/llama.cpp -B $(@D)/build -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
 		-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
