@@ -127,7 +127,7 @@ class Evaluator:
             design=self.design(),
             done=sum(one.error is None for one in known),
             left_out=self.left_out,
-            tools=tuple(sorted({str(tool) for one in agents for tool in one.tools})),
+            tools=tuple(sorted({tool.text for one in agents for tool in one.tools})),
             later=tuple(name for name in self.arms if known and name not in there),
         )
 
