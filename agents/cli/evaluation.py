@@ -247,7 +247,7 @@ def print_summary(console: Console, summary: "Summary") -> None:
         console.print(Padding(shown(told), (0, 0, 1, 2)))
     for arm in summary.arms:
         beside = arm.sooner_than_reuse, arm.faster_than_reuse
-        if arm.arm in summary.verdicts and None not in beside:
+        if arm.arm in summary.verdicts and arm.arm != "text+reuse" and None not in beside:
             words = (
                 f"{arm.arm}, beside text+reuse: {beside[0]:.2f}x sooner, {beside[1]:.2f}x faster"
             )
