@@ -213,7 +213,7 @@ class Workflow(Runnable):
             thoughts: ``keep`` or ``drop``; None as the sharer says, else output goes without them.
             ask: What a person does with the message first: ``approve``, ``edit`` or ``answer``.
             options: Beside a channel's name, its options as the file calls them: ``share``,
-                ``as_``, ``repair``, ``read_again``, ``fuse``, ``recompute``.
+                ``as_``, ``repair``, ``read_again``, ``max_inexact``, ``fuse``, ``recompute``.
 
         Returns:
             The workflow itself.

@@ -125,6 +125,13 @@ class Fallback:
     cause: str
 
 
+def inexact_in_a_row(count: int) -> str:
+    """Why a message goes by text that a cache could carry, as the plan and the report say it."""
+    if not count:
+        return "the edge takes no inexact hand-over"
+    return f"{count} inexact hand-over{'' if count == 1 else 's'} in a row"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CarryReport:
     """What a channel did with one message.

@@ -61,7 +61,8 @@ BENCHES: Mapping[str, str] = {
     "bridge": "what a bridge between two models carries, with its controls, and its time to the "
     "first token",
     "hop": "time to the first token after a hand-over: text, continuation, splice, floor",
-    "hops": "what is left of a message after one to five hand-overs in a row: continuation, splice",
+    "hops": "what is left of a message after one to five hand-overs in a row: continuation, "
+    "splice, bridges",
     "peers": "four whole workflows, end to end, beside LangGraph, generate, AVP, vLLM, llama.cpp",
     "packet": "what a packet keeps of a cache, its size, and from which length on it beats "
     "the text",
@@ -86,7 +87,7 @@ ALONE = ("overhead", "resume")
 
 TAKES: Mapping[str, tuple[str, ...]] = {
     "bridge": ("text", "qa", "recall", "bridge", "refit"),
-    "hops": ("qa",),
+    "hops": ("qa", "bridge"),
     "peers": ("text", "environments"),
     "profile": ("text", "qa"),
     "overhead": (),
@@ -120,7 +121,8 @@ def run_bench(
         text: Plain text to cut passages from.
         qa: Question-answering rows, for benchmarks that ask.
         recall: Recall rows, for benchmarks that recall.
-        bridge: Folder of the bridge, for the benchmark of that name; None for the store's.
+        bridge: Folder of the bridge, or of several where both directions are measured; None for
+            the store's.
         refit: Whether that benchmark fits the bridge again.
         environments: Folder of the environments of other engines; ``.peers`` where None.
         count: How many rows it measures, of the unit in `SCALES`; None for those of the published

@@ -1,38 +1,37 @@
 """What is left of a message after several hand-overs in a row, by each way to hand it over.
 
-A reader reads a passage. Agent after agent takes over all that was said, adds a note of its own and
-hands everything on: the passage's state is carried as often as there are hops. The last agent is
-asked about the passage. Its distribution over the tokens of text's own answer is compared with that
-of a full recompute, and so are the answers.
+A reader reads a passage. Desk after desk takes over all that was said, adds a note of its own and
+hands everything on: the passage's state is carried as often as there are hops. After some hops the
+desk is asked about the passage. Its distribution over the tokens of text's own answer is compared
+with that of a full recompute of the same words, and so are the answers.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
+import numpy as np
 import torch
 
-from unspoken.agents.bench import Measured, Progress
-from unspoken.agents.bench.forced import forced_logs, prefilled, recomputed, score
-from unspoken.agents.bench.scene import Scene, make_message
-from unspoken.agents.engines.assembly import Past, assemble
-from unspoken.agents.engines.base import Sampling, TurnRequest
-from unspoken.agents.engines.turn import drive_turn
+from unspoken.agents.bench import DEFAULT_SHARER, Measured, Progress
+from unspoken.agents.bench.hop_chain import HOPS, NOTHING, TEXT, Chain, Desk, Way, chain
+from unspoken.agents.bench.hops_at_once import at_once
+from unspoken.agents.bench.scale import SCALES
 from unspoken.agents.models.model import LocalModel
-from unspoken.agents.prompts.context import ChatTurn, Quote
 from unspoken.channels.base import Channel
-from unspoken.channels.data.rows import QaRow, builtin_qa, read_qa, sample
-from unspoken.channels.kv.state import KVState
-from unspoken.channels.message import Message
-from unspoken.channels.metrics import f1
+from unspoken.channels.bootstrap import Bootstrap, share
+from unspoken.channels.bridges.bridge import Bridge
+from unspoken.channels.bridges.store import BridgeStore
+from unspoken.channels.data.rows import QaRow, builtin_qa, read_qa
+from unspoken.channels.errors import InputError
+from unspoken.channels.projected import ProjectedCacheChannel
 from unspoken.channels.same_model import SameModelCacheChannel
-from unspoken.channels.text import TextChannel
 
-CHAINS, NEW = 30, 16
-HOPS = (1, 2, 3, 5)
+WRITES = 24
+LONG: Mapping[int, int] = {2048: 3, 4096: 2, 7680: 1}
+"""Tokens of long passages, and how many chains of them are measured."""
+
 SYSTEMS = (
     "You read reports for the harbour office and keep their facts ready for colleagues.",
     "You are a careful assistant who answers from what others have read.",
@@ -42,159 +41,204 @@ SYSTEMS = (
     "You answer questions about what you were given, in few words.",
 )
 NOTE = "Noted by desk {}. Hand it on as it is."
+ASKED = "Say in one sentence what matters in this, for desk {}."
 
-CONTINUATION, SPLICE, NOTHING = "continuation", "splice, sink 4", "no message"
+CONTINUATION, SPLICE, BRIDGE = "continuation", "splice, sink 4", "bridge"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reached:
-    """What the last agent of a chain makes of what reached it.
-
-    Attributes:
-        kl: Mean KL(full || reached) in nats over the tokens of text's answer.
-        equal: Whether its answer is text's, token by token.
-        f1: Of its answer.
-        text_f1: Of text's.
-    """
-
-    kl: float
-    equal: bool
-    f1: float
-    text_f1: float
+GIVEN, GENERATED, HALF, EXTENDED, TEAM, FAMILIES = CASES = SCALES["hops"].parts
+"""Notes that are given; that the desks write themselves; a model in bfloat16; long passages; four
+runs at once; two families in turn."""
 
 
-def measure(model: LocalModel, *, qa: Path | None = None, progress: Progress) -> Measured:
-    """Rows per way and number of hops; how KL grows by hops, and what continuation keeps."""
-    asked = builtin_qa(CHAINS) if qa is None else sample(read_qa(qa), CHAINS)
-    # A system prompt of its own at each desk is what makes a hand-over a splice.
-    ways: dict[str, Callable[[QaRow], dict[int, Reached]]] = {
-        CONTINUATION: partial(_chain, model, [None] * len(SYSTEMS)),
-        SPLICE: partial(_chain, model, SYSTEMS),
-        NOTHING: partial(_chain, model, SYSTEMS, kept=False),
-    }
-    rows: list[dict[str, Any]] = []
-    for way, chain in ways.items():
-        chains = [chain(row) for row in asked]
-        for hops in HOPS:
-            reached = [one[hops] for one in chains]
-            rows.append(
-                {
-                    "way": way,
-                    "hops": hops,
-                    "mean_kl": mean(one.kl for one in reached),
-                    "answers_equal": mean(one.equal for one in reached),
-                    "f1": mean(one.f1 for one in reached),
-                    "text_f1": mean(one.text_f1 for one in reached),
-                    "chains": len(reached),
-                }
-            )
-        told = ", ".join(f"{row['mean_kl']:.6f}" for row in rows[-len(HOPS) :])
-        progress(f"{way}: KL after {HOPS} hops {told}")
-    return rows, _summary(rows)
-
-
-def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    by = {(row["way"], row["hops"]): row for row in rows}
-    one, five = by[SPLICE, HOPS[0]], by[SPLICE, HOPS[-1]]
-    return {
-        "splice_kl_1": one["mean_kl"],
-        "splice_kl_5": five["mean_kl"],
-        "splice_kl_5_over_1": five["mean_kl"] / one["mean_kl"] if one["mean_kl"] else None,
-        "splice_f1_5_less_text": five["f1"] - five["text_f1"],
-        "continuation_equal_5": by[CONTINUATION, HOPS[-1]]["answers_equal"],
-        "continuation_kl_5": by[CONTINUATION, HOPS[-1]]["mean_kl"],
-    }
-
-
-@torch.no_grad()
-def _chain(
-    model: LocalModel, systems: Sequence[str | None], row: QaRow, *, kept: bool = True
-) -> dict[int, Reached]:
-    """One passage handed on, and what is known of it after each number of hops.
+def measure(
+    model: LocalModel,
+    *,
+    qa: Path | None = None,
+    bridge: Path | None = None,
+    count: int | None = None,
+    only: Collection[str] = CASES,
+    progress: Progress,
+) -> Measured:
+    """Rows per case, way and number of hops; how KL grows by hops, and what continuation keeps.
 
     Args:
-        model: The model of all agents.
-        systems: Their system prompts, the reader's first.
-        row: The passage, a question about it, and its answers.
-        kept: Whether the message comes at all.
+        model: The model of all desks.
+        qa: Question-answering rows; one chain per context. The built-in ones if not given.
+        bridge: A folder of stored bridges, for the case of that name; your store's if not given.
+        count: How many chains; a fifth of them for notes that desks write and for bfloat16.
+        only: Which cases.
+        progress: Called with a line now and then.
+
+    Raises:
+        InputError: The case of bridges alone, and they are not there.
     """
-    words = model.text.encode_words(row.context)
-    message = make_message(model, words, systems[0], "user", "")
-    reached = {}
-    for hop in range(1, HOPS[-1] + 1):
-        if hop in HOPS:
-            scene = _scene(model, message, f"Question: {row.question}", systems[hop])
-            reached[hop] = _asked(model, scene, row, kept=kept)
-        scene = _scene(model, message, NOTE.format(hop), systems[hop])
-        state = _carried(model, scene) if kept else None
-        message = _handed_on(model, scene, state)
-    return reached
+    chains = count or SCALES["hops"].rows
+    asked = asked_rows(qa, chains)
+    fewer = asked[: max(chains // 5, 2)]
+    measured: list[dict[str, Any]] = []
+    summary: dict[str, Any] = {}
+    for name in only:
+        match name:
+            case "given":
+                made = _rows(name, same_weights(model), asked, progress)
+                summary = _summary(made)
+            case "generated":
+                made = _rows(name, same_weights(model, ASKED, WRITES)[1:], fewer, progress)
+            case "bfloat16":
+                half = same_weights(model.cast(torch.bfloat16))
+                made = _rows(name, half, fewer, progress)
+            case "long":
+                made = _long(model, asked, progress)
+            case "at once":
+                made = at_once(model, fewer, SYSTEMS, NOTE, progress)
+            case _:
+                made = _families(model, bridge, asked, progress, named=len(only) == 1)
+        measured += made
+    return measured, summary
 
 
-def _scene(model: LocalModel, message: Message, prompt: str, system: str | None) -> Scene:
-    """A receiver that quotes all that it was handed, and has a prompt of its own."""
-    builder = model.context_builder
-    quotes = [ChatTurn(part.role, (Quote(message, part),)) for part in message.segments]
-    own = ChatTurn("user", (prompt,))
-    context = builder.compose([*quotes, own], system=system)
-    empty = builder.compose([own], system=system)
-    opening, asks = builder.opening(system).ids, builder.ask()
-    return Scene(
-        message=message,
-        context=context,
-        ids=context.ids + asks,
-        empty_ids=empty.ids + asks,
-        history=Past(opening, model.read(opening)) if opening else None,
+def asked_rows(qa: Path | None, count: int) -> list[QaRow]:
+    """A question about each of so many contexts, spread evenly over a file's."""
+    if qa is None:
+        return builtin_qa(count)
+    by_context: dict[str, QaRow] = {}
+    for row in read_qa(qa):
+        by_context.setdefault(row.context, row)
+    every = list(by_context.values())
+    return [every[number * len(every) // count] for number in range(min(count, len(every)))]
+
+
+def same_weights(model: LocalModel, note: str = NOTE, writes: int = 0) -> list[Way]:
+    """Continuation, where nobody has instructions; and splice, where each desk has its own."""
+    cache = SameModelCacheChannel(share="context")
+
+    def desks(systems: Sequence[str | None]) -> tuple[Desk, ...]:
+        return tuple(
+            Desk(model=model, system=system, channel=cache, note=note.format(number), writes=writes)
+            for number, system in enumerate(systems)
+        )
+
+    return [
+        Way(name=CONTINUATION, desks=desks([None] * len(SYSTEMS))),
+        Way(name=SPLICE, desks=desks(SYSTEMS), controls=True),
+    ]
+
+
+def _families(
+    model: LocalModel, folder: Path | None, asked: Sequence[QaRow], progress: Progress, named: bool
+) -> list[dict[str, Any]]:
+    """The two families in turn, each hop over the bridge from one to the other."""
+    other = LocalModel.load(DEFAULT_SHARER)
+    store = BridgeStore(folder)
+    there, back = (
+        store.find(one.identity, two.identity) for one, two in ((model, other), (other, model))
     )
-
-
-def _carried(model: LocalModel, scene: Scene) -> KVState:
-    """The state of the receiver's context with the message's own state in it."""
-    inbound = scene.delivery(SameModelCacheChannel(share="context"))
-    parts = assemble(model, scene.ids, [inbound], scene.history)
-    return prefilled(model, scene.ids, parts.states, parts.missing)
-
-
-def _handed_on(model: LocalModel, scene: Scene, state: KVState | None) -> Message:
-    """What the receiver hands on: all turns but its system's, with their state in its context."""
-    context = scene.context
-    return Message(
-        sharer="sharer",
-        segments=tuple(part for part in context.segments if part.role != "system"),
-        whole=True,
-        context=context.ids,
-        identity=model.identity,
-        state=None if state is None else state.slice(0, len(context.ids)),
+    if there is None or back is None:
+        missing = f"no bridges between {model.ref} and {other.ref} in both directions"
+        if named:
+            raise InputError(missing, expected="a store with both", fix="give --bridge DIR")
+        progress(f"{missing}: left out")
+        return []
+    pair: list[tuple[LocalModel, Channel]] = [
+        (model, ProjectedCacheChannel(Bridge.load(back), share="context")),
+        (other, ProjectedCacheChannel(Bridge.load(there), share="context")),
+    ]
+    desks = tuple(
+        Desk(model=desk, system=None, channel=channel, note=NOTE.format(number))
+        for number, (desk, channel) in enumerate(pair * (len(SYSTEMS) // 2))
     )
+    return _rows(FAMILIES, [Way(name=BRIDGE, desks=desks, controls=True)], asked, progress)
 
 
-def _asked(model: LocalModel, scene: Scene, row: QaRow, *, kept: bool) -> Reached:
-    text = _answer(model, scene, scene.ids, TextChannel())
-    forced = text or scene.ids[-1:]
-    full = recomputed(model, scene.ids, forced)
-    if kept:
-        answer = _answer(model, scene, scene.ids, SameModelCacheChannel(share="context"))
-        logs = forced_logs(model, _carried(model, scene), scene.ids[-1], forced)
-    else:
-        answer = _answer(model, scene, scene.empty_ids, None)
-        logs = recomputed(model, scene.empty_ids, forced)
-
-    def graded(ids: Sequence[int]) -> float:
-        return f1(model.text.decode(tuple(ids)), row.answers)
-
-    return Reached(
-        kl=score(full, logs).kl, equal=answer == text, f1=graded(answer), text_f1=graded(text)
-    )
+def _long(model: LocalModel, asked: Sequence[QaRow], progress: Progress) -> list[dict[str, Any]]:
+    """Passages of thousands of tokens: other contexts stand around the one that is asked about."""
+    rows = []
+    for tokens, count in LONG.items():
+        if tokens + 512 > model.max_positions:
+            progress(f"{tokens} tokens are more than {model.max_positions} positions hold: not run")
+            continue
+        longer = [_around(model, asked, number, tokens) for number in range(min(count, len(asked)))]
+        ways = [
+            Way(name=way.name, desks=way.desks, hops=(HOPS[0], HOPS[-1]))
+            for way in same_weights(model)
+        ]
+        rows += _rows(f"{EXTENDED}, {tokens} tokens", ways, longer, progress)
+    return rows
 
 
-def _answer(
-    model: LocalModel, scene: Scene, ids: tuple[int, ...], channel: Channel | None
-) -> tuple[int, ...]:
-    """The likeliest words of the last agent, as a turn writes them."""
-    inbound = () if channel is None else (scene.delivery(channel),)
-    sampling = Sampling(max_tokens=NEW, stop_ids=frozenset(model.stop_ids))
-    request = TurnRequest(ids=ids, inbound=inbound, sampling=sampling)
-    computed = drive_turn(model, request, scene.history)[1]
-    written = computed.ids[len(ids) :]
-    stop = next((n for n, token in enumerate(written) if token in model.stop_ids), len(written))
-    return written[:stop]
+def _around(model: LocalModel, asked: Sequence[QaRow], number: int, tokens: int) -> QaRow:
+    """A row whose context other rows' contexts make so long, itself in the middle."""
+    row, left = asked[number], tokens
+    left -= len(model.text.encode_words(row.context))
+    others = [one.context for one in asked if one is not row] or [row.context]
+    before: list[str] = []
+    after: list[str] = []
+    for turn in range(10**6):
+        words = model.text.encode_words(others[turn % len(others)])[: max(left, 0)]
+        left -= len(words) + 1
+        if left <= 0:
+            break
+        (before if turn % 2 else after).append(model.text.decode(words))
+    return QaRow("\n\n".join([*before, row.context, *after]), row.question, row.answers)
+
+
+def _rows(
+    case: str, ways: Sequence[Way], asked: Sequence[QaRow], progress: Progress
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for way in ways:
+        chains = []
+        for number, row in enumerate(asked):
+            chains.append(chain(way, row, asked[number - 1]))
+            kls = ", ".join(
+                f"{one.kl:.6f}" for (name, _), one in chains[-1].items() if name == way.name
+            )
+            progress(f"{case}, {way.name}, chain {number + 1} of {len(asked)}: KL {kls}")
+        names = sorted(chains[0], key=lambda key: (key[0] != way.name, key[0] == NOTHING))
+        made = [_row(case, *name, chains) for name in names if name[0] != TEXT]
+        rows += made
+    return rows
+
+
+def _row(case: str, name: str, hops: int, chains: Sequence[Chain]) -> dict[str, Any]:
+    """The figures of a way after so many hops, with 95 % intervals over chains."""
+    ours = [one[name, hops] for one in chains]
+    text = [one[TEXT, hops] for one in chains]
+    kl = Bootstrap([one.kl for one in ours], None).estimate()
+    gaps = [one.f1 - other.f1 for one, other in zip(ours, text, strict=True)]
+    gap = Bootstrap(gaps).estimate()
+    return {
+        "case": case,
+        "way": name,
+        "hops": hops,
+        "tokens": round(median(one.tokens for one in text)),
+        "mean_kl": kl.value,
+        "kl_low": kl.low,
+        "kl_high": kl.high,
+        "answers_equal": mean(one.equal for one in ours),
+        "f1": mean(one.f1 for one in ours),
+        "text_f1": mean(one.f1 for one in text),
+        "f1_less_text": gap.value,
+        "f1_less_text_low": gap.low,
+        "f1_less_text_high": gap.high,
+        "chains": len(ours),
+        "kl_by_chain": [round(one.kl, 9) for one in ours],
+    }
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How a splice grows from one hop to five, and what a continuation keeps."""
+    by = {(row["way"], row["hops"]): row for row in rows}
+    first, last = HOPS[0], HOPS[-1]
+    pairs = [by[SPLICE, hops]["kl_by_chain"] for hops in (last, first)]
+    ratio = Bootstrap(np.array(pairs).T, None, statistic=share).estimate()
+    return {
+        "splice_kl_1": by[SPLICE, first]["mean_kl"],
+        "splice_kl_5": by[SPLICE, last]["mean_kl"],
+        "splice_kl_5_over_1": ratio.value,
+        "splice_kl_5_over_1_low": ratio.low,
+        "splice_kl_5_over_1_high": ratio.high,
+        "splice_f1_5_less_text": by[SPLICE, last]["f1_less_text"],
+        "continuation_equal_5": by[CONTINUATION, last]["answers_equal"],
+        "continuation_kl_5": by[CONTINUATION, last]["mean_kl"],
+    }

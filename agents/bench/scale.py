@@ -89,6 +89,13 @@ SCALES: Mapping[str, Scale] = {
     "fan_in": Scale(unit="documents", rows=4, quick=2, least=2),
     "fanout": Scale(unit="rounds", rows=3, quick=1),
     "hop": Scale(unit="rounds", rows=9, quick=2, parts=("256", "512", "1024", "2048")),
+    "hops": Scale(
+        unit="chains",
+        rows=30,
+        quick=4,
+        least=2,
+        parts=("given", "generated", "bfloat16", "long", "at once", "bridge"),
+    ),
     "overhead": Scale(
         unit="rounds", rows=5, quick=1, parts=("chain", "fan-out", "checkpointed chain")
     ),

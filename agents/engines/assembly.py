@@ -7,22 +7,19 @@ positions. What nothing covers, and what a channel wants repaired, the turn comp
 """
 
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
-from unspoken.agents.engines.base import Carried, Inbound, StateRef
+from unspoken.agents.engines.base import Carried, Inbound
+from unspoken.agents.engines.offers import Resolve, offer
 from unspoken.agents.models.base import TurnModel
 from unspoken.agents.models.hf_cache import first_approximate
-from unspoken.channels.base import Arrival, Carry, CarryReport, Fallback, Origin, Piece
-from unspoken.channels.errors import ChannelError, ModelSupportError, RunError, StateError
-from unspoken.channels.kv.compressed import CompressedState
+from unspoken.channels.base import Arrival, Carry, CarryReport, Origin, Piece
 from unspoken.channels.kv.geometry import CacheGeometry
 from unspoken.channels.kv.state import KVState
 from unspoken.channels.message import common_prefix
 from unspoken.channels.text import TextChannel
-
-Resolve = Callable[[StateRef], KVState | CompressedState]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -185,7 +182,7 @@ def _offers(
     for number in _in_order(inbound):
         began = perf_counter()
         before = tuple(sorted(placed.states, key=lambda state: state.start))
-        carry = _offer(inbound[number], before, model, resolve)
+        carry = offer(inbound[number], before, model, resolve)
         offers[number] = carry, perf_counter() - began
         for piece in (*carry.pieces, *([carry.prefix] if carry.prefix else [])):
             placed.put(piece)
@@ -272,79 +269,3 @@ def _text_report(report: CarryReport, reused: int) -> CarryReport:
         return report
     reason = f"{report.reason}; {reused} of its tokens had a state from an earlier turn"
     return replace(report, reason=reason, reused=reused)
-
-
-def _offer(
-    inbound: Inbound, before: tuple[KVState, ...], model: TurnModel, resolve: Resolve | None
-) -> Carry:
-    """What a message offers; a state that is kept in fewer bytes counts as it is kept."""
-    arrival = inbound.arrival
-    if arrival is None:
-        raise StateError(f"the message of {inbound.sharer!r} has no place in the context")
-    state = None
-    if inbound.state is not None and resolve is not None:
-        state = resolve(inbound.state)
-    compressed = state if isinstance(state, CompressedState) else None
-    message = arrival.message
-    if compressed is not None:
-        message = replace(message, state=compressed.decompress())
-    elif isinstance(state, KVState):
-        message = replace(message, state=state)
-    carry = _marked(_carry(inbound, replace(arrival, message=message, before=before), model))
-    if compressed is None or (carry.prefix is None and not carry.pieces):
-        return carry
-    smaller = round(carry.report.bytes * compressed.nbytes / max(compressed.raw_bytes, 1))
-    reason = f"{carry.report.reason}; kept as {compressed.codec}"
-    return replace(carry, report=replace(carry.report, bytes=smaller, reason=reason))
-
-
-def _marked(carry: Carry) -> Carry:
-    """A carry that says it is not exact, with states that say so too, whoever wrote the channel."""
-    if carry.report.exact or any(not piece.state.exact for piece in _all_pieces(carry)):
-        return carry
-    prefix = None if carry.prefix is None else _approximate(carry.prefix)
-    return replace(carry, prefix=prefix, pieces=tuple(map(_approximate, carry.pieces)))
-
-
-def _all_pieces(carry: Carry) -> tuple[Piece, ...]:
-    return carry.pieces if carry.prefix is None else (carry.prefix, *carry.pieces)
-
-
-def _approximate(piece: Piece) -> Piece:
-    if piece.origin == "computed":
-        return piece
-    return replace(piece, state=replace(piece.state, approximate_from=piece.state.start))
-
-
-def _carry(inbound: Inbound, arrival: Arrival, model: TurnModel) -> Carry:
-    try:
-        carry = inbound.channel.carry(arrival, model)
-        if _moves_keys(carry, arrival) and not model.shifts_keys:
-            raise StateError(
-                "this model's keys cannot be moved to other positions",
-                expected="the same tokens before the message at both ends",
-                fix="let the message come first in the receiver's context, or use a text channel",
-            )
-        if carry.pieces and model.refuses_fills is not None:
-            raise StateError(
-                f"this model takes no state between other tokens: {model.refuses_fills}",
-                expected="the same tokens before the message at both ends",
-                fix="let the message come first in the receiver's context, or use a text channel",
-            )
-        return carry
-    except (ChannelError, ModelSupportError) as error:
-        if not inbound.fallback:
-            raise RunError(
-                error.found, edge=inbound.name, expected=error.expected, fix=error.fix
-            ) from error
-        carry = TextChannel().carry(arrival, model)
-        fallback = Fallback(inbound.channel.name, error.found)
-        reason = f"fallback from {fallback.channel}: {fallback.cause}"
-        return replace(carry, report=replace(carry.report, reason=reason, fallback=fallback))
-
-
-def _moves_keys(carry: Carry, arrival: Arrival) -> bool:
-    # A bridge rotates keys to their positions, so it needs the rotation to be known as well.
-    bridged = bool(carry.of("projected", "fused"))
-    moved = any(span.at != span.source for span in arrival.spans)
-    return bridged or (moved and bool(carry.of("reused", "recomputed")))

@@ -167,6 +167,8 @@ class Inbound:
         fresh: Whether it is new to the receiver's context; if not, its words are there already.
         fallback: Whether a channel that fails gives way to text.
         arrival: The message in its place, once the context is composed.
+        most_inexact: Most inexact hand-overs in a row that its state may have come through with
+            this one; None for any number.
     """
 
     edge: int
@@ -179,6 +181,7 @@ class Inbound:
     fresh: bool = True
     fallback: bool = True
     arrival: Arrival | None = None
+    most_inexact: int | None = None
 
     @property
     def name(self) -> str:

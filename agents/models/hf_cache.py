@@ -29,6 +29,7 @@ class ContextCache(Cache):
 
     Attributes:
         approximate_from: First position whose rows are taken over as approximate; None for none.
+        hops: Inexact hand-overs in a row that such rows came through.
         snapshots: What recurrent layers have at some positions, ascending.
     """
 
@@ -45,6 +46,7 @@ class ContextCache(Cache):
         # No model writes into them, so nothing but this cache tells them how long they are.
         self._without_rows = [rows for rows in self.rows if not rows.shape.kv_heads]
         self.approximate_from: int | None = None
+        self.hops = 0
         self.snapshots: list[Snapshot] = []
         Cache.__init__(self, layers=list(self.rows))
 
@@ -160,6 +162,7 @@ class ContextCache(Cache):
             stop=stop,
             identity=self.identity,
             approximate_from=rough if rough is not None and rough < stop else None,
+            hops=self.hops if rough is not None and rough < stop else 0,
             snapshots=tuple(one for one in self.snapshots if one.at <= stop),
         )
 
@@ -202,6 +205,7 @@ def open_cache(
     _require_order(model.geometry, end, positions)
     cache = make(model.geometry, stop + spare, identity)
     cache.approximate_from = first_approximate(state, positions)
+    cache.hops = max((piece.hops for piece in state), default=0)
     devices = layer_devices(model)
     for piece in state:
         cache.place(piece.to(devices), layers)

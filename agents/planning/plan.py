@@ -41,6 +41,8 @@ class EdgePlan:
         recompute: Ranges of layers, as [first, last + 1], that the receiver recomputes of a
             fine-tune's message; else None.
         kl: The upper bound of the profile's KL, in nats a token.
+        hops: Inexact hand-overs in a row that the message came through, this one included; 0 where
+            it is exact. Loops may add to them during the run.
     """
 
     number: int
@@ -61,6 +63,7 @@ class EdgePlan:
     unfitted: bool = False
     recompute: LayerRanges | None = None
     kl: float | None = None
+    hops: int = 0
     fallback: "Fallback | None" = None
 
 

@@ -11,6 +11,7 @@ from unspoken.agents.planning.bridges import FindBridge, other_weights
 from unspoken.agents.planning.choice import ChannelChoice, EdgeEnds, make_channel, shifts_keys
 from unspoken.agents.planning.fan_in import settle_splices
 from unspoken.agents.planning.finetunes import FindProfile, across, of_one_base
+from unspoken.agents.planning.hops import bound_hops
 from unspoken.agents.planning.outline import Outlines
 from unspoken.agents.planning.plan import EdgePlan, Plan
 from unspoken.agents.planning.same_model import read_again, same_weights
@@ -76,7 +77,10 @@ def plan_workflow(
         problems += [] if problem is None else [problem]
     if problems:
         raise WorkflowError(problems)
-    choices = settle_splices(spec, choices)
+    choices, hops = bound_hops(spec, settle_splices(spec, choices))
+    problems = [p for ends in every if (p := _refused_text(ends, choices[ends.number]))]
+    if problems:
+        raise WorkflowError(problems)
     for ends in every:
         unasked = partial(_unasked, ends, find_bridge, find_profile)
         choice = choices[ends.number]
@@ -86,7 +90,8 @@ def plan_workflow(
     edges = []
     for ends in every:
         edge = _plan_edge(ends, choices[ends.number], inputs, outlines)
-        edges.append(_with_repair(edge, channels[ends.number], ends))
+        edge = _with_repair(edge, channels[ends.number], ends)
+        edges.append(replace(edge, hops=hops[ends.number]))
     notes = {
         spec.agents[name].model: _notes(model)
         for name, model in models.items()

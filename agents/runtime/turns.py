@@ -347,4 +347,5 @@ class Turns:
             role=edge.as_,
             fresh=fresh,
             fallback=edge.fallback == "text",
+            most_inexact=edge.max_inexact,
         )

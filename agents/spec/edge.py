@@ -17,6 +17,9 @@ Thoughts = Literal["keep", "drop"]
 MIN_RETENTION, MAX_LOSS = 0.9, 0.03
 """What an edge asks of a bridge's audit, unless it says otherwise."""
 
+MAX_INEXACT = 5
+"""Inexact hand-overs in a row that were measured, and were no further from text than one."""
+
 READ_AGAIN = 128
 """First tokens of each of several spliced messages that are computed again."""
 
@@ -58,6 +61,11 @@ class EdgeSpec(Part):
         description="With channel: auto, where several messages would be spliced into one context: "
         "how many first tokens of each are computed again. What an agent can write in so many "
         "goes by text. 0 leaves each to its repair.",
+    )
+    max_inexact: Whole = Field(
+        MAX_INEXACT,
+        description="Most inexact hand-overs in a row, this one included: a splice, a bridge, "
+        "layers recomputed or a codec. The next goes by text, which is exact. 0 takes none.",
     )
     recompute: Annotated[Recompute | None, NONE_WORD] = Field(
         "profile",

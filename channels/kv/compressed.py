@@ -28,6 +28,7 @@ class CompressedState:
         hidden: Hidden states at the inputs of some layers.
         raw_bytes: Bytes of the state before.
         snapshots: What recurrent layers have at some positions, as it is.
+        hops: Inexact hand-overs in a row that the state's rows came through before.
     """
 
     codec: Codec
@@ -40,6 +41,7 @@ class CompressedState:
     hidden: Mapping[int, Tensor]
     raw_bytes: int
     snapshots: tuple[Snapshot, ...] = ()
+    hops: int = 0
 
     def __repr__(self) -> str:
         return (
@@ -74,6 +76,7 @@ class CompressedState:
             stop=self.stop,
             identity=self.identity,
             approximate_from=self.start,
+            hops=self.hops,
             hidden=self.hidden,
             snapshots=self.snapshots,
         )
@@ -97,6 +100,7 @@ def compress(state: KVState, codec: Codec) -> CompressedState:
         hidden={layer: tensor.clone() for layer, tensor in state.hidden.items()},
         raw_bytes=state.nbytes,
         snapshots=state.snapshots,
+        hops=state.hops,
     )
 
 

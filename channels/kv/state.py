@@ -32,6 +32,7 @@ class KVState:
         identity: The model that computed it.
         approximate_from: First position whose rows differ from what the model computes over all
             tokens before it, as after a splice; None for no such position.
+        hops: Inexact hand-overs in a row that its approximate rows came through; 0 without any.
         hidden: Hidden states at the inputs of some layers (the E-cache), each (rows, hidden_size).
             They belong to the last rows of the state, and to all rows of one prefill.
         snapshots: What recurrent layers have at some positions, ascending; empty for a model that
@@ -43,6 +44,7 @@ class KVState:
     stop: int
     identity: ModelIdentity
     approximate_from: int | None = None
+    hops: int = 0
     hidden: Mapping[int, Tensor] = field(default_factory=lambda: _NOTHING)
     snapshots: tuple[Snapshot, ...] = ()
 
@@ -140,6 +142,7 @@ class KVState:
             start=start,
             stop=stop,
             approximate_from=max(rough, start) if rough is not None and rough < stop else None,
+            hops=self.hops if rough is not None and rough < stop else 0,
             hidden=MappingProxyType(hidden),
             snapshots=tuple(one for one in self.snapshots if start < one.at <= stop),
         )
@@ -163,6 +166,7 @@ class KVState:
             layers=tuple(map(LayerState.joined, layers)),
             stop=last.stop,
             approximate_from=min(rough, default=None),
+            hops=max(state.hops for state in states),
             hidden=_NOTHING,
             snapshots=tuple(one for state in states for one in state.snapshots),
         )

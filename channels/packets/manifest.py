@@ -109,6 +109,7 @@ class PacketManifest(_Strict):
     digests: tuple[Digest, ...]
     key: str | None
     bind: Binding | None = None
+    hops: Count = 0
     folded: Annotated[tuple[FoldedShape, ...], Field(max_length=2**14)] = ()
     snapshots: Annotated[tuple[Count, ...], Field(max_length=MAX_SNAPSHOTS)] = ()
 
@@ -166,7 +167,7 @@ class PacketManifest(_Strict):
 
     def to_json(self) -> str:
         """The text that is signed; what older readers do not know is left out where it is empty."""
-        empty: dict[str, Any] = dict.fromkeys(("bind", "folded", "snapshots"), True)
+        empty: dict[str, Any] = dict.fromkeys(("bind", "hops", "folded", "snapshots"), True)
         empty = {name: left for name, left in empty.items() if not getattr(self, name)}
         if all(layer.value_dim is None for layer in self.layers):
             empty["layers"] = {"__all__": {"value_dim"}}
@@ -260,6 +261,8 @@ def manifest_of(
             "context": message.context,
             "turns": tuple(turns),
             "approximate_from": state.approximate_from,
+            # One follows from the rest, and older readers do not know the word.
+            "hops": state.hops if state.hops > 1 else 0,
             "layers": tuple(layers),
             "hidden": tuple(sorted(state.hidden)),
             "hidden_first": state.hidden_first,

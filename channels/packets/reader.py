@@ -282,6 +282,7 @@ class PacketReader:
             stop=len(manifest.context),
             identity=receiver.identity,
             approximate_from=rough,
+            hops=0 if rough is None else max(manifest.hops, 1),
             hidden=MappingProxyType(hidden),
             snapshots=tuple(Snapshot(at, folds) for at, folds in snapshots.items()),
         )

@@ -37,6 +37,7 @@ class Sequence:
         firsts: Per layer, the first position of its own rows that is there: trimmed states lack
             some.
         approximate_from: First position whose rows were taken over as approximate.
+        hops: Inexact hand-overs in a row that such rows came through.
     """
 
     identity: ModelIdentity
@@ -50,6 +51,7 @@ class Sequence:
     length: int
     firsts: list[int] = field(default_factory=list)
     approximate_from: int | None = None
+    hops: int = 0
 
     def place(self, state: KVState) -> None:
         """Copy a state's rows to their positions; rows that a trimmed state lacks stay zero."""
@@ -97,6 +99,7 @@ class Sequence:
             stop=self.length,
             identity=self.identity,
             approximate_from=None if rough is None or rough >= self.length else rough,
+            hops=0 if rough is None or rough >= self.length else self.hops,
         )
         return state if self.prefix is None else KVState.joined((self.prefix, state))
 
@@ -169,6 +172,7 @@ def open_sequence(
         length=start,
         firsts=[start] * len(geometry.layers),
         approximate_from=first_approximate(states, positions),
+        hops=max((piece.hops for piece in states), default=0),
     )
     try:
         for piece in states:

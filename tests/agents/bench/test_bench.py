@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from architectures import make, tuned
 
-from unspoken.agents.bench import STUDIES, hop, hops, packet, profile, run_bench, splice
+from unspoken.agents.bench import STUDIES, hop, hop_chain, hops, packet, profile, run_bench, splice
 from unspoken.agents.bench.passages import cut_passages
 from unspoken.agents.models.model import LocalModel
 from unspoken.channels.data.rows import QaRow
@@ -52,18 +52,27 @@ def test_splice_controls_bracket_the_splice(
 
 def test_hops_keep_a_continuation_exact(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A continuation is text after five hops; a splice is farther from it, no message farthest."""
-    monkeypatch.setattr(hops, "NEW", 3)
+    monkeypatch.setattr(hop_chain, "NEW", 3)
     monkeypatch.setattr(hops, "NOTE", "key {}")
     monkeypatch.setattr(hops, "SYSTEMS", ("a key", "who", "one", "of it", "the", "is it one"))
     rows = [QaRow(f"the key of {name} is {name}", "who is it", (name,)) for name in ("a", "b")]
     monkeypatch.setattr(hops, "builtin_qa", lambda count: rows)
-    measured, summary = hops.measure(model, progress=lambda line: None)
-    kl = {(row["way"], row["hops"]): row["mean_kl"] for row in measured}
-    for count in hops.HOPS:
-        assert kl["continuation", count] < 1e-6 < kl["splice, sink 4", count]
-        assert kl["splice, sink 4", count] < kl["no message", count]
+    cases = (hops.GIVEN, hops.GENERATED, hops.TEAM)
+    measured, summary = hops.measure(model, only=cases, progress=lambda line: None)
+    kl = {(row["case"], row["way"], row["hops"]): row["mean_kl"] for row in measured}
+    for count in hop_chain.HOPS:
+        assert abs(kl[hops.GIVEN, hops.CONTINUATION, count]) < 1e-6
+        for case in (hops.GIVEN, hops.GENERATED):
+            assert kl[case, hops.SPLICE, count] > 1e-6
+    for count in (1, 5):
+        spliced = kl[hops.GIVEN, hops.SPLICE, count]
+        assert spliced < kl[hops.GIVEN, hop_chain.NOTHING, count]
     assert summary["continuation_equal_5"] == 1.0
-    assert summary["splice_kl_5_over_1"] == kl["splice, sink 4", 5] / kl["splice, sink 4", 1]
+    ratio = kl[hops.GIVEN, hops.SPLICE, 5] / kl[hops.GIVEN, hops.SPLICE, 1]
+    assert summary["splice_kl_5_over_1"] == pytest.approx(ratio)
+    alone, beside = [row for row in measured if row["case"] == hops.TEAM]
+    assert beside["answers_equal"] == 1.0
+    assert beside["kl_by_chain"] == pytest.approx(alone["kl_by_chain"], abs=1e-6)
 
 
 def test_packet_says_what_each_codec_keeps(
