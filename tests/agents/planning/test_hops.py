@@ -55,9 +55,12 @@ def test_a_continuation_adds_nothing(models: Models) -> None:
     free = relay(models["chatml"], MAX_INEXACT + 1).plan()
     assert [edge.mode for edge in free.edges[-2:]] == ["splice", "text"]
     model = models["chatml"]
-    flow = relay(model, 2, max_inexact=1)
-    flow.connect("end", Agent("after", model, prompt="and?"), share="context", max_inexact=1)
-    assert [edge.hops for edge in flow.plan().edges] == [1, 0, 0]
+    read = Agent("read", model, prompt="{{ inputs.document }}", generate=None)
+    agents = [Agent(name, model, prompt="so?", system="Be short.") for name in ("a", "b")]
+    flow = Workflow("on", [read, *agents]).connect("read", "a", share="context", max_inexact=1)
+    flow.connect("a", "b", share="context", max_inexact=1)
+    planned = [(edge.mode, edge.hops) for edge in flow.plan().edges]
+    assert planned == [("splice", 1), ("continuation", 1)]
 
 
 def test_an_edge_that_must_not_fall_back_is_refused(models: Models) -> None:

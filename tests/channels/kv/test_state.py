@@ -120,6 +120,9 @@ def test_what_is_approximate_stays_known() -> None:
     assert state.slice(0, 4).exact
     assert state.slice(6, 8).approximate_from == 6
     assert state.slice(2, 8).shift(5, GEOMETRY, lambda name: ROTARY).approximate_from == 9
+    state = replace(state, hops=2)
+    assert (state.slice(0, 4).hops, state.slice(3, 8).hops) == (0, 2)
+    assert KVState.joined([state, make_state(10, 12)]).hops == 2
 
 
 def _run_of(start: int, stop: int, seed: int) -> KVState:

@@ -50,6 +50,17 @@ def test_a_raw_packet_gives_back_every_bit(model: LocalModel, dtype: torch.dtype
     assert back.state.exact
 
 
+def test_a_packet_says_how_many_hand_overs_a_state_came_through(
+    model: LocalModel, message: Message
+) -> None:
+    """One follows from an approximate state alone."""
+    assert message.state is not None
+    for rough, hops in ((None, 0), (2, 1), (2, 3)):
+        state = replace(message.state, approximate_from=rough, hops=hops)
+        back = read(written(replace(message, state=state)), model).state
+        assert back is not None and (back.approximate_from, back.hops) == (rough, hops)
+
+
 @pytest.mark.parametrize("codec", ["int8", "int4"])
 def test_a_lossy_packet_gives_what_its_codec_keeps_and_says_so(
     model: LocalModel, message: Message, codec: Codec
