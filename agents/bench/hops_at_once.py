@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from statistics import mean
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 
@@ -31,6 +31,8 @@ class Watched(SameModelCacheChannel):
     Attributes:
         seen: The messages, with their states.
     """
+
+    name: ClassVar[str] = "watched_cache"
 
     seen: list[Message] = field(default_factory=list)
 

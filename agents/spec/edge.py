@@ -18,7 +18,7 @@ MIN_RETENTION, MAX_LOSS = 0.9, 0.03
 """What an edge asks of a bridge's audit, unless it says otherwise."""
 
 MAX_INEXACT = 5
-"""Inexact hand-overs in a row that were measured, and were no further from text than one."""
+"""As many inexact hand-overs in a row as were measured; see docs/benchmarks.md, Hops."""
 
 READ_AGAIN = 128
 """First tokens of each of several spliced messages that are computed again."""

@@ -53,7 +53,8 @@ def test_splice_controls_bracket_the_splice(
 def test_hops_keep_a_continuation_exact(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A continuation is text after five hops; a splice is farther from it, no message farthest."""
     monkeypatch.setattr(hop_chain, "NEW", 3)
-    monkeypatch.setattr(hops, "NOTE", "key {}")
+    for name, value in (("NOTE", "key {}"), ("ASKED", "key {}"), ("WRITES", 2)):
+        monkeypatch.setattr(hops, name, value)
     monkeypatch.setattr(hops, "SYSTEMS", ("a key", "who", "one", "of it", "the", "is it one"))
     rows = [QaRow(f"the key of {name} is {name}", "who is it", (name,)) for name in ("a", "b")]
     monkeypatch.setattr(hops, "builtin_qa", lambda count: rows)
