@@ -295,8 +295,7 @@ class Turns:
             self.recorder.tell(place, event, reply)
 
         engine, limit = agent.engine, agent.spec.idle_timeout
-        telemetry = self.recorder.telemetry
-        with telemetry.chat(agent.model.ref, request, place.item) as on_outcome:
+        with self.recorder.telemetry.chat(agent.model.ref, request, place.item) as on_outcome:
             if limit is None:
                 outcome = await engine.turn(request, tell)
             else:
