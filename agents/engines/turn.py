@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 
 from unspoken.agents.engines.asks import Answer, Compute, compute_alone, most_prefilled
-from unspoken.agents.engines.assembly import Assembly, Past, Resolve, assembling
+from unspoken.agents.engines.assembly import Assembly, Past, assembling
 from unspoken.agents.engines.base import Prefilling, TurnEvent, TurnRequest, Usage
 from unspoken.agents.engines.captured import marks_of, with_hidden
 from unspoken.agents.engines.decoding import choose, decode
+from unspoken.agents.engines.offers import Resolve
 from unspoken.agents.engines.sampling import Sampler, Scorer
 from unspoken.agents.engines.stepping import Asking, Clock, Step, Turn
 from unspoken.agents.models.base import TurnModel

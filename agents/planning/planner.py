@@ -1,6 +1,6 @@
 """Which channel each edge gets, and why: EXPLAIN for a workflow."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -78,9 +78,7 @@ def plan_workflow(
     if problems:
         raise WorkflowError(problems)
     choices, hops = bound_hops(spec, settle_splices(spec, choices))
-    problems = [p for ends in every if (p := _refused_text(ends, choices[ends.number]))]
-    if problems:
-        raise WorkflowError(problems)
+    _require_allowed(every, choices)
     for ends in every:
         unasked = partial(_unasked, ends, find_bridge, find_profile)
         choice = choices[ends.number]
@@ -138,6 +136,13 @@ def _impossible_layers(ends: EdgeEnds) -> Problem | None:
     except InputError as error:
         return Problem(error.found, f"edges[{ends.number}].recompute", error.expected, error.fix)
     return None
+
+
+def _require_allowed(every: Iterable[EdgeEnds], choices: Mapping[int, ChannelChoice]) -> None:
+    """Refuse text that came of the other edges, where an edge must not fall back to it."""
+    problems = [_refused_text(ends, choices[ends.number]) for ends in every]
+    if refused := [problem for problem in problems if problem is not None]:
+        raise WorkflowError(refused)
 
 
 def _refused_text(ends: EdgeEnds, choice: ChannelChoice) -> Problem | None:
