@@ -9,7 +9,7 @@ from unspoken.channels.errors import InputError
 
 __all__ = ["SCALES", "Scale", "forecast", "reduced", "sized"]
 
-MACHINE = "one core of an AMD EPYC (AVX2)"
+MACHINE = "two cores of an AMD EPYC (AVX2)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +82,15 @@ def _minutes(seconds: float) -> str:
 
 
 SCALES: Mapping[str, Scale] = {
-    "budget": Scale(unit="rounds", rows=3, quick=1),
-    "cancel": Scale(unit="cancelled runs", rows=50, quick=5),
-    "chain": Scale(unit="rounds", rows=3, quick=1),
-    "decode": Scale(unit="prompts", rows=20, quick=3),
-    "fan_in": Scale(unit="documents", rows=4, quick=2, least=2),
-    "fanout": Scale(unit="rounds", rows=3, quick=1),
-    "hop": Scale(unit="rounds", rows=9, quick=2, parts=("256", "512", "1024", "2048")),
+    "budget": Scale(unit="rounds", rows=3, quick=1, once_s=30, row_s=130),
+    "cancel": Scale(unit="cancelled runs", rows=50, quick=5, once_s=20, row_s=4.5),
+    "chain": Scale(unit="rounds", rows=3, quick=1, once_s=20, row_s=95),
+    "decode": Scale(unit="prompts", rows=20, quick=3, once_s=20, row_s=19),
+    "fan_in": Scale(unit="documents", rows=4, quick=2, least=2, once_s=30, row_s=230),
+    "fanout": Scale(unit="rounds", rows=3, quick=1, once_s=60, row_s=380),
+    "hop": Scale(
+        unit="rounds", rows=9, quick=2, once_s=20, row_s=51, parts=("256", "512", "1024", "2048")
+    ),
     "hops": Scale(
         unit="chains",
         rows=30,
@@ -97,7 +99,12 @@ SCALES: Mapping[str, Scale] = {
         parts=("given", "generated", "bfloat16", "long", "at once", "bridge"),
     ),
     "overhead": Scale(
-        unit="rounds", rows=5, quick=1, parts=("chain", "fan-out", "checkpointed chain")
+        unit="rounds",
+        rows=5,
+        quick=1,
+        once_s=10,
+        row_s=12,
+        parts=("chain", "fan-out", "checkpointed chain"),
     ),
     "packet": Scale(unit="passages", rows=20, quick=2, least=2, parts=("quality", "speed")),
     "peers": Scale(
@@ -113,6 +120,8 @@ SCALES: Mapping[str, Scale] = {
         unit="rounds",
         rows=3,
         quick=1,
+        once_s=100,
+        row_s=48,
         parts=(
             *("continued", "text", "spliced", "chain", "fan_out"),
             *("loop", "router", "fan_in", "items", "two_models"),
@@ -121,12 +130,12 @@ SCALES: Mapping[str, Scale] = {
     "profile": Scale(unit="questions", rows=16, quick=4, least=2, parts=("full", "lora")),
     "resume": Scale(unit="kills", rows=50, quick=5),
     "schema": Scale(unit="answers", rows=100, quick=9, least=3),
-    "session": Scale(unit="rounds", rows=5, quick=1, once_s=28, row_s=20),
-    "soak": Scale(unit="runs", rows=2000, quick=500, least=400, once_s=10, row_s=0.095),
+    "session": Scale(unit="rounds", rows=5, quick=1, once_s=20, row_s=14),
+    "soak": Scale(unit="runs", rows=2000, quick=500, least=400, once_s=10, row_s=0.235),
     "splice": Scale(
-        unit="passages", rows=20, quick=2, least=2, once_s=10, row_s=35, parts=("prompt", "output")
+        unit="passages", rows=20, quick=2, least=2, once_s=10, row_s=22, parts=("prompt", "output")
     ),
-    "stall": Scale(unit="rounds", rows=5, quick=1),
+    "stall": Scale(unit="rounds", rows=5, quick=1, once_s=20, row_s=20),
 }
 """By name. One that is not in it has one size, and no ``--rows``."""
 
