@@ -10,7 +10,7 @@ import anyio.to_thread
 from pydantic_core import to_jsonable_python
 
 from unspoken.agents.delegates.model import Delegate
-from unspoken.agents.tools.functions import threads
+from unspoken.agents.tools.functions import apart, threads
 
 
 class FunctionDelegate(Delegate):
@@ -30,12 +30,14 @@ class FunctionDelegate(Delegate):
 
     async def _answered(self, words: str) -> str:
         if inspect.iscoroutinefunction(self.function):
-            result = await self.function(words)
+            result = await apart(partial(self.function, words))
         else:
             result = await anyio.to_thread.run_sync(
                 self.function, words, abandon_on_cancel=True, limiter=threads()
             )
-            result = await result if inspect.isawaitable(result) else result
+            if inspect.isawaitable(result):
+                made = result
+                result = await apart(lambda: made)
         if result is None or isinstance(result, str):
             return result or ""
         return json.dumps(to_jsonable_python(result), ensure_ascii=False)

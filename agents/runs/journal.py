@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,21 @@ UNKNOWN = "It is not known whether this call took effect: the run was interrupte
 """What a call gives that may have happened."""
 
 
+@dataclass(kw_only=True, eq=False)
+class _Pending:
+    """What waits to be written down, of a run and of all that run inside of it.
+
+    An event is never written before the turn that it tells of. Turns are by run, agent and turn;
+    `lock` is held while those in `writing` are written, and after a `fault` nothing is.
+    """
+
+    told: Told
+    held: dict[tuple[str, str, int], list[Computed]] = field(default_factory=dict)
+    writing: dict[tuple[str, str, int], list[Computed]] = field(default_factory=dict)
+    lock: anyio.Lock = field(default_factory=lambda: anyio.Lock(fast_acquire=True))
+    fault: Exception | None = None
+
+
 class Journal:
     """The book of one run. Its coroutines are for the event loop of the run.
 
@@ -36,7 +51,7 @@ class Journal:
         run: The run's id, or the key of a sub-workflow in it.
         states: Whether states are kept as packets, so that they are read and not computed again
             when the run goes on.
-        told: The events of the whole run, where this is a sub-workflow in it.
+        outer: The book of the run around it, where this is a sub-workflow.
 
     Attributes:
         root: The run's id.
@@ -45,11 +60,13 @@ class Journal:
     """
 
     def __init__(
-        self, store: RunStore, run: str, *, states: bool = False, told: Told | None = None
+        self, store: RunStore, run: str, *, states: bool = False, outer: "Journal | None" = None
     ) -> None:
         self.store, self.run = store, run
         self.root = root_of(run)
-        self.told = told if told is not None else Told(store.told(run))
+        pending: _Pending | None = None if outer is None else outer._pending
+        self._pending: _Pending = pending or _Pending(told=Told(store.told(run)))
+        self.told = self._pending.told
         self.restored = 0
         self._states = states
         self._turns: dict[tuple[str, int, int], dict[str, TurnRecord]] = {}
@@ -64,11 +81,8 @@ class Journal:
         self._before = len(self._places)
         self._next = 0
         self._moved = anyio.Event()
-        self._lock = anyio.Lock(fast_acquire=True)
-        self._held: dict[tuple[str, int], list[Computed]] = {}
         self._over: list[Over] = []
         self._goes_on = True
-        self._fault: BaseException | None = None
 
     @property
     def unknown(self) -> tuple[CallRecord, ...]:
@@ -111,9 +125,10 @@ class Journal:
 
         Of a turn that failed in the end, the passes of its last try are thus what is there.
 
-        It is written down with the end of its turn, which mostly follows at once, or before
-        anything else happens that takes time or that others see. An item is written down now, for
-        the others may take long, and so is what has a state, which a cleaner would sweep away.
+        It is written down with the end of its turn, which mostly follows at once, with the first
+        event that is written after it, or before anything else happens that takes time or that
+        others see. An item is written down now, for the others may take long, and so is what has a
+        state, which a cleaner would sweep away. Where the run ends early, `flush` writes it down.
         """
         place = record.agent, record.turn, record.item
         tried = self._tried.setdefault(place, set())
@@ -121,18 +136,35 @@ class Journal:
         there = self._there.setdefault(place, set())
         gone = there - tried
         self._there[place] = (there - gone) | {record.digest}
+        key = self.run, record.agent, record.turn
+        self._pending.held.setdefault(key, []).append((self.run, record, gone))
         if record.state or record.item >= 0:
-            await elsewhere(partial(self.store.add_turn, self.run, record, gone))
-        else:
-            self._held.setdefault((record.agent, record.turn), []).append((record, gone))
+            await self._write_held(record.agent, record.turn)
 
-    async def _write_held(self) -> None:
-        """Write down what waits for the end of its turn."""
-        async with self._lock:
-            for place, held in list(self._held.items()):
-                for record, gone in held:
-                    await elsewhere(partial(self.store.add_turn, self.run, record, gone))
-                del self._held[place]
+    async def _write_held(self, agent: str, turn: int) -> None:
+        """Have what waits of a turn written down; nobody waits for the turns of others."""
+        key = self.run, agent, turn
+        if key in self._pending.held or key in self._pending.writing:
+            await self._write()
+
+    async def flush(self, *, quiet: bool = False) -> None:
+        """Write down what is left when a run ends, whatever its end: a cancel waits for it.
+
+        Args:
+            quiet: Whether a store that cannot be written is only logged: the run has failed.
+
+        Raises:
+            StoreError: The disk is full.
+        """
+        if self._pending.fault is not None:
+            return
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._write()
+            except StoreError as error:
+                if not quiet:
+                    raise
+                log.warning("turns are not kept", run=self.run, reason=error.found)
 
     async def opened_inside(self, scope: str) -> "Journal":
         """The book of a sub-workflow in this run.
@@ -141,7 +173,7 @@ class Journal:
             scope: The turn that runs it, as ``AGENT.TURN`` with ``.ITEM`` behind it for an item.
         """
         key = f"{self.run}/{scope}"
-        made = partial(Journal, self.store, key, states=self._states, told=self.told)
+        made = partial(Journal, self.store, key, states=self._states, outer=self)
         return await elsewhere(made)
 
     async def handed_over(self, agent: str, turn: int, text: str) -> None:
@@ -154,7 +186,7 @@ class Journal:
         """
         place = self._places.pop((agent, turn), None)
         if self._next < (self._before if place is None else place):
-            await self._write_held()
+            await self._write_held(agent, turn)
         while self._next < (self._before if place is None else place):
             await self._moved.wait()
         if place is not None:
@@ -162,31 +194,42 @@ class Journal:
             return
         self._over.append((self._next, agent, turn, text))
         self._step()
-        await self._write_over()
+        await self._write()
         if not self._goes_on:
             raise RunError(
                 f"run {self.root} was cancelled",
                 fix="begin another run, or go on with it anyway: --anyway",
             )
 
-    async def _write_over(self) -> None:
-        """Write down the turns that are over, all that are by now in one transaction.
+    async def _write(self) -> None:
+        """Write down what waits: turns that are over or computed, and events, in one transaction.
 
         Nothing follows one that failed: the places of a run's turns have no gap.
         """
-        async with self._lock:
-            if self._fault is not None:
-                raise self._fault
-            over, self._over = self._over, []
-            if not over:  # somebody else has written this one down
+        pending = self._pending
+        async with pending.lock:
+            if pending.fault is not None:
+                raise _again(pending.fault) from pending.fault
+            if not self._over and not pending.held:  # somebody else has written it down
                 return
-            held = [one for _, who, turn, _ in over for one in self._held.pop((who, turn), ())]
+            over, self._over = self._over, []
+            pending.writing, pending.held = pending.held, {}
+            told = self.told.take()
+            held = [one for records in pending.writing.values() for one in records]
             try:
-                work = partial(self.store.hand_over, self.run, over, self.told.take(), held)
+                work = partial(self.store.hand_over, self.run, over, told, held)
                 self._goes_on = await elsewhere(work)
-            except BaseException as error:
-                self._fault = error
+            except Exception as error:
+                pending.fault = error
                 raise
+            except BaseException:  # asyncio's own cancel: whether it was written is not known
+                self._over = over + self._over
+                for key, records in pending.writing.items():
+                    pending.held[key] = records + pending.held.get(key, [])
+                self.told.put_back(told)
+                raise
+            finally:
+                pending.writing = {}
 
     def _step(self) -> None:
         self._next += 1
@@ -195,7 +238,8 @@ class Journal:
 
     async def answer_to(self, question: Question) -> str | None:
         """What a person has answered to just this question; None where nobody has."""
-        await self._write_held()
+        if self._pending.held or self._pending.writing:  # those of the runs around it too
+            await self._write()
         known = await elsewhere(partial(self.store.question, self.root, question.id))
         same = known is not None and (known.kind, known.text) == (question.kind, question.text)
         return known.answer if known is not None and same else None
@@ -228,7 +272,7 @@ class Journal:
             knows.
         """
         agent, turn, item = place
-        await self._write_held()
+        await self._write_held(agent, turn)
         text = await self._calls.result(
             (agent, turn, -1 if item is None else item),
             tool,
@@ -296,3 +340,10 @@ class Journal:
             found = getattr(error, "found", str(error))
             log.warning("a state is computed again", run=self.run, reason=found)
             return None
+
+
+def _again(fault: Exception) -> StoreError:
+    """The error of whoever comes after a fault: each task raises one of its own."""
+    if isinstance(fault, StoreError):
+        return StoreError(fault.found, kind=fault.kind, expected=fault.expected, fix=fault.fix)
+    return StoreError(f"the run cannot be kept: {type(fault).__name__}: {fault}", kind="broken")

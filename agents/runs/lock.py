@@ -22,14 +22,15 @@ class RunLock:
         folder: Where locks are.
         run: The run's id.
         wait_s: Seconds that it is waited for.
+        file: What its files are called; empty for a digest of `run`.
 
     Attributes:
         run: The run's id.
     """
 
-    def __init__(self, folder: Path, run: str, wait_s: float = SHORT_S) -> None:
+    def __init__(self, folder: Path, run: str, wait_s: float = SHORT_S, *, file: str = "") -> None:
         self.run, self._wait_s = run, wait_s
-        name = blake3(run.encode()).hexdigest(length=10)
+        name = file or blake3(run.encode()).hexdigest(length=10)
         self._lock = FileLock(folder / f"{name}.lock", timeout=0, thread_local=False)
         self._holder = folder / f"{name}.pid"
 

@@ -28,7 +28,7 @@ from unspoken.channels.storage.forks import ForkLock
 
 Result = TypeVar("Result")
 
-Computed = tuple[TurnRecord, Collection[str]]
+Computed = tuple[str, TurnRecord, Collection[str]]
 """A computed turn, and the digests of those that it takes the place of."""
 
 Over = tuple[int, str, int, str]
@@ -202,10 +202,6 @@ class RunStore:
         """Its calls of tools."""
         return self._read(lambda db: calls_of(db, run))
 
-    def add_turn(self, run: str, record: TurnRecord, instead_of: Collection[str] = ()) -> None:
-        """Keep a computed turn, in place of others of its agent, turn and item, by digest."""
-        self._change(lambda db: changes.add_turn(db, run, record, instead_of))
-
     def hand_over(
         self,
         run: str,
@@ -215,13 +211,13 @@ class RunStore:
     ) -> bool:
         """Note that turns are over, before anybody reads them; whether the run may go on.
 
-        `told` are the events since the last ones, each with its number, and `computed` what of the
-        turns is not kept yet.
+        `told` are the events since the last ones, each with its number, and `computed` the turns
+        that are not kept yet, each with its run and the digests in whose place it stands.
         """
 
         def change(db: sqlite3.Connection) -> bool:
-            for record, instead_of in computed:
-                changes.add_turn(db, run, record, instead_of)
+            for whose, record, instead_of in computed:
+                changes.add_turn(db, whose, record, instead_of)
             sql = "INSERT OR REPLACE INTO handed_over VALUES (?, ?, ?, ?, ?)"
             db.executemany(sql, [(run, *one) for one in over])
             changes.add_told(db, run, told)

@@ -56,6 +56,10 @@ class Told:
         waiting, self._waiting = self._waiting, []
         return waiting
 
+    def put_back(self, taken: Sequence[tuple[int, str]]) -> None:
+        """Take events back that may not have been written down."""
+        self._waiting = [*taken, *self._waiting]
+
 
 def _key(event: Mapping[str, Any]) -> tuple[object, ...]:
     """What tells events apart that a run and its continuation both tell of."""

@@ -16,6 +16,7 @@ from unspoken.agents.runtime.events import Event, QuestionAsked
 from unspoken.agents.runtime.reply import TurnReply
 from unspoken.agents.spec.generate import GenerateSpec
 from unspoken.agents.spec.spec import WorkflowSpec
+from unspoken.agents.tools.functions import apart
 from unspoken.channels.errors import RunError
 from unspoken.channels.message import Message, Segment
 
@@ -182,7 +183,7 @@ class People:
             return known
         if self._on_question is not None:
             said = self._on_question(question)
-            answer = await said if isawaitable(said) else said
+            answer = await apart(lambda: said) if isawaitable(said) else said
             if answer is not None:
                 words = checked_answer(question, answer, settings)
                 counts = await self._book.note_question(replace(question, answer=words))

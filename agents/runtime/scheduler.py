@@ -150,6 +150,8 @@ class Scheduler:
                     await self._ready.work(tasks)
                 if self.people.open:
                     stopped_by(Waiting.__name__)
+            if self._book is not None:
+                await self._book.flush()
             if self._leave is not None and not self.people.open:
                 self.outputs()  # one that fails leaves the session as it was
                 await self._leave(self._left())
@@ -160,6 +162,8 @@ class Scheduler:
             raise error from error.__cause__
         finally:
             self._forget()
+            if self._book is not None:  # what has finished is kept, whatever ends the run
+                await self._book.flush(quiet=True)
         if self.people.open:
             waiting = RunWaiting(self.run_id, self.people.open)
             waiting.partial = self.partial()

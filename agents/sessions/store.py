@@ -83,7 +83,11 @@ class SessionStore:
 
     def lock(self, name: str) -> SessionLock:
         """The lock of a session, not held yet."""
-        return SessionLock(self.folder / "locks", checked_name(name))
+        return self._lock_of(self.folder_of(checked_name(name)), name)
+
+    def _lock_of(self, folder: Path, name: str) -> SessionLock:
+        # The start of a folder's name, a digest, is the shorter digest that every release locks by.
+        return SessionLock(self.folder / "locks", name, file=folder.name[:20])
 
     def sessions(self) -> list[StoredSession]:
         """Every session that can be read, the one used last first."""
@@ -179,7 +183,7 @@ class SessionStore:
         with reporting_faults(folder, 0.0):
             if not folder.exists():
                 return False
-        lock = self.lock(name)
+        lock = self._lock_of(folder, name)
         lock.acquire()
         try:
             with reporting_faults(folder, 0.0):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints, overload
 
+import anyio
 import anyio.to_thread
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
@@ -104,12 +105,13 @@ def tool(
             values = arguments.model_validate(dict(given))
             named = {key: getattr(values, key) for key in type(values).model_fields}
             if inspect.iscoroutinefunction(function):
-                return _text(await function(**named))
+                return _text(await apart(lambda: function(**named)))
             # A call that hangs does not hold up whoever cancels the run; it is then an unknown one.
             result = await anyio.to_thread.run_sync(
                 lambda: function(**named), abandon_on_cancel=True, limiter=threads()
             )
-            return _text(await result if inspect.isawaitable(result) else result)
+            waits = inspect.isawaitable(result)
+            return _text(await apart(lambda: result) if waits else result)
 
         return Tool(
             name=called,
@@ -192,6 +194,26 @@ def threads() -> CapacityLimiter:
         limiter = CapacityLimiter(MOST_THREADS)
         _LIMITER.set(limiter)
     return limiter
+
+
+async def apart(make: Callable[[], Awaitable[Any]]) -> Any:
+    """Await a person's function in a task of its own: its context variables stay in it.
+
+    One task takes the turns of many agents, so what a function sets would be seen by others.
+    """
+    results, errors = list[Any](), list[Exception]()
+
+    async def call() -> None:
+        try:
+            results.append(await make())
+        except Exception as error:  # raised again, without the task group's own
+            errors.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -1,6 +1,7 @@
 """Functions as agents: text in, text out, and no model."""
 
 import threading
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,20 @@ def test_a_file_cannot_name_it() -> None:
         checked(str.upper).to_yaml()
     with pytest.raises(WorkflowError, match="has no model"):
         Agent("check")
+
+
+def test_what_a_function_sets_is_not_seen_by_others() -> None:
+    """Context variables stay in its turn, though one task takes the turns of a chain."""
+    tenant = ContextVar("tenant", default="nobody")
+
+    async def set_it(text: str) -> str:
+        tenant.set(text)
+        return tenant.get()
+
+    async def read(text: str) -> str:
+        return tenant.get()
+
+    first, second = Agent("first", set_it, prompt="anna"), Agent("second", read)
+    flow = Workflow("apart", [first, second]).connect(first, second)
+    result = flow.run()
+    assert (result["first"].text, result["second"].text) == ("anna", "nobody")

@@ -143,15 +143,16 @@ def test_a_state_that_a_clean_takes_before_its_turn_is_kept_again(
     store = RunStore(tmp_path, durable=False)
     flow = Letters(model).flow
     flow.run(run_id="old", store=store)
-    cleaned, add_turn = [], RunStore.add_turn
+    cleaned, hand_over = [], RunStore.hand_over
 
-    def add(self: RunStore, run: str, record: Any, *more: Any, **settings: Any) -> Any:
-        if record.state and not cleaned:
-            cleaned.append(record.state)
+    def add(self: RunStore, run: str, over: Any, told: Any, computed: Any) -> Any:
+        states = [record.state for _, record, _ in computed if record.state]
+        if states and not cleaned:
+            cleaned.append(states[0])
             store.remove("old")
-            assert not packets_module.state_file(store.states, record.state).exists()
-        return add_turn(self, run, record, *more, **settings)
+            assert not packets_module.state_file(store.states, states[0]).exists()
+        return hand_over(self, run, over, told, computed)
 
-    monkeypatch.setattr(RunStore, "add_turn", add)
+    monkeypatch.setattr(RunStore, "hand_over", add)
     flow.run(run_id="new", store=store, states=True)
     assert packets_module.state_file(store.states, cleaned[0]).exists()

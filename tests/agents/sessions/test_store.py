@@ -96,6 +96,22 @@ def test_a_session_that_cannot_be_read_hides_no_others(
     assert store.delete(folder.name) and not folder.exists()
 
 
+def test_one_that_cannot_be_read_is_not_deleted_while_it_is_used(
+    store: SessionStore, script: ScriptedModel
+) -> None:
+    """A run of another release may go on with it."""
+    told(store, script)
+    folder, lock = store.folder_of("anna"), store.lock("anna")
+    (folder / "session.json").write_text("{")
+    lock.acquire()
+    try:
+        with pytest.raises(StoreError, match="another run goes on"):
+            store.delete(folder.name)
+    finally:
+        lock.release()
+    assert folder.exists() and store.delete(folder.name)
+
+
 def test_a_session_of_another_version_is_refused(
     store: SessionStore, script: ScriptedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
