@@ -49,12 +49,11 @@ class Workflow(Runnable):
         agents: Its agents.
         inputs: Its inputs, as a type name or an `InputSpec` each; without it every ``inputs.X`` of
             a template is one.
-        outputs: Templates of its results; without any, the words of the agents that nobody reads.
-        models: Names for model objects and references; one that has none is named after its
-            reference.
+        outputs: Templates of its results; without any, the words of agents that nobody reads.
+        models: Names for model objects and references; others are named after their reference.
         timeout: Most seconds a run may take, loading and fitting included.
-        memory: Most bytes of states on each device, as a number or a size such as ``2GB``; None for
-            half of what is free. In a session its own memory counts.
+        memory: Most bytes of states on each device, such as ``2GB``; None for half of what is free.
+            In a session its own memory counts.
         private: Whether reports and kept events are without what agents read and write.
         description: What it does, for people.
         bridges: ``stored`` uses stored bridges that this machine measured, ``fit`` fits one where

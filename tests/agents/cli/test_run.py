@@ -18,11 +18,11 @@ from unspoken.agents.cli.main import main
 
 _TURN = """turn prompt_tokens prefilled_tokens reused_tokens recomputed_tokens projected_tokens
     generated_tokens thought_tokens layer_tokens_computed ttft_s seconds forwards
-    turns_per_forward finish item attempts likelihoods tool_calls"""
+    turns_per_forward finish item attempts likelihoods tool_calls prompt text"""
 _EDGE = """from to turn channel mode planned reason fallback exact tokens reused repaired projected
     recomputed_layers layer_tokens bytes seconds item"""
 _RUN = """run_id workflow outputs agents edges fallbacks loops_ended failed_items failed_turns
-    late_messages unknown_calls peak_state_bytes
+    empty_turns late_messages unknown_calls peak_state_bytes
     shared_state_bytes spilled_state_bytes prefix_hits linears seconds"""
 TURN_KEYS, EDGE_KEYS, RUN_KEYS = (set(keys.split()) for keys in (_TURN, _EDGE, _RUN))
 

@@ -23,7 +23,7 @@ def load(job: Job) -> Loaded:
     """AVP's connector over the model."""
     warnings.simplefilter("ignore")
     plain = Plain(job)
-    tokenizer = AutoTokenizer.from_pretrained(job["folder"])
+    tokenizer = AutoTokenizer.from_pretrained(job["folder"], trust_remote_code=False)
     connector = HuggingFaceConnector(model=plain.hf, tokenizer=tokenizer)
 
     def run(case: Case) -> Outcome:

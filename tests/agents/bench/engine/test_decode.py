@@ -23,6 +23,6 @@ def test_decode_compares_with_generate(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_that_is_not_installed_has_a_row_that_says_so() -> None:
     """Whoever reads the rows sees which model they lack, and why; so does who watches."""
     said: list[str] = []
-    row = decode._other("embedded:none-of-this-name", make("llama"), None, said.append)
+    row = decode._other("embedded:none-of-this-name", make("llama"), None, 1, said.append)
     assert row["of"] == "embedded:none-of-this-name" and "none-of-this-name" in row["left_out"]
     assert said == [f"{row['of']} is left out: {row['left_out']}"]
