@@ -147,7 +147,7 @@ class Execution:
             async with _opened(self._preparation, spec) as opened:
                 return opened
 
-        return run_anywhere(ask) if _has_servers(spec) else self._preparation
+        return run_anywhere(ask) if starts_servers(spec) else self._preparation
 
     async def run(
         self,
@@ -260,10 +260,10 @@ class Execution:
         return scheduler, await _ended(scheduler, kept)
 
 
-def _has_servers(spec: WorkflowSpec) -> bool:
+def starts_servers(spec: WorkflowSpec) -> bool:
     """Whether agents have tools of servers, in workflows inside of it too."""
     inner = (agent.workflow for agent in spec.agents.values())
-    return bool(spec.servers) or any(one is not None and _has_servers(one) for one in inner)
+    return bool(spec.servers) or any(one is not None and starts_servers(one) for one in inner)
 
 
 @asynccontextmanager
@@ -280,7 +280,7 @@ async def _opened(preparation: Preparation, spec: WorkflowSpec) -> AsyncIterator
         toolbox = await stack.enter_async_context(preparation.toolbox.opened(spec.servers))
         nested = {}
         for name, agent in spec.agents.items():
-            if agent.workflow is not None and _has_servers(agent.workflow):
+            if agent.workflow is not None and starts_servers(agent.workflow):
                 inner = _opened(preparation.nested(name, agent.workflow), agent.workflow)
                 nested[name] = await stack.enter_async_context(inner)
         yield preparation.with_tools(toolbox, nested)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from unspoken.agents.planning.forecast import Forecast
     from unspoken.agents.runs.records import Question
     from unspoken.agents.runtime.report import LateMessage, RunReport, RunResult
+    from unspoken.agents.spec.spec import WorkflowSpec
     from unspoken.channels.errors import RunError
 
 MOST_SHOWN = 300
@@ -169,13 +170,19 @@ def _print_messages(console: Console, report: "RunReport") -> None:
     print_table(console, "Edges", columns, rows, range(4))
 
 
-def print_partial(console: Console, error: "RunError") -> None:
-    """Print what had finished when a run failed: what each agent wrote, shortened."""
+def print_partial(console: Console, error: "RunError", spec: "WorkflowSpec") -> None:
+    """Print what had finished when a run failed: what each agent wrote, shortened.
+
+    Of private workflows it is the names alone.
+    """
     partial: RunResult | None = error.partial
     if partial is None or not partial.agents:
         return
     console.print(Text("what had finished", style="bold"))
     for name, agent in partial.agents.items():
+        if _is_private(spec, name):
+            console.print(shown(f"  {name}"))
+            continue
         words = " ".join(agent.text.split())
         tail = "…" if len(words) > MOST_SHOWN else ""
         console.print(shown(f"  {name}: {words[:MOST_SHOWN]}{tail}"), soft_wrap=True)
@@ -189,8 +196,11 @@ def print_questions(console: Console, questions: Iterable["Question"]) -> None:
         console.print(Padding(shown(one.text), (0, 0, 0, 2)))
 
 
-def failed_run(error: "RunError") -> dict[str, object]:
-    """A run that failed, or waits, as plain data: the error, and what had finished."""
+def failed_run(error: "RunError", spec: "WorkflowSpec") -> dict[str, object]:
+    """A run that failed, or waits, as plain data: the error, and what had finished.
+
+    Words of private workflows are left out.
+    """
     partial: RunResult | None = error.partial
     told = {
         "kind": type(error).__name__,
@@ -208,8 +218,18 @@ def failed_run(error: "RunError") -> dict[str, object]:
         }
     if partial is None:
         return {"error": told}
-    wrote = {name: {"text": a.text, "items": a.items} for name, a in partial.agents.items()}
+    wrote = {
+        name: {"text": agent.text, "items": agent.items}
+        for name, agent in partial.agents.items()
+        if not _is_private(spec, name)
+    }
     return {"error": told, "finished": wrote, **partial.to_dict()}
+
+
+def _is_private(spec: "WorkflowSpec", agent: str) -> bool:
+    from unspoken.agents.runtime.event_data import private_at
+
+    return private_at(spec, agent.split("/")[:-1])
 
 
 def print_outputs(console: Console, outputs: Mapping[str, str]) -> None:

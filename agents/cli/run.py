@@ -30,7 +30,7 @@ from unspoken.agents.cli.report_view import (
     print_warnings,
 )
 from unspoken.agents.cli.results import results
-from unspoken.channels.errors import InputError, RunError, RunWaiting, UnspokenError
+from unspoken.channels.errors import InputError, RunError, RunWaiting
 from unspoken.channels.sizes import parse_bytes
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def run(
     console = stderr()
     if log_level:
         configure_logging(log_level, console)
-    with _written_to(events, private=source.spec.private) as write:
+    with _written_to(events, source.spec) as write:
         flow = load_flow(source, console, quiet=as_json or quiet, fit=True, allow_tools=allow_tools)
         flow.spec = flow.spec.model_copy(update={} if most is None else {"memory": most})
         run_flow(
@@ -213,20 +213,20 @@ def run_flow(
         alone: Whether nothing but them is, as long as all goes well.
     """
     console = stderr()
+    told = (as_json or report) and not options.session
+    forecast = _foretold(flow, values) if told else None
     try:
         result = _watched(flow, values, options, write, console, quiet=quiet, alone=alone)
     except RunError as error:
         if prompts and error.partial is not None:
             print_prompts(console, error.partial.report)
         if as_json:
-            print_json(failed_run(error))
+            print_json(failed_run(error, flow.spec))
         elif isinstance(error, RunWaiting):
             print_questions(console, error.questions)
         else:
-            print_partial(console, error)
+            print_partial(console, error, flow.spec)
         raise
-    told = (as_json or report) and not options.session
-    forecast = _foretold(flow, values) if told else None
     flow.remember(result)
     if prompts:
         print_prompts(console, result.report)
@@ -246,8 +246,14 @@ def run_flow(
 
 
 def _foretold(flow: "Workflow", values: Mapping[str, object]) -> "Forecast | None":
-    """What the run was expected to take, by what was known before it."""
-    with suppress(UnspokenError):
+    """What a run is expected to take; None where it is unknown, or would start a server."""
+    with suppress(Exception):  # an extra: whatever goes wrong with it, the run goes on
+        from unspoken.agents.costs.store import CostStore
+        from unspoken.agents.execution import starts_servers
+
+        paces = (flow.costs or CostStore()).root.glob("pace-*.json")
+        if starts_servers(flow.spec) or not any(paces):
+            return None
         return flow.plan(values).forecast
     return None
 
@@ -309,17 +315,17 @@ async def _follow(
 
 
 @contextmanager
-def _written_to(target: str | None, *, private: bool) -> Iterator[Watcher]:
+def _written_to(target: str | None, spec: "WorkflowSpec") -> Iterator[Watcher]:
     """A watcher that writes events to a file, to stdout for ``-``, or nowhere.
 
     Args:
         target: Where to.
-        private: Whether words are left out.
+        spec: The workflow; words of a private one, or of one inside of it, are left out.
     """
     if target is None:
         yield lambda event: None
     elif target == "-":
-        yield lambda event: _write(event, results(), private)
+        yield lambda event: _write(event, results(), spec)
     else:
         try:
             file = Path(target).open("w", encoding="utf-8")  # noqa: SIM115  # closed below
@@ -330,13 +336,13 @@ def _written_to(target: str | None, *, private: bool) -> Iterator[Watcher]:
                 fix="check the path; - writes them to stdout",
             ) from error
         with file:
-            yield lambda event: _write(event, file, private)
+            yield lambda event: _write(event, file, spec)
 
 
-def _write(event: "Event", file: TextIO, private: bool) -> None:
-    from unspoken.agents.runtime.event_data import to_dict, without_words
+def _write(event: "Event", file: TextIO, spec: "WorkflowSpec") -> None:
+    from unspoken.agents.runtime.event_data import allowed, to_dict
 
-    told = without_words(event) if private else event
+    told = allowed(event, spec)
     if told is None:
         return
     file.write(json.dumps(to_dict(told), ensure_ascii=False) + "\n")

@@ -73,7 +73,7 @@ class _Row:
 
     def begin(self, turn: int, of: int | None) -> None:
         """A turn begins, or an item of one; what was before the turn is forgotten."""
-        if of is not None and self.turn == turn and (self.parts or self.items):
+        if of is not None and self.turn == turn and self.of:
             return
         self.of = of or 0
         self.status, self.turn, self.began, self.seconds = "starting", turn, perf_counter(), None

@@ -1,7 +1,7 @@
 """Events as plain data and back, and one JSON schema for all of them."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,7 @@ from unspoken.agents.runs.told import Told
 from unspoken.agents.runtime import events
 from unspoken.agents.runtime.events import Event, MessageCarried, stamped
 from unspoken.agents.spec.problems import listed, suggest
+from unspoken.agents.spec.spec import WorkflowSpec
 from unspoken.channels.errors import InputError
 
 VERSION = 1
@@ -92,19 +93,65 @@ def without_words(event: Event) -> Event | None:
             return event
 
 
-def keeper(told: Told, *, private: bool = False) -> Callable[[Event], None]:
+def private_at(spec: WorkflowSpec, path: Sequence[str]) -> bool:
+    """Whether words are left out at a path of turns, as `Event.path` has it."""
+    if spec.private or not path:
+        return spec.private
+    inner = (
+        agent.workflow for name, agent in spec.agents.items() if path[0].startswith(f"{name}.")
+    )
+    return any(one is not None and private_at(one, path[1:]) for one in inner)
+
+
+def allowed(event: Event, spec: WorkflowSpec) -> Event | None:
+    """What may be kept of a run's event: no words of a private workflow, or of one inside of it.
+
+    None for an event that would tell of words alone.
+    """
+    if private_at(spec, event.path):
+        return without_words(event)
+    if isinstance(event, events.RunPaused):
+        bare = tuple(
+            replace(question, text="")
+            if private_at(spec, question.agent.split("/")[:-1])
+            else question
+            for question in event.questions
+        )
+        return replace(event, questions=bare)
+    return event
+
+
+def _without_prompts(event: Event) -> Event:
+    """The same without what models read, which a store has in other events and turns already."""
+    match event:
+        case events.TurnFinished(report=report):
+            return replace(event, report=replace(report, prompt=()))
+        case events.RunFinished(report=report):
+            agents = {
+                name: tuple(replace(turn, prompt=()) for turn in turns)
+                for name, turns in report.agents.items()
+            }
+            return replace(event, report=replace(report, agents=agents))
+        case _:
+            return event
+
+
+def keeper(told: Told, spec: WorkflowSpec) -> Callable[[Event], None]:
     """What keeps each event of a run: all but the progress of prefills, and words by the turn.
+
+    Prompts are left out: each has all that stood before it, so they would grow with the square of
+    an agent's turns.
 
     Args:
         told: Takes them.
-        private: Whether words are left out.
+        spec: The run's workflow; words of a private one, or of one inside of it, are left out.
     """
 
     def keep(event: Event) -> None:
-        if private:
+        if private_at(spec, event.path):
             bare = without_words(event)
             if bare is not None and not isinstance(bare, events.PrefillProgress):
-                told.note(to_dict(bare))
+                told.note(to_dict(_without_prompts(bare)))
             return
         match event:
             case events.PrefillProgress():
@@ -119,7 +166,9 @@ def keeper(told: Told, *, private: bool = False) -> Callable[[Event], None]:
                 if words is not None:
                     written = events.TokenWritten(agent, turn, words, item, path=event.path)
                     told.note(to_dict(stamped(written, event.run_id)))
-        told.note(to_dict(event))
+        bare = allowed(event, spec)
+        if bare is not None:
+            told.note(to_dict(_without_prompts(bare)))
 
     return keep
 

@@ -24,10 +24,12 @@ class TurnReport:
         thought_tokens: Tokens that it wrote before its answer, the markers of thoughts included.
         attempts: Tries that it took; what the others computed is not counted.
         likelihoods: Of an agent with ``choices``, how likely its model found each; together 1.
+            None in a workflow that is private, since the likeliest is the answer.
         tool_calls: Calls of tools, in order. The counts are then those of all passes over the
             context: one to each call, and one to the answer.
         prompt: What the model read before it wrote this: the agent's whole context, turn by turn.
-            Empty in a workflow that is private, where calls of tools tell no words either.
+            Empty in a workflow that is private, where calls of tools tell no words either, and in
+            the events of a store.
         text: What it wrote; empty where it only read, and in a workflow that is private.
     """
 
@@ -55,7 +57,7 @@ class TurnReport:
     def without_words(self) -> "TurnReport":
         """The same without anything that an agent, a person or a tool said."""
         calls = tuple(call.without_words() for call in self.tool_calls)
-        return replace(self, prompt=(), text="", tool_calls=calls)
+        return replace(self, prompt=(), text="", tool_calls=calls, likelihoods=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

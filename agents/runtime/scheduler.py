@@ -13,6 +13,7 @@ from unspoken.agents.models.base import AgentModel
 from unspoken.agents.models.model import LocalModel
 from unspoken.agents.planning.plan import Plan
 from unspoken.agents.runs.journal import Journal
+from unspoken.agents.runs.records import ToolReport
 from unspoken.agents.runtime.agent_run import AgentRun, InFlight, agents_of
 from unspoken.agents.runtime.answers import outputs_of, results_of, with_inner
 from unspoken.agents.runtime.dataflow import Action, Dataflow, Exhausted, Firing, Skipped, Unread
@@ -95,7 +96,7 @@ class Scheduler:
         self.run_id = run_id or uuid.uuid4().hex[:12]
         self._emit, self._book = emit, book
         # An event of a sub-workflow is kept where it gets its path: by the run around it.
-        self._keep = None if book is None or scope else keeper(book.told, private=spec.private)
+        self._keep = None if book is None or scope else keeper(book.told, spec)
         self.people = People(spec, self.emit, book, on_question, scope)
         self.flow: Dataflow[InFlight] = Dataflow(build_graph(spec))
         self.agents, self._leave = agents_of(spec, models, engines, earlier), leave
@@ -202,13 +203,17 @@ class Scheduler:
             failed_turns=tuple(self.recorder.failed_turns),
             empty_turns=tuple(self.recorder.empty_turns),
             late_messages=tuple(self.recorder.late_messages),
-            unknown_calls=unread_calls(self._book.unknown) if self._book is not None else (),
+            unknown_calls=self._unknown_calls(),
             linears={
                 name: agent.model.linears.kind
                 for name, agent in self.agents.items()
                 if isinstance(agent.model, LocalModel)
             },
         )
+
+    def _unknown_calls(self) -> tuple[ToolReport, ...]:
+        calls = () if self._book is None else unread_calls(self._book.unknown)
+        return tuple(call.without_words() for call in calls) if self.spec.private else calls
 
     def _left(self) -> dict[str, Earlier]:
         """What the agents of a session would go on from."""

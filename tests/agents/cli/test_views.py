@@ -3,15 +3,19 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from unspoken.agents import Agent, Workflow
 from unspoken.agents.cli.console import is_live, print_error, shown
 from unspoken.agents.cli.progress import reporting
 from unspoken.agents.cli.report_view import print_prompts, print_report
-from unspoken.agents.cli.run_view import LiveView, PlainView
+from unspoken.agents.cli.run import _foretold
+from unspoken.agents.cli.run_view import LiveView, PlainView, _Row
+from unspoken.agents.costs.store import CostStore
 from unspoken.agents.events import (
     AgentSkipped,
     ItemFailed,
@@ -25,6 +29,7 @@ from unspoken.agents.events import (
 from unspoken.agents.runs.records import PromptTurn
 from unspoken.agents.runtime.report import EdgeReport, RunReport, TurnReport
 from unspoken.agents.spec.loader import loads
+from unspoken.agents.testing import ScriptedModel
 from unspoken.channels.errors import InputError, Problem, WorkflowError
 
 
@@ -265,3 +270,29 @@ def test_drawing_stays_where_a_run_failed(monkeypatch: pytest.MonkeyPatch) -> No
 def test_nothing_is_drawn_off_a_terminal() -> None:
     """A console whose file is no terminal is not drawn on, whatever colours it is told to use."""
     assert not is_live(Console(file=StringIO(), force_terminal=True))
+
+
+def test_items_that_begin_do_not_begin_their_turn_again() -> None:
+    """Its clock goes on from the first, though none has written a word."""
+    row = _Row()
+    row.begin(1, 3)
+    row.began = began = row.began - 5
+    row.begin(1, 3)
+    assert row.began == began
+    row.begin(2, 3)
+    assert row.began > began
+
+
+def test_a_forecast_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is planned for it where no pace is kept, and what goes wrong with it is nothing."""
+    flow = Workflow("w", [Agent("a", ScriptedModel({"a": "x"}), prompt="p")])
+    flow.costs, planned = CostStore(tmp_path), []
+
+    def fails(values: object) -> None:
+        planned.append(values)
+        raise OSError("no room")
+
+    monkeypatch.setattr(flow, "plan", fails)
+    assert _foretold(flow, {}) is None and not planned
+    (tmp_path / "pace-0.json").write_text("{}", encoding="utf-8")
+    assert _foretold(flow, {}) is None and planned == [{}]
