@@ -41,8 +41,9 @@ def offer(
         behind = 0 if message.state is None else message.state.hops
         # A continuation adds nothing of its own to what its state differs by already.
         adds = compressed is not None or carry.report.mode != "continuation"
-        if adds and inbound.most_inexact is not None and behind >= inbound.most_inexact:
-            return _by_text(inbound, arrival, model, _too_many(inbound.most_inexact))
+        most = inbound.most_inexact
+        if most is not None and behind >= most and (adds or most == 0):
+            return _by_text(inbound, arrival, model, _too_many(most))
         carry = _marked(carry, behind + adds)
     if compressed is None or (carry.prefix is None and not carry.pieces):
         return carry

@@ -5,8 +5,8 @@ computed. Whoever takes it over in the same way adds to that. The page on benchm
 of them costs. An edge's `max_inexact` bounds them: the message after so many goes by text. Its
 reader computes it anew, and the count begins at none.
 
-A plan counts along the edges that are no loops. What a loop adds is counted during the run, by the
-states themselves.
+A plan counts along the edges that are no loops. What a loop or a channel of a user's own adds is
+counted during the run, by the states themselves.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def bound_hops(
         for number in into:
             edge = spec.edges[number]
             behind = 0 if edge.loop else reached[edge.from_]
-            if _adds(edge, settled[number]) and behind >= edge.max_inexact:
+            if _too_many(edge, settled[number], behind):
                 settled[number] = _by_text(edge, settled[number], behind)
             if settled[number].channel != "text":
                 hops[number] = behind + _adds(edge, settled[number])
@@ -46,11 +46,15 @@ def bound_hops(
     return settled, hops
 
 
+def _too_many(edge: EdgeSpec, choice: ChannelChoice, behind: int) -> bool:
+    """Whether a hand-over is one more than its edge takes; 0 takes no inexact state at all."""
+    none = edge.max_inexact == 0 and behind > 0 and choice.channel != "text"
+    return none or (_adds(edge, choice) and behind >= edge.max_inexact)
+
+
 def _adds(edge: EdgeSpec, choice: ChannelChoice) -> bool:
     """Whether a hand-over makes a state less exact than it was."""
-    if choice.custom is not None:
-        return choice.custom.carries_state
-    if choice.channel == "text" or choice.unfitted:
+    if choice.custom is not None or choice.channel == "text" or choice.unfitted:
         return False
     return choice.mode != "continuation" or edge.codec != "raw"
 

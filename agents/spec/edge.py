@@ -65,7 +65,8 @@ class EdgeSpec(Part):
     max_inexact: Whole = Field(
         MAX_INEXACT,
         description="Most inexact hand-overs in a row, this one included: a splice, a bridge, "
-        "layers recomputed or a codec. The next goes by text, which is exact. 0 takes none.",
+        "layers recomputed or a codec. The next goes by text, which is exact. 0 takes none, and "
+        "goes on from no inexact state.",
     )
     recompute: Annotated[Recompute | None, NONE_WORD] = Field(
         "profile",

@@ -63,6 +63,18 @@ def test_a_continuation_adds_nothing(models: Models) -> None:
     assert planned == [("splice", 1), ("continuation", 1)]
 
 
+def test_none_allowed_goes_on_from_no_inexact_state(models: Models) -> None:
+    """With 0, a continuation of a spliced context goes by text too, as planned and as run."""
+    model = models["chatml"]
+    read = Agent("read", model, prompt="{{ inputs.document }}", generate=None)
+    agents = [Agent(name, model, prompt="so?", system="Be short.") for name in ("a", "b")]
+    flow = Workflow("on", [read, *agents]).connect("read", "a", share="context")
+    flow.connect("a", "b", share="context", max_inexact=0)
+    assert [edge.mode for edge in flow.plan().edges] == ["splice", "text"]
+    report = flow.run(document=DOCUMENT).report
+    assert [(edge.mode, edge.exact) for edge in report.edges] == [("splice", False), ("text", True)]
+
+
 def test_an_edge_that_must_not_fall_back_is_refused(models: Models) -> None:
     """Text in its place would be a fallback."""
     with pytest.raises(WorkflowError, match="1 inexact hand-over in a row"):
