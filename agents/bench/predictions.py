@@ -228,5 +228,5 @@ def _items(model: LocalModel) -> Workflow:
 def _two_models(sharer: LocalModel, model: LocalModel) -> Workflow:
     writer = _agent("writer", sharer, "{{ inputs.document }}\n\nIn short:", 24)
     return Workflow("two", [writer, _agent("solver", model, QUESTIONS[3])]).connect(
-        "writer", "solver"
+        "writer", "solver", "text"
     )

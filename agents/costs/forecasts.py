@@ -19,6 +19,8 @@ from unspoken.agents.planning.plan import Plan
 from unspoken.agents.spec.graph import build_graph, forward_graph
 from unspoken.agents.spec.spec import AgentSpec, WorkflowSpec
 from unspoken.agents.spec.turns import FirstSpec
+from unspoken.channels.projected import ProjectedCacheChannel
+from unspoken.channels.storage.side import pair_digest
 
 if TYPE_CHECKING:
     from unspoken.agents.models.base import AgentModel
@@ -75,8 +77,20 @@ class Forecaster:
                 yield f"the tools of {name}, and what it reads and writes between calls"
             if agent.ask is not None:
                 yield f"the time that people take to answer {name}"
+        yield from self._unpaced()
         if any(edge.ask is not None for edge in self.spec.edges):
             yield "the time that people take to answer"
+
+    def _unpaced(self) -> Iterator[str]:
+        """Bridges that came after the calibration."""
+        for number, channel in self.plan.channels.items():
+            pace = self.paces.get(self.spec.edges[number].to)
+            if isinstance(channel, ProjectedCacheChannel) and pace is not None:
+                ends = channel.bridge.manifest
+                pair = pair_digest(ends.sharer.to_identity(), ends.receiver.to_identity())
+                if pair not in pace.project:
+                    edge = self.spec.edges[number]
+                    yield f"the bridge from {edge.from_} to {edge.to}, which is not calibrated"
 
 
 class _Run:
