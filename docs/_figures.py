@@ -183,8 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problems = [problem for one in wanted for problem in check(one, data)]
     for problem in problems:
         print(problem)
-    held = sum(len(one.figures) for one in wanted)
-    print(f"{held} figures of {len(wanted)} measurements, {len(problems)} problems")
+    asked_for = sum(len(one.figures) for one in wanted)
+    print(f"asked for: {asked_for} figures of {len(wanted)} measurements; {len(problems)} problems")
     return 1 if problems else 0
 
 

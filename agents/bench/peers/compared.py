@@ -44,7 +44,8 @@ def rows_of(model: LocalModel, runs: Runs, about: Mapping[str, str]) -> list[dic
     rows = []
     for (workflow, side), taken in runs.items():
         peaks = [run.peak_bytes for run in taken if run.peak_bytes is not None]
-        answers, texts = _answers(model, taken), _answers(model, runs.get((workflow, PLAIN)))
+        told = [_answers(model, run) for run in taken]
+        texts = [_answers(model, run) for run in runs.get((workflow, PLAIN), ())]
         rows.append(
             {
                 "workflow": workflow,
@@ -54,8 +55,8 @@ def rows_of(model: LocalModel, runs: Runs, about: Mapping[str, str]) -> list[dic
                 "peak_mb": round(max(peaks) / 1e6) if peaks else None,
                 "peak_of": taken[0].peak_of,
                 "tokens_computed": taken[0].computed,
-                "answers": len(answers),
-                "answers_equal_to_text": _equal(answers, texts) if texts else None,
+                "answers": len(told[0]),
+                "answers_equal_to_text": _equal(told, texts[0]) if texts else None,
                 **figures([_timing(run) for run in taken]),
                 "about": about[side],
             }
@@ -67,18 +68,18 @@ def _timing(run: Run) -> Timing:
     return Timing(seconds=run.seconds, cpu_share=run.cpu_seconds / (run.seconds * run.threads))
 
 
-def _answers(model: LocalModel, taken: Sequence[Run] | None) -> dict[str, str]:
+def _answers(model: LocalModel, run: Run) -> dict[str, str]:
     """What each turn wrote."""
-    written = taken[0].written if taken else {}
     texts = {
         name: words if isinstance(words, str) else model.text.decode(words)
-        for name, words in written.items()
+        for name, words in run.written.items()
     }
     return {name: text.strip() for name, text in texts.items()}
 
 
-def _equal(answers: Mapping[str, str], texts: Mapping[str, str]) -> int:
-    return sum(texts[name] == text for name, text in answers.items())
+def _equal(rounds: Sequence[Mapping[str, str]], texts: Mapping[str, str]) -> int:
+    """How many turns wrote what text did, in every round."""
+    return sum(all(said[name] == texts[name] for said in rounds) for name in rounds[0])
 
 
 def _over(taken: Sequence[Run], ours: Sequence[Run] | None) -> float | None:
