@@ -35,6 +35,9 @@ from unspoken.channels.kv.state import KVState
 from unspoken.channels.model import TextModel
 from unspoken.channels.model_size import size_of
 
+TOKENS_PER_COMPONENT = 8
+"""Tokens that a sketch is made from, for each column of its widest block."""
+
 OTHER_SEED = 20_011
 """Added to a fit's seed for the messages that choose its penalty."""
 
@@ -95,9 +98,7 @@ def closed_form(
     projector = new_projector(config, sharer, receiver)
     if config.sketch:
         report(FitProgress(stage="sketch", fraction=0.0))
-        short = draw_samples(corpus.stream(seed), seed)  # of many messages, not of a few long ones
-        drawn = (prepare(sample, sharer, receiver) for sample in short)
-        take_sketch(projector, drawn, sharer, receiver)
+        take_sketch(projector, tokenized, sharer, receiver)
     gram = Gram(inputs, outputs, receiver.device)
 
     def rows(sample: TokenizedSample) -> tuple[Tensor, Tensor]:
@@ -129,8 +130,6 @@ def take_sketch(
 ) -> None:
     """Give a projector the principal components of each block of its features.
 
-    The first `SINK` positions of a context, whose rows are far larger, are left out.
-
     Args:
         projector: The projector, with a sketch.
         samples: Messages, of which some are read.
@@ -139,12 +138,10 @@ def take_sketch(
     config, device = projector.config, receiver.device
     blocks = config.blocks(sharer.geometry, receiver.geometry)
     grams = [Gram(size, 0, device) for size, _ in blocks]
-    wanted = tokens_for(max(size for size, _ in blocks), 0)
+    wanted = TOKENS_PER_COMPONENT * max(count for _, count in blocks)
     while grams[0].count < wanted:
-        sample = next(samples)
-        features, _ = features_of(config, sample, sharer, receiver)
-        kept = features[max(SINK - sample.at, 0) :]
-        parts = torch.split(kept, [size for size, _ in blocks], dim=1)
+        features, _ = features_of(config, next(samples), sharer, receiver)
+        parts = torch.split(features, [size for size, _ in blocks], dim=1)
         for gram, part in zip(grams, parts, strict=True):
             gram.add(part, part[:, :0])
     found = [gram.components(count) for gram, (_, count) in zip(grams, blocks, strict=True)]
